@@ -1,0 +1,81 @@
+"""A model as data: everything that one encoder needs to know about it, and where its files come from.
+
+Nothing here computes. A spec travels to the workers by pickle, so it holds plain values only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+Family: TypeAlias = Literal[
+    "text", "sparse", "late_interaction", "image", "late_interaction_multimodal", "cross_encoder"
+]
+
+Pooling: TypeAlias = Literal["cls", "mean", "max", "weighted_mean", "mean_sqrt_len", "last_token", "none"]
+"""From hidden states to one vector; "none" means that the graph pools by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """A repo on the Hugging Face hub, as `organisation/name`."""
+
+    repo: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveSource:
+    """A `.tar.gz` at a URL whose one top folder, `folder`, holds the files."""
+
+    url: str
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSource:
+    """A directory on this machine."""
+
+    path: Path
+
+
+Source: TypeAlias = HubSource | ArchiveSource | LocalSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """One model.
+
+    Attributes:
+        name: Canonical name; look-up ignores its letter case.
+        family: Which public class serves it.
+        encoder: Which encoder computes it: a key of `asyncembed.encoders.build`.
+        sources: Where its files come from, tried in order.
+        model_file: Path of the ONNX graph inside the repo; None for models without a graph.
+        additional_files: Further files that must be present, as repo paths (external data, word lists).
+        dim: Length of its vectors, where they have a fixed one.
+        pooling: How hidden states become one vector.
+        normalize: Whether the encoder scales the vectors to unit length.
+        output: Graph output used, by position or name.
+        max_length: Limit in tokens, special tokens included; None: the tokenizer's configuration decides.
+        prompts: Text put before an input, by role or name ("query", "passage", ...).
+        default_prompt: Name of the prompt that every input gets unless a call says otherwise.
+        settings: Numbers and names that only this model's encoder understands.
+    """
+
+    name: str
+    family: Family
+    encoder: str
+    sources: tuple[Source, ...]
+    model_file: str | None = None
+    additional_files: tuple[str, ...] = ()
+    dim: int | None = None
+    pooling: Pooling = "none"
+    normalize: bool = False
+    output: int | str = 0
+    max_length: int | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    description: str = ""
+    license: str = ""
+    size_in_gb: float = 0.0
+    settings: Mapping[str, object] = field(default_factory=dict)

@@ -1,0 +1,93 @@
+"""What every encoder is: the seam between the engine and the families.
+
+An encoder lives in one worker, serves one batch at a time, and knows nothing of asyncio.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
+
+from asyncembed.catalogue.spec import ModelSpec
+from asyncembed.errors import InputError
+from asyncembed.runtime.session import SessionOptions
+
+Mode: TypeAlias = Literal["embed", "query", "passage", "image", "pair", "count"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderConfig:
+    """Everything a worker needs to build one encoder; travels to the worker by pickle, and is hashable by use.
+
+    Attributes:
+        spec: The model.
+        directory: Where its files lie.
+        session: How its graph runs.
+        max_length: Limit in tokens that overrides the model's own; None keeps that.
+        max_batch_tokens: Most tokens, padding included, that one run of the graph may compute.
+        max_batch_size: Most inputs that one run of the graph may take; None: no limit.
+        batch_invariant: Run the inputs of a dynamically quantised graph one by one.
+        settings: What the family's own constructor keywords say (k, b, language, ...).
+    """
+
+    spec: ModelSpec
+    directory: Path
+    session: SessionOptions = field(default_factory=SessionOptions)
+    max_length: int | None = None
+    max_batch_tokens: int = 2048
+    max_batch_size: int | None = None
+    batch_invariant: bool = True
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What one call asks of the encoder beyond its inputs. Inputs share a batch only if their calls are equal.
+
+    Attributes:
+        mode: What the inputs are, or, for "count", that only their tokens are to be counted.
+        task: Task of a multi-task model.
+        prompt: Text put before each input.
+        truncate: Cut inputs over the limit; False makes such an input an `InputError`.
+        truncate_dim: Keep only this many leading components, then normalise again (Matryoshka).
+        dtype: Element type of the results.
+        output: "float", or the quantised forms "int8" and "binary".
+        settings: The family's own keywords of a call, as sorted pairs.
+    """
+
+    mode: Mode = "embed"
+    task: str | int | None = None
+    prompt: str | None = None
+    truncate: bool = True
+    truncate_dim: int | None = None
+    dtype: Literal["float32", "float16"] = "float32"
+    output: Literal["float", "int8", "binary"] = "float"
+    settings: tuple[tuple[str, object], ...] = ()
+
+
+@dataclass(slots=True)
+class Encoded:
+    """What an encoder makes of one batch.
+
+    Attributes:
+        results: One result per input, in input order; a dense batch is one array (n, dim).
+        failures: Position in the batch → why that input alone has no result; `results` holds any value there.
+        tokens: Real tokens computed.
+        padded_tokens: Tokens computed, padding included.
+    """
+
+    results: Sequence[object]
+    failures: Mapping[int, InputError] = field(default_factory=dict)
+    tokens: int = 0
+    padded_tokens: int = 0
+
+
+class Encoder(Protocol):
+    """One model, loaded."""
+
+    def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
+        """Compute one batch.
+
+        A wrong input goes into `Encoded.failures`; an exception means that the whole batch failed.
+        """
+        ...

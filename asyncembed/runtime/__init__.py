@@ -1,0 +1,1 @@
+"""Where a graph runs: the `Session` protocol and its implementations."""

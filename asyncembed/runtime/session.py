@@ -1,0 +1,50 @@
+"""A loaded graph: named numpy arrays in, named numpy arrays out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+
+
+class Session(Protocol):
+    """A loaded graph, ready to run. One session serves one thread at a time."""
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the graph's inputs, in its order."""
+        ...
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the graph's outputs, in its order."""
+        ...
+
+    def input_dtype(self, name: str) -> np.dtype[Any]:
+        """The element type that the input `name` takes."""
+        ...
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
+        """Compute `outputs`, in that order, from `inputs`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOptions:
+    """How a session is to run; checked once, travels to the worker by pickle.
+
+    Attributes:
+        threads: Threads that one run may use.
+        device: "auto" takes CUDA where it is installed and works, "cuda" demands it, "cpu" never asks.
+        device_id: Which device of that kind; None: the runtime's default.
+        providers: Execution providers by name, each with its options, instead of `device`.
+    """
+
+    threads: int = 1
+    device: Device = "auto"
+    device_id: int | None = None
+    providers: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] | None = None

@@ -1,0 +1,22 @@
+"""What all tests share: both backends, and a time limit that no test may reach."""
+
+import faulthandler
+from collections.abc import Iterator
+
+import pytest
+
+TEST_TIME_LIMIT_SECONDS = 120
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Every async test runs on both backends."""
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _time_limit() -> Iterator[None]:
+    """End the whole run, with the stack of every thread, rather than hang."""
+    faulthandler.dump_traceback_later(TEST_TIME_LIMIT_SECONDS, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
