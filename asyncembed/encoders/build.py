@@ -12,9 +12,9 @@ def build(config: EncoderConfig) -> Encoder:
         RuntimeMissingError: onnxruntime or the execution provider asked for is not installed.
     """
     match config.spec.encoder:
-        case "trivial":
-            from asyncembed.encoders.trivial import TrivialEncoder
+        case "dense":
+            from asyncembed.encoders.dense import DenseEncoder
 
-            return TrivialEncoder(config)
+            return DenseEncoder(config)
         case unknown:
             raise UnsupportedModelError(f"no encoder is called {unknown!r}", model=config.spec.name)
