@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
-from asyncembed.export.bert_like import BertLike
+from asyncembed.export import bert_like
 from asyncembed.export.graph import Graph
 from asyncembed.runtime.safetensors import Tensors, find_weights
 
@@ -27,7 +27,13 @@ class Architecture(Protocol):
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "bert": BertLike(prefix="bert."),
+    "bert": bert_like.BERT,
+    "camembert": bert_like.ROBERTA,
+    "distilbert": bert_like.DISTILBERT,
+    "electra": bert_like.ELECTRA,
+    "mpnet": bert_like.MPNET,
+    "roberta": bert_like.ROBERTA,
+    "xlm-roberta": bert_like.ROBERTA,
 }
 """By the `model_type` of config.json."""
 

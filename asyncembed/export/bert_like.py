@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.export.graph import Graph
@@ -37,6 +38,7 @@ _COMPUTED: Mapping[str, object] = {
 }
 
 _WORDS = "embeddings.word_embeddings.weight"
+_WIDENING = "embeddings_project"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +176,7 @@ class _Builder:
         ids = graph.input("input_ids", ["batch", "tokens"])
         mask = graph.input("attention_mask", ["batch", "tokens"])
         hidden = self._embeddings(ids)
-        bias = self._score_bias(mask)
+        bias = self._score_bias(ids, mask)
         for i in range(self.numbers.layers):
             hidden = self._layer(self.names.layer.format(i), hidden, bias)
         graph.output(hidden, "last_hidden_state", ["batch", "tokens", self.numbers.hidden])
@@ -194,7 +196,10 @@ class _Builder:
                 chosen = graph.constant([0])  # every token has the only type
             total = graph.node("Add", total, graph.node("Gather", types, chosen))
         total = graph.node("Add", total, self._position_embeddings(ids))
-        return self._norm("embeddings.LayerNorm", total)
+        hidden = self._norm("embeddings.LayerNorm", total)
+        if f"{self.prefix}{_WIDENING}.weight" in self.tensors:
+            return self._linear(_WIDENING, hidden)
+        return hidden
 
     def _position_embeddings(self, ids: str) -> str:
         graph = self.graph
@@ -215,12 +220,31 @@ class _Builder:
 
     # What is added to the attention scores of every layer
 
-    def _score_bias(self, mask: str) -> str:
-        """float32, broadcasts to (batch, heads, tokens, tokens)."""
+    def _score_bias(self, ids: str, mask: str) -> str:
+        """What hides the padding, and favours some distances; broadcasts to (batch, heads, tokens, tokens)."""
         graph = self.graph
         wide = graph.node("Unsqueeze", graph.node("Unsqueeze", mask, axes=[1]), axes=[2])
         padding = graph.node("Sub", graph.constant(1.0), graph.node("Cast", wide, to=1))
-        return str(graph.node("Mul", padding, graph.constant(_MASKED)))
+        bias = str(graph.node("Mul", padding, graph.constant(_MASKED)))
+        if self.architecture.relative_bias is not None:
+            bias = str(graph.node("Add", self._distance_bias(self.architecture.relative_bias, ids), bias))
+        return bias
+
+    def _distance_bias(self, name: str, ids: str) -> str:
+        """A bias per head and distance from the query's token to the key's, float32 (heads, tokens, tokens)."""
+        graph, tensors, full_name = self.graph, self.tensors, self.prefix + name
+        buckets, heads = self._shape(name)
+        longest = self._shape("embeddings.position_embeddings.weight")[0]
+
+        def load() -> Array:
+            """Column i holds the bias of the distance i - (longest - 1)."""
+            return tensors[full_name][_distance_buckets(longest, buckets)].T
+
+        table = graph.weight(name, (heads, 2 * longest - 1), load)
+        tokens = graph.node("Squeeze", self._token_count(ids), axes=[0])
+        at = graph.node("Range", graph.constant(0), tokens, graph.constant(1))
+        distance = graph.node("Sub", at, graph.node("Unsqueeze", at, axes=[1]))
+        return str(graph.node("Gather", table, graph.node("Add", distance, graph.constant(longest - 1)), axis=1))
 
     # One layer
 
@@ -289,6 +313,27 @@ class _Builder:
             ) from None
 
 
+def _distance_buckets(longest: int, buckets: int) -> npt.NDArray[np.int64]:
+    """The bucket of every distance from 1 - longest to longest - 1, key's position minus query's.
+
+    One half of the buckets is for keys before the query, one for keys after it. In each, the first half holds one
+    distance per bucket, the second half distances up to 128 in logarithmic steps, and the last bucket all beyond.
+    Source: Raffel et al. 2020 (T5), section 2.1, bidirectional, as in MPNet.
+    """
+    farthest = 128
+    half = buckets // 2
+    exact = half // 2
+    distance = np.arange(1 - longest, longest)
+    size = np.abs(distance)
+    # float32 throughout, like the original: on a bucket's border the last bit decides.
+    scale = np.float32(math.log(farthest / exact))
+    with np.errstate(divide="ignore"):
+        steps = np.log(size.astype(np.float32) / np.float32(exact)) / scale * np.float32(half - exact)
+    logarithmic = exact + np.where(size < exact, 0, steps).astype(np.int64)
+    bucket = np.where(size < exact, size, np.minimum(logarithmic, half - 1))
+    return np.asarray(bucket + np.where(distance > 0, half, 0), np.int64)
+
+
 def _gelu(graph: Graph, value: str) -> str:
     """Compute x · Φ(x) with the exact normal distribution (Hendrycks and Gimpel 2016)."""
     error = graph.node("Erf", graph.node("Div", value, graph.constant(math.sqrt(2.0))))
@@ -322,3 +367,38 @@ ACTIVATIONS: Mapping[str, Callable[[Graph, str], str]] = {
 }
 
 BERT = BertLike(prefix="bert.")
+
+ROBERTA = BertLike(prefix="roberta.", positions="after_padding", padding_id=1)
+
+DISTILBERT = BertLike(
+    prefix="distilbert.",
+    keys=ConfigKeys(layers="n_layers", heads="n_heads", hidden="dim", activation="activation"),
+    names=TensorNames(
+        layer="transformer.layer.{}.",
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        attention_output="attention.out_lin",
+        attention_norm="sa_layer_norm",
+        intermediate="ffn.lin1",
+        output="ffn.lin2",
+        output_norm="output_layer_norm",
+    ),
+)
+
+MPNET = BertLike(
+    prefix="mpnet.",
+    names=TensorNames(
+        query="attention.attn.q",
+        key="attention.attn.k",
+        value="attention.attn.v",
+        attention_output="attention.attn.o",
+        attention_norm="attention.LayerNorm",
+    ),
+    positions="after_padding",
+    padding_id=1,
+    relative_bias="encoder.relative_attention_bias.weight",
+)
+
+# Its embeddings may be narrower than its layers: `embeddings_project` then widens them.
+ELECTRA = BertLike(prefix="electra.")
