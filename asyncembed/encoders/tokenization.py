@@ -114,7 +114,7 @@ class TextTokenizer:
     def encode_pairs(self, inputs: Sequence[object], *, truncate: bool = True) -> Tokenized:
         """Tokenize pairs of texts, which share the limit: the longer text of a pair is cut first."""
         usable, failures = _sort_out(inputs, _why_unusable_pair)
-        pairs = [tuple(map(self._prepare, inputs[position])) for position in usable]  # type: ignore[call-overload]
+        pairs = [tuple(map(self._start_of_member, inputs[position])) for position in usable]  # type: ignore[call-overload]
         encodings = self.tokenizer.encode_batch_fast(pairs, add_special_tokens=self._add_special_tokens)
         done = Tokenized(encodings, usable, failures)
         if not truncate:
@@ -175,6 +175,14 @@ class TextTokenizer:
             end -= 1
         # Cutting exactly before a single space, with a word before it, cannot touch the tokens of that word.
         return text[:end] if end > 0 and text[end] == " " else text
+
+    def _start_of_member(self, text: str) -> str:
+        """A text of a pair, or as much of it as has more tokens than the limit alone: no more can be kept of it."""
+        text = self._prepare(text)
+        start = self._start_of(text)
+        if len(start) < len(text) and not self.tokenizer.encode(start, add_special_tokens=False).overflowing:
+            return text
+        return start
 
     def _reject_truncated(self, done: Tokenized) -> None:
         kept = [row for row, encoding in enumerate(done.encodings) if not encoding.overflowing]
