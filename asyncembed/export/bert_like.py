@@ -244,7 +244,9 @@ class _Builder:
         tokens = graph.node("Squeeze", self._token_count(ids), axes=[0])
         at = graph.node("Range", graph.constant(0), tokens, graph.constant(1))
         distance = graph.node("Sub", at, graph.node("Unsqueeze", at, axes=[1]))
-        return str(graph.node("Gather", table, graph.node("Add", distance, graph.constant(longest - 1)), axis=1))
+        return str(
+            graph.node("Gather", table, graph.node("Add", distance, graph.constant(longest - 1)), axis=1)
+        )
 
     # One layer
 

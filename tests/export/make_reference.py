@@ -77,12 +77,16 @@ def write_small_models() -> None:
         "roberta": t.RobertaModel(
             t.RobertaConfig(**SMALL, type_vocab_size=1, pad_token_id=1), add_pooling_layer=False
         ),
-        "xlm-roberta": t.XLMRobertaForMaskedLM(t.XLMRobertaConfig(**SMALL, type_vocab_size=1, pad_token_id=1)),
+        "xlm-roberta": t.XLMRobertaForMaskedLM(
+            t.XLMRobertaConfig(**SMALL, type_vocab_size=1, pad_token_id=1)
+        ),
         "camembert": t.CamembertModel(
             t.CamembertConfig(**SMALL, type_vocab_size=1, pad_token_id=1), add_pooling_layer=False
         ),
         "distilbert": t.DistilBertModel(t.DistilBertConfig(**distil)),
-        "mpnet": t.MPNetModel(t.MPNetConfig(**SMALL | {"max_position_embeddings": 162}), add_pooling_layer=False),
+        "mpnet": t.MPNetModel(
+            t.MPNetConfig(**SMALL | {"max_position_embeddings": 162}), add_pooling_layer=False
+        ),
         "electra": t.ElectraModel(t.ElectraConfig(**SMALL, embedding_size=4)),
     }
     for number, (name, model) in enumerate(models.items()):
