@@ -120,7 +120,7 @@ class Embedder(AsyncContextManagerMixin):
         assert isinstance(self._model_name, ModelSpec)
         return EncoderConfig(
             spec=self._model_name,
-            directory=Path(),
+            directory=Path(options.model_path or ""),
             session=options.session_options(),
             max_length=options.max_length,
             max_batch_tokens=options.max_batch_tokens or MAX_BATCH_TOKENS,

@@ -28,7 +28,7 @@ class Tokenized:
     """The inputs of one batch that could be tokenized.
 
     Attributes:
-        encodings: One per usable input: ids, type ids, tokens.
+        encodings: One per usable input. Their `ids` and `type_ids` count; `tokens` and `offsets` are empty.
         positions: Where each of them stands in the batch.
         failures: Position in the batch → why that input could not be used.
     """

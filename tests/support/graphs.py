@@ -1,5 +1,4 @@
-"""Small ONNX graphs with the inputs and outputs of real ones. Their numbers depend on every input they
-take."""
+"""Small ONNX graphs like those of real models; their numbers depend on every input they take."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,7 +91,8 @@ def write_text_graph(
     mixed = build.add("Add", build.add("MatMul", attention, hidden), hidden)
     hidden = _linear(build, mixed, dim, quantized=dynamic_quantization)
     element = _TYPES[dtype]
-    results = {"last_hidden_state": (hidden, ["batch", "tokens", dim])}
+    results: dict[str, tuple[str, list[str | int]]] = {}
+    results["last_hidden_state"] = (hidden, ["batch", "tokens", dim])
     first, last = build.constant(np.int64(0)), build.constant(np.int64(-1))
     results["text_embeds"] = (build.add("Gather", hidden, first, axis=1), ["batch", dim])
     results["pooler_output"] = (build.add("Gather", hidden, last, axis=1), ["batch", dim])
