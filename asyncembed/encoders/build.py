@@ -30,7 +30,7 @@ def build(config: EncoderConfig) -> Encoder:
             from asyncembed.encoders.splade import splade
 
             return splade(config)
-        case "if_splade":
+        case "inference_free_splade":
             from asyncembed.encoders.splade import inference_free_splade
 
             return inference_free_splade(config)

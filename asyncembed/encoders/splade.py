@@ -31,10 +31,10 @@ def splade(config: EncoderConfig) -> Encoder:
 
 
 def inference_free_splade(config: EncoderConfig) -> Encoder:
-    """Load an inference-free model: its graph computes documents, `idf.json` gives the weights of a query's tokens."""
+    """Load an inference-free model: its graph computes documents, a table gives the weights of a query's tokens."""
     read_settings(config, NoSettings)
     tokenizer = sparse_tokenizer(config)
-    weighting = InferenceFree(tokenizer, config.directory / "idf.json")
+    weighting = InferenceFree(tokenizer, config.directory / str(config.spec.settings.get("idf_file", "idf.json")))
     return SparseEncoder(_within_memory(config, tokenizer), tokenizer, weighting, lookup=weighting.lookup)
 
 

@@ -114,7 +114,7 @@ class TextTokenizer:
     def encode_pairs(self, inputs: Sequence[object], *, truncate: bool = True) -> Tokenized:
         """Tokenize pairs of texts, which share the limit: the longer text of a pair is cut first."""
         usable, failures = _sort_out(inputs, _why_unusable_pair)
-        pairs = [tuple(map(self._start_of_member, inputs[position])) for position in usable]  # type: ignore[call-overload]
+        pairs = [self._starts_of_pair(inputs[position]) for position in usable]  # type: ignore[arg-type]
         encodings = self.tokenizer.encode_batch_fast(pairs, add_special_tokens=self._add_special_tokens)
         done = Tokenized(encodings, usable, failures)
         if not truncate:
@@ -176,13 +176,33 @@ class TextTokenizer:
         # Cutting exactly before a single space, with a word before it, cannot touch the tokens of that word.
         return text[:end] if end > 0 and text[end] == " " else text
 
-    def _start_of_member(self, text: str) -> str:
-        """A text of a pair, or as much of it as has more tokens than the limit alone: no more can be kept of it."""
-        text = self._prepare(text)
-        start = self._start_of(text)
-        if len(start) < len(text) and not self.tokenizer.encode(start, add_special_tokens=False).overflowing:
-            return text
-        return start
+    def _starts_of_pair(self, pair: Sequence[str]) -> tuple[str, str]:
+        """A pair, or as much of its texts as truncation can leave something of.
+
+        What it leaves of two texts over the limit depends on which is the longer, so that must not change. And the
+        library's time grows with the product of two such texts' lengths.
+        """
+        first, second = (self._prepare(text) for text in pair)
+        starts = self._start_of(first), self._start_of(second)
+        if starts == (first, second):
+            return starts
+        if not self._is_over_limit(starts[0]):
+            # The first is short, or its start does not tell; the second may be cut if it stays the longer.
+            return first, starts[1] if not self._is_over_limit(first) and self._is_over_limit(starts[1]) else second
+        if not self._is_over_limit(starts[1]):
+            return starts[0] if not self._is_over_limit(second) else first, second
+        is_first_longer = self._count(first) > self._count(second)
+        if (self._count(starts[0]) > self._count(starts[1])) == is_first_longer:
+            return starts
+        return (first, starts[1]) if is_first_longer else (starts[0], second)
+
+    def _is_over_limit(self, text: str) -> bool:
+        return bool(self.tokenizer.encode(text, add_special_tokens=False).overflowing)
+
+    def _count(self, text: str) -> int:
+        """Tokens of `text` before truncation."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        return len(encoding) + sum(map(len, encoding.overflowing))
 
     def _reject_truncated(self, done: Tokenized) -> None:
         kept = [row for row, encoding in enumerate(done.encodings) if not encoding.overflowing]

@@ -62,13 +62,22 @@ def write_text_graph(
     outputs: Sequence[str] = ("last_hidden_state",),
     dtype: str = "float32",
     dynamic_quantization: bool = False,
+    heads: int = 3,
+    labels: int = 1,
     seed: int = 0,
 ) -> Path:
     """A one-layer attention encoder over (batch, tokens) ids; padding is masked out as in BERT.
 
-    Its outputs are chosen by name: "last_hidden_state" (batch, tokens, dim); "pooler_output", the last
-    position of a row, padding or not; "sentence_embedding", the masked sum; "text_embeds", the first
-    position. `task_count` adds the scalar input task_id, which selects a vector that is added to every token.
+    Its outputs are chosen by name:
+
+    - "last_hidden_state" (batch, tokens, dim);
+    - "pooler_output", the last position of a row, padding or not; "sentence_embedding", the masked sum; "text_embeds",
+      the first position: (batch, dim);
+    - "logits" (batch, tokens, VOCABULARY), as of a masked language model;
+    - "attention_6" (batch, heads, tokens, tokens);
+    - "scores" (batch, labels), or (batch,) with `labels` 0.
+
+    `task_count` adds the scalar input task_id, which selects a vector that is added to every token.
     """
     build = GraphBuilder(seed)
     names = ["input_ids", *(["attention_mask"] if mask else []), *(["token_type_ids"] if token_types else [])]
@@ -105,6 +114,19 @@ def write_text_graph(
             keepdims=0,
         )
         results["sentence_embedding"] = (summed, ["batch", dim])
+    if "logits" in outputs:
+        results["logits"] = (
+            build.add("MatMul", hidden, build.random(dim, VOCABULARY)),
+            ["batch", "tokens", VOCABULARY],
+        )
+    if "attention_6" in outputs:
+        by_head = build.add("Unsqueeze", attention, build.constant(np.array([1], dtype=np.int64)))
+        scale = build.constant(np.linspace(0.5, 1.5, heads, dtype=np.float32).reshape(1, heads, 1, 1))
+        results["attention_6"] = (build.add("Mul", by_head, scale), ["batch", heads, "tokens", "tokens"])
+    if "scores" in outputs:
+        pooled = build.add("Gather", hidden, first, axis=1)
+        weights = build.random(dim, labels) if labels else build.random(dim)
+        results["scores"] = (build.add("MatMul", pooled, weights), ["batch", labels] if labels else ["batch"])
     infos = []
     for name in outputs:
         source, shape = results[name]
