@@ -109,7 +109,9 @@ async def test_a_cancelled_download_resumes_where_it_was(repo: Repo, hub: HubSer
 def asked_bytes(hub: HubServer) -> int:
     total = 0
     for request in hub.of_route("content"):
-        start, _, end = request.headers.get("Range", f"bytes=0-{SIZE - 1}").removeprefix("bytes=").partition("-")
+        start, _, end = (
+            request.headers.get("Range", f"bytes=0-{SIZE - 1}").removeprefix("bytes=").partition("-")
+        )
         total += (int(end) if end else SIZE - 1) + 1 - int(start)
     return total
 
@@ -157,7 +159,9 @@ async def test_several_processes_on_one_cold_cache_transfer_each_file_once(
 ) -> None:
     def run() -> None:
         children = [
-            subprocess.Popen([sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL)
+            subprocess.Popen(
+                [sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL
+            )
             for _ in range(3)
         ]
         assert [child.wait(60) for child in children] == [0, 0, 0]
@@ -176,7 +180,9 @@ async def test_processes_without_working_locks_still_get_it_right(
 
     def run() -> None:
         children = [
-            subprocess.Popen([sys.executable, "-c", child, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL)
+            subprocess.Popen(
+                [sys.executable, "-c", child, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL
+            )
             for _ in range(3)
         ]
         assert [process.wait(60) for process in children] == [0, 0, 0]
@@ -231,7 +237,10 @@ async def test_cancelling_one_caller_leaves_the_other_its_download(repo: Repo, h
 async def test_progress_tells_of_every_byte_and_file(repo: Repo) -> None:
     events: list[ProgressEvent] = []
     await fetch([HubSource(REPO)], patterns=["*"], progress=events.append)
-    assert {event.path for event in events if isinstance(event, FileFinished)} == {"model.onnx", "config.json"}
+    assert {event.path for event in events if isinstance(event, FileFinished)} == {
+        "model.onnx",
+        "config.json",
+    }
     assert max(
         event.received_bytes
         for event in events
