@@ -55,8 +55,7 @@ class Archive:
         found = self.find()
         if found is None:
             raise NotCachedError(
-                f"{self._folder} is not (wholly) in the cache at {self._root} and the network may not be "
-                "used",
+                f"{self._folder} is not (wholly) in the cache at {self._root} and the network may not be used",
                 source=self.name,
             )
         return found
@@ -68,9 +67,7 @@ class Archive:
         lock = self._root / ".locks" / f"{self._folder}.lock"
 
         def last_write() -> float:
-            return max(
-                (path.stat().st_mtime for path in self._root.glob(f".{self._folder}.*/*")), default=0.0
-            )
+            return max((path.stat().st_mtime for path in self._root.glob(f".{self._folder}.*/*")), default=0.0)
 
         async with only_one(lock, last_write):
             found = await in_disk_thread(self.find)
@@ -90,8 +87,7 @@ class Archive:
         found = await in_disk_thread(self.find)
         if found is None:
             raise RepoFileNotFoundError(
-                f"the archive {self.name} has no {', '.join(self._wanted.required)} in its folder "
-                f"{self._folder}",
+                f"the archive {self.name} has no {', '.join(self._wanted.required)} in its folder {self._folder}",
                 source=self.name,
             )
         return found
@@ -117,9 +113,7 @@ class Archive:
                 before = received
                 headers = {"If-Range": etag} if received and etag else {}
                 try:
-                    async with client.open_content(
-                        self.name, start=received if etag else 0, headers=headers
-                    ) as answer:
+                    async with client.open_content(self.name, start=received if etag else 0, headers=headers) as answer:
                         start, total = _extent(answer.status, answer.headers.get("content-range", ""))
                         length = answer.headers.get("content-length", "")
                         if answer.status == 200:

@@ -324,9 +324,7 @@ def _is_plausible(path: Path) -> bool:
     """Whether a cached file of unknown size may be whole: it resolves, and is not what a crash left empty."""
     try:
         target = path.resolve(strict=True)
-        return target.is_file() and (
-            target.stat().st_size > 0 or target.name in (EMPTY_BLOB_ID, "__init__.py")
-        )
+        return target.is_file() and (target.stat().st_size > 0 or target.name in (EMPTY_BLOB_ID, "__init__.py"))
     except OSError:
         return False
 

@@ -79,9 +79,7 @@ class Answer:
             with anyio.fail_after(self._left_seconds):
                 chunk = await anext(self._body, b"")
         except TimeoutError:
-            raise TransientError(
-                f"only {self._window_bytes} bytes came in {self._window_seconds:g} s"
-            ) from None
+            raise TransientError(f"only {self._window_bytes} bytes came in {self._window_seconds:g} s") from None
         except httpx.HTTPError as error:
             raise _transient(error) from error
         self._window_bytes += len(chunk)
@@ -264,9 +262,7 @@ class HubClient:
                     if stop_at_content and "x-linked-etag" in response.headers:
                         yield response, target
                         return
-                    is_content_server |= "x-linked-etag" in response.headers or _origin(target) != _origin(
-                        url
-                    )
+                    is_content_server |= "x-linked-etag" in response.headers or _origin(target) != _origin(url)
                     url = target
                     continue
                 if response.status_code not in (200, 206):
@@ -288,9 +284,7 @@ class HubClient:
         if _origin(url) == _origin(self.endpoint):
             return True
         parts = urlsplit(url)
-        return (
-            parts.scheme == "https" and parts.port in (None, 443) and parts.hostname in constants.HF_URL_HOSTS
-        )
+        return parts.scheme == "https" and parts.port in (None, 443) and parts.hostname in constants.HF_URL_HOSTS
 
     async def _wait_for_pause(self, url: str) -> None:
         """When one request was told to wait, all requests to that server do."""
@@ -321,18 +315,12 @@ class HubClient:
 
     def _log_hub_warning(self, response: httpx.Response) -> None:
         topic, _, message = response.headers.get("x-hf-warning", "").partition(";")
-        if (
-            message.strip()
-            and topic not in self._warned
-            and _origin(str(response.url)) == _origin(self.endpoint)
-        ):
+        if message.strip() and topic not in self._warned and _origin(str(response.url)) == _origin(self.endpoint):
             self._warned.add(topic)
             logger.warning("the hub says: %s", message.strip())
 
 
-def _hub_refusal(
-    response: httpx.Response, answered: str, repo: str, revision: str, path: str
-) -> DownloadError:
+def _hub_refusal(response: httpx.Response, answered: str, repo: str, revision: str, path: str) -> DownloadError:
     """The error for a 4xx of the hub, which tells the reason in headers."""
     code = response.headers.get("x-error-code", "")
     message = response.headers.get("x-error-message", "")
@@ -344,8 +332,7 @@ def _hub_refusal(
             return RepoFileNotFoundError(f"{repo} has no file {path!r} ({answered})", source=repo, path=path)
         case _, "GatedRepo":
             return GatedRepoError(
-                f"{repo} is gated: accept its terms at {page}, then give a token of that account (token= or "
-                "HF_TOKEN)",
+                f"{repo} is gated: accept its terms at {page}, then give a token of that account (token= or HF_TOKEN)",
                 source=repo,
             )
         case 403, _ if "disabled" in message:
@@ -393,9 +380,7 @@ def _build(token: str | bool | None) -> HubClient:
     from huggingface_hub.utils import build_hf_headers
 
     try:
-        headers = build_hf_headers(
-            token=token, library_name="asyncembed", library_version=version("asyncembed")
-        )
+        headers = build_hf_headers(token=token, library_name="asyncembed", library_version=version("asyncembed"))
     except OSError as error:  # token=True and none is stored, or the token file cannot be read
         raise BadTokenError(f"the token cannot be read: {error}") from error
     try:
@@ -432,9 +417,7 @@ async def _body(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]
 def _transient(error: httpx.HTTPError, url: str | None = None) -> TransientError:
     what = str(error) or type(error).__name__
     if isinstance(error, httpx.ConnectError) and "CERTIFICATE_VERIFY_FAILED" in what:
-        what += (
-            " (a company's own certificates are found through SSL_CERT_FILE; REQUESTS_CA_BUNDLE is not read)"
-        )
+        what += " (a company's own certificates are found through SSL_CERT_FILE; REQUESTS_CA_BUNDLE is not read)"
     return TransientError(f"{_without_query(url)}: {what}" if url else what)
 
 

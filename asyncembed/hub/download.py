@@ -80,9 +80,7 @@ async def download_files(
         raise failures[0]
 
 
-async def _bring(
-    client: HubClient, cache: RepoCache, listing: Listing, file: RepoFile, report: Reporter
-) -> None:
+async def _bring(client: HubClient, cache: RepoCache, listing: Listing, file: RepoFile, report: Reporter) -> None:
     if await in_disk_thread(cache.adopt, listing.commit, file):
         return
     async with only_one(cache.lock(file), watch=lambda: _newest_write(cache.blob(file))):
@@ -107,9 +105,7 @@ class _RangeFaultError(Exception):
 class _Transfer:
     """Brings one blob. The state below is changed by its streams, all in one event loop."""
 
-    def __init__(
-        self, client: HubClient, cache: RepoCache, listing: Listing, file: RepoFile, report: Reporter
-    ) -> None:
+    def __init__(self, client: HubClient, cache: RepoCache, listing: Listing, file: RepoFile, report: Reporter) -> None:
         self._client = client
         self._cache = cache
         self._listing = listing
@@ -261,9 +257,7 @@ class _Transfer:
                         written, chunks, gathered = chunks, [], 0
                         await self._write(stretch, written)
                 if stretch.position + gathered < stretch.end:
-                    raise TransientError(
-                        f"the connection ended after {stretch.position + gathered} of {size} bytes"
-                    )
+                    raise TransientError(f"the connection ended after {stretch.position + gathered} of {size} bytes")
             finally:
                 if chunks:
                     with anyio.CancelScope(shield=True):
@@ -306,9 +300,7 @@ class _Transfer:
         await in_disk_thread(self._partial.write, stretch.position, chunks)
         stretch.position += sum(map(len, chunks))
         self._report(
-            BytesReceived(
-                self._listing.repo, self._file.path, self._partial.ranges.total(), self._file.size_bytes
-            )
+            BytesReceived(self._listing.repo, self._file.path, self._partial.ranges.total(), self._file.size_bytes)
         )
 
 

@@ -129,8 +129,7 @@ def check_repo_id(repo: str) -> None:
         or repo.endswith(".git")
     ):
         raise OptionError(
-            f"{repo!r} is no repo id: it has the form 'organisation/name', of letters, digits, '-', '_' and "
-            "'.'"
+            f"{repo!r} is no repo id: it has the form 'organisation/name', of letters, digits, '-', '_' and '.'"
         )
 
 

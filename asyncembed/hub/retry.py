@@ -30,9 +30,7 @@ class TransientError(Exception):
     `pause_seconds` is what the server asked to wait, where it did.
     """
 
-    def __init__(
-        self, message: str, *, pause_seconds: float | None = None, status: int | None = None
-    ) -> None:
+    def __init__(self, message: str, *, pause_seconds: float | None = None, status: int | None = None) -> None:
         super().__init__(message)
         self.pause_seconds = pause_seconds
         self.status = status
@@ -72,8 +70,7 @@ class Patience:
         if self._failures >= MAX_TRIES:
             if error.status == 429:
                 raise RateLimitedError(
-                    f"{self._what}: the server limits the number of requests; try later, or with a token "
-                    "(HF_TOKEN)",
+                    f"{self._what}: the server limits the number of requests; try later, or with a token (HF_TOKEN)",
                     source=self._source,
                 ) from error
             raise UnreachableError(

@@ -44,9 +44,7 @@ class Place(Protocol):
 class HubRepo:
     """A repo of the hub at a revision, in huggingface_hub's cache."""
 
-    def __init__(
-        self, root: Path, repo: str, revision: str, wanted: Wanted, token: str | bool | None = None
-    ) -> None:
+    def __init__(self, root: Path, repo: str, revision: str, wanted: Wanted, token: str | bool | None = None) -> None:
         check_repo_id(repo)
         self.name = repo
         self._cache = RepoCache(root, repo)

@@ -245,9 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.hub.repos.get(name)
         if repo is None or (repo.token is not None and repo.token != sent):
             if sent:
-                self._send(
-                    404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b"{}"
-                )
+                self._send(404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b"{}")
             else:
                 self._send(401, {"X-Error-Message": "Invalid username or password."}, b"{}")
             return None
@@ -421,9 +419,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body[position : position + 1])
                 if self.hub.closing.wait(0.05):
                     return
-        limit = min(
-            n for n in (fault.cut_after, fault.reset_after, fault.stall_after, len(body)) if n is not None
-        )
+        limit = min(n for n in (fault.cut_after, fault.reset_after, fault.stall_after, len(body)) if n is not None)
         self._write(memoryview(body)[:limit])
         if fault.cut_after is not None:
             self._hang_up()

@@ -35,11 +35,7 @@ def repo(hub: HubServer) -> Repo:
 
 
 def contents(snapshot: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(snapshot).as_posix(): path.read_bytes()
-        for path in snapshot.rglob("*")
-        if path.is_file()
-    }
+    return {path.relative_to(snapshot).as_posix(): path.read_bytes() for path in snapshot.rglob("*") if path.is_file()}
 
 
 async def test_the_directory_holds_every_wanted_file(repo: Repo, cache: Path) -> None:

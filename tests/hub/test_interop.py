@@ -32,9 +32,7 @@ def repo(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Repo:
 
 
 def download_with_huggingface_hub(hub: HubServer, cache: Path, *, offline: bool = False) -> Path:
-    return Path(
-        snapshot_download(REPO, cache_dir=cache, endpoint=hub.url, token=False, local_files_only=offline)
-    )
+    return Path(snapshot_download(REPO, cache_dir=cache, endpoint=hub.url, token=False, local_files_only=offline))
 
 
 async def test_what_we_download_huggingface_hub_finds_whole(repo: Repo, hub: HubServer, cache: Path) -> None:
@@ -72,9 +70,7 @@ async def test_huggingface_hub_deletes_what_we_downloaded(repo: Repo, hub: HubSe
     assert await fetch([HubSource(REPO)], patterns=["*"]) == snapshot
 
 
-async def test_what_huggingface_hub_downloads_we_use_without_a_request(
-    repo: Repo, hub: HubServer, cache: Path
-) -> None:
+async def test_what_huggingface_hub_downloads_we_use_without_a_request(repo: Repo, hub: HubServer, cache: Path) -> None:
     theirs = await to_thread.run_sync(lambda: download_with_huggingface_hub(hub, cache))
     hub.requests.clear()
     assert await fetch([HubSource(REPO)], patterns=["*"]) == theirs
@@ -92,9 +88,7 @@ async def test_huggingface_hub_fills_up_what_we_began(repo: Repo, hub: HubServer
 
 async def test_we_fill_up_what_huggingface_hub_began(repo: Repo, hub: HubServer, cache: Path) -> None:
     await to_thread.run_sync(
-        lambda: snapshot_download(
-            REPO, cache_dir=cache, endpoint=hub.url, token=False, allow_patterns="onnx/*"
-        )
+        lambda: snapshot_download(REPO, cache_dir=cache, endpoint=hub.url, token=False, allow_patterns="onnx/*")
     )
     hub.requests.clear()
     await fetch([HubSource(REPO)], patterns=["*"])
