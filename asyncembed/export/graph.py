@@ -8,7 +8,7 @@ embedding table's pages, and at no time is more than one tensor in memory here.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -57,14 +57,15 @@ class Graph:
         self._nodes.append(helper.make_node("Identity", [value], [name], name=name))
         self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
-    def node(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        """Add a node of the standard operator set; its output's name."""
+    def node(self, op: str, *inputs: str, **attributes: int | float | Sequence[int]) -> str:
+        """Add a node of the standard operator set; the name of its output."""
         from onnx import helper
 
         name = f"{op}_{len(self._nodes)}"
-        names = [name] if outputs == 1 else [f"{name}_{i}" for i in range(outputs)]
-        self._nodes.append(helper.make_node(op, list(inputs), names, name=name, **attributes))
-        return name if outputs == 1 else names
+        node = helper.make_node(op, inputs, [name], name=name)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+        self._nodes.append(node)
+        return name
 
     def constant(self, value: int | float | Sequence[int]) -> str:
         """A small tensor inside the graph: int64 for integers, float32 otherwise. Equal ones are shared."""
