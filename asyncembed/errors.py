@@ -78,9 +78,7 @@ class WorkerError(AsyncEmbedError):
     from inside the worker, where there is one.
     """
 
-    def __init__(
-        self, message: str, *, index: int | None = None, worker_traceback: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, index: int | None = None, worker_traceback: str | None = None) -> None:
         super().__init__(message)
         self.index = index
         self.worker_traceback = worker_traceback

@@ -131,8 +131,7 @@ class _Numbers:
 
         def refuse(reason: str) -> UnsupportedModelError:
             return UnsupportedModelError(
-                f"no ONNX graph can be built of {model}: its config.json {reason}; "
-                "use a repo that has an ONNX file",
+                f"no ONNX graph can be built of {model}: its config.json {reason}; use a repo that has an ONNX file",
                 model=model,
             )
 
@@ -304,9 +303,7 @@ class _Builder:
     def _checked_shape(self, name: str, expected: tuple[int | None, ...]) -> tuple[int, ...]:
         """The shape of a tensor, which must be `expected` where that is not None."""
         shape = self._shape(name)
-        if len(shape) != len(expected) or any(
-            e not in (None, s) for e, s in zip(expected, shape, strict=True)
-        ):
+        if len(shape) != len(expected) or any(e not in (None, s) for e, s in zip(expected, shape, strict=True)):
             raise ModelLoadError(
                 f"no ONNX graph can be built of {self.model}: the tensor {self.prefix}{name} has the shape "
                 f"{list(shape)}, which does not fit config.json and the other tensors",
@@ -317,8 +314,7 @@ class _Builder:
     def _shape(self, name: str) -> tuple[int, ...]:
         if not self._has(name):
             raise ModelLoadError(
-                f"no ONNX graph can be built of {self.model}: "
-                f"the tensor {self.prefix}{name} is not among its weights",
+                f"no ONNX graph can be built of {self.model}: the tensor {self.prefix}{name} is not among its weights",
                 model=self.model,
             )
         return self.tensors.shape(self.prefix + name)

@@ -75,19 +75,13 @@ def write_small_models() -> None:
         "bert_gelu_new": t.BertForMaskedLM(t.BertConfig(**SMALL, hidden_act="gelu_new")),
         "bert_relu": t.BertModel(t.BertConfig(**SMALL, hidden_act="relu"), add_pooling_layer=False),
         "bert_silu": t.BertModel(t.BertConfig(**SMALL, hidden_act="silu"), add_pooling_layer=False),
-        "roberta": t.RobertaModel(
-            t.RobertaConfig(**SMALL, type_vocab_size=1, pad_token_id=1), add_pooling_layer=False
-        ),
-        "xlm-roberta": t.XLMRobertaForMaskedLM(
-            t.XLMRobertaConfig(**SMALL, type_vocab_size=1, pad_token_id=1)
-        ),
+        "roberta": t.RobertaModel(t.RobertaConfig(**SMALL, type_vocab_size=1, pad_token_id=1), add_pooling_layer=False),
+        "xlm-roberta": t.XLMRobertaForMaskedLM(t.XLMRobertaConfig(**SMALL, type_vocab_size=1, pad_token_id=1)),
         "camembert": t.CamembertModel(
             t.CamembertConfig(**SMALL, type_vocab_size=1, pad_token_id=1), add_pooling_layer=False
         ),
         "distilbert": t.DistilBertModel(t.DistilBertConfig(**distil)),
-        "mpnet": t.MPNetModel(
-            t.MPNetConfig(**SMALL | {"max_position_embeddings": 162}), add_pooling_layer=False
-        ),
+        "mpnet": t.MPNetModel(t.MPNetConfig(**SMALL | {"max_position_embeddings": 162}), add_pooling_layer=False),
         "electra": t.ElectraModel(t.ElectraConfig(**SMALL, embedding_size=4)),
     }
     for number, (name, model) in enumerate(models.items()):
@@ -105,7 +99,8 @@ def write_small_models() -> None:
             tensors = {key: torch.from_numpy(value) for key, value in inputs.items()}
             outputs = model(**tensors, output_hidden_states=True)
         hidden = outputs.hidden_states[-1].numpy()
-        np.savez_compressed(DATA / name / "reference.npz", last_hidden_state=hidden, **inputs)
+        arrays = {"last_hidden_state": hidden, **inputs}
+        np.savez_compressed(DATA / name / "reference.npz", allow_pickle=False, **arrays)
 
 
 def batch(lengths: tuple[int, ...], padding: int) -> dict[str, npt.NDArray[np.int64]]:
