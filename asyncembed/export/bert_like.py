@@ -147,10 +147,10 @@ class _Numbers:
         keys = architecture.keys
         heads, hidden = size(keys.heads), size(keys.hidden)
         if heads == 0 or hidden % heads:
-            raise refuse(f"divides {hidden} dimensions among {heads} heads")
+            raise refuse(f"has {keys.heads} = {heads}, which does not divide {keys.hidden} = {hidden}")
         name = config.get(keys.activation, "gelu")
         if not isinstance(name, str) or name not in ACTIVATIONS:
-            raise refuse(f"has the activation {name!r}, and those computed are {', '.join(ACTIVATIONS)}")
+            raise refuse(f"has {keys.activation} = {name!r}, and those computed are {', '.join(ACTIVATIONS)}")
         eps = config.get("layer_norm_eps", architecture.norm_eps)
         if not isinstance(eps, float | int):
             raise refuse("has no usable layer_norm_eps")
