@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 # Tensors up to this size stay in the graph, where a runtime's optimiser can read them: scalars, axes, shapes.
 _INLINE_BYTES = 256
+# Half-precision weights are widened in pieces of this size.
+_BLOCK_BYTES = 16 * 2**20
 # Page size: what lets a runtime map one tensor without its neighbours.
 _ALIGNMENT_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """One tensor of the data file; `load` makes it, float32 and C-contiguous, at the moment of writing."""
+    """One tensor of the data file; `load` gives it, in any float type, at the moment of writing."""
 
     name: str
     shape: tuple[int, ...]
@@ -103,14 +105,17 @@ class Graph:
 def _write_weight(weight: _Weight, file: BinaryIO, data_name: str) -> "onnx.TensorProto":
     from onnx import TensorProto
 
-    array = np.ascontiguousarray(weight.load(), "<f4")
+    array = weight.load()
+    size_bytes = 4 * array.size
     tensor = TensorProto(name=weight.name, data_type=TensorProto.FLOAT, dims=weight.shape)
-    if array.nbytes <= _INLINE_BYTES:
-        tensor.raw_data = array.tobytes()
+    if size_bytes <= _INLINE_BYTES:
+        tensor.raw_data = array.astype("<f4").tobytes()
         return tensor
     file.seek(-file.tell() % _ALIGNMENT_BYTES, 1)
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", data_name), ("offset", file.tell()), ("length", array.nbytes)):
+    for key, value in (("location", data_name), ("offset", file.tell()), ("length", size_bytes)):
         tensor.external_data.add(key=key, value=str(value))
-    file.write(array.data)
+    rows = max(1, _BLOCK_BYTES * len(array) // size_bytes)
+    for start in range(0, len(array), rows):
+        file.write(np.ascontiguousarray(array[start : start + rows], "<f4").data)
     return tensor
