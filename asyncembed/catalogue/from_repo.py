@@ -140,9 +140,7 @@ def spec_from_directory(
         case "cross_encoder":
             pipeline = _Pipeline(encoder="cross_encoder", max_length=_max_length(repo))
         case _:
-            raise repo.unsupported(
-                f"a model of the family {family} must be in the catalogue or be registered"
-            )
+            raise repo.unsupported(f"a model of the family {family} must be in the catalogue or be registered")
     model_file, extra = (None, ()) if pipeline.encoder == "static" else _graph_files(repo)
     prompts, default_prompt = _read_prompts(repo)
     return ModelSpec(
@@ -187,9 +185,7 @@ def choose_onnx_file(
     preferred = [path for path in fitting if PurePosixPath(path).stem == "model"]
     for candidates in (preferred, fitting):
         # One folder only, or the one that the hub's tools use.
-        chosen = (
-            [path for path in candidates if path.startswith("onnx/")] if len(candidates) > 1 else candidates
-        )
+        chosen = [path for path in candidates if path.startswith("onnx/")] if len(candidates) > 1 else candidates
         if len(chosen) == 1:
             return chosen[0]
         if candidates:
@@ -199,9 +195,7 @@ def choose_onnx_file(
     wanted = f"of precision {precision}" if precision else "of plain fp32"
     raise UnsupportedModelError(
         f"{model} has {'several ONNX files' if fitting else 'no ONNX file'} {wanted}, of these: {listing}"
-        + (
-            "; say which one with onnx_file= or precision=" if graphs else ", and no model.safetensors either"
-        ),
+        + ("; say which one with onnx_file= or precision=" if graphs else ", and no model.safetensors either"),
         model=model,
     )
 
@@ -266,8 +260,7 @@ def _read_pipeline(repo: _Repo) -> _Pipeline:
             if value is None
         ]
         raise repo.unsupported(
-            "there is no modules.json that says how its hidden states become one vector: "
-            f"say {' and '.join(missing)}"
+            f"there is no modules.json that says how its hidden states become one vector: say {' and '.join(missing)}"
         )
     return _from_modules(repo, modules)
 
@@ -411,15 +404,11 @@ def _read_prompts(repo: _Repo) -> tuple[dict[str, str], str | None]:
 def _graph_files(repo: _Repo) -> tuple[str | None, tuple[str, ...]]:
     """The graph, and the files beside it that hold its weights; for an export, the weights themselves."""
     overrides = repo.overrides
-    graph = choose_onnx_file(
-        repo.files, onnx_file=overrides.onnx_file, precision=overrides.precision, model=repo.name
-    )
+    graph = choose_onnx_file(repo.files, onnx_file=overrides.onnx_file, precision=overrides.precision, model=repo.name)
     if graph is not None:
         external = re.compile(re.escape(graph) + r"([_.]data(_\d+)?)")
         stem = re.compile(re.escape(graph.removesuffix(".onnx")) + r"\.(data|bin)")
-        return graph, tuple(
-            sorted(path for path in repo.files if external.fullmatch(path) or stem.fullmatch(path))
-        )
+        return graph, tuple(sorted(path for path in repo.files if external.fullmatch(path) or stem.fullmatch(path)))
     if WEIGHTS in repo.files:
         return None, (WEIGHTS,)
     shards = sorted(path for path in repo.files if re.fullmatch(r"model-\d+-of-\d+\.safetensors", path))

@@ -73,9 +73,7 @@ class Catalogue:
         if self.find(spec.name, spec.family) is not None:
             raise OptionError(f"the family {spec.family} already has a model called {spec.name!r}")
         if not spec.sources:
-            raise OptionError(
-                f"the model {spec.name!r} needs a source: a hub repo, an archive, or a directory"
-            )
+            raise OptionError(f"the model {spec.name!r} needs a source: a hub repo, an archive, or a directory")
         key = _key(spec.family, spec.name)
         self._specs[key] = spec
         self._added.add(key)

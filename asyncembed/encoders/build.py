@@ -1,4 +1,11 @@
-"""From a config to a loaded encoder: the one place that knows which module serves which `spec.encoder`."""
+"""From a config to a loaded encoder: the one place that knows which module serves which `spec.encoder`.
+
+An encoder of somebody else's is named "package.module:factory"; the factory takes the `EncoderConfig`. Workers do not
+import the caller's main module, so it must live in an importable one.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
 
 from asyncembed.encoders.encoder import Encoder, EncoderConfig
 from asyncembed.errors import UnsupportedModelError
@@ -11,7 +18,10 @@ def build(config: EncoderConfig) -> Encoder:
         UnsupportedModelError: No encoder has this name, or the model asks for something it cannot do.
         RuntimeMissingError: onnxruntime or the execution provider asked for is not installed.
     """
-    match config.spec.encoder:
+    name = config.spec.encoder
+    if ":" in name:
+        return _foreign(name)(config)
+    match name:
         case "dense":
             from asyncembed.encoders.dense import DenseEncoder
 
@@ -22,3 +32,12 @@ def build(config: EncoderConfig) -> Encoder:
             return StaticEncoder(config)
         case unknown:
             raise UnsupportedModelError(f"no encoder is called {unknown!r}", model=config.spec.name)
+
+
+def _foreign(name: str) -> Callable[[EncoderConfig], Encoder]:
+    module_name, _, attribute = name.partition(":")
+    try:
+        factory: Callable[[EncoderConfig], Encoder] = getattr(import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UnsupportedModelError(f"the encoder {name!r} cannot be imported in a worker: {error}") from error
+    return factory

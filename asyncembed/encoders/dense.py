@@ -69,9 +69,7 @@ class DenseEncoder:
             results = spread(results, done.positions, len(inputs))
         return Encoded(results, done.failures, tokens=sum(done.lengths), padded_tokens=padded)  # type: ignore[arg-type]
 
-    def _embed(
-        self, encodings: Sequence[Encoding], prompt: str, extra: Mapping[str, Array]
-    ) -> tuple[FloatArray, int]:
+    def _embed(self, encodings: Sequence[Encoding], prompt: str, extra: Mapping[str, Array]) -> tuple[FloatArray, int]:
         """Pooled vectors in the order of `encodings`, float32 (n, dim), and the tokens computed for them."""
         if self._graph is None:
             raise AssertionError("an encoder without a session only counts")
@@ -108,11 +106,7 @@ class DenseEncoder:
         if output.ndim != 3 or how == "none":
             raise UnsupportedModelError(
                 f"pooling={how!r} does not fit the graph's output of shape {output.shape}: "
-                + (
-                    'its vectors are pooled already, say pooling="none"'
-                    if output.ndim == 2
-                    else "say pooling="
-                ),
+                + ('its vectors are pooled already, say pooling="none"' if output.ndim == 2 else "say pooling="),
                 model=self._spec.name,
             )
         if prompt and not self._include_prompt:

@@ -78,9 +78,7 @@ class TextGraph:
         """The chosen output for `ids` and `mask`, both (batch, tokens); token types are zeros."""
         return self.run_outputs([self.output], ids, mask, **extra)[0]
 
-    def run_outputs(
-        self, outputs: Sequence[str], ids: IntArray, mask: IntArray, **extra: Array
-    ) -> list[Array]:
+    def run_outputs(self, outputs: Sequence[str], ids: IntArray, mask: IntArray, **extra: Array) -> list[Array]:
         """Several outputs by name, as the graph gives them."""
         feeds: dict[str, Array] = {"input_ids": ids}
         if "attention_mask" in self._dtypes:

@@ -52,8 +52,7 @@ def plan_microbatches(
     starts = np.arange(count, dtype=np.int64)
     for end in range(1, count + 1):
         while first < end - 1 and (
-            sorted_lengths[first] * (end - first) > max_tokens
-            or (max_size is not None and end - first > max_size)
+            sorted_lengths[first] * (end - first) > max_tokens or (max_size is not None and end - first > max_size)
         ):
             first += 1
         window = slice(first, end)

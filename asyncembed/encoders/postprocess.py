@@ -23,9 +23,7 @@ def finish(vectors: FloatArray, call: Call) -> Array:
     """
     if call.truncate_dim is not None:
         if not 0 < call.truncate_dim <= vectors.shape[1]:
-            raise OptionError(
-                f"truncate_dim={call.truncate_dim} must be between 1 and the model's {vectors.shape[1]}"
-            )
+            raise OptionError(f"truncate_dim={call.truncate_dim} must be between 1 and the model's {vectors.shape[1]}")
         vectors = normalize(vectors[:, : call.truncate_dim])
     match call.output:
         case "int8":

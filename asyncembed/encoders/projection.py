@@ -50,9 +50,7 @@ def _read_projection(folder: Path) -> Projection:
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError) as error:
-        raise ModelLoadError(
-            f"cannot read {folder / 'config.json'}: {error}", model=str(folder.parent)
-        ) from error
+        raise ModelLoadError(f"cannot read {folder / 'config.json'}: {error}", model=str(folder.parent)) from error
     name = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     if name not in ACTIVATIONS:
         raise UnsupportedModelError(

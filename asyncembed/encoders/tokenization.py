@@ -169,9 +169,9 @@ class TextTokenizer:
         for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
             # A start that did not fill the limit (long words, white space, ...) says nothing about the rest.
             if len(start) < len(text) and not encodings[row].overflowing:
-                encodings[row] = self.tokenizer.encode_batch_fast(
-                    [text], add_special_tokens=self._add_special_tokens
-                )[0]
+                encodings[row] = self.tokenizer.encode_batch_fast([text], add_special_tokens=self._add_special_tokens)[
+                    0
+                ]
         return encodings
 
     def start_of(self, text: str) -> str:
@@ -204,9 +204,7 @@ def sort_out(
     """The positions of the usable inputs, texts unless told otherwise, and the failures of the others."""
     check = why_unusable or _why_unusable
     failures = {
-        position: InputError(reason)
-        for position, value in enumerate(inputs)
-        if (reason := check(value)) is not None
+        position: InputError(reason) for position, value in enumerate(inputs) if (reason := check(value)) is not None
     }
     if not failures:
         return list(range(len(inputs))), failures
@@ -231,8 +229,7 @@ class _Settings:
     def limit(self) -> int:
         if self.declared_limit is None:
             raise UnsupportedModelError(
-                f"tokenizer_config.json in {self.directory} has no usable model_max_length: "
-                "say max_length=<tokens>",
+                f"tokenizer_config.json in {self.directory} has no usable model_max_length: say max_length=<tokens>",
                 model=str(self.directory),
             )
         return self.declared_limit
@@ -284,9 +281,7 @@ class _Settings:
             pads_left=(config.get("padding_side") or padding.get("direction", "right")) == "left",
             pad_to_multiple_of=padding.get("pad_to_multiple_of"),
             special_ids={
-                token.content: id_
-                for id_, token in tokenizer.get_added_tokens_decoder().items()
-                if token.special
+                token.content: id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special
             },
             directory=directory,
         )

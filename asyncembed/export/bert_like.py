@@ -124,8 +124,7 @@ class _Numbers:
 
         def refuse(reason: str) -> UnsupportedModelError:
             return UnsupportedModelError(
-                f"no ONNX graph can be built of {model}: its config.json {reason}; "
-                "use a repo that has an ONNX file",
+                f"no ONNX graph can be built of {model}: its config.json {reason}; use a repo that has an ONNX file",
                 model=model,
             )
 
@@ -205,9 +204,7 @@ class _Builder:
         graph = self.graph
         table = self._weight("embeddings.position_embeddings.weight")
         if self.architecture.positions == "absolute":
-            return str(
-                graph.node("Slice", table, graph.constant([0]), self._token_count(ids), graph.constant([0]))
-            )
+            return str(graph.node("Slice", table, graph.constant([0]), self._token_count(ids), graph.constant([0])))
         padding = graph.constant(self.numbers.padding_id)
         real = graph.node("Cast", graph.node("Not", graph.node("Equal", ids, padding)), to=7)
         counted = graph.node("Mul", graph.node("CumSum", real, graph.constant(1)), real)
@@ -244,9 +241,7 @@ class _Builder:
         tokens = graph.node("Squeeze", self._token_count(ids), axes=[0])
         at = graph.node("Range", graph.constant(0), tokens, graph.constant(1))
         distance = graph.node("Sub", at, graph.node("Unsqueeze", at, axes=[1]))
-        return str(
-            graph.node("Gather", table, graph.node("Add", distance, graph.constant(longest - 1)), axis=1)
-        )
+        return str(graph.node("Gather", table, graph.node("Add", distance, graph.constant(longest - 1)), axis=1))
 
     # One layer
 

@@ -44,9 +44,7 @@ def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
     architecture, config = read_config(directory)
     weights = find_weights(directory)
     if not weights:
-        raise UnsupportedModelError(
-            f"{directory} has neither an ONNX file nor model.safetensors", model=str(directory)
-        )
+        raise UnsupportedModelError(f"{directory} has neither an ONNX file nor model.safetensors", model=str(directory))
     root = (cache_dir or default_cache_dir()) / "exported"
     digests = [_file_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
     key = hashlib.sha256("\n".join([str(FORMAT_VERSION), *digests]).encode()).hexdigest()[:32]
@@ -70,9 +68,7 @@ def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
             for name in (DATA_FILE, GRAPH_FILE):
                 Path(temporary, name).replace(target / name)
     except OSError as error:
-        if _is_complete(
-            target
-        ):  # Windows does not replace a file that another process has just made and mapped
+        if _is_complete(target):  # Windows does not replace a file that another process has just made and mapped
             return target / GRAPH_FILE
         raise ModelLoadError(
             f"the graph built from {directory} cannot be kept in {root}: {error}; "
@@ -123,9 +119,7 @@ def _remember(memo: Path, digest: str) -> None:
     """Write `memo` whole or not at all; where that cannot be, the next caller hashes again."""
     try:
         memo.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=memo.parent, prefix=_TEMPORARY_PREFIX, delete=False
-        ) as file:
+        with tempfile.NamedTemporaryFile("w", dir=memo.parent, prefix=_TEMPORARY_PREFIX, delete=False) as file:
             file.write(digest)
         Path(file.name).replace(memo)
     except OSError:

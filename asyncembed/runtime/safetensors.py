@@ -163,9 +163,7 @@ def _read_header(path: Path, data: mmap.mmap) -> dict[str, _Entry]:
         if not begin <= end <= len(data) - 8 - length:
             raise _broken(path, f"it is cut short: the tensor {name} ends beyond the end of the file")
         if dtype in _DTYPES and end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
-            raise _broken(
-                path, f"the tensor {name} of {dtype} {list(shape)} cannot be {end - begin} bytes long"
-            )
+            raise _broken(path, f"the tensor {name} of {dtype} {list(shape)} cannot be {end - begin} bytes long")
         entries[name] = _Entry(path, data, dtype, shape, 8 + length + begin)
     return entries
 
@@ -177,6 +175,4 @@ def _natural(value: object) -> int:
 
 
 def _broken(path: Path, reason: str) -> ModelLoadError:
-    return ModelLoadError(
-        f"{path} cannot be read: {reason}; delete it and download it again", model=str(path.parent)
-    )
+    return ModelLoadError(f"{path} cannot be read: {reason}; delete it and download it again", model=str(path.parent))

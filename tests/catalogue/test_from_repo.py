@@ -240,9 +240,7 @@ def test_the_plain_graph_is_taken_unless_another_is_asked_for(
         (["pytorch_model.bin"], {}, r"no model\.safetensors either"),
     ],
 )
-def test_a_graph_that_is_not_clear_is_asked_for(
-    files: list[str], keywords: dict[str, str], message: str
-) -> None:
+def test_a_graph_that_is_not_clear_is_asked_for(files: list[str], keywords: dict[str, str], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         choose_onnx_file(files, **keywords)
 

@@ -48,9 +48,7 @@ CATALOGUED: dict[str, dict[str, Any]] = {
 
 
 def encoder_for(spec: ModelSpec, directory: Path, **fields: Any) -> Encoder:
-    return build(
-        EncoderConfig(spec=spec, directory=directory, session=SessionOptions(device="cpu"), **fields)
-    )
+    return build(EncoderConfig(spec=spec, directory=directory, session=SessionOptions(device="cpu"), **fields))
 
 
 def small_encoder(directory: Path, *, config: dict[str, Any] | None = None, **fields: Any) -> Encoder:

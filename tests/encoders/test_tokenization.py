@@ -115,9 +115,7 @@ def test_texts_over_the_limit_fail_where_cutting_is_forbidden(tmp_path: Path) ->
 
 def test_pairs_share_the_limit_and_keep_their_types(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, wordpiece(), limit=8)
-    done = TextTokenizer(tmp_path).encode_pairs(
-        [("the a", "of and to in is"), ("the", 3), "the", ("", "\udfff")]
-    )
+    done = TextTokenizer(tmp_path).encode_pairs([("the a", "of and to in is"), ("the", 3), "the", ("", "\udfff")])
     assert done.encodings[0].type_ids == [0, 0, 0, 0, 1, 1, 1, 1]
     assert list(done.failures) == [1, 2, 3]
 
@@ -141,15 +139,11 @@ def test_the_length_of_a_prefix_excludes_the_closing_token(tmp_path: Path) -> No
 SEPARATORS = st.sampled_from(
     [" ", "  ", "\n", "\t", "\u00a0", "\u3000", " \n ", "", "-", "\u0301", " \u0301", "\u200b"]
 )
-PIECES = st.sampled_from(
-    [*WORDS[:20], "[MASK]", "<mask>", "ﬁ", "e\u0301", "\u00c5", "日本", "x" * 120, "12", "..."]
-)
+PIECES = st.sampled_from([*WORDS[:20], "[MASK]", "<mask>", "ﬁ", "e\u0301", "\u00c5", "日本", "x" * 120, "12", "..."])
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
-def test_cutting_a_long_text_early_changes_no_token(
-    kind: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_cutting_a_long_text_early_changes_no_token(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     tokenizer, options = KINDS[kind]
     directory = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(directory, tokenizer, limit=6, **options)

@@ -50,9 +50,7 @@ TEXTS = st.one_of(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_from_the_table_are_those_of_the_tokenizer(
-    kind: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_ids_from_the_table_are_those_of_the_tokenizer(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     library, pad_token, is_word_local = KINDS[kind]
     directory = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(directory, library, pad_token=pad_token)

@@ -74,19 +74,13 @@ def write_small_models() -> None:
         "bert_gelu_new": t.BertForMaskedLM(t.BertConfig(**SMALL, hidden_act="gelu_new")),
         "bert_relu": t.BertModel(t.BertConfig(**SMALL, hidden_act="relu"), add_pooling_layer=False),
         "bert_silu": t.BertModel(t.BertConfig(**SMALL, hidden_act="silu"), add_pooling_layer=False),
-        "roberta": t.RobertaModel(
-            t.RobertaConfig(**SMALL, type_vocab_size=1, pad_token_id=1), add_pooling_layer=False
-        ),
-        "xlm-roberta": t.XLMRobertaForMaskedLM(
-            t.XLMRobertaConfig(**SMALL, type_vocab_size=1, pad_token_id=1)
-        ),
+        "roberta": t.RobertaModel(t.RobertaConfig(**SMALL, type_vocab_size=1, pad_token_id=1), add_pooling_layer=False),
+        "xlm-roberta": t.XLMRobertaForMaskedLM(t.XLMRobertaConfig(**SMALL, type_vocab_size=1, pad_token_id=1)),
         "camembert": t.CamembertModel(
             t.CamembertConfig(**SMALL, type_vocab_size=1, pad_token_id=1), add_pooling_layer=False
         ),
         "distilbert": t.DistilBertModel(t.DistilBertConfig(**distil)),
-        "mpnet": t.MPNetModel(
-            t.MPNetConfig(**SMALL | {"max_position_embeddings": 162}), add_pooling_layer=False
-        ),
+        "mpnet": t.MPNetModel(t.MPNetConfig(**SMALL | {"max_position_embeddings": 162}), add_pooling_layer=False),
         "electra": t.ElectraModel(t.ElectraConfig(**SMALL, embedding_size=4)),
     }
     for number, (name, model) in enumerate(models.items()):

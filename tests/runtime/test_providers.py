@@ -20,9 +20,7 @@ def test_cpu_never_asks_for_cuda() -> None:
 
 def test_cuda_is_required_where_it_is_asked_for() -> None:
     assert choose_providers(SessionOptions(device="cuda"), [CUDA, CPU]).required == {CUDA}
-    with pytest.raises(
-        RuntimeMissingError, match=rf"(?s){CUDA} is not available.*{CPU}.*asyncembed\[gpu\].*cpu"
-    ):
+    with pytest.raises(RuntimeMissingError, match=rf"(?s){CUDA} is not available.*{CPU}.*asyncembed\[gpu\].*cpu"):
         choose_providers(SessionOptions(device="cuda"), [CPU])
 
 

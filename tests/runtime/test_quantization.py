@@ -34,9 +34,7 @@ def test_operators_inside_branches_are_found(tmp_path: Path) -> None:
         helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"]),
     ]
     output = helper.make_tensor_value_info("y", TensorProto.UINT8, None)
-    onnx.save(
-        helper.make_model(helper.make_graph([choice], "graph", inputs, [output])), str(tmp_path / "m.onnx")
-    )
+    onnx.save(helper.make_model(helper.make_graph([choice], "graph", inputs, [output])), str(tmp_path / "m.onnx"))
     assert is_dynamically_quantized(tmp_path / "m.onnx")
 
 

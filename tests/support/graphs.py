@@ -41,9 +41,7 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(operator, list(inputs), [name], **attributes))
         return name
 
-    def save(
-        self, path: Path, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
-    ) -> Path:
+    def save(self, path: Path, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> Path:
         """Write the graph."""
         graph = helper.make_graph(self.nodes, "graph", list(inputs), list(outputs), self.constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -114,9 +112,7 @@ def write_text_graph(
         build.add("Cast", source, output=name, to=element)
         infos.append(helper.make_tensor_value_info(name, element, shape))
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"]) for name in names]
-    inputs += [
-        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"]) for name in extra_inputs
-    ]
+    inputs += [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"]) for name in extra_inputs]
     if task_count is not None:
         inputs.append(helper.make_tensor_value_info("task_id", TensorProto.INT64, []))
     return build.save(path, inputs, infos)

@@ -1,0 +1,1 @@
+"""From waiting inputs to results: batching policy, workers, and their supervision."""

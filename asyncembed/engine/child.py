@@ -1,0 +1,146 @@
+"""What runs inside a worker: encoders by key, and answers that are always data.
+
+The module is imported by every worker before anything else, so it imports nothing heavy: threads of numeric
+libraries are settled by the environment, which must stand before they load.
+"""
+
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from typing import TYPE_CHECKING
+
+from asyncembed.errors import AsyncEmbedError, EncodeError, ModelLoadError
+
+if TYPE_CHECKING:
+    from asyncembed.encoders.encoder import Encoder, EncoderConfig
+
+PARENT_GONE_EXIT_CODE = 70
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A worker's first word."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model is ready; `facts` are what its encoder says of itself."""
+
+    facts: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A batch's results: see `asyncembed.encoders.encoder.Encoded`."""
+
+    results: Sequence[object]
+    failures: Mapping[int, AsyncEmbedError]
+    tokens: int
+    padded_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The whole call failed; `error` is one of ours, so it survives the way back."""
+
+    error: AsyncEmbedError
+
+
+class Host:
+    """The encoders of one worker. Used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._encoders: dict[int, Encoder] = {}
+
+    def load(self, key: int, config: "EncoderConfig") -> Loaded | Failed:
+        """Load a model, unless it is there already."""
+        try:
+            from asyncembed.encoders import build
+
+            if key not in self._encoders:
+                self._encoders[key] = build(config)
+            facts = getattr(self._encoders[key], "facts", {})
+            return Loaded(dict(facts))
+        except AsyncEmbedError as error:
+            return Failed(error)
+        except Exception as error:  # noqa: BLE001 (a foreign error travels as text: it may not survive pickling)
+            return Failed(
+                ModelLoadError(f"{config.spec.name} cannot be loaded: {_describe(error)}", model=config.spec.name)
+            )
+
+    def unload(self, key: int) -> None:
+        """Drop a model that no embedder uses any more."""
+        self._encoders.pop(key, None)
+
+    def run(self, key: int, values: Sequence[object], call: Hashable) -> Computed | Failed:
+        """Compute one batch."""
+        try:
+            encoded = self._encoders[key].encode(values, call)  # type: ignore[arg-type]
+        except AsyncEmbedError as error:
+            return Failed(error)
+        except Exception as error:  # noqa: BLE001 (as above)
+            return Failed(
+                EncodeError(f"the encoder failed: {_describe(error)}", worker_traceback=traceback.format_exc())
+            )
+        return Computed(encoded.results, encoded.failures, encoded.tokens, encoded.padded_tokens)
+
+
+def _describe(error: Exception) -> str:
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+# ---------------------------------------------------------------- in a worker process: one host per process
+
+_host = Host()
+
+
+def initialize(threads: int) -> None:
+    """Make this process a worker: deaf to Ctrl-C, quiet on stdout, gone with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        # The parent started this process with SIGINT blocked, so that none could arrive before the line above.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    # Stdout may be the parent's protocol (an MCP server's, a pipe's); nothing of a worker belongs there.
+    with suppress(OSError):
+        os.dup2(2, 1)
+    threading.Thread(target=_end_with_parent, name="asyncembed-parent-watch", daemon=True).start()
+
+
+def hello() -> Hello:
+    """Say that the process runs, and which one it is."""
+    return Hello(os.getpid())
+
+
+def load(key: int, config: "EncoderConfig") -> Loaded | Failed:
+    """`Host.load` of this process."""
+    return _host.load(key, config)
+
+
+def unload(key: int) -> None:
+    """`Host.unload` of this process."""
+    _host.unload(key)
+
+
+def run(key: int, values: Sequence[object], call: Hashable) -> Computed | Failed:
+    """`Host.run` of this process."""
+    return _host.run(key, values, call)
+
+
+def _end_with_parent() -> None:
+    # An executor's worker holds the write end of its own call queue, so it would wait for ever for the next call of a
+    # parent that was killed. Linux's parent-death signal follows the starting *thread*, which may be short-lived.
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(PARENT_GONE_EXIT_CODE)

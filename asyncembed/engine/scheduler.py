@@ -1,0 +1,241 @@
+"""The batching policy: which waiting inputs are computed together, and when whose turn it is.
+
+A plain object: no await, no clock, no process, no numpy. The mutable state is the two lanes and the debt to the
+bulk lane; only the methods of `Scheduler` change it, and nothing can run in between.
+"""
+
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+BULK_SHARE = 0.25
+"""The part of the computed tokens that bulk work keeps while interactive work never ends."""
+
+SPLIT_FLOOR_TOKENS = 128
+"""Work for idle workers is not cut into smaller batches than this: a run of the graph has a fixed cost."""
+
+
+class Priority(IntEnum):
+    """Which lane an item waits in; the lower value goes first."""
+
+    INTERACTIVE = 0
+    BULK = 1
+
+
+class Sink(Protocol):
+    """Whom a result concerns. Called on the event loop, once per item, and must not raise."""
+
+    def deliver(self, index: int, result: object) -> None:
+        """Take the result of the input at `index`."""
+        ...
+
+    def fail(self, index: int, error: Exception) -> None:
+        """Learn that the input at `index` has no result, and why."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What items must have in common to share a batch, and how large that may be.
+
+    Attributes:
+        model: Key of the model.
+        call: What is asked of it beyond the inputs.
+        max_batch_tokens: Bound of `longest * count` over the estimated sizes.
+        max_batch_size: Bound of the count.
+    """
+
+    model: int
+    call: Hashable
+    max_batch_tokens: int
+    max_batch_size: int
+
+
+class Item:
+    """One waiting input. `size` is its estimated number of tokens; `age` is set when it is added."""
+
+    __slots__ = ("age", "group", "index", "priority", "sink", "size", "value")
+
+    def __init__(self, value: object, size: int, group: Group, priority: Priority, sink: Sink, index: int) -> None:
+        self.value = value
+        self.size = size
+        self.group = group
+        self.priority = priority
+        self.sink = sink
+        self.index = index
+        self.age = -1
+
+    def __repr__(self) -> str:
+        return f"<Item {self.index} size={self.size} {self.priority.name.lower()} age={self.age}>"
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Items to compute in one go; `kills` counts the workers that died of it."""
+
+    group: Group
+    items: list[Item]
+    kills: int = 0
+
+    @property
+    def size(self) -> int:
+        """Estimated tokens, padding included."""
+        return max(item.size for item in self.items) * len(self.items)
+
+    def halves(self, kills: int) -> list["Batch"]:
+        """The same items as two batches that start with `kills`."""
+        middle = len(self.items) // 2
+        return [Batch(self.group, part, kills) for part in (self.items[:middle], self.items[middle:]) if part]
+
+
+_Entry = tuple[int, int, Item]  # (size, age, item): sorts by size, then age; ages are unique
+
+
+@dataclass(slots=True)
+class _Lane:
+    """The waiting items of one priority: all by age, and those of each group by size."""
+
+    by_age: OrderedDict[int, Item] = field(default_factory=OrderedDict)
+    by_size: dict[Group, list[_Entry]] = field(default_factory=dict)
+    tokens: int = 0
+
+    def add(self, item: Item) -> None:
+        self.by_age[item.age] = item
+        insort(self.by_size.setdefault(item.group, []), (item.size, item.age, item))
+        self.tokens += item.size
+
+    def take(self, group: Group, low: int, high: int) -> list[Item]:
+        """Remove the entries `low:high` of `group`, which are of neighbouring sizes."""
+        entries = self.by_size[group]
+        items = [entry[2] for entry in entries[low:high]]
+        del entries[low:high]
+        if not entries:
+            del self.by_size[group]
+        for item in items:
+            del self.by_age[item.age]
+            self.tokens -= item.size
+        return items
+
+    def remove(self, items: Iterable[Item]) -> None:
+        for item in items:
+            del self.by_age[item.age]
+            entries = self.by_size[item.group]
+            del entries[bisect_left(entries, (item.size, item.age))]
+            if not entries:
+                del self.by_size[item.group]
+            self.tokens -= item.size
+
+
+class Scheduler:
+    """Holds what waits, and forms one batch whenever a worker has room.
+
+    The rule, in four sentences. Interactive items go before bulk items, except that bulk work keeps `bulk_share` of
+    the tokens while both wait. The oldest item of the chosen lane leads the batch, so nothing starves. The batch
+    is filled with the items of the same group whose sizes are nearest to the leader's, from whatever stream or
+    caller, so hardly anything is padded. `longest * count` stays within the group's token budget and the count within
+    its size limit; an item that alone is over the budget goes alone.
+    """
+
+    def __init__(self, bulk_share: float = BULK_SHARE) -> None:
+        if not 0 < bulk_share < 1:
+            raise ValueError("bulk_share must be between 0 and 1")
+        self._lanes = {priority: _Lane() for priority in Priority}
+        self._next_age = 0
+        self._bulk_share = bulk_share
+        # Tokens that bulk work is owed for the interactive batches that went before it.
+        self._bulk_debt = 0.0
+
+    def __len__(self) -> int:
+        return sum(len(lane.by_age) for lane in self._lanes.values())
+
+    def waiting(self, priority: Priority) -> int:
+        """How many items of this priority wait."""
+        return len(self._lanes[priority].by_age)
+
+    def add(self, items: Iterable[Item]) -> None:
+        """Let `items` wait; they are younger than all that wait already."""
+        for item in items:
+            item.age = self._next_age
+            self._next_age += 1
+            self._lanes[item.priority].add(item)
+
+    def withdraw(self, sink: Sink) -> int:
+        """Forget all waiting items of `sink`; returns how many there were."""
+        count = 0
+        for lane in self._lanes.values():
+            own = [item for item in lane.by_age.values() if item.sink is sink]
+            lane.remove(own)
+            count += len(own)
+        return count
+
+    def withdraw_model(self, model: int) -> list[Item]:
+        """Remove and return all waiting items of `model`, oldest first."""
+        found: list[Item] = []
+        for lane in self._lanes.values():
+            own = [item for item in lane.by_age.values() if item.group.model == model]
+            lane.remove(own)
+            found += own
+        return sorted(found, key=lambda item: item.age)
+
+    def next_batch(self, idle_workers: int = 1) -> Batch | None:
+        """Form the next batch, or return None if nothing waits.
+
+        Args:
+            idle_workers: How many workers, the asking one included, have nothing to do. What waits is shared out among
+                them: a batch then takes no more than its part of the waiting tokens.
+        """
+        lane = self._choose_lane()
+        if lane is None:
+            return None
+        leader = next(iter(lane.by_age.values()))
+        group = leader.group
+        budget = group.max_batch_tokens
+        if idle_workers > 1:
+            share = max(SPLIT_FLOOR_TOKENS, -(-lane.tokens // idle_workers))
+            budget = min(budget, share)
+        batch = Batch(group, self._fill(lane, leader, budget))
+        self._settle(batch)
+        return batch
+
+    def _choose_lane(self) -> _Lane | None:
+        interactive, bulk = self._lanes[Priority.INTERACTIVE], self._lanes[Priority.BULK]
+        if not bulk.by_age:
+            return interactive if interactive.by_age else None
+        if not interactive.by_age:
+            return bulk
+        bulk_leader = next(iter(bulk.by_age.values()))
+        is_bulk_due = self._bulk_debt >= bulk_leader.group.max_batch_tokens
+        return bulk if is_bulk_due else interactive
+
+    def _fill(self, lane: _Lane, leader: Item, budget: int) -> list[Item]:
+        entries = lane.by_size[leader.group]
+        low = bisect_left(entries, (leader.size, leader.age))
+        high = low + 1
+        longest = leader.size
+        for count in range(2, leader.group.max_batch_size + 1):
+            below = entries[low - 1][0] if low > 0 else None
+            above = entries[high][0] if high < len(entries) else None
+            fits_below = below is not None and longest * count <= budget
+            fits_above = above is not None and above * count <= budget
+            if fits_above and fits_below:
+                assert above is not None
+                assert below is not None
+                fits_below = leader.size - below <= above - leader.size
+            if fits_below:
+                low -= 1
+            elif fits_above:
+                assert above is not None
+                high += 1
+                longest = above
+            else:
+                break
+        return lane.take(leader.group, low, high)
+
+    def _settle(self, batch: Batch) -> None:
+        if batch.items[0].priority is Priority.BULK:
+            self._bulk_debt = max(0.0, self._bulk_debt - batch.size)
+        elif self.waiting(Priority.BULK):
+            self._bulk_debt += batch.size * self._bulk_share / (1 - self._bulk_share)

@@ -1,0 +1,738 @@
+"""The worker pool: gives each worker with room a batch, hands answers on, and replaces workers that die.
+
+Every worker has one task (`_serve`), which starts it, feeds it and ends it. All bookkeeping happens on the event loop
+between two awaits; a worker's answers arrive there through `Loop.post`. Nothing here knows what an encoder computes.
+"""
+
+import os
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import asynccontextmanager, suppress
+from copy import copy
+from dataclasses import dataclass, field, replace
+from logging import getLogger
+from math import ceil, inf
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Self
+
+import anyio
+from anyio import (
+    AsyncContextManagerMixin,
+    CancelScope,
+    CapacityLimiter,
+    Event,
+    create_task_group,
+    get_cancelled_exc_class,
+    to_thread,
+)
+from anyio.abc import TaskGroup
+
+from asyncembed.engine import child
+from asyncembed.engine.scheduler import Batch, Item, Priority, Scheduler, Sink
+from asyncembed.engine.wakeup import Loop
+from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone
+from asyncembed.errors import (
+    AsyncEmbedError,
+    EncodeError,
+    ModelLoadError,
+    OptionError,
+    StateError,
+    WorkerCrashed,
+    WorkerError,
+)
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from asyncembed.encoders.encoder import EncoderConfig
+
+BATCH_TIMEOUT_SECONDS = 300.0
+LOAD_TIMEOUT_SECONDS = 900.0
+
+ROUND_TRIP_SECONDS = 0.0006
+"""From one answer to the start of the next batch, when the worker waits for it: two queue hops and a loop wake-up."""
+
+ROUND_TRIP_SHARE = 0.02
+"""While the round trip is a smaller part of a batch than this, no second batch is kept in flight."""
+
+MAX_DEPTH = 4
+MAX_WORKERS_BY_DEFAULT = 4
+"""Each worker holds the model once, so more than a few are for the user to ask for."""
+
+KILLS_BEFORE_SPLITTING = 2
+MAX_FAILED_STARTS = 3
+CRASHES_BEFORE_BACKOFF = 4
+MAX_BACKOFF_SECONDS = 5.0
+
+logger = getLogger("asyncembed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """What a pool, or one model in it, has done and is doing: a snapshot.
+
+    Attributes:
+        queued_interactive: Inputs that wait for a worker, of the interactive calls.
+        queued_bulk: Inputs that wait for a worker, of the streams.
+        in_flight: Batches that a worker has and has not answered.
+        batches: Batches computed.
+        items: Inputs computed.
+        failed: Inputs that got an error instead of a result.
+        tokens: Real tokens computed.
+        padded_tokens: Tokens computed, padding included.
+        batch_seconds: Median time of the latest batches, from sending to answer.
+        workers: Workers the pool has.
+        workers_ready: Workers that run now.
+        workers_restarted: How often a worker was replaced.
+    """
+
+    queued_interactive: int
+    queued_bulk: int
+    in_flight: int
+    batches: int
+    items: int
+    failed: int
+    tokens: int
+    padded_tokens: int
+    batch_seconds: float
+    workers: int
+    workers_ready: int
+    workers_restarted: int
+
+    @property
+    def queued(self) -> int:
+        """Inputs that wait for a worker."""
+        return self.queued_interactive + self.queued_bulk
+
+    @property
+    def padding_share(self) -> float:
+        """The part of the computed tokens that was padding, 0 to 1."""
+        return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+
+
+class PooledModel:
+    """One model in a pool: how to load it, what came of that, and what it has computed."""
+
+    def __init__(self, key: int, config: "EncoderConfig") -> None:
+        self.key = key
+        self.config = config
+        self.facts: dict[str, object] = {}
+        self.is_wanted = False
+        """Whether workers load it ahead of its first batch."""
+        self.load_error: AsyncEmbedError | None = None
+        self.load_crashes = 0
+        self.changed = Event()
+        self.batches = self.items = self.failed = self.tokens = self.padded_tokens = 0
+        self.batch_seconds: deque[float] = deque(maxlen=64)
+        self._tokens_per_unit = 0.3
+
+    def estimate_tokens(self, units: int) -> int:
+        """Tokens of an input of `units` (characters of a text), by what was computed so far."""
+        return int(units * self._tokens_per_unit) + 2
+
+    def record(self, batch: Batch, answer: child.Computed, seconds: float) -> None:
+        """Count a computed batch, and learn from it."""
+        self.batches += 1
+        self.items += len(batch.items)
+        self.failed += len(answer.failures)
+        self.tokens += answer.tokens
+        self.padded_tokens += answer.padded_tokens
+        self.batch_seconds.append(seconds)
+        estimated = sum(item.size for item in batch.items)
+        if answer.tokens:
+            correction = min(2.0, max(0.5, answer.tokens / estimated))
+            gain = max(0.05, 1 / self.batches)
+            self._tokens_per_unit *= 1 + gain * (correction - 1)
+
+    def notify(self) -> None:
+        """Wake whoever waits for the model to be loaded."""
+        self.changed.set()
+        self.changed = Event()
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A call that a worker has and has not answered; `batch` is None for the loading of `model`."""
+
+    model: PooledModel
+    batch: Batch | None
+    future: "Future[child.Computed | child.Failed] | Future[child.Loaded | child.Failed]"
+    started: float
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """The place of one worker: what it has in flight and what it has loaded. Only its own task changes it."""
+
+    index: int
+    worker: Worker | None = None
+    in_flight: deque[_Running] = field(default_factory=deque)
+    loaded: set[int] = field(default_factory=set)
+    held: Batch | None = None
+    """A batch that waits until its model is loaded here."""
+    changed: Event = field(default_factory=Event)
+    death: str | None = None
+    """Why the worker is no longer usable."""
+    crashes_in_a_row: int = 0
+    batch_seconds: float = 0.0
+    is_given_up: bool = False
+
+    @property
+    def is_idle(self) -> bool:
+        return self.worker is not None and not self.in_flight and self.death is None
+
+    @property
+    def depth(self) -> int:
+        """How many batches may be in flight: as many as hide the round trip."""
+        if not self.batch_seconds or self.batch_seconds * ROUND_TRIP_SHARE > ROUND_TRIP_SECONDS:
+            return 1
+        return min(MAX_DEPTH, 1 + ceil(ROUND_TRIP_SECONDS / self.batch_seconds))
+
+
+class WorkerPool(AsyncContextManagerMixin):
+    """Worker processes that several embedders can share.
+
+    ```python
+    async with WorkerPool(workers=4) as pool:
+        async with TextEmbedding("a/model", pool=pool) as dense, TextCrossEncoder("b/model", pool=pool) as rerank:
+            ...
+    ```
+
+    Args:
+        workers: Worker processes; None chooses from the cores that this process may use, 0 takes one thread of this
+            process instead (no isolation: a crash of the runtime is a crash of the program, and a batch that hangs
+            cannot be ended).
+        threads: Threads that each worker computes with; None shares the cores out.
+        device_ids: Devices, one per worker, dealt out in turn; without `workers` there is one worker for each.
+        batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
+
+    Raises:
+        OptionError: A value that cannot work.
+        WorkerError: (on opening) no worker could be started.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int | None = None,
+        threads: int | None = None,
+        device_ids: Sequence[int] | None = None,
+        batch_timeout: float | None = BATCH_TIMEOUT_SECONDS,
+    ) -> None:
+        check_count("workers", workers, least=0)
+        check_count("threads", threads, least=1)
+        if batch_timeout is not None and batch_timeout <= 0:
+            raise OptionError(f"batch_timeout must be a positive number of seconds or None; got {batch_timeout!r}")
+        cores = available_cores()
+        if workers is None:
+            workers = len(device_ids) if device_ids else min(cores, MAX_WORKERS_BY_DEFAULT)
+        self._in_thread = workers == 0
+        self._threads = max(1, cores // max(1, workers)) if threads is None else threads
+        self._device_ids = tuple(device_ids or ())
+        self._batch_timeout = None if self._in_thread else batch_timeout
+        self._slots = [_Slot(index) for index in range(max(1, workers))]
+        self._scheduler = Scheduler()
+        self._retries: deque[Batch] = deque()
+        self._models: dict[int, PooledModel] = {}
+        self._next_key = 0
+        self._restarts = 0
+        self._failure: AsyncEmbedError | None = None
+        self._limiter: CapacityLimiter | None = None
+        self._loop: Loop | None = None
+        self._is_open = False
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        if self._is_open:
+            raise StateError("the worker pool is open already")
+        self._loop = Loop()
+        self._limiter = CapacityLimiter(inf)
+        self._failure = None
+        self._is_open = True
+        try:
+            async with owned_task_group() as group:
+                for slot in self._slots:
+                    slot.is_given_up = False
+                    group.start_soon(self._serve, slot)
+                yield self
+        finally:
+            self._is_open = False
+            self._fail_all(StateError("the worker pool was closed"))
+            self._models.clear()
+
+    # ---------------------------------------------------------------- what embedders call
+
+    @property
+    def size(self) -> int:
+        """How many workers it has."""
+        return len(self._slots)
+
+    def add_model(self, config: "EncoderConfig") -> PooledModel:
+        """Make a model known; workers load it when `warm` asks, or with its first batch."""
+        self._check_open()
+        model = PooledModel(self._next_key, config)
+        self._next_key += 1
+        self._models[model.key] = model
+        return model
+
+    def remove_model(self, model: PooledModel) -> None:
+        """Forget a model; its waiting items get a `StateError`, and the workers drop it."""
+        if self._models.pop(model.key, None) is None:
+            return
+        self._fail_model(model, StateError(f"{model.config.spec.name} was closed"))
+        for slot in self._slots:
+            if slot.worker is not None and slot.death is None and model.key in slot.loaded:
+                slot.loaded.discard(model.key)
+                slot.worker.unload(model.key)
+
+    async def warm(self, model: PooledModel) -> None:
+        """Wait until every worker has loaded `model`.
+
+        Raises:
+            ModelLoadError: A worker cannot load it; the message is the worker's own.
+        """
+        self._check_open()
+        model.is_wanted = True
+        model.load_error = None
+        for slot in self._slots:
+            slot.changed.set()
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            if model.load_error is not None:
+                raise model.load_error
+            alive = [slot for slot in self._slots if not slot.is_given_up]
+            if all(model.key in slot.loaded for slot in alive):
+                return
+            await model.changed.wait()
+
+    def submit(self, items: Iterable[Item]) -> None:
+        """Let items wait for a worker. Their sinks hear of each of them exactly once, unless withdrawn."""
+        self._check_open()
+        if self._failure is not None:
+            for item in items:
+                item.sink.fail(item.index, self._failure)
+            return
+        self._scheduler.add(items)
+        self._wake_idle()
+
+    def withdraw(self, sink: Sink) -> None:
+        """Forget what waits for `sink`; what a worker computes already is finished and dropped."""
+        self._scheduler.withdraw(sink)
+        for batch in self._retries:
+            batch.items = [item for item in batch.items if item.sink is not sink]
+        for slot in self._slots:
+            for running in slot.in_flight:
+                if running.batch is not None:
+                    for item in running.batch.items:
+                        if item.sink is sink:
+                            item.sink = _NOBODY
+            if slot.held is not None:
+                slot.held.items = [item for item in slot.held.items if item.sink is not sink]
+
+    def stats(self, model: PooledModel | None = None) -> Stats:
+        """A snapshot of the whole pool, or of one model; the queue and the workers are always the pool's."""
+        models = [model] if model is not None else list(self._models.values())
+        seconds = [value for known in models for value in known.batch_seconds]
+        return Stats(
+            queued_interactive=self._scheduler.waiting(Priority.INTERACTIVE),
+            queued_bulk=self._scheduler.waiting(Priority.BULK),
+            in_flight=sum(len(slot.in_flight) for slot in self._slots),
+            batches=sum(known.batches for known in models),
+            items=sum(known.items for known in models),
+            failed=sum(known.failed for known in models),
+            tokens=sum(known.tokens for known in models),
+            padded_tokens=sum(known.padded_tokens for known in models),
+            batch_seconds=median(seconds) if seconds else 0.0,
+            workers=len(self._slots),
+            workers_ready=sum(slot.worker is not None for slot in self._slots),
+            workers_restarted=self._restarts,
+        )
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers that run now; empty with `workers=0`."""
+        return [slot.worker.pid for slot in self._slots if slot.worker is not None and slot.worker.pid is not None]
+
+    def check_loop(self) -> None:
+        """Raise `StateError` unless the pool is open and the caller runs on its event loop."""
+        self._check_open()
+        assert self._loop is not None
+        if not self._loop.is_running_here():
+            raise StateError("this was opened on another event loop; use it there, or open another one on this loop")
+
+    @property
+    def loop(self) -> Loop:
+        """The event loop on which the pool was opened."""
+        self._check_open()
+        assert self._loop is not None
+        return self._loop
+
+    @property
+    def limiter(self) -> CapacityLimiter:
+        """For threads that wait. Not anyio's default: that belongs to the program, which may have filled it."""
+        self._check_open()
+        assert self._limiter is not None
+        return self._limiter
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise StateError("not open: use it inside `async with`")
+
+    # ---------------------------------------------------------------- the life of one worker
+
+    async def _serve(self, slot: _Slot) -> None:
+        failed_starts = 0
+        while True:
+            await anyio.sleep(self._backoff_seconds(slot))
+            worker: Worker = ThreadWorker() if self._in_thread else ProcessWorker(self._threads)
+            try:
+                try:
+                    await self._in_own_thread(worker.start)
+                except WorkerError as error:
+                    failed_starts += 1
+                    logger.warning("worker %d: %s", slot.index, error)
+                    if failed_starts >= MAX_FAILED_STARTS:
+                        self._give_up(slot, error)
+                        return
+                    continue
+                failed_starts = 0
+                await self._drive(slot, worker)
+            finally:
+                slot.worker = None
+                if slot.in_flight:
+                    # Leaving with work in flight: nobody waits for it any more, or the worker is dead anyhow.
+                    worker.kill()
+                with CancelScope(shield=True):
+                    await self._in_own_thread(worker.stop)
+            self._after_death(slot, worker)
+
+    async def _drive(self, slot: _Slot, worker: Worker) -> None:
+        """Feed `worker` and take its answers until it dies."""
+        slot.worker, slot.death = worker, None
+        slot.loaded.clear()
+        async with create_task_group() as watch:
+            watch.start_soon(self._watch_death, slot, worker)
+            while True:
+                self._dispatch(slot, worker)
+                if slot.death is not None:
+                    break
+                with anyio.move_on_after(self._seconds_left(slot)):
+                    await slot.changed.wait()
+                slot.changed = Event()
+                self._take_answers(slot)
+                if slot.death is not None:
+                    break
+                if self._seconds_left(slot) <= 0:
+                    slot.death = "did not answer in time"
+                    worker.kill()
+                    break
+            watch.cancel_scope.cancel()
+
+    async def _watch_death(self, slot: _Slot, worker: Worker) -> None:
+        # A worker with work in flight reports its death through its futures; an idle one only here.
+        if worker.death_fd is not None and os.name == "posix":
+            await anyio.wait_readable(worker.death_fd)
+            if not slot.in_flight:
+                slot.death = slot.death or "ended unexpectedly"
+                slot.changed.set()
+
+    def _dispatch(self, slot: _Slot, worker: Worker) -> None:
+        """Give the worker what it has room for: models to load first, then batches."""
+        try:
+            while slot.death is None:
+                if slot.in_flight and slot.in_flight[-1].batch is None:
+                    return  # it loads a model; what comes next depends on how that ends
+                missing = self._missing_model(slot)
+                if missing is not None:
+                    self._send_load(slot, worker, missing)
+                    return
+                batch = self._next_batch(slot)
+                if batch is None:
+                    return
+                model = self._models[batch.group.model]
+                slot.held = batch
+                if model.key not in slot.loaded:
+                    model.load_error = None
+                    self._send_load(slot, worker, model)
+                    return
+                self._send_batch(slot, worker, model)
+        except WorkerGone:
+            slot.death = slot.death or "ended unexpectedly"
+
+    def _missing_model(self, slot: _Slot) -> PooledModel | None:
+        """A model that is to be loaded ahead of its first batch, and is not loaded here."""
+        for model in self._models.values():
+            if model.is_wanted and model.key not in slot.loaded and model.load_error is None:
+                return model
+        return None
+
+    def _next_batch(self, slot: _Slot) -> Batch | None:
+        if slot.held is not None:
+            batch, slot.held = slot.held, None
+            if batch.items:
+                return batch
+        has_suspect = any(running.batch is not None and running.batch.kills for running in slot.in_flight)
+        if has_suspect or len(slot.in_flight) >= slot.depth:
+            return None
+        while self._retries and not self._retries[0].items:
+            self._retries.popleft()
+        if self._retries:
+            # A batch that a worker died of runs with nothing else in flight, so that the next death is its own.
+            if self._retries[0].kills and slot.in_flight:
+                return None
+            batch = self._retries.popleft()
+            return batch if batch.group.model in self._models else self._next_batch(slot)
+        idle = sum(other.is_idle for other in self._slots)
+        return self._scheduler.next_batch(idle_workers=idle)
+
+    def _send_load(self, slot: _Slot, worker: Worker, model: PooledModel) -> None:
+        device_id = self._device_ids[slot.index % len(self._device_ids)] if self._device_ids else None
+        session = replace(model.config.session, threads=self._threads)
+        if device_id is not None:
+            session = replace(session, device_id=device_id)
+        future = worker.load(model.key, replace(model.config, session=session))
+        self._track(slot, _Running(model, None, future, anyio.current_time()))
+
+    def _send_batch(self, slot: _Slot, worker: Worker, model: PooledModel) -> None:
+        assert slot.held is not None
+        batch = slot.held
+        future = worker.run(model.key, [item.value for item in batch.items], batch.group.call)
+        slot.held = None
+        self._track(slot, _Running(model, batch, future, anyio.current_time()))
+
+    def _track(self, slot: _Slot, running: _Running) -> None:
+        slot.in_flight.append(running)
+        loop = self.loop
+        running.future.add_done_callback(lambda _: loop.post(_wake, slot))
+
+    def _take_answers(self, slot: _Slot) -> None:
+        while slot.in_flight and slot.in_flight[0].future.done():
+            running = slot.in_flight[0]
+            error = running.future.exception()
+            if isinstance(error, BrokenProcessPool):
+                slot.death = slot.death or "ended unexpectedly"
+                return
+            slot.in_flight.popleft()
+            now = anyio.current_time()
+            answer: object = running.future.result() if error is None else _as_failure(error)
+            if slot.in_flight:
+                slot.in_flight[0].started = now
+            if running.batch is None:
+                self._on_loaded(slot, running.model, answer)
+            else:
+                self._on_computed(slot, running.model, running.batch, answer, now - running.started)
+
+    def _on_loaded(self, slot: _Slot, model: PooledModel, answer: object) -> None:
+        if isinstance(answer, child.Loaded):
+            slot.loaded.add(model.key)
+            model.facts.update(answer.facts)
+            model.load_crashes = 0
+        else:
+            assert isinstance(answer, child.Failed)
+            self._fail_load(model, answer.error)
+            if slot.held is not None and slot.held.group.model == model.key:
+                slot.held = None
+        model.notify()
+
+    def _on_computed(self, slot: _Slot, model: PooledModel, batch: Batch, answer: object, seconds: float) -> None:
+        slot.crashes_in_a_row = 0
+        slot.batch_seconds = seconds if not slot.batch_seconds else 0.8 * slot.batch_seconds + 0.2 * seconds
+        if isinstance(answer, child.Computed):
+            model.record(batch, answer, seconds)
+            for position, item in enumerate(batch.items):
+                if answer.failures and position in answer.failures:
+                    _fail_item(item, answer.failures[position])
+                else:
+                    item.sink.deliver(item.index, answer.results[position])
+            return
+        assert isinstance(answer, child.Failed)
+        if isinstance(answer.error, EncodeError) and len(batch.items) > 1:
+            # One of the inputs may be to blame: the halves tell.
+            self._retries.extend(batch.halves(kills=batch.kills))
+            self._wake_idle()
+            return
+        model.failed += len(batch.items)
+        for item in batch.items:
+            _fail_item(item, answer.error)
+
+    def _seconds_left(self, slot: _Slot) -> float:
+        """Until the call at the head is overdue."""
+        if not slot.in_flight:
+            return inf
+        head = slot.in_flight[0]
+        limit = LOAD_TIMEOUT_SECONDS if head.batch is None else self._batch_timeout
+        return inf if limit is None or self._in_thread else head.started + limit - anyio.current_time()
+
+    # ---------------------------------------------------------------- deaths
+
+    def _after_death(self, slot: _Slot, worker: Worker) -> None:
+        """Put back what the dead worker had; the batch it was computing is the one under suspicion."""
+        reason = slot.death or "ended unexpectedly"
+        logger.warning("worker %d (pid %s) %s and is replaced", slot.index, worker.pid, reason)
+        self._restarts += 1
+        slot.crashes_in_a_row += 1
+        slot.batch_seconds = 0.0
+        running, slot.in_flight = list(slot.in_flight), deque()
+        innocent: list[Batch] = []
+        if slot.held is not None:
+            innocent.append(slot.held)
+            slot.held = None
+        for position, call in enumerate(running):
+            if call.batch is None:
+                self._blame_load(call.model, reason)
+            elif position == 0:
+                self._blame(call.batch, reason)
+            else:
+                innocent.append(call.batch)
+        self._retries.extendleft(reversed(innocent))
+        self._wake_idle()
+
+    def _blame(self, batch: Batch, reason: str) -> None:
+        batch.kills += 1
+        batch.items = [item for item in batch.items if item.sink is not _NOBODY]
+        if batch.kills < KILLS_BEFORE_SPLITTING:
+            self._retries.append(batch)
+        elif len(batch.items) > 1:
+            # One kill to their name already: the next one splits them again.
+            self._retries.extend(batch.halves(kills=KILLS_BEFORE_SPLITTING - 1))
+        elif batch.items:
+            _fail_item(
+                batch.items[0],
+                WorkerCrashed(f"the worker {reason}, twice, on this input alone; the other inputs were computed"),
+            )
+
+    def _blame_load(self, model: PooledModel, reason: str) -> None:
+        model.load_crashes += 1
+        if model.load_crashes >= MAX_FAILED_STARTS * len(self._slots):
+            self._fail_load(
+                model,
+                ModelLoadError(
+                    f"workers die while they load {model.config.spec.name} (the last one {reason}); "
+                    "is there memory for it?",
+                    model=model.config.spec.name,
+                ),
+            )
+            model.notify()
+
+    def _backoff_seconds(self, slot: _Slot) -> float:
+        beyond = slot.crashes_in_a_row - CRASHES_BEFORE_BACKOFF
+        return 0.0 if beyond < 0 else min(MAX_BACKOFF_SECONDS, 0.1 * 2.0**beyond)
+
+    def _give_up(self, slot: _Slot, error: AsyncEmbedError) -> None:
+        slot.is_given_up = True
+        if all(other.is_given_up for other in self._slots):
+            self._failure = error
+            self._fail_all(error)
+        for model in self._models.values():
+            model.notify()
+
+    def _fail_load(self, model: PooledModel, error: AsyncEmbedError) -> None:
+        model.load_error = error
+        self._fail_model(model, error)
+
+    def _fail_model(self, model: PooledModel, error: AsyncEmbedError) -> None:
+        items = self._scheduler.withdraw_model(model.key)
+        own = [batch for batch in self._retries if batch.group.model == model.key]
+        own += [slot.held for slot in self._slots if slot.held and slot.held.group.model == model.key]
+        for batch in own:
+            items += batch.items
+            batch.items = []
+        for item in items:
+            _fail_item(item, error)
+
+    def _fail_all(self, error: AsyncEmbedError) -> None:
+        for model in list(self._models.values()):
+            self._fail_model(model, error)
+        for slot in self._slots:
+            for running in slot.in_flight:
+                for item in running.batch.items if running.batch is not None else []:
+                    _fail_item(item, error)
+            slot.in_flight.clear()
+
+    # ---------------------------------------------------------------- small things
+
+    def _wake_idle(self) -> None:
+        for slot in self._slots:
+            if slot.worker is not None and len(slot.in_flight) < slot.depth:
+                slot.changed.set()
+
+    async def _in_own_thread(self, function: Callable[[], None]) -> None:
+        await to_thread.run_sync(function, limiter=self._limiter)
+
+
+class _Nobody:
+    """The sink of items that were withdrawn while a worker had them."""
+
+    def deliver(self, index: int, result: object) -> None:
+        """Drop the result."""
+
+    def fail(self, index: int, error: Exception) -> None:
+        """Drop the error."""
+
+
+_NOBODY = _Nobody()
+
+
+def _wake(slot: _Slot) -> None:
+    slot.changed.set()
+
+
+def _fail_item(item: Item, error: AsyncEmbedError) -> None:
+    """Hand `error` to the item's sink, as an error of its own that names the input."""
+    own = copy(error)
+    if hasattr(own, "index"):
+        own.index = item.index
+    item.sink.fail(item.index, own)
+
+
+def _as_failure(error: BaseException) -> child.Failed:
+    # What the executor itself could not do (pickle an input or a result), or an exit inside the encoder.
+    return child.Failed(EncodeError(f"the batch could not be computed: {type(error).__name__}: {error}"))
+
+
+@asynccontextmanager
+async def owned_task_group() -> AsyncGenerator[TaskGroup]:
+    """A task group that ends with the block, and whose block's exceptions come out as they are.
+
+    A plain group would wrap whatever the caller's own code raises in an `ExceptionGroup`. So the exception is kept
+    while the group closes, and raised afterwards. A failure of one of the group's tasks comes out unwrapped too.
+    """
+    failure: BaseException | None = None
+    try:
+        async with create_task_group() as group:
+            try:
+                yield group
+            except get_cancelled_exc_class():
+                raise
+            except BaseException as error:  # noqa: BLE001 (raised again below)
+                failure = error
+            finally:
+                group.cancel_scope.cancel()
+    except BaseExceptionGroup as errors:
+        if len(errors.exceptions) > 1:
+            raise
+        raise errors.exceptions[0] from None
+    if failure is not None:
+        raise failure
+
+
+def check_count(name: str, value: object, *, least: int) -> None:
+    """Raise `OptionError` unless `value` is None or a whole number of at least `least`."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise OptionError(f"{name} must be a whole number, {least} or more, or None; got {value!r}")
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, its container's quota, shared out among server processes.
+
+    `WEB_CONCURRENCY`, which web servers set or read for their number of processes, divides them.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    with suppress(ValueError):
+        cores //= max(1, int(os.environ.get("WEB_CONCURRENCY", "1")))
+    return max(1, cores)

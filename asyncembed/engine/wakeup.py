@@ -1,0 +1,44 @@
+"""Waking the event loop from another thread, without that thread ever waiting for the loop."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol, TypeVarTuple, cast
+
+from anyio import NoEventLoopError
+from anyio.lowlevel import current_token
+
+Args = TypeVarTuple("Args")
+
+
+class _AsyncioLoop(Protocol):
+    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any) -> object: ...
+
+
+class _TrioToken(Protocol):
+    def run_sync_soon(self, sync_fn: Callable[..., Any], *args: Any) -> None: ...
+
+
+class Loop:
+    """The event loop that was running when this was made."""
+
+    def __init__(self) -> None:
+        self._native = current_token().native_token
+        if hasattr(self._native, "call_soon_threadsafe"):
+            self._post: Callable[..., object] = cast(_AsyncioLoop, self._native).call_soon_threadsafe
+        else:
+            self._post = cast(_TrioToken, self._native).run_sync_soon
+
+    def post(self, function: Callable[[*Args], object], *args: *Args) -> None:
+        """Have the loop call `function(*args)` soon; from any thread, the loop's own included.
+
+        Does nothing once the loop is closed: nobody waits there any more.
+        """
+        with suppress(RuntimeError):
+            self._post(function, *args)
+
+    def is_running_here(self) -> bool:
+        """Whether the caller runs on this very loop."""
+        try:
+            return current_token().native_token is self._native
+        except NoEventLoopError:
+            return False

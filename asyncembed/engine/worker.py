@@ -1,0 +1,267 @@
+"""The parent's end of one worker: start it, send it calls, end it.
+
+A worker is one process (an executor with a single process of its own, so that a crash or a hang concerns nobody else)
+or, with `workers=0`, one thread. Both take the same calls and give `concurrent.futures` futures whose values are the
+answers of `asyncembed.engine.child`. All methods that may block say so; they are for a thread, never for the loop.
+"""
+
+import functools
+import signal
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from multiprocessing import connection, spawn
+from multiprocessing.context import SpawnContext, SpawnProcess
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar
+
+from asyncembed.engine import child
+from asyncembed.errors import StateError, WorkerError
+
+if TYPE_CHECKING:
+    from asyncembed.encoders.encoder import EncoderConfig
+
+START_TIMEOUT_SECONDS = 60.0
+"""A worker that does not say hello by then is given up: the interpreter alone takes 0.1 s."""
+
+STOP_GRACE_SECONDS = 2.0
+"""How long an idle worker may take to end by itself."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Answer: TypeAlias = "Future[child.Computed | child.Failed]"
+LoadAnswer: TypeAlias = "Future[child.Loaded | child.Failed]"
+
+
+class WorkerGone(WorkerError):  # noqa: N818 (reads as the event it reports)
+    """The worker's process ended; whatever it was computing has no answer."""
+
+
+class Worker(Protocol):
+    """What the supervisor needs of a worker."""
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, or None for a thread."""
+        ...
+
+    @property
+    def death_fd(self) -> int | None:
+        """File descriptor that becomes readable when the worker dies, where there is one."""
+        ...
+
+    def start(self) -> None:
+        """Start it and wait until it answers. Blocks."""
+        ...
+
+    def load(self, key: int, config: "EncoderConfig") -> LoadAnswer:
+        """Have it load a model. Raises `WorkerGone` at once if it is dead already."""
+        ...
+
+    def unload(self, key: int) -> None:
+        """Have it drop a model, some time."""
+        ...
+
+    def run(self, key: int, values: Sequence[object], call: Hashable) -> Answer:
+        """Have it compute a batch. Raises `WorkerGone` at once if it is dead already."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once, whatever it does. A thread cannot be killed: it is left behind."""
+        ...
+
+    def stop(self) -> None:
+        """Let it end, or end it after a grace period. Blocks, but not for longer than that."""
+        ...
+
+
+class ProcessWorker:
+    """A worker process: spawned, without the caller's main module, out of Ctrl-C's reach."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._context = _WorkerContext()
+        self._executor: ProcessPoolExecutor | None = None
+        self.pid: int | None = None
+
+    @property
+    def death_fd(self) -> int | None:
+        process = self._context.process
+        return None if process is None else process.sentinel
+
+    def start(self) -> None:
+        self._executor = ProcessPoolExecutor(
+            1, mp_context=self._context, initializer=child.initialize, initargs=(self._threads,)
+        )
+        try:
+            with _sigint_blocked():
+                greeting = self._executor.submit(child.hello)
+            self.pid = greeting.result(START_TIMEOUT_SECONDS).pid
+        except AssertionError as error:  # multiprocessing's own check
+            raise WorkerError("this process is daemonic and may not start workers; use workers=0 here") from error
+        except BrokenProcessPool as error:
+            raise WorkerError("a worker process ended while it started; see its stderr") from error
+        except TimeoutError as error:
+            self.kill()
+            raise WorkerError(f"a worker did not start within {START_TIMEOUT_SECONDS:.0f} s") from error
+        except OSError as error:
+            raise WorkerError(f"a worker process cannot be started: {error}") from error
+
+    def load(self, key: int, config: "EncoderConfig") -> LoadAnswer:
+        return self.call(child.load, key, config)
+
+    def unload(self, key: int) -> None:
+        with suppress(WorkerGone):
+            self.call(child.unload, key)
+
+    def run(self, key: int, values: Sequence[object], call: Hashable) -> Answer:
+        return self.call(child.run, key, values, call)
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        """Have it call an importable function."""
+        if self._executor is None:
+            raise StateError("the worker has not been started")
+        try:
+            return self._executor.submit(function, *args, **kwargs)
+        except (BrokenProcessPool, RuntimeError) as error:
+            raise WorkerGone("the worker process has ended") from error
+
+    def kill(self) -> None:
+        if self._context.process is not None:
+            with suppress(OSError, ValueError):
+                self._context.process.kill()
+
+    def stop(self) -> None:
+        if self._executor is None:
+            return
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        process = self._context.process
+        if process is not None and not connection.wait([process.sentinel], STOP_GRACE_SECONDS):
+            self.kill()
+        self._executor.shutdown(wait=True)
+
+
+class ThreadWorker:
+    """The same encoders in a thread of this process.
+
+    Its thread is a daemon: a batch that never ends does not keep the interpreter from exiting.
+    """
+
+    pid: int | None = None
+    death_fd: int | None = None
+
+    def __init__(self) -> None:
+        self._host = child.Host()
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="asyncembed-worker", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def load(self, key: int, config: "EncoderConfig") -> LoadAnswer:
+        return self._call(self._host.load, key, config)
+
+    def unload(self, key: int) -> None:
+        self._call(self._host.unload, key)
+
+    def run(self, key: int, values: Sequence[object], call: Hashable) -> Answer:
+        return self._call(self._host.run, key, values, call)
+
+    def kill(self) -> None:
+        self._calls.put(None)
+
+    def stop(self) -> None:
+        self._calls.put(None)
+        self._thread.join(STOP_GRACE_SECONDS)
+
+    def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001 (the future carries it, as an executor's would)
+                future.set_exception(error)
+
+        self._calls.put(run)
+        return future
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+
+# ---------------------------------------------------------------- processes that do not import the caller's main
+
+
+class _WorkerProcess(SpawnProcess):
+    """A process whose `__main__` stays empty: the caller's script is not run again in it.
+
+    So scripts work without a main guard, from stdin, and without their heavy imports in every worker.
+    """
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 (overrides multiprocessing's launching hook)
+        _install_preparation_wrapper()
+        _launch.is_ours = True
+        try:
+            return SpawnProcess._Popen(process_obj)  # noqa: SLF001
+        finally:
+            _launch.is_ours = False
+
+
+class _WorkerContext(SpawnContext):
+    """The spawn context, with our process class; remembers the one process that its executor starts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.process: _WorkerProcess | None = None
+
+    def Process(self, *args: Any, **kwargs: Any) -> _WorkerProcess:  # type: ignore[override]  # noqa: N802
+        self.process = _WorkerProcess(*args, **kwargs)
+        return self.process
+
+
+class _Launch(threading.local):
+    is_ours = False
+
+
+_launch = _Launch()
+_install_lock = threading.Lock()
+
+
+def _install_preparation_wrapper() -> None:
+    # multiprocessing has no option for this: the two entries that make a spawned child re-run the main module come out
+    # of one function. The wrapper drops them for a thread that is launching one of our workers, and for nobody else.
+    with _install_lock:
+        original = spawn.get_preparation_data
+        if hasattr(original, "_knows_asyncembed"):
+            return
+
+        @functools.wraps(original)
+        def get_preparation_data(name: str) -> dict[str, Any]:
+            data = original(name)
+            if _launch.is_ours:
+                data.pop("init_main_from_name", None)
+                data.pop("init_main_from_path", None)
+            return data
+
+        get_preparation_data._knows_asyncembed = True  # type: ignore[attr-defined]  # noqa: SLF001
+        spawn.get_preparation_data = get_preparation_data
+
+
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    # A child inherits the mask of the thread that starts it; it lets SIGINT through again once it ignores it.
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,144 @@
+"""The constructor keywords that the six classes share: declared once, checked once, passed on whole."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
+
+from asyncembed.engine.supervisor import BATCH_TIMEOUT_SECONDS, WorkerPool, check_count
+from asyncembed.errors import OptionError
+from asyncembed.runtime.session import Device
+
+if TYPE_CHECKING:
+    from asyncembed.runtime.session import SessionOptions
+
+MAX_BATCH_TOKENS = 2048
+MAX_IN_FLIGHT = 1024
+MAX_IN_FLIGHT_BYTES = 64 * 1024 * 1024
+
+_POOL_KEYWORDS = ("workers", "threads", "device_ids", "batch_timeout")
+
+
+class OptionKeywords(TypedDict, total=False):
+    """The keywords, for signatures; `Options` documents them."""
+
+    model_path: str | os.PathLike[str] | None
+    revision: str | None
+    cache_dir: str | os.PathLike[str] | None
+    local_files_only: bool
+    token: str | bool | None
+    progress: "bool | Callable[[Any], None] | None"
+    workers: int | None
+    threads: int | None
+    device: Device
+    device_ids: Sequence[int] | None
+    providers: Sequence[str | tuple[str, dict[str, Any]]] | None
+    pool: WorkerPool | None
+    batch_timeout: float | None
+    precision: str | None
+    onnx_file: str | None
+    max_length: int | None
+    max_batch_tokens: int | None
+    max_batch_size: int | None
+    max_in_flight: int | None
+    max_in_flight_bytes: int | None
+    batch_invariant: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a model is found, loaded and run.
+
+    Attributes:
+        model_path: Directory with the files of the named model, instead of the hub.
+        revision: Branch, tag or commit on the hub; None: the default branch.
+        cache_dir: Cache of the hub's files, instead of the one that huggingface_hub uses.
+        local_files_only: Never use the network.
+        token: Access token for the hub; None: the usual one, False: none.
+        progress: A callback for download events; False: no progress bar; None: a bar in a terminal.
+        workers: Worker processes; None chooses from the cores, 0 computes in a thread of this process.
+        threads: Threads that each worker computes with; None shares the cores out.
+        device: "auto" takes CUDA where it is installed and works, "cuda" demands it, "cpu" never asks.
+        device_ids: Devices, one per worker, dealt out in turn.
+        providers: Execution providers by name, or (name, options), instead of `device`.
+        pool: A pool shared with other embedders; it decides workers, threads, device_ids and batch_timeout.
+        batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None: never.
+        precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", ...), where it has several.
+        onnx_file: The ONNX file to take, as a path inside the repo.
+        max_length: Limit of an input in tokens, instead of the model's own.
+        max_batch_tokens: Most tokens, padding included, computed in one run of the graph.
+        max_batch_size: Most inputs computed in one run of the graph.
+        max_in_flight: How many inputs a stream may read ahead of its consumer.
+        max_in_flight_bytes: About how much memory those inputs and their waiting results may take.
+        batch_invariant: Run the inputs of a dynamically quantised file one by one, so that a result does not depend
+            on the others in its batch.
+    """
+
+    model_path: str | os.PathLike[str] | None = None
+    revision: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    token: str | bool | None = None
+    progress: "bool | Callable[[Any], None] | None" = None
+    workers: int | None = None
+    threads: int | None = None
+    device: Device = "auto"
+    device_ids: Sequence[int] | None = None
+    providers: Sequence[str | tuple[str, dict[str, Any]]] | None = None
+    pool: WorkerPool | None = None
+    batch_timeout: float | None = BATCH_TIMEOUT_SECONDS
+    precision: str | None = None
+    onnx_file: str | None = None
+    max_length: int | None = None
+    max_batch_tokens: int | None = None
+    max_batch_size: int | None = None
+    max_in_flight: int | None = None
+    max_in_flight_bytes: int | None = None
+    batch_invariant: bool = True
+
+    def __post_init__(self) -> None:
+        check_count("workers", self.workers, least=0)
+        for name in (
+            "threads", "max_length", "max_batch_tokens", "max_batch_size", "max_in_flight", "max_in_flight_bytes",
+        ):  # fmt: skip
+            check_count(name, getattr(self, name), least=1)
+        if self.device not in get_args(Device):
+            raise OptionError(f"device must be one of {', '.join(get_args(Device))}; got {self.device!r}")
+        if self.providers is not None and self.device != "auto":
+            raise OptionError("give either device or providers, not both")
+        if self.precision is not None and self.onnx_file is not None:
+            raise OptionError("give either precision or onnx_file, not both")
+        if self.pool is not None:
+            defaults = Options()
+            clashing = [name for name in _POOL_KEYWORDS if getattr(self, name) != getattr(defaults, name)]
+            if clashing:
+                raise OptionError(f"{', '.join(clashing)}: with pool=, give this to the WorkerPool instead")
+
+    @classmethod
+    def from_keywords(cls, keywords: OptionKeywords) -> "Options":
+        """Check the keywords of a constructor.
+
+        Raises:
+            OptionError: An unknown keyword, or a value that cannot work.
+        """
+        known = OptionKeywords.__annotations__
+        for name in keywords:
+            if name not in known:
+                close = get_close_matches(name, known, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}"
+                raise OptionError(f"unknown keyword {name!r}{hint}")
+        return cls(**keywords)
+
+    def session_options(self) -> "SessionOptions":
+        """What of this concerns the session; the pool adds threads and device."""
+        from asyncembed.runtime.session import SessionOptions
+
+        if self.providers is None:
+            return SessionOptions(device=self.device)
+        pairs = [(entry, {}) if isinstance(entry, str) else entry for entry in self.providers]
+        return SessionOptions(
+            providers=tuple(
+                (name, tuple(sorted((key, str(value)) for key, value in settings.items()))) for name, settings in pairs
+            )
+        )

@@ -1,0 +1,522 @@
+"""Streams: from a caller's source to results in input order, no further ahead than the window allows.
+
+`EmbeddingStream` is the caller's handle. `StreamState` is what the feeder and the worker pool hold: the window, the
+results that wait, the order. The two are apart so that dropping the handle can end the feeder: nothing that runs
+refers to the handle. All methods of the state run on the event loop, so none of them needs a lock.
+"""
+
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeAlias, TypeVar, cast
+
+from anyio import CancelScope, Event, to_thread
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+
+from asyncembed.engine.scheduler import Item, Sink
+from asyncembed.engine.supervisor import WorkerPool
+from asyncembed.errors import AsyncEmbedError, OptionError, StateError
+from asyncembed.results import Output
+
+if TYPE_CHECKING:
+    from asyncembed.engine.wakeup import Loop
+
+InputT = TypeVar("InputT")
+RecordT = TypeVar("RecordT", contravariant=True)
+ResultT = TypeVar("ResultT")
+CollectedT = TypeVar("CollectedT")
+
+Source: TypeAlias = Iterable[InputT] | AsyncIterable[InputT]
+OnError: TypeAlias = Literal["raise", "skip", "return"]
+
+FEED_CHUNK = 256
+"""Inputs that a feeder hands on at once, before it lets other tasks run."""
+
+_IN_MEMORY: tuple[type, ...] = (list, tuple, set, frozenset, deque, range, dict, type({}.keys()), type({}.values()))
+"""Sources that are read on the loop, because reading them cannot block."""
+
+
+class Intake(Protocol[RecordT]):
+    """How a record of the source becomes an item: chosen by the family, fixed for the stream."""
+
+    def item(self, record: RecordT, index: int, sink: Sink) -> tuple[Item, int]:
+        """The item, and about how many bytes it keeps in memory. Raises `InputError` if it can be no input."""
+        ...
+
+
+class _Failure:
+    """An error in the place of a result."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+_NOT_READY = object()
+
+
+class StreamState(Generic[InputT]):
+    """The window of one stream: what was read from the source and not yet taken by the consumer.
+
+    Its mutable state changes in three places only: the feeder calls `push` and `finish`, the pool calls `deliver` and
+    `fail`, the consumer calls `take` and `close`.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        intake: Intake[InputT],
+        *,
+        max_items: int,
+        max_bytes: int,
+        ordered: bool,
+        on_error: OnError,
+        on_end: Callable[["StreamState[InputT]"], None],
+    ) -> None:
+        self.pool = pool
+        self.keeps_inputs = False
+        self.feeder_scope = CancelScope()
+        self.feeder_ended = Event()
+        self._intake = intake
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._ordered = ordered
+        self._on_error = on_error
+        self._on_end = on_end
+        self._pulled = 0
+        self._taken = 0
+        self._bytes = 0
+        # By index: what was read and is not taken yet, with the bytes it is charged with.
+        self._window: dict[int, tuple[InputT | None, int]] = {}
+        # By index: what can be taken; and, for an unordered stream, the indices in order of arrival.
+        self._outcomes: dict[int, object] = {}
+        self._arrivals: deque[int] = deque()
+        self._source_error: Exception | None = None
+        self._is_source_done = False
+        self._end: Exception | None = None
+        self._is_closed = False
+        self._consumer_wake = Event()
+        self._feeder_wake = Event()
+
+    # ---------------------------------------------------------------- the feeder's side
+
+    def room(self) -> int:
+        """How many more inputs may be read now."""
+        if self._bytes >= self._max_bytes and self._window:
+            return 0
+        return self._max_items - (self._pulled - self._taken)
+
+    async def wait_room(self, share: float = 0.0) -> int:
+        """Wait until this share of the window, and at least one place, is free; returns how many are."""
+        wanted = max(1, int(self._max_items * share))
+        while (room := self.room()) < wanted:
+            self._feeder_wake = Event()
+            await self._feeder_wake.wait()
+        return room
+
+    def push(self, records: Iterable[InputT]) -> None:
+        """Take records from the source, in order, and let them wait for a worker."""
+        if self._is_closed:
+            return
+        items: list[Item] = []
+        for record in records:
+            index = self._pulled
+            self._pulled += 1
+            try:
+                item, size_bytes = self._intake.item(record, index, self)
+            except AsyncEmbedError as error:
+                self._window[index] = (record, 0)
+                self.fail(index, error)
+                continue
+            self._window[index] = (record if self.keeps_inputs else None, size_bytes)
+            self._bytes += size_bytes
+            items.append(item)
+        if items:
+            self.pool.submit(items)
+
+    def finish(self, error: Exception | None = None) -> None:
+        """Learn that the source has ended, or failed with `error`, which is raised after all results before it."""
+        self._is_source_done = True
+        self._source_error = error
+        self._consumer_wake.set()
+
+    # ---------------------------------------------------------------- the pool's side (a `Sink`)
+
+    def deliver(self, index: int, result: object) -> None:
+        """Take a result."""
+        if self._is_closed:
+            return
+        result_bytes = getattr(result, "nbytes", 0)
+        if result_bytes:
+            record, size_bytes = self._window[index]
+            self._window[index] = (record, size_bytes + result_bytes)
+            self._bytes += result_bytes
+        self._arrive(index, result)
+
+    def fail(self, index: int, error: Exception) -> None:
+        """Take an error in the place of a result."""
+        if self._is_closed:
+            return
+        self._arrive(index, _Failure(error))
+
+    def _arrive(self, index: int, outcome: object) -> None:
+        self._outcomes[index] = outcome
+        if not self._ordered:
+            self._arrivals.append(index)
+            self._consumer_wake.set()
+        elif index == self._taken:
+            self._consumer_wake.set()
+
+    # ---------------------------------------------------------------- the consumer's side
+
+    def take(self) -> object:
+        """The next result, or (input, result), or `_NOT_READY`.
+
+        Raises:
+            StopAsyncIteration: There are no more.
+            Exception: The input's own error with `on_error="raise"`, or the source's; again at each further call.
+        """
+        while True:
+            if self._end is not None:
+                raise self._end
+            index = self._next_index()
+            if index is None:
+                if not self._is_source_done or self._window:
+                    return _NOT_READY
+                self.close(self._source_error)
+                continue
+            if not self._ordered:
+                self._arrivals.popleft()
+            outcome = self._outcomes.pop(index)
+            record, size_bytes = self._window.pop(index)
+            self._taken += 1
+            self._bytes -= size_bytes
+            self._feeder_wake.set()
+            if type(outcome) is _Failure:
+                if self._on_error == "skip":
+                    continue
+                if self._on_error == "raise":
+                    self.close(outcome.error)
+                    continue
+                outcome = outcome.error
+            return (record, outcome) if self.keeps_inputs else outcome
+
+    def _next_index(self) -> int | None:
+        if self._ordered:
+            return self._taken if self._taken in self._outcomes else None
+        return self._arrivals[0] if self._arrivals else None
+
+    async def wait_ready(self) -> None:
+        """Wait until `take` may have something new."""
+        self._consumer_wake = Event()
+        if self._end is None and self._next_index() is None and not (self._is_source_done and not self._window):
+            await self._consumer_wake.wait()
+
+    def close(self, end: Exception | None = None) -> None:
+        """End the stream: the feeder is cancelled, what waits is withdrawn, `take` raises `end` from now on."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._end = end or StopAsyncIteration()
+        self.feeder_scope.cancel()
+        if self._window:
+            self.pool.withdraw(self)
+        self._window.clear()
+        self._outcomes.clear()
+        self._consumer_wake.set()
+        self._on_end(self)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more can come of it."""
+        return self._is_closed
+
+
+class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
+    """Results as they become ready, in input order: an async iterator.
+
+    Nothing is read from the source before the first result is asked for. Leaving `async for` early, cancelling the
+    consumer or dropping the stream ends the reading of the source and withdraws what waits; while you keep a
+    reference, you can go on where you left. `aclose()`, or `async with`, ends it at once and waits for the source
+    to be closed.
+
+    A stream belongs to the event loop and the embedder that made it.
+    """
+
+    def __init__(
+        self,
+        state: StreamState[InputT],
+        source: Source[InputT],
+        group: TaskGroup,
+        output: Output[ResultT, CollectedT],
+    ) -> None:
+        self._state = state
+        self._source: Source[InputT] | None = source
+        self._group = group
+        self.output = output
+        self._loop: Loop = state.pool.loop
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ResultT:
+        self._start()
+        # Always a checkpoint, and before anything is taken: a cancelled consumer loses no result.
+        await checkpoint()
+        state = self._state
+        while (outcome := state.take()) is _NOT_READY:
+            await state.wait_ready()
+        return self.output.own(cast(ResultT, outcome))
+
+    async def aclose(self) -> None:
+        """End the stream and wait until its source is closed."""
+        self._state.close()
+        if self._source is None:
+            await self._state.feeder_ended.wait()
+        await checkpoint()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        # May run in any thread, or after the loop is gone: leave word and do no more.
+        state = getattr(self, "_state", None)
+        if state is not None and not state.is_closed:
+            self._loop.post(state.close)
+
+    def with_inputs(self) -> "EmbeddingStream[InputT, tuple[InputT, ResultT], tuple[list[InputT], CollectedT]]":
+        """Give each result together with its input: pairs, so that a record travels with its vector.
+
+        Returns this stream. With `batches` and `collect`, the pairs come as (list of inputs, results).
+
+        Raises:
+            StateError: The stream has been started.
+        """
+        if self._source is None:
+            raise StateError("with_inputs() comes before the first result is asked for")
+        self._state.keeps_inputs = True
+        stream = cast("EmbeddingStream[InputT, tuple[InputT, ResultT], tuple[list[InputT], CollectedT]]", self)
+        stream.output = self.output.paired()
+        return stream
+
+    def batches(self, size: int) -> "BatchStream[ResultT, CollectedT]":
+        """The same results, up to `size` at a time: for a dense model, arrays of up to `size` rows.
+
+        Only the last one is smaller. Made for ingest into a database.
+        """
+        if size < 1:
+            raise OptionError(f"a batch has at least one result; got size={size}")
+        return BatchStream(self, size)
+
+    async def collect(self) -> CollectedT:
+        """All results: for a dense model one array (n, dim), else a list or an array of scores."""
+        results: list[ResultT] = []
+        while some := await self.take_some(FEED_CHUNK):
+            results += some
+        # Assembling a large array copies all of it: not on the loop.
+        return await to_thread.run_sync(self.output.assemble, results, limiter=self._state.pool.limiter)
+
+    async def take_some(self, most: int) -> list[ResultT]:
+        """What is ready, up to `most` results; waits for the first of them. Empty at the end of the stream."""
+        self._start()
+        await checkpoint()
+        results: list[ResultT] = []
+        while True:
+            try:
+                while len(results) < most and (outcome := self._state.take()) is not _NOT_READY:
+                    results.append(cast(ResultT, outcome))
+            except StopAsyncIteration:
+                return results
+            except Exception:
+                # What came before the error goes out first; the error comes again with the next call.
+                if results:
+                    return results
+                raise
+            if results:
+                return results
+            await self._state.wait_ready()
+
+    def _start(self) -> None:
+        if self._source is not None:
+            self._state.pool.check_loop()
+            source, self._source = self._source, None
+            self._group.start_soon(_feed, self._state, source)
+
+
+class BatchStream(Generic[ResultT, CollectedT]):
+    """The results of a stream, several at a time: an async iterator; see `EmbeddingStream.batches`."""
+
+    def __init__(self, stream: "EmbeddingStream[Any, ResultT, CollectedT]", size: int) -> None:
+        self._stream = stream
+        self._size = size
+        # Kept across calls, so that a cancelled consumer loses no result.
+        self._taken: list[ResultT] = []
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> CollectedT:
+        while len(self._taken) < self._size:
+            try:
+                some = await self._stream.take_some(self._size - len(self._taken))
+            except Exception:
+                if self._taken:
+                    break  # the error comes again with the next call
+                raise
+            if not some:
+                break
+            self._taken += some
+        if not self._taken:
+            raise StopAsyncIteration
+        batch, self._taken = self._taken, []
+        return self._stream.output.assemble(batch)
+
+    async def aclose(self) -> None:
+        """End the stream and wait until its source is closed."""
+        await self._stream.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+# ---------------------------------------------------------------- feeding
+
+
+async def _feed(state: StreamState[InputT], source: Source[InputT]) -> None:
+    """Read the source into the window until it ends; never lets an exception into the shared task group."""
+    outcome: Exception | None = StateError("the source was cancelled from inside")
+    try:
+        with state.feeder_scope:
+            if isinstance(source, AsyncIterable):
+                outcome = await _feed_awaiting(state, source)
+            elif isinstance(source, _IN_MEMORY):
+                outcome = await _feed_from_memory(state, source)
+            else:
+                outcome = await _feed_from_thread(state, source)
+    finally:
+        state.finish(outcome)
+        state.feeder_ended.set()
+
+
+async def _feed_from_memory(state: StreamState[InputT], source: Iterable[InputT]) -> Exception | None:
+    iterator = iter(source)
+    while True:
+        room = await state.wait_room(share=1 / 8)
+        try:
+            records = list(islice(iterator, min(room, FEED_CHUNK)))
+        except Exception as error:  # noqa: BLE001 (the source's own, raised at the consumer)
+            return error
+        if not records:
+            return None
+        state.push(records)
+        await checkpoint()
+
+
+async def _feed_awaiting(state: StreamState[InputT], source: AsyncIterable[InputT]) -> Exception | None:
+    try:
+        iterator = aiter(source)
+        try:
+            while True:
+                await state.wait_room()
+                try:
+                    record = await anext(iterator)
+                except StopAsyncIteration:
+                    return None
+                state.push((record,))
+        finally:
+            # A generator is ours alone, and ends here, in the task that ran it. Another kind of iterator (a stream
+            # of the caller's) is the caller's to close.
+            if isinstance(iterator, AsyncGenerator):
+                with CancelScope(shield=True):
+                    await iterator.aclose()
+    except Exception as error:  # noqa: BLE001 (as above)
+        return error
+
+
+async def _feed_from_thread(state: StreamState[InputT], source: Iterable[InputT]) -> Exception | None:
+    reader = _Reader(source, state)
+    try:
+        while not reader.is_done:
+            room = await state.wait_room(share=1 / 4)
+            # A thread does not hear cancellation: it ends after the record that it is reading.
+            await to_thread.run_sync(reader.read, room, abandon_on_cancel=True, limiter=state.pool.limiter)
+            reader.hand_over()
+    finally:
+        with CancelScope(shield=True):
+            await to_thread.run_sync(reader.stop, limiter=state.pool.limiter)
+    return reader.error
+
+
+class _Reader(Generic[InputT]):
+    """Reads a synchronous iterable in a thread; each record reaches the loop as soon as it is read."""
+
+    def __init__(self, source: Iterable[InputT], state: StreamState[InputT]) -> None:
+        self.is_done = False
+        self.error: Exception | None = None
+        self._source = source
+        self._state = state
+        self._iterator: Iterator[InputT] | None = None
+        # The thread appends, the loop takes; both ends of a deque are atomic.
+        self._records: deque[InputT] = deque()
+        self._is_posted = False
+        self._is_stopped = False
+        self._reading = threading.Lock()
+
+    def read(self, most: int) -> None:
+        """Read up to `most` records. Blocks as the source does."""
+        with self._reading:
+            try:
+                self._iterator = self._iterator or iter(self._source)
+                for record in islice(self._iterator, most):
+                    self._records.append(record)
+                    if not self._is_posted:
+                        self._is_posted = True
+                        self._state.pool.loop.post(self.hand_over)
+                    if self._is_stopped:
+                        break
+                    most -= 1
+                self.is_done = most > 0
+            except Exception as error:  # noqa: BLE001 (the source's own, raised at the consumer)
+                self.error = error
+                self.is_done = True
+            finally:
+                if self._is_stopped:
+                    self._close()
+
+    def hand_over(self) -> None:
+        """Push what was read; on the loop."""
+        self._is_posted = False
+        records = []
+        while self._records:
+            records.append(self._records.popleft())
+        self._state.push(records)
+
+    def stop(self) -> None:
+        """Read no further. A generator is closed, by the thread that is inside it if there is one."""
+        self._is_stopped = True
+        if self._reading.acquire(blocking=False):
+            try:
+                self._close()
+            finally:
+                self._reading.release()
+
+    def _close(self) -> None:
+        iterator, self._iterator = self._iterator, None
+        if isinstance(iterator, Generator):
+            with suppress(Exception):
+                iterator.close()
