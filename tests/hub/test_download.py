@@ -109,9 +109,7 @@ async def test_a_cancelled_download_resumes_where_it_was(repo: Repo, hub: HubSer
 def asked_bytes(hub: HubServer) -> int:
     total = 0
     for request in hub.of_route("content"):
-        start, _, end = (
-            request.headers.get("Range", f"bytes=0-{SIZE - 1}").removeprefix("bytes=").partition("-")
-        )
+        start, _, end = request.headers.get("Range", f"bytes=0-{SIZE - 1}").removeprefix("bytes=").partition("-")
         total += (int(end) if end else SIZE - 1) + 1 - int(start)
     return total
 
@@ -135,9 +133,7 @@ anyio.run(main)
 """
 
 
-async def test_a_killed_process_leaves_what_the_next_one_resumes(
-    repo: Repo, hub: HubServer, cache: Path
-) -> None:
+async def test_a_killed_process_leaves_what_the_next_one_resumes(repo: Repo, hub: HubServer, cache: Path) -> None:
     hub.faults.append(Fault("content", times=8, path="onnx", stall_after=300_000))
     with subprocess.Popen(
         [sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.PIPE, text=True
@@ -159,9 +155,7 @@ async def test_several_processes_on_one_cold_cache_transfer_each_file_once(
 ) -> None:
     def run() -> None:
         children = [
-            subprocess.Popen(
-                [sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL
-            )
+            subprocess.Popen([sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL)
             for _ in range(3)
         ]
         assert [child.wait(60) for child in children] == [0, 0, 0]
@@ -172,17 +166,13 @@ async def test_several_processes_on_one_cold_cache_transfer_each_file_once(
     assert hub_requests == download.CONNECTIONS + 1
 
 
-async def test_processes_without_working_locks_still_get_it_right(
-    repo: Repo, hub: HubServer, cache: Path
-) -> None:
+async def test_processes_without_working_locks_still_get_it_right(repo: Repo, hub: HubServer, cache: Path) -> None:
     """On some network file systems every process gets every lock."""
     child = "import fcntl; fcntl.flock = lambda *a: None\n" + CHILD
 
     def run() -> None:
         children = [
-            subprocess.Popen(
-                [sys.executable, "-c", child, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL
-            )
+            subprocess.Popen([sys.executable, "-c", child, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL)
             for _ in range(3)
         ]
         assert [process.wait(60) for process in children] == [0, 0, 0]
@@ -242,9 +232,7 @@ async def test_progress_tells_of_every_byte_and_file(repo: Repo) -> None:
         "config.json",
     }
     assert max(
-        event.received_bytes
-        for event in events
-        if isinstance(event, BytesReceived) and event.path == "model.onnx"
+        event.received_bytes for event in events if isinstance(event, BytesReceived) and event.path == "model.onnx"
     ) == (SIZE)
 
 

@@ -90,9 +90,7 @@ async def test_weights_in_the_shared_store_load_through_hard_links(
     assert await loadable_model_path(snapshot, "onnx/model.onnx") == path
 
 
-async def test_links_of_deleted_snapshots_are_removed(
-    hub: HubServer, files: dict[str, bytes | memoryview]
-) -> None:
+async def test_links_of_deleted_snapshots_are_removed(hub: HubServer, files: dict[str, bytes | memoryview]) -> None:
     snapshot = await fetch_model(hub, files)
     move_into_shared_store(snapshot)
     gone = snapshot.parents[1] / "onnx_snapshots" / ("a" * 40)
