@@ -67,7 +67,7 @@ class DenseEncoder:
         results = finish(vectors, call)
         if done.failures:
             results = spread(results, done.positions, len(inputs))
-        return Encoded(results, done.failures, tokens=sum(done.lengths), padded_tokens=padded)  # type: ignore[arg-type]
+        return Encoded(results, done.failures, tokens=sum(done.lengths), padded_tokens=padded)
 
     def _embed(self, encodings: Sequence[Encoding], prompt: str, extra: Mapping[str, Array]) -> tuple[FloatArray, int]:
         """Pooled vectors in the order of `encodings`, float32 (n, dim), and the tokens computed for them."""
