@@ -22,6 +22,14 @@ def build(config: EncoderConfig) -> Encoder:
     if ":" in name:
         return _foreign(name)(config)
     match name:
+        case "dense":
+            from asyncembed.encoders.dense import DenseEncoder
+
+            return DenseEncoder(config)
+        case "static":
+            from asyncembed.encoders.static import StaticEncoder
+
+            return StaticEncoder(config)
         case unknown:
             raise UnsupportedModelError(f"no encoder is called {unknown!r}", model=config.spec.name)
 

@@ -17,7 +17,7 @@ Mode: TypeAlias = Literal["embed", "query", "passage", "image", "pair", "count"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderConfig:
-    """Everything a worker needs to build one encoder; travels to the worker by pickle, and is hashable by use.
+    """Everything a worker needs to build one encoder; travels to the worker by pickle.
 
     Attributes:
         spec: The model.
@@ -27,6 +27,7 @@ class EncoderConfig:
         max_batch_tokens: Most tokens, padding included, that one run of the graph may compute.
         max_batch_size: Most inputs that one run of the graph may take; None: no limit.
         batch_invariant: Run the inputs of a dynamically quantised graph one by one.
+        load_session: Load the graph too; False leaves an encoder for mode "count", which needs no runtime.
         settings: What the family's own constructor keywords say (k, b, language, ...).
     """
 
@@ -37,12 +38,13 @@ class EncoderConfig:
     max_batch_tokens: int = 2048
     max_batch_size: int | None = None
     batch_invariant: bool = True
+    load_session: bool = True
     settings: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What one call asks of the encoder beyond its inputs. Inputs share a batch only if their calls are equal.
+    """What one call asks beyond its inputs. Inputs share a batch only if their calls are equal.
 
     Attributes:
         mode: What the inputs are, or, for "count", that only their tokens are to be counted.

@@ -1,0 +1,1 @@
+"""Small models that the tests make: graphs, tokenizers, and directories of both."""

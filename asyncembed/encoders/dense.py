@@ -1,0 +1,149 @@
+"""One vector per text, from a transformer's graph."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from tokenizers import Encoding
+
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.graph import TextGraph
+from asyncembed.encoders.pooling import FloatArray, IntArray, normalize, pool
+from asyncembed.encoders.postprocess import finish, spread
+from asyncembed.encoders.projection import read_projections
+from asyncembed.encoders.tokenization import TextTokenizer, Tokenized
+from asyncembed.errors import OptionError, UnsupportedModelError
+from asyncembed.runtime.session import Array
+
+
+class DenseEncoder:
+    """The encoder of all dense text models that have a graph.
+
+    Results are one array (n, dim); with mode "count" they are the number of tokens of each text instead.
+
+    Of `spec.settings` it reads:
+        lower_case, strip: What is done to a text before it is tokenized.
+        pad_to_limit: Whether every text is padded to the length limit (the graph pools its last position).
+        include_prompt: Whether the tokens of a prompt count in the pooling (default True).
+        projections: Folders of linear layers between pooling and normalisation, as sentence-transformers has
+            them.
+        output_name: Graph output that is taken where the graph has it, rather than `spec.output`.
+        task_input, tasks, query_task, passage_task, default_task: A multi-task model's graph input, its tasks
+            (name → number), and which of them a call means that names none.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Load tokenizer and graph; see `build` for the errors."""
+        spec = config.spec
+        settings = spec.settings
+        self._spec = spec
+        self.tokenizer = TextTokenizer(
+            config.directory,
+            max_length=config.max_length or spec.max_length,
+            lower_case=bool(settings.get("lower_case", False)),
+            strip=bool(settings.get("strip", False)),
+        )
+        self._fixed_length = self.tokenizer.limit if settings.get("pad_to_limit") else None
+        self._include_prompt = bool(settings.get("include_prompt", True))
+        self._task_input = settings.get("task_input")
+        self._graph = (
+            TextGraph(config, extra_inputs=[str(self._task_input)] if self._task_input else [])
+            if config.load_session
+            else None
+        )
+        self._projections = read_projections(config.directory, settings) if config.load_session else []
+        self._prompt_lengths: dict[str, int] = {}
+
+    def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
+        """Embed texts, or count their tokens; a text that cannot be tokenized is a failure.
+
+        Raises:
+            OptionError: The call asks for a task or a number of dimensions that the model does not have.
+        """
+        prompt = call.prompt or ""
+        done = self.tokenizer.encode(inputs, prefix=prompt, truncate=call.truncate)
+        if call.mode == "count":
+            return counted(len(inputs), done)
+        vectors, padded = self._embed(done.encodings, prompt, self._task(call))
+        results = finish(vectors, call)
+        if done.failures:
+            results = spread(results, done.positions, len(inputs))
+        return Encoded(results, done.failures, tokens=sum(done.lengths), padded_tokens=padded)  # type: ignore[arg-type]
+
+    def _embed(self, encodings: Sequence[Encoding], prompt: str, extra: Mapping[str, Array]) -> tuple[FloatArray, int]:
+        """Pooled vectors in the order of `encodings`, float32 (n, dim), and the tokens computed for them."""
+        if self._graph is None:
+            raise AssertionError("an encoder without a session only counts")
+        vectors: FloatArray | None = None
+        padded = 0
+        if self._fixed_length is not None:
+            runs = self._graph.plan([self._fixed_length] * len(encodings))
+        else:
+            runs = self._graph.plan([len(encoding) for encoding in encodings])
+        for run in runs:
+            ids, mask = self.tokenizer.pad([encodings[row] for row in run.rows], length=self._fixed_length)
+            padded += ids.size
+            pooled = self._pool(self._graph.run(ids, mask, **extra), mask, prompt)
+            if vectors is None:
+                vectors = np.empty((len(encodings), pooled.shape[1]), dtype=np.float32)
+            vectors[list(run.rows)] = pooled
+        if vectors is None:
+            return np.empty((0, self._spec.dim or 0), dtype=np.float32), 0
+        for projection in self._projections:
+            vectors = projection(vectors)
+        if self._spec.dim is not None and vectors.shape[1] != self._spec.dim:
+            raise UnsupportedModelError(
+                f"the model is declared with dim={self._spec.dim}, but its vectors have {vectors.shape[1]}",
+                model=self._spec.name,
+            )
+        return normalize(vectors) if self._spec.normalize else vectors, padded
+
+    def _pool(self, output: Array, mask: IntArray, prompt: str) -> FloatArray:
+        how = self._spec.pooling
+        if output.ndim == 2 and how in ("none", "cls"):
+            # Some graphs of models with CLS pooling do that themselves.
+            pooled: FloatArray = output.astype(np.float32, copy=False)
+            return pooled
+        if output.ndim != 3 or how == "none":
+            raise UnsupportedModelError(
+                f"pooling={how!r} does not fit the graph's output of shape {output.shape}: "
+                + ('its vectors are pooled already, say pooling="none"' if output.ndim == 2 else "say pooling="),
+                model=self._spec.name,
+            )
+        if prompt and not self._include_prompt:
+            mask = self._without_prompt(mask, prompt)
+        return pool(output, mask, how)
+
+    def _without_prompt(self, mask: IntArray, prompt: str) -> IntArray:
+        """`mask` with the tokens of the prompt taken out."""
+        length = self._prompt_lengths.get(prompt)
+        if length is None:
+            length = self._prompt_lengths[prompt] = self.tokenizer.prefix_length(prompt)
+        return np.where(mask.cumsum(axis=1) > length, mask, 0)
+
+    def _task(self, call: Call) -> dict[str, Array]:
+        """The graph's task input, for a multi-task model."""
+        if self._task_input is None:
+            if call.task is not None:
+                raise OptionError(f"{self._spec.name} has no tasks; leave out task=")
+            return {}
+        settings = self._spec.settings
+        tasks = settings["tasks"]
+        assert isinstance(tasks, Mapping)
+        by_mode = {"query": settings.get("query_task"), "passage": settings.get("passage_task")}
+        task = next(
+            (value for value in (call.task, by_mode.get(call.mode)) if value is not None),
+            settings.get("default_task"),
+        )
+        number = tasks.get(task, task)
+        if number not in tasks.values():
+            names = ", ".join(f"{name!r} ({value})" for name, value in tasks.items())
+            raise OptionError(f"{self._spec.name} has no task {task!r}; it has {names}")
+        return {str(self._task_input): np.array(number, dtype=np.int64)}
+
+
+def counted(batch_size: int, done: Tokenized) -> Encoded:
+    """The answer to mode "count": an int per input, 0 where it could not be tokenized."""
+    counts = [0] * batch_size
+    for position, length in zip(done.positions, done.lengths, strict=True):
+        counts[position] = length
+    return Encoded(counts, done.failures)

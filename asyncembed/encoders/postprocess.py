@@ -1,0 +1,78 @@
+"""What a call may ask for on top of an embedding: fewer dimensions, half precision, or a quantised form."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from asyncembed.encoders.encoder import Call
+from asyncembed.encoders.pooling import FloatArray, normalize
+from asyncembed.errors import OptionError
+from asyncembed.runtime.session import Array
+
+INT8_RANGES = "int8_ranges"
+
+
+def finish(vectors: FloatArray, call: Call) -> Array:
+    """Bring float32 vectors (n, dim) into the form that `call` asks for.
+
+    Returns:
+        float32 or float16 (n, dim); int8 (n, dim) for "int8"; int8 (n, ceil(dim / 8)) for "binary".
+
+    Raises:
+        OptionError: `truncate_dim` is over the model's dim, or "int8" has no ranges.
+    """
+    if call.truncate_dim is not None:
+        if not 0 < call.truncate_dim <= vectors.shape[1]:
+            raise OptionError(f"truncate_dim={call.truncate_dim} must be between 1 and the model's {vectors.shape[1]}")
+        vectors = normalize(vectors[:, : call.truncate_dim])
+    match call.output:
+        case "int8":
+            return quantize_int8(vectors, _ranges(call, vectors.shape[1]))
+        case "binary":
+            return quantize_binary(vectors)
+        case "float":
+            return np.ascontiguousarray(vectors, dtype=call.dtype)
+
+
+def quantize_int8(vectors: FloatArray, ranges: FloatArray) -> Array:
+    """Spread each component's range over -128…127.
+
+    `ranges` is (2, dim): the smallest and largest value of each component over a sample of the corpus. It is
+    fixed beforehand, so that a vector does not depend on its batch. What lies outside is clipped; inside, the
+    values are those of sentence-transformers' `quantize_embeddings(..., precision="int8", ranges=ranges)`,
+    which lets it wrap around.
+    """
+    low, high = ranges
+    steps = np.maximum((high - low) / np.float32(255), np.finfo(np.float32).tiny)
+    quantized: Array = np.clip((vectors - low) / steps - 128, -128, 127).astype(np.int8)
+    return quantized
+
+
+def quantize_binary(vectors: FloatArray) -> Array:
+    """One bit per component, set where it is positive.
+
+    Eight to a byte, the first one highest, and each byte minus 128, as int8: as sentence-transformers'
+    `quantize_embeddings(..., precision="binary")`.
+    """
+    bits = np.packbits(vectors > 0, axis=1)
+    return (bits.astype(np.int16) - 128).astype(np.int8)
+
+
+def spread(results: Array, positions: Sequence[int], batch_size: int) -> Array:
+    """Put one row per usable input to its position in the batch; the other rows are zeros."""
+    rows = np.zeros((batch_size, *results.shape[1:]), dtype=results.dtype)
+    rows[list(positions)] = results
+    return rows
+
+
+def _ranges(call: Call, dim: int) -> FloatArray:
+    raw = dict(call.settings).get(INT8_RANGES)
+    if not isinstance(raw, bytes):
+        raise OptionError(
+            'output="int8" needs the range of each component, from the float embeddings of some hundred '
+            "documents: int8_ranges=np.stack([sample.min(0), sample.max(0)])"
+        )
+    values = np.frombuffer(raw, dtype=np.float32)
+    if values.size != 2 * dim:
+        raise OptionError(f"int8_ranges must have the shape (2, {dim}), the smallest and largest values")
+    return values.reshape(2, dim)

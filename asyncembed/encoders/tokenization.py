@@ -1,0 +1,397 @@
+"""From texts to token ids: a repo's tokenizer, configured once and never changed afterwards.
+
+The rules are those of transformers' fast tokenizers, read from the same files: `tokenizer.json` (required),
+`tokenizer_config.json`, `special_tokens_map.json` and `config.json`.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import AddedToken, Encoding, Tokenizer
+
+from asyncembed.errors import InputError, ModelLoadError, OptionError, UnsupportedModelError
+
+IntArray = npt.NDArray[np.int64]
+
+# A text is cut before tokenization only if it is longer than this many characters per token of the limit.
+_CHARACTERS_PER_TOKEN = 8
+_LARGEST_LIMIT = 2**63 - 1
+
+
+@dataclass(slots=True)
+class Tokenized:
+    """The inputs of one batch that could be tokenized.
+
+    Attributes:
+        encodings: One per usable input. Their `ids` and `type_ids` count; `tokens` and `offsets` are empty.
+        positions: Where each of them stands in the batch.
+        failures: Position in the batch → why that input could not be used.
+    """
+
+    encodings: list[Encoding]
+    positions: list[int]
+    failures: dict[int, InputError] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each encoding, special tokens included."""
+        return [len(encoding) for encoding in self.encodings]
+
+
+class TextTokenizer:
+    """The tokenizer of the model in `directory`.
+
+    Attributes:
+        limit: Most tokens of one input, special tokens included.
+        pad_id: Id that fills a row of a batch.
+        pads_left: Whether that filling comes before the tokens.
+        truncates_left: Whether the beginning of a text that is too long is dropped, not its end.
+        special_ids: Text → id of every special token.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        max_length: int | None = None,
+        lower_case: bool = False,
+        strip: bool = False,
+        add_special_tokens: bool = True,
+        pads: bool = True,
+    ) -> None:
+        """Read the files of `directory`.
+
+        Args:
+            directory: Where `tokenizer.json` lies.
+            max_length: Limit in tokens; None: the smaller of `model_max_length` and `max_length` in
+                `tokenizer_config.json`.
+            lower_case: Lower the letters of each text first.
+            strip: Remove white space from both ends of each text first, as sentence-transformers does.
+            add_special_tokens: Whether markers such as [CLS] are put around the text.
+            pads: Whether `pad` will be used, so that the repo must have a pad token.
+
+        Raises:
+            UnsupportedModelError: The files do not say what is needed; the message names the way out.
+            ModelLoadError: A file is broken.
+            OptionError: `max_length` leaves no room for a token of the text.
+        """
+        settings = _Settings.read(directory)
+        self.tokenizer = settings.tokenizer
+        self.limit = settings.limit if max_length is None else max_length
+        self.pad_id = settings.required_pad_id if pads else settings.pad_id or 0
+        self.pad_type_id = settings.pad_type_id
+        self.pads_left = settings.pads_left
+        self.pad_to_multiple_of = settings.pad_to_multiple_of
+        self.special_ids = settings.special_ids
+        self._lower_case = lower_case
+        self._strip = strip
+        self._add_special_tokens = add_special_tokens
+        self.truncates_left = settings.truncation_side == "left"
+        self._cuts_early = not self.truncates_left and _is_prefix_stable(self.tokenizer)
+        markers = self.tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
+        if self.limit <= markers:
+            # The library would not truncate at all.
+            raise OptionError(
+                f"max_length={self.limit} leaves no room for text: the model adds {markers} special tokens"
+            )
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(self.limit, direction=settings.truncation_side)
+
+    def encode(self, inputs: Sequence[object], *, prefix: str = "", truncate: bool = True) -> Tokenized:
+        """Tokenize texts, each with `prefix` before it.
+
+        An input that is no string, is not valid Unicode, or (with `truncate=False`) is over the limit is a
+        failure.
+        """
+        usable, failures = sort_out(inputs)
+        texts = [self.prepare(prefix + inputs[position]) for position in usable]  # type: ignore[operator]
+        done = Tokenized(self._encode_all(texts), usable, failures)
+        if not truncate:
+            self._reject_truncated(done)
+        return done
+
+    def encode_pairs(self, inputs: Sequence[object], *, truncate: bool = True) -> Tokenized:
+        """Tokenize pairs of texts, which share the limit: the longer text of a pair is cut first."""
+        usable, failures = sort_out(inputs, _why_unusable_pair)
+        pairs = [tuple(map(self.prepare, inputs[position])) for position in usable]  # type: ignore[call-overload]
+        encodings = self.tokenizer.encode_batch_fast(pairs, add_special_tokens=self._add_special_tokens)
+        done = Tokenized(encodings, usable, failures)
+        if not truncate:
+            self._reject_truncated(done)
+        return done
+
+    def too_long(self) -> InputError:
+        """The failure of a text over the limit that must not be cut."""
+        return InputError(f"longer than the model's limit of {self.limit} tokens, and truncate=False")
+
+    def prefix_length(self, prefix: str) -> int:
+        """Tokens that `prefix` takes at the start of an input: its markers included, a closing one not."""
+        encoding = self.tokenizer.encode(self.prepare(prefix), add_special_tokens=self._add_special_tokens)
+        closes = bool(encoding.ids) and encoding.ids[-1] in self.special_ids.values()
+        return len(encoding) - closes
+
+    def pad(self, encodings: Sequence[Encoding], *, length: int | None = None) -> tuple[IntArray, IntArray]:
+        """Put encodings into one rectangle.
+
+        Returns:
+            Ids and attention mask (1 for a real token, 0 for padding), both int64 (len(encodings), tokens),
+            as wide as the longest or, if that is more, `length`.
+        """
+        width = max((len(encoding) for encoding in encodings), default=0)
+        if length is not None:
+            width = max(width, length)
+        elif self.pad_to_multiple_of:
+            width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        ids = np.full((len(encodings), width), self.pad_id, dtype=np.int64)
+        mask = np.zeros((len(encodings), width), dtype=np.int64)
+        for row, encoding in enumerate(encodings):
+            count = len(encoding)
+            columns = slice(width - count, width) if self.pads_left else slice(0, count)
+            ids[row, columns] = encoding.ids
+            mask[row, columns] = 1
+        return ids, mask
+
+    def prepare(self, text: str) -> str:
+        """What is done to a text before it is tokenized."""
+        if self._strip:
+            text = text.strip()
+        return text.lower() if self._lower_case else text
+
+    def _encode_all(self, texts: list[str]) -> list[Encoding]:
+        """Tokenize; a text far over the limit is cut first where that provably changes nothing."""
+        starts = [self.start_of(text) for text in texts]
+        encodings = self.tokenizer.encode_batch_fast(starts, add_special_tokens=self._add_special_tokens)
+        for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
+            # A start that did not fill the limit (long words, white space, ...) says nothing about the rest.
+            if len(start) < len(text) and not encodings[row].overflowing:
+                encodings[row] = self.tokenizer.encode_batch_fast([text], add_special_tokens=self._add_special_tokens)[
+                    0
+                ]
+        return encodings
+
+    def start_of(self, text: str) -> str:
+        """As much of `text` as will probably fill the limit, up to a space after a word.
+
+        Its tokens begin like those of `text`; if they are over the limit, the rest of `text` does not matter.
+        """
+        enough = self.limit * _CHARACTERS_PER_TOKEN
+        if not self._cuts_early or len(text) <= 2 * enough:
+            return text
+        end = text.rfind(" ", 0, enough)
+        while end > 0 and text[end - 1].isspace():
+            end -= 1
+        # Cutting exactly before a single space, with a word before it, cannot touch the tokens of that word.
+        return text[:end] if end > 0 and text[end] == " " else text
+
+    def _reject_truncated(self, done: Tokenized) -> None:
+        kept = [row for row, encoding in enumerate(done.encodings) if not encoding.overflowing]
+        if len(kept) == len(done.encodings):
+            return
+        for row in sorted(set(range(len(done.encodings))).difference(kept)):
+            done.failures[done.positions[row]] = self.too_long()
+        done.encodings = [done.encodings[row] for row in kept]
+        done.positions = [done.positions[row] for row in kept]
+
+
+def sort_out(
+    inputs: Sequence[object], why_unusable: Callable[[object], str | None] | None = None
+) -> tuple[list[int], dict[int, InputError]]:
+    """The positions of the usable inputs, texts unless told otherwise, and the failures of the others."""
+    check = why_unusable or _why_unusable
+    failures = {
+        position: InputError(reason) for position, value in enumerate(inputs) if (reason := check(value)) is not None
+    }
+    if not failures:
+        return list(range(len(inputs))), failures
+    return [position for position in range(len(inputs)) if position not in failures], failures
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What the tokenizer files of a repo say."""
+
+    tokenizer: Tokenizer
+    declared_limit: int | None
+    truncation_side: str
+    pad_id: int | None
+    pad_type_id: int
+    pads_left: bool
+    pad_to_multiple_of: int | None
+    special_ids: dict[str, int]
+    directory: Path
+
+    @property
+    def limit(self) -> int:
+        if self.declared_limit is None:
+            raise UnsupportedModelError(
+                f"tokenizer_config.json in {self.directory} has no usable model_max_length: say max_length=<tokens>",
+                model=str(self.directory),
+            )
+        return self.declared_limit
+
+    @property
+    def required_pad_id(self) -> int:
+        if self.pad_id is None:
+            raise UnsupportedModelError(
+                f"no pad token in {self.directory}: tokenizer_config.json should name one (pad_token)",
+                model=str(self.directory),
+            )
+        return self.pad_id
+
+    @classmethod
+    def read(cls, directory: Path) -> "_Settings":
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise UnsupportedModelError(
+                f"{directory} has no tokenizer.json: save the model's fast tokenizer there "
+                "(AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it)",
+                model=str(directory),
+            )
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise ModelLoadError(f"cannot read {path}: {error}", model=str(directory)) from error
+        config = _read_json(directory / "tokenizer_config.json")
+        limits = [
+            value
+            for value in (config.get("model_max_length"), config.get("max_length"))
+            if type(value) is int and 0 < value <= _LARGEST_LIMIT
+        ]
+        truncation = tokenizer.truncation or {}
+        padding = tokenizer.padding or {}
+        # Before the pad token is looked up: the map may be what gives it an id.
+        for value in _read_json(directory / "special_tokens_map.json").values():
+            for token in value if isinstance(value, list) else [value]:
+                tokenizer.add_special_tokens([_added_token(token)])
+        pad_token = padding.get("pad_token") or _content(config.get("pad_token"))
+        pad_id = padding.get("pad_id", _read_json(directory / "config.json").get("pad_token_id"))
+        if pad_id is None and pad_token is not None:
+            pad_id = tokenizer.token_to_id(pad_token)
+        return cls(
+            tokenizer=tokenizer,
+            declared_limit=min(limits, default=None),
+            truncation_side=config.get("truncation_side") or truncation.get("direction", "right"),
+            pad_id=pad_id if type(pad_id) is int else None,
+            pad_type_id=padding.get("pad_type_id", 0),
+            pads_left=(config.get("padding_side") or padding.get("direction", "right")) == "left",
+            pad_to_multiple_of=padding.get("pad_to_multiple_of"),
+            special_ids={
+                token.content: id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special
+            },
+            directory=directory,
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`; an absent file counts as an empty one."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ModelLoadError(f"cannot read {path}: {error}", model=str(path.parent)) from error
+    return value if isinstance(value, dict) else {}
+
+
+def _content(token: object) -> str | None:
+    """The text of a token that a config file gives as a string or as an object."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _added_token(token: object) -> AddedToken | str:
+    if not isinstance(token, dict):
+        return str(token)
+    known = ("single_word", "lstrip", "rstrip", "normalized")
+    flags = {name: bool(token[name]) for name in known if name in token}
+    return AddedToken(str(token.get("content", "")), special=True, **flags)
+
+
+def _why_unusable(value: object) -> str | None:
+    if not isinstance(value, str):
+        return f"expected a string, got {type(value).__name__}"
+    if value.isascii():
+        return None
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code_point = ord(value[error.start])
+        return f"not valid Unicode: a lone surrogate (U+{code_point:04X}) at character {error.start}"
+    return None
+
+
+def _why_unusable_pair(value: object) -> str | None:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return f"expected a pair of strings, got {type(value).__name__}"
+    return _why_unusable(value[0]) or _why_unusable(value[1])
+
+
+# What is known to tokenize the words before a space without regard to what follows it.
+LOCAL_NORMALIZERS = frozenset(
+    {
+        "BertNormalizer",
+        "NFC",
+        "NFD",
+        "NFKC",
+        "NFKD",
+        "Nmt",
+        "Lowercase",
+        "StripAccents",
+        "Strip",
+        "Precompiled",
+        "Prepend",
+    }
+)
+SPLITS_AT_SPACES = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
+LOCAL_PRE_TOKENIZERS = SPLITS_AT_SPACES | {"Metaspace", "ByteLevel", "Digits", "Punctuation"}
+_SPACE_PATTERNS = ({"String": " "}, {"Regex": " {2,}"})
+
+
+def _is_prefix_stable(tokenizer: Tokenizer) -> bool:
+    """Whether the tokens of a text's beginning, up to a space after a word, do not depend on the rest."""
+    if any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values()):
+        return False
+    normalizers = components(tokenizer.normalizer, "normalizers")
+    for part in normalizers:
+        is_space_rule = part["type"] == "Replace" and part["pattern"] in _SPACE_PATTERNS
+        if part["type"] not in LOCAL_NORMALIZERS and not is_space_rule:
+            return False
+    pre_tokenizers = components(tokenizer.pre_tokenizer, "pretokenizers")
+    return all(part["type"] in LOCAL_PRE_TOKENIZERS for part in pre_tokenizers) and any(
+        _separates_words(part) for part in pre_tokenizers
+    )
+
+
+def _separates_words(pre_tokenizer: dict[str, Any]) -> bool:
+    match pre_tokenizer["type"]:
+        case "Metaspace":
+            return bool(pre_tokenizer.get("split", True))
+        case "ByteLevel":
+            return bool(pre_tokenizer.get("use_regex", True))
+        case kind:
+            return kind in SPLITS_AT_SPACES
+
+
+def components(component: Any, members: str) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer of the library as plain records, a sequence of them taken apart.
+
+    `members` is what the library calls the parts of a sequence: "normalizers" or "pretokenizers".
+    """
+    if component is None:
+        return []
+    record = json.loads(component.__getstate__())
+    return list(_flattened(record, members))
+
+
+def _flattened(record: dict[str, Any], members: str) -> Iterator[dict[str, Any]]:
+    if record["type"] == "Sequence":
+        for part in record[members]:
+            yield from _flattened(part, members)
+    else:
+        yield record

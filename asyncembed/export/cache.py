@@ -1,0 +1,148 @@
+"""Where exported graphs are kept, so that each is built once for the same weights."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
+from asyncembed.export.architectures import read_config
+from asyncembed.runtime.safetensors import find_weights, read_tensors
+
+# Raised when the graph that the same weights give changes: older graphs are then not found any more.
+FORMAT_VERSION = 1
+
+GRAPH_FILE = "model.onnx"
+DATA_FILE = "model.onnx_data"
+_TEMPORARY_PREFIX = "tmp-"
+
+# Within this time a file can change twice without a new timestamp (FAT: 2 s): its stat does not identify it.
+_TIMESTAMP_STEP_SECONDS = 2.0
+# A temporary directory that is older belongs to a process that was killed.
+_ABANDONED_SECONDS = 24 * 3600.0
+
+
+def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
+    """The ONNX graph of the encoder in `directory`, built from its safetensors weights or found in the cache.
+
+    Blocks while it reads and writes; the first call for some weights takes about a second per 200 MB, later
+    ones milliseconds. The result lies under `cache_dir` (default: `default_cache_dir()`), its weights in a
+    second file beside it. It is found again by the content of the config and the weights, not by their place,
+    and appears whole or not at all, however many processes build it at once.
+
+    Inputs and output are those of `asyncembed.export.architectures.Architecture.build`.
+
+    Raises:
+        UnsupportedModelError: There are no weights, the architecture is not known, or the config asks for
+            something that is not computed.
+        ModelLoadError: The weights are broken or incomplete, or the cache cannot be written.
+        RuntimeMissingError: The graph must be built and the package `onnx` is not installed.
+    """
+    architecture, config = read_config(directory)
+    root, target, weights = _place(directory, cache_dir)
+    if _is_complete(target):
+        return target / GRAPH_FILE
+    if importlib.util.find_spec("onnx") is None:
+        raise RuntimeMissingError(
+            f"{directory} has no ONNX file; to build it from the weights, "
+            'install the package onnx: pip install "asyncembed[export]"',
+            model=str(directory),
+        )
+    graph = architecture.build(config, read_tensors(*weights), str(directory))
+    try:
+        _prune(root)
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY_PREFIX, dir=root) as temporary:
+            graph.write(Path(temporary, GRAPH_FILE), Path(temporary, DATA_FILE), DATA_FILE)
+            target.mkdir(exist_ok=True)
+            # The graph last: whoever sees it finds its weights. Two processes write the same bytes.
+            for name in (DATA_FILE, GRAPH_FILE):
+                Path(temporary, name).replace(target / name)
+    except OSError as error:
+        if _is_complete(target):  # Windows does not replace a file that another process has just made and mapped
+            return target / GRAPH_FILE
+        raise ModelLoadError(
+            f"the graph built from {directory} cannot be kept in {root}: {error}; "
+            "name another directory with cache_dir= or in ASYNCEMBED_CACHE",
+            model=str(directory),
+        ) from error
+    return target / GRAPH_FILE
+
+
+def find_graph(directory: Path, *, cache_dir: Path | None = None) -> Path | None:
+    """What `ensure_graph` would give, if it has been built already; None otherwise.
+
+    Raises:
+        UnsupportedModelError: There are no weights.
+    """
+    _, target, _ = _place(directory, cache_dir)
+    return target / GRAPH_FILE if _is_complete(target) else None
+
+
+def _place(directory: Path, cache_dir: Path | None) -> tuple[Path, Path, list[Path]]:
+    """The cache's root, the folder there of the graph that `directory` gives, and the weights that identify it."""
+    weights = find_weights(directory)
+    if not weights:
+        raise UnsupportedModelError(f"{directory} has neither an ONNX file nor model.safetensors", model=str(directory))
+    root = (cache_dir or default_cache_dir()) / "exported"
+    digests = [_file_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
+    key = hashlib.sha256("\n".join([str(FORMAT_VERSION), *digests]).encode()).hexdigest()[:32]
+    return root, root / key, list(weights)
+
+
+def default_cache_dir() -> Path:
+    """`$ASYNCEMBED_CACHE`, else `asyncembed` in the Hugging Face home.
+
+    That is `$HF_HOME`, else `$XDG_CACHE_HOME/huggingface`, else `~/.cache/huggingface`.
+    """
+    if chosen := os.environ.get("ASYNCEMBED_CACHE"):
+        return Path(chosen).expanduser()
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "asyncembed"
+
+
+def _is_complete(target: Path) -> bool:
+    return (target / GRAPH_FILE).is_file() and (target / DATA_FILE).is_file()
+
+
+def _file_digest(path: Path, known: Path) -> str:
+    """The SHA-256 of a file's content, read only if the file is not the one it was.
+
+    Digests are remembered in the directory `known`, under the identity that `stat` gives: device, inode,
+    size, and the times of the last change to the content and to the inode. No program can set the latter, so
+    it also tells files apart whose modification time an archive or a package manager has fixed.
+    """
+    status = path.stat()
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    memo = known / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+    try:
+        return memo.read_text("ascii")
+    except OSError:
+        pass
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time() - max(status.st_mtime, status.st_ctime) > _TIMESTAMP_STEP_SECONDS:
+        _remember(memo, digest)
+    return digest
+
+
+def _remember(memo: Path, digest: str) -> None:
+    """Write `memo` whole or not at all; where that cannot be, the next caller hashes again."""
+    try:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=memo.parent, prefix=_TEMPORARY_PREFIX, delete=False) as file:
+            file.write(digest)
+        Path(file.name).replace(memo)
+    except OSError:
+        return
+
+
+def _prune(root: Path) -> None:
+    """Remove what killed processes left behind."""
+    for path in root.glob(f"{_TEMPORARY_PREFIX}*"):
+        if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,121 @@
+"""An ONNX graph under construction, and how it is written to disk.
+
+The weights lie in a file of their own beside the graph ("external data"). So one way serves models below and
+above protobuf's limit of 2 GB, a runtime maps the weights instead of copying them, worker processes share the
+embedding table's pages, and at no time is more than one tensor in memory here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from asyncembed.runtime.session import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+# Tensors up to this size stay in the graph, where a runtime's optimiser can read them: scalars, axes, shapes.
+_INLINE_BYTES = 256
+# Half-precision weights are widened in pieces of this size.
+_BLOCK_BYTES = 16 * 2**20
+# Page size: what lets a runtime map one tensor without its neighbours.
+_ALIGNMENT_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """One tensor of the data file; `load` gives it, in any float type, at the moment of writing."""
+
+    name: str
+    shape: tuple[int, ...]
+    load: Callable[[], Array]
+
+
+class Graph:
+    """Nodes, constants and weights, in the order in which they are added."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
+        self._weights: dict[str, _Weight] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, shape: Sequence[int | str]) -> str:
+        """Declare an int64 input; a dimension with a name is dynamic."""
+        from onnx import TensorProto, helper
+
+        self._inputs.append(helper.make_tensor_value_info(name, TensorProto.INT64, shape))
+        return name
+
+    def output(self, value: str, name: str, shape: Sequence[int | str]) -> None:
+        """Declare the float32 `value` an output called `name`."""
+        from onnx import TensorProto, helper
+
+        self._nodes.append(helper.make_node("Identity", [value], [name], name=name))
+        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+    def node(self, op: str, *inputs: str, **attributes: int | float | Sequence[int]) -> str:
+        """Add a node of the standard operator set; the name of its output."""
+        from onnx import helper
+
+        name = f"{op}_{len(self._nodes)}"
+        node = helper.make_node(op, inputs, [name], name=name)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+        self._nodes.append(node)
+        return name
+
+    def constant(self, value: int | float | Sequence[int]) -> str:
+        """A small tensor inside the graph: int64 for integers, float32 otherwise. Equal ones are shared."""
+        from onnx import numpy_helper
+
+        array = np.asarray(value, np.float32 if isinstance(value, float) else np.int64)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = numpy_helper.from_array(array, f"constant_{len(self._constants)}")
+        return self._constants[key].name
+
+    def weight(self, name: str, shape: tuple[int, ...], load: Callable[[], Array]) -> str:
+        """A float32 tensor of the data file. `load` is called once, when the graph is written."""
+        self._weights.setdefault(name, _Weight(name, shape, load))
+        return name
+
+    def write(self, model: Path, data: Path, data_name: str) -> None:
+        """Write the graph to `model`, its weights to `data`, which the graph refers to as `data_name`."""
+        from onnx import helper
+
+        with data.open("wb") as file:
+            weights = [_write_weight(weight, file, data_name) for weight in self._weights.values()]
+        graph = helper.make_graph(
+            self._nodes, "encoder", self._inputs, self._outputs, [*self._constants.values(), *weights]
+        )
+        proto = helper.make_model(
+            graph,
+            producer_name="asyncembed",
+            opset_imports=[helper.make_opsetid("", self.opset)],
+            ir_version=8,
+        )
+        model.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _write_weight(weight: _Weight, file: BinaryIO, data_name: str) -> "onnx.TensorProto":
+    from onnx import TensorProto
+
+    array = weight.load()
+    size_bytes = 4 * array.size
+    tensor = TensorProto(name=weight.name, data_type=TensorProto.FLOAT, dims=weight.shape)
+    if size_bytes <= _INLINE_BYTES:
+        tensor.raw_data = array.astype("<f4").tobytes()
+        return tensor
+    file.seek(-file.tell() % _ALIGNMENT_BYTES, 1)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", data_name), ("offset", file.tell()), ("length", size_bytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    rows = max(1, _BLOCK_BYTES * len(array) // size_bytes)
+    for start in range(0, len(array), rows):
+        file.write(np.ascontiguousarray(array[start : start + rows], "<f4").data)
+    return tensor

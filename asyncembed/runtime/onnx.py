@@ -1,0 +1,122 @@
+"""A graph on onnxruntime: the first implementation of `Session`."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from asyncembed.errors import ModelLoadError, RuntimeMissingError
+from asyncembed.runtime.providers import CPU, INSTALL_HINT, choose_providers, missing_after_load
+from asyncembed.runtime.session import Array, SessionOptions
+
+_logger = logging.getLogger("asyncembed")
+
+# The types that embedding graphs take as inputs, as onnxruntime writes them.
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(bool)": np.dtype(np.bool_),
+}
+
+
+class OnnxSession:
+    """One ONNX file, loaded. Reads the whole model when made, so making one blocks.
+
+    Raises:
+        RuntimeMissingError: onnxruntime, or an execution provider that was asked for, is missing.
+        ModelLoadError: The file is missing, broken, or needs a newer onnxruntime.
+    """
+
+    def __init__(self, path: Path, options: SessionOptions) -> None:
+        onnxruntime = _import_onnxruntime()
+        choice = choose_providers(options, onnxruntime.get_available_providers())
+        if choice.uses_cuda and hasattr(onnxruntime, "preload_dlls"):
+            # Finds the CUDA libraries that pip put into site-packages.
+            onnxruntime.preload_dlls()
+        if not path.is_file():
+            raise ModelLoadError(f"there is no file {path}", model=str(path))
+        try:
+            session = onnxruntime.InferenceSession(
+                str(path),
+                _session_options(onnxruntime, options.threads),
+                providers=[name for name, _ in choice.providers],
+                provider_options=[settings for _, settings in choice.providers],
+                enable_fallback=0,
+            )
+        except Exception as error:
+            raise ModelLoadError(
+                f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}", model=str(path)
+            ) from error
+        active = session.get_providers()
+        if missing := sorted(choice.required.difference(active)):
+            raise missing_after_load(missing, active)
+        if choice.uses_cuda and choice.providers[0][0] not in active:
+            _logger.warning(
+                "CUDA is installed but did not start, so %s runs on %s; device='cuda' makes this an error, "
+                "device='cpu' silences it",
+                path.name,
+                ", ".join(active),
+            )
+        self._session = session
+        self._input_types = {value.name: value.type for value in session.get_inputs()}
+        self._input_names = tuple(self._input_types)
+        self._output_names = tuple(value.name for value in session.get_outputs())
+        self.providers: tuple[str, ...] = tuple(active)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the graph's inputs, in its order."""
+        return self._input_names
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the graph's outputs, in its order."""
+        return self._output_names
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether the CPU computes; on anything else each run has a much higher fixed cost."""
+        return self.providers[0] == CPU
+
+    def input_dtype(self, name: str) -> np.dtype[Any]:
+        """The element type that the input `name` takes."""
+        return _DTYPES[self._input_types[name]]
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
+        """Compute `outputs`, in that order, from `inputs`."""
+        results: list[Array] = self._session.run(list(outputs), dict(inputs))
+        return results
+
+
+def _session_options(onnxruntime: ModuleType, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # Threads that spin while they wait would take the cores from the other workers.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A memory pattern is kept for every input shape that was ever seen, and here shapes never repeat. The
+    # arena stays: it is as large as the largest run and no larger, and without it runs are a tenth slower and
+    # the peak is higher.
+    options.enable_mem_pattern = False
+    # Errors only: warnings about graph optimisations mean nothing to the user of a finished model.
+    options.log_severity_level = 3
+    return options
+
+
+def _import_onnxruntime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeMissingError(f"this model needs onnxruntime: {INSTALL_HINT}") from error
+    module: ModuleType = onnxruntime
+    return module

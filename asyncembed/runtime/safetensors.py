@@ -1,0 +1,178 @@
+"""Weights in the safetensors format, mapped into memory and read tensor by tensor, without torch.
+
+A file is an 8-byte little-endian length, that many bytes of JSON (name → dtype, shape, byte range), and the
+raw little-endian, row-major tensors. Source: the format's description, github.com/huggingface/safetensors.
+"""
+
+import json
+import math
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from asyncembed.errors import ModelLoadError, UnsupportedModelError
+from asyncembed.runtime.session import Array
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+# The reference implementation refuses longer headers too, so that a broken length cannot exhaust the memory.
+MAX_HEADER_BYTES = 100_000_000
+
+_DTYPES: Mapping[str, np.dtype[np.generic]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),  # numpy has no bfloat16: see `Tensors.__getitem__`
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+
+
+def find_weights(directory: Path) -> tuple[Path, ...]:
+    """The safetensors files that hold a model's weights, in name order; empty where `directory` has none.
+
+    A repo has either one `model.safetensors` or an index that names the files the weights are split into.
+
+    Raises:
+        ModelLoadError: The index is broken, or names a file that is missing.
+    """
+    if (single := directory / SINGLE_FILE).is_file():
+        return (single,)
+    index = directory / INDEX_FILE
+    if not index.is_file():
+        return ()
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _broken(index, "it is no index of safetensors files") from error
+    for name in names:
+        # The index comes from a repo: it may name the files beside it, and nothing else on this machine.
+        if not isinstance(name, str) or Path(name).name != name:
+            raise _broken(index, f"it names {name!r}, which is no file of the same directory")
+        if not (directory / name).is_file():
+            raise _broken(index, f"the file {name} that it names is missing")
+    return tuple(directory / name for name in sorted(names))
+
+
+def read_tensors(*paths: Path) -> "Tensors":
+    """The tensors of one file, or of all the files that a model is split into.
+
+    Raises:
+        ModelLoadError: A file is missing, cut short, or no safetensors file; or two files hold the same name.
+    """
+    return Tensors(paths)
+
+
+class Tensors(Mapping[str, Array]):
+    """Tensors by name. Nothing is read before a tensor is asked for.
+
+    The arrays are read-only views of the mapped files, except that bfloat16 is widened to float32, exactly,
+    in a copy. They stay valid as long as anything refers to them.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._entries: dict[str, _Entry] = {}
+        for path in paths:
+            for name, entry in _read_header(path, _map(path)).items():
+                if name in self._entries:
+                    raise _broken(path, f"the tensor {name} is in {self._entries[name].path.name} too")
+                self._entries[name] = entry
+
+    def __getitem__(self, name: str) -> Array:
+        """The tensor `name`.
+
+        Raises:
+            UnsupportedModelError: Its element type is one that numpy cannot hold (8-bit floats and smaller).
+        """
+        entry = self._entries[name]
+        if entry.dtype not in _DTYPES:
+            raise UnsupportedModelError(
+                f"tensor {name} in {entry.path} has the element type {entry.dtype}; "
+                f"those that can be read are {', '.join(_DTYPES)}",
+                model=str(entry.path.parent),
+            )
+        array = np.frombuffer(entry.data, _DTYPES[entry.dtype], math.prod(entry.shape), entry.start)
+        if entry.dtype == "BF16":  # the upper half of a float32
+            widened = array.astype("<u4")
+            widened <<= 16
+            array = widened.view("<f4")
+        return array.reshape(entry.shape)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the tensor `name`, without reading it."""
+        return self._entries[name].shape
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Where one tensor lies: `start` counts bytes from the beginning of the file."""
+
+    path: Path
+    data: mmap.mmap
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise _broken(path, f"it cannot be opened: {error}") from error
+    except ValueError as error:  # an empty file cannot be mapped
+        raise _broken(path, "it is empty") from error
+
+
+def _read_header(path: Path, data: mmap.mmap) -> dict[str, _Entry]:
+    """Check the header against the file, so that no later access can reach beyond it."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or not 2 <= length <= min(len(data) - 8, MAX_HEADER_BYTES):
+        raise _broken(path, "it is cut short, or no safetensors file at all")
+    try:
+        header = json.loads(data[8 : 8 + length])
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, "its header is no JSON") from error
+    if not isinstance(header, dict):
+        raise _broken(path, "its header is no JSON object")
+    header.pop("__metadata__", None)
+    entries: dict[str, _Entry] = {}
+    for name, fields in header.items():
+        try:
+            dtype, shape = str(fields["dtype"]), tuple(map(_natural, fields["shape"]))
+            begin, end = map(_natural, fields["data_offsets"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise _broken(path, f"its header does not describe the tensor {name}") from error
+        if not begin <= end <= len(data) - 8 - length:
+            raise _broken(path, f"it is cut short: the tensor {name} ends beyond the end of the file")
+        if dtype in _DTYPES and end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
+            raise _broken(path, f"the tensor {name} of {dtype} {list(shape)} cannot be {end - begin} bytes long")
+        entries[name] = _Entry(path, data, dtype, shape, 8 + length + begin)
+    return entries
+
+
+def _natural(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no size")
+    return value
+
+
+def _broken(path: Path, reason: str) -> ModelLoadError:
+    return ModelLoadError(f"{path} cannot be read: {reason}; delete it and download it again", model=str(path.parent))

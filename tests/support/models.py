@@ -1,0 +1,51 @@
+"""Model directories: a graph, a tokenizer, and the configs beside them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from asyncembed.catalogue.spec import LocalSource, ModelSpec
+from tests.support.graphs import DIM, write_text_graph
+from tests.support.tokenizers import wordpiece, write_tokenizer
+
+MODEL_FILE = "onnx/model.onnx"
+
+TEXTS = (
+    "how can you make it long",
+    "",
+    "x",
+    "they said that there was a way to write about it, and that they would have time if you can see the day",
+    "Zebra 42!",
+    "the the the the",
+    " ".join(["more"] * 100),
+)
+
+
+def write_model(
+    directory: Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    tokenizer_options: dict[str, Any] | None = None,
+    model_file: str = MODEL_FILE,
+    **graph: Any,
+) -> Path:
+    """A directory with the files of a small text model; `graph` goes to `write_text_graph`."""
+    write_tokenizer(directory, tokenizer or wordpiece(), **(tokenizer_options or {}))
+    (directory / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
+    write_text_graph(directory / model_file, **graph)
+    return directory
+
+
+def spec_for(directory: Path, **fields: Any) -> ModelSpec:
+    """A spec of a dense text model whose files lie in `directory`."""
+    defaults: dict[str, Any] = {
+        "name": "tests/small",
+        "family": "text",
+        "encoder": "dense",
+        "sources": (LocalSource(directory),),
+        "model_file": MODEL_FILE,
+        "dim": DIM,
+    }
+    return ModelSpec(**(defaults | fields))
