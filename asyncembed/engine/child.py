@@ -83,6 +83,8 @@ class Host:
         """Compute one batch."""
         try:
             encoded = self._encoders[key].encode(values, call)  # type: ignore[arg-type]
+            if len(encoded.results) != len(values):
+                raise ValueError(f"{len(encoded.results)} results for {len(values)} inputs")
         except AsyncEmbedError as error:
             return Failed(error)
         except Exception as error:  # noqa: BLE001 (as above)
