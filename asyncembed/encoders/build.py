@@ -26,6 +26,10 @@ def build(config: EncoderConfig) -> Encoder:
             from asyncembed.encoders.dense import DenseEncoder
 
             return DenseEncoder(config)
+        case "static":
+            from asyncembed.encoders.static import StaticEncoder
+
+            return StaticEncoder(config)
         case "splade":
             from asyncembed.encoders.splade import splade
 

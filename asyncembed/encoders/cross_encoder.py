@@ -53,7 +53,7 @@ class CrossEncoder:
             scores[positions[list(run.rows)]] = self._scores(self._graph.run(ids, mask, **types))
         if ("activation", "sigmoid") in call.settings:
             scores = sigmoid(scores)
-        return Encoded(scores, done.failures, tokens=sum(done.lengths), padded_tokens=padded)  # type: ignore[arg-type]
+        return Encoded(scores, done.failures, tokens=sum(done.lengths), padded_tokens=padded)
 
     def _pad_types(self, encodings: Sequence[Encoding], mask: IntArray) -> IntArray:
         """Which text of its pair each token belongs to, as wide as `mask`."""

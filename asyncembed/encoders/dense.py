@@ -8,7 +8,7 @@ from tokenizers import Encoding
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.pooling import FloatArray, IntArray, normalize, pool
-from asyncembed.encoders.postprocess import finish
+from asyncembed.encoders.postprocess import finish, spread
 from asyncembed.encoders.projection import read_projections
 from asyncembed.encoders.tokenization import TextTokenizer, Tokenized
 from asyncembed.errors import OptionError, UnsupportedModelError
@@ -52,6 +52,9 @@ class DenseEncoder:
         )
         self._projections = read_projections(config.directory, settings) if config.load_session else []
         self._prompt_lengths: dict[str, int] = {}
+        # One short run: it tells the length of a vector, and spares the first caller the allocations of a first run.
+        dim = self.encode([""], Call()).results.shape[1] if config.load_session else spec.dim  # type: ignore[union-attr]
+        self.facts: Mapping[str, object] = {"max_length": self.tokenizer.limit, "dim": dim}
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts, or count their tokens; a text that cannot be tokenized is a failure.
@@ -67,7 +70,7 @@ class DenseEncoder:
         results = finish(vectors, call)
         if done.failures:
             results = spread(results, done.positions, len(inputs))
-        return Encoded(results, done.failures, tokens=sum(done.lengths), padded_tokens=padded)  # type: ignore[arg-type]
+        return Encoded(results, done.failures, tokens=sum(done.lengths), padded_tokens=padded)
 
     def _embed(self, encodings: Sequence[Encoding], prompt: str, extra: Mapping[str, Array]) -> tuple[FloatArray, int]:
         """Pooled vectors in the order of `encodings`, float32 (n, dim), and the tokens computed for them."""
@@ -147,10 +150,3 @@ def counted(batch_size: int, done: Tokenized) -> Encoded:
     for position, length in zip(done.positions, done.lengths, strict=True):
         counts[position] = length
     return Encoded(counts, done.failures)
-
-
-def spread(results: Array, positions: Sequence[int], batch_size: int) -> Array:
-    """Put one row per usable input to its position in the batch; the other rows are zeros."""
-    rows = np.zeros((batch_size, *results.shape[1:]), dtype=results.dtype)
-    rows[list(positions)] = results
-    return rows

@@ -71,7 +71,7 @@ def write_text_graph(
     Its outputs are chosen by name:
 
     - "last_hidden_state" (batch, tokens, dim);
-    - "pooler_output", the last position of a row, padding or not; "sentence_embedding", the masked sum; "text_embeds",
+    - "pooler_output", the last position of a row, padding or not; "sentence_embedding", the masked mean; "text_embeds",
       the first position: (batch, dim);
     - "logits" (batch, tokens, VOCABULARY), as of a masked language model;
     - "attention_6" (batch, heads, tokens, tokens);
@@ -113,7 +113,8 @@ def write_text_graph(
             build.constant(np.array([1], dtype=np.int64)),
             keepdims=0,
         )
-        results["sentence_embedding"] = (summed, ["batch", dim])
+        count = build.add("ReduceSum", column, build.constant(np.array([1], dtype=np.int64)), keepdims=0)
+        results["sentence_embedding"] = (build.add("Div", summed, count), ["batch", dim])
     if "logits" in outputs:
         results["logits"] = (
             build.add("MatMul", hidden, build.random(dim, VOCABULARY)),
