@@ -38,7 +38,9 @@ def files_of(directory: Path) -> "dict[str, Content]":
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
 
 
-def as_sentence_transformers(directory: Path, *, pooling: str = "pooling_mode_mean_tokens", prompts: bool = False) -> None:
+def as_sentence_transformers(
+    directory: Path, *, pooling: str = "pooling_mode_mean_tokens", prompts: bool = False
+) -> None:
     """Write the files by which sentence-transformers describes a model."""
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -57,7 +59,9 @@ def as_sentence_transformers(directory: Path, *, pooling: str = "pooling_mode_me
 async def test_a_catalogued_name_is_downloaded_once_and_then_opened_without_the_network(
     hub: HubServer, tmp_path: Path
 ) -> None:
-    hub.repos["Qdrant/all-MiniLM-L6-v2-onnx"] = Repo(files_of(write_model(tmp_path / "m", model_file="model.onnx", dim=384)))
+    hub.repos["Qdrant/all-MiniLM-L6-v2-onnx"] = Repo(
+        files_of(write_model(tmp_path / "m", model_file="model.onnx", dim=384))
+    )
     async with TextEmbedding("Sentence-Transformers/ALL-minilm-l6-v2", workers=1) as model:
         first = await model.embed(TEXTS).collect()
     requests = len(hub.requests)
@@ -77,7 +81,9 @@ async def test_a_repo_that_no_catalogue_lists_is_computed_as_its_own_files_say(h
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
         assert np.array_equal(vectors, await local.embed(TEXTS).collect())
         # The repo's prompts are on, as in sentence-transformers.
-        assert np.array_equal(await remote.embed_query("the day"), await remote.embed_query("query: the day", prompt=""))
+        assert np.array_equal(
+            await remote.embed_query("the day"), await remote.embed_query("query: the day", prompt="")
+        )
         by_name = await remote.embed(["the day"], prompt_name="document").collect()
         assert np.array_equal(by_name, await remote.embed_documents(["the day"]))
         # max_seq_length, special tokens included

@@ -1,4 +1,4 @@
-"""The README's snippets run as they stand, and print what they say; a small model on a local hub answers for the real."""
+"""The README's snippets run as they stand, and print what they say; a local hub serves a small model for the real."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.server import HubServer, Repo
+from tests.hub.server import Content, HubServer, Repo
 from tests.support.models import write_model
 
 README = Path(__file__).parents[1] / "README.md"
@@ -21,7 +21,7 @@ DIM = 384
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
     directory = write_model(tmp_path / "model", model_file="model_optimized.onnx", dim=DIM)
-    files = {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
+    files: dict[str, Content] = {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
     with HubServer() as server:
         server.repos["Qdrant/bge-small-en-v1.5-onnx-Q"] = Repo(files)
         yield server
@@ -30,7 +30,11 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.strip().splitlines()[0][:40])
 def test_the_snippet_prints_what_its_comments_say(snippet: str, hub: HubServer, tmp_path: Path) -> None:
     program = snippet if "anyio.run(" in snippet else as_program(snippet)
-    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-"], input=program, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
