@@ -195,7 +195,7 @@ class TextTokenizer:
         library's time grows with the product of two such texts' lengths.
         """
         first, second = (self.prepare(text) for text in pair)
-        starts = self.start_of(first), self._start_of(second)
+        starts = self.start_of(first), self.start_of(second)
         if starts == (first, second):
             return starts
         if not self._is_over_limit(starts[0]):
