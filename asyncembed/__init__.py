@@ -12,17 +12,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asyncembed.catalogue.spec import ModelSpec
+    from asyncembed.cross_encoder import TextCrossEncoder
     from asyncembed.embedders import TextEmbedding
     from asyncembed.engine.supervisor import Stats, WorkerPool
+    from asyncembed.results import SparseEmbedding
+    from asyncembed.sparse import SparseTextEmbedding
     from asyncembed.stream import EmbeddingStream
 
-__all__ = ["EmbeddingStream", "ModelSpec", "Stats", "TextEmbedding", "WorkerPool"]
+__all__ = [
+    "EmbeddingStream",
+    "ModelSpec",
+    "SparseEmbedding",
+    "SparseTextEmbedding",
+    "Stats",
+    "TextCrossEncoder",
+    "TextEmbedding",
+    "WorkerPool",
+]
 
 # Worker processes import this package too: nothing is loaded before it is used.
 _HOMES = {
     "EmbeddingStream": "asyncembed.stream",
     "ModelSpec": "asyncembed.catalogue.spec",
+    "SparseEmbedding": "asyncembed.results",
+    "SparseTextEmbedding": "asyncembed.sparse",
     "Stats": "asyncembed.engine.supervisor",
+    "TextCrossEncoder": "asyncembed.cross_encoder",
     "TextEmbedding": "asyncembed.embedders",
     "WorkerPool": "asyncembed.engine.supervisor",
 }

@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args
 
 from anyio import AsyncContextManagerMixin, Event
@@ -63,7 +64,7 @@ class Embedder(AsyncContextManagerMixin):
 
     def __init__(self, model_name: str | os.PathLike[str] | ModelSpec, **options: Unpack[OptionKeywords]) -> None:
         self._model_name = model_name
-        self._options = Options.from_keywords(options)
+        self._options = Options.from_keywords(options, own=signature(type(self)).parameters)
         self._opened: _Opened | None = None
         self._is_opening = False
         self._was_closed = False
@@ -82,7 +83,7 @@ class Embedder(AsyncContextManagerMixin):
                 else:
                     pool.check_loop()
                 config = await prepare(
-                    self._model_name, self.family, self._options, overrides=self._overrides(), settings=self._settings()
+                    self._wanted(), self.family, self._options, overrides=self._overrides(), settings=self._settings()
                 )
                 model = pool.add_model(config)
                 stack.callback(pool.remove_model, model)
@@ -125,6 +126,10 @@ class Embedder(AsyncContextManagerMixin):
             device_ids=options.device_ids,
             batch_timeout=options.batch_timeout,
         )
+
+    def _wanted(self) -> str | os.PathLike[str] | ModelSpec:
+        """The model to open."""
+        return self._model_name
 
     def _overrides(self) -> Overrides:
         """What the caller says instead of the model's own configuration."""
@@ -186,6 +191,13 @@ class Embedder(AsyncContextManagerMixin):
             raise
         opened.pool.submit([item])
         return output.own(await request.wait(opened.pool, item))
+
+    async def _count(self, source: Source[InputT], measure: "Measure", call: Call) -> int:
+        """Tokens of all inputs together."""
+        counted = replace(call, mode="count")
+        return await self._stream(
+            source, measure, counted, COUNT, key=None, priority="interactive", ordered=False, on_error="raise"
+        ).collect()
 
     def _group_of(self, opened: _Opened, call: Call) -> Group:
         config = opened.model.config
@@ -262,6 +274,11 @@ def measure_text(value: object) -> tuple[int, int]:
         hint = "; decode it first" if isinstance(value, bytes) else ""
         raise InputError(f"expected a str, got {type(value).__name__}{hint}")
     return len(value), sys.getsizeof(value)
+
+
+def as_source(texts: Source[InputT]) -> Source[InputT]:
+    """One `str` is one text, not many characters."""
+    return cast("Source[InputT]", [texts]) if isinstance(texts, str) else texts
 
 
 class TextCall(TypedDict, total=False):
@@ -426,11 +443,7 @@ class TextEmbedding(Embedder):
     async def token_count(self, texts: Source[str], **call: Unpack[TextCall]) -> int:
         """How many tokens the texts have together, special tokens included, each cut at the length limit."""
         opened = self._require_open()
-        counted = replace(self._call_of(opened, "embed", call), mode="count")
-        source = [texts] if isinstance(texts, str) else texts
-        return await self._stream(
-            source, measure_text, counted, COUNT, key=None, priority="interactive", ordered=False, on_error="raise"
-        ).collect()
+        return await self._count(as_source(texts), measure_text, self._call_of(opened, "embed", call))
 
     # ---------------------------------------------------------------- about models
 
@@ -531,7 +544,7 @@ class TextEmbedding(Embedder):
         call: TextCall,
     ) -> EmbeddingStream[InputT, Vector, Matrix]:
         return self._stream(
-            cast("Source[InputT]", [source]) if isinstance(source, str) else source,
+            as_source(source),
             measure_text,
             self._call_of(self._require_open(), mode, call),
             DENSE,

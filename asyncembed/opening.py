@@ -31,6 +31,9 @@ CONFIGURATION_PATTERNS = (
 _WITHOUT_GRAPH = frozenset({"static", "bm25"})
 """Encoders whose models have no graph, so that none is exported for them."""
 
+MAX_BATCH_TOKENS_WITHOUT_GRAPH = 8 * MAX_BATCH_TOKENS
+"""What `max_batch_tokens` is for those: a token takes them a hundredth of the time, and padding none."""
+
 
 async def prepare(
     name: str | os.PathLike[str] | ModelSpec,
@@ -67,7 +70,8 @@ async def prepare(
         directory=directory,
         session=options.session_options(),
         max_length=options.max_length,
-        max_batch_tokens=options.max_batch_tokens or MAX_BATCH_TOKENS,
+        max_batch_tokens=options.max_batch_tokens
+        or (MAX_BATCH_TOKENS_WITHOUT_GRAPH if spec.encoder in _WITHOUT_GRAPH else MAX_BATCH_TOKENS),
         max_batch_size=options.max_batch_size,
         batch_invariant=options.batch_invariant,
         settings=settings,

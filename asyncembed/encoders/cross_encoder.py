@@ -34,6 +34,9 @@ class CrossEncoder:
         self._takes_types = self._graph is not None and "token_type_ids" in self._graph.session.input_names
         self._column = config.spec.settings.get("column")
         self.facts = {"max_length": self._tokenizer.limit}
+        if self._graph is not None:
+            # One short run: it tells whether there is one score, and spares the first caller the first allocations.
+            self.encode([("", "")], Call(mode="pair"))
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Score pairs, or with mode "count" count their tokens; a pair that cannot be tokenized is a failure."""
