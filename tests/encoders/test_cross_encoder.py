@@ -28,7 +28,7 @@ def load(directory: Path, **options: Any) -> Any:
         {},
         {"token_types": False},
         {"mask": False, "token_types": False, "tokenizer_options": {"limit": 6}},
-        {"tokenizer": byte_level_bpe(), "tokenizer_options": {"pad_token": "<pad>"}},
+        {"tokenizer": byte_level_bpe(), "tokenizer_options": {"pad_token": "<pad>", "padding_side": "left"}},
         {"dtype": "float16"},
     ],
     ids=["bert", "no types", "no mask", "bpe", "fp16"],

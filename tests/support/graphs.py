@@ -105,6 +105,7 @@ def write_text_graph(
     first, last = build.constant(np.int64(0)), build.constant(np.int64(-1))
     results["text_embeds"] = (build.add("Gather", hidden, first, axis=1), ["batch", dim])
     results["pooler_output"] = (build.add("Gather", hidden, last, axis=1), ["batch", dim])
+    averaged = None
     if weights_of_mask is not None:
         column = build.add("Unsqueeze", weights_of_mask, build.constant(np.array([2], dtype=np.int64)))
         summed = build.add(
@@ -114,7 +115,8 @@ def write_text_graph(
             keepdims=0,
         )
         count = build.add("ReduceSum", column, build.constant(np.array([1], dtype=np.int64)), keepdims=0)
-        results["sentence_embedding"] = (build.add("Div", summed, count), ["batch", dim])
+        averaged = build.add("Div", summed, count)
+        results["sentence_embedding"] = (averaged, ["batch", dim])
     if "logits" in outputs:
         results["logits"] = (
             build.add("MatMul", hidden, build.random(dim, VOCABULARY)),
@@ -125,7 +127,7 @@ def write_text_graph(
         scale = build.constant(np.linspace(0.5, 1.5, heads, dtype=np.float32).reshape(1, heads, 1, 1))
         results["attention_6"] = (build.add("Mul", by_head, scale), ["batch", heads, "tokens", "tokens"])
     if "scores" in outputs:
-        pooled = build.add("Gather", hidden, first, axis=1)
+        pooled = averaged or build.add("ReduceMean", hidden, axes=[1], keepdims=0)
         weights = build.random(dim, labels) if labels else build.random(dim)
         results["scores"] = (build.add("MatMul", pooled, weights), ["batch", labels] if labels else ["batch"])
     infos = []

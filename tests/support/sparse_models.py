@@ -83,7 +83,7 @@ def write_minicoil(directory: Path, **options: Any) -> Path:
     stems = {"word": "word", "wordi": "word", "day": "day", "write": "write", "longest": "long", "theres": "there"}
     vocabulary = {"vocab": words, "stem_mapping": stems}
     (directory / "minicoil.triplet.model.vocab").write_text(json.dumps(vocabulary), encoding="utf-8")
-    weights = np.random.default_rng(3).standard_normal((len(words) + 1, DIM, 4)).astype(np.float32)
+    weights = np.random.default_rng(3).normal(scale=0.1, size=(len(words) + 1, DIM, 4)).astype(np.float32)
     weights[2] = 0  # a word whose vector has no length
     np.save(directory / "minicoil.triplet.model.npy", weights)
     return directory
