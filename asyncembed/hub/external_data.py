@@ -80,7 +80,8 @@ def _loadable_model_path(directory: Path, model_file: str) -> Path:
                 return home / model_file
     raise CacheNotWritableError(
         f"the weights of {model} lie where onnxruntime does not read them, and they can be linked or copied nowhere "
-        f"({'; '.join(problems)}); make the cache writable, or download the model anew with HF_HUB_DISABLE_SHARED_BLOBS=1",
+        f"({'; '.join(problems)}); make the cache writable, or download the model "
+        "anew with HF_HUB_DISABLE_SHARED_BLOBS=1",
         source=str(directory),
         path=model_file,
     )
@@ -110,8 +111,7 @@ def _homes(snapshot: Path) -> Iterator[Path]:
 def _place(source: Path, target: Path, transfer: Callable[[Path, Path], object]) -> None:
     """Link or copy a file to `target`, unless it is there already; it appears as a whole."""
     if target.exists() and (
-        target.samefile(source)
-        or (transfer is shutil.copyfile and target.stat().st_size == source.stat().st_size)
+        target.samefile(source) or (transfer is shutil.copyfile and target.stat().st_size == source.stat().st_size)
     ):
         return
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")

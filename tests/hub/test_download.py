@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -75,7 +76,7 @@ async def test_no_more_connections_than_allowed_are_open_at_once(hub: HubServer)
     hub.faults.append(Fault("resolve", times=1000, hold=gate))
     async with anyio.create_task_group() as group:
         for name in ("org/a", "org/b"):
-            group.start_soon(lambda name=name: fetch([HubSource(name)], patterns=["*"], progress=False))
+            group.start_soon(partial(fetch, [HubSource(name)], patterns=["*"], progress=False))
         while len(hub.of_route("resolve")) < download.CONNECTIONS:
             await anyio.lowlevel.checkpoint()
         for _ in range(200):
@@ -109,9 +110,7 @@ async def test_a_cancelled_download_resumes_where_it_was(repo: Repo, hub: HubSer
 def asked_bytes(hub: HubServer) -> int:
     total = 0
     for request in hub.of_route("content"):
-        start, _, end = (
-            request.headers.get("Range", f"bytes=0-{SIZE - 1}").removeprefix("bytes=").partition("-")
-        )
+        start, _, end = request.headers.get("Range", f"bytes=0-{SIZE - 1}").removeprefix("bytes=").partition("-")
         total += (int(end) if end else SIZE - 1) + 1 - int(start)
     return total
 
@@ -135,18 +134,20 @@ anyio.run(main)
 """
 
 
-async def test_a_killed_process_leaves_what_the_next_one_resumes(
-    repo: Repo, hub: HubServer, cache: Path
-) -> None:
+async def test_a_killed_process_leaves_what_the_next_one_resumes(repo: Repo, hub: HubServer, cache: Path) -> None:
     hub.faults.append(Fault("content", times=8, path="onnx", stall_after=300_000))
-    with subprocess.Popen(
-        [sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if int(line) > 2_000_000:
-                break
-        child.send_signal(signal.SIGKILL)
+
+    def run_and_kill() -> None:
+        with subprocess.Popen(
+            [sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                if int(line) > 2_000_000:
+                    break
+            child.send_signal(signal.SIGKILL)
+
+    await to_thread.run_sync(run_and_kill)
     hub.faults.clear()
     hub.requests.clear()
     assert await fetch_weights() == WEIGHTS
@@ -159,9 +160,7 @@ async def test_several_processes_on_one_cold_cache_transfer_each_file_once(
 ) -> None:
     def run() -> None:
         children = [
-            subprocess.Popen(
-                [sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL
-            )
+            subprocess.Popen([sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL)
             for _ in range(3)
         ]
         assert [child.wait(60) for child in children] == [0, 0, 0]
@@ -172,17 +171,13 @@ async def test_several_processes_on_one_cold_cache_transfer_each_file_once(
     assert hub_requests == download.CONNECTIONS + 1
 
 
-async def test_processes_without_working_locks_still_get_it_right(
-    repo: Repo, hub: HubServer, cache: Path
-) -> None:
+async def test_processes_without_working_locks_still_get_it_right(repo: Repo, hub: HubServer, cache: Path) -> None:
     """On some network file systems every process gets every lock."""
     child = "import fcntl; fcntl.flock = lambda *a: None\n" + CHILD
 
     def run() -> None:
         children = [
-            subprocess.Popen(
-                [sys.executable, "-c", child, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL
-            )
+            subprocess.Popen([sys.executable, "-c", child, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL)
             for _ in range(3)
         ]
         assert [process.wait(60) for process in children] == [0, 0, 0]
@@ -202,8 +197,8 @@ async def test_callers_at_once_download_each_file_once(repo: Repo, hub: HubServe
 async def test_callers_with_different_wishes_share_a_file(repo: Repo, hub: HubServer) -> None:
     async with anyio.create_task_group() as group:
         for patterns in (["*"], ["model.onnx"], ["*.onnx"]):
-            group.start_soon(lambda p=patterns: fetch([HubSource(REPO)], patterns=p, progress=False))
-    assert asked_bytes(hub) == SIZE + len("{}") or len(hub.of_route("content")) == download.CONNECTIONS + 1
+            group.start_soon(partial(fetch, [HubSource(REPO)], patterns=patterns, progress=False))
+    assert len(hub.of_route("content")) == download.CONNECTIONS + 1
 
 
 async def test_cancelling_one_caller_leaves_the_other_its_download(repo: Repo, hub: HubServer) -> None:
@@ -242,9 +237,7 @@ async def test_progress_tells_of_every_byte_and_file(repo: Repo) -> None:
         "config.json",
     }
     assert max(
-        event.received_bytes
-        for event in events
-        if isinstance(event, BytesReceived) and event.path == "model.onnx"
+        event.received_bytes for event in events if isinstance(event, BytesReceived) and event.path == "model.onnx"
     ) == (SIZE)
 
 
