@@ -33,6 +33,7 @@ async def download(
     local_files_only: bool = False,
     token: str | bool | None = None,
     progress: Progress = None,
+    verify: bool = False,
 ) -> Path | list[Path]:
     """Download models, so that opening them needs no network; what is complete on this disk is used as it is.
 
@@ -44,6 +45,7 @@ async def download(
         local_files_only: Ask no network; raise if something is missing.
         token: Access token for the hub; None: the usual one, False: none.
         progress: A callback for events (see `asyncembed.hub.progress`); False: no bar; None: a bar in a terminal.
+        verify: Also read what is in the cache already, and replace what is damaged.
 
     Returns:
         The directory with the files; for several names a list of them, in their order.
@@ -71,6 +73,7 @@ async def download(
                     local_files_only=local_files_only,
                     token=token,
                     progress=progress,
+                    verify=verify,
                 )
                 return
             if not specs:
@@ -93,6 +96,7 @@ async def download(
                     local_files_only=local_files_only,
                     token=token,
                     progress=progress,
+                    verify=verify,
                 )
         except AsyncEmbedError as error:
             failures.append(error)
@@ -115,6 +119,7 @@ async def fetch_model(
     local_files_only: bool = False,
     token: str | bool | None = None,
     progress: Progress = None,
+    verify: bool = False,
 ) -> Path:
     """Give a directory with all files that `spec` needs: its graph with its weights, tokenizer and configuration.
 
@@ -134,6 +139,7 @@ async def fetch_model(
         local_files_only=local_files_only,
         token=token,
         progress=progress,
+        verify=verify,
     )
 
 

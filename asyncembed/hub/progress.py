@@ -81,6 +81,7 @@ class ProgressReport:
     def _draw(self, event: ProgressEvent) -> None:
         match event:
             case DownloadStarted(source, _, total_bytes):
+                self.__exit__()
                 self._received.clear()
                 self._bar = _open_bar(source, total_bytes)
             case BytesReceived(_, path, received_bytes) if self._bar is not None:

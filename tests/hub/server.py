@@ -106,6 +106,7 @@ class HubServer:
         self.requests: list[Request] = []
         self.page_size = page_size
         self.bytes_per_second: float | None = None
+        self.latency_seconds = 0.0
         self.next_page_host: str | None = None
         self.small_files_redirect = True
         self.known_tokens: set[str] = set()
@@ -204,6 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
         path, query = parts.path, parts.query
         route, answer = self._route(path)
         self.hub.note(Request(self.name, self.command, path, query, dict(self.headers.items()), route))
+        if self.hub.latency_seconds:
+            self.hub.closing.wait(self.hub.latency_seconds)
         self.fault = self.hub.take_fault(route, unquote(path), self.command)
         if self.fault is not None:
             if self.fault.hold is not None:
