@@ -10,7 +10,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.errors import InputError
-from asyncembed.runtime.session import SessionOptions
+from asyncembed.runtime.session import Array, SessionOptions
 
 Mode: TypeAlias = Literal["embed", "query", "passage", "image", "pair", "count"]
 
@@ -78,7 +78,7 @@ class Encoded:
         padded_tokens: Tokens computed, padding included.
     """
 
-    results: Sequence[object]
+    results: Sequence[object] | Array
     failures: Mapping[int, InputError] = field(default_factory=dict)
     tokens: int = 0
     padded_tokens: int = 0

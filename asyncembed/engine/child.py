@@ -18,6 +18,7 @@ from asyncembed.errors import AsyncEmbedError, EncodeError, ModelLoadError
 
 if TYPE_CHECKING:
     from asyncembed.encoders.encoder import Encoder, EncoderConfig
+    from asyncembed.runtime.session import Array
 
 PARENT_GONE_EXIT_CODE = 70
 
@@ -40,7 +41,7 @@ class Loaded:
 class Computed:
     """A batch's results: see `asyncembed.encoders.encoder.Encoded`."""
 
-    results: Sequence[object]
+    results: "Sequence[object] | Array"
     failures: Mapping[int, AsyncEmbedError]
     tokens: int
     padded_tokens: int
