@@ -157,6 +157,7 @@ def spec_from_directory(
         max_length=pipeline.max_length if overrides.max_length is None else overrides.max_length,
         prompts=prompts,
         default_prompt=default_prompt,
+        is_catalogued=False,
         settings=pipeline.settings,
     )
 

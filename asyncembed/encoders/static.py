@@ -116,7 +116,8 @@ class StaticEncoder:
         """The sum of the weighted vectors of `ids`, (dim,): blocks in float32, and the sum of blocks in float64."""
         if len(ids) > _BLOCK_TOKENS:
             blocks = range(0, len(ids), _BLOCK_TOKENS)
-            return np.sum([self._sum(ids[start : start + _BLOCK_TOKENS]) for start in blocks], axis=0, dtype=np.float64)
+            sums = np.stack([self._sum(ids[start : start + _BLOCK_TOKENS]) for start in blocks])
+            return np.asarray(sums.sum(axis=0, dtype=np.float64))
         rows = ids if self._rows is None else self._rows[ids]
         factors = _ONES[: len(ids)] if self._weights is None else self._weights[ids]
         # A product with ones adds the rows up in half the time of a sum.

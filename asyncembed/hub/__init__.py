@@ -8,6 +8,7 @@ from asyncembed.errors import DownloadError, NoSourceError
 from asyncembed.files import in_disk_thread
 from asyncembed.hub.archive import Archive
 from asyncembed.hub.cache import cache_root, translate_disk_error
+from asyncembed.hub.external_data import loadable_model_path
 from asyncembed.hub.listing import DEFAULT_REVISION, Listing, RepoFile, Wanted
 from asyncembed.hub.progress import (
     BytesReceived,
@@ -31,6 +32,7 @@ __all__ = [
     "RepoFile",
     "fetch",
     "list_files",
+    "loadable_model_path",
 ]
 
 

@@ -1,16 +1,10 @@
 """One cache, shared with the real huggingface_hub: each finds whole what the other downloaded.
 
-The same tests run a second time, in an environment of their own, against the newest huggingface_hub: the environment of
-the suite also holds fastembed, which keeps it at 1.x.
+`test_versions.py` runs these tests a second time, with the newest huggingface_hub.
 """
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from anyio import to_thread
 from huggingface_hub import constants, scan_cache_dir, snapshot_download, try_to_load_from_cache
@@ -27,12 +21,6 @@ FILES: dict[str, bytes | memoryview] = {
     "onnx/model.onnx": bytes(range(256)) * 300,
     "onnx/model.onnx_data": b"w" * 100_000,
 }
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _show_version() -> None:
-    print(f"huggingface_hub {huggingface_hub.__version__}")  # noqa: T201 (the run below reads it)
 
 
 @pytest.fixture(autouse=True)
@@ -117,30 +105,3 @@ async def test_without_symlinks_both_still_find_the_files(
     hub.requests.clear()
     assert await fetch([HubSource(REPO)], patterns=["*"]) == ours
     assert hub.requests == []
-
-
-if not huggingface_hub.__version__.startswith("2."):
-
-    def test_the_same_holds_with_the_newest_huggingface_hub() -> None:
-        """All of the above, in an environment with huggingface_hub 2.x that is made for it."""
-        uv = os.environ.get("UV") or shutil.which("uv")
-        assert uv is not None, "run the tests with uv, as the README says"
-        environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
-        packages = ["huggingface-hub>=2.4,<3", "pytest>=9", "trio>=0.31"]
-        finished = subprocess.run(
-            [
-                *(uv, "run", "--isolated", "--no-project", "--python", sys.executable),
-                *(f"--with={package}" for package in packages),
-                f"--with-editable={ROOT}",
-                *("python", "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", str(Path(__file__))),
-            ],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=110,
-            check=False,
-        )
-        assert finished.returncode == 0, finished.stdout + finished.stderr
-        assert " passed" in finished.stdout
-        assert "huggingface_hub 2." in finished.stdout
