@@ -110,8 +110,7 @@ def _homes(snapshot: Path) -> Iterator[Path]:
 def _place(source: Path, target: Path, transfer: Callable[[Path, Path], object]) -> None:
     """Link or copy a file to `target`, unless it is there already; it appears as a whole."""
     if target.exists() and (
-        target.samefile(source)
-        or (transfer is shutil.copyfile and target.stat().st_size == source.stat().st_size)
+        target.samefile(source) or (transfer is shutil.copyfile and target.stat().st_size == source.stat().st_size)
     ):
         return
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
