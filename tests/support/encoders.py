@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -104,3 +105,8 @@ def _obey(word: str) -> None:
             sys.exit(3)
         case "print":
             print("a word on stdout", flush=True)  # noqa: T201
+
+
+def with_settings(**settings: str) -> ModelSpec:
+    """The echo model with these settings."""
+    return replace(ECHO, settings=settings)
