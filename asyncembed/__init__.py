@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from asyncembed.cross_encoder import TextCrossEncoder
     from asyncembed.embedders import TextEmbedding
     from asyncembed.engine.supervisor import Stats, WorkerPool
+    from asyncembed.hub.models import download
     from asyncembed.results import SparseEmbedding
     from asyncembed.sparse import SparseTextEmbedding
     from asyncembed.stream import EmbeddingStream
@@ -28,6 +29,7 @@ __all__ = [
     "TextCrossEncoder",
     "TextEmbedding",
     "WorkerPool",
+    "download",
 ]
 
 # Worker processes import this package too: nothing is loaded before it is used.
@@ -40,6 +42,7 @@ _HOMES = {
     "TextCrossEncoder": "asyncembed.cross_encoder",
     "TextEmbedding": "asyncembed.embedders",
     "WorkerPool": "asyncembed.engine.supervisor",
+    "download": "asyncembed.hub.models",
 }
 
 

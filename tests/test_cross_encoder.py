@@ -77,10 +77,11 @@ async def test_documents_are_read_no_further_than_the_window(directory: Path) ->
             yield "a day"
 
     async with TextCrossEncoder(RERANKER, model_path=directory, workers=0, max_in_flight=8) as model:
-        async with model.rerank(QUERY, documents()) as stream:
-            for taken in range(1, 30):
-                await anext(stream)
-                assert read <= taken + 8
+        stream = model.rerank(QUERY, documents())
+        for taken in range(1, 30):
+            await anext(stream)
+            assert read <= taken + 8
+        await stream.aclose()
 
 
 async def test_records_travel_with_their_scores(directory: Path) -> None:

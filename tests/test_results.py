@@ -89,7 +89,9 @@ def test_an_error_in_the_place_of_a_result_stays_itself() -> None:
     for output, results in ((SPARSE, sparse), (SCORE, scores)):
         found: Any = output.assemble(results)
         assert found == results
-        assert found[1] is output.own(error) is error
+        assert found[1] is error
+        own: Any = output.own(error)
+        assert own is error
 
 
 def test_counts_add_up() -> None:

@@ -8,11 +8,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer, normalizers
 
 from asyncembed.errors import InputError, ModelLoadError, OptionError, UnsupportedModelError
 
@@ -60,7 +60,6 @@ class TextTokenizer:
         *,
         max_length: int | None = None,
         lower_case: bool = False,
-        strip: bool = False,
         add_special_tokens: bool = True,
         pads: bool = True,
     ) -> None:
@@ -71,7 +70,6 @@ class TextTokenizer:
             max_length: Limit in tokens; None: the smaller of `model_max_length` and `max_length` in
                 `tokenizer_config.json`.
             lower_case: Lower the letters of each text first.
-            strip: Remove white space from both ends of each text first, as sentence-transformers does.
             add_special_tokens: Whether markers such as [CLS] are put around the text.
             pads: Whether `pad` will be used, so that the repo must have a pad token.
 
@@ -82,14 +80,15 @@ class TextTokenizer:
         """
         settings = _Settings.read(directory)
         self.tokenizer = settings.tokenizer
+        if lower_case:
+            present = [self.tokenizer.normalizer] if self.tokenizer.normalizer is not None else []
+            self.tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *present])
         self.limit = settings.limit if max_length is None else max_length
         self.pad_id = settings.required_pad_id if pads else settings.pad_id or 0
         self.pad_type_id = settings.pad_type_id
         self.pads_left = settings.pads_left
         self.pad_to_multiple_of = settings.pad_to_multiple_of
         self.special_ids = settings.special_ids
-        self._lower_case = lower_case
-        self._strip = strip
         self._add_special_tokens = add_special_tokens
         self.truncates_left = settings.truncation_side == "left"
         self._cuts_early = not self.truncates_left and _is_prefix_stable(self.tokenizer)
@@ -109,7 +108,7 @@ class TextTokenizer:
         failure.
         """
         usable, failures = sort_out(inputs)
-        texts = [self.prepare(prefix + inputs[position]) for position in usable]  # type: ignore[operator]
+        texts = [prefix + inputs[position] for position in usable]  # type: ignore[operator]
         done = Tokenized(self._encode_all(texts), usable, failures)
         if not truncate:
             self._reject_truncated(done)
@@ -118,7 +117,7 @@ class TextTokenizer:
     def encode_pairs(self, inputs: Sequence[object], *, truncate: bool = True) -> Tokenized:
         """Tokenize pairs of texts, which share the limit: the longer text of a pair is cut first."""
         usable, failures = sort_out(inputs, _why_unusable_pair)
-        pairs = [self._starts_of_pair(inputs[position]) for position in usable]  # type: ignore[arg-type]
+        pairs = [self._starts_of_pair(cast(Sequence[str], inputs[position])) for position in usable]
         encodings = self.tokenizer.encode_batch_fast(pairs, add_special_tokens=self._add_special_tokens)
         done = Tokenized(encodings, usable, failures)
         if not truncate:
@@ -131,7 +130,7 @@ class TextTokenizer:
 
     def prefix_length(self, prefix: str) -> int:
         """Tokens that `prefix` takes at the start of an input: its markers included, a closing one not."""
-        encoding = self.tokenizer.encode(self.prepare(prefix), add_special_tokens=self._add_special_tokens)
+        encoding = self.tokenizer.encode(prefix, add_special_tokens=self._add_special_tokens)
         closes = bool(encoding.ids) and encoding.ids[-1] in self.special_ids.values()
         return len(encoding) - closes
 
@@ -155,12 +154,6 @@ class TextTokenizer:
             ids[row, columns] = encoding.ids
             mask[row, columns] = 1
         return ids, mask
-
-    def prepare(self, text: str) -> str:
-        """What is done to a text before it is tokenized."""
-        if self._strip:
-            text = text.strip()
-        return text.lower() if self._lower_case else text
 
     def _encode_all(self, texts: list[str]) -> list[Encoding]:
         """Tokenize; a text far over the limit is cut first where that provably changes nothing."""
@@ -194,7 +187,7 @@ class TextTokenizer:
         What it leaves of two texts over the limit depends on which is the longer, so that must not change. And the
         library's time grows with the product of two such texts' lengths.
         """
-        first, second = (self.prepare(text) for text in pair)
+        first, second = pair
         starts = self.start_of(first), self.start_of(second)
         if starts == (first, second):
             return starts
@@ -385,8 +378,7 @@ def _is_prefix_stable(tokenizer: Tokenizer) -> bool:
     """Whether the tokens of a text's beginning, up to a space after a word, do not depend on the rest."""
     if any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values()):
         return False
-    normalizers = components(tokenizer.normalizer, "normalizers")
-    for part in normalizers:
+    for part in components(tokenizer.normalizer, "normalizers"):
         is_space_rule = part["type"] == "Replace" and part["pattern"] in _SPACE_PATTERNS
         if part["type"] not in LOCAL_NORMALIZERS and not is_space_rule:
             return False
