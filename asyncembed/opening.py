@@ -32,7 +32,7 @@ _WITHOUT_GRAPH = frozenset({"static", "bm25"})
 """Encoders whose models have no graph: none is exported for them, and a token costs next to nothing."""
 
 _CHEAP_BATCH_TOKENS = 32768
-"""Token budget without a graph: some tens of milliseconds, so that sending a batch does not cost more than computing it."""
+"""Token budget without a graph: some tens of milliseconds, so that sending a batch costs less than computing it."""
 
 
 async def prepare(
