@@ -5,13 +5,14 @@ counts.
 """
 
 import json
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from asyncembed.catalogue.spec import Family, HubSource, ModelSpec
+from asyncembed.catalogue.spec import ArchiveSource, Family, HubSource, LocalSource, ModelSpec, Source
 from asyncembed.errors import OptionError, UnknownModelError
 
 _DATA = Path(__file__).with_name("models.json")
@@ -115,3 +116,43 @@ def _spec(record: dict[str, Any]) -> ModelSpec:
     source = HubSource(record.pop("hub"))
     files = tuple(record.pop("additional_files", ()))
     return ModelSpec(sources=(source,), additional_files=files, **record)
+
+
+def describe(spec: ModelSpec) -> dict[str, object]:
+    """A spec as `list_supported_models` gives it."""
+    hub = next((source.repo for source in spec.sources if isinstance(source, HubSource)), None)
+    url = next((source.url for source in spec.sources if isinstance(source, ArchiveSource)), None)
+    return {
+        "model": spec.name,
+        "dim": spec.dim,
+        "description": spec.description,
+        "license": spec.license,
+        "size_in_GB": spec.size_in_gb,
+        "sources": {"hf": hub, "url": url},
+        "model_file": spec.model_file,
+        "additional_files": list(spec.additional_files),
+        "prompts": dict(spec.prompts),
+    }
+
+
+def parse_sources(sources: object, model: str) -> tuple[Source, ...]:
+    """Sources as a program may write them: repo names, URLs, sources, objects with `hf` and `url`, or several of these.
+
+    Raises:
+        OptionError: It is none of these.
+    """
+    if isinstance(sources, (HubSource, ArchiveSource, LocalSource)):
+        return (sources,)
+    if isinstance(sources, os.PathLike):
+        return (LocalSource(Path(sources)),)
+    if isinstance(sources, str):
+        if sources.startswith(("http://", "https://")):
+            # As fastembed lays such archives out: one folder, called like the model without its organisation.
+            return (ArchiveSource(sources, model.rsplit("/", 1)[-1]),)
+        return (HubSource(sources),)
+    if hasattr(sources, "hf") or hasattr(sources, "url"):
+        given = [value for value in (getattr(sources, "hf", None), getattr(sources, "url", None)) if value]
+        return tuple(source for value in given for source in parse_sources(value, model))
+    if isinstance(sources, Iterable):
+        return tuple(source for entry in sources for source in parse_sources(entry, model))
+    raise OptionError(f"{sources!r} is no source: give a hub repo, a URL, or a directory")

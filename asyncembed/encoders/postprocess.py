@@ -1,5 +1,7 @@
 """What a call may ask for on top of an embedding: fewer dimensions, half precision, or a quantised form."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from asyncembed.encoders.encoder import Call
@@ -36,14 +38,14 @@ def quantize_int8(vectors: FloatArray, ranges: FloatArray) -> Array:
     """Spread each component's range over -128…127.
 
     `ranges` is (2, dim): the smallest and largest value of each component over a sample of the corpus. It is
-    fixed beforehand, so that a vector does not depend on its batch. What lies outside is clipped; inside, the
-    values are those of sentence-transformers' `quantize_embeddings(..., precision="int8", ranges=ranges)`,
-    which lets it wrap around.
+    fixed beforehand, so that a vector does not depend on its batch. What lies outside is clipped, as in
+    sentence-transformers' `quantize_embeddings(..., precision="int8", ranges=ranges)`.
     """
     low, high = ranges
-    steps = np.maximum((high - low) / np.float32(255), np.finfo(np.float32).tiny)
-    quantized: Array = np.clip((vectors - low) / steps - 128, -128, 127).astype(np.int8)
-    return quantized
+    steps = (high - low) / np.float32(255)
+    steps = np.where(steps == 0, np.float32(1), steps)
+    levels: Array = np.clip(np.floor((vectors - low) / steps), 0, 255)
+    return (levels - 128).astype(np.int8)
 
 
 def quantize_binary(vectors: FloatArray) -> Array:
@@ -54,6 +56,13 @@ def quantize_binary(vectors: FloatArray) -> Array:
     """
     bits = np.packbits(vectors > 0, axis=1)
     return (bits.astype(np.int16) - 128).astype(np.int8)
+
+
+def spread(results: Array, positions: Sequence[int], batch_size: int) -> Array:
+    """Put one row per usable input to its position in the batch; the other rows are zeros."""
+    rows = np.zeros((batch_size, *results.shape[1:]), dtype=results.dtype)
+    rows[list(positions)] = results
+    return rows
 
 
 def _ranges(call: Call, dim: int) -> FloatArray:

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Protocol
 
 BULK_SHARE = 0.25
-"""The part of the computed tokens that bulk work keeps while interactive work never ends."""
+"""The part of the work, in full batches, that bulk items keep while interactive work never ends."""
 
 SPLIT_FLOOR_TOKENS = 128
 """Work for idle workers is not cut into smaller batches than this: a run of the graph has a fixed cost."""
@@ -52,20 +52,41 @@ class Group:
     call: Hashable
     max_batch_tokens: int
     max_batch_size: int
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Looked up once per item, and a call has many fields: hashed once.
+        own_hash = hash((self.model, self.call, self.max_batch_tokens, self.max_batch_size))
+        object.__setattr__(self, "_hash", own_hash)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @property
+    def least_size(self) -> float:
+        """The size below which an item takes up no less of a batch, as that is full by count."""
+        return self.max_batch_tokens / self.max_batch_size
 
 
 class Item:
-    """One waiting input. `size` is its estimated number of tokens; `age` is set when it is added."""
+    """One waiting input.
 
-    __slots__ = ("age", "group", "index", "priority", "sink", "size", "value")
+    `size` is its estimated number of tokens, and `units` what that was estimated from (characters of a text), or 0 if
+    it tells nothing of how units become tokens. `age` is set when it is added.
+    """
 
-    def __init__(self, value: object, size: int, group: Group, priority: Priority, sink: Sink, index: int) -> None:
+    __slots__ = ("age", "group", "index", "priority", "sink", "size", "units", "value")
+
+    def __init__(
+        self, value: object, size: int, group: Group, priority: Priority, sink: Sink, index: int, units: int = 0
+    ) -> None:
         self.value = value
         self.size = size
         self.group = group
         self.priority = priority
         self.sink = sink
         self.index = index
+        self.units = units
         self.age = -1
 
     def __repr__(self) -> str:
@@ -84,6 +105,12 @@ class Batch:
     def size(self) -> int:
         """Estimated tokens, padding included."""
         return max(item.size for item in self.items) * len(self.items)
+
+    @property
+    def load(self) -> float:
+        """The part of a full batch that this one is; it may be full by tokens or by count."""
+        longest = max(item.size for item in self.items)
+        return len(self.items) * max(longest, self.group.least_size) / self.group.max_batch_tokens
 
     def halves(self, kills: int) -> list["Batch"]:
         """The same items as two batches that start with `kills`."""
@@ -119,21 +146,23 @@ class _Lane:
             self.tokens -= item.size
         return items
 
-    def remove(self, items: Iterable[Item]) -> None:
-        for item in items:
-            del self.by_age[item.age]
-            entries = self.by_size[item.group]
-            del entries[bisect_left(entries, (item.size, item.age))]
-            if not entries:
-                del self.by_size[item.group]
-            self.tokens -= item.size
+    def remove(self, item: Item) -> bool:
+        """Remove `item`, if it waits here."""
+        if self.by_age.pop(item.age, None) is None:
+            return False
+        entries = self.by_size[item.group]
+        del entries[bisect_left(entries, (item.size, item.age))]
+        if not entries:
+            del self.by_size[item.group]
+        self.tokens -= item.size
+        return True
 
 
 class Scheduler:
     """Holds what waits, and forms one batch whenever a worker has room.
 
     The rule, in four sentences. Interactive items go before bulk items, except that bulk work keeps `bulk_share` of
-    the tokens while both wait. The oldest item of the chosen lane leads the batch, so nothing starves. The batch
+    the work while both wait. The oldest item of the chosen lane leads the batch, so nothing starves. The batch
     is filled with the items of the same group whose sizes are nearest to the leader's, from whatever stream or
     caller, so hardly anything is padded. `longest * count` stays within the group's token budget and the count within
     its size limit; an item that alone is over the budget goes alone.
@@ -145,7 +174,7 @@ class Scheduler:
         self._lanes = {priority: _Lane() for priority in Priority}
         self._next_age = 0
         self._bulk_share = bulk_share
-        # Tokens that bulk work is owed for the interactive batches that went before it.
+        # What bulk work is owed for the interactive batches that went before it, in full batches.
         self._bulk_debt = 0.0
 
     def __len__(self) -> int:
@@ -162,21 +191,17 @@ class Scheduler:
             self._next_age += 1
             self._lanes[item.priority].add(item)
 
-    def withdraw(self, sink: Sink) -> int:
-        """Forget all waiting items of `sink`; returns how many there were."""
-        count = 0
-        for lane in self._lanes.values():
-            own = [item for item in lane.by_age.values() if item.sink is sink]
-            lane.remove(own)
-            count += len(own)
-        return count
+    def withdraw(self, items: Iterable[Item]) -> int:
+        """Forget those of `items` that still wait; returns how many did."""
+        return sum(self._lanes[item.priority].remove(item) for item in items)
 
     def withdraw_model(self, model: int) -> list[Item]:
         """Remove and return all waiting items of `model`, oldest first."""
         found: list[Item] = []
         for lane in self._lanes.values():
             own = [item for item in lane.by_age.values() if item.group.model == model]
-            lane.remove(own)
+            for item in own:
+                lane.remove(item)
             found += own
         return sorted(found, key=lambda item: item.age)
 
@@ -206,9 +231,7 @@ class Scheduler:
             return interactive if interactive.by_age else None
         if not interactive.by_age:
             return bulk
-        bulk_leader = next(iter(bulk.by_age.values()))
-        is_bulk_due = self._bulk_debt >= bulk_leader.group.max_batch_tokens
-        return bulk if is_bulk_due else interactive
+        return bulk if self._bulk_debt > 1 else interactive
 
     def _fill(self, lane: _Lane, leader: Item, budget: int) -> list[Item]:
         entries = lane.by_size[leader.group]
@@ -235,7 +258,10 @@ class Scheduler:
         return lane.take(leader.group, low, high)
 
     def _settle(self, batch: Batch) -> None:
-        if batch.items[0].priority is Priority.BULK:
-            self._bulk_debt = max(0.0, self._bulk_debt - batch.size)
-        elif self.waiting(Priority.BULK):
-            self._bulk_debt += batch.size * self._bulk_share / (1 - self._bulk_share)
+        if not self.waiting(Priority.BULK):
+            self._bulk_debt = 0.0  # whoever was kept waiting has been served
+        elif batch.items[0].priority is Priority.BULK:
+            # However small it was: the next batch is an interactive one.
+            self._bulk_debt = min(1.0, max(0.0, self._bulk_debt - batch.load))
+        else:
+            self._bulk_debt += batch.load * self._bulk_share / (1 - self._bulk_share)

@@ -67,7 +67,7 @@ def write_text_graph(
     """A one-layer attention encoder over (batch, tokens) ids; padding is masked out as in BERT.
 
     Its outputs are chosen by name: "last_hidden_state" (batch, tokens, dim); "pooler_output", the last
-    position of a row, padding or not; "sentence_embedding", the masked sum; "text_embeds", the first
+    position of a row, padding or not; "sentence_embedding", the masked mean; "text_embeds", the first
     position. `task_count` adds the scalar input task_id, which selects a vector that is added to every token.
     """
     build = GraphBuilder(seed)
@@ -104,7 +104,8 @@ def write_text_graph(
             build.constant(np.array([1], dtype=np.int64)),
             keepdims=0,
         )
-        results["sentence_embedding"] = (summed, ["batch", dim])
+        count = build.add("ReduceSum", column, build.constant(np.array([1], dtype=np.int64)), keepdims=0)
+        results["sentence_embedding"] = (build.add("Div", summed, count), ["batch", dim])
     infos = []
     for name in outputs:
         source, shape = results[name]
