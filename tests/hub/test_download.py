@@ -1,5 +1,6 @@
 """Many files at once, large ones in ranges, resumed from what is there, each file once."""
 
+import asyncio
 import os
 import random
 import signal
@@ -154,6 +155,32 @@ async def test_a_download_can_be_cancelled_wherever_it_waits(
     with anyio.fail_after(20):
         assert await fetch_weights() == WEIGHTS
     assert not list(cache.rglob("*.incomplete"))
+
+
+def test_asyncios_own_cancellation_leaves_what_resumes_too(repo: Repo, hub: HubServer, cache: Path) -> None:
+    """`asyncio.wait_for` cancels tasks without anyio's scopes."""
+    hub.faults.append(Fault("content", times=8, path="onnx", stall_after=300_000))
+
+    async def give_up() -> None:
+        enough = asyncio.Event()
+
+        def watch(event: ProgressEvent) -> None:
+            if isinstance(event, BytesReceived) and event.received_bytes > 2_000_000:
+                enough.set()
+
+        task = asyncio.create_task(fetch([HubSource(REPO)], patterns=["model.onnx"], progress=watch))
+        await enough.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(give_up())
+    (left,) = cache.rglob("*.incomplete")
+    assert left.name.endswith(".asyncembed.incomplete")
+    hub.faults.clear()
+    hub.requests.clear()
+    assert anyio.run(fetch_weights) == WEIGHTS
+    assert asked_bytes(hub) <= SIZE - 2_000_000
 
 
 def test_ctrl_c_in_a_shell_leaves_what_the_next_one_resumes(repo: Repo, hub: HubServer, cache: Path) -> None:
