@@ -16,7 +16,7 @@ from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.engine.wakeup import completion
 from asyncembed.engine.worker import ProcessWorker
 from asyncembed.errors import OptionError, UnknownModelError
-from asyncembed.options import MAX_BATCH_TOKENS, Options
+from asyncembed.options import Options
 
 CONFIGURATION_PATTERNS = (
     "config.json",
@@ -29,10 +29,10 @@ CONFIGURATION_PATTERNS = (
 """What a catalogued model may have beside the files that its spec names."""
 
 _WITHOUT_GRAPH = frozenset({"static", "bm25"})
-"""Encoders whose models have no graph, so that none is exported for them."""
+"""Encoders whose models have no graph: none is exported for them, and a token costs next to nothing."""
 
-MAX_BATCH_TOKENS_WITHOUT_GRAPH = 8 * MAX_BATCH_TOKENS
-"""What `max_batch_tokens` is for those: a token takes them a hundredth of the time, and padding none."""
+_CHEAP_BATCH_TOKENS = 32768
+"""Token budget without a graph: some tens of milliseconds, so that sending a batch costs less than computing it."""
 
 
 async def prepare(
@@ -70,17 +70,15 @@ async def prepare(
         directory=directory,
         session=options.session_options(),
         max_length=options.max_length,
-        max_batch_tokens=_batch_tokens(spec, options),
+        max_batch_tokens=(
+            options.max_batch_tokens or _CHEAP_BATCH_TOKENS
+            if spec.encoder in _WITHOUT_GRAPH
+            else options.batch_tokens()
+        ),
         max_batch_size=options.max_batch_size,
         batch_invariant=options.batch_invariant,
         settings=settings,
     )
-
-
-def _batch_tokens(spec: ModelSpec, options: Options) -> int:
-    if options.max_batch_tokens is None and spec.encoder in _WITHOUT_GRAPH:
-        return MAX_BATCH_TOKENS_WITHOUT_GRAPH
-    return options.batch_tokens()
 
 
 async def _locate(

@@ -141,7 +141,8 @@ class TextTokenizer:
             Ids and attention mask (1 for a real token, 0 for padding), both int64 (len(encodings), tokens),
             as wide as the longest or, if that is more, `length`.
         """
-        width = max((len(encoding) for encoding in encodings), default=0)
+        # An empty text has no token at all where the tokenizer adds no markers; graphs need at least one position.
+        width = max((len(encoding) for encoding in encodings), default=1) or 1
         if length is not None:
             width = max(width, length)
         elif self.pad_to_multiple_of:
