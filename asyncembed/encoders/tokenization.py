@@ -61,6 +61,8 @@ class TextTokenizer:
         lower_case: bool = False,
         strip: bool = False,
         add_special_tokens: bool = True,
+        reserve: int = 0,
+        truncation_side: str | None = None,
     ) -> None:
         """Read the files of `directory`.
 
@@ -71,6 +73,8 @@ class TextTokenizer:
             lower_case: Lower the letters of each text first.
             strip: Remove white space from both ends of each text first, as sentence-transformers does.
             add_special_tokens: Whether markers such as [CLS] are put around the text.
+            reserve: By how many tokens the limit is lowered, for markers that the encoder itself puts in.
+            truncation_side: Which end is cut off, "left" or "right"; None: as the files say.
 
         Raises:
             UnsupportedModelError: The files do not say what is needed; the message names the way out.
@@ -79,7 +83,7 @@ class TextTokenizer:
         """
         settings = _Settings.read(directory)
         self.tokenizer = settings.tokenizer
-        self.limit = settings.limit if max_length is None else max_length
+        self.limit = (settings.limit if max_length is None else max_length) - reserve
         self.pad_id = settings.pad_id
         self.pad_type_id = settings.pad_type_id
         self.pads_left = settings.pads_left
@@ -88,7 +92,8 @@ class TextTokenizer:
         self._lower_case = lower_case
         self._strip = strip
         self._add_special_tokens = add_special_tokens
-        self._cuts_early = settings.truncation_side == "right" and _is_prefix_stable(self.tokenizer)
+        side = truncation_side or settings.truncation_side
+        self._cuts_early = side == "right" and _is_prefix_stable(self.tokenizer)
         markers = self.tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
         if self.limit <= markers:
             # The library would not truncate at all.
@@ -96,7 +101,7 @@ class TextTokenizer:
                 f"max_length={self.limit} leaves no room for text: the model adds {markers} special tokens"
             )
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(self.limit, direction=settings.truncation_side)
+        self.tokenizer.enable_truncation(self.limit, direction=side)
 
     def encode(self, inputs: Sequence[object], *, prefix: str = "", truncate: bool = True) -> Tokenized:
         """Tokenize texts, each with `prefix` before it.
