@@ -43,9 +43,7 @@ class Muvera:
         OptionError: A number is out of range; `dim_proj` must not be over `dim`.
     """
 
-    def __init__(
-        self, dim: int, k_sim: int = 5, dim_proj: int = 16, r_reps: int = 20, random_seed: int = 42
-    ) -> None:
+    def __init__(self, dim: int, k_sim: int = 5, dim_proj: int = 16, r_reps: int = 20, random_seed: int = 42) -> None:
         if dim < 1 or r_reps < 1 or not 0 <= k_sim <= MAX_CLUSTER_BITS:
             raise OptionError(f"dim and r_reps are at least 1, and k_sim is 0 to {MAX_CLUSTER_BITS}")
         if not 1 <= dim_proj <= dim:
@@ -77,7 +75,7 @@ class Muvera:
     @property
     def embedding_size(self) -> int:
         """Length of an encoding."""
-        return self.r_reps * 2**self.k_sim * self.dim_proj
+        return self.r_reps * (1 << self.k_sim) * self.dim_proj
 
     def process_document(self, vectors: npt.NDArray[Any]) -> DoubleArray:
         """The encoding of a document's token vectors (tokens, dim)."""
@@ -119,7 +117,7 @@ class Muvera:
         # `bincount` adds in the order of its input, in float64: the order in which the vectors come.
         cells = clusters[:, None] * self.dim + np.arange(self.dim)
         sums = np.bincount(cells.ravel(), vectors.ravel(), minlength=count * self.dim)
-        centers: DoubleArray = sums.reshape(count, self.dim)
+        centers = np.asarray(sums, dtype=np.float64).reshape(count, self.dim)
         sizes = np.bincount(clusters, minlength=count)
         is_occupied = sizes > 0
         if average:

@@ -26,7 +26,7 @@ def build(config: EncoderConfig) -> Encoder:
             from asyncembed.encoders.dense import DenseEncoder
 
             return DenseEncoder(config)
-        case "late_interaction":
+        case "colbert" | "token_states":
             from asyncembed.encoders.late_interaction import LateInteractionEncoder
 
             return LateInteractionEncoder(config)

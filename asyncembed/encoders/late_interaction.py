@@ -196,9 +196,7 @@ class LateInteractionEncoder:
         return skipped
 
 
-def run_rows(
-    graph: TextGraph, rows: Sequence[Row], pad_id: int, **extra: Array
-) -> tuple[FloatArray | None, int]:
+def run_rows(graph: TextGraph, rows: Sequence[Row], pad_id: int, **extra: Array) -> tuple[FloatArray | None, int]:
     """Run rows of any lengths in micro-batches.
 
     Returns:

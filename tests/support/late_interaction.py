@@ -40,7 +40,11 @@ KINDS: dict[str, tuple[dict[str, Any], str, bool]] = {
 }
 """Name → settings, tokenizer, whether documents are scaled to unit length."""
 
-MODEL_FILES = {"colbert-ir/colbertv2.0": "model.onnx", "lightonai/LateOn": "model.onnx", "lightonai/mLateOn": "model.onnx"}
+MODEL_FILES = {
+    "colbert-ir/colbertv2.0": "model.onnx",
+    "lightonai/LateOn": "model.onnx",
+    "lightonai/mLateOn": "model.onnx",
+}
 
 
 def write_late_interaction_model(directory: Path, name: str, **graph: Any) -> ModelSpec:
@@ -61,7 +65,7 @@ def write_late_interaction_model(directory: Path, name: str, **graph: Any) -> Mo
     return ModelSpec(
         name=name,
         family="late_interaction",
-        encoder="late_interaction",
+        encoder="colbert",
         sources=(LocalSource(directory),),
         model_file=file,
         dim=DIM,
