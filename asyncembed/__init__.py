@@ -1,1 +1,38 @@
-"""Local embedding models behind `async for`."""
+"""Local embedding models behind `async for`: batched across callers, in order, with backpressure.
+
+```python
+async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
+    async for vector in model.embed(documents):
+        ...
+```
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asyncembed.catalogue.spec import ModelSpec
+    from asyncembed.embedders import TextEmbedding
+    from asyncembed.engine.supervisor import Stats, WorkerPool
+    from asyncembed.stream import EmbeddingStream
+
+__all__ = ["EmbeddingStream", "ModelSpec", "Stats", "TextEmbedding", "WorkerPool"]
+
+# Worker processes import this package too: nothing is loaded before it is used.
+_HOMES = {
+    "EmbeddingStream": "asyncembed.stream",
+    "ModelSpec": "asyncembed.catalogue.spec",
+    "Stats": "asyncembed.engine.supervisor",
+    "TextEmbedding": "asyncembed.embedders",
+    "WorkerPool": "asyncembed.engine.supervisor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -11,6 +11,21 @@ AsyncEmbedError
 │   ├── ModelLoadError                     the files are there, but a worker cannot load them
 │   └── RuntimeMissingError                the package or execution provider that it needs is not installed
 ├── DownloadError                     files could not be brought onto disk (see `asyncembed.hub`)
+│   ├── RepoNotFoundError                  no such repo, or a private one; the hub does not tell which
+│   ├── RevisionNotFoundError              the repo has no such branch, tag or commit
+│   ├── RepoFileNotFoundError              the repo lacks a file that the model needs
+│   ├── AccessDeniedError                  the repo is there, but not for this token
+│   │   └── GatedRepoError                 its terms must be accepted first
+│   ├── BadTokenError                      the hub does not know the token
+│   ├── NotCachedError                     no network wanted, and not (wholly) in the cache
+│   ├── UnreachableError                   no answer, or no complete one, after several tries
+│   │   ├── RateLimitedError               too many requests; `retry_after_seconds` says when to come back
+│   │   └── UnexpectedAnswerError          something answers that is not a hub (proxy, login page, mirror)
+│   ├── CorruptFileError                   the bytes that came are not the file's, several times over
+│   ├── DiskFullError                      no room for the files
+│   ├── CacheNotWritableError              files are missing and the cache cannot be written
+│   ├── ArchiveError                       an archive is damaged or unsafe to extract
+│   └── NoSourceError                      every source of a model failed; `failures` has each one's error
 └── WorkerError
     ├── EncodeError                   the encoder itself failed on a batch
     └── WorkerCrashed                 the worker died or hung on this very input; `index` says which
@@ -68,7 +83,90 @@ class RuntimeMissingError(ModelError):
 
 
 class DownloadError(AsyncEmbedError):
-    """A model's files could not be brought onto this disk."""
+    """A model's files could not be brought onto this disk.
+
+    `source` is the repo, URL or directory concerned, `path` the file in it, where there is one.
+    """
+
+    def __init__(self, message: str, *, source: str | None = None, path: str | None = None) -> None:
+        super().__init__(message)
+        self.source = source
+        self.path = path
+
+
+class RepoNotFoundError(DownloadError):
+    """The hub has no such repo, or it is private: the hub answers alike. Check the name, or give a token."""
+
+
+class RevisionNotFoundError(DownloadError):
+    """The repo has no such branch, tag or commit."""
+
+
+class RepoFileNotFoundError(DownloadError):
+    """The repo lacks a file that the model needs; `path` names it."""
+
+
+class AccessDeniedError(DownloadError):
+    """The repo exists, but this token (or nobody) may read it."""
+
+
+class GatedRepoError(AccessDeniedError):
+    """The repo's terms must be accepted on its page, and a token of that account given."""
+
+
+class BadTokenError(DownloadError):
+    """The hub does not know the token; it refuses it even for public repos."""
+
+
+class NotCachedError(DownloadError):
+    """Files are missing in the cache and the network may not be used."""
+
+
+class UnreachableError(DownloadError):
+    """The hub gave no answer, or no complete one, after several tries."""
+
+
+class RateLimitedError(UnreachableError):
+    """The hub asks for a longer pause than we are ready to wait; `retry_after_seconds` says how long."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        source: str | None = None,
+        path: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, source=source, path=path)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class UnexpectedAnswerError(UnreachableError):
+    """Something answers that does not speak the hub's protocol: a login page, a proxy, a broken mirror."""
+
+
+class CorruptFileError(DownloadError):
+    """The bytes received are not the file's, several times over; nothing of them is kept."""
+
+
+class DiskFullError(DownloadError):
+    """The disk (or a quota) has no room for the files; free some, or give another `cache_dir`."""
+
+
+class CacheNotWritableError(DownloadError):
+    """Files are missing and the cache cannot be written; give another `cache_dir`."""
+
+
+class ArchiveError(DownloadError):
+    """An archive is damaged, is no archive, or holds something that must not be extracted."""
+
+
+class NoSourceError(DownloadError):
+    """Every source of a model failed; `failures` holds each one's error, in their order."""
+
+    def __init__(self, message: str, *, failures: tuple[DownloadError, ...] = ()) -> None:
+        super().__init__(message)
+        self.failures = failures
 
 
 class WorkerError(AsyncEmbedError):

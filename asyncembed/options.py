@@ -103,8 +103,7 @@ class Options:
             "threads", "max_length", "max_batch_tokens", "max_batch_size", "max_in_flight", "max_in_flight_bytes",
         ):  # fmt: skip
             check_count(name, getattr(self, name), least=1)
-        if self.device not in get_args(Device):
-            raise OptionError(f"device must be one of {', '.join(get_args(Device))}; got {self.device!r}")
+        check_choice("device", self.device, get_args(Device))
         if self.providers is not None and self.device != "auto":
             raise OptionError("give either device or providers, not both")
         if self.precision is not None and self.onnx_file is not None:
@@ -142,3 +141,9 @@ class Options:
                 (name, tuple(sorted((key, str(value)) for key, value in settings.items()))) for name, settings in pairs
             )
         )
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise `OptionError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise OptionError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")

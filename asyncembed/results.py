@@ -55,3 +55,5 @@ def stack_rows(rows: list[Any]) -> Any:
 
 
 DENSE: Output[Vector, Matrix] = Output(own=own_row, assemble=stack_rows)
+
+COUNT: Output[int, int] = Output(own=int, assemble=sum)

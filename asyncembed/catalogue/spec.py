@@ -59,6 +59,7 @@ class ModelSpec:
         max_length: Limit in tokens, special tokens included; None: the tokenizer's configuration decides.
         prompts: Text put before an input, by role or name ("query", "passage", ...).
         default_prompt: Name of the prompt that every input gets unless a call says otherwise.
+        is_catalogued: Whether it is known by name, rather than read from a repo's own configuration.
         settings: Numbers and names that only this model's encoder understands.
     """
 
@@ -78,4 +79,5 @@ class ModelSpec:
     description: str = ""
     license: str = ""
     size_in_gb: float = 0.0
+    is_catalogued: bool = True
     settings: Mapping[str, object] = field(default_factory=dict)

@@ -42,6 +42,10 @@ def build(config: EncoderConfig) -> Encoder:
             from asyncembed.encoders.multimodal import ColModernVBertEncoder
 
             return ColModernVBertEncoder(config)
+        case "static":
+            from asyncembed.encoders.static import StaticEncoder
+
+            return StaticEncoder(config)
         case unknown:
             raise UnsupportedModelError(f"no encoder is called {unknown!r}", model=config.spec.name)
 

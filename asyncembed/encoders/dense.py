@@ -8,7 +8,7 @@ from tokenizers import Encoding
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.pooling import FloatArray, IntArray, normalize, pool
-from asyncembed.encoders.postprocess import finish
+from asyncembed.encoders.postprocess import finish, spread
 from asyncembed.encoders.projection import read_projections
 from asyncembed.encoders.tokenization import TextTokenizer, Tokenized
 from asyncembed.errors import OptionError, UnsupportedModelError
@@ -147,10 +147,3 @@ def counted(batch_size: int, done: Tokenized) -> Encoded:
     for position, length in zip(done.positions, done.lengths, strict=True):
         counts[position] = length
     return Encoded(counts, done.failures)
-
-
-def spread(results: Array, positions: Sequence[int], batch_size: int) -> Array:
-    """Put one row per usable input to its position in the batch; the other rows are zeros."""
-    rows = np.zeros((batch_size, *results.shape[1:]), dtype=results.dtype)
-    rows[list(positions)] = results
-    return rows

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tokenizers import Encoding
 
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
@@ -14,7 +13,7 @@ from asyncembed.encoders.microbatch import (
     MicroBatch,
     plan_microbatches,
 )
-from asyncembed.encoders.tokenization import IntArray, TextTokenizer
+from asyncembed.encoders.tokenization import IntArray
 from asyncembed.errors import UnsupportedModelError
 from asyncembed.runtime.onnx import OnnxSession
 from asyncembed.runtime.quantization import is_dynamically_quantized
@@ -58,7 +57,14 @@ class TextGraph:
         self._max_size = config.max_batch_size
         if config.batch_invariant and is_dynamically_quantized(path):
             self._max_size = 1
-        self._run_overhead = CPU_RUN_OVERHEAD_TOKENS if self.session.runs_on_cpu else ACCELERATOR_RUN_OVERHEAD_TOKENS
+        if "attention_mask" not in names:
+            # The graph takes padding for text: inputs share a run only if they are equally long, as only
+            # padding could make up for the cost of a run.
+            self._run_overhead = 0
+        elif self.session.runs_on_cpu:
+            self._run_overhead = CPU_RUN_OVERHEAD_TOKENS
+        else:
+            self._run_overhead = ACCELERATOR_RUN_OVERHEAD_TOKENS
 
     def plan(self, lengths: Sequence[int]) -> list[MicroBatch]:
         """Cut inputs of these lengths into runs; an input of a dynamically quantised graph runs alone."""
@@ -106,8 +112,3 @@ def find_output(session: Session, spec: ModelSpec) -> str:
     raise UnsupportedModelError(
         f"the graph {spec.model_file} has no output {wanted!r}, only {', '.join(names)}", model=spec.name
     )
-
-
-def pad_rows(tokenizer: TextTokenizer, encodings: Sequence[Encoding], run: MicroBatch) -> tuple[IntArray, IntArray]:
-    """The ids and mask of one run."""
-    return tokenizer.pad([encodings[row] for row in run.rows])

@@ -1,5 +1,7 @@
 """What a call may ask for on top of an embedding: fewer dimensions, half precision, or a quantised form."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from asyncembed.encoders.encoder import Call
@@ -54,6 +56,13 @@ def quantize_binary(vectors: FloatArray) -> Array:
     """
     bits = np.packbits(vectors > 0, axis=1)
     return (bits.astype(np.int16) - 128).astype(np.int8)
+
+
+def spread(results: Array, positions: Sequence[int], batch_size: int) -> Array:
+    """Put one row per usable input to its position in the batch; the other rows are zeros."""
+    rows = np.zeros((batch_size, *results.shape[1:]), dtype=results.dtype)
+    rows[list(positions)] = results
+    return rows
 
 
 def _ranges(call: Call, dim: int) -> FloatArray:

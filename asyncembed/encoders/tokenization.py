@@ -5,7 +5,7 @@ The rules are those of transformers' fast tokenizers, read from the same files: 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Tokenized:
     """The inputs of one batch that could be tokenized.
 
     Attributes:
-        encodings: One per usable input: ids, type ids, tokens.
+        encodings: One per usable input. Their `ids` and `type_ids` count; `tokens` and `offsets` are empty.
         positions: Where each of them stands in the batch.
         failures: Position in the batch → why that input could not be used.
     """
@@ -50,6 +50,7 @@ class TextTokenizer:
         limit: Most tokens of one input, special tokens included.
         pad_id: Id that fills a row of a batch.
         pads_left: Whether that filling comes before the tokens.
+        truncates_left: Whether the beginning of a text that is too long is dropped, not its end.
         special_ids: Text → id of every special token.
     """
 
@@ -63,6 +64,7 @@ class TextTokenizer:
         add_special_tokens: bool = True,
         reserve: int = 0,
         truncation_side: str | None = None,
+        pads: bool = True,
     ) -> None:
         """Read the files of `directory`.
 
@@ -75,6 +77,7 @@ class TextTokenizer:
             add_special_tokens: Whether markers such as [CLS] are put around the text.
             reserve: By how many tokens the limit is lowered, for markers that the encoder itself puts in.
             truncation_side: Which end is cut off, "left" or "right"; None: as the files say.
+            pads: Whether `pad` will be used, so that the repo must have a pad token.
 
         Raises:
             UnsupportedModelError: The files do not say what is needed; the message names the way out.
@@ -84,7 +87,7 @@ class TextTokenizer:
         settings = _Settings.read(directory)
         self.tokenizer = settings.tokenizer
         self.limit = (settings.limit if max_length is None else max_length) - reserve
-        self.pad_id = settings.pad_id
+        self.pad_id = settings.required_pad_id if pads else settings.pad_id or 0
         self.pad_type_id = settings.pad_type_id
         self.pads_left = settings.pads_left
         self.pad_to_multiple_of = settings.pad_to_multiple_of
@@ -93,7 +96,8 @@ class TextTokenizer:
         self._strip = strip
         self._add_special_tokens = add_special_tokens
         side = truncation_side or settings.truncation_side
-        self._cuts_early = side == "right" and _is_prefix_stable(self.tokenizer)
+        self.truncates_left = side == "left"
+        self._cuts_early = not self.truncates_left and _is_prefix_stable(self.tokenizer)
         markers = self.tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
         if self.limit <= markers:
             # The library would not truncate at all.
@@ -109,8 +113,8 @@ class TextTokenizer:
         An input that is no string, is not valid Unicode, or (with `truncate=False`) is over the limit is a
         failure.
         """
-        usable, failures = _sort_out(inputs, _why_unusable)
-        texts = [self._prepare(prefix + inputs[position]) for position in usable]  # type: ignore[operator]
+        usable, failures = sort_out(inputs)
+        texts = [self.prepare(prefix + inputs[position]) for position in usable]  # type: ignore[operator]
         done = Tokenized(self._encode_all(texts), usable, failures)
         if not truncate:
             self._reject_truncated(done)
@@ -118,17 +122,21 @@ class TextTokenizer:
 
     def encode_pairs(self, inputs: Sequence[object], *, truncate: bool = True) -> Tokenized:
         """Tokenize pairs of texts, which share the limit: the longer text of a pair is cut first."""
-        usable, failures = _sort_out(inputs, _why_unusable_pair)
-        pairs = [tuple(map(self._prepare, inputs[position])) for position in usable]  # type: ignore[call-overload]
+        usable, failures = sort_out(inputs, _why_unusable_pair)
+        pairs = [tuple(map(self.prepare, inputs[position])) for position in usable]  # type: ignore[call-overload]
         encodings = self.tokenizer.encode_batch_fast(pairs, add_special_tokens=self._add_special_tokens)
         done = Tokenized(encodings, usable, failures)
         if not truncate:
             self._reject_truncated(done)
         return done
 
+    def too_long(self) -> InputError:
+        """The failure of a text over the limit that must not be cut."""
+        return InputError(f"longer than the model's limit of {self.limit} tokens, and truncate=False")
+
     def prefix_length(self, prefix: str) -> int:
         """Tokens that `prefix` takes at the start of an input: its markers included, a closing one not."""
-        encoding = self.tokenizer.encode(self._prepare(prefix), add_special_tokens=self._add_special_tokens)
+        encoding = self.tokenizer.encode(self.prepare(prefix), add_special_tokens=self._add_special_tokens)
         closes = bool(encoding.ids) and encoding.ids[-1] in self.special_ids.values()
         return len(encoding) - closes
 
@@ -153,14 +161,15 @@ class TextTokenizer:
             mask[row, columns] = 1
         return ids, mask
 
-    def _prepare(self, text: str) -> str:
+    def prepare(self, text: str) -> str:
+        """What is done to a text before it is tokenized."""
         if self._strip:
             text = text.strip()
         return text.lower() if self._lower_case else text
 
     def _encode_all(self, texts: list[str]) -> list[Encoding]:
         """Tokenize; a text far over the limit is cut first where that provably changes nothing."""
-        starts = [self._start_of(text) for text in texts]
+        starts = [self.start_of(text) for text in texts]
         encodings = self.tokenizer.encode_batch_fast(starts, add_special_tokens=self._add_special_tokens)
         for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
             # A start that did not fill the limit (long words, white space, ...) says nothing about the rest.
@@ -170,8 +179,11 @@ class TextTokenizer:
                 ]
         return encodings
 
-    def _start_of(self, text: str) -> str:
-        """As much of `text` as will probably fill the limit, up to a space after a word."""
+    def start_of(self, text: str) -> str:
+        """As much of `text` as will probably fill the limit, up to a space after a word.
+
+        Its tokens begin like those of `text`; if they are over the limit, the rest of `text` does not matter.
+        """
         enough = self.limit * _CHARACTERS_PER_TOKEN
         if not self._cuts_early or len(text) <= 2 * enough:
             return text
@@ -186,11 +198,22 @@ class TextTokenizer:
         if len(kept) == len(done.encodings):
             return
         for row in sorted(set(range(len(done.encodings))).difference(kept)):
-            done.failures[done.positions[row]] = InputError(
-                f"longer than the model's limit of {self.limit} tokens, and truncate=False"
-            )
+            done.failures[done.positions[row]] = self.too_long()
         done.encodings = [done.encodings[row] for row in kept]
         done.positions = [done.positions[row] for row in kept]
+
+
+def sort_out(
+    inputs: Sequence[object], why_unusable: Callable[[object], str | None] | None = None
+) -> tuple[list[int], dict[int, InputError]]:
+    """The positions of the usable inputs, texts unless told otherwise, and the failures of the others."""
+    check = why_unusable or _why_unusable
+    failures = {
+        position: InputError(reason) for position, value in enumerate(inputs) if (reason := check(value)) is not None
+    }
+    if not failures:
+        return list(range(len(inputs))), failures
+    return [position for position in range(len(inputs)) if position not in failures], failures
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +223,7 @@ class _Settings:
     tokenizer: Tokenizer
     declared_limit: int | None
     truncation_side: str
-    pad_id: int
+    pad_id: int | None
     pad_type_id: int
     pads_left: bool
     pad_to_multiple_of: int | None
@@ -215,6 +238,15 @@ class _Settings:
                 model=str(self.directory),
             )
         return self.declared_limit
+
+    @property
+    def required_pad_id(self) -> int:
+        if self.pad_id is None:
+            raise UnsupportedModelError(
+                f"no pad token in {self.directory}: tokenizer_config.json should name one (pad_token)",
+                model=str(self.directory),
+            )
+        return self.pad_id
 
     @classmethod
     def read(cls, directory: Path) -> "_Settings":
@@ -245,16 +277,11 @@ class _Settings:
         pad_id = padding.get("pad_id", _read_json(directory / "config.json").get("pad_token_id"))
         if pad_id is None and pad_token is not None:
             pad_id = tokenizer.token_to_id(pad_token)
-        if type(pad_id) is not int:
-            raise UnsupportedModelError(
-                f"no pad token in {directory}: tokenizer_config.json should name one (pad_token)",
-                model=str(directory),
-            )
         return cls(
             tokenizer=tokenizer,
             declared_limit=min(limits, default=None),
             truncation_side=config.get("truncation_side") or truncation.get("direction", "right"),
-            pad_id=pad_id,
+            pad_id=pad_id if type(pad_id) is int else None,
             pad_type_id=padding.get("pad_type_id", 0),
             pads_left=(config.get("padding_side") or padding.get("direction", "right")) == "left",
             pad_to_multiple_of=padding.get("pad_to_multiple_of"),
@@ -291,18 +318,6 @@ def _added_token(token: object) -> AddedToken | str:
     return AddedToken(str(token.get("content", "")), special=True, **flags)
 
 
-def _sort_out(
-    inputs: Sequence[object], why_unusable: Callable[[object], str | None]
-) -> tuple[list[int], dict[int, InputError]]:
-    """The positions of the usable inputs, and the failures of the others."""
-    failures = {
-        position: InputError(reason)
-        for position, value in enumerate(inputs)
-        if (reason := why_unusable(value)) is not None
-    }
-    return [position for position in range(len(inputs)) if position not in failures], failures
-
-
 def _why_unusable(value: object) -> str | None:
     if not isinstance(value, str):
         return f"expected a string, got {type(value).__name__}"
@@ -323,7 +338,7 @@ def _why_unusable_pair(value: object) -> str | None:
 
 
 # What is known to tokenize the words before a space without regard to what follows it.
-_LOCAL_NORMALIZERS = frozenset(
+LOCAL_NORMALIZERS = frozenset(
     {
         "BertNormalizer",
         "NFC",
@@ -338,8 +353,8 @@ _LOCAL_NORMALIZERS = frozenset(
         "Prepend",
     }
 )
-_SPLITS_AT_SPACES = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
-_LOCAL_PRE_TOKENIZERS = _SPLITS_AT_SPACES | {"Metaspace", "ByteLevel", "Digits", "Punctuation"}
+SPLITS_AT_SPACES = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
+LOCAL_PRE_TOKENIZERS = SPLITS_AT_SPACES | {"Metaspace", "ByteLevel", "Digits", "Punctuation"}
 _SPACE_PATTERNS = ({"String": " "}, {"Regex": " {2,}"})
 
 
@@ -347,13 +362,13 @@ def _is_prefix_stable(tokenizer: Tokenizer) -> bool:
     """Whether the tokens of a text's beginning, up to a space after a word, do not depend on the rest."""
     if any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values()):
         return False
-    normalizers = _parts(tokenizer.normalizer, "normalizers")
+    normalizers = components(tokenizer.normalizer, "normalizers")
     for part in normalizers:
         is_space_rule = part["type"] == "Replace" and part["pattern"] in _SPACE_PATTERNS
-        if part["type"] not in _LOCAL_NORMALIZERS and not is_space_rule:
+        if part["type"] not in LOCAL_NORMALIZERS and not is_space_rule:
             return False
-    pre_tokenizers = _parts(tokenizer.pre_tokenizer, "pretokenizers")
-    return all(part["type"] in _LOCAL_PRE_TOKENIZERS for part in pre_tokenizers) and any(
+    pre_tokenizers = components(tokenizer.pre_tokenizer, "pretokenizers")
+    return all(part["type"] in LOCAL_PRE_TOKENIZERS for part in pre_tokenizers) and any(
         _separates_words(part) for part in pre_tokenizers
     )
 
@@ -365,14 +380,23 @@ def _separates_words(pre_tokenizer: dict[str, Any]) -> bool:
         case "ByteLevel":
             return bool(pre_tokenizer.get("use_regex", True))
         case kind:
-            return kind in _SPLITS_AT_SPACES
+            return kind in SPLITS_AT_SPACES
 
 
-def _parts(component: Any, members: str) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer of the library as plain records, a sequence of them taken apart."""
+def components(component: Any, members: str) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer of the library as plain records, a sequence of them taken apart.
+
+    `members` is what the library calls the parts of a sequence: "normalizers" or "pretokenizers".
+    """
     if component is None:
         return []
     record = json.loads(component.__getstate__())
+    return list(_flattened(record, members))
+
+
+def _flattened(record: dict[str, Any], members: str) -> Iterator[dict[str, Any]]:
     if record["type"] == "Sequence":
-        return list(record[members])
-    return [record]
+        for part in record[members]:
+            yield from _flattened(part, members)
+    else:
+        yield record

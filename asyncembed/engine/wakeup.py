@@ -1,13 +1,15 @@
 """Waking the event loop from another thread, without that thread ever waiting for the loop."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Protocol, TypeVarTuple, cast
+from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
 
-from anyio import NoEventLoopError
+from anyio import Event, NoEventLoopError
 from anyio.lowlevel import current_token
 
 Args = TypeVarTuple("Args")
+T = TypeVar("T")
 
 
 class _AsyncioLoop(Protocol):
@@ -42,3 +44,15 @@ class Loop:
             return current_token().native_token is self._native
         except NoEventLoopError:
             return False
+
+
+async def completion(future: Future[T]) -> T:
+    """Wait for a future of another thread, without a thread of its own; gives its result or raises its exception.
+
+    Cancelling the waiter does not stop the work.
+    """
+    loop = Loop()
+    done = Event()
+    future.add_done_callback(lambda _: loop.post(done.set))
+    await done.wait()
+    return future.result()

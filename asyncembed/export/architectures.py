@@ -75,8 +75,8 @@ def read_config(directory: Path) -> tuple[Architecture, Mapping[str, object]]:
     custom = config.get("auto_map")
     if isinstance(custom, dict) and "AutoModel" in custom:
         raise UnsupportedModelError(
-            f"{model} has no ONNX file, and one cannot be built: it says {name!r}, "
-            f"but brings code of its own ({custom['AutoModel']})",
+            f"{model} has no ONNX file, and one cannot be built: its config.json says {name!r}, "
+            f"but also that the model brings code of its own (auto_map: {custom['AutoModel']})",
             model=model,
         )
     architecture.check(config, model)

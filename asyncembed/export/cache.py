@@ -42,13 +42,7 @@ def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
         RuntimeMissingError: The graph must be built and the package `onnx` is not installed.
     """
     architecture, config = read_config(directory)
-    weights = find_weights(directory)
-    if not weights:
-        raise UnsupportedModelError(f"{directory} has neither an ONNX file nor model.safetensors", model=str(directory))
-    root = (cache_dir or default_cache_dir()) / "exported"
-    digests = [_file_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
-    key = hashlib.sha256("\n".join([str(FORMAT_VERSION), *digests]).encode()).hexdigest()[:32]
-    target = root / key
+    root, target, weights = _place(directory, cache_dir)
     if _is_complete(target):
         return target / GRAPH_FILE
     if importlib.util.find_spec("onnx") is None:
@@ -76,6 +70,27 @@ def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
             model=str(directory),
         ) from error
     return target / GRAPH_FILE
+
+
+def find_graph(directory: Path, *, cache_dir: Path | None = None) -> Path | None:
+    """What `ensure_graph` would give, if it has been built already; None otherwise.
+
+    Raises:
+        UnsupportedModelError: There are no weights.
+    """
+    _, target, _ = _place(directory, cache_dir)
+    return target / GRAPH_FILE if _is_complete(target) else None
+
+
+def _place(directory: Path, cache_dir: Path | None) -> tuple[Path, Path, list[Path]]:
+    """The cache's root, the folder there of the graph that `directory` gives, and the weights that identify it."""
+    weights = find_weights(directory)
+    if not weights:
+        raise UnsupportedModelError(f"{directory} has neither an ONNX file nor model.safetensors", model=str(directory))
+    root = (cache_dir or default_cache_dir()) / "exported"
+    digests = [_file_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
+    key = hashlib.sha256("\n".join([str(FORMAT_VERSION), *digests]).encode()).hexdigest()[:32]
+    return root, root / key, list(weights)
 
 
 def default_cache_dir() -> Path:

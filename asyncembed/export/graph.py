@@ -8,7 +8,7 @@ embedding table's pages, and at no time is more than one tensor in memory here.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 # Tensors up to this size stay in the graph, where a runtime's optimiser can read them: scalars, axes, shapes.
 _INLINE_BYTES = 256
+# Half-precision weights are widened in pieces of this size.
+_BLOCK_BYTES = 16 * 2**20
 # Page size: what lets a runtime map one tensor without its neighbours.
 _ALIGNMENT_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """One tensor of the data file; `load` makes it, float32 and C-contiguous, at the moment of writing."""
+    """One tensor of the data file; `load` gives it, in any float type, at the moment of writing."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,14 +59,15 @@ class Graph:
         self._nodes.append(helper.make_node("Identity", [value], [name], name=name))
         self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
-    def node(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        """Add a node of the standard operator set; its output's name."""
+    def node(self, op: str, *inputs: str, **attributes: int | float | Sequence[int]) -> str:
+        """Add a node of the standard operator set; the name of its output."""
         from onnx import helper
 
         name = f"{op}_{len(self._nodes)}"
-        names = [name] if outputs == 1 else [f"{name}_{i}" for i in range(outputs)]
-        self._nodes.append(helper.make_node(op, list(inputs), names, name=name, **attributes))
-        return name if outputs == 1 else names
+        node = helper.make_node(op, inputs, [name], name=name)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+        self._nodes.append(node)
+        return name
 
     def constant(self, value: int | float | Sequence[int]) -> str:
         """A small tensor inside the graph: int64 for integers, float32 otherwise. Equal ones are shared."""
@@ -102,14 +105,17 @@ class Graph:
 def _write_weight(weight: _Weight, file: BinaryIO, data_name: str) -> "onnx.TensorProto":
     from onnx import TensorProto
 
-    array = np.ascontiguousarray(weight.load(), "<f4")
+    array = weight.load()
+    size_bytes = 4 * array.size
     tensor = TensorProto(name=weight.name, data_type=TensorProto.FLOAT, dims=weight.shape)
-    if array.nbytes <= _INLINE_BYTES:
-        tensor.raw_data = array.tobytes()
+    if size_bytes <= _INLINE_BYTES:
+        tensor.raw_data = array.astype("<f4").tobytes()
         return tensor
     file.seek(-file.tell() % _ALIGNMENT_BYTES, 1)
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", data_name), ("offset", file.tell()), ("length", array.nbytes)):
+    for key, value in (("location", data_name), ("offset", file.tell()), ("length", size_bytes)):
         tensor.external_data.add(key=key, value=str(value))
-    file.write(array.data)
+    rows = max(1, _BLOCK_BYTES * len(array) // size_bytes)
+    for start in range(0, len(array), rows):
+        file.write(np.ascontiguousarray(array[start : start + rows], "<f4").data)
     return tensor

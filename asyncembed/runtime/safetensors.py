@@ -148,7 +148,7 @@ def _read_header(path: Path, data: mmap.mmap) -> dict[str, _Entry]:
         raise _broken(path, "it is cut short, or no safetensors file at all")
     try:
         header = json.loads(data[8 : 8 + length])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(path, "its header is no JSON") from error
     if not isinstance(header, dict):
         raise _broken(path, "its header is no JSON object")

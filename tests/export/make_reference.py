@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 DATA = Path(__file__).parent / "data"
 
@@ -47,7 +48,7 @@ def main() -> None:
 
 def write_minilm(directory: str) -> None:
     """The vectors of the real model, as sentence-transformers computes them with torch."""
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found]
 
     model = SentenceTransformer(directory, device="cpu")
     vectors = model.encode(TEXTS, batch_size=4, normalize_embeddings=True)
@@ -57,8 +58,8 @@ def write_minilm(directory: str) -> None:
 
 def write_small_models() -> None:
     """A random model of each architecture, and what it gives for one padded batch."""
-    import torch
-    import transformers as t
+    import torch  # type: ignore[import-not-found]
+    import transformers as t  # type: ignore[import-not-found]
 
     distil = {
         "vocab_size": 40,
@@ -91,26 +92,24 @@ def write_small_models() -> None:
         model.eval()
         model.save_pretrained(DATA / name)
         # Beyond 128 tokens MPNet's last bucket of distances begins.
-        inputs = batch((150 if name == "mpnet" else 20, 7, 1), int(model.config.pad_token_id), torch)
+        inputs = batch((150 if name == "mpnet" else 20, 7, 1), int(model.config.pad_token_id))
         if getattr(model.config, "type_vocab_size", 1) == 1:
             del inputs["token_type_ids"]
         with torch.no_grad():
-            outputs = model(**inputs, output_hidden_states=True)
-        np.savez_compressed(
-            DATA / name / "reference.npz",
-            last_hidden_state=outputs.hidden_states[-1].numpy(),
-            **{key: value.numpy() for key, value in inputs.items()},
-        )
+            tensors = {key: torch.from_numpy(value) for key, value in inputs.items()}
+            outputs = model(**tensors, output_hidden_states=True)
+        hidden = outputs.hidden_states[-1].numpy()
+        arrays = {"last_hidden_state": hidden, **inputs}
+        np.savez_compressed(DATA / name / "reference.npz", allow_pickle=False, **arrays)
 
 
-def batch(lengths: tuple[int, ...], padding: int, torch: object) -> dict[str, object]:
+def batch(lengths: tuple[int, ...], padding: int) -> dict[str, npt.NDArray[np.int64]]:
     """Random tokens of these lengths, padded to the longest."""
     rng = np.random.default_rng(5)
     mask = np.array([[int(i < length) for i in range(max(lengths))] for length in lengths])
     ids = np.where(mask == 1, rng.integers(4, 40, mask.shape), padding)
     types = np.where(mask == 1, rng.integers(0, 2, mask.shape), 0)
-    arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}  # type: ignore[attr-defined]
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
 if __name__ == "__main__":

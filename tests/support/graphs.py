@@ -1,5 +1,4 @@
-"""Small ONNX graphs with the inputs and outputs of real ones. Their numbers depend on every input they
-take."""
+"""Small ONNX graphs like those of real models; their numbers depend on every input they take."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,8 +68,9 @@ def write_text_graph(
     """A one-layer attention encoder over (batch, tokens) ids; padding is masked out as in BERT.
 
     Its outputs are chosen by name: "last_hidden_state" (batch, tokens, dim); "pooler_output", the last
-    position of a row, padding or not; "sentence_embedding", the masked sum; "text_embeds", the first
-    position. `wrap_ids` lets any id stand for one of the vocabulary. `task_count` adds the scalar input task_id, which selects a vector that is added to every token.
+    position of a row, padding or not; "sentence_embedding", the masked mean; "text_embeds", the first
+    position. `wrap_ids` lets any id stand for one of the vocabulary. `task_count` adds the scalar input task_id,
+    which selects a vector that is added to every token.
     """
     build = GraphBuilder(seed)
     names = ["input_ids", *(["attention_mask"] if mask else []), *(["token_type_ids"] if token_types else [])]
@@ -94,7 +94,8 @@ def write_text_graph(
     mixed = build.add("Add", build.add("MatMul", attention, hidden), hidden)
     hidden = _linear(build, mixed, dim, quantized=dynamic_quantization)
     element = _TYPES[dtype]
-    results = {"last_hidden_state": (hidden, ["batch", "tokens", dim])}
+    results: dict[str, tuple[str, list[str | int]]] = {}
+    results["last_hidden_state"] = (hidden, ["batch", "tokens", dim])
     first, last = build.constant(np.int64(0)), build.constant(np.int64(-1))
     results["text_embeds"] = (build.add("Gather", hidden, first, axis=1), ["batch", dim])
     results["pooler_output"] = (build.add("Gather", hidden, last, axis=1), ["batch", dim])
@@ -106,7 +107,8 @@ def write_text_graph(
             build.constant(np.array([1], dtype=np.int64)),
             keepdims=0,
         )
-        results["sentence_embedding"] = (summed, ["batch", dim])
+        count = build.add("ReduceSum", column, build.constant(np.array([1], dtype=np.int64)), keepdims=0)
+        results["sentence_embedding"] = (build.add("Div", summed, count), ["batch", dim])
     infos = []
     for name in outputs:
         source, shape = results[name]

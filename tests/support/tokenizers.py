@@ -7,11 +7,14 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-WORDS = (
-    "the a of and to in is it you that he was for on are with as his they be at one have this from or had by hot "
-    "but some what there we can out other were all your when up use word how said an each she which do their time "
-    "if will way about many then them would write like so these her long make thing see him two has look more day"
-).split()
+_WORDS = """
+the a of and to in is it you that he was for on are with as his
+they be at one have this from or had by hot but some what there we can out
+other were all your when up use word how said an each she which do their time if
+will way about many then them would write like so these her long make thing see him two
+has look more day
+"""
+WORDS = tuple(_WORDS.split())
 
 
 def wordpiece(*, max_words: int | None = None) -> Tokenizer:
@@ -33,8 +36,7 @@ def wordpiece(*, max_words: int | None = None) -> Tokenizer:
 
 
 def byte_level_bpe() -> Tokenizer:
-    """Like GPT-2's and RoBERTa's: bytes, a leading space belongs to the word, <s> and </s> around the
-    text."""
+    """Like RoBERTa's: bytes, a leading space belongs to the word, <s> and </s> around the text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *alphabet]
     merges = []
@@ -76,7 +78,7 @@ def write_tokenizer(
     tokenizer: Tokenizer,
     *,
     limit: int | float | None = 64,
-    pad_token: str = "[PAD]",  # noqa: S107 (no password)
+    pad_token: str = "[PAD]",
     special_tokens: dict[str, Any] | None = None,
     **config: Any,
 ) -> None:

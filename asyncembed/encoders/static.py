@@ -1,0 +1,135 @@
+"""One vector per text without a graph: the mean of fixed token vectors.
+
+Two layouts are read: model2vec's (tensor `embeddings`, with `mapping` from token to row and `weights` per
+token where the vocabulary was reduced), and the module `StaticEmbedding` of sentence-transformers (tensor
+`embedding.weight`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.pooling import FloatArray, normalize
+from asyncembed.encoders.postprocess import finish, spread
+from asyncembed.encoders.tokenization import TextTokenizer, sort_out
+from asyncembed.encoders.words import WordTable
+from asyncembed.errors import ModelLoadError, OptionError
+from asyncembed.runtime.safetensors import read_tensors
+from asyncembed.runtime.session import Array
+
+# For models that state no limit.
+_UNLIMITED = 2**31 - 1
+
+
+class StaticEncoder:
+    """The encoder of all static models.
+
+    Results are one array (n, dim); with mode "count" the number of tokens of each text, unknown ones
+    included. A text without any known token gives zeros. Tokens are averaged in float32 whatever the matrix
+    holds.
+
+    Of `spec.settings` it reads:
+        folder: Where the files lie in the repo, if not at its root.
+        drop_unknown: Whether unknown tokens are left out of the mean, as model2vec does.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Load tokenizer and matrix; see `build` for the errors."""
+        spec = config.spec
+        folder = config.directory / str(spec.settings.get("folder", ""))
+        self._spec = spec
+        self._tokenizer = TextTokenizer(
+            folder,
+            max_length=config.max_length or spec.max_length or _UNLIMITED,
+            add_special_tokens=False,
+            pads=False,
+        )
+        self._words = WordTable(self._tokenizer)
+        unknown = _unknown_id(self._tokenizer.tokenizer) if spec.settings.get("drop_unknown") else None
+        self._unknown = -1 if unknown is None else unknown
+        tensors = read_tensors(folder / "model.safetensors")
+        self._vectors = _matrix(tensors, folder)
+        self._rows = tensors.get("mapping")
+        self._weights = tensors["weights"].astype(np.float32) if "weights" in tensors else None
+        self._ones = np.ones(512, dtype=np.float32)
+
+    def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
+        """Embed texts, or count their tokens; what is no valid text is a failure."""
+        if call.task is not None:
+            raise OptionError(f"{self._spec.name} has no tasks; leave out task=")
+        positions, failures = sort_out(inputs)
+        prompt = call.prompt or ""
+        texts = [prompt + inputs[position] for position in positions]  # type: ignore[operator]
+        ids, are_cut = self._tokenize(texts)
+        if not call.truncate and any(are_cut):
+            for position, is_cut in zip(positions, are_cut, strict=True):
+                if is_cut:
+                    failures[position] = self._tokenizer.too_long()
+            ids = [tokens for tokens, is_cut in zip(ids, are_cut, strict=True) if not is_cut]
+            positions = [position for position in positions if position not in failures]
+        if call.mode == "count":
+            counts = [0] * len(inputs)
+            for position, tokens in zip(positions, ids, strict=True):
+                counts[position] = len(tokens)
+            return Encoded(counts, failures)
+        vectors = self._mean(ids)
+        results = finish(normalize(vectors) if self._spec.normalize else vectors, call)
+        if failures:
+            results = spread(results, positions, len(inputs))
+        count = sum(map(len, ids))
+        return Encoded(results, failures, tokens=count, padded_tokens=count)  # type: ignore[arg-type]
+
+    def _tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        starts = [self._tokenizer.start_of(text) for text in texts]
+        ids, are_cut = self._words.encode(starts)
+        for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
+            # The start of a long text that did not fill the limit says nothing about the rest.
+            if len(start) < len(text) and not are_cut[row]:
+                (ids[row],), (are_cut[row],) = self._words.encode([text])
+        return ids, are_cut
+
+    def _mean(self, ids: Sequence[Sequence[int]]) -> FloatArray:
+        means = np.zeros((len(ids), self._vectors.shape[1]), dtype=np.float32)
+        for row, tokens in enumerate(ids):
+            known = np.array(tokens, dtype=np.intp)
+            if self._unknown in tokens:
+                known = known[known != self._unknown]
+            count = len(known)
+            if count:
+                rows = known if self._rows is None else self._rows[known]
+                # A product with a vector of ones adds the rows up in half the time of a sum.
+                np.dot(self._factors(known), self._vectors[rows], out=means[row])
+                means[row] /= count
+        return means
+
+    def _factors(self, ids: npt.NDArray[np.intp]) -> FloatArray:
+        if self._weights is not None:
+            return self._weights[ids]
+        if len(ids) > len(self._ones):
+            self._ones = np.ones(2 * len(ids), dtype=np.float32)
+        return self._ones[: len(ids)]
+
+
+def _matrix(tensors: Mapping[str, Array], folder: Path) -> FloatArray:
+    """The token vectors, float32 (rows, dim); a float32 file is mapped, so that workers share its memory."""
+    for name in ("embeddings", "embedding.weight"):
+        if name in tensors:
+            return tensors[name].astype(np.float32, copy=False)
+    raise ModelLoadError(
+        f"{folder / 'model.safetensors'} has no tensor `embeddings`, only {', '.join(tensors)}",
+        model=str(folder),
+    )
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id of the unknown token; None where the vocabulary has none."""
+    if hasattr(tokenizer.model, "unk_token"):
+        token = tokenizer.model.unk_token
+        return None if token is None else tokenizer.token_to_id(token)
+    unknown = json.loads(tokenizer.model.__getstate__()).get("unk_id")
+    return unknown if isinstance(unknown, int) else None

@@ -1,0 +1,121 @@
+"""From a model's sources to a directory with its files: the hub, archives, what is on this disk already."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from asyncembed.catalogue.spec import ArchiveSource, HubSource, LocalSource, Source
+from asyncembed.errors import DownloadError, NoSourceError
+from asyncembed.files import in_disk_thread
+from asyncembed.hub.archive import Archive
+from asyncembed.hub.cache import cache_root, translate_disk_error
+from asyncembed.hub.external_data import loadable_model_path
+from asyncembed.hub.listing import DEFAULT_REVISION, Listing, RepoFile, Wanted
+from asyncembed.hub.progress import (
+    BytesReceived,
+    DownloadFinished,
+    DownloadStarted,
+    FileFinished,
+    Progress,
+    ProgressEvent,
+    ProgressReport,
+)
+from asyncembed.hub.sources import HubRepo, LocalDirectory, Place
+
+__all__ = [
+    "BytesReceived",
+    "DownloadFinished",
+    "DownloadStarted",
+    "FileFinished",
+    "Listing",
+    "Progress",
+    "ProgressEvent",
+    "RepoFile",
+    "fetch",
+    "list_files",
+    "loadable_model_path",
+]
+
+
+async def fetch(
+    sources: Sequence[Source],
+    *,
+    patterns: Sequence[str],
+    required: Sequence[str] = (),
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    progress: Progress = None,
+) -> Path:
+    """Give a directory with the wanted files of the first source that has them.
+
+    What is complete on this disk is used as it is, from whichever source, without asking the network.
+    Otherwise the sources are tried in order. `patterns` are globs over whole paths (`*` also matches `/`),
+    of which a source need not have any; `required` are exact paths that it must have. `revision` applies
+    to hub sources.
+
+    Cancelling it keeps what came so far, and the next call resumes. Tasks that want the same files take
+    turns, so each file is downloaded once.
+
+    Raises:
+        DownloadError: The only source's error, or NoSourceError with each one's.
+        OptionError: A repo id or a network setting that cannot work.
+    """
+    from huggingface_hub import constants
+
+    wanted = Wanted(tuple(patterns), tuple(required))
+    root = await in_disk_thread(cache_root, cache_dir)
+    places = [_place(source, root, wanted, revision or DEFAULT_REVISION, token) for source in sources]
+    for place in places:
+        found = await in_disk_thread(place.find)
+        if found is not None:
+            return found
+    may_ask = not (local_files_only or constants.is_offline_mode())
+    failures: list[DownloadError] = []
+    with ProgressReport(progress) as report:
+        for place in places:
+            try:
+                if may_ask:
+                    return await place.bring(report)
+                return await in_disk_thread(place.find_usable)
+            except DownloadError as error:
+                failures.append(error)
+            except OSError as error:
+                failures.append(translate_disk_error(error, root))
+    if len(failures) == 1:
+        raise failures[0]
+    lines = [f"{place.name}: {failure}" for place, failure in zip(places, failures, strict=True)]
+    raise NoSourceError("no source has the files:\n" + "\n".join(lines), failures=tuple(failures))
+
+
+async def list_files(
+    repo: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Listing:
+    """All files of a repo at a revision: from the cache if they are known there, else from the hub.
+
+    Without the network (`local_files_only`, HF_HUB_OFFLINE) and without a listing in the cache, the files
+    that the cache holds.
+
+    Raises:
+        DownloadError: The hub refuses or cannot be reached, or offline nothing is known.
+    """
+    from huggingface_hub import constants
+
+    root = await in_disk_thread(cache_root, cache_dir)
+    place = HubRepo(root, repo, revision or DEFAULT_REVISION, Wanted(("*",)), token)
+    return await place.list_files(may_ask=not (local_files_only or constants.is_offline_mode()))
+
+
+def _place(source: Source, root: Path, wanted: Wanted, revision: str, token: str | bool | None) -> Place:
+    match source:
+        case HubSource(repo):
+            return HubRepo(root, repo, revision, wanted, token)
+        case ArchiveSource(url, folder):
+            return Archive(root, url, folder, wanted)
+        case LocalSource(path):
+            return LocalDirectory(path, wanted)

@@ -1,0 +1,351 @@
+"""huggingface_hub's cache on disk: where things lie in it, what of it is usable, and how files appear in it.
+
+```
+<cache>/.locks/models--org--name/<etag>.lock
+<cache>/models--org--name/
+    blobs/<etag>                        the bytes, once per content
+    refs/<revision>                     the commit a name stands for: 40 hex digits, nothing else
+    snapshots/<commit>/<path>           links to ../../blobs/<etag>
+    trees/<commit>.json                 all files of the commit, with sizes and hashes
+```
+Everything here blocks. Nothing reads a lock: each file appears by a rename, a listing before its files (so
+that any tool sees a half-filled snapshot for what it is), and a ref after all files it leads to (so that a
+failed update leaves the old snapshot in use).
+"""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asyncembed.errors import CacheNotWritableError, DiskFullError, DownloadError
+from asyncembed.hub.listing import (
+    DEFAULT_REVISION,
+    Listing,
+    RepoFile,
+    Wanted,
+    is_commit,
+    is_safe_path,
+)
+from asyncembed.hub.partial import Partial
+
+EMPTY_BLOB_ID = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
+"""git's name for no bytes at all; another blob without bytes is what a crash left."""
+
+_TREE_FORMAT = 1
+_TAG = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n"
+    "# This file marks a cache directory (https://bford.info/cachedir/); backup tools may leave it out.\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OnDisk:
+    """What the cache holds of what is wanted from one commit.
+
+    Attributes:
+        snapshot: Its directory.
+        missing: Wanted files that are not (wholly) there.
+        is_certain: Whether the commit's listing is known, and with it every file there should be.
+    """
+
+    snapshot: Path
+    missing: tuple[str, ...]
+    is_certain: bool
+
+    def is_complete(self, wanted: Wanted) -> bool:
+        """Whether nothing can be missing."""
+        return not self.missing and (self.is_certain or bool(wanted.required))
+
+    def is_usable(self, wanted: Wanted) -> bool:
+        """Whether a model can be loaded from it, where the network is out of reach."""
+        if wanted.required:
+            return not set(self.missing) & set(wanted.required)
+        return not self.missing
+
+
+def cache_root(cache_dir: str | Path | None) -> Path:
+    """The cache's root: `cache_dir`, else where huggingface_hub keeps its own."""
+    from huggingface_hub import constants
+
+    return Path(cache_dir if cache_dir is not None else constants.HF_HUB_CACHE).expanduser().resolve()
+
+
+class RepoCache:
+    """One repo's part of the cache."""
+
+    def __init__(self, root: Path, repo: str) -> None:
+        self.root = root
+        self.repo = repo
+        self.folder = _existing_folder(root, f"models--{repo.replace('/', '--')}")
+
+    def blob(self, file: RepoFile) -> Path:
+        """Where the bytes of `file` belong."""
+        return self.folder / "blobs" / file.etag
+
+    def snapshot(self, commit: str) -> Path:
+        """The directory of one commit."""
+        return self.folder / "snapshots" / commit
+
+    def lock(self, file: RepoFile) -> Path:
+        """The lock file of a blob, which huggingface_hub uses too."""
+        return self.root / ".locks" / self.folder.name / f"{file.etag}.lock"
+
+    def look_up(self, revision: str, wanted: Wanted) -> OnDisk | None:
+        """What is there for `revision`; None if nothing is. Writes nothing.
+
+        Where the default revision leads to an incomplete snapshot (an update that failed half-way in another
+        tool) or nowhere, a complete older one is taken.
+        """
+        commit = self.read_ref(revision)
+        found = self._examine(commit, wanted) if commit is not None else None
+        if revision == DEFAULT_REVISION and not (found and found.is_usable(wanted)):
+            for snapshot in self._snapshots():
+                other = self._examine(snapshot.name, wanted)
+                if other is not None and other.is_complete(wanted):
+                    return OnDisk(other.snapshot, other.missing, is_certain=False)
+        return found
+
+    def read_ref(self, revision: str) -> str | None:
+        """The commit that `revision` stood for at the last download."""
+        if is_commit(revision):
+            return revision
+        if not is_safe_path(revision):
+            return None
+        try:
+            commit = (self.folder / "refs" / revision).read_text("utf-8").strip()
+        except (OSError, ValueError):
+            return None
+        return commit if is_commit(commit) else None
+
+    def write_ref(self, revision: str, commit: str) -> None:
+        """Let `revision` name `commit`; writes only what changes."""
+        if is_commit(revision) or not is_safe_path(revision):
+            return
+        path = self.folder / "refs" / revision
+        try:
+            if path.read_text("utf-8") == commit:
+                return
+        except (OSError, ValueError):
+            pass
+        _write_atomically(path, commit)
+
+    def read_listing(self, revision: str, commit: str) -> Listing | None:
+        """The listing of `commit` that some tool left; None if there is none that can be read."""
+        try:
+            data = json.loads((self.folder / "trees" / f"{commit}.json").read_text("utf-8"))
+            if data["format_version"] != _TREE_FORMAT:
+                return None
+            files = tuple(
+                RepoFile(
+                    path=path,
+                    size_bytes=int(entry["size"]),
+                    blob_id=str(entry["blob_id"]),
+                    lfs_sha256=entry.get("lfs_sha256"),
+                    xet_hash=entry.get("xet_hash"),
+                )
+                for path, entry in data["files"].items()
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return Listing(self.repo, revision, commit, files)
+
+    def write_listing(self, listing: Listing) -> None:
+        """Leave the listing of a commit for later runs and for other tools."""
+        files: dict[str, dict[str, str | int]] = {}
+        for file in sorted(listing.files, key=lambda file: file.path):
+            entry: dict[str, str | int] = {"size": file.size_bytes, "blob_id": file.blob_id}
+            if file.lfs_sha256 is not None:
+                entry |= {"lfs_sha256": file.lfs_sha256, "lfs_size": file.size_bytes}
+            if file.xet_hash is not None:
+                entry["xet_hash"] = file.xet_hash
+            files[file.path] = entry
+        path = self.folder / "trees" / f"{listing.commit}.json"
+        _write_atomically(path, json.dumps({"format_version": _TREE_FORMAT, "files": files}, indent=1))
+
+    def list_snapshot(self, revision: str) -> Listing | None:
+        """What lies in the snapshot of `revision`, for want of a listing; None if there is no snapshot."""
+        commit = self.read_ref(revision)
+        if commit is None or not self.snapshot(commit).is_dir():
+            return None
+        snapshot = self.snapshot(commit)
+        files = tuple(
+            RepoFile(path.relative_to(snapshot).as_posix(), path.stat().st_size, path.resolve().name)
+            for path in sorted(snapshot.rglob("*"))
+            if _is_plausible(path)
+        )
+        return Listing(self.repo, revision, commit, files)
+
+    def prepare(self, files: Sequence[RepoFile]) -> None:
+        """Make the directories, and see that there is room for what is missing of `files`."""
+        (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
+        (self.folder / "snapshots").mkdir(exist_ok=True)
+        tag = self.root / "CACHEDIR.TAG"
+        if not tag.exists():
+            with contextlib.suppress(OSError):
+                _write_atomically(tag, _TAG)
+        needed = sum(file.size_bytes for file in files if not self._has_size(self.blob(file), file))
+        kept = sum(
+            getattr(path.stat(), "st_blocks", 0) * 512
+            for path in (self.folder / "blobs").glob("*.asyncembed*.incomplete")
+        )
+        usage = shutil.disk_usage(self.folder)
+        if usage.total and usage.free + kept < needed:  # some network file systems report 0 of 0
+            raise disk_full(self.folder, needed - kept, usage.free)
+
+    def missing(self, commit: str, files: Sequence[RepoFile]) -> tuple[RepoFile, ...]:
+        """Those of `files` that the snapshot lacks, or has with another size."""
+        return tuple(file for file in files if not self._has_size(self.snapshot(commit) / file.path, file))
+
+    def adopt(self, commit: str, file: RepoFile) -> bool:
+        """Put `file` into the snapshot if its blob is there already; whether it is in the snapshot now."""
+        if self._has_size(self.snapshot(commit) / file.path, file):
+            return True
+        blob = self.blob(file)
+        if file.size_bytes == 0 and not blob.exists():
+            _write_atomically(blob, "")
+        if not self._has_size(blob, file):
+            return False
+        self._link(blob, commit, file, may_move=False)
+        return True
+
+    def publish(self, partial: Partial, commit: str, file: RepoFile) -> None:
+        """Make a verified partial file the blob, and put it into the snapshot."""
+        blob = self.blob(file)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        partial.finish(blob)
+        self._link(blob, commit, file, may_move=True)
+
+    def _link(self, blob: Path, commit: str, file: RepoFile, *, may_move: bool) -> None:
+        """Make the snapshot's entry of `file` lead to `blob`; without symlinks it becomes the file itself."""
+        from huggingface_hub import constants
+
+        pointer = self.snapshot(commit) / file.path
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        if not constants.HF_HUB_DISABLE_SYMLINKS:
+            with contextlib.suppress(OSError, NotImplementedError):
+                _symlink(os.path.relpath(blob, pointer.parent), pointer)
+                # On some Windows machines links can be made, but lead nowhere.
+                if self._has_size(pointer, file):
+                    return
+        if may_move:
+            blob.replace(pointer)
+        else:
+            temporary = pointer.with_name(f"{pointer.name}.{secrets.token_hex(4)}.tmp")
+            try:
+                shutil.copyfile(blob, temporary)
+                temporary.replace(pointer)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _examine(self, commit: str, wanted: Wanted) -> OnDisk | None:
+        snapshot = self.snapshot(commit)
+        if not snapshot.is_dir():
+            return None
+        listing = self.read_listing(commit, commit)
+        if listing is None:
+            # No one knows what should be there. A required file is either there or not; of the others, those
+            # that are there count, unless none is.
+            missing = [path for path in wanted.required if not _is_plausible(snapshot / path)]
+            if not wanted.required and not any(
+                wanted.matches(path.relative_to(snapshot).as_posix())
+                for path in snapshot.rglob("*")
+                if _is_plausible(path)
+            ):
+                missing = list(wanted.patterns)
+            return OnDisk(snapshot, tuple(missing), is_certain=False)
+        missing = [path for path in wanted.required if path not in listing.paths]
+        chosen = [file for file in listing.files if wanted.matches(file.path) and is_safe_path(file.path)]
+        missing += [file.path for file in self.missing(commit, chosen)]
+        return OnDisk(snapshot, tuple(missing), is_certain=True)
+
+    def _snapshots(self) -> list[Path]:
+        """The snapshots, the newest first."""
+        try:
+            found = [path for path in (self.folder / "snapshots").iterdir() if is_commit(path.name)]
+            return sorted(found, key=lambda path: -path.stat().st_mtime)
+        except OSError:
+            return []
+
+    @staticmethod
+    def _has_size(path: Path, file: RepoFile) -> bool:
+        try:
+            return path.is_file() and path.stat().st_size == file.size_bytes
+        except OSError:
+            return False
+
+
+def translate_disk_error(error: OSError, where: Path) -> DownloadError:
+    """The error to raise for an OSError met while writing below `where`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        try:
+            free = shutil.disk_usage(where).free
+        except OSError:
+            free = 0
+        return disk_full(where, None, free)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return CacheNotWritableError(
+            f"files are missing in the cache and it cannot be written ({error}); make it writable or give "
+            "another "
+            "directory (cache_dir=, HF_HUB_CACHE or HF_HOME)",
+            source=str(where),
+        )
+    return DownloadError(f"the cache cannot be used: {error}", source=str(where))
+
+
+def disk_full(where: Path, needed_bytes: int | None, free_bytes: int) -> DiskFullError:
+    """The error for a disk without room for `needed_bytes` more."""
+    needed = "" if needed_bytes is None else f"{needed_bytes / 1e6:,.1f} MB are needed, "
+    return DiskFullError(
+        f"no room left on the disk (or in the quota) of {where}: {needed}{free_bytes / 1e6:,.1f} MB are "
+        "free; free "
+        "some, or give another directory (cache_dir=, HF_HUB_CACHE or HF_HOME)",
+        source=str(where),
+    )
+
+
+def _existing_folder(root: Path, name: str) -> Path:
+    """The repo's folder; one in other letter case (older tools wrote lower case) if only that exists."""
+    exact = root / name
+    if not exact.is_dir():
+        with contextlib.suppress(OSError):
+            for path in root.iterdir():
+                if path.name.lower() == name.lower() and path.is_dir():
+                    return path
+    return exact
+
+
+def _is_plausible(path: Path) -> bool:
+    """Whether a cached file of unknown size may be whole: it resolves, and is not what a crash left empty."""
+    try:
+        target = path.resolve(strict=True)
+        return target.is_file() and (target.stat().st_size > 0 or target.name in (EMPTY_BLOB_ID, "__init__.py"))
+    except OSError:
+        return False
+
+
+def _symlink(target: str, pointer: Path) -> None:
+    """Make or replace a link without a moment in which there is none."""
+    try:
+        pointer.symlink_to(target)
+    except FileExistsError:
+        if pointer.is_symlink() and str(pointer.readlink()) == target:
+            return
+        temporary = pointer.with_name(f"{pointer.name}.{secrets.token_hex(4)}.tmp")
+        temporary.symlink_to(target)
+        temporary.replace(pointer)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_bytes(text.encode())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

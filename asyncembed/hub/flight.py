@@ -1,0 +1,125 @@
+"""One download of a thing at a time: among the tasks of an event loop, and among processes.
+
+Among processes it only saves transfers: what two of them write is right without any lock, so a lock that
+cannot be had, that does not exclude (some network file systems), or whose holder hangs, holds no one up
+for long.
+"""
+
+import errno
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.lowlevel import RunVar
+
+from asyncembed.files import in_disk_thread
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+POLL_SECONDS = 0.05
+LONGEST_POLL_SECONDS = 0.5
+
+STUCK_SECONDS = 120.0
+"""When the holder of a lock has written nothing for so long, we go on without the lock."""
+
+_LOCKLESS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""How a file system says that it has no locks."""
+
+logger = logging.getLogger("asyncembed")
+
+
+class _Turn:
+    """A lock of this event loop, and how many tasks hold or await it."""
+
+    def __init__(self) -> None:
+        self.lock = anyio.Lock()
+        self.users = 0
+
+
+_turns: RunVar[dict[str, _Turn]] = RunVar("asyncembed_turns")
+
+
+@asynccontextmanager
+async def only_one_task(key: str) -> AsyncIterator[None]:
+    """Let one task of this event loop in at a time; the next one looks anew at what is left to do.
+
+    When the one inside is cancelled, the next goes on from what it left: each does its own work in its own
+    task, so no download runs without an owner.
+    """
+    turns = _turns.get(None)
+    if turns is None:
+        turns = {}
+        _turns.set(turns)
+    turn = turns.setdefault(key, _Turn())
+    turn.users += 1
+    try:
+        async with turn.lock:
+            yield
+    finally:
+        turn.users -= 1
+        if not turn.users:
+            del turns[key]
+
+
+@asynccontextmanager
+async def only_one(lock_path: Path, watch: Callable[[], float]) -> AsyncIterator[None]:
+    """Let one task in at a time, in all processes that use `lock_path`.
+
+    `watch` tells when the holder last wrote something, in seconds since the epoch.
+
+    Raises:
+        OSError: The lock file cannot be made, so nothing else can be written either.
+    """
+    async with only_one_task(str(lock_path)):
+        lock = await in_disk_thread(_make_lock, lock_path)
+        try:
+            await _acquire(lock, lock_path, watch)
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await in_disk_thread(lock.release)
+
+
+async def _acquire(lock: "BaseFileLock", path: Path, watch: Callable[[], float]) -> None:
+    waiting_since = time.time()
+    wait = POLL_SECONDS
+    # Polled, so that no thread is blocked and a cancellation is heard at once.
+    while not await in_disk_thread(_try_acquire, lock):
+        last_write = max(await in_disk_thread(watch), waiting_since)
+        if time.time() - last_write > STUCK_SECONDS:
+            logger.warning("whoever holds %s seems to be stuck; going on without the lock", path)
+            return
+        await anyio.sleep(wait)
+        wait = min(wait * 1.5, LONGEST_POLL_SECONDS)
+
+
+def _make_lock(path: Path) -> "BaseFileLock":
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tied to a thread, as each call may run in another; the mode lets other users of a shared cache lock
+    # it too.
+    return FileLock(path, thread_local=False, mode=0o664)
+
+
+def _try_acquire(lock: "BaseFileLock") -> bool:
+    """Whether we may go on: with the lock, or without one where there are none (or only another user's)."""
+    from filelock import Timeout
+
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    except NotImplementedError:
+        return True
+    except OSError as error:
+        is_foreign = error.errno == errno.EACCES and Path(lock.lock_file).exists()
+        if not is_foreign and error.errno not in _LOCKLESS:
+            raise
+        return True
+    return True

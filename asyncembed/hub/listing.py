@@ -1,0 +1,186 @@
+"""What a repo holds: from a name and a revision to a commit, and from a commit to its files."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from asyncembed.errors import OptionError, RepoFileNotFoundError, UnexpectedAnswerError
+
+if TYPE_CHECKING:
+    from asyncembed.hub.client import HubClient
+
+DEFAULT_REVISION = "main"
+MAX_TREE_PAGES = 1000
+"""Pages of up to 1000 entries; a server that pages for ever is none that we know."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_REPO_PART = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
+
+
+@dataclass(frozen=True, slots=True)
+class RepoFile:
+    """One file of a commit, as the hub lists it.
+
+    Attributes:
+        path: Path in the repo, with `/`.
+        size_bytes: Size of the content, also for a large file.
+        blob_id: sha1 of what git stores; for a large file (LFS) that is a pointer text, not the content.
+        lfs_sha256: sha256 of the content of a large file; None for the others.
+        xet_hash: Kept for other tools that read the listing; never used here.
+    """
+
+    path: str
+    size_bytes: int
+    blob_id: str
+    lfs_sha256: str | None = None
+    xet_hash: str | None = None
+
+    @property
+    def etag(self) -> str:
+        """The name of its blob in the cache."""
+        return self.lfs_sha256 or self.blob_id
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All files of one commit of a repo. `revision` is what was asked for: a branch, a tag or a commit."""
+
+    repo: str
+    revision: str
+    commit: str
+    files: tuple[RepoFile, ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files' paths in the repo."""
+        return tuple(file.path for file in self.files)
+
+    def select(self, wanted: "Wanted") -> tuple[RepoFile, ...]:
+        """The files that `wanted` names.
+
+        Raises:
+            RepoFileNotFoundError: A required file is not in the repo.
+            UnexpectedAnswerError: A file's name leads out of its directory, or its hash is none.
+        """
+        missing = sorted(set(wanted.required) - set(self.paths))
+        if missing:
+            raise RepoFileNotFoundError(
+                f"{self.repo} at revision {self.revision!r} has no {_enumerate(missing)}; "
+                f"it has {_enumerate(sorted(self.paths))}",
+                source=self.repo,
+                path=missing[0],
+            )
+        chosen = tuple(file for file in self.files if wanted.matches(file.path))
+        for file in chosen:
+            if not is_safe_path(file.path) or not _HASH.fullmatch(file.etag) or file.size_bytes < 0:
+                raise UnexpectedAnswerError(
+                    f"the listing of {self.repo} holds a file that cannot be stored safely: {file.path!r}",
+                    source=self.repo,
+                    path=file.path,
+                )
+        return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which files of a source a caller wants.
+
+    `patterns` are globs over whole paths, as huggingface_hub's users know them: `*` also matches `/`, and a
+    pattern that ends in `/` means everything below it. `required` are exact paths that must be there.
+    """
+
+    patterns: tuple[str, ...]
+    required: tuple[str, ...] = ()
+
+    def matches(self, path: str) -> bool:
+        """Whether the file at `path` is wanted."""
+        return path in self.required or any(
+            fnmatchcase(path, pattern + "*" if pattern.endswith("/") else pattern)
+            for pattern in (pattern.replace("\\", "/") for pattern in self.patterns)
+        )
+
+
+def is_commit(revision: str) -> bool:
+    """Whether `revision` is a full commit hash, which needs no look-up."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
+def is_safe_path(path: str) -> bool:
+    """Whether a name from outside stays below the directory it is put into, on every platform."""
+    parts = re.split(r"[/\\]", path)
+    return (
+        bool(path)
+        and "\\" not in path
+        and "\0" not in path
+        and not any(part in ("", ".", "..") or re.match(r"[A-Za-z]:", part) for part in parts)
+    )
+
+
+def check_repo_id(repo: str) -> None:
+    """Raise OptionError unless `repo` can be the name of a repo."""
+    parts = repo.split("/")
+    if (
+        len(parts) > 2
+        or any(not _REPO_PART.fullmatch(part) or "--" in part or ".." in part for part in parts)
+        or repo.endswith(".git")
+    ):
+        raise OptionError(
+            f"{repo!r} is no repo id: it has the form 'organisation/name', of letters, digits, '-', '_' and '.'"
+        )
+
+
+def _enumerate(names: Sequence[str], limit: int = 12) -> str:
+    shown = ", ".join(names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown or "no files"
+
+
+async def resolve_commit(client: "HubClient", repo: str, revision: str) -> str:
+    """Ask the hub which commit `revision` is now."""
+    if is_commit(revision):
+        return revision
+    info, _ = await client.get_json(
+        f"/api/models/{repo}/revision/{quote(revision, safe='')}", repo=repo, revision=revision
+    )
+    commit = info.get("sha") if isinstance(info, dict) else None
+    if not isinstance(commit, str) or not is_commit(commit):
+        raise UnexpectedAnswerError(
+            f"{client.endpoint} did not say which commit {revision!r} of {repo} is", source=repo
+        )
+    return commit
+
+
+async def list_tree(client: "HubClient", repo: str, revision: str, commit: str) -> Listing:
+    """Ask the hub for all files of a commit, page by page."""
+    files: list[RepoFile] = []
+    address: str | None = f"/api/models/{repo}/tree/{commit}?recursive=true&expand=false"
+    for _ in range(MAX_TREE_PAGES):
+        if address is None:
+            return Listing(repo, revision, commit, tuple(files))
+        page, address = await client.get_json(address, repo=repo, revision=commit)
+        files.extend(_parse_page(page, repo))
+    raise UnexpectedAnswerError(f"the listing of {repo} does not end", source=repo)
+
+
+def _parse_page(page: object, repo: str) -> Iterable[RepoFile]:
+    try:
+        if not isinstance(page, list):
+            raise TypeError("not a list")
+        return [
+            RepoFile(
+                path=str(entry["path"]),
+                size_bytes=int(entry["size"]),
+                blob_id=str(entry["oid"]),
+                lfs_sha256=str(entry["lfs"]["oid"]) if entry.get("lfs") else None,
+                xet_hash=entry.get("xetHash"),
+            )
+            for entry in page
+            if entry["type"] == "file"
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UnexpectedAnswerError(
+            f"the listing of {repo} is not in the hub's form ({error!r})", source=repo
+        ) from error

@@ -1,0 +1,267 @@
+"""A blob on its way: the bytes that came so far, in any order, and a journal of which those are.
+
+Both live in one file, so that they cannot part: the content at its final offsets in `[0, size)`, and
+behind it one record per written stretch. A partial file is thus always longer than the blob, and no one
+can take it for complete. When the blob is whole and verified, the journal is cut off and the file is
+renamed.
+
+One writer per partial file: its name carries the owner's process, and a leftover is taken over by renaming it
+once its owner is gone. Two processes that download one blob at once (where file locks do not work) therefore
+never write into each other's file.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import secrets
+import struct
+import threading
+import time
+import zlib
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from asyncembed.hub.listing import RepoFile
+from asyncembed.hub.verify import ContentHash
+
+QUIET_SECONDS = 600.0
+"""A partial file whose owner we cannot ask after (another host) is taken over after so long without a write: no
+download of ours waits that long between two."""
+
+STALE_SECONDS = 24 * 3600.0
+"""Unfinished files of huggingface_hub, which never resumes them, are deleted after so long."""
+
+_RECORD = struct.Struct(">QQI")
+"""Start and end of a written stretch, and the crc32 of those two, so that a torn record is noticed."""
+
+_MARK = ".asyncembed"
+_SUFFIX = ".incomplete"
+
+_active: set[Path] = set()
+_active_lock = threading.Lock()
+
+
+class ByteRanges:
+    """A set of byte offsets, kept as sorted, disjoint, non-adjacent `(start, end)` stretches."""
+
+    def __init__(self) -> None:
+        self._stretches: list[tuple[int, int]] = []
+
+    def add(self, start: int, end: int) -> int:
+        """Add `[start, end)`; returns how many of these bytes are new."""
+        before = self.total()
+        merged: list[tuple[int, int]] = []
+        for low, high in self._stretches:
+            if high < start or low > end:
+                merged.append((low, high))
+            else:
+                start, end = min(start, low), max(end, high)
+        merged.append((start, end))
+        self._stretches = sorted(merged)
+        return self.total() - before
+
+    def total(self) -> int:
+        """How many bytes are in the set."""
+        return sum(end - start for start, end in self._stretches)
+
+    def gaps(self, size: int) -> list[tuple[int, int]]:
+        """The stretches of `[0, size)` that are not in the set."""
+        gaps = []
+        position = 0
+        for start, end in self._stretches:
+            if start > position:
+                gaps.append((position, start))
+            position = end
+        if position < size:
+            gaps.append((position, size))
+        return gaps
+
+    def clear(self) -> None:
+        """Take everything out."""
+        self._stretches.clear()
+
+
+class Partial:
+    """The partial file of one blob. Every method blocks and may be called from any thread.
+
+    Attributes:
+        ranges: The bytes that are on disk; changed only here, under the lock.
+    """
+
+    def __init__(self, blob: Path, file: RepoFile) -> None:
+        self._blob = blob
+        self._size = file.size_bytes
+        self._path = blob.with_name(f"{blob.name}{_MARK}-{_owner_id()}-{secrets.token_hex(4)}{_SUFFIX}")
+        self._free_path = blob.with_name(f"{blob.name}{_MARK}{_SUFFIX}")
+        self._lock = threading.Lock()
+        self._file: BinaryIO | None = None
+        self._journal_end = self._size
+        self._hash = ContentHash(file)
+        self.ranges = ByteRanges()
+
+    @property
+    def path(self) -> Path:
+        """Where its bytes lie until it is whole."""
+        return self._path
+
+    def open(self) -> None:
+        """Take over what an earlier download of the same blob left, or begin anew."""
+        with self._lock:
+            with _active_lock:
+                _active.add(self._path)
+            for leftover in self._leftovers():
+                try:
+                    leftover.rename(self._path)
+                    break
+                except OSError:  # another process was quicker, or it is not ours to move
+                    continue
+            # Opened for the umask's mode, as the blob will keep it; unbuffered, as every write is large.
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+            self._file = cast(BinaryIO, os.fdopen(descriptor, "r+b", buffering=0))
+            self._read_journal()
+
+    def write(self, offset: int, chunks: list[bytes]) -> int:
+        """Put bytes at `offset` and note them in the journal; returns how many of them are new."""
+        data = b"".join(chunks)
+        with self._lock:
+            if self._file is None:  # released while a cancelled caller's thread was on its way
+                return 0
+            self._write_at(offset, data)
+            end = offset + len(data)
+            stretch = struct.pack(">QQ", offset, end)
+            self._write_at(self._journal_end, stretch + struct.pack(">I", zlib.crc32(stretch)))
+            self._journal_end += _RECORD.size
+            if offset == self._hash.position:
+                self._hash.feed(data)
+            return self.ranges.add(offset, end)
+
+    def hash_more(self) -> bool:
+        """Hash one portion of what came out of order; False when all is hashed."""
+        with self._lock:
+            return self._file is not None and self._hash.advance(self._file)
+
+    def is_verified(self) -> bool:
+        """Whether all bytes are there and are the file's."""
+        return self._hash.matches()
+
+    def restart(self) -> None:
+        """Throw away all bytes."""
+        with self._lock:
+            if self._file is not None:
+                self._file.truncate(0)
+            self.ranges.clear()
+            self._hash.restart()
+            self._journal_end = self._size
+
+    def finish(self, target: Path) -> None:
+        """Make it the file `target`, which appears whole or not at all."""
+        with self._lock:
+            assert self._file is not None
+            assert self.is_verified()
+            self._file.truncate(self._size)
+            self._file.close()
+            self._file = None
+            self._path.replace(target)
+            self._deactivate()
+            self._delete_leftovers()
+
+    def release(self) -> None:
+        """Let go of it; a later download resumes from it. Does nothing after `finish` or `discard`."""
+        with self._lock:
+            try:
+                if self._file is not None:
+                    self._file.close()
+                    self._file = None
+                    with contextlib.suppress(OSError):
+                        if self.ranges.total():
+                            self._path.replace(self._free_path)
+                        else:
+                            self._path.unlink()
+            finally:
+                self._deactivate()
+
+    def discard(self) -> None:
+        """Delete it."""
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            self._path.unlink(missing_ok=True)
+            self._deactivate()
+
+    def _deactivate(self) -> None:
+        with _active_lock:
+            _active.discard(self._path)
+
+    def _leftovers(self) -> list[Path]:
+        """What other downloads of this blob left and no one writes to any more, the fullest first."""
+        found = []
+        for path in self._blob.parent.glob(f"{self._blob.name}{_MARK}*{_SUFFIX}"):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                if _is_ownerless(path) or time.time() - status.st_mtime > QUIET_SECONDS:
+                    found.append((getattr(status, "st_blocks", status.st_size), path))
+        return [path for _, path in sorted(found, reverse=True)]
+
+    def _delete_leftovers(self) -> None:
+        for path in self._leftovers():
+            with contextlib.suppress(OSError):
+                path.unlink()
+        for path in self._blob.parent.glob(f"{self._blob.name}.*{_SUFFIX}"):
+            with contextlib.suppress(OSError):
+                if _MARK not in path.name and time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    path.unlink()
+
+    def _read_journal(self) -> None:
+        assert self._file is not None
+        self._file.seek(self._size)
+        journal = self._file.read()
+        for position in range(0, len(journal) - _RECORD.size + 1, _RECORD.size):
+            start, end, check = _RECORD.unpack_from(journal, position)
+            if zlib.crc32(journal[position : position + 16]) != check or not start <= end <= self._size:
+                break
+            self.ranges.add(start, end)
+            self._journal_end = self._size + position + _RECORD.size
+        self._file.truncate(self._journal_end)
+
+    def _write_at(self, offset: int, data: bytes) -> None:
+        assert self._file is not None
+        self._file.seek(offset)
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+
+
+def _owner_id() -> str:
+    """Names this process: a host that was booted anew, or a new container, is another one."""
+    return f"{_host_id()}-{os.getpid()}"
+
+
+def _host_id() -> str:
+    name = platform.node()
+    with contextlib.suppress(OSError):
+        name += Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+def _is_ownerless(path: Path) -> bool:
+    """Whether the process that wrote this partial file is known to be gone, or has let go of it."""
+    with _active_lock:
+        if path in _active:
+            return False
+    owner = path.name.removesuffix(_SUFFIX).partition(f"{_MARK}-")[2].split("-")
+    if len(owner) != 3:
+        return True  # released
+    host, process, _ = owner
+    if host != _host_id() or not process.isdigit() or os.name != "posix":
+        return False
+    if int(process) == os.getpid():
+        return True  # of this process, and not active
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

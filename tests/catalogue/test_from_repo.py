@@ -1,0 +1,261 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncembed.catalogue.from_repo import (
+    Overrides,
+    choose_onnx_file,
+    configuration_files,
+    spec_from_directory,
+)
+from asyncembed.catalogue.spec import HubSource, LocalSource, Pooling
+from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
+
+MODULE = "sentence_transformers.models."
+
+
+def write_repo(
+    directory: Path,
+    *,
+    modules: list[tuple[str, str]] | None = None,
+    pooling: dict[str, Any] | None = None,
+    files: tuple[str, ...] = ("onnx/model.onnx", "tokenizer.json"),
+    **configs: dict[str, Any],
+) -> Path:
+    """A directory as sentence-transformers lays it out; the files that hold no configuration are empty."""
+    if modules is None:
+        modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    contents: dict[str, Any] = {
+        "modules.json": [
+            {"idx": index, "name": str(index), "path": path, "type": kind if "." in kind else MODULE + kind}
+            for index, (kind, path) in enumerate(modules)
+        ],
+        "config.json": {"model_type": "bert", "hidden_size": 8},
+        "sentence_bert_config.json": {"max_seq_length": 128, "do_lower_case": False},
+        "1_Pooling/config.json": pooling or {"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True},
+    }
+    contents |= {f"{name}.json": value for name, value in configs.items()}
+    for path, content in contents.items():
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_text(json.dumps(content), encoding="utf-8")
+    for path in files:
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).touch()
+    return directory
+
+
+def test_a_plain_repo_is_read_as_it_stands(tmp_path: Path) -> None:
+    spec = spec_from_directory(write_repo(tmp_path))
+    assert spec.sources == (LocalSource(tmp_path),)
+    assert (spec.encoder, spec.model_file, spec.additional_files) == ("dense", "onnx/model.onnx", ())
+    assert (spec.pooling, spec.normalize, spec.dim, spec.max_length) == ("mean", True, 8, 128)
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_max_tokens": True}, "max"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len"),
+        ({"pooling_mode_weightedmean_tokens": True}, "weighted_mean"),
+        ({"pooling_mode_lasttoken": True}, "last_token"),
+        ({"pooling_mode": "lasttoken"}, "last_token"),
+        ({"pooling_mode": ["mean"]}, "mean"),
+    ],
+)
+def test_every_pooling_mode_is_understood(config: dict[str, Any], pooling: Pooling, tmp_path: Path) -> None:
+    assert spec_from_directory(write_repo(tmp_path, pooling=config)).pooling == pooling
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+        {"word_embedding_dimension": 8},
+        {"pooling_mode": "attention"},
+    ],
+)
+def test_a_pooling_that_is_not_clear_is_asked_for(config: dict[str, Any], tmp_path: Path) -> None:
+    directory = write_repo(tmp_path, pooling=config)
+    with pytest.raises(UnsupportedModelError, match="say pooling="):
+        spec_from_directory(directory)
+    declared = Overrides(pooling="cls", normalize=False)
+    assert spec_from_directory(directory, overrides=declared).pooling == "cls"
+
+
+def test_prompts_projections_and_the_rest_are_carried_over(tmp_path: Path) -> None:
+    spec = spec_from_directory(
+        write_repo(
+            tmp_path,
+            modules=[("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")],
+            pooling={"pooling_mode_mean_tokens": True, "include_prompt": False},
+            files=("onnx/model.onnx", "2_Dense/model.safetensors"),
+            sentence_bert_config={"max_seq_length": None, "do_lower_case": True},
+            config_sentence_transformers={
+                "prompts": {"query": "query: ", "document": "passage: ", "empty": ""},
+                "default_prompt_name": "query",
+            },
+        )
+    )
+    assert spec.prompts == {"query": "query: ", "document": "passage: ", "passage": "passage: "}
+    assert spec.default_prompt == "query"
+    assert spec.max_length is None
+    assert not spec.normalize
+    assert spec.settings == {
+        "strip": True,
+        "lower_case": True,
+        "include_prompt": False,
+        "projections": ("2_Dense",),
+    }
+    assert spec.additional_files == ("2_Dense/model.safetensors", "2_Dense/config.json")
+
+
+def test_a_linear_layer_that_is_pickled_is_refused(tmp_path: Path) -> None:
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")]
+    write_repo(tmp_path, modules=modules, files=("onnx/model.onnx", "2_Dense/pytorch_model.bin"))
+    with pytest.raises(UnsupportedModelError, match=r"2_Dense/model\.safetensors"):
+        spec_from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        [("Transformer", ""), ("Pooling", "1_Pooling"), ("LSTM", "2_LSTM")],
+        [("custom_st.Transformer", ""), ("Pooling", "1_Pooling")],
+        [("Transformer", ""), ("Normalize", "2"), ("Pooling", "1_Pooling")],
+        [("Transformer", "")],
+        [("Transformer", "0_Transformer"), ("Pooling", "1_Pooling")],
+        [("CLIPModel", "")],
+        [],
+    ],
+)
+def test_modules_that_we_do_not_compute_are_refused(modules: list[tuple[str, str]], tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError):
+        spec_from_directory(write_repo(tmp_path, modules=modules))
+
+
+def test_without_sentence_transformers_files_the_caller_decides(tmp_path: Path) -> None:
+    directory = write_repo(tmp_path)
+    (directory / "modules.json").unlink()
+    with pytest.raises(UnsupportedModelError, match="say pooling= and normalize="):
+        spec_from_directory(directory)
+    with pytest.raises(UnsupportedModelError, match="say normalize="):
+        spec_from_directory(directory, overrides=Overrides(pooling="cls"))
+    spec = spec_from_directory(directory, overrides=Overrides(pooling="cls", normalize=True, max_length=16))
+    assert (spec.pooling, spec.normalize, spec.dim, spec.max_length) == ("cls", True, 8, 16)
+    assert "strip" not in spec.settings
+
+
+def test_what_the_caller_says_wins(tmp_path: Path) -> None:
+    overrides = Overrides(normalize=False, max_length=5, output="text_embeds")
+    spec = spec_from_directory(write_repo(tmp_path), overrides=overrides)
+    assert (spec.pooling, spec.normalize, spec.max_length, spec.output) == ("mean", False, 5, "text_embeds")
+
+
+def test_a_listing_stands_for_files_that_are_not_there_yet(tmp_path: Path) -> None:
+    write_repo(tmp_path, files=())
+    listing = ["README.md", "tokenizer.json", "onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_q4.onnx"]
+    spec = spec_from_directory(tmp_path, name="org/name", files=listing, source=HubSource("org/name"))
+    assert (spec.model_file, spec.additional_files) == ("onnx/model.onnx", ("onnx/model.onnx_data",))
+    assert spec.name == "org/name"
+
+
+def test_weights_without_a_graph_are_named_for_the_export(tmp_path: Path) -> None:
+    spec = spec_from_directory(write_repo(tmp_path, files=("model.safetensors",)))
+    assert (spec.model_file, spec.additional_files) == (None, ("model.safetensors",))
+    shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    sharded = spec_from_directory(tmp_path, files=[*shards, "model.safetensors.index.json"])
+    assert sharded.additional_files == ("model.safetensors.index.json", *shards)
+
+
+@pytest.mark.parametrize("as_module", [True, False])
+def test_static_models_have_no_graph(as_module: bool, tmp_path: Path) -> None:
+    modules = [("StaticEmbedding", ""), ("Normalize", "1_Normalize")]
+    directory = write_repo(
+        tmp_path,
+        modules=modules,
+        files=("model.safetensors", "tokenizer.json"),
+        config={"model_type": "model2vec", "normalize": True, "hidden_dim": 4},
+    )
+    if not as_module:
+        (directory / "modules.json").unlink()
+    spec = spec_from_directory(directory)
+    assert (spec.encoder, spec.model_file, spec.pooling, spec.normalize) == ("static", None, "mean", True)
+    assert spec.settings.get("drop_unknown", False) == (not as_module)
+
+
+def test_a_reranker_needs_no_pooling(tmp_path: Path) -> None:
+    (write_repo(tmp_path) / "modules.json").unlink()
+    spec = spec_from_directory(tmp_path, family="cross_encoder")
+    assert (spec.encoder, spec.model_file) == ("cross_encoder", "onnx/model.onnx")
+    with pytest.raises(UnsupportedModelError, match="catalogue"):
+        spec_from_directory(tmp_path, family="sparse")
+
+
+def test_broken_and_missing_directories_say_so(tmp_path: Path) -> None:
+    write_repo(tmp_path)
+    (tmp_path / "modules.json").write_text("[", encoding="utf-8")
+    with pytest.raises(ModelLoadError, match=r"modules\.json"):
+        spec_from_directory(tmp_path)
+    with pytest.raises(ModelLoadError, match="no directory"):
+        spec_from_directory(tmp_path / "absent")
+
+
+HUB_FILES = ["onnx/model.onnx", "onnx/model_O2.onnx", "onnx/model_O4.onnx", "onnx/model_fp16.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("files", "keywords", "chosen"),
+    [
+        (HUB_FILES, {}, "onnx/model.onnx"),
+        (HUB_FILES, {"precision": "fp32"}, "onnx/model.onnx"),
+        (HUB_FILES, {"onnx_file": "onnx/model_O2.onnx"}, "onnx/model_O2.onnx"),
+        ([*HUB_FILES, "model.onnx"], {}, "onnx/model.onnx"),
+        (["model_optimized.onnx"], {}, "model_optimized.onnx"),
+        (
+            ["onnx/model.onnx", "onnx/model_quantized.onnx"],
+            {"precision": "int8"},
+            "onnx/model_quantized.onnx",
+        ),
+        (["onnx/model_qint8_avx512_vnni.onnx"], {"precision": "int8"}, "onnx/model_qint8_avx512_vnni.onnx"),
+        (["onnx/model_q4.onnx", "onnx/model_q4f16.onnx"], {"precision": "q4"}, "onnx/model_q4.onnx"),
+        (["onnx/model_fp16.onnx", "model.safetensors"], {}, None),
+    ],
+)
+def test_the_plain_graph_is_taken_unless_another_is_asked_for(
+    files: list[str], keywords: dict[str, str], chosen: str | None
+) -> None:
+    assert choose_onnx_file(files, **keywords) == chosen
+
+
+@pytest.mark.parametrize(
+    ("files", "keywords", "message"),
+    [
+        (["onnx/model_fp16.onnx"], {}, "onnx_file="),
+        (["a/model.onnx", "b/model.onnx"], {}, "several"),
+        (["onnx/model.onnx", "model.safetensors"], {"precision": "int8"}, "no ONNX file of precision int8"),
+        (["onnx/model.onnx"], {"onnx_file": "model.onnx"}, r"its ONNX files: onnx/model\.onnx"),
+        (["pytorch_model.bin"], {}, r"no model\.safetensors either"),
+    ],
+)
+def test_a_graph_that_is_not_clear_is_asked_for(files: list[str], keywords: dict[str, str], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        choose_onnx_file(files, **keywords)
+
+
+def test_an_unknown_precision_is_an_option_error() -> None:
+    with pytest.raises(OptionError, match="fp16"):
+        choose_onnx_file(["onnx/model.onnx"], precision="half")
+
+
+def test_only_small_files_are_needed_to_decide() -> None:
+    listing = [
+        "modules.json",
+        "1_Pooling/config.json",
+        "model.safetensors",
+        "onnx/model.onnx",
+        "a/b/config.json",
+    ]
+    assert configuration_files(listing) == ("1_Pooling/config.json", "modules.json")

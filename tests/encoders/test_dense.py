@@ -1,0 +1,283 @@
+"""The dense encoder against fastembed on the same small directories, and where it goes further than that."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastembed import TextEmbedding
+from fastembed.common.model_description import ModelSource, PoolingType
+from fastembed.text.custom_text_embedding import CustomTextEmbedding
+
+from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.spec import ModelSpec, Pooling
+from asyncembed.encoders import build
+from asyncembed.encoders.encoder import Call, Encoder, EncoderConfig
+from asyncembed.encoders.tokenization import TextTokenizer
+from asyncembed.errors import OptionError, UnsupportedModelError
+from asyncembed.runtime.onnx import OnnxSession
+from asyncembed.runtime.session import Array, SessionOptions
+from tests.support.graphs import DIM
+from tests.support.models import MODEL_FILE, TEXTS, spec_for, write_model
+from tests.support.tokenizers import byte_level_bpe, unigram
+
+TOLERANCE = 1e-5
+
+LEFT_PADDED: dict[str, Any] = {
+    "tokenizer": byte_level_bpe(),
+    "tokenizer_options": {"pad_token": "<pad>", "padding_side": "left"},
+    "token_types": False,
+}
+
+# One model of the catalogue per implementation of fastembed, with a small directory of the right shape.
+CATALOGUED: dict[str, dict[str, Any]] = {
+    "BAAI/bge-small-en-v1.5": {},
+    "jinaai/jina-clip-v1": {"outputs": ("text_embeds",), "token_types": False},
+    "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2": {
+        "tokenizer": unigram(),
+        "tokenizer_options": {"pad_token": "<pad>"},
+    },
+    "sentence-transformers/all-MiniLM-L6-v2": {},
+    "jinaai/jina-embeddings-v3": {"task_count": 5},
+    "google/embeddinggemma-300m": {"outputs": ("last_hidden_state", "sentence_embedding")},
+    "Qwen/Qwen3-Embedding-0.6B": LEFT_PADDED,
+    "Qdrant/clip-ViT-B-32-text": {"outputs": ("text_embeds",)},
+    "google/siglip2-base-patch16-224": {"outputs": ("last_hidden_state", "pooler_output"), "mask": False},
+}
+
+
+def encoder_for(spec: ModelSpec, directory: Path, **fields: Any) -> Encoder:
+    return build(EncoderConfig(spec=spec, directory=directory, session=SessionOptions(device="cpu"), **fields))
+
+
+def small_encoder(directory: Path, *, config: dict[str, Any] | None = None, **fields: Any) -> Encoder:
+    return encoder_for(spec_for(directory, **fields), directory, **(config or {}))
+
+
+def stacked(results: Iterable[Array]) -> Array:
+    return np.stack(list(results))
+
+
+def vectors(encoder: Encoder, texts: Sequence[object] = TEXTS, **call: Any) -> Array:
+    encoded = encoder.encode(texts, Call(**call))
+    assert not encoded.failures
+    assert isinstance(encoded.results, np.ndarray)
+    return encoded.results
+
+
+def first_tokens(*, encoder_directory: Path, text: str, count: int) -> Array:
+    """The sum of the first hidden states of `text`, straight from the graph."""
+    tokenizer = TextTokenizer(encoder_directory)
+    ids, mask = tokenizer.pad(tokenizer.encode([text]).encodings)
+    session = OnnxSession(encoder_directory / MODEL_FILE, SessionOptions(device="cpu"))
+    feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": ids * 0}
+    states = session.run(["last_hidden_state"], feeds)[0]
+    total: Array = states[:, :count].sum(axis=1)
+    return total
+
+
+def one_by_one(encoder: Encoder, **call: Any) -> Array:
+    return np.concatenate([vectors(encoder, [text], **call) for text in TEXTS])
+
+
+@pytest.mark.parametrize("name", CATALOGUED)
+def test_vectors_are_those_of_fastembed_in_batches_and_alone(name: str, tmp_path: Path) -> None:
+    catalogued = Catalogue.builtin().lookup(name, "text")
+    assert catalogued.model_file is not None
+    write_model(tmp_path, model_file=catalogued.model_file, **CATALOGUED[name])
+    theirs = TextEmbedding(name, specific_model_path=str(tmp_path), cuda=False)
+    fields = {field: getattr(catalogued, field) for field in ModelSpec.__dataclass_fields__} | {"dim": DIM}
+    ours = encoder_for(ModelSpec(**fields), tmp_path)
+    expected = stacked(theirs.embed(TEXTS))
+    np.testing.assert_allclose(vectors(ours), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(one_by_one(ours), expected, atol=TOLERANCE)
+    queries = stacked(theirs.query_embed(TEXTS))
+    np.testing.assert_allclose(vectors(ours, mode="query"), queries, atol=TOLERANCE)
+    passages = stacked(theirs.passage_embed(TEXTS))
+    np.testing.assert_allclose(vectors(ours, mode="passage"), passages, atol=TOLERANCE)
+    assert sum(ours.encode(TEXTS, Call(mode="count")).results) == theirs.token_count(list(TEXTS))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def _no_custom_models_afterwards() -> Iterator[None]:
+    yield
+    CustomTextEmbedding.SUPPORTED_MODELS.clear()
+    CustomTextEmbedding.POSTPROCESSING_MAPPING.clear()
+
+
+@pytest.mark.usefixtures("_no_custom_models_afterwards")
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(
+    ("theirs", "ours", "graph"),
+    [
+        (PoolingType.CLS, "cls", {}),
+        (PoolingType.MEAN, "mean", {"dtype": "float16"}),
+        (PoolingType.LAST_TOKEN, "last_token", LEFT_PADDED),
+        (PoolingType.DISABLED, "none", {"outputs": ("sentence_embedding",)}),
+    ],
+)
+def test_custom_models_are_those_of_fastembed(
+    theirs: PoolingType, ours: Pooling, graph: dict[str, Any], normalize: bool, tmp_path: Path
+) -> None:
+    write_model(tmp_path, **graph)
+    TextEmbedding.add_custom_model(
+        "tests/custom", theirs, normalize, ModelSource(hf="tests/custom"), DIM, model_file=MODEL_FILE
+    )
+    reference = TextEmbedding("tests/custom", specific_model_path=str(tmp_path), cuda=False)
+    expected = stacked(reference.embed(TEXTS))
+    encoder = small_encoder(tmp_path, pooling=ours, normalize=normalize)
+    # Half precision has steps of 2^-10; fastembed rounds its result to them, we keep float32.
+    tolerance = 2**-10 * np.abs(expected).max() if graph.get("dtype") == "float16" else TOLERANCE
+    assert vectors(encoder).dtype == np.float32
+    np.testing.assert_allclose(vectors(encoder), expected, atol=tolerance)
+    np.testing.assert_allclose(one_by_one(encoder), expected, atol=tolerance)
+
+
+def test_a_batch_equals_its_texts_one_by_one_for_every_pooling(tmp_path: Path) -> None:
+    write_model(tmp_path, **LEFT_PADDED)
+    poolings: list[Pooling] = ["cls", "mean", "max", "weighted_mean", "mean_sqrt_len", "last_token"]
+    for pooling in poolings:
+        encoder = small_encoder(tmp_path, pooling=pooling, config={"max_batch_tokens": 60})
+        np.testing.assert_allclose(vectors(encoder), one_by_one(encoder), atol=TOLERANCE)
+
+
+def test_a_graph_that_cannot_tell_padding_gets_none(tmp_path: Path) -> None:
+    write_model(tmp_path, mask=False)
+    encoder = small_encoder(tmp_path, pooling="last_token")
+    np.testing.assert_allclose(vectors(encoder), one_by_one(encoder), atol=TOLERANCE)
+
+
+def test_a_dynamically_quantised_graph_runs_its_texts_one_by_one(tmp_path: Path) -> None:
+    write_model(tmp_path, dynamic_quantization=True)
+    invariant = small_encoder(tmp_path, pooling="mean", normalize=True)
+    np.testing.assert_array_equal(vectors(invariant), one_by_one(invariant))
+    batched = small_encoder(tmp_path, pooling="mean", normalize=True, config={"batch_invariant": False})
+    assert np.abs(vectors(batched) - one_by_one(batched)).max() > 1e-4
+
+
+def test_results_own_their_memory_and_count_their_tokens(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    encoded = small_encoder(tmp_path, pooling="cls").encode(TEXTS, Call())
+    assert isinstance(encoded.results, np.ndarray)
+    assert encoded.results.flags.c_contiguous
+    assert encoded.results.flags.owndata
+    assert encoded.tokens == 8 + 2 + 3 + 26 + 10 + 6 + 64
+    assert encoded.padded_tokens >= encoded.tokens
+
+
+def test_wrong_texts_fail_alone_and_leave_the_others_in_their_places(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    encoder = small_encoder(tmp_path, pooling="mean")
+    encoded = encoder.encode(["the", 5, "way", "a\udc00", "the " * 100], Call(truncate=False))
+    assert set(encoded.failures) == {1, 3, 4}
+    assert isinstance(encoded.results, np.ndarray)
+    assert encoded.results.shape == (5, DIM)
+    np.testing.assert_allclose(encoded.results[[0, 2]], vectors(encoder, ["the", "way"]), atol=TOLERANCE)
+    assert vectors(encoder, []).shape == (0, DIM)
+    assert encoder.encode([None], Call()).failures.keys() == {0}
+
+
+def test_counting_needs_no_runtime(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    (tmp_path / MODEL_FILE).unlink()
+    encoder = small_encoder(tmp_path, pooling="mean", config={"load_session": False})
+    assert encoder.encode(["", None, "the way"], Call(mode="count")).results == [2, 0, 4]
+
+
+def test_a_prompt_comes_before_the_text_and_may_be_left_out_of_the_pooling(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    encoder = small_encoder(tmp_path, pooling="mean")
+    prompted = vectors(encoder, ["a day"], prompt="the way ")
+    np.testing.assert_allclose(prompted, vectors(encoder, ["the way a day"]), atol=TOLERANCE)
+    without = small_encoder(tmp_path, pooling="mean", settings={"include_prompt": False})
+    # The mean over "the way a day" with its markers is that of 6 tokens; the first three of them do not count
+    # now.
+    np.testing.assert_allclose(
+        vectors(without, ["a day"], prompt="the way ") * 3,
+        vectors(encoder, ["the way a day"]) * 6
+        - first_tokens(encoder_directory=tmp_path, text="the way a day", count=3),
+        atol=TOLERANCE,
+    )
+    np.testing.assert_allclose(vectors(without, ["a day"]), vectors(encoder, ["a day"]), atol=TOLERANCE)
+
+
+def test_fewer_dimensions_are_normalised_again(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    encoder = small_encoder(tmp_path, pooling="mean", normalize=True)
+    short = vectors(encoder, truncate_dim=3)
+    full = vectors(encoder)[:, :3]
+    np.testing.assert_allclose(short, full / np.linalg.norm(full, axis=1, keepdims=True), atol=TOLERANCE)
+    assert short.flags.owndata
+    with pytest.raises(OptionError, match="truncate_dim=9"):
+        vectors(encoder, truncate_dim=9)
+
+
+def test_half_precision_is_a_rounding(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    encoder = small_encoder(tmp_path, pooling="mean")
+    half = vectors(encoder, dtype="float16")
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half, vectors(encoder).astype(np.float16))
+
+
+@pytest.mark.parametrize("task", ["classification", 3])
+def test_a_task_may_be_a_name_or_a_number(task: str | int, tmp_path: Path) -> None:
+    write_model(tmp_path, task_count=5)
+    settings = Catalogue.builtin().lookup("jinaai/jina-embeddings-v3", "text").settings
+    encoder = small_encoder(tmp_path, pooling="mean", settings=settings)
+    chosen = vectors(encoder, mode="query", task=task)
+    np.testing.assert_array_equal(chosen, vectors(encoder, task=3))
+    assert not np.allclose(chosen, vectors(encoder, mode="query"))
+    with pytest.raises(OptionError, match=r"no task 'poetry'; it has 'retrieval\.query' \(0\)"):
+        vectors(encoder, task="poetry")
+
+
+def test_a_model_without_tasks_refuses_one(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    with pytest.raises(OptionError, match="no tasks"):
+        vectors(small_encoder(tmp_path, pooling="mean"), task=1)
+
+
+@pytest.mark.parametrize(
+    ("graph", "fields", "message"),
+    [
+        ({"extra_inputs": ("past_key_values",)}, {"pooling": "mean"}, "past_key_values"),
+        ({}, {"pooling": "mean", "output": 1}, "no output 1, only last_hidden_state"),
+        ({}, {"pooling": "mean", "output": "pooled"}, "no output 'pooled'"),
+        ({}, {"pooling": "mean", "model_file": None}, "onnx_file="),
+    ],
+)
+def test_a_graph_that_does_not_fit_is_refused_when_loaded(
+    graph: dict[str, Any], fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_model(tmp_path, **graph)
+    with pytest.raises(UnsupportedModelError, match=message):
+        small_encoder(tmp_path, **fields)
+
+
+@pytest.mark.parametrize(
+    ("graph", "fields", "message"),
+    [
+        ({}, {"pooling": "none"}, "say pooling="),
+        ({"outputs": ("text_embeds",)}, {"pooling": "mean"}, 'say pooling="none"'),
+        ({}, {"pooling": "mean", "dim": 7}, "dim=7"),
+    ],
+)
+def test_an_output_that_does_not_fit_is_refused(
+    graph: dict[str, Any], fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_model(tmp_path, **graph)
+    with pytest.raises(UnsupportedModelError, match=message):
+        vectors(small_encoder(tmp_path, **fields))
+
+
+def test_graphs_with_position_ids_get_them(tmp_path: Path) -> None:
+    write_model(tmp_path, extra_inputs=("position_ids",), **LEFT_PADDED)
+    encoder = small_encoder(tmp_path, pooling="last_token")
+    np.testing.assert_allclose(vectors(encoder), one_by_one(encoder), atol=TOLERANCE)
+
+
+def test_an_unknown_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="no encoder is called 'nonsense'"):
+        small_encoder(tmp_path, encoder="nonsense")

@@ -1,0 +1,169 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastembed.common.preprocessor_utils import load_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from asyncembed.encoders.tokenization import TextTokenizer
+from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
+from tests.support.models import TEXTS
+from tests.support.tokenizers import WORDS, byte_level_bpe, unigram, wordpiece, write_tokenizer
+
+KINDS: dict[str, tuple[Tokenizer, dict[str, Any]]] = {
+    "wordpiece": (wordpiece(), {}),
+    "bpe": (byte_level_bpe(), {"pad_token": "<pad>"}),
+    "unigram": (unigram(), {"pad_token": "<pad>"}),
+    "left": (byte_level_bpe(), {"pad_token": "<pad>", "padding_side": "left", "truncation_side": "left"}),
+    "new pad token": (
+        wordpiece(),
+        {
+            "pad_token": "<extra>",
+            "special_tokens": {"more": ["<extra>", {"content": "<other>", "lstrip": True}]},
+        },
+    ),
+    "two limits": (wordpiece(), {"limit": 12, "max_length": 9}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_masks_and_special_tokens_are_those_of_fastembed(kind: str, tmp_path: Path) -> None:
+    tokenizer, options = KINDS[kind]
+    write_tokenizer(tmp_path, tokenizer, **options)
+    theirs, their_special_ids = load_tokenizer(tmp_path)
+    ours = TextTokenizer(tmp_path)
+    ids, mask = ours.pad(ours.encode(TEXTS).encodings)
+    expected = theirs.encode_batch(list(TEXTS))
+    assert ids.tolist() == [encoding.ids for encoding in expected]
+    assert mask.tolist() == [encoding.attention_mask for encoding in expected]
+    assert ours.special_ids == their_special_ids
+
+
+def test_settings_stored_in_the_tokenizer_count_where_the_config_is_silent(tmp_path: Path) -> None:
+    tokenizer = wordpiece()
+    tokenizer.enable_truncation(5, direction="left")
+    tokenizer.enable_padding(direction="left", pad_id=0, pad_token="[PAD]", pad_to_multiple_of=8, length=128)
+    write_tokenizer(tmp_path, tokenizer, limit=12)
+    theirs, _ = load_tokenizer(tmp_path)
+    ours = TextTokenizer(tmp_path)
+    ids, _ = ours.pad(ours.encode(TEXTS).encodings)
+    assert ids.tolist() == [encoding.ids for encoding in theirs.encode_batch(list(TEXTS))]
+    assert ids.shape[1] == 16
+
+
+@pytest.mark.parametrize("limit", [None, 512.0, 10**30, 0, True])
+def test_a_limit_that_is_none_must_be_given(limit: int | float | None, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, wordpiece(), limit=limit)
+    with pytest.raises(UnsupportedModelError, match="max_length="):
+        TextTokenizer(tmp_path)
+    assert TextTokenizer(tmp_path, max_length=7).encode([TEXTS[3]]).lengths == [7]
+
+
+def test_a_limit_without_room_for_text_is_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, wordpiece())
+    with pytest.raises(OptionError, match="max_length=2"):
+        TextTokenizer(tmp_path, max_length=2)
+
+
+def test_missing_and_broken_files_say_so(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"tokenizer\.json"):
+        TextTokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json"):
+        TextTokenizer(tmp_path)
+
+
+def test_without_a_pad_token_the_model_is_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, wordpiece(), special_tokens={"mask_token": "[MASK]"})
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 8}), encoding="utf-8")
+    with pytest.raises(UnsupportedModelError, match="pad_token"):
+        TextTokenizer(tmp_path)
+
+
+def test_a_pad_token_may_be_an_object(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, wordpiece())
+    config = {"model_max_length": 8, "pad_token": {"content": "[MASK]", "lstrip": False}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert TextTokenizer(tmp_path).pad_id == wordpiece().token_to_id("[MASK]")
+
+
+def test_unusable_inputs_fail_alone(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, wordpiece())
+    done = TextTokenizer(tmp_path).encode(["one", None, "a\ud800b", b"one", ("a", "b"), "two", "nul\0nul"])
+    assert done.positions == [0, 5, 6]
+    assert len(done.encodings) == 3
+    assert {position: str(error) for position, error in done.failures.items()} == {
+        1: "expected a string, got NoneType",
+        2: "not valid Unicode: a lone surrogate (U+D800) at character 1",
+        3: "expected a string, got bytes",
+        4: "expected a string, got tuple",
+    }
+
+
+def test_texts_over_the_limit_fail_where_cutting_is_forbidden(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, wordpiece(), limit=8)
+    texts = ["the the the the the the", "the the the the the the the", "the " * 5000, "the"]
+    done = TextTokenizer(tmp_path).encode(texts, truncate=False)
+    assert done.positions == [0, 3]
+    assert done.lengths == [8, 3]
+    assert set(done.failures) == {1, 2}
+    assert "limit of 8 tokens" in str(done.failures[1])
+
+
+def test_pairs_share_the_limit_and_keep_their_types(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, wordpiece(), limit=8)
+    done = TextTokenizer(tmp_path).encode_pairs([("the a", "of and to in is"), ("the", 3), "the", ("", "\udfff")])
+    assert done.encodings[0].type_ids == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert list(done.failures) == [1, 2, 3]
+
+
+def test_case_and_white_space_are_left_alone_unless_asked(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, byte_level_bpe(), pad_token="<pad>")
+    plain = TextTokenizer(tmp_path).encode(["  The way "]).encodings[0]
+    changed = TextTokenizer(tmp_path, lower_case=True, strip=True).encode(["  The way "]).encodings[0]
+    assert changed.ids == TextTokenizer(tmp_path).encode(["the way"]).encodings[0].ids
+    assert plain.ids != changed.ids
+
+
+def test_the_length_of_a_prefix_excludes_the_closing_token(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, wordpiece())
+    tokenizer = TextTokenizer(tmp_path)
+    assert tokenizer.prefix_length("the way ") == 3
+    with_prefix = tokenizer.encode(["they"], prefix="the way ").encodings[0].ids
+    assert with_prefix == tokenizer.encode(["the way they"]).encodings[0].ids
+
+
+SEPARATORS = st.sampled_from(
+    [" ", "  ", "\n", "\t", "\u00a0", "\u3000", " \n ", "", "-", "\u0301", " \u0301", "\u200b"]
+)
+PIECES = st.sampled_from([*WORDS[:20], "[MASK]", "<mask>", "ﬁ", "e\u0301", "\u00c5", "日本", "x" * 120, "12", "..."])
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_cutting_a_long_text_early_changes_no_token(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    tokenizer, options = KINDS[kind]
+    directory = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(directory, tokenizer, limit=6, **options)
+    ours = TextTokenizer(directory)
+    reference, _ = load_tokenizer(directory)
+    reference.no_padding()
+    assert ours._cuts_early
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.lists(st.tuples(PIECES, SEPARATORS), min_size=15, max_size=60))
+    def check(parts: list[tuple[str, str]]) -> None:
+        text = "".join(piece + separator for piece, separator in parts)
+        assert ours.encode([text]).encodings[0].ids == reference.encode(text).ids
+
+    check()
+
+
+def test_a_tokenizer_that_may_look_ahead_gets_the_whole_text(tmp_path: Path) -> None:
+    ids = {"[PAD]": 0, "[UNK]": 1, **{word: number for number, word in enumerate(WORDS, start=2)}}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("the way", "isolated")
+    write_tokenizer(tmp_path, tokenizer)
+    assert not TextTokenizer(tmp_path)._cuts_early

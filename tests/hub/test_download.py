@@ -1,0 +1,331 @@
+"""Many files at once, large ones in ranges, resumed from what is there, each file once."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio import to_thread
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyncembed.catalogue.spec import HubSource
+from asyncembed.hub import BytesReceived, FileFinished, ProgressEvent, download, fetch
+from asyncembed.hub.listing import RepoFile
+from asyncembed.hub.partial import ByteRanges, Partial
+from tests.hub.server import Fault, HubServer, Repo, blob_id
+
+REPO = "org/large"
+SIZE = 4_000_037
+WEIGHTS = random.Random(1).randbytes(SIZE)
+
+
+@pytest.fixture(autouse=True)
+def _small_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few megabytes stand for a gigabyte."""
+    monkeypatch.setattr(download, "LEAST_SPLIT_BYTES", 2**20)
+    monkeypatch.setattr(download, "LEAST_STREAM_BYTES", 2**18)
+    monkeypatch.setattr(download, "WRITE_BYTES", 2**16)
+    monkeypatch.setattr(download, "LEAST_PROGRESS_BYTES", 2**12)
+
+
+@pytest.fixture
+def repo(hub: HubServer) -> Repo:
+    hub.repos[REPO] = Repo({"model.onnx": WEIGHTS, "config.json": b"{}"}, large=frozenset({"model.onnx"}))
+    return hub.repos[REPO]
+
+
+async def fetch_weights() -> bytes:
+    snapshot = await fetch([HubSource(REPO)], patterns=["model.onnx"], progress=False)
+    return (snapshot / "model.onnx").read_bytes()
+
+
+def ranges_asked(hub: HubServer) -> list[str]:
+    return [request.headers.get("Range", "all") for request in hub.of_route("content")]
+
+
+async def test_a_large_file_comes_in_ranges_over_one_signed_url(repo: Repo, hub: HubServer) -> None:
+    assert await fetch_weights() == WEIGHTS
+    assert len(ranges_asked(hub)) == download.CONNECTIONS
+    assert len(set(ranges_asked(hub))) == download.CONNECTIONS
+    assert len(hub.of_route("resolve")) == 1
+    assert len({request.query for request in hub.of_route("content")}) == 1
+
+
+async def test_a_file_too_small_to_split_comes_in_one_stream(
+    repo: Repo, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "LEAST_SPLIT_BYTES", SIZE + 1)
+    assert await fetch_weights() == WEIGHTS
+    assert ranges_asked(hub) == ["all"]
+
+
+async def test_no_more_connections_than_allowed_are_open_at_once(hub: HubServer) -> None:
+    """Twenty files and two repos at once; the server holds every answer until all that can come have come."""
+    for name in ("org/a", "org/b"):
+        hub.repos[name] = Repo({f"{n}.json": b"%d" % n for n in range(20)})
+    hub.small_files_redirect = False
+    gate = threading.Event()
+    hub.faults.append(Fault("resolve", times=1000, hold=gate))
+    async with anyio.create_task_group() as group:
+        for name in ("org/a", "org/b"):
+            group.start_soon(lambda name=name: fetch([HubSource(name)], patterns=["*"], progress=False))
+        while len(hub.of_route("resolve")) < download.CONNECTIONS:
+            await anyio.lowlevel.checkpoint()
+        for _ in range(200):
+            await anyio.lowlevel.checkpoint()
+        assert len(hub.of_route("resolve")) == download.CONNECTIONS
+        gate.set()
+    assert len(hub.of_route("resolve")) == 40
+
+
+async def test_a_cancelled_download_resumes_where_it_was(repo: Repo, hub: HubServer, cache: Path) -> None:
+    hub.faults.append(Fault("content", times=8, stall_after=300_000))
+    received: list[int] = []
+    with anyio.CancelScope() as scope:
+
+        def watch(event: ProgressEvent) -> None:
+            if isinstance(event, BytesReceived):
+                received.append(event.received_bytes)
+                if event.received_bytes > 2_000_000:
+                    scope.cancel()
+
+        await fetch([HubSource(REPO)], patterns=["model.onnx"], progress=watch)
+    assert scope.cancelled_caught
+    assert not (cache / "models--org--large/refs/main").exists()
+    assert not list((cache / "models--org--large/snapshots").rglob("model.onnx"))
+    hub.faults.clear()
+    hub.requests.clear()
+    assert await fetch_weights() == WEIGHTS
+    assert asked_bytes(hub) <= SIZE - 2_000_000
+
+
+def asked_bytes(hub: HubServer) -> int:
+    total = 0
+    for request in hub.of_route("content"):
+        start, _, end = request.headers.get("Range", f"bytes=0-{SIZE - 1}").removeprefix("bytes=").partition("-")
+        total += (int(end) if end else SIZE - 1) + 1 - int(start)
+    return total
+
+
+CHILD = """
+import sys, anyio
+from huggingface_hub import constants
+from asyncembed.catalogue.spec import HubSource
+from asyncembed.hub import BytesReceived, download, fetch
+constants.ENDPOINT = sys.argv[1]
+constants.HF_HUB_DISABLE_TELEMETRY = True
+download.LEAST_SPLIT_BYTES = 2**20
+download.LEAST_STREAM_BYTES = 2**18
+download.WRITE_BYTES = 2**16
+def watch(event):
+    if isinstance(event, BytesReceived):
+        print(event.received_bytes, flush=True)
+async def main():
+    await fetch([HubSource(sys.argv[3])], patterns=["*"], cache_dir=sys.argv[2], token=False, progress=watch)
+anyio.run(main)
+"""
+
+
+async def test_a_killed_process_leaves_what_the_next_one_resumes(repo: Repo, hub: HubServer, cache: Path) -> None:
+    hub.faults.append(Fault("content", times=8, path="onnx", stall_after=300_000))
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if int(line) > 2_000_000:
+                break
+        child.send_signal(signal.SIGKILL)
+    hub.faults.clear()
+    hub.requests.clear()
+    assert await fetch_weights() == WEIGHTS
+    assert asked_bytes(hub) <= SIZE - 2_000_000
+    assert not list(cache.rglob("*.incomplete"))
+
+
+async def test_several_processes_on_one_cold_cache_transfer_each_file_once(
+    repo: Repo, hub: HubServer, cache: Path
+) -> None:
+    def run() -> None:
+        children = [
+            subprocess.Popen([sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL)
+            for _ in range(3)
+        ]
+        assert [child.wait(60) for child in children] == [0, 0, 0]
+
+    await to_thread.run_sync(run)
+    hub_requests = len(hub.of_route("content"))
+    assert await fetch_weights() == WEIGHTS
+    assert hub_requests == download.CONNECTIONS + 1
+
+
+async def test_processes_without_working_locks_still_get_it_right(repo: Repo, hub: HubServer, cache: Path) -> None:
+    """On some network file systems every process gets every lock."""
+    child = "import fcntl; fcntl.flock = lambda *a: None\n" + CHILD
+
+    def run() -> None:
+        children = [
+            subprocess.Popen([sys.executable, "-c", child, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL)
+            for _ in range(3)
+        ]
+        assert [process.wait(60) for process in children] == [0, 0, 0]
+
+    await to_thread.run_sync(run)
+    assert await fetch_weights() == WEIGHTS
+
+
+async def test_callers_at_once_download_each_file_once(repo: Repo, hub: HubServer) -> None:
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(fetch_weights)
+    assert asked_bytes(hub) == SIZE
+    assert len(hub.of_route("info")) == 1
+
+
+async def test_callers_with_different_wishes_share_a_file(repo: Repo, hub: HubServer) -> None:
+    async with anyio.create_task_group() as group:
+        for patterns in (["*"], ["model.onnx"], ["*.onnx"]):
+            group.start_soon(lambda p=patterns: fetch([HubSource(REPO)], patterns=p, progress=False))
+    assert asked_bytes(hub) == SIZE + len("{}") or len(hub.of_route("content")) == download.CONNECTIONS + 1
+
+
+async def test_cancelling_one_caller_leaves_the_other_its_download(repo: Repo, hub: HubServer) -> None:
+    hub.faults.append(Fault("content", times=8, stall_after=300_000))
+    results: list[bytes] = []
+    first = anyio.CancelScope()
+    started = anyio.Event()
+
+    def watch(event: ProgressEvent) -> None:
+        if isinstance(event, BytesReceived) and event.received_bytes > 2_000_000:
+            started.set()
+
+    async def give_up() -> None:
+        with first:
+            await fetch([HubSource(REPO)], patterns=["model.onnx"], progress=watch)
+
+    async def persist() -> None:
+        results.append(await fetch_weights())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(give_up)
+        await started.wait()
+        group.start_soon(persist)
+        await anyio.wait_all_tasks_blocked()
+        hub.faults.clear()
+        first.cancel()
+    assert first.cancelled_caught
+    assert results == [WEIGHTS]
+
+
+async def test_progress_tells_of_every_byte_and_file(repo: Repo) -> None:
+    events: list[ProgressEvent] = []
+    await fetch([HubSource(REPO)], patterns=["*"], progress=events.append)
+    assert {event.path for event in events if isinstance(event, FileFinished)} == {
+        "model.onnx",
+        "config.json",
+    }
+    assert max(
+        event.received_bytes for event in events if isinstance(event, BytesReceived) and event.path == "model.onnx"
+    ) == (SIZE)
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted), max_size=30))
+def test_ranges_are_a_set_of_offsets(stretches: list[list[int]]) -> None:
+    ranges, expected = ByteRanges(), set[int]()
+    for start, end in stretches:
+        new = ranges.add(start, end)
+        assert new == len(set(range(start, end)) - expected)
+        expected |= set(range(start, end))
+    assert ranges.total() == len(expected)
+    missing = {offset for start, end in ranges.gaps(60) for offset in range(start, end)}
+    assert missing == set(range(60)) - expected
+
+
+@given(
+    order=st.permutations(list(range(0, 1000, 100))),
+    lost=st.integers(0, 9),
+    torn=st.integers(0, 45),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_resumed_file_equals_an_unbroken_one(order: list[int], lost: int, torn: int) -> None:
+    """Whatever came before a crash, in whatever order, and however much of the journal the crash tore off."""
+    import tempfile
+
+    content = random.Random(2).randbytes(1000)
+    file = RepoFile("model.bin", 1000, blob_id(content))
+    with tempfile.TemporaryDirectory() as folder:
+        blob = Path(folder, file.etag)
+        crashed = Partial(blob, file)
+        crashed.open()
+        for offset in order[lost:]:
+            crashed.write(offset, [content[offset : offset + 100]])
+        crashed.release()
+        for path in Path(folder).iterdir():
+            os.truncate(path, max(1000, path.stat().st_size - torn))
+        resumed = Partial(blob, file)
+        resumed.open()
+        for start, end in resumed.ranges.gaps(1000):
+            resumed.write(start, [content[start:end]])
+        while resumed.hash_more():
+            pass
+        assert resumed.is_verified()
+        resumed.finish(blob)
+        assert blob.read_bytes() == content
+        assert list(Path(folder).iterdir()) == [blob]
+
+
+def test_a_partial_file_is_never_as_long_as_the_file(tmp_path: Path) -> None:
+    content = b"x" * 1000
+    file = RepoFile("model.bin", 1000, blob_id(content))
+    partial = Partial(tmp_path / file.etag, file)
+    partial.open()
+    partial.write(500, [content[:500]])
+    partial.release()
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(".incomplete")
+    assert left.stat().st_size > 1000
+
+
+def test_a_partial_file_in_use_is_not_taken_over(tmp_path: Path) -> None:
+    file = RepoFile("model.bin", 4, blob_id(b"abcd"))
+    first, second = Partial(tmp_path / file.etag, file), Partial(tmp_path / file.etag, file)
+    first.open()
+    first.write(0, [b"ab"])
+    second.open()
+    assert second.ranges.total() == 0
+    assert first.path != second.path
+    first.release()
+    second.release()
+
+
+def test_an_unfinished_file_of_another_tool_is_not_adopted(tmp_path: Path) -> None:
+    file = RepoFile("model.bin", 4, blob_id(b"abcd"))
+    foreign = tmp_path / f"{file.etag}.0a1b2c3d.incomplete"
+    foreign.write_bytes(b"\0\0\0\0")
+    partial = Partial(tmp_path / file.etag, file)
+    partial.open()
+    assert partial.ranges.total() == 0
+    partial.write(0, [b"abcd"])
+    partial.finish(tmp_path / file.etag)
+    assert foreign.exists()  # it may still be in use
+    assert (tmp_path / file.etag).read_bytes() == b"abcd"
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    before = os.umask(0o002)
+    yield
+    os.umask(before)
+
+
+async def test_files_get_the_mode_that_the_umask_gives(repo: Repo, umask: None, cache: Path) -> None:
+    await fetch_weights()
+    modes = {path.stat().st_mode & 0o777 for path in cache.rglob("*") if path.is_file()}
+    assert modes == {0o664}

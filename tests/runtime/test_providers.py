@@ -1,0 +1,40 @@
+import pytest
+
+from asyncembed.errors import RuntimeMissingError
+from asyncembed.runtime.providers import CPU, CUDA, choose_providers, missing_after_load
+from asyncembed.runtime.session import SessionOptions
+
+OPENVINO = "OpenVINOExecutionProvider"
+
+
+def test_auto_takes_cuda_where_it_is_and_does_not_require_it() -> None:
+    choice = choose_providers(SessionOptions(device_id=1), [CUDA, CPU])
+    assert choice.providers == ((CUDA, {"device_id": "1"}), (CPU, {}))
+    assert not choice.required
+    assert choose_providers(SessionOptions(), [CPU]).providers == ((CPU, {}),)
+
+
+def test_cpu_never_asks_for_cuda() -> None:
+    assert choose_providers(SessionOptions(device="cpu"), [CUDA, CPU]).providers == ((CPU, {}),)
+
+
+def test_cuda_is_required_where_it_is_asked_for() -> None:
+    assert choose_providers(SessionOptions(device="cuda"), [CUDA, CPU]).required == {CUDA}
+    with pytest.raises(RuntimeMissingError, match=rf"(?s){CUDA} is not available.*{CPU}.*asyncembed\[gpu\].*cpu"):
+        choose_providers(SessionOptions(device="cuda"), [CPU])
+
+
+def test_named_providers_win_keep_their_order_and_options() -> None:
+    options = SessionOptions(device="cpu", providers=((OPENVINO, (("device_type", "CPU"),)), ("cpu", ())))
+    choice = choose_providers(options, [OPENVINO, CPU])
+    assert choice.providers == ((OPENVINO, {"device_type": "CPU"}), (CPU, {}))
+    assert choice.required == {OPENVINO, CPU}
+    with pytest.raises(RuntimeMissingError, match=rf"{OPENVINO} is not available"):
+        choose_providers(options, [CPU])
+
+
+def test_a_provider_that_did_not_start_is_named_with_the_way_out() -> None:
+    message = str(missing_after_load([CUDA], [CPU]))
+    assert CUDA in message
+    assert CPU in message
+    assert 'device="cpu"' in message
