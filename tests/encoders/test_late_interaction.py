@@ -13,7 +13,7 @@ from fastembed.late_interaction.token_embeddings import TokenEmbeddingsModel
 from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.encoders.late_interaction import LateInteractionEncoder, TokenVectors
 from asyncembed.errors import InputError, UnsupportedModelError
-from tests.support.late_interaction import KINDS, write_late_interaction_model
+from tests.support.late_interaction import TOKENIZERS, write_late_interaction_model
 from tests.support.models import TEXTS
 
 DOCUMENTS = (*TEXTS, "Hello, world! (a)", "a [PAD] b <pad> c", "?", "[MASK] it. <mask>")
@@ -39,7 +39,7 @@ def assert_equal(results: Sequence[object], expected: Sequence[np.ndarray]) -> N
         np.testing.assert_allclose(result, right, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", TOKENIZERS)
 def test_documents_equal_the_reference(tmp_path: Path, name: str) -> None:
     encoder = load(tmp_path, name, max_batch_tokens=150)
     expected = list(reference(tmp_path, name).embed(list(DOCUMENTS)))
@@ -49,7 +49,7 @@ def test_documents_equal_the_reference(tmp_path: Path, name: str) -> None:
     assert_equal(encoder.encode(DOCUMENTS, Call(mode="passage")).results, expected)
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if not name.endswith("-tokens")])
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if not name.endswith("-tokens")])
 def test_queries_equal_the_reference_although_they_share_a_batch(tmp_path: Path, name: str) -> None:
     encoder = load(tmp_path, name)
     expected = list(reference(tmp_path, name).query_embed(list(DOCUMENTS)))
@@ -58,7 +58,7 @@ def test_queries_equal_the_reference_although_they_share_a_batch(tmp_path: Path,
 
 
 @pytest.mark.parametrize("mode", ["embed", "query"])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_batch_equals_its_inputs_alone(tmp_path: Path, name: str, mode: Any) -> None:
     encoder = load(tmp_path, name)
     call = Call(mode=mode)
@@ -66,7 +66,7 @@ def test_a_batch_equals_its_inputs_alone(tmp_path: Path, name: str, mode: Any) -
     assert_equal(encoder.encode(DOCUMENTS, call).results, alone)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", TOKENIZERS)
 def test_token_counts_equal_the_reference(tmp_path: Path, name: str) -> None:
     encoder = load(tmp_path, name, load_session=False)
     counter = reference(tmp_path, name)
@@ -108,7 +108,7 @@ def test_a_wrong_input_fails_alone(tmp_path: Path) -> None:
 
 
 def test_max_length_counts_the_marker(tmp_path: Path) -> None:
-    for name in KINDS:
+    for name in TOKENIZERS:
         encoder = load(tmp_path / name, name, max_length=12)
         assert encoder.facts["max_length"] == 12
         assert encoder.encode(["the " * 50], Call()).tokens == 12
