@@ -185,7 +185,7 @@ class Embedder(AsyncContextManagerMixin):
             error.index = None
             raise
         opened.pool.submit([item])
-        return output.own(await request.wait(opened.pool))
+        return output.own(await request.wait(opened.pool, item))
 
     def _group_of(self, opened: _Opened, call: Call) -> Group:
         config = opened.model.config
@@ -221,8 +221,10 @@ class _Intake:
             units, size_bytes = self._measure(value)
         except InputError as error:
             raise InputError(f"input {index}: {error}", index=index) from None
-        tokens = min(self._model.estimate_tokens(units), self._most_tokens)
-        return Item(value, tokens, self._group, self._priority, sink, index), size_bytes
+        tokens = self._model.estimate_tokens(units)
+        if tokens >= self._most_tokens:
+            tokens, units = self._most_tokens, 0  # cut: says nothing of how many tokens a unit is
+        return Item(value, tokens, self._group, self._priority, sink, index, units), size_bytes
 
 
 class _Request:
@@ -243,11 +245,11 @@ class _Request:
         self._error = error
         self._event.set()
 
-    async def wait(self, pool: WorkerPool) -> object:
+    async def wait(self, pool: WorkerPool, item: Item) -> object:
         try:
             await self._event.wait()
         except BaseException:
-            pool.withdraw(self)
+            pool.withdraw([item])
             raise
         if self._error is not None:
             raise self._error

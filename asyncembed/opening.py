@@ -58,6 +58,10 @@ async def prepare(
     spec, directory = await _locate(name, family, options, overrides)
     if spec.model_file is None and spec.encoder not in _WITHOUT_GRAPH and ":" not in spec.encoder:
         spec = replace(spec, model_file=str(await _export(directory, in_process=options.workers == 0)))
+    elif spec.model_file is not None and not os.path.isabs(spec.model_file):
+        # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
+        path = await hub.loadable_model_path(directory, spec.model_file)
+        spec = replace(spec, model_file=str(path.relative_to(directory) if path.is_relative_to(directory) else path))
     return EncoderConfig(
         spec=spec,
         directory=directory,

@@ -5,15 +5,18 @@ results that wait, the order. The two are apart so that dropping the handle can 
 refers to the handle. All methods of the state run on the event loop, so none of them needs a lock.
 """
 
+import itertools
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from itertools import islice
+from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeAlias, TypeVar, cast
 
-from anyio import CancelScope, Event, to_thread
+from anyio import CancelScope, Event, move_on_after, to_thread
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
@@ -36,6 +39,19 @@ OnError: TypeAlias = Literal["raise", "skip", "return"]
 FEED_CHUNK = 256
 """Inputs that a feeder hands on at once, before it lets other tasks run."""
 
+FIRST_READ = 16
+"""Records of a source in a thread that are read before it is known how large they are."""
+
+WAITING_BATCHES = 32
+"""How much work of one stream may wait, in full batches: enough to choose inputs of like lengths from (with prose, more
+saves no padding), and what another stream that joins has to wait for at most."""
+
+WAITING_BATCHES_PER_WORKER = 4
+"""As above, added for each worker: its batches in flight, and the next ones."""
+
+CLOSE_GRACE_SECONDS = 1.0
+"""How long the end of a stream waits for its source to close."""
+
 _IN_MEMORY: tuple[type, ...] = (list, tuple, set, frozenset, deque, range, dict, type({}.keys()), type({}.values()))
 """Sources that are read on the loop, because reading them cannot block."""
 
@@ -48,12 +64,24 @@ class Intake(Protocol[RecordT]):
         ...
 
 
+class _Pending:
+    """A record that was read and whose result is not taken yet: what it holds of the window's bounds."""
+
+    __slots__ = ("item", "load", "record", "size_bytes")
+
+    def __init__(self, record: object, item: Item | None, load: float, size_bytes: int) -> None:
+        self.record = record
+        self.item = item
+        self.load = load
+        self.size_bytes = size_bytes
+
+
 class _Failure:
     """An error in the place of a result."""
 
     __slots__ = ("error",)
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
@@ -91,55 +119,79 @@ class StreamState(Generic[InputT]):
         self._pulled = 0
         self._taken = 0
         self._bytes = 0
-        # By index: what was read and is not taken yet, with the bytes it is charged with.
-        self._window: dict[int, tuple[InputT | None, int]] = {}
+        self._waiting_load = 0.0
+        self._max_waiting_load = WAITING_BATCHES + WAITING_BATCHES_PER_WORKER * pool.size
+        # What a record was like lately: how many more fit is foretold from it, as sources are read in chunks.
+        self._typical_bytes = 1.0
+        self._typical_load = 0.0
+        # By index: what was read and is not taken yet.
+        self._window: dict[int, _Pending] = {}
         # By index: what can be taken; and, for an unordered stream, the indices in order of arrival.
         self._outcomes: dict[int, object] = {}
         self._arrivals: deque[int] = deque()
-        self._source_error: Exception | None = None
+        self._source_error: BaseException | None = None
         self._is_source_done = False
-        self._end: Exception | None = None
+        self._end: BaseException | None = None
         self._is_closed = False
         self._consumer_wake = Event()
         self._feeder_wake = Event()
+        # What the feeder waits for: this much room; 0 while it does not wait.
+        self._wanted_room = 0
 
     # ---------------------------------------------------------------- the feeder's side
 
     def room(self) -> int:
         """How many more inputs may be read now."""
-        if self._bytes >= self._max_bytes and self._window:
-            return 0
-        return self._max_items - (self._pulled - self._taken)
+        room = self._max_items - len(self._window)
+        room = min(room, int((self._max_bytes - self._bytes) / self._typical_bytes))
+        if self._typical_load:
+            room = min(room, int((self._max_waiting_load - self._waiting_load) / self._typical_load))
+        return max(room, 0) if self._window else max(room, 1)
 
     async def wait_room(self, share: float = 0.0) -> int:
         """Wait until this share of the window, and at least one place, is free; returns how many are."""
-        wanted = max(1, int(self._max_items * share))
+        whole = min(self._max_items, self._max_bytes / self._typical_bytes)
+        if self._typical_load:
+            whole = min(whole, self._max_waiting_load / self._typical_load)
+        wanted = max(1, int(whole * share))
         while (room := self.room()) < wanted:
+            self._wanted_room = wanted
             self._feeder_wake = Event()
             await self._feeder_wake.wait()
         return room
 
-    def push(self, records: Iterable[InputT]) -> None:
+    def _wake_feeder(self) -> None:
+        if self._wanted_room and self.room() >= self._wanted_room:
+            self._wanted_room = 0
+            self._feeder_wake.set()
+
+    def push(self, records: Sequence[InputT]) -> None:
         """Take records from the source, in order, and let them wait for a worker."""
         if self._is_closed:
             return
         items: list[Item] = []
+        bytes_before, load_before = self._bytes, self._waiting_load
         for record in records:
             index = self._pulled
             self._pulled += 1
+            kept = record if self.keeps_inputs else None
             try:
                 item, size_bytes = self._intake.item(record, index, self)
             except AsyncEmbedError as error:
-                self._window[index] = (record, 0)
+                self._window[index] = _Pending(kept, None, 0.0, 0)
                 self.fail(index, error)
                 continue
-            self._window[index] = (record if self.keeps_inputs else None, size_bytes)
+            load = item.group.load(item.size)
+            self._window[index] = _Pending(kept, item, load, size_bytes)
             self._bytes += size_bytes
+            self._waiting_load += load
             items.append(item)
         if items:
+            self._typical_bytes = max(1.0, (self._bytes - bytes_before) / len(items))
+            self._typical_load = (self._waiting_load - load_before) / len(items)
             self.pool.submit(items)
 
-    def finish(self, error: Exception | None = None) -> None:
+    def finish(self, error: BaseException | None = None) -> None:
         """Learn that the source has ended, or failed with `error`, which is raised after all results before it."""
         self._is_source_done = True
         self._source_error = error
@@ -149,22 +201,22 @@ class StreamState(Generic[InputT]):
 
     def deliver(self, index: int, result: object) -> None:
         """Take a result."""
-        if self._is_closed:
-            return
-        result_bytes = getattr(result, "nbytes", 0)
-        if result_bytes:
-            record, size_bytes = self._window[index]
-            self._window[index] = (record, size_bytes + result_bytes)
-            self._bytes += result_bytes
-        self._arrive(index, result)
+        if not self._is_closed:
+            self._arrive(index, result, getattr(result, "nbytes", 0))
 
     def fail(self, index: int, error: Exception) -> None:
         """Take an error in the place of a result."""
-        if self._is_closed:
-            return
-        self._arrive(index, _Failure(error))
+        if not self._is_closed:
+            self._arrive(index, _Failure(error), 0)
 
-    def _arrive(self, index: int, outcome: object) -> None:
+    def _arrive(self, index: int, outcome: object, result_bytes: int) -> None:
+        pending = self._window[index]
+        self._waiting_load -= pending.load
+        self._bytes += result_bytes
+        pending.size_bytes += result_bytes
+        pending.item = None
+        if self._wanted_room:
+            self._wake_feeder()
         self._outcomes[index] = outcome
         if not self._ordered:
             self._arrivals.append(index)
@@ -182,8 +234,8 @@ class StreamState(Generic[InputT]):
             Exception: The input's own error with `on_error="raise"`, or the source's; again at each further call.
         """
         while True:
-            if self._end is not None:
-                raise self._end
+            if self._is_closed:
+                raise self._end or StopAsyncIteration
             index = self._next_index()
             if index is None:
                 if not self._is_source_done or self._window:
@@ -193,10 +245,11 @@ class StreamState(Generic[InputT]):
             if not self._ordered:
                 self._arrivals.popleft()
             outcome = self._outcomes.pop(index)
-            record, size_bytes = self._window.pop(index)
+            pending = self._window.pop(index)
             self._taken += 1
-            self._bytes -= size_bytes
-            self._feeder_wake.set()
+            self._bytes -= pending.size_bytes
+            if self._wanted_room:
+                self._wake_feeder()
             if type(outcome) is _Failure:
                 if self._on_error == "skip":
                     continue
@@ -204,7 +257,7 @@ class StreamState(Generic[InputT]):
                     self.close(outcome.error)
                     continue
                 outcome = outcome.error
-            return (record, outcome) if self.keeps_inputs else outcome
+            return (pending.record, outcome) if self.keeps_inputs else outcome
 
     def _next_index(self) -> int | None:
         if self._ordered:
@@ -213,19 +266,21 @@ class StreamState(Generic[InputT]):
 
     async def wait_ready(self) -> None:
         """Wait until `take` may have something new."""
-        self._consumer_wake = Event()
-        if self._end is None and self._next_index() is None and not (self._is_source_done and not self._window):
-            await self._consumer_wake.wait()
+        if self._is_closed or self._next_index() is not None or (self._is_source_done and not self._window):
+            return
+        if self._consumer_wake.is_set():
+            # Not otherwise: several tasks may share a stream, and another one may wait for this event already.
+            self._consumer_wake = Event()
+        await self._consumer_wake.wait()
 
-    def close(self, end: Exception | None = None) -> None:
+    def close(self, end: BaseException | None = None) -> None:
         """End the stream: the feeder is cancelled, what waits is withdrawn, `take` raises `end` from now on."""
         if self._is_closed:
             return
         self._is_closed = True
-        self._end = end or StopAsyncIteration()
+        self._end = end
         self.feeder_scope.cancel()
-        if self._window:
-            self.pool.withdraw(self)
+        self.pool.withdraw([pending.item for pending in self._window.values() if pending.item is not None])
         self._window.clear()
         self._outcomes.clear()
         self._consumer_wake.set()
@@ -245,7 +300,8 @@ class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
     reference, you can go on where you left. `aclose()`, or `async with`, ends it at once and waits for the source
     to be closed.
 
-    A stream belongs to the event loop and the embedder that made it.
+    A stream belongs to the event loop and the embedder that made it. Several tasks may take from one stream: each
+    result goes to one of them.
     """
 
     def __init__(
@@ -347,7 +403,7 @@ class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
             await self._state.wait_ready()
 
     def _start(self) -> None:
-        if self._source is not None:
+        if self._source is not None and not self._state.is_closed:
             self._state.pool.check_loop()
             source, self._source = self._source, None
             self._group.start_soon(_feed, self._state, source)
@@ -399,124 +455,150 @@ class BatchStream(Generic[ResultT, CollectedT]):
 
 async def _feed(state: StreamState[InputT], source: Source[InputT]) -> None:
     """Read the source into the window until it ends; never lets an exception into the shared task group."""
-    outcome: Exception | None = StateError("the source was cancelled from inside")
+    outcome: BaseException | None = StateError("the source was cancelled, by itself or because the embedder closes")
     try:
         with state.feeder_scope:
             if isinstance(source, AsyncIterable):
                 outcome = await _feed_awaiting(state, source)
             elif isinstance(source, _IN_MEMORY):
-                outcome = await _feed_from_memory(state, source)
+                await _feed_from_memory(state, source)
+                outcome = None
             else:
                 outcome = await _feed_from_thread(state, source)
+    except Exception as error:  # noqa: BLE001 (raised at the consumer: other streams share this task group)
+        outcome = error
     finally:
         state.finish(outcome)
         state.feeder_ended.set()
 
 
-async def _feed_from_memory(state: StreamState[InputT], source: Iterable[InputT]) -> Exception | None:
+async def _feed_from_memory(state: StreamState[InputT], source: Iterable[InputT]) -> None:
     iterator = iter(source)
     while True:
         room = await state.wait_room(share=1 / 8)
-        try:
-            records = list(islice(iterator, min(room, FEED_CHUNK)))
-        except Exception as error:  # noqa: BLE001 (the source's own, raised at the consumer)
-            return error
+        records = list(islice(iterator, min(room, FEED_CHUNK)))
         if not records:
-            return None
+            return
         state.push(records)
         await checkpoint()
 
 
-async def _feed_awaiting(state: StreamState[InputT], source: AsyncIterable[InputT]) -> Exception | None:
+async def _feed_awaiting(state: StreamState[InputT], source: AsyncIterable[InputT]) -> BaseException | None:
+    iterator = aiter(source)
     try:
-        iterator = aiter(source)
-        try:
-            while True:
-                await state.wait_room()
-                try:
-                    record = await anext(iterator)
-                except StopAsyncIteration:
-                    return None
-                state.push((record,))
-        finally:
-            # A generator is ours alone, and ends here, in the task that ran it. Another kind of iterator (a stream
-            # of the caller's) is the caller's to close.
-            if isinstance(iterator, AsyncGenerator):
-                with CancelScope(shield=True):
-                    await iterator.aclose()
-    except Exception as error:  # noqa: BLE001 (as above)
-        return error
+        for count in itertools.count(1):
+            await state.wait_room()
+            try:
+                record = await anext(iterator)
+            except StopAsyncIteration:
+                break
+            state.push((record,))
+            if count % FIRST_READ == 0:
+                await checkpoint()  # the source need not have one
+    except SystemExit as error:
+        return error  # it would end the event loop at once, before anything is closed
+    finally:
+        # A generator is ours alone, and ends here, in the task that ran it. Another kind of iterator (a stream
+        # of the caller's) is the caller's to close.
+        if isinstance(iterator, AsyncGenerator):
+            with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
+                await iterator.aclose()
+    return None
 
 
-async def _feed_from_thread(state: StreamState[InputT], source: Iterable[InputT]) -> Exception | None:
+async def _feed_from_thread(state: StreamState[InputT], source: Iterable[InputT]) -> BaseException | None:
     reader = _Reader(source, state)
+    most = FIRST_READ
     try:
         while not reader.is_done:
             room = await state.wait_room(share=1 / 4)
-            # A thread does not hear cancellation: it ends after the record that it is reading.
-            await to_thread.run_sync(reader.read, room, abandon_on_cancel=True, limiter=state.pool.limiter)
-            reader.hand_over()
+            await reader.read(min(room, most))
+            most = FEED_CHUNK
     finally:
-        with CancelScope(shield=True):
-            await to_thread.run_sync(reader.stop, limiter=state.pool.limiter)
+        reader.stop()
+        # A thread does not hear cancellation: it ends after the record that it is reading, which may take for ever.
+        with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
+            await reader.ended.wait()
     return reader.error
 
 
 class _Reader(Generic[InputT]):
-    """Reads a synchronous iterable in a thread; each record reaches the loop as soon as it is read."""
+    """Reads a synchronous iterable in a thread of its own; each record reaches the loop as soon as it is read.
+
+    One thread from beginning to end, as things like database connections may not change it; and a daemon, so that a
+    source that never answers does not keep the interpreter from exiting.
+    """
 
     def __init__(self, source: Iterable[InputT], state: StreamState[InputT]) -> None:
         self.is_done = False
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
+        self.ended = Event()
         self._source = source
         self._state = state
-        self._iterator: Iterator[InputT] | None = None
+        self._loop = state.pool.loop
+        self._has_read = Event()
+        self._orders: SimpleQueue[int] = SimpleQueue()
         # The thread appends, the loop takes; both ends of a deque are atomic.
         self._records: deque[InputT] = deque()
         self._is_posted = False
         self._is_stopped = False
-        self._reading = threading.Lock()
+        context = copy_context()
+        threading.Thread(target=context.run, args=(self._work,), name="asyncembed-reader", daemon=True).start()
 
-    def read(self, most: int) -> None:
-        """Read up to `most` records. Blocks as the source does."""
-        with self._reading:
-            try:
-                self._iterator = self._iterator or iter(self._source)
-                for record in islice(self._iterator, most):
-                    self._records.append(record)
-                    if not self._is_posted:
-                        self._is_posted = True
-                        self._state.pool.loop.post(self.hand_over)
-                    if self._is_stopped:
-                        break
-                    most -= 1
-                self.is_done = most > 0
-            except Exception as error:  # noqa: BLE001 (the source's own, raised at the consumer)
-                self.error = error
-                self.is_done = True
-            finally:
-                if self._is_stopped:
-                    self._close()
+    # ---- on the loop
 
-    def hand_over(self) -> None:
-        """Push what was read; on the loop."""
+    async def read(self, most: int) -> None:
+        """Have up to `most` records read, and wait until they are."""
+        self._has_read = Event()
+        self._orders.put(most)
+        await self._has_read.wait()
+
+    def stop(self) -> None:
+        """Have the thread end, after the record that it is reading; it closes a generator."""
+        self._is_stopped = True
+        self._orders.put(0)
+
+    def _hand_over(self) -> None:
         self._is_posted = False
         records = []
         while self._records:
             records.append(self._records.popleft())
-        self._state.push(records)
+        try:
+            self._state.push(records)
+        except Exception as error:  # noqa: BLE001 (this is called by the loop itself, where nobody would see it)
+            self._state.close(error)
 
-    def stop(self) -> None:
-        """Read no further. A generator is closed, by the thread that is inside it if there is one."""
-        self._is_stopped = True
-        if self._reading.acquire(blocking=False):
-            try:
-                self._close()
-            finally:
-                self._reading.release()
+    def _on_read(self) -> None:
+        self._hand_over()
+        self._has_read.set()
 
-    def _close(self) -> None:
-        iterator, self._iterator = self._iterator, None
-        if isinstance(iterator, Generator):
-            with suppress(Exception):
-                iterator.close()
+    # ---- in the thread
+
+    def _work(self) -> None:
+        iterator: Iterator[InputT] | None = None
+        try:
+            iterator = iter(self._source)
+            while not self.is_done and (most := self._orders.get()):
+                self._read(iterator, most)
+                self._loop.post(self._on_read)
+        except BaseException as error:  # noqa: BLE001 (the source's own, raised at the consumer)
+            self.error = error
+            self.is_done = True
+            self._loop.post(self._on_read)
+        finally:
+            if isinstance(iterator, Generator):
+                with suppress(BaseException):
+                    iterator.close()
+            del iterator
+            self._loop.post(self.ended.set)
+
+    def _read(self, iterator: Iterator[InputT], most: int) -> None:
+        for record in islice(iterator, most):
+            self._records.append(record)
+            if not self._is_posted:
+                self._is_posted = True
+                self._loop.post(self._hand_over)
+            if self._is_stopped:
+                return
+            most -= 1
+        self.is_done = most > 0

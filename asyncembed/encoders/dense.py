@@ -52,6 +52,9 @@ class DenseEncoder:
         )
         self._projections = read_projections(config.directory, settings) if config.load_session else []
         self._prompt_lengths: dict[str, int] = {}
+        # One short run: it tells the length of a vector, and spares the first caller the allocations of a first run.
+        dim = self.encode([""], Call()).results.shape[1] if config.load_session else spec.dim  # type: ignore[union-attr]
+        self.facts: Mapping[str, object] = {"max_length": self.tokenizer.limit, "dim": dim}
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts, or count their tokens; a text that cannot be tokenized is a failure.
@@ -67,7 +70,7 @@ class DenseEncoder:
         results = finish(vectors, call)
         if done.failures:
             results = spread(results, done.positions, len(inputs))
-        return Encoded(results, done.failures, tokens=sum(done.lengths), padded_tokens=padded)  # type: ignore[arg-type]
+        return Encoded(results, done.failures, tokens=sum(done.lengths), padded_tokens=padded)
 
     def _embed(self, encodings: Sequence[Encoding], prompt: str, extra: Mapping[str, Array]) -> tuple[FloatArray, int]:
         """Pooled vectors in the order of `encodings`, float32 (n, dim), and the tokens computed for them."""

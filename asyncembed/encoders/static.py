@@ -82,7 +82,7 @@ class StaticEncoder:
         if failures:
             results = spread(results, positions, len(inputs))
         count = sum(map(len, ids))
-        return Encoded(results, failures, tokens=count, padded_tokens=count)  # type: ignore[arg-type]
+        return Encoded(results, failures, tokens=count, padded_tokens=count)
 
     def _tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         starts = [self._tokenizer.start_of(text) for text in texts]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from asyncembed.errors import AsyncEmbedError, EncodeError, ModelLoadError
 
 if TYPE_CHECKING:
-    from asyncembed.encoders.encoder import Encoder, EncoderConfig
+    from asyncembed.encoders.encoder import Encoder, EncoderConfig, Results
 
 PARENT_GONE_EXIT_CODE = 70
 
@@ -40,7 +40,7 @@ class Loaded:
 class Computed:
     """A batch's results: see `asyncembed.encoders.encoder.Encoded`."""
 
-    results: Sequence[object]
+    results: "Results"
     failures: Mapping[int, AsyncEmbedError]
     tokens: int
     padded_tokens: int
@@ -83,6 +83,8 @@ class Host:
         """Compute one batch."""
         try:
             encoded = self._encoders[key].encode(values, call)  # type: ignore[arg-type]
+            if len(encoded.results) != len(values):
+                raise ValueError(f"{len(encoded.results)} results for {len(values)} inputs")
         except AsyncEmbedError as error:
             return Failed(error)
         except Exception as error:  # noqa: BLE001 (as above)

@@ -52,20 +52,40 @@ class Group:
     call: Hashable
     max_batch_tokens: int
     max_batch_size: int
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Looked up once per item, and a call has many fields: hashed once.
+        own_hash = hash((self.model, self.call, self.max_batch_tokens, self.max_batch_size))
+        object.__setattr__(self, "_hash", own_hash)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def load(self, size: int) -> float:
+        """The part of a full batch that an item of this size is."""
+        return max(size / self.max_batch_tokens, 1 / self.max_batch_size)
 
 
 class Item:
-    """One waiting input. `size` is its estimated number of tokens; `age` is set when it is added."""
+    """One waiting input.
 
-    __slots__ = ("age", "group", "index", "priority", "sink", "size", "value")
+    `size` is its estimated number of tokens, and `units` what that was estimated from (characters of a text), or 0 if
+    it tells nothing of how units become tokens. `age` is set when it is added.
+    """
 
-    def __init__(self, value: object, size: int, group: Group, priority: Priority, sink: Sink, index: int) -> None:
+    __slots__ = ("age", "group", "index", "priority", "sink", "size", "units", "value")
+
+    def __init__(
+        self, value: object, size: int, group: Group, priority: Priority, sink: Sink, index: int, units: int = 0
+    ) -> None:
         self.value = value
         self.size = size
         self.group = group
         self.priority = priority
         self.sink = sink
         self.index = index
+        self.units = units
         self.age = -1
 
     def __repr__(self) -> str:
@@ -119,14 +139,16 @@ class _Lane:
             self.tokens -= item.size
         return items
 
-    def remove(self, items: Iterable[Item]) -> None:
-        for item in items:
-            del self.by_age[item.age]
-            entries = self.by_size[item.group]
-            del entries[bisect_left(entries, (item.size, item.age))]
-            if not entries:
-                del self.by_size[item.group]
-            self.tokens -= item.size
+    def remove(self, item: Item) -> bool:
+        """Remove `item`, if it waits here."""
+        if self.by_age.pop(item.age, None) is None:
+            return False
+        entries = self.by_size[item.group]
+        del entries[bisect_left(entries, (item.size, item.age))]
+        if not entries:
+            del self.by_size[item.group]
+        self.tokens -= item.size
+        return True
 
 
 class Scheduler:
@@ -162,21 +184,17 @@ class Scheduler:
             self._next_age += 1
             self._lanes[item.priority].add(item)
 
-    def withdraw(self, sink: Sink) -> int:
-        """Forget all waiting items of `sink`; returns how many there were."""
-        count = 0
-        for lane in self._lanes.values():
-            own = [item for item in lane.by_age.values() if item.sink is sink]
-            lane.remove(own)
-            count += len(own)
-        return count
+    def withdraw(self, items: Iterable[Item]) -> int:
+        """Forget those of `items` that still wait; returns how many did."""
+        return sum(self._lanes[item.priority].remove(item) for item in items)
 
     def withdraw_model(self, model: int) -> list[Item]:
         """Remove and return all waiting items of `model`, oldest first."""
         found: list[Item] = []
         for lane in self._lanes.values():
             own = [item for item in lane.by_age.values() if item.group.model == model]
-            lane.remove(own)
+            for item in own:
+                lane.remove(item)
             found += own
         return sorted(found, key=lambda item: item.age)
 
@@ -235,7 +253,9 @@ class Scheduler:
         return lane.take(leader.group, low, high)
 
     def _settle(self, batch: Batch) -> None:
-        if batch.items[0].priority is Priority.BULK:
+        if not self.waiting(Priority.BULK):
+            self._bulk_debt = 0.0  # whoever was kept waiting has been served
+        elif batch.items[0].priority is Priority.BULK:
             self._bulk_debt = max(0.0, self._bulk_debt - batch.size)
-        elif self.waiting(Priority.BULK):
+        else:
             self._bulk_debt += batch.size * self._bulk_share / (1 - self._bulk_share)

@@ -11,11 +11,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from logging import getLogger
 from math import ceil, inf
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import anyio
 from anyio import (
@@ -30,12 +31,13 @@ from anyio import (
 from anyio.abc import TaskGroup
 
 from asyncembed.engine import child
-from asyncembed.engine.scheduler import Batch, Item, Priority, Scheduler, Sink
+from asyncembed.engine.scheduler import Batch, Item, Priority, Scheduler
 from asyncembed.engine.wakeup import Loop
-from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone
+from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone, WorkersImpossible
 from asyncembed.errors import (
     AsyncEmbedError,
     EncodeError,
+    InputError,
     ModelLoadError,
     OptionError,
     StateError,
@@ -51,6 +53,12 @@ if TYPE_CHECKING:
 BATCH_TIMEOUT_SECONDS = 300.0
 LOAD_TIMEOUT_SECONDS = 900.0
 
+START_TIMEOUT_SECONDS = 60.0
+"""A worker that does not say hello by then is given up: the interpreter alone takes 0.1 s."""
+
+SPECIAL_TOKENS = 2
+"""Put around every text by most tokenizers."""
+
 ROUND_TRIP_SECONDS = 0.0006
 """From one answer to the start of the next batch, when the worker waits for it: two queue hops and a loop wake-up."""
 
@@ -62,9 +70,15 @@ MAX_WORKERS_BY_DEFAULT = 4
 """Each worker holds the model once, so more than a few are for the user to ask for."""
 
 KILLS_BEFORE_SPLITTING = 2
-MAX_FAILED_STARTS = 3
+MAX_FAILED_STARTS = 5
+MAX_LOAD_CRASHES = 3
 CRASHES_BEFORE_BACKOFF = 4
 MAX_BACKOFF_SECONDS = 5.0
+
+ESTIMATE_MEMORY = 0.95
+"""How much an earlier batch counts beside the next one when tokens per unit are learnt."""
+
+T = TypeVar("T")
 
 logger = getLogger("asyncembed")
 
@@ -121,16 +135,19 @@ class PooledModel:
         self.facts: dict[str, object] = {}
         self.is_wanted = False
         """Whether workers load it ahead of its first batch."""
+        self.is_warming = False
+        """Whether somebody waits until every worker has it."""
         self.load_error: AsyncEmbedError | None = None
         self.load_crashes = 0
         self.changed = Event()
         self.batches = self.items = self.failed = self.tokens = self.padded_tokens = 0
         self.batch_seconds: deque[float] = deque(maxlen=64)
-        self._tokens_per_unit = 0.3
+        # Tokens per character of English, with the weight of one short text.
+        self._seen_units, self._seen_tokens = 100.0, 30.0
 
     def estimate_tokens(self, units: int) -> int:
         """Tokens of an input of `units` (characters of a text), by what was computed so far."""
-        return int(units * self._tokens_per_unit) + 2
+        return int(units * self._seen_tokens / self._seen_units) + SPECIAL_TOKENS
 
     def record(self, batch: Batch, answer: child.Computed, seconds: float) -> None:
         """Count a computed batch, and learn from it."""
@@ -140,11 +157,12 @@ class PooledModel:
         self.tokens += answer.tokens
         self.padded_tokens += answer.padded_tokens
         self.batch_seconds.append(seconds)
-        estimated = sum(item.size for item in batch.items)
-        if answer.tokens:
-            correction = min(2.0, max(0.5, answer.tokens / estimated))
-            gain = max(0.05, 1 / self.batches)
-            self._tokens_per_unit *= 1 + gain * (correction - 1)
+        # From units, not from the estimates: those were made at different times, from what was known then.
+        units = [item.units for item in batch.items]
+        tokens = answer.tokens - SPECIAL_TOKENS * len(units)
+        if tokens > 0 and all(units) and not answer.failures:
+            self._seen_units = ESTIMATE_MEMORY * self._seen_units + sum(units)
+            self._seen_tokens = ESTIMATE_MEMORY * self._seen_tokens + tokens
 
     def notify(self) -> None:
         """Wake whoever waits for the model to be loaded."""
@@ -223,7 +241,9 @@ class WorkerPool(AsyncContextManagerMixin):
     ) -> None:
         check_count("workers", workers, least=0)
         check_count("threads", threads, least=1)
-        if batch_timeout is not None and batch_timeout <= 0:
+        for device_id in device_ids or ():
+            check_count("device_ids", device_id, least=0)
+        if batch_timeout is not None and not batch_timeout > 0:
             raise OptionError(f"batch_timeout must be a positive number of seconds or None; got {batch_timeout!r}")
         cores = available_cores()
         if workers is None:
@@ -260,6 +280,8 @@ class WorkerPool(AsyncContextManagerMixin):
         finally:
             self._is_open = False
             self._fail_all(StateError("the worker pool was closed"))
+            for model in self._models.values():
+                model.notify()
             self._models.clear()
 
     # ---------------------------------------------------------------- what embedders call
@@ -294,19 +316,23 @@ class WorkerPool(AsyncContextManagerMixin):
             ModelLoadError: A worker cannot load it; the message is the worker's own.
         """
         self._check_open()
-        model.is_wanted = True
+        model.is_wanted = model.is_warming = True
         model.load_error = None
         for slot in self._slots:
             slot.changed.set()
-        while True:
-            if self._failure is not None:
-                raise self._failure
-            if model.load_error is not None:
-                raise model.load_error
-            alive = [slot for slot in self._slots if not slot.is_given_up]
-            if all(model.key in slot.loaded for slot in alive):
-                return
-            await model.changed.wait()
+        try:
+            while True:
+                self._check_open()
+                if self._failure is not None:
+                    raise self._failure
+                if model.load_error is not None:
+                    raise model.load_error
+                alive = [slot for slot in self._slots if not slot.is_given_up]
+                if all(model.key in slot.loaded for slot in alive):
+                    return
+                await model.changed.wait()
+        finally:
+            model.is_warming = False
 
     def submit(self, items: Iterable[Item]) -> None:
         """Let items wait for a worker. Their sinks hear of each of them exactly once, unless withdrawn."""
@@ -318,19 +344,11 @@ class WorkerPool(AsyncContextManagerMixin):
         self._scheduler.add(items)
         self._wake_idle()
 
-    def withdraw(self, sink: Sink) -> None:
-        """Forget what waits for `sink`; what a worker computes already is finished and dropped."""
-        self._scheduler.withdraw(sink)
-        for batch in self._retries:
-            batch.items = [item for item in batch.items if item.sink is not sink]
-        for slot in self._slots:
-            for running in slot.in_flight:
-                if running.batch is not None:
-                    for item in running.batch.items:
-                        if item.sink is sink:
-                            item.sink = _NOBODY
-            if slot.held is not None:
-                slot.held.items = [item for item in slot.held.items if item.sink is not sink]
+    def withdraw(self, items: Sequence[Item]) -> None:
+        """Forget `items`: those that wait are not computed, and what a worker computes already is dropped."""
+        for item in items:
+            item.sink = _NOBODY
+        self._scheduler.withdraw(items)
 
     def stats(self, model: PooledModel | None = None) -> Stats:
         """A snapshot of the whole pool, or of one model; the queue and the workers are always the pool's."""
@@ -385,28 +403,42 @@ class WorkerPool(AsyncContextManagerMixin):
     async def _serve(self, slot: _Slot) -> None:
         failed_starts = 0
         while True:
-            await anyio.sleep(self._backoff_seconds(slot))
+            await anyio.sleep(_backoff_seconds(max(failed_starts, slot.crashes_in_a_row - CRASHES_BEFORE_BACKOFF)))
             worker: Worker = ThreadWorker() if self._in_thread else ProcessWorker(self._threads)
             try:
                 try:
-                    await self._in_own_thread(worker.start)
+                    await self._start(worker)
                 except WorkerError as error:
                     failed_starts += 1
                     logger.warning("worker %d: %s", slot.index, error)
-                    if failed_starts >= MAX_FAILED_STARTS:
+                    if failed_starts >= MAX_FAILED_STARTS or isinstance(error, WorkersImpossible):
                         self._give_up(slot, error)
                         return
                     continue
                 failed_starts = 0
                 await self._drive(slot, worker)
             finally:
-                slot.worker = None
-                if slot.in_flight:
-                    # Leaving with work in flight: nobody waits for it any more, or the worker is dead anyhow.
+                # Whatever it still has, nobody waits for any more; an idle worker ends by itself.
+                if slot.worker is None or slot.in_flight:
                     worker.kill()
+                slot.worker = None
                 with CancelScope(shield=True):
                     await self._in_own_thread(worker.stop)
             self._after_death(slot, worker)
+
+    async def _start(self, worker: Worker) -> None:
+        """Start `worker` and wait for its first word."""
+        greeting = await self._in_own_thread(worker.start)
+        has_greeted = Event()
+        loop = self.loop
+        greeting.add_done_callback(lambda _: loop.post(has_greeted.set))
+        with anyio.move_on_after(START_TIMEOUT_SECONDS):
+            await has_greeted.wait()
+        if not greeting.done():
+            raise WorkerError(f"a worker did not start within {START_TIMEOUT_SECONDS:.0f} s")
+        error = greeting.exception()
+        if error is not None:
+            raise WorkerError("a worker process ended while it started; see its stderr") from error
 
     async def _drive(self, slot: _Slot, worker: Worker) -> None:
         """Feed `worker` and take its answers until it dies."""
@@ -471,20 +503,19 @@ class WorkerPool(AsyncContextManagerMixin):
     def _next_batch(self, slot: _Slot) -> Batch | None:
         if slot.held is not None:
             batch, slot.held = slot.held, None
-            if batch.items:
+            if _drop_withdrawn(batch):
                 return batch
         has_suspect = any(running.batch is not None and running.batch.kills for running in slot.in_flight)
         if has_suspect or len(slot.in_flight) >= slot.depth:
             return None
-        while self._retries and not self._retries[0].items:
+        while self._retries and not _drop_withdrawn(self._retries[0]):
             self._retries.popleft()
         if self._retries:
             # A batch that a worker died of runs with nothing else in flight, so that the next death is its own.
             if self._retries[0].kills and slot.in_flight:
                 return None
-            batch = self._retries.popleft()
-            return batch if batch.group.model in self._models else self._next_batch(slot)
-        idle = sum(other.is_idle for other in self._slots)
+            return self._retries.popleft()
+        idle = sum(other is slot or other.is_idle for other in self._slots)
         return self._scheduler.next_batch(idle_workers=idle)
 
     def _send_load(self, slot: _Slot, worker: Worker, model: PooledModel) -> None:
@@ -526,15 +557,23 @@ class WorkerPool(AsyncContextManagerMixin):
 
     def _on_loaded(self, slot: _Slot, model: PooledModel, answer: object) -> None:
         if isinstance(answer, child.Loaded):
+            if model.key not in self._models:
+                assert slot.worker is not None
+                slot.worker.unload(model.key)  # it was removed while it was being loaded
+                return
             slot.loaded.add(model.key)
             model.facts.update(answer.facts)
             model.load_crashes = 0
-        else:
-            assert isinstance(answer, child.Failed)
-            self._fail_load(model, answer.error)
-            if slot.held is not None and slot.held.group.model == model.key:
-                slot.held = None
-        model.notify()
+            model.notify()
+            return
+        assert isinstance(answer, child.Failed)
+        if not model.is_warming and self._is_loaded_somewhere(model):
+            # Others compute with it, so it is this worker that something is wrong with: no input has to pay for that.
+            assert slot.worker is not None
+            slot.death = f"cannot load a model that others have loaded ({answer.error})"
+            slot.worker.kill()
+            return
+        self._fail_load(model, answer.error)
 
     def _on_computed(self, slot: _Slot, model: PooledModel, batch: Batch, answer: object, seconds: float) -> None:
         slot.crashes_in_a_row = 0
@@ -548,14 +587,16 @@ class WorkerPool(AsyncContextManagerMixin):
                     item.sink.deliver(item.index, answer.results[position])
             return
         assert isinstance(answer, child.Failed)
-        if isinstance(answer.error, EncodeError) and len(batch.items) > 1:
+        if isinstance(answer.error, (EncodeError, InputError)) and len(batch.items) > 1:
             # One of the inputs may be to blame: the halves tell.
-            self._retries.extend(batch.halves(kills=batch.kills))
-            self._wake_idle()
+            self._retry(batch.halves(kills=batch.kills), answer.error)
             return
         model.failed += len(batch.items)
         for item in batch.items:
             _fail_item(item, answer.error)
+
+    def _is_loaded_somewhere(self, model: PooledModel) -> bool:
+        return any(model.key in slot.loaded for slot in self._slots)
 
     def _seconds_left(self, slot: _Slot) -> float:
         """Until the call at the head is overdue."""
@@ -574,38 +615,55 @@ class WorkerPool(AsyncContextManagerMixin):
         self._restarts += 1
         slot.crashes_in_a_row += 1
         slot.batch_seconds = 0.0
+        slot.loaded.clear()
         running, slot.in_flight = list(slot.in_flight), deque()
-        innocent: list[Batch] = []
-        if slot.held is not None:
-            innocent.append(slot.held)
-            slot.held = None
-        for position, call in enumerate(running):
-            if call.batch is None:
-                self._blame_load(call.model, reason)
-            elif position == 0:
-                self._blame(call.batch, reason)
+        held, slot.held = slot.held, None
+        innocent = [call.batch for call in running[1:] if call.batch is not None]
+        if held is not None:
+            innocent.append(held)
+        self._retry(innocent, WorkerError(f"the worker {reason}"), first=True)
+        if running:
+            head = running[0]
+            if head.batch is None:
+                self._blame_load(head.model, reason)
             else:
-                innocent.append(call.batch)
-        self._retries.extendleft(reversed(innocent))
+                self._blame(head.batch, reason)
+        self._wake_idle()
+
+    def _retry(self, batches: Sequence[Batch], error: AsyncEmbedError, *, first: bool = False) -> None:
+        """Have `batches` computed before anything that waits; those of a model that is gone get `error`."""
+        known = [batch for batch in batches if batch.group.model in self._models]
+        for batch in batches:
+            if batch.group.model not in self._models:
+                for item in batch.items:
+                    _fail_item(item, error)
+        if first:
+            self._retries.extendleft(reversed(known))
+        else:
+            self._retries.extend(known)
         self._wake_idle()
 
     def _blame(self, batch: Batch, reason: str) -> None:
         batch.kills += 1
-        batch.items = [item for item in batch.items if item.sink is not _NOBODY]
+        if not _drop_withdrawn(batch):
+            return
+        error = WorkerCrashed(f"the worker {reason} each time this input was computed, at last with it alone")
         if batch.kills < KILLS_BEFORE_SPLITTING:
-            self._retries.append(batch)
+            self._retry([batch], error)
         elif len(batch.items) > 1:
             # One kill to their name already: the next one splits them again.
-            self._retries.extend(batch.halves(kills=KILLS_BEFORE_SPLITTING - 1))
-        elif batch.items:
-            _fail_item(
-                batch.items[0],
-                WorkerCrashed(f"the worker {reason}, twice, on this input alone; the other inputs were computed"),
-            )
+            self._retry(batch.halves(kills=KILLS_BEFORE_SPLITTING - 1), error)
+        else:
+            if batch.group.model in self._models:
+                self._models[batch.group.model].failed += 1
+            _fail_item(batch.items[0], error)
 
     def _blame_load(self, model: PooledModel, reason: str) -> None:
+        if self._is_loaded_somewhere(model):
+            return  # it is this worker that something is wrong with; it tries again, ever more slowly
         model.load_crashes += 1
-        if model.load_crashes >= MAX_FAILED_STARTS * len(self._slots):
+        if model.load_crashes >= MAX_LOAD_CRASHES * len(self._slots):
+            model.load_crashes = 0
             self._fail_load(
                 model,
                 ModelLoadError(
@@ -614,11 +672,6 @@ class WorkerPool(AsyncContextManagerMixin):
                     model=model.config.spec.name,
                 ),
             )
-            model.notify()
-
-    def _backoff_seconds(self, slot: _Slot) -> float:
-        beyond = slot.crashes_in_a_row - CRASHES_BEFORE_BACKOFF
-        return 0.0 if beyond < 0 else min(MAX_BACKOFF_SECONDS, 0.1 * 2.0**beyond)
 
     def _give_up(self, slot: _Slot, error: AsyncEmbedError) -> None:
         slot.is_given_up = True
@@ -631,14 +684,15 @@ class WorkerPool(AsyncContextManagerMixin):
     def _fail_load(self, model: PooledModel, error: AsyncEmbedError) -> None:
         model.load_error = error
         self._fail_model(model, error)
+        model.notify()
 
     def _fail_model(self, model: PooledModel, error: AsyncEmbedError) -> None:
+        """Give `error` to all that waits for `model`; what a worker has is computed all the same."""
         items = self._scheduler.withdraw_model(model.key)
-        own = [batch for batch in self._retries if batch.group.model == model.key]
-        own += [slot.held for slot in self._slots if slot.held and slot.held.group.model == model.key]
-        for batch in own:
-            items += batch.items
-            batch.items = []
+        for batch in chain(self._retries, (slot.held for slot in self._slots if slot.held is not None)):
+            if batch.group.model == model.key:
+                items += batch.items
+                batch.items = []
         for item in items:
             _fail_item(item, error)
 
@@ -658,8 +712,8 @@ class WorkerPool(AsyncContextManagerMixin):
             if slot.worker is not None and len(slot.in_flight) < slot.depth:
                 slot.changed.set()
 
-    async def _in_own_thread(self, function: Callable[[], None]) -> None:
-        await to_thread.run_sync(function, limiter=self._limiter)
+    async def _in_own_thread(self, function: Callable[[], T]) -> T:
+        return await to_thread.run_sync(function, limiter=self._limiter)
 
 
 class _Nobody:
@@ -675,8 +729,18 @@ class _Nobody:
 _NOBODY = _Nobody()
 
 
+def _backoff_seconds(failures: int) -> float:
+    return 0.0 if failures <= 0 else min(MAX_BACKOFF_SECONDS, 0.05 * 2.0**failures)
+
+
 def _wake(slot: _Slot) -> None:
     slot.changed.set()
+
+
+def _drop_withdrawn(batch: Batch) -> bool:
+    """Drop the items that nobody waits for any more; returns whether any are left."""
+    batch.items = [item for item in batch.items if item.sink is not _NOBODY]
+    return bool(batch.items)
 
 
 def _fail_item(item: Item, error: AsyncEmbedError) -> None:
@@ -711,6 +775,8 @@ async def owned_task_group() -> AsyncGenerator[TaskGroup]:
             finally:
                 group.cancel_scope.cancel()
     except BaseExceptionGroup as errors:
+        if failure is not None:
+            raise failure from errors
         if len(errors.exceptions) > 1:
             raise
         raise errors.exceptions[0] from None

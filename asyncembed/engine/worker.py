@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from multiprocessing import connection, spawn
+from multiprocessing import resource_tracker, spawn
 from multiprocessing.context import SpawnContext, SpawnProcess
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar
@@ -22,9 +22,6 @@ from asyncembed.errors import StateError, WorkerError
 
 if TYPE_CHECKING:
     from asyncembed.encoders.encoder import EncoderConfig
-
-START_TIMEOUT_SECONDS = 60.0
-"""A worker that does not say hello by then is given up: the interpreter alone takes 0.1 s."""
 
 STOP_GRACE_SECONDS = 2.0
 """How long an idle worker may take to end by itself."""
@@ -37,6 +34,10 @@ LoadAnswer: TypeAlias = "Future[child.Loaded | child.Failed]"
 
 class WorkerGone(WorkerError):  # noqa: N818 (reads as the event it reports)
     """The worker's process ended; whatever it was computing has no answer."""
+
+
+class WorkersImpossible(WorkerError):  # noqa: N818 (says what is the matter)
+    """This process can have no worker processes, however often it is tried."""
 
 
 class Worker(Protocol):
@@ -52,8 +53,12 @@ class Worker(Protocol):
         """File descriptor that becomes readable when the worker dies, where there is one."""
         ...
 
-    def start(self) -> None:
-        """Start it and wait until it answers. Blocks."""
+    def start(self) -> "Future[child.Hello]":
+        """Start it; the future is its first word. Blocks for some milliseconds.
+
+        Raises:
+            WorkerError: It cannot be started.
+        """
         ...
 
     def load(self, key: int, config: "EncoderConfig") -> LoadAnswer:
@@ -84,28 +89,25 @@ class ProcessWorker:
         self._threads = threads
         self._context = _WorkerContext()
         self._executor: ProcessPoolExecutor | None = None
-        self.pid: int | None = None
+
+    @property
+    def pid(self) -> int | None:
+        process = self._context.process
+        return None if process is None else process.pid
 
     @property
     def death_fd(self) -> int | None:
         process = self._context.process
-        return None if process is None else process.sentinel
+        return None if process is None or process.pid is None else process.sentinel
 
-    def start(self) -> None:
+    def start(self) -> "Future[child.Hello]":
         self._executor = ProcessPoolExecutor(
             1, mp_context=self._context, initializer=child.initialize, initargs=(self._threads,)
         )
         try:
-            with _sigint_blocked():
-                greeting = self._executor.submit(child.hello)
-            self.pid = greeting.result(START_TIMEOUT_SECONDS).pid
+            return self._executor.submit(child.hello)
         except AssertionError as error:  # multiprocessing's own check
-            raise WorkerError("this process is daemonic and may not start workers; use workers=0 here") from error
-        except BrokenProcessPool as error:
-            raise WorkerError("a worker process ended while it started; see its stderr") from error
-        except TimeoutError as error:
-            self.kill()
-            raise WorkerError(f"a worker did not start within {START_TIMEOUT_SECONDS:.0f} s") from error
+            raise WorkersImpossible("this process is daemonic and may not start workers; use workers=0 here") from error
         except OSError as error:
             raise WorkerError(f"a worker process cannot be started: {error}") from error
 
@@ -129,18 +131,20 @@ class ProcessWorker:
             raise WorkerGone("the worker process has ended") from error
 
     def kill(self) -> None:
-        if self._context.process is not None:
+        process = self._context.process
+        if process is not None and process.pid is not None:
             with suppress(OSError, ValueError):
-                self._context.process.kill()
+                process.kill()
 
     def stop(self) -> None:
         if self._executor is None:
             return
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        process = self._context.process
-        if process is not None and not connection.wait([process.sentinel], STOP_GRACE_SECONDS):
-            self.kill()
-        self._executor.shutdown(wait=True)
+        # The executor's own threads are waited for too, so that nothing is left when this returns.
+        killer = threading.Timer(STOP_GRACE_SECONDS, self.kill)
+        killer.daemon = True
+        killer.start()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        killer.cancel()
 
 
 class ThreadWorker:
@@ -157,8 +161,9 @@ class ThreadWorker:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="asyncembed-worker", daemon=True)
 
-    def start(self) -> None:
+    def start(self) -> "Future[child.Hello]":
         self._thread.start()
+        return self._call(child.hello)
 
     def load(self, key: int, config: "EncoderConfig") -> LoadAnswer:
         return self._call(self._host.load, key, config)
@@ -174,7 +179,8 @@ class ThreadWorker:
 
     def stop(self) -> None:
         self._calls.put(None)
-        self._thread.join(STOP_GRACE_SECONDS)
+        if self._thread.is_alive():
+            self._thread.join(STOP_GRACE_SECONDS)
 
     def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
         future: Future[T] = Future()
@@ -207,9 +213,12 @@ class _WorkerProcess(SpawnProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 (overrides multiprocessing's launching hook)
         _install_preparation_wrapper()
+        # Launching starts this helper of multiprocessing's on demand, which would let SIGINT through again.
+        resource_tracker.ensure_running()
         _launch.is_ours = True
         try:
-            return SpawnProcess._Popen(process_obj)  # noqa: SLF001
+            with _sigint_blocked():
+                return SpawnProcess._Popen(process_obj)  # noqa: SLF001
         finally:
             _launch.is_ours = False
 
