@@ -59,8 +59,12 @@ _IN_MEMORY: tuple[type, ...] = (list, tuple, set, frozenset, deque, range, dict,
 class Intake(Protocol[RecordT]):
     """How a record of the source becomes an item: chosen by the family, fixed for the stream."""
 
-    def item(self, record: RecordT, index: int, sink: Sink) -> tuple[Item, int]:
-        """The item, and about how many bytes it keeps in memory. Raises `InputError` if it can be no input."""
+    def item(self, record: RecordT, index: int, sink: Sink) -> tuple[Item | None, int]:
+        """The item, and about how many bytes it keeps in memory. Raises `InputError` if it can be no input.
+
+        None for an input that is yet to be fetched or read: the intake itself submits it later, or tells the sink why
+        it cannot.
+        """
         ...
 
 
