@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from asyncembed.catalogue.spec import ModelSpec
     from asyncembed.embedders import TextEmbedding
     from asyncembed.engine.supervisor import Stats, WorkerPool
+    from asyncembed.hub.models import download
     from asyncembed.stream import EmbeddingStream
 
-__all__ = ["EmbeddingStream", "ModelSpec", "Stats", "TextEmbedding", "WorkerPool"]
+__all__ = ["EmbeddingStream", "ModelSpec", "Stats", "TextEmbedding", "WorkerPool", "download"]
 
 # Worker processes import this package too: nothing is loaded before it is used.
 _HOMES = {
@@ -25,6 +26,7 @@ _HOMES = {
     "Stats": "asyncembed.engine.supervisor",
     "TextEmbedding": "asyncembed.embedders",
     "WorkerPool": "asyncembed.engine.supervisor",
+    "download": "asyncembed.hub.models",
 }
 
 

@@ -204,7 +204,7 @@ class _Intake:
 
     def __init__(self, model: PooledModel, group: Group, priority: Priority, measure: Measure, key: Key | None) -> None:
         self._model = model
-        self._group = group
+        self.group = group
         self._priority = priority
         self._measure = measure
         self._key = key
@@ -224,7 +224,7 @@ class _Intake:
         tokens = self._model.estimate_tokens(units)
         if tokens >= self._most_tokens:
             tokens, units = self._most_tokens, 0  # cut: says nothing of how many tokens a unit is
-        return Item(value, tokens, self._group, self._priority, sink, index, units), size_bytes
+        return Item(value, tokens, self.group, self._priority, sink, index, units), size_bytes
 
 
 class _Request:

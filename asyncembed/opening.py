@@ -16,7 +16,7 @@ from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.engine.wakeup import completion
 from asyncembed.engine.worker import ProcessWorker
 from asyncembed.errors import OptionError, UnknownModelError
-from asyncembed.options import MAX_BATCH_TOKENS, Options
+from asyncembed.options import Options
 
 CONFIGURATION_PATTERNS = (
     "config.json",
@@ -58,7 +58,7 @@ async def prepare(
     spec, directory = await _locate(name, family, options, overrides)
     if spec.model_file is None and spec.encoder not in _WITHOUT_GRAPH and ":" not in spec.encoder:
         spec = replace(spec, model_file=str(await _export(directory, in_process=options.workers == 0)))
-    elif spec.model_file is not None and not os.path.isabs(spec.model_file):
+    elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
         path = await hub.loadable_model_path(directory, spec.model_file)
         spec = replace(spec, model_file=str(path.relative_to(directory) if path.is_relative_to(directory) else path))
@@ -67,7 +67,7 @@ async def prepare(
         directory=directory,
         session=options.session_options(),
         max_length=options.max_length,
-        max_batch_tokens=options.max_batch_tokens or MAX_BATCH_TOKENS,
+        max_batch_tokens=options.batch_tokens(),
         max_batch_size=options.max_batch_size,
         batch_invariant=options.batch_invariant,
         settings=settings,

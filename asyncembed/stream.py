@@ -20,7 +20,7 @@ from anyio import CancelScope, Event, move_on_after, to_thread
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from asyncembed.engine.scheduler import Item, Sink
+from asyncembed.engine.scheduler import Group, Item, Sink
 from asyncembed.engine.supervisor import WorkerPool
 from asyncembed.errors import AsyncEmbedError, OptionError, StateError
 from asyncembed.results import Output
@@ -59,24 +59,25 @@ _IN_MEMORY: tuple[type, ...] = (list, tuple, set, frozenset, deque, range, dict,
 class Intake(Protocol[RecordT]):
     """How a record of the source becomes an item: chosen by the family, fixed for the stream."""
 
-    def item(self, record: RecordT, index: int, sink: Sink) -> tuple[Item | None, int]:
-        """The item, and about how many bytes it keeps in memory. Raises `InputError` if it can be no input.
+    @property
+    def group(self) -> Group:
+        """What its items have in common."""
+        ...
 
-        None for an input that is yet to be fetched or read: the intake itself submits it later, or tells the sink why
-        it cannot.
-        """
+    def item(self, record: RecordT, index: int, sink: Sink) -> tuple[Item, int]:
+        """The item, and about how many bytes it keeps in memory. Raises `InputError` if it can be no input."""
         ...
 
 
 class _Pending:
     """A record that was read and whose result is not taken yet: what it holds of the window's bounds."""
 
-    __slots__ = ("item", "load", "record", "size_bytes")
+    __slots__ = ("item", "record", "size_bytes", "tokens")
 
-    def __init__(self, record: object, item: Item | None, load: float, size_bytes: int) -> None:
+    def __init__(self, record: object, item: Item | None, tokens: float, size_bytes: int) -> None:
         self.record = record
         self.item = item
-        self.load = load
+        self.tokens = tokens
         self.size_bytes = size_bytes
 
 
@@ -123,11 +124,12 @@ class StreamState(Generic[InputT]):
         self._pulled = 0
         self._taken = 0
         self._bytes = 0
-        self._waiting_load = 0.0
-        self._max_waiting_load = WAITING_BATCHES + WAITING_BATCHES_PER_WORKER * pool.size
+        self._waiting_tokens = 0.0
+        waiting_batches = WAITING_BATCHES + WAITING_BATCHES_PER_WORKER * pool.size
+        self._max_waiting_tokens = waiting_batches * intake.group.max_batch_tokens
         # What a record was like lately: how many more fit is foretold from it, as sources are read in chunks.
         self._typical_bytes = 1.0
-        self._typical_load = 0.0
+        self._typical_tokens = 0.0
         # By index: what was read and is not taken yet.
         self._window: dict[int, _Pending] = {}
         # By index: what can be taken; and, for an unordered stream, the indices in order of arrival.
@@ -148,15 +150,15 @@ class StreamState(Generic[InputT]):
         """How many more inputs may be read now."""
         room = self._max_items - len(self._window)
         room = min(room, int((self._max_bytes - self._bytes) / self._typical_bytes))
-        if self._typical_load:
-            room = min(room, int((self._max_waiting_load - self._waiting_load) / self._typical_load))
+        if self._typical_tokens:
+            room = min(room, int((self._max_waiting_tokens - self._waiting_tokens) / self._typical_tokens))
         return max(room, 0) if self._window else max(room, 1)
 
     async def wait_room(self, share: float = 0.0) -> int:
         """Wait until this share of the window, and at least one place, is free; returns how many are."""
         whole = min(self._max_items, self._max_bytes / self._typical_bytes)
-        if self._typical_load:
-            whole = min(whole, self._max_waiting_load / self._typical_load)
+        if self._typical_tokens:
+            whole = min(whole, self._max_waiting_tokens / self._typical_tokens)
         wanted = max(1, int(whole * share))
         while (room := self.room()) < wanted:
             self._wanted_room = wanted
@@ -174,7 +176,8 @@ class StreamState(Generic[InputT]):
         if self._is_closed:
             return
         items: list[Item] = []
-        bytes_before, load_before = self._bytes, self._waiting_load
+        least = self._intake.group.least_size
+        bytes_before, tokens_before = self._bytes, self._waiting_tokens
         for record in records:
             index = self._pulled
             self._pulled += 1
@@ -185,14 +188,14 @@ class StreamState(Generic[InputT]):
                 self._window[index] = _Pending(kept, None, 0.0, 0)
                 self.fail(index, error)
                 continue
-            load = item.group.load(item.size)
-            self._window[index] = _Pending(kept, item, load, size_bytes)
+            tokens = max(item.size, least)
+            self._window[index] = _Pending(kept, item, tokens, size_bytes)
             self._bytes += size_bytes
-            self._waiting_load += load
+            self._waiting_tokens += tokens
             items.append(item)
         if items:
             self._typical_bytes = max(1.0, (self._bytes - bytes_before) / len(items))
-            self._typical_load = (self._waiting_load - load_before) / len(items)
+            self._typical_tokens = (self._waiting_tokens - tokens_before) / len(items)
             self.pool.submit(items)
 
     def finish(self, error: BaseException | None = None) -> None:
@@ -215,7 +218,7 @@ class StreamState(Generic[InputT]):
 
     def _arrive(self, index: int, outcome: object, result_bytes: int) -> None:
         pending = self._window[index]
-        self._waiting_load -= pending.load
+        self._waiting_tokens -= pending.tokens
         self._bytes += result_bytes
         pending.size_bytes += result_bytes
         pending.item = None

@@ -109,9 +109,8 @@ async def main() -> None:
         difference = float(np.abs(vectors - expected).max())
         stats = model.stats()
     say(f"bare loop: {spread(bare)} s   engine: {spread(engine)} s   largest difference {difference:.1e}")
-    say(
-        f"throughput of the engine: {statistics.median(b / e for b, e in zip(bare, engine, strict=True)):.1%} of the loop"
-    )
+    ratio = statistics.median(b / e for b, e in zip(bare, engine, strict=True))
+    say(f"throughput of the engine: {ratio:.1%} of the loop")
     say(
         f"padding {stats.padding_share:.2%}, {stats.tokens // arguments.rounds} tokens a round, "
         f"median batch {stats.batch_seconds * 1e3:.0f} ms"

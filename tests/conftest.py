@@ -8,9 +8,9 @@ import pytest
 TEST_TIME_LIMIT_SECONDS = 120
 
 
-@pytest.fixture(params=["asyncio", "trio"])
+@pytest.fixture(scope="module", params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """Every async test runs on both backends."""
+    """Every async test runs on both backends; a module at a time, so that a module can share what it opens."""
     return str(request.param)
 
 

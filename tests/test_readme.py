@@ -21,7 +21,9 @@ DIM = 384
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
     directory = write_model(tmp_path / "model", model_file="model_optimized.onnx", dim=DIM)
-    files: dict[str, Content] = {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
+    files: dict[str, Content] = {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")
+    }
     with HubServer() as server:
         server.repos["Qdrant/bge-small-en-v1.5-onnx-Q"] = Repo(files)
         yield server

@@ -268,6 +268,9 @@ def _read_pipeline(repo: _Repo) -> _Pipeline:
 
 def _from_modules(repo: _Repo, modules: Sequence[dict[str, Any]]) -> _Pipeline:
     kinds = [_kind(str(module.get("type", ""))) for module in modules]
+    if "Dropout" in kinds:  # does nothing outside training
+        modules = [module for module, kind in zip(modules, kinds, strict=True) if kind != "Dropout"]
+        kinds = [kind for kind in kinds if kind != "Dropout"]
     pipeline = _Pipeline()
     for kind, module in zip(kinds, modules, strict=True):
         folder = str(module.get("path", ""))
@@ -303,6 +306,8 @@ def _kind(type_name: str) -> str:
 
 
 _MODULE_ORDER = {"Transformer": 0, "StaticEmbedding": 0, "Pooling": 1, "Dense": 2, "Normalize": 3}
+# transformers writes 1e30 where a tokenizer has no limit.
+_NO_LIMIT = 10**15
 
 
 def _add_transformer(repo: _Repo, folder: str, pipeline: _Pipeline) -> None:
@@ -350,7 +355,12 @@ def _add_projection(repo: _Repo, folder: str, pipeline: _Pipeline) -> None:
         raise repo.unsupported(
             f"its linear layer lacks {weights}: files of pickled Python (pytorch_model.bin) are not read"
         )
-    pipeline.dim = _integer(repo.json(f"{folder}/config.json"), "out_features") or pipeline.dim
+    config = repo.json(f"{folder}/config.json")
+    if config.get("use_residual") or config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+        raise repo.unsupported(
+            f"its linear layer in {folder} is of a kind that we do not compute (residual, or per token)"
+        )
+    pipeline.dim = _integer(config, "out_features") or pipeline.dim
     pipeline.files += (weights, f"{folder}/config.json")
     earlier = pipeline.settings.get("projections", ())
     assert isinstance(earlier, tuple)
@@ -380,14 +390,19 @@ def _declared(repo: _Repo, pooling: Pooling, normalize: bool) -> _Pipeline:
 
 def _read_limits(repo: _Repo, pipeline: _Pipeline) -> None:
     pipeline.max_length = _max_length(repo)
-    if repo.modules() is not None:
-        pipeline.settings["strip"] = True  # sentence-transformers does
     if repo.json("sentence_bert_config.json").get("do_lower_case"):
         pipeline.settings["lower_case"] = True
 
 
 def _max_length(repo: _Repo) -> int | None:
-    return _integer(repo.json("sentence_bert_config.json"), "max_seq_length")
+    """The limit that the repo declares beside its tokenizer; None leaves it to the tokenizer's own configuration."""
+    declared = _integer(repo.json("sentence_bert_config.json"), "max_seq_length")
+    if declared is not None:
+        return declared
+    # A tokenizer may allow more than the model has positions for; sentence-transformers takes the smaller one.
+    positions = _integer(repo.json("config.json"), "max_position_embeddings")
+    tokens = _integer(repo.json("tokenizer_config.json"), "model_max_length")
+    return positions if positions is not None and tokens is not None and positions < tokens < _NO_LIMIT else None
 
 
 def _read_prompts(repo: _Repo) -> tuple[dict[str, str], str | None]:

@@ -29,6 +29,7 @@ class TextGraph:
     Attributes:
         session: Where it runs.
         output: Name of the output that `spec.output` means.
+        is_dynamically_quantized: Whether a result would depend on its neighbours in the run.
     """
 
     def __init__(self, config: EncoderConfig, *, extra_inputs: Sequence[str] = ()) -> None:
@@ -55,7 +56,8 @@ class TextGraph:
         self._dtypes: Mapping[str, np.dtype[Any]] = {name: self.session.input_dtype(name) for name in names}
         self._max_tokens = config.max_batch_tokens
         self._max_size = config.max_batch_size
-        if config.batch_invariant and is_dynamically_quantized(path):
+        self.is_dynamically_quantized = is_dynamically_quantized(path)
+        if config.batch_invariant and self.is_dynamically_quantized:
             self._max_size = 1
         if "attention_mask" not in names:
             # The graph takes padding for text: inputs share a run only if they are equally long, as only

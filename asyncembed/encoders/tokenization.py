@@ -8,11 +8,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer, normalizers
 
 from asyncembed.errors import InputError, ModelLoadError, OptionError, UnsupportedModelError
 
@@ -60,7 +60,6 @@ class TextTokenizer:
         *,
         max_length: int | None = None,
         lower_case: bool = False,
-        strip: bool = False,
         add_special_tokens: bool = True,
         reserve: int = 0,
         truncation_side: str | None = None,
@@ -73,7 +72,6 @@ class TextTokenizer:
             max_length: Limit in tokens; None: the smaller of `model_max_length` and `max_length` in
                 `tokenizer_config.json`.
             lower_case: Lower the letters of each text first.
-            strip: Remove white space from both ends of each text first, as sentence-transformers does.
             add_special_tokens: Whether markers such as [CLS] are put around the text.
             reserve: By how many tokens the limit is lowered, for markers that the encoder itself puts in.
             truncation_side: Which end is cut off, "left" or "right"; None: as the files say.
@@ -86,14 +84,15 @@ class TextTokenizer:
         """
         settings = _Settings.read(directory)
         self.tokenizer = settings.tokenizer
+        if lower_case:
+            present = [self.tokenizer.normalizer] if self.tokenizer.normalizer is not None else []
+            self.tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *present])
         self.limit = (settings.limit if max_length is None else max_length) - reserve
         self.pad_id = settings.required_pad_id if pads else settings.pad_id or 0
         self.pad_type_id = settings.pad_type_id
         self.pads_left = settings.pads_left
         self.pad_to_multiple_of = settings.pad_to_multiple_of
         self.special_ids = settings.special_ids
-        self._lower_case = lower_case
-        self._strip = strip
         self._add_special_tokens = add_special_tokens
         side = truncation_side or settings.truncation_side
         self.truncates_left = side == "left"
@@ -114,7 +113,7 @@ class TextTokenizer:
         failure.
         """
         usable, failures = sort_out(inputs)
-        texts = [self.prepare(prefix + inputs[position]) for position in usable]  # type: ignore[operator]
+        texts = [prefix + inputs[position] for position in usable]  # type: ignore[operator]
         done = Tokenized(self._encode_all(texts), usable, failures)
         if not truncate:
             self._reject_truncated(done)
@@ -123,7 +122,7 @@ class TextTokenizer:
     def encode_pairs(self, inputs: Sequence[object], *, truncate: bool = True) -> Tokenized:
         """Tokenize pairs of texts, which share the limit: the longer text of a pair is cut first."""
         usable, failures = sort_out(inputs, _why_unusable_pair)
-        pairs = [tuple(map(self.prepare, inputs[position])) for position in usable]  # type: ignore[call-overload]
+        pairs = [cast(tuple[str, str], tuple(cast(Sequence[str], inputs[position]))) for position in usable]
         encodings = self.tokenizer.encode_batch_fast(pairs, add_special_tokens=self._add_special_tokens)
         done = Tokenized(encodings, usable, failures)
         if not truncate:
@@ -136,7 +135,7 @@ class TextTokenizer:
 
     def prefix_length(self, prefix: str) -> int:
         """Tokens that `prefix` takes at the start of an input: its markers included, a closing one not."""
-        encoding = self.tokenizer.encode(self.prepare(prefix), add_special_tokens=self._add_special_tokens)
+        encoding = self.tokenizer.encode(prefix, add_special_tokens=self._add_special_tokens)
         closes = bool(encoding.ids) and encoding.ids[-1] in self.special_ids.values()
         return len(encoding) - closes
 
@@ -160,12 +159,6 @@ class TextTokenizer:
             ids[row, columns] = encoding.ids
             mask[row, columns] = 1
         return ids, mask
-
-    def prepare(self, text: str) -> str:
-        """What is done to a text before it is tokenized."""
-        if self._strip:
-            text = text.strip()
-        return text.lower() if self._lower_case else text
 
     def _encode_all(self, texts: list[str]) -> list[Encoding]:
         """Tokenize; a text far over the limit is cut first where that provably changes nothing."""
@@ -362,8 +355,7 @@ def _is_prefix_stable(tokenizer: Tokenizer) -> bool:
     """Whether the tokens of a text's beginning, up to a space after a word, do not depend on the rest."""
     if any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values()):
         return False
-    normalizers = components(tokenizer.normalizer, "normalizers")
-    for part in normalizers:
+    for part in components(tokenizer.normalizer, "normalizers"):
         is_space_rule = part["type"] == "Replace" and part["pattern"] in _SPACE_PATTERNS
         if part["type"] not in LOCAL_NORMALIZERS and not is_space_rule:
             return False

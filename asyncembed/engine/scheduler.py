@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Protocol
 
 BULK_SHARE = 0.25
-"""The part of the computed tokens that bulk work keeps while interactive work never ends."""
+"""The part of the work, in full batches, that bulk items keep while interactive work never ends."""
 
 SPLIT_FLOOR_TOKENS = 128
 """Work for idle workers is not cut into smaller batches than this: a run of the graph has a fixed cost."""
@@ -62,9 +62,10 @@ class Group:
     def __hash__(self) -> int:
         return self._hash
 
-    def load(self, size: int) -> float:
-        """The part of a full batch that an item of this size is."""
-        return max(size / self.max_batch_tokens, 1 / self.max_batch_size)
+    @property
+    def least_size(self) -> float:
+        """The size below which an item takes up no less of a batch, as that is full by count."""
+        return self.max_batch_tokens / self.max_batch_size
 
 
 class Item:
@@ -104,6 +105,12 @@ class Batch:
     def size(self) -> int:
         """Estimated tokens, padding included."""
         return max(item.size for item in self.items) * len(self.items)
+
+    @property
+    def load(self) -> float:
+        """The part of a full batch that this one is; it may be full by tokens or by count."""
+        longest = max(item.size for item in self.items)
+        return len(self.items) * max(longest, self.group.least_size) / self.group.max_batch_tokens
 
     def halves(self, kills: int) -> list["Batch"]:
         """The same items as two batches that start with `kills`."""
@@ -155,7 +162,7 @@ class Scheduler:
     """Holds what waits, and forms one batch whenever a worker has room.
 
     The rule, in four sentences. Interactive items go before bulk items, except that bulk work keeps `bulk_share` of
-    the tokens while both wait. The oldest item of the chosen lane leads the batch, so nothing starves. The batch
+    the work while both wait. The oldest item of the chosen lane leads the batch, so nothing starves. The batch
     is filled with the items of the same group whose sizes are nearest to the leader's, from whatever stream or
     caller, so hardly anything is padded. `longest * count` stays within the group's token budget and the count within
     its size limit; an item that alone is over the budget goes alone.
@@ -167,7 +174,7 @@ class Scheduler:
         self._lanes = {priority: _Lane() for priority in Priority}
         self._next_age = 0
         self._bulk_share = bulk_share
-        # Tokens that bulk work is owed for the interactive batches that went before it.
+        # What bulk work is owed for the interactive batches that went before it, in full batches.
         self._bulk_debt = 0.0
 
     def __len__(self) -> int:
@@ -224,9 +231,7 @@ class Scheduler:
             return interactive if interactive.by_age else None
         if not interactive.by_age:
             return bulk
-        bulk_leader = next(iter(bulk.by_age.values()))
-        is_bulk_due = self._bulk_debt >= bulk_leader.group.max_batch_tokens
-        return bulk if is_bulk_due else interactive
+        return bulk if self._bulk_debt > 1 else interactive
 
     def _fill(self, lane: _Lane, leader: Item, budget: int) -> list[Item]:
         entries = lane.by_size[leader.group]
@@ -256,6 +261,7 @@ class Scheduler:
         if not self.waiting(Priority.BULK):
             self._bulk_debt = 0.0  # whoever was kept waiting has been served
         elif batch.items[0].priority is Priority.BULK:
-            self._bulk_debt = max(0.0, self._bulk_debt - batch.size)
+            # However small it was: the next batch is an interactive one.
+            self._bulk_debt = min(1.0, max(0.0, self._bulk_debt - batch.load))
         else:
-            self._bulk_debt += batch.size * self._bulk_share / (1 - self._bulk_share)
+            self._bulk_debt += batch.load * self._bulk_share / (1 - self._bulk_share)

@@ -145,6 +145,7 @@ class ProcessWorker:
         killer.start()
         self._executor.shutdown(wait=True, cancel_futures=True)
         killer.cancel()
+        killer.join()
 
 
 class ThreadWorker:

@@ -104,7 +104,6 @@ def test_prompts_projections_and_the_rest_are_carried_over(tmp_path: Path) -> No
     assert spec.max_length is None
     assert not spec.normalize
     assert spec.settings == {
-        "strip": True,
         "lower_case": True,
         "include_prompt": False,
         "projections": ("2_Dense",),
@@ -145,7 +144,6 @@ def test_without_sentence_transformers_files_the_caller_decides(tmp_path: Path) 
         spec_from_directory(directory, overrides=Overrides(pooling="cls"))
     spec = spec_from_directory(directory, overrides=Overrides(pooling="cls", normalize=True, max_length=16))
     assert (spec.pooling, spec.normalize, spec.dim, spec.max_length) == ("cls", True, 8, 16)
-    assert "strip" not in spec.settings
 
 
 def test_what_the_caller_says_wins(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from asyncembed.errors import (
     UnexpectedAnswerError,
     UnreachableError,
 )
-from asyncembed.hub import download, fetch, retry
+from asyncembed.hub import BytesReceived, ProgressEvent, download, fetch, retry
 from tests.hub.server import Fault, HubServer, Repo
 
 REPO = "org/model"
@@ -359,6 +359,25 @@ class TestCache:
         snapshot = await fetch_all()
         os.truncate(snapshot / "model.onnx", size)
         assert_whole(await fetch_all())
+
+    async def test_damage_that_keeps_the_size_is_found_on_demand(self, hub: HubServer) -> None:
+        snapshot = await fetch_all()
+        with (snapshot / "model.onnx").open("r+b") as file:
+            file.write(bytes(100))
+        hub.requests.clear()
+        assert await fetch_all() == snapshot
+        assert hub.requests == []
+        assert_whole(await fetch_all(verify=True))
+
+    async def test_a_cache_that_is_purged_meanwhile_is_filled_anew(self, cache: Path) -> None:
+        def purge(event: ProgressEvent) -> None:
+            if isinstance(event, BytesReceived) and not purged:
+                purged.append(True)
+                shutil.rmtree(cache / "models--org--model")
+
+        purged: list[bool] = []
+        assert_whole(await fetch([HubSource(REPO)], patterns=["*"], progress=purge))
+        assert purged
 
     async def test_a_zero_byte_file_without_a_listing_is_healed(self, hub: HubServer, cache: Path) -> None:
         snapshot = await fetch_all()

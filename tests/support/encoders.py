@@ -1,15 +1,25 @@
 """Encoders for the engine's tests: workers load them by name, as they load anybody's own encoder.
 
-What an input does is written in it: "crash" kills the worker, "hang" never ends, "bad" is refused, "raise" fails the
-batch. Everything else gives a vector (length of the text, process id).
+What an input does is written in it, in words divided by spaces:
+
+- `crash`: the worker kills itself; `crash-once:PATH`: only while there is no file PATH, which it makes
+- `hang`: never ends; `wait:PATH`: ends when there is a file PATH; `mark:PATH`: makes that file
+- `bad`: is refused; `raise`, `raise-input`: fails the batch, with a foreign error or with an `InputError`
+- `exit`: calls `sys.exit`; `print`: writes to stdout; `odd-count`: gives one result too few
+- `unpicklable`: has a result that cannot be pickled
+- `#7`: puts 7 into the result
+
+Every result is a vector (length of the text, process id, number after "#" or -1).
 """
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 
@@ -17,42 +27,86 @@ from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.errors import InputError
 
-ECHO = ModelSpec(name="echo", family="text", encoder="tests.support.encoders:EchoEncoder", sources=(), dim=2)
+ECHO = ModelSpec(name="echo", family="text", encoder="tests.support.encoders:EchoEncoder", sources=(), dim=3)
 
 
 class EchoEncoder:
-    """Gives the length of each text; obeys the texts that are orders."""
+    """Gives the length of each text; obeys the words that are orders.
 
-    facts: ClassVar = {"dim": 2}
+    Its settings: `log`, a file that gets a line "count first-text" per batch; `load_log`, one that gets a line "pid
+    device threads" per load; `refuse`, the message of the error that loading raises; `refuse_if`, a file whose
+    existence makes loading fail; `die`, `die_if`: likewise, but loading kills the worker; `hang`: loading never ends.
+    """
+
+    facts: ClassVar = {"dim": 3}
 
     def __init__(self, config: EncoderConfig) -> None:
-        settings = config.spec.settings
+        settings = {name: str(value) for name, value in config.spec.settings.items()}
+        if "load_log" in settings:
+            with Path(settings["load_log"]).open("a") as file:
+                file.write(f"{os.getpid()} {config.session.device_id} {config.session.threads}\n")
         if "refuse" in settings:
-            raise RuntimeError(str(settings["refuse"]))
-        if "die" in settings:
+            raise RuntimeError(settings["refuse"])
+        if "refuse_if" in settings and Path(settings["refuse_if"]).exists():
+            raise RuntimeError("told to refuse")
+        if "die" in settings or ("die_if" in settings and Path(settings["die_if"]).exists()):
             os.kill(os.getpid(), signal.SIGKILL)
-        self._log = Path(str(settings["log"])) if "log" in settings else None
-        self._seconds_per_batch = float(str(settings.get("seconds_per_batch", 0)))
+        if "hang" in settings:
+            time.sleep(3600)
+        self._log = Path(settings["log"]) if "log" in settings else None
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         texts = [str(value) for value in inputs]
         if self._log is not None:
             with self._log.open("a") as file:
                 file.write(f"{len(texts)} {texts[0]}\n")
-        failures = {i: InputError("refused") for i, text in enumerate(texts) if text == "bad"}
-        for text in texts:
-            match text.split(":"):
-                case ["crash"]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                case ["crash-once", path] if not Path(path).exists():
-                    Path(path).touch()
-                    os.kill(os.getpid(), signal.SIGKILL)
-                case ["hang"]:
-                    time.sleep(3600)
-                case ["raise"]:
-                    raise RuntimeError("told to fail")
-        if self._seconds_per_batch:
-            time.sleep(self._seconds_per_batch)
-        lengths = np.array([[len(text), os.getpid()] for text in texts], np.float32).reshape(len(texts), 2)
-        total = sum(map(len, texts))
-        return Encoded(lengths, failures, tokens=total, padded_tokens=max(map(len, texts), default=0) * len(texts))
+        failures: dict[int, InputError] = {}
+        numbers = [-1] * len(texts)
+        words = set()
+        for position, text in enumerate(texts):
+            for word in text.split():
+                words.add(word)
+                if word == "bad":
+                    failures[position] = InputError("refused")
+                elif word.startswith("#"):
+                    numbers[position] = int(word[1:])
+                else:
+                    _obey(word)
+        lengths = [len(text) for text in texts]
+        results = np.array([lengths, [os.getpid()] * len(texts), numbers], np.float32).T.copy()
+        total, longest = sum(lengths), max(lengths, default=0)
+        if "unpicklable" in words:
+            return Encoded([lambda: None] * len(texts))
+        if "odd-count" in words:
+            results = results[1:]
+        return Encoded(cast(Sequence[object], results), failures, tokens=total, padded_tokens=longest * len(texts))
+
+
+def _obey(word: str) -> None:
+    order, _, path = word.partition(":")
+    match order:
+        case "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "crash-once" if not Path(path).exists():
+            Path(path).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            time.sleep(3600)
+        case "mark":
+            Path(path).touch()
+        case "wait":
+            while not Path(path).exists():
+                time.sleep(0.002)
+        case "raise":
+            raise RuntimeError("told to fail")
+        case "raise-input":
+            raise InputError("told to refuse all")
+        case "exit":
+            sys.exit(3)
+        case "print":
+            print("a word on stdout", flush=True)  # noqa: T201
+
+
+def with_settings(**settings: str) -> ModelSpec:
+    """The echo model with these settings."""
+    return replace(ECHO, settings=settings)

@@ -1,0 +1,94 @@
+"""What runs inside a worker, called here without a process around it."""
+
+import pickle
+from pathlib import Path
+
+from asyncembed.catalogue.spec import ModelSpec
+from asyncembed.encoders.encoder import Call, EncoderConfig
+from asyncembed.engine import child
+from asyncembed.errors import EncodeError, InputError, ModelLoadError, UnsupportedModelError
+from tests.support.encoders import ECHO, with_settings
+
+
+def config_of(spec: ModelSpec) -> EncoderConfig:
+    return EncoderConfig(spec=spec, directory=Path())
+
+
+def loaded_host() -> child.Host:
+    host = child.Host()
+    assert isinstance(host.load(0, config_of(ECHO)), child.Loaded)
+    return host
+
+
+def test_loading_tells_the_facts_of_the_encoder() -> None:
+    assert child.Host().load(0, config_of(ECHO)) == child.Loaded({"dim": 3})
+
+
+def test_a_model_is_loaded_once(tmp_path: Path) -> None:
+    log = tmp_path / "loads"
+    host, config = child.Host(), config_of(with_settings(load_log=str(log)))
+    host.load(0, config)
+    host.load(0, config)
+    assert len(log.read_text().splitlines()) == 1
+    host.unload(0)
+    host.load(0, config)
+    assert len(log.read_text().splitlines()) == 2
+
+
+def test_a_foreign_error_of_loading_travels_as_text() -> None:
+    answer = child.Host().load(0, config_of(with_settings(refuse="no such tensor")))
+    assert isinstance(answer, child.Failed)
+    assert isinstance(answer.error, ModelLoadError)
+    assert str(answer.error) == "echo cannot be loaded: RuntimeError: no such tensor"
+    assert answer.error.model == "echo"
+
+
+def test_our_own_error_of_loading_travels_as_it_is() -> None:
+    spec = ModelSpec(name="x", family="text", encoder="tests.support.encoders:Missing", sources=())
+    answer = child.Host().load(0, config_of(spec))
+    assert isinstance(answer, child.Failed)
+    assert isinstance(answer.error, UnsupportedModelError)
+
+
+def test_an_input_that_is_refused_leaves_the_others_their_results() -> None:
+    answer = loaded_host().run(0, ["a", "bad", "abc"], Call())
+    assert isinstance(answer, child.Computed)
+    assert list(answer.failures) == [1]
+    assert [answer.results[i][0] for i in (0, 2)] == [1, 3]  # type: ignore[index]
+    assert (answer.tokens, answer.padded_tokens) == (7, 9)
+
+
+def test_an_encoder_that_raises_fails_the_batch_with_its_traceback() -> None:
+    answer = loaded_host().run(0, ["a", "raise"], Call())
+    assert isinstance(answer, child.Failed)
+    assert isinstance(answer.error, EncodeError)
+    assert "told to fail" in str(answer.error)
+    assert "_obey" in (answer.error.worker_traceback or "")
+
+
+def test_an_encoder_may_fail_a_batch_with_our_own_error() -> None:
+    answer = loaded_host().run(0, ["raise-input"], Call())
+    assert isinstance(answer, child.Failed)
+    assert isinstance(answer.error, InputError)
+
+
+def test_too_few_results_are_an_error_of_the_encoder() -> None:
+    answer = loaded_host().run(0, ["a", "odd-count"], Call())
+    assert isinstance(answer, child.Failed)
+    assert "1 results for 2 inputs" in str(answer.error)
+
+
+def test_an_unknown_model_is_an_error_and_no_crash() -> None:
+    answer = child.Host().run(7, ["a"], Call())
+    assert isinstance(answer, child.Failed)
+
+
+def test_every_answer_survives_pickling() -> None:
+    host = loaded_host()
+    for answer in (
+        host.load(0, config_of(ECHO)),
+        host.load(1, config_of(with_settings(refuse="no"))),
+        host.run(0, ["a", "bad"], Call()),
+        host.run(0, ["raise"], Call()),
+    ):
+        assert type(pickle.loads(pickle.dumps(answer))) is type(answer)

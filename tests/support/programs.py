@@ -1,0 +1,49 @@
+"""Running real Python programs that use the package, as their users start them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+ROOT = Path(__file__).parents[2]
+PROGRAM_SECONDS = 60
+
+HowRun = Literal["script", "stdin", "-c", "-m"]
+
+
+def start(
+    source: str, directory: Path, *arguments: str, how: HowRun = "script", new_session: bool = False
+) -> subprocess.Popen[str]:
+    """Start `source` as a program, in `directory`; it can import this package and the tests' support."""
+    path = directory / "program.py"
+    path.write_text(source)
+    command = {
+        "script": [str(path)],
+        "stdin": ["-"],
+        "-c": ["-c", source],
+        "-m": ["-m", "program"],
+    }[how]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", *command, *arguments],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=new_session,
+    )
+    assert process.stdin is not None
+    if how == "stdin":
+        process.stdin.write(source)
+        process.stdin.close()
+        process.stdin = None
+    return process
+
+
+def run(source: str, directory: Path, *arguments: str, how: HowRun = "script") -> subprocess.CompletedProcess[str]:
+    """Run `source` as a program until it ends."""
+    process = start(source, directory, *arguments, how=how)
+    output, errors = process.communicate(timeout=PROGRAM_SECONDS)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)

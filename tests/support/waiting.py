@@ -1,0 +1,65 @@
+"""Waiting for what other processes and threads do, which sends no event: bounded, and never for a fixed time."""
+
+import gc
+import os
+import threading
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import psutil
+
+WAIT_SECONDS = 30.0
+
+_IDLE_THREADS = ("AnyIO worker thread", "Trio thread")
+"""Kept by the backends for later calls."""
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until `condition()` holds."""
+    with anyio.fail_after(WAIT_SECONDS):
+        while not condition():  # noqa: ASYNC110 (what is waited for knows no event)
+            await anyio.sleep(0.005)
+
+
+def worker_processes(pid: int | None = None) -> list[psutil.Process]:
+    """The children of a process that are workers (multiprocessing's resource tracker is none of them)."""
+    try:
+        children = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    found = []
+    for child in children:
+        try:
+            if "resource_tracker" not in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def threads() -> set[str]:
+    """Names of the threads that do something."""
+    return {
+        f"{thread.name} {thread.ident}"
+        for thread in threading.enumerate()
+        if not thread.name.startswith(_IDLE_THREADS) and "Trio thread" not in thread.name
+    }
+
+
+def _open_files() -> int:
+    gc.collect()
+    return psutil.Process().num_fds() if os.name == "posix" else 0
+
+
+@asynccontextmanager
+async def nothing_left_behind() -> AsyncGenerator[None]:
+    """Check that the block leaves no process, task, thread or open file."""
+    await anyio.to_thread.run_sync(int)  # the backend's own first thread has files of its own
+    tasks, files = len(anyio.get_running_tasks()), _open_files()
+    processes, running = {child.pid for child in worker_processes()}, threads()
+    yield
+    await until(lambda: {child.pid for child in worker_processes()} <= processes)
+    await until(lambda: len(anyio.get_running_tasks()) <= tasks)
+    await until(lambda: threads() <= running)
+    await until(lambda: _open_files() <= files)
