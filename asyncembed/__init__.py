@@ -15,18 +15,42 @@ if TYPE_CHECKING:
     from asyncembed.embedders import TextEmbedding
     from asyncembed.engine.supervisor import Stats, WorkerPool
     from asyncembed.hub.models import download
+    from asyncembed.image import ImageEmbedding
+    from asyncembed.late_interaction import LateInteractionTextEmbedding
+    from asyncembed.multimodal import LateInteractionMultimodalEmbedding
+    from asyncembed.muvera import Muvera
+    from asyncembed.scoring import maxsim, maxsim_scores
     from asyncembed.stream import EmbeddingStream
 
-__all__ = ["EmbeddingStream", "ModelSpec", "Stats", "TextEmbedding", "WorkerPool", "download"]
+__all__ = [
+    "EmbeddingStream",
+    "ImageEmbedding",
+    "LateInteractionMultimodalEmbedding",
+    "LateInteractionTextEmbedding",
+    "ModelSpec",
+    "Muvera",
+    "Stats",
+    "TextEmbedding",
+    "WorkerPool",
+    "download",
+    "maxsim",
+    "maxsim_scores",
+]
 
 # Worker processes import this package too: nothing is loaded before it is used.
 _HOMES = {
     "EmbeddingStream": "asyncembed.stream",
+    "ImageEmbedding": "asyncembed.image",
+    "LateInteractionMultimodalEmbedding": "asyncembed.multimodal",
+    "LateInteractionTextEmbedding": "asyncembed.late_interaction",
     "ModelSpec": "asyncembed.catalogue.spec",
+    "Muvera": "asyncembed.muvera",
     "Stats": "asyncembed.engine.supervisor",
     "TextEmbedding": "asyncembed.embedders",
     "WorkerPool": "asyncembed.engine.supervisor",
     "download": "asyncembed.hub.models",
+    "maxsim": "asyncembed.scoring",
+    "maxsim_scores": "asyncembed.scoring",
 }
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CONCURRENCY = 16
 MAX_REDIRECTS = 5
+MAX_BYTES = 32 * 1024 * 1024
+TIMEOUT_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -45,8 +47,8 @@ class FetchLimits:
     """
 
     allow_private: bool = False
-    max_bytes: int = 32 * 1024 * 1024
-    timeout_seconds: float = 30.0
+    max_bytes: int = MAX_BYTES
+    timeout_seconds: float = TIMEOUT_SECONDS
 
 
 class UrlFetcher:
@@ -70,7 +72,9 @@ class UrlFetcher:
                 with anyio.fail_after(self._limits.timeout_seconds):
                     return await self._follow(client, url)
             except TimeoutError:
-                raise InputError(f"{_shown(url)} took longer than url_timeout={self._limits.timeout_seconds:g} s") from None
+                raise InputError(
+                    f"{_shown(url)} took longer than url_timeout={self._limits.timeout_seconds:g} s"
+                ) from None
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -1,4 +1,4 @@
-"""The images of a caller, on their way to a worker: what is one, what it costs, and what has to be read or fetched first.
+"""A caller's images, on their way to a worker: what is one, what it costs, and what is to be read or fetched first.
 
 Nothing is decoded here. Paths are opened by the worker; URLs are fetched and file objects read on this side.
 """
@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from io import BytesIO
-from typing import IO, TYPE_CHECKING, Any, TypeAlias, Union, cast
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar, Union, cast
 
 import numpy as np
 
@@ -15,16 +16,19 @@ from asyncembed.encoders.image_input import PillowImage, check_array, is_pillow_
 from asyncembed.errors import InputError
 from asyncembed.fetch import UrlFetcher, is_url
 from asyncembed.files import in_disk_thread
+from asyncembed.stream import Source
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
+InputT = TypeVar("InputT")
+
 ImageInput: TypeAlias = Union[
     str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "Image.Image", "npt.NDArray[np.uint8]"
 ]
-"""A path or URL (http or https), a file's bytes, a file object, an image of Pillow's, or uint8 pixels (height, width) or
-(height, width, 1, 3 or 4)."""
+"""A path or URL (http or https), a file's bytes, a file object, an image of Pillow's, or uint8 pixels: (height, width)
+or (height, width, 1, 3 or 4)."""
 
 ENCODED_BYTES_PER_TOKEN = 4096
 PIXEL_BYTES_PER_TOKEN = 32768
@@ -67,7 +71,7 @@ def pack_image(value: object) -> object:
     match value:
         case str() | os.PathLike():
             # The worker's current directory need not be this process's.
-            return os.path.abspath(os.fspath(cast("str | os.PathLike[str]", value)))
+            return str(Path(cast("str | os.PathLike[str]", value)).absolute())
         case bytearray() | memoryview():
             return bytes(value)
     return PillowImage(cast("Image.Image", value)) if is_pillow_image(value) else value
@@ -100,3 +104,11 @@ def _read(file: Any) -> bytes:
     if not isinstance(data, bytes):
         raise InputError(f"the file object gives {type(data).__name__}; open the file in binary mode")
     return data
+
+
+def as_images(images: Source[InputT]) -> Source[InputT]:
+    """One image is one image, not what iterating over it gives; an array of four dimensions is several."""
+    is_one = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview) or (
+        images.ndim < 4 if isinstance(images, np.ndarray) else is_pillow_image(images) or hasattr(images, "read")
+    )
+    return cast("Source[InputT]", [images]) if is_one else images

@@ -1,7 +1,7 @@
 """The constructor keywords that the six classes share: declared once, checked once, passed on whole."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
@@ -121,8 +121,8 @@ class Options:
                 raise OptionError(f"{', '.join(clashing)}: with pool=, give this to the WorkerPool instead")
 
     @classmethod
-    def from_keywords(cls, keywords: OptionKeywords) -> "Options":
-        """Check the keywords of a constructor.
+    def from_keywords(cls, keywords: OptionKeywords, *, own: Collection[str] = ()) -> "Options":
+        """Check the keywords of a constructor; `own` are those it has besides, which a misspelt one may mean.
 
         Raises:
             OptionError: An unknown keyword, or a value that cannot work.
@@ -130,7 +130,7 @@ class Options:
         known = OptionKeywords.__annotations__
         for name in keywords:
             if name not in known:
-                close = get_close_matches(name, known, 1)
+                close = get_close_matches(name, [*known, *own], 1)
                 hint = f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}"
                 raise OptionError(f"unknown keyword {name!r}{hint}")
         return cls(**keywords)

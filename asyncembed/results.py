@@ -54,6 +54,12 @@ def stack_rows(rows: list[Any]) -> Any:
     return np.concatenate(rows).reshape(len(rows), -1)
 
 
+def own_rows(matrices: list[Any]) -> list[Any]:
+    """Copies of matrices, as a list."""
+    return [own_row(matrix) for matrix in matrices]
+
+
 DENSE: Output[Vector, Matrix] = Output(own=own_row, assemble=stack_rows)
+MATRICES: Output[Matrix, list[Matrix]] = Output(own=own_row, assemble=own_rows)
 
 COUNT: Output[int, int] = Output(own=int, assemble=sum)

@@ -51,8 +51,9 @@ def test_the_encodings_approximate_maxsim() -> None:
     muvera = Muvera(32)
 
     def unit(*shape: int) -> np.ndarray:
-        vectors = generator.normal(size=shape)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors: np.ndarray = generator.normal(size=shape)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
 
     query, other = unit(10, 32), unit(60, 32)
     relevant = np.concatenate([query, unit(50, 32)])

@@ -1,9 +1,9 @@
 """From an input to an RGB image: paths, encoded bytes, arrays and Pillow's images, in the worker.
 
-What can be wrong with an image is an `InputError`. Defined results, all as Pillow's `convert("RGB")` has them: greyscale
-is repeated in three channels, palettes are looked up, transparency is dropped (not blended), CMYK is converted without
-a colour profile, values of more than 8 bits are clipped at 255, of an animation the first frame counts. Orientation
-tags are ignored unless asked for.
+What can be wrong with an image is an `InputError`. Defined results, all as Pillow's `convert("RGB")` has them: grey is
+repeated in three channels, palettes are looked up, transparency is dropped (not blended), CMYK is converted without a
+colour profile, values of more than 8 bits are clipped at 255, of an animation the first frame counts. Orientation tags
+are ignored unless asked for.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from asyncembed.encoders.image_input import PillowImage, Unreadable, describe
+from asyncembed.encoders.image_input import MAX_IMAGE_PIXELS, PillowImage, Unreadable, describe
 from asyncembed.errors import InputError
-
-MAX_IMAGE_PIXELS = 178_956_970
-"""Pillow's own limit: 512 MiB as 24-bit pixels."""
 
 _ORIENTATION_TAG = 0x0112
 # By the number in the tag: see "Orientation" in the EXIF standard, which counts from the first row and column.
@@ -80,12 +77,11 @@ def decode(value: object, options: DecodeOptions) -> Image.Image:
 
 def _from_path(path: str, options: DecodeOptions) -> Image.Image:
     try:
-        file = Path(path).open("rb")
-    except OSError as error:
-        raise InputError(f"{path!r} cannot be read: {error.strerror or error}") from error
-    # Opened here rather than by Pillow, which keeps the files of some formats open as long as the image lives.
-    with file:
-        return _from_file(file, options, path)
+        # Opened here rather than by Pillow, which keeps the files of some formats open as long as the image lives.
+        with Path(path).open("rb") as file:
+            return _from_file(file, options, path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path!r} cannot be read: {error.strerror}") from error
 
 
 def _from_file(file: BinaryIO, options: DecodeOptions, path: str | None = None) -> Image.Image:

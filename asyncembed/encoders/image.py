@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from asyncembed.encoders.decoding import MAX_IMAGE_PIXELS, DecodeOptions, decode
-from asyncembed.encoders.dense import spread
+from asyncembed.encoders.decoding import DecodeOptions, decode
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.encoders.graph import find_output
+from asyncembed.encoders.image_input import MAX_IMAGE_PIXELS
 from asyncembed.encoders.pooling import FloatArray, normalize
-from asyncembed.encoders.postprocess import finish
+from asyncembed.encoders.postprocess import finish, spread
 from asyncembed.encoders.preprocessing import Prepared, Preprocessor
 from asyncembed.errors import InputError, UnsupportedModelError
 from asyncembed.runtime.onnx import OnnxSession
@@ -93,7 +93,10 @@ class ImageEncoder:
     """The encoder of all models that give one vector per image. Results are one array (n, dim).
 
     Its inputs are those of `asyncembed.encoders.decoding.decode`. With `spec.pooling` "cls" the first of the graph's
-    token vectors is the image's; with "none" all that the graph gives for an image is.
+    token vectors is the image's; with "none" the graph's output is (n, dim).
+
+    Of `spec.settings` it reads:
+        flatten: Whether all that the graph gives for an image, of whatever shape, is its vector.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -131,7 +134,7 @@ class ImageEncoder:
         if failures:
             results = spread(results, positions, len(inputs))
         tokens = self._tokens * len(images)
-        return Encoded(results, failures, tokens=tokens, padded_tokens=tokens)  # type: ignore[arg-type]
+        return Encoded(results, failures, tokens=tokens, padded_tokens=tokens)
 
     def _embed(self, images: Sequence[Prepared]) -> FloatArray:
         """Vectors in the order of `images`, float32 (n, dim)."""
@@ -152,13 +155,16 @@ class ImageEncoder:
         return np.empty((0, self._spec.dim or 0), dtype=np.float32) if vectors is None else vectors
 
     def _pool(self, output: Array) -> FloatArray:
-        flat: FloatArray = output.reshape(len(output), -1).astype(np.float32, copy=False)
+        if output.ndim > 2 and self._spec.pooling == "cls":
+            output = output.reshape(len(output), -1, output.shape[-1])[:, 0]
+        elif self._spec.settings.get("flatten"):
+            output = output.reshape(len(output), -1)
         dim = self._spec.dim
-        if self._spec.pooling == "cls":
-            flat = flat[:, : output.shape[-1] if dim is None else dim]
-        if dim is not None and flat.shape[1] != dim:
+        if output.ndim != 2 or (dim is not None and output.shape[1] != dim):
             raise UnsupportedModelError(
-                f"the model is declared with dim={dim}, but its graph gives {output.shape[1:]} for an image",
+                f"the graph gives an output of shape {output.shape} for {len(output)} images, which are no vectors "
+                f"of dim={dim or 'any length'}; pooling='cls' takes the first of several tokens",
                 model=self._spec.name,
             )
-        return flat
+        vectors: FloatArray = output.astype(np.float32, copy=False)
+        return vectors

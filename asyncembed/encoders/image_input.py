@@ -17,6 +17,9 @@ from asyncembed.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
+MAX_IMAGE_PIXELS = 178_956_970
+"""Pillow's own limit: 512 MiB as 24-bit pixels."""
+
 _CHANNELS = (1, 3, 4)
 
 

@@ -1,6 +1,6 @@
 """A vector per token for texts, one per patch for images, in one space: ColPali and ColModernVBERT.
 
-Faysse et al. 2024, https://arxiv.org/abs/2407.01449. A text is a query, an image is a document; both go through the same
+Faysse et al. 2024, https://arxiv.org/abs/2407.01449. A text is a query, an image is a document; both go through one
 graph, each with a stand-in for the other. What a graph computes for padding is never part of a result, so that a result
 does not depend on its batch.
 """
@@ -19,7 +19,6 @@ from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.image import ImageReader
 from asyncembed.encoders.late_interaction import TokenVectors
 from asyncembed.encoders.microbatch import plan_microbatches
-from asyncembed.encoders.pooling import IntArray
 from asyncembed.encoders.postprocess import finish
 from asyncembed.encoders.preprocessing import Grid, Prepared
 from asyncembed.encoders.tokenization import TextTokenizer
@@ -171,7 +170,7 @@ class ColPaliEncoder(_MultimodalEncoder):
         super().__init__(config)
         self._prefix: list[int] = list(self._setting("query_prefix_ids"))
         self._suffix = "<pad>" * int(self._setting("query_pad_tokens")) + "\n"
-        self._image_ids: IntArray = np.array(
+        self._patch_ids = np.array(
             [self._setting("image_token_id")] * self._setting("image_tokens") + list(self._setting("image_suffix_ids")),
             dtype=np.int64,
         )
@@ -186,7 +185,7 @@ class ColPaliEncoder(_MultimodalEncoder):
     @property
     def _most_texts(self) -> int | None:
         # The graph looks at the blank image of each text, which costs as much as an image.
-        most = max(1, self._max_tokens // len(self._image_ids))
+        most = max(1, self._max_tokens // len(self._patch_ids))
         return min(most, self._max_size or most)
 
     def _blank(self, count: int) -> Array:
@@ -195,7 +194,7 @@ class ColPaliEncoder(_MultimodalEncoder):
     def _run_images(self, images: Sequence[Prepared]) -> list[Array]:
         assert self._graph is not None
         pixels = np.concatenate([image.pixels for image in images])
-        ids = np.broadcast_to(self._image_ids, (len(images), len(self._image_ids)))
+        ids = np.broadcast_to(self._patch_ids, (len(images), len(self._patch_ids)))
         hidden = self._graph.run(ids, np.ones_like(ids), **{PIXELS: pixels})
         return list(hidden.reshape(len(images), -1, hidden.shape[-1]))
 

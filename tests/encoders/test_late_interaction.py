@@ -1,7 +1,6 @@
 """Late interaction: the numbers of the reference, for every kind of model, whatever the batch."""
 
 import pickle
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def reference(directory: Path, name: str) -> Any:
     return LateInteractionTextEmbedding(name, specific_model_path=str(directory))
 
 
-def assert_equal(results: Sequence[object], expected: Sequence[np.ndarray]) -> None:
+def assert_equal(results: Any, expected: Any) -> None:
     assert len(results) == len(expected)
     for result, right in zip(results, expected, strict=True):
         assert isinstance(result, np.ndarray)
@@ -63,7 +62,7 @@ def test_a_batch_equals_its_inputs_alone(tmp_path: Path, name: str, mode: Any) -
     encoder = load(tmp_path, name)
     call = Call(mode=mode)
     alone = [encoder.encode([text], call).results[0] for text in DOCUMENTS]
-    assert_equal(encoder.encode(DOCUMENTS, call).results, alone)  # type: ignore[arg-type]
+    assert_equal(encoder.encode(DOCUMENTS, call).results, alone)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -87,14 +86,14 @@ def test_six_rows_for_a_text_with_punctuation(tmp_path: Path) -> None:
     """Start, marker, two words, "a" and the end; commas and brackets have no vector."""
     encoder = load(tmp_path, "colbert-ir/colbertv2.0")
     (matrix,) = encoder.encode(["the, of! (a)"], Call()).results
-    assert matrix.shape == (6, 8)  # type: ignore[attr-defined]
+    assert np.shape(matrix) == (6, 8)
 
 
 def test_a_graph_with_token_types_works(tmp_path: Path) -> None:
     """The reference fails on such a graph, as it does not lengthen the token types by the marker."""
     spec = write_late_interaction_model(tmp_path, "colbert-ir/colbertv2.0", token_types=True)
     encoder = LateInteractionEncoder(EncoderConfig(spec=spec, directory=tmp_path))
-    assert encoder.encode(["the way"], Call(mode="query")).results[0].shape == (32, 8)  # type: ignore[attr-defined]
+    assert len(encoder.encode(["the way"], Call(mode="query")).results[0]) == 32
 
 
 def test_a_wrong_input_fails_alone(tmp_path: Path) -> None:
@@ -103,7 +102,7 @@ def test_a_wrong_input_fails_alone(tmp_path: Path) -> None:
     assert list(encoded.failures) == [1]
     assert isinstance(encoded.failures[1], InputError)
     alone = [encoder.encode([text], Call()).results[0] for text in ("the way", "of it")]
-    assert_equal([encoded.results[0], encoded.results[2]], alone)  # type: ignore[arg-type]
+    assert_equal([encoded.results[0], encoded.results[2]], alone)
     assert encoder.encode([7], Call()).failures
 
 

@@ -17,7 +17,7 @@ from tests.support.images import CLIP, CONFIGS, CONVNEXT, IDEFICS3, JINA_CLIP, M
 
 def assert_equals_reference(config: dict[str, Any], image: Any) -> None:
     metadata: dict[str, Any] = {}
-    expected = Compose.from_config(config)([image], metadata=metadata)[0]
+    expected: Any = Compose.from_config(config)([image], metadata=metadata)[0]
     prepared = Preprocessor(config)(decode(PillowImage(image), DecodeOptions()))
     assert prepared.pixels.dtype == np.float32
     tiles = np.stack(expected) if isinstance(expected, list) else expected[None]

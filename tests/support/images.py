@@ -121,7 +121,9 @@ def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.
         case "LA" | "P" | "1" | "L" | "F" | "YCbCr" | "HSV":
             return Image.fromarray(rgba[:, :, :3].copy()).convert(mode)
         case other:
-            return Image.frombytes(other, (width, height), rgba[:, :, : len(Image.new(other, (1, 1)).getbands())].tobytes())
+            return Image.frombytes(
+                other, (width, height), rgba[:, :, : len(Image.new(other, (1, 1)).getbands())].tobytes()
+            )
 
 
 def encoded(image: Image.Image, format: str = "JPEG", **options: Any) -> bytes:  # noqa: A002 (Pillow's word)
@@ -147,7 +149,10 @@ def write_image_graph(path: Path, dim: int, output: str = "flat", channels: int 
     mean = build.add("GlobalAveragePool", hidden)
     shape = build.constant(np.array([0, -1], np.int64))
     flat = build.add("Reshape", mean, shape)
-    batch, pixels = "batch", helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", channels, "h", "w"])
+    batch, pixels = (
+        "batch",
+        helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", channels, "h", "w"]),
+    )
     one = build.constant(np.array([1], np.int64))
     tokens = build.add("Mul", build.add("Unsqueeze", flat, one), build.random(1, 5, dim))
     infos = []

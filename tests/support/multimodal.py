@@ -67,7 +67,11 @@ def write_multimodal_graph(path: Path, dim: int, dimensions: int) -> Path:
     norm = build.add("ReduceL2", hidden, axes=[2], keepdims=1)
     build.add("Div", hidden, norm, output="embeddings")
     assert two
-    pixel_shape = ["images", 3, edge, edge] if dimensions == 4 else ["images", "tiles", 3, edge, edge]
-    inputs = [helper.make_tensor_value_info(key, TensorProto.INT64, ["b", "s"]) for key in ("input_ids", "attention_mask")]
+    pixel_shape: list[str | int | None] = (
+        ["images", 3, edge, edge] if dimensions == 4 else ["images", "tiles", 3, edge, edge]
+    )
+    inputs = [
+        helper.make_tensor_value_info(key, TensorProto.INT64, ["b", "s"]) for key in ("input_ids", "attention_mask")
+    ]
     inputs.append(helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, pixel_shape))
     return build.save(path, inputs, [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["b", "s", dim])])
