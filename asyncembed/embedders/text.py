@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, get_args
 from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec, Pooling
+from asyncembed.embedders.base import Embedder, InputT, Key, Opened, PriorityName, as_source, measure_text
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.engine.supervisor import check_count
 from asyncembed.errors import OptionError
@@ -17,9 +18,6 @@ from asyncembed.stream import EmbeddingStream, OnError, Source
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-
-from asyncembed.embedders.base import Embedder, InputT, Key, Opened, PriorityName, as_source, measure_text
 
 
 class TextCall(TypedDict, total=False):
