@@ -263,10 +263,14 @@ class WorkerPool(AsyncContextManagerMixin):
         self._loop: Loop | None = None
         self._is_open = False
 
-    @asynccontextmanager
-    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+    async def __aenter__(self) -> Self:  # type: ignore[misc] # marked as final, but its own error is none of ours
         if self._is_open:
             raise StateError("the worker pool is open already")
+        await super().__aenter__()
+        return self
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         self._loop = Loop()
         self._limiter = CapacityLimiter(inf)
         self._failure = None
@@ -444,7 +448,7 @@ class WorkerPool(AsyncContextManagerMixin):
         """Feed `worker` and take its answers until it dies."""
         slot.worker, slot.death = worker, None
         slot.loaded.clear()
-        async with create_task_group() as watch:
+        async with owned_task_group() as watch:
             watch.start_soon(self._watch_death, slot, worker)
             while True:
                 self._dispatch(slot, worker)
@@ -460,7 +464,6 @@ class WorkerPool(AsyncContextManagerMixin):
                     slot.death = "did not answer in time"
                     worker.kill()
                     break
-            watch.cancel_scope.cancel()
 
     async def _watch_death(self, slot: _Slot, worker: Worker) -> None:
         # A worker with work in flight reports its death through its futures; an idle one only here.

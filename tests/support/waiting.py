@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from multiprocessing import resource_tracker
 
 import anyio
 import psutil
@@ -55,7 +56,8 @@ def _open_files() -> int:
 @asynccontextmanager
 async def nothing_left_behind() -> AsyncGenerator[None]:
     """Check that the block leaves no process, task, thread or open file."""
-    await anyio.to_thread.run_sync(int)  # the backend's own first thread has files of its own
+    resource_tracker.ensure_running()  # multiprocessing's own, for the life of this process
+    await anyio.to_thread.run_sync(int)  # the backend's first thread has files of its own
     tasks, files = len(anyio.get_running_tasks()), _open_files()
     processes, running = {child.pid for child in worker_processes()}, threads()
     yield
