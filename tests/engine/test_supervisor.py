@@ -351,7 +351,7 @@ async def test_a_mistake_of_the_engine_surfaces() -> None:
             raise ZeroDivisionError("a bug")
 
     async with nothing_left_behind():
-        with pytest.raises(ZeroDivisionError, match="a bug"):  # noqa: PT012 (the block is what ends)
+        with pytest.raises(ZeroDivisionError, match="a bug"):
             async with WorkerPool(workers=0) as pool:
                 model = pool.add_model(EncoderConfig(spec=ECHO, directory=Path()))
                 pool.submit([Item("a", 3, Group(model.key, Call(), 2048, 8), Priority.BULK, Broken(), 0)])
