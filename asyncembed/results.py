@@ -14,8 +14,12 @@ Vector: TypeAlias = "npt.NDArray[np.float32]"
 Matrix: TypeAlias = "npt.NDArray[np.float32]"
 """Embeddings as rows: float32 (n, dim)."""
 
+<<<<<<< HEAD
 Scores: TypeAlias = "npt.NDArray[np.float32]"
 """Scores of a reranker: float32 (n,)."""
+=======
+ROWS_PER_COPY = 1024
+>>>>>>> engine
 
 ResultT = TypeVar("ResultT")
 CollectedT = TypeVar("CollectedT")
@@ -152,7 +156,12 @@ def stack_rows(rows: list[Any]) -> Any:
         return np.empty((0, 0), np.float32)
     if any(isinstance(row, Exception) for row in rows):
         return [own_row(row) for row in rows]
-    return np.concatenate(rows).reshape(len(rows), -1)
+    matrix = np.empty((len(rows), *rows[0].shape), rows[0].dtype)
+    # In parts, since numpy keeps the event loop's thread waiting for as long as one copy takes.
+    for start in range(0, len(rows), ROWS_PER_COPY):
+        part = rows[start : start + ROWS_PER_COPY]
+        np.concatenate(part, out=matrix[start : start + len(part)].reshape(-1))
+    return matrix
 
 
 def own_rows(matrices: list[Any]) -> list[Any]:
