@@ -16,13 +16,22 @@ if TYPE_CHECKING:
     from asyncembed.embedders import TextEmbedding
     from asyncembed.engine.supervisor import Stats, WorkerPool
     from asyncembed.hub.models import download
+    from asyncembed.image import ImageEmbedding
+    from asyncembed.late_interaction import LateInteractionTextEmbedding
+    from asyncembed.multimodal import LateInteractionMultimodalEmbedding
+    from asyncembed.muvera import Muvera
     from asyncembed.results import SparseEmbedding
+    from asyncembed.scoring import maxsim, maxsim_scores
     from asyncembed.sparse import SparseTextEmbedding
     from asyncembed.stream import EmbeddingStream
 
 __all__ = [
     "EmbeddingStream",
+    "ImageEmbedding",
+    "LateInteractionMultimodalEmbedding",
+    "LateInteractionTextEmbedding",
     "ModelSpec",
+    "Muvera",
     "SparseEmbedding",
     "SparseTextEmbedding",
     "Stats",
@@ -30,12 +39,18 @@ __all__ = [
     "TextEmbedding",
     "WorkerPool",
     "download",
+    "maxsim",
+    "maxsim_scores",
 ]
 
 # Worker processes import this package too: nothing is loaded before it is used.
 _HOMES = {
     "EmbeddingStream": "asyncembed.stream",
+    "ImageEmbedding": "asyncembed.image",
+    "LateInteractionMultimodalEmbedding": "asyncembed.multimodal",
+    "LateInteractionTextEmbedding": "asyncembed.late_interaction",
     "ModelSpec": "asyncembed.catalogue.spec",
+    "Muvera": "asyncembed.muvera",
     "SparseEmbedding": "asyncembed.results",
     "SparseTextEmbedding": "asyncembed.sparse",
     "Stats": "asyncembed.engine.supervisor",
@@ -43,6 +58,8 @@ _HOMES = {
     "TextEmbedding": "asyncembed.embedders",
     "WorkerPool": "asyncembed.engine.supervisor",
     "download": "asyncembed.hub.models",
+    "maxsim": "asyncembed.scoring",
+    "maxsim_scores": "asyncembed.scoring",
 }
 
 

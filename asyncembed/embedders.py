@@ -140,6 +140,24 @@ class Embedder(AsyncContextManagerMixin):
         """The family's own keywords that its encoder reads."""
         return {}
 
+    def _vector_size(self) -> int:
+        """Length of the model's vectors. Raises `StateError` where it is known only while the model is open."""
+        if self._opened is not None:
+            size = self._opened.spec.dim or self._opened.model.facts.get("dim")
+        else:
+            name = self._model_name
+            spec = name if isinstance(name, ModelSpec) else Catalogue.builtin().find(os.fspath(name), self.family)
+            size = spec.dim if spec is not None else None
+        if not isinstance(size, int):
+            raise StateError(f"the size of {self.model_name} is known once it is open")
+        return size
+
+    @classmethod
+    def _catalogued_size(cls, model_name: str) -> int:
+        size = Catalogue.builtin().lookup(model_name, cls.family).dim
+        assert size is not None, f"every catalogued model of the family {cls.family} has a size"
+        return size
+
     def _require_open(self) -> _Opened:
         if self._opened is None:
             state = "was closed" if self._was_closed else "is not open"
@@ -166,7 +184,12 @@ class Embedder(AsyncContextManagerMixin):
         check_choice("on_error", on_error, get_args(OnError))
         if not hasattr(source, "__aiter__") and not hasattr(source, "__iter__"):
             raise InputError(f"the source must be iterable or async iterable; got {type(source).__name__}")
-        intake = _Intake(opened.model, self._group_of(opened, call), Priority[priority.upper()], measure, key)
+        intake = self._intake(self._group_of(opened, call), Priority[priority.upper()], measure, key)
+
+        def end(state: StreamState[InputT]) -> None:
+            opened.streams.discard(state)
+            intake.close()
+
         state: StreamState[InputT] = StreamState(
             opened.pool,
             intake,
@@ -174,7 +197,7 @@ class Embedder(AsyncContextManagerMixin):
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
             ordered=ordered,
             on_error=on_error,
-            on_end=opened.streams.discard,
+            on_end=end,
         )
         opened.streams.add(state)
         return EmbeddingStream(state, source, opened.group, output)
@@ -182,15 +205,22 @@ class Embedder(AsyncContextManagerMixin):
     async def _one(self, value: object, measure: "Measure", call: Call, output: Output[ResultT, Any]) -> ResultT:
         """One input, at once: an interactive call."""
         opened = self._require_open()
-        intake = _Intake(opened.model, self._group_of(opened, call), Priority.INTERACTIVE, measure, None)
+        intake = self._intake(self._group_of(opened, call), Priority.INTERACTIVE, measure, None)
         request = _Request()
         try:
             item, _ = intake.item(value, 0, request)
         except InputError as error:
             error.index = None
             raise
-        opened.pool.submit([item])
-        return output.own(await request.wait(opened.pool, item))
+        intake.submit([item])
+        try:
+            return output.own(await request.wait(opened.pool, item))
+        finally:
+            intake.close()
+
+    def _intake(self, group: Group, priority: Priority, measure: "Measure", key: Key | None) -> "ModelIntake":
+        opened = self._require_open()
+        return ModelIntake(opened.pool, opened.model, group, priority, measure, key)
 
     async def _count(self, source: Source[InputT], measure: "Measure", call: Call) -> int:
         """Tokens of all inputs together."""
@@ -211,10 +241,19 @@ Raises `InputError` if it can be no input of the family.
 """
 
 
-class _Intake:
+class ModelIntake:
     """From a record of the source to an item of this model."""
 
-    def __init__(self, model: PooledModel, group: Group, priority: Priority, measure: Measure, key: Key | None) -> None:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        model: PooledModel,
+        group: Group,
+        priority: Priority,
+        measure: Measure,
+        key: Key | None,
+    ) -> None:
+        self._pool = pool
         self._model = model
         self.group = group
         self._priority = priority
@@ -233,10 +272,20 @@ class _Intake:
             units, size_bytes = self._measure(value)
         except InputError as error:
             raise InputError(f"input {index}: {error}", index=index) from None
+        return self._make_item(value, units, index, sink), size_bytes
+
+    def submit(self, items: list[Item]) -> None:
+        """See `asyncembed.stream.Intake`."""
+        self._pool.submit(items)
+
+    def close(self) -> None:
+        """Forget what was not submitted yet."""
+
+    def _make_item(self, value: object, units: int, index: int, sink: Sink) -> Item:
         tokens = self._model.estimate_tokens(units)
         if tokens >= self._most_tokens:
             tokens, units = self._most_tokens, 0  # cut: says nothing of how many tokens a unit is
-        return Item(value, tokens, self.group, self._priority, sink, index, units), size_bytes
+        return Item(value, tokens, self.group, self._priority, sink, index, units)
 
 
 class _Request:
@@ -454,24 +503,12 @@ class TextEmbedding(Embedder):
         Raises:
             StateError: The model is not catalogued, so its size is known only while it is open.
         """
-        if self._call.truncate_dim is not None:
-            return self._call.truncate_dim
-        if self._opened is not None:
-            size = self._opened.spec.dim or self._opened.model.facts.get("dim")
-        else:
-            name = self._model_name
-            spec = name if isinstance(name, ModelSpec) else Catalogue.builtin().find(os.fspath(name), self.family)
-            size = spec.dim if spec is not None else None
-        if not isinstance(size, int):
-            raise StateError(f"the size of {self.model_name} is known once it is open")
-        return size
+        return self._call.truncate_dim or self._vector_size()
 
     @classmethod
     def get_embedding_size(cls, model_name: str) -> int:
         """Length of a catalogued model's vectors. Raises `UnknownModelError`."""
-        size = Catalogue.builtin().lookup(model_name, cls.family).dim
-        assert size is not None, "every catalogued text model has a size"
-        return size
+        return cls._catalogued_size(model_name)
 
     @classmethod
     def add_custom_model(

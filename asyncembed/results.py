@@ -163,6 +163,11 @@ def stack_rows(rows: list[Any]) -> Any:
     return np.concatenate(rows).reshape(len(rows), -1)
 
 
+def own_rows(matrices: list[Any]) -> list[Any]:
+    """Copies of matrices, as a list."""
+    return [own_row(matrix) for matrix in matrices]
+
+
 def own_sparse(vector: Any) -> Any:
     """A copy of a vector of a batch; an error stays itself."""
     if isinstance(vector, Exception):
@@ -190,6 +195,7 @@ def stack_scores(scores: list[Any]) -> Any:
 
 
 DENSE: Output[Vector, Matrix] = Output(own=own_row, assemble=stack_rows)
+MATRICES: Output[Matrix, list[Matrix]] = Output(own=own_row, assemble=own_rows)
 SPARSE: Output[SparseEmbedding, list[SparseEmbedding]] = Output(own=own_sparse, assemble=own_all_sparse)
 SCORE: Output[float, Scores] = Output(own=own_score, assemble=stack_scores)
 COUNT: Output[int, int] = Output(own=int, assemble=sum)

@@ -26,6 +26,7 @@ _ROOT_CONFIGURATION = frozenset(
         "config.json",
         "config_sentence_transformers.json",
         "modules.json",
+        "preprocessor_config.json",
         "sentence_bert_config.json",
         "special_tokens_map.json",
         "tokenizer.json",
@@ -141,6 +142,8 @@ def spec_from_directory(
             pipeline = _cross_encoder(repo)
         case "sparse":
             pipeline = _splade(repo)
+        case "image":
+            pipeline = _image(repo)
         case _:
             raise repo.unsupported(f"a model of the family {family} must be in the catalogue or be registered")
     model_file, extra = (None, ()) if pipeline.encoder == "static" else _graph_files(repo)
@@ -248,6 +251,16 @@ class _Pipeline:
     max_length: int | None = None
     files: tuple[str, ...] = ()
     settings: dict[str, object] = field(default_factory=dict)
+
+
+def _image(repo: _Repo) -> _Pipeline:
+    """Image repos say how an image is prepared, and nothing of what becomes of the graph's output."""
+    overrides = repo.overrides
+    return _Pipeline(
+        encoder="image",
+        pooling=overrides.pooling or "none",
+        normalize=True if overrides.normalize is None else overrides.normalize,
+    )
 
 
 def _read_pipeline(repo: _Repo) -> _Pipeline:

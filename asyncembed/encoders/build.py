@@ -26,6 +26,22 @@ def build(config: EncoderConfig) -> Encoder:
             from asyncembed.encoders.dense import DenseEncoder
 
             return DenseEncoder(config)
+        case "colbert" | "token_states":
+            from asyncembed.encoders.late_interaction import LateInteractionEncoder
+
+            return LateInteractionEncoder(config)
+        case "image":
+            from asyncembed.encoders.image import ImageEncoder
+
+            return ImageEncoder(config)
+        case "colpali":
+            from asyncembed.encoders.multimodal import ColPaliEncoder
+
+            return ColPaliEncoder(config)
+        case "colmodernvbert":
+            from asyncembed.encoders.multimodal import ColModernVBertEncoder
+
+            return ColModernVBertEncoder(config)
         case "static":
             from asyncembed.encoders.static import StaticEncoder
 

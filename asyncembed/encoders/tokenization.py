@@ -61,6 +61,8 @@ class TextTokenizer:
         max_length: int | None = None,
         lower_case: bool = False,
         add_special_tokens: bool = True,
+        reserve: int = 0,
+        truncation_side: str | None = None,
         pads: bool = True,
     ) -> None:
         """Read the files of `directory`.
@@ -71,6 +73,8 @@ class TextTokenizer:
                 `tokenizer_config.json`.
             lower_case: Lower the letters of each text first.
             add_special_tokens: Whether markers such as [CLS] are put around the text.
+            reserve: By how many tokens the limit is lowered, for markers that the encoder itself puts in.
+            truncation_side: Which end is cut off, "left" or "right"; None: as the files say.
             pads: Whether `pad` will be used, so that the repo must have a pad token.
 
         Raises:
@@ -83,14 +87,15 @@ class TextTokenizer:
         if lower_case:
             present = [self.tokenizer.normalizer] if self.tokenizer.normalizer is not None else []
             self.tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *present])
-        self.limit = settings.limit if max_length is None else max_length
+        self.limit = (settings.limit if max_length is None else max_length) - reserve
         self.pad_id = settings.required_pad_id if pads else settings.pad_id or 0
         self.pad_type_id = settings.pad_type_id
         self.pads_left = settings.pads_left
         self.pad_to_multiple_of = settings.pad_to_multiple_of
         self.special_ids = settings.special_ids
         self._add_special_tokens = add_special_tokens
-        self.truncates_left = settings.truncation_side == "left"
+        side = truncation_side or settings.truncation_side
+        self.truncates_left = side == "left"
         self._cuts_early = not self.truncates_left and _is_prefix_stable(self.tokenizer)
         markers = self.tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
         if self.limit <= markers:
@@ -99,7 +104,7 @@ class TextTokenizer:
                 f"max_length={self.limit} leaves no room for text: the model adds {markers} special tokens"
             )
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(self.limit, direction=settings.truncation_side)
+        self.tokenizer.enable_truncation(self.limit, direction=side)
 
     def encode(self, inputs: Sequence[object], *, prefix: str = "", truncate: bool = True) -> Tokenized:
         """Tokenize texts, each with `prefix` before it.

@@ -1,7 +1,4 @@
-"""Requests to the hub, its mirrors and its content servers: redirects, tokens, refusals, stalls.
-
-The only module that imports httpx; another client with its interface is a change of one line.
-"""
+"""Requests to the hub, its mirrors and its content servers: redirects, tokens, refusals, stalls."""
 
 import json
 import logging
@@ -15,7 +12,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 import anyio
-import httpx
 
 from asyncembed.errors import (
     AccessDeniedError,
@@ -30,6 +26,7 @@ from asyncembed.errors import (
     UnreachableError,
 )
 from asyncembed.files import in_disk_thread
+from asyncembed.http import httpx
 from asyncembed.hub.retry import Patience, TransientError, requested_pause
 
 if TYPE_CHECKING:

@@ -40,7 +40,7 @@ def test_a_worker_loads_computes_and_stops(make: type[ThreadWorker]) -> None:
     assert worker.load(5, CONFIG).result(ANSWER_SECONDS) == child.Loaded({"dim": 3})
     answer = worker.run(5, ["a", "bad", "abc"], Call()).result(ANSWER_SECONDS)
     assert isinstance(answer, child.Computed)
-    assert [row[0] for row in answer.results] == [1, 3, 3]  # type: ignore[index]
+    assert [row[0] for row in answer.results] == [1, 3, 3]
     assert str(answer.failures[1]) == "refused"
     worker.unload(5)
     assert isinstance(worker.run(5, ["a"], Call()).result(ANSWER_SECONDS), child.Failed)

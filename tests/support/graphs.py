@@ -64,6 +64,7 @@ def write_text_graph(
     dynamic_quantization: bool = False,
     heads: int = 3,
     labels: int = 1,
+    wrap_ids: bool = False,
     seed: int = 0,
 ) -> Path:
     """A one-layer attention encoder over (batch, tokens) ids; padding is masked out as in BERT.
@@ -77,11 +78,13 @@ def write_text_graph(
     - "attention_6" (batch, heads, tokens, tokens);
     - "scores" (batch, labels), or (batch,) with `labels` 0.
 
-    `task_count` adds the scalar input task_id, which selects a vector that is added to every token.
+    `wrap_ids` lets any id stand for one of the vocabulary. `task_count` adds the scalar input task_id, which selects a
+    vector that is added to every token.
     """
     build = GraphBuilder(seed)
     names = ["input_ids", *(["attention_mask"] if mask else []), *(["token_type_ids"] if token_types else [])]
-    hidden = build.add("Gather", build.random(VOCABULARY, dim), "input_ids")
+    ids = build.add("Mod", "input_ids", build.constant(np.int64(VOCABULARY))) if wrap_ids else "input_ids"
+    hidden = build.add("Gather", build.random(VOCABULARY, dim), ids)
     if token_types:
         hidden = build.add("Add", hidden, build.add("Gather", build.random(2, dim), "token_type_ids"))
     if task_count is not None:
