@@ -5,11 +5,12 @@
     uv run python -m examples.hybrid_search --reranker Xenova/ms-marco-MiniLM-L-6-v2
 
 One pool of workers serves all models. Two streams over the corpus, dense vectors and BM25's sparse ones, run side by
-side into one collection; a query is answered from both, fused by their ranks, and the best hits can be put in order by a
-reranker.
+side into one collection; a query is answered from both, fused by their ranks, and a reranker can put the best hits in
+order.
 
 What needs no hub: the dense model's weights come with a package of the `demo` group, and BM25 with stop words of one's
-own has no files. A reranker's weights come from the hub, or from a directory; without `--reranker` that step is left out.
+own has no files. A reranker's weights come from the hub, or from a directory; without `--reranker` that step is left
+out.
 """
 
 import argparse
