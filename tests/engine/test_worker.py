@@ -169,7 +169,7 @@ import os, sys
 with open("runs", "a") as file:
     file.write("run ")
 import asyncio, json
-from asyncembed.embedders import TextEmbedding
+from asyncembed.embedders.text import TextEmbedding
 from tests.support.encoders import ECHO
 
 async def main():
@@ -218,7 +218,7 @@ def test_what_a_worker_prints_goes_to_stderr(tmp_path: Path) -> None:
 
 ENDLESS = """
 import asyncio, sys
-from asyncembed.embedders import TextEmbedding
+from asyncembed.embedders.text import TextEmbedding
 from tests.support.encoders import ECHO
 
 async def main():

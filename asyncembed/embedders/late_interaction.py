@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal, Unpack
 
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.embedders import Embedder, InputT, Key, PriorityName, as_source, measure_text
+from asyncembed.embedders.base import Embedder, InputT, Key, PriorityName, as_source, measure_text
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.options import OptionKeywords, check_choice
 from asyncembed.results import MATRICES, Matrix

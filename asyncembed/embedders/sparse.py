@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Unpack, get_args
 
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.embedders import Embedder, InputT, Key, PriorityName, as_source, measure_text
+from asyncembed.embedders.base import Embedder, InputT, Key, PriorityName, as_source, measure_text
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.errors import OptionError
 from asyncembed.options import OptionKeywords, check_choice

@@ -7,7 +7,7 @@ from typing import Any, Literal, Unpack, cast, get_args
 
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.embedders import Embedder, InputT, PriorityName, measure_text
+from asyncembed.embedders.base import Embedder, InputT, PriorityName, measure_text
 from asyncembed.encoders.encoder import Call
 from asyncembed.engine.supervisor import check_count
 from asyncembed.errors import InputError
