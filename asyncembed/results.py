@@ -86,7 +86,7 @@ class SparseBatch(Sequence[SparseEmbedding]):
         offsets: Where each vector begins, and where the last one ends: int64 (n + 1,).
     """
 
-    __slots__ = ("indices", "offsets", "values")
+    __slots__ = ("_bounds", "indices", "offsets", "values")
 
     def __init__(
         self, indices: "npt.NDArray[np.int32]", values: "npt.NDArray[np.float32]", offsets: "npt.NDArray[np.int64]"
@@ -94,6 +94,11 @@ class SparseBatch(Sequence[SparseEmbedding]):
         self.indices = indices
         self.values = values
         self.offsets = offsets
+        # As plain numbers: elements are asked for one by one.
+        self._bounds: list[int] = offsets.tolist()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
+        return type(self), (self.indices, self.values, self.offsets)
 
     @classmethod
     def join(cls, indices: "Sequence[npt.NDArray[Any]]", values: "Sequence[npt.NDArray[Any]]") -> Self:
@@ -109,7 +114,7 @@ class SparseBatch(Sequence[SparseEmbedding]):
         )
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self._bounds) - 1
 
     @overload
     def __getitem__(self, position: int) -> SparseEmbedding: ...
@@ -118,9 +123,12 @@ class SparseBatch(Sequence[SparseEmbedding]):
     def __getitem__(self, position: int | slice) -> SparseEmbedding | list[SparseEmbedding]:
         if isinstance(position, slice):
             return [self[i] for i in range(len(self))[position]]
-        place = range(len(self))[position]
-        entries = slice(self.offsets[place], self.offsets[place + 1])
-        return SparseEmbedding(self.indices[entries], self.values[entries])
+        if position < 0:
+            position += len(self)
+            if position < 0:
+                raise IndexError("no such vector")
+        start, end = self._bounds[position], self._bounds[position + 1]
+        return SparseEmbedding(self.indices[start:end], self.values[start:end])
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,8 +49,9 @@ def test_a_batch_of_sparse_vectors_gives_each_of_them() -> None:
     assert len(batch) == 3
     assert batch[-1] == parts[-1]
     assert batch[1:] == parts[1:]
-    with pytest.raises(IndexError):
-        batch[3]
+    for outside in (3, -4):
+        with pytest.raises(IndexError):
+            batch[outside]
     assert list(SparseBatch.join([], [])) == []
 
 
