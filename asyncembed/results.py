@@ -14,12 +14,10 @@ Vector: TypeAlias = "npt.NDArray[np.float32]"
 Matrix: TypeAlias = "npt.NDArray[np.float32]"
 """Embeddings as rows: float32 (n, dim)."""
 
-<<<<<<< HEAD
 Scores: TypeAlias = "npt.NDArray[np.float32]"
 """Scores of a reranker: float32 (n,)."""
-=======
+
 ROWS_PER_COPY = 1024
->>>>>>> engine
 
 ResultT = TypeVar("ResultT")
 CollectedT = TypeVar("CollectedT")

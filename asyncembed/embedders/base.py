@@ -66,10 +66,14 @@ class Embedder(AsyncContextManagerMixin):
         self._is_opening = False
         self._was_closed = False
 
+    async def __aenter__(self) -> Self:  # type: ignore[misc] # marked as final, but its own error is none of ours
+        if self._opened is not None or self._is_opening:
+            raise StateError(f"this {type(self).__name__} is open already")
+        await super().__aenter__()
+        return self
+
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        if self._opened is not None or self._is_opening:
-            raise StateError("this is open already")
         self._is_opening = True
         try:
             async with AsyncExitStack() as stack:
