@@ -52,7 +52,7 @@ WAITING_BATCHES_PER_WORKER = 4
 CLOSE_GRACE_SECONDS = 1.0
 """How long the end of a stream waits for its source to close."""
 
-_IN_MEMORY: tuple[type, ...] = (list, tuple, set, frozenset, deque, range, dict, type({}.keys()), type({}.values()))
+_IN_MEMORY: tuple[type, ...] = (list, tuple, set, frozenset, deque, range, type({}.keys()), type({}.values()))
 """Sources that are read on the loop, because reading them cannot block."""
 
 

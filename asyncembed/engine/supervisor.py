@@ -253,8 +253,7 @@ class WorkerPool(AsyncContextManagerMixin):
     ) -> None:
         check_count("workers", workers, least=0)
         check_count("threads", threads, least=1)
-        for device_id in device_ids or ():
-            check_count("device_ids", device_id, least=0)
+        _check_device_ids(device_ids)
         if batch_timeout is not None and not batch_timeout > 0:
             raise OptionError(f"batch_timeout must be a positive number of seconds or None; got {batch_timeout!r}")
         cores = available_cores()
@@ -805,6 +804,15 @@ def check_count(name: str, value: object, *, least: int) -> None:
     """Raise `OptionError` unless `value` is None or a whole number of at least `least`."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
         raise OptionError(f"{name} must be a whole number, {least} or more, or None; got {value!r}")
+
+
+def _check_device_ids(device_ids: object) -> None:
+    if device_ids is None:
+        return
+    if not isinstance(device_ids, Sequence) or not device_ids:
+        raise OptionError(f"device_ids must be a list of the devices' numbers, or None; got {device_ids!r}")
+    for device_id in device_ids:
+        check_count("device_ids", device_id, least=0)
 
 
 def available_cores() -> int:
