@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
-from asyncembed.engine.supervisor import BATCH_TIMEOUT_SECONDS, WorkerPool, check_count
+from asyncembed.engine.supervisor import BATCH_TIMEOUT_SECONDS, WorkerPool, check_count, check_pool_options
 from asyncembed.errors import OptionError
 from asyncembed.runtime.session import Device
 
@@ -110,9 +110,9 @@ class Options:
     batch_invariant: bool = True
 
     def __post_init__(self) -> None:
-        check_count("workers", self.workers, least=0)
+        check_pool_options(self.workers, self.threads, self.device_ids, self.batch_timeout)
         for name in (
-            "threads", "max_length", "max_batch_tokens", "max_batch_size", "max_in_flight", "max_in_flight_bytes",
+            "max_length", "max_batch_tokens", "max_batch_size", "max_in_flight", "max_in_flight_bytes",
         ):  # fmt: skip
             check_count(name, getattr(self, name), least=1)
         check_choice("device", self.device, get_args(Device))

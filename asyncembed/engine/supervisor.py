@@ -251,11 +251,7 @@ class WorkerPool(AsyncContextManagerMixin):
         device_ids: Sequence[int] | None = None,
         batch_timeout: float | None = BATCH_TIMEOUT_SECONDS,
     ) -> None:
-        check_count("workers", workers, least=0)
-        check_count("threads", threads, least=1)
-        _check_device_ids(device_ids)
-        if batch_timeout is not None and not batch_timeout > 0:
-            raise OptionError(f"batch_timeout must be a positive number of seconds or None; got {batch_timeout!r}")
+        check_pool_options(workers, threads, device_ids, batch_timeout)
         cores = available_cores()
         if workers is None:
             workers = len(device_ids) if device_ids else min(cores, MAX_WORKERS_BY_DEFAULT)
@@ -806,13 +802,17 @@ def check_count(name: str, value: object, *, least: int) -> None:
         raise OptionError(f"{name} must be a whole number, {least} or more, or None; got {value!r}")
 
 
-def _check_device_ids(device_ids: object) -> None:
-    if device_ids is None:
-        return
-    if not isinstance(device_ids, Sequence) or not device_ids:
-        raise OptionError(f"device_ids must be a list of the devices' numbers, or None; got {device_ids!r}")
-    for device_id in device_ids:
-        check_count("device_ids", device_id, least=0)
+def check_pool_options(workers: object, threads: object, device_ids: object, batch_timeout: object) -> None:
+    """Raise `OptionError` unless a `WorkerPool` can be made with these."""
+    check_count("workers", workers, least=0)
+    check_count("threads", threads, least=1)
+    if device_ids is not None:
+        if not isinstance(device_ids, Sequence) or not device_ids:
+            raise OptionError(f"device_ids must be a list of the devices' numbers, or None; got {device_ids!r}")
+        for device_id in device_ids:
+            check_count("device_ids", device_id, least=0)
+    if batch_timeout is not None and not (isinstance(batch_timeout, int | float) and batch_timeout > 0):
+        raise OptionError(f"batch_timeout must be a positive number of seconds or None; got {batch_timeout!r}")
 
 
 def available_cores() -> int:
