@@ -393,7 +393,10 @@ class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
         return BatchStream(self, size)
 
     async def collect(self) -> CollectedT:
-        """All results: for a dense model one array (n, dim), else a list or an array of scores."""
+        """All results: for a dense model one array (n, dim), else a list or an array of scores.
+
+        With `on_error="return"` it is a list wherever an error is among them.
+        """
         results: list[ResultT] = []
         while some := await self.take_some(FEED_CHUNK):
             results += some

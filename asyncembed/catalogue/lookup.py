@@ -90,6 +90,8 @@ class Catalogue:
         """
         if self.find(spec.name, spec.family) is not None:
             raise OptionError(f"the family {spec.family} already has a model called {spec.name!r}")
+        if not spec.name:
+            raise OptionError("a model needs a name")
         if not spec.sources:
             raise OptionError(f"the model {spec.name!r} needs a source: a hub repo, an archive, or a directory")
         key = _key(spec.family, spec.name)
@@ -150,6 +152,9 @@ def describe(spec: ModelSpec) -> dict[str, object]:
         "additional_files": list(spec.additional_files),
         "prompts": dict(spec.prompts),
     }
+    if spec.family in ("text", "image"):
+        # Of a multi-task model: name and number of each.
+        record["tasks"] = dict(tasks) if isinstance(tasks := spec.settings.get("tasks"), Mapping) else {}
     if spec.family == "sparse":
         # Whether the database is to weigh with the IDF, and how many indices there are.
         record |= {

@@ -20,7 +20,7 @@ from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool, owned_t
 from asyncembed.errors import InputError, OptionError, StateError
 from asyncembed.opening import prepare
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, check_choice
-from asyncembed.results import COUNT, Output
+from asyncembed.results import COUNT, Matrix, Output, Vector, dense
 from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
 
 InputT = TypeVar("InputT")
@@ -156,6 +156,16 @@ class Embedder(AsyncContextManagerMixin):
         if not isinstance(size, int):
             raise StateError(f"the size of {self.model_name} is known once it is open")
         return size
+
+    def _dense_output(self, call: Call) -> Output[Vector, Matrix]:
+        """How the vectors that `call` asks for leave a stream."""
+        try:
+            size = call.truncate_dim or self._vector_size()
+        except StateError:
+            size = 0  # an image model outside the catalogue, which tells with its first vector
+        if call.output == "float":
+            return dense(size, call.dtype)
+        return dense(size if call.output == "int8" else -(-size // 8), "int8")
 
     @classmethod
     def _catalogued_size(cls, model_name: str) -> int:

@@ -13,7 +13,7 @@ from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.engine.supervisor import check_count
 from asyncembed.errors import OptionError
 from asyncembed.options import OptionKeywords, check_choice
-from asyncembed.results import DENSE, Matrix, Vector
+from asyncembed.results import Matrix, Vector
 from asyncembed.stream import EmbeddingStream, OnError, Source
 
 if TYPE_CHECKING:
@@ -180,7 +180,8 @@ class TextEmbedding(Embedder):
     async def embed_query(self, query: str, **call: Unpack[TextCall]) -> Vector:
         """The vector of one query: (dim,). Goes before bulk work."""
         opened = self._require_open()
-        return await self._one(query, measure_text, self._call_of(opened, "query", call), DENSE)
+        asked = self._call_of(opened, "query", call)
+        return await self._one(query, measure_text, asked, self._dense_output(asked))
 
     async def embed_documents(self, documents: Iterable[str], **call: Unpack[TextCall]) -> Matrix:
         """The vectors of some passages: (n, dim), rows in input order. Goes before bulk work."""
@@ -241,6 +242,7 @@ class TextEmbedding(Embedder):
         Raises:
             OptionError: The name is taken, there is no source, or the pooling is not known.
         """
+        check_count("dim", dim, least=1)
         wanted = str(getattr(pooling, "value", pooling)).lower()
         wanted = {"disabled": "none"}.get(wanted, wanted)
         check_choice("pooling", wanted, get_args(Pooling))
@@ -277,11 +279,12 @@ class TextEmbedding(Embedder):
         on_error: OnError,
         call: TextCall,
     ) -> EmbeddingStream[InputT, Vector, Matrix]:
+        asked = self._call_of(self._require_open(), mode, call)
         return self._stream(
             as_source(source),
             measure_text,
-            self._call_of(self._require_open(), mode, call),
-            DENSE,
+            asked,
+            self._dense_output(asked),
             key=key,
             priority=priority,
             ordered=ordered,

@@ -765,7 +765,11 @@ def _fail_item(item: Item, error: AsyncEmbedError) -> None:
 
 def _as_failure(error: BaseException) -> child.Failed:
     # What the executor itself could not do (pickle an input or a result), or an exit inside the encoder.
-    return child.Failed(EncodeError(f"the batch could not be computed: {type(error).__name__}: {error}"))
+    return child.Failed(
+        EncodeError(
+            f"the batch could not be computed, or not sent (it travels by pickle): {type(error).__name__}: {error}"
+        )
+    )
 
 
 @asynccontextmanager
