@@ -23,7 +23,7 @@ class LateInteractionTextEmbedding(Embedder):
     ```
 
     Queries have matrices of their own: `query_embed` and `embed_query` for them, `embed` for documents. A matrix has no
-    rows for padding, and is what its text alone gives. `maxsim_scores` compares them, `Muvera` makes one vector of each.
+    rows for padding, and is what its text alone gives. `maxsim_scores` compares them; `Muvera` makes a vector of each.
 
     Args:
         model_name: See `Embedder`.

@@ -8,7 +8,7 @@ from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.embedders import InputT, PriorityName, as_source, measure_text
 from asyncembed.encoders.encoder import Call
 from asyncembed.image import ImageEmbedder, ImageKeywords
-from asyncembed.images import ImageInput, measure_image
+from asyncembed.images import ImageInput, OneImage, measure_image
 from asyncembed.options import check_choice
 from asyncembed.results import MATRICES, Matrix
 from asyncembed.stream import EmbeddingStream, OnError, Source
@@ -91,7 +91,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder):
 
     def embed_image(
         self,
-        images: Source[InputT],
+        images: Source[InputT] | OneImage,
         *,
         key: Callable[[InputT], ImageInput] | None = None,
         priority: PriorityName = "bulk",

@@ -6,6 +6,7 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from asyncembed.encoders.decoding import DecodeOptions, decode
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
@@ -24,6 +25,9 @@ PIXELS_PER_TOKEN = 256
 
 TOKENS_OF_ANY_SIZE = 256
 """What an image counts where the model takes images as they are."""
+
+WARM_SIZE = (224, 224)
+"""Of the first image, where the model takes images as they are."""
 
 FAST_DECODE_MARGIN = 2
 """A JPEG is decoded at no less than this many times the size that the model needs, in each direction."""
@@ -124,7 +128,11 @@ class ImageEncoder:
         self._run_size = 1 if runs_alone else max(1, config.max_batch_tokens // self._tokens)
         if config.max_batch_size is not None:
             self._run_size = min(self._run_size, config.max_batch_size)
-        self.facts: dict[str, object] = {"tokens_per_image": self._tokens}
+        self.facts: dict[str, object] = {
+            "dim": self._warm(),
+            "tokens_per_image": self._tokens,
+            "providers": self._session.providers,
+        }
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed images; one that cannot be decoded is a failure."""
@@ -135,6 +143,12 @@ class ImageEncoder:
             results = spread(results, positions, len(inputs))
         tokens = self._tokens * len(images)
         return Encoded(results, failures, tokens=tokens, padded_tokens=tokens)
+
+    def _warm(self) -> int:
+        """Run a black image, which shows whether all parts fit together; returns the length of its vector."""
+        black = Image.new("RGB", self._reader.preprocessor.output_size or WARM_SIZE)
+        size: int = self._embed([self._reader.preprocessor(black)]).shape[1]
+        return size
 
     def _embed(self, images: Sequence[Prepared]) -> FloatArray:
         """Vectors in the order of `images`, float32 (n, dim)."""
