@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asyncembed.catalogue.spec import ModelSpec
-    from asyncembed.embedders import TextEmbedding
+    from asyncembed.embedders.cross_encoder import TextCrossEncoder
+    from asyncembed.embedders.image import ImageEmbedding
+    from asyncembed.embedders.late_interaction import LateInteractionTextEmbedding
+    from asyncembed.embedders.multimodal import LateInteractionMultimodalEmbedding
+    from asyncembed.embedders.sparse import SparseTextEmbedding
+    from asyncembed.embedders.text import TextEmbedding
     from asyncembed.engine.supervisor import Stats, WorkerPool
     from asyncembed.hub.models import download
-    from asyncembed.image import ImageEmbedding
-    from asyncembed.late_interaction import LateInteractionTextEmbedding
-    from asyncembed.multimodal import LateInteractionMultimodalEmbedding
     from asyncembed.muvera import Muvera
+    from asyncembed.results import SparseEmbedding
     from asyncembed.scoring import maxsim, maxsim_scores
     from asyncembed.stream import EmbeddingStream
 
@@ -29,7 +32,10 @@ __all__ = [
     "LateInteractionTextEmbedding",
     "ModelSpec",
     "Muvera",
+    "SparseEmbedding",
+    "SparseTextEmbedding",
     "Stats",
+    "TextCrossEncoder",
     "TextEmbedding",
     "WorkerPool",
     "download",
@@ -40,13 +46,16 @@ __all__ = [
 # Worker processes import this package too: nothing is loaded before it is used.
 _HOMES = {
     "EmbeddingStream": "asyncembed.stream",
-    "ImageEmbedding": "asyncembed.image",
-    "LateInteractionMultimodalEmbedding": "asyncembed.multimodal",
-    "LateInteractionTextEmbedding": "asyncembed.late_interaction",
+    "ImageEmbedding": "asyncembed.embedders.image",
+    "LateInteractionMultimodalEmbedding": "asyncembed.embedders.multimodal",
+    "LateInteractionTextEmbedding": "asyncembed.embedders.late_interaction",
     "ModelSpec": "asyncembed.catalogue.spec",
     "Muvera": "asyncembed.muvera",
+    "SparseEmbedding": "asyncembed.results",
+    "SparseTextEmbedding": "asyncembed.embedders.sparse",
     "Stats": "asyncembed.engine.supervisor",
-    "TextEmbedding": "asyncembed.embedders",
+    "TextCrossEncoder": "asyncembed.embedders.cross_encoder",
+    "TextEmbedding": "asyncembed.embedders.text",
     "WorkerPool": "asyncembed.engine.supervisor",
     "download": "asyncembed.hub.models",
     "maxsim": "asyncembed.scoring",

@@ -29,7 +29,10 @@ CONFIGURATION_PATTERNS = (
 """What a catalogued model may have beside the files that its spec names."""
 
 _WITHOUT_GRAPH = frozenset({"static", "bm25"})
-"""Encoders whose models have no graph, so that none is exported for them."""
+"""Encoders whose models have no graph: none is exported for them, and a token costs next to nothing."""
+
+_CHEAP_BATCH_TOKENS = 32768
+"""Token budget without a graph: some tens of milliseconds, so that sending a batch costs less than computing it."""
 
 
 async def prepare(
@@ -67,7 +70,11 @@ async def prepare(
         directory=directory,
         session=options.session_options(),
         max_length=options.max_length,
-        max_batch_tokens=options.batch_tokens(),
+        max_batch_tokens=(
+            options.max_batch_tokens or _CHEAP_BATCH_TOKENS
+            if spec.encoder in _WITHOUT_GRAPH
+            else options.batch_tokens()
+        ),
         max_batch_size=options.max_batch_size,
         batch_invariant=options.batch_invariant,
         settings=settings,

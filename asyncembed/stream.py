@@ -40,7 +40,7 @@ FEED_CHUNK = 256
 """Inputs that a feeder hands on at once, before it lets other tasks run."""
 
 FIRST_READ = 16
-"""Records of a source in a thread that are read before it is known how large they are."""
+"""Records that are read before it is known how large they are."""
 
 WAITING_BATCHES = 32
 """How much work of one stream may wait, in full batches: enough to choose inputs of like lengths from (with prose, more
@@ -492,6 +492,8 @@ async def _feed(state: StreamState[InputT], source: Source[InputT]) -> None:
 
 async def _feed_from_memory(state: StreamState[InputT], source: Iterable[InputT]) -> None:
     iterator = iter(source)
+    # Without a checkpoint after the first few, so that the first batches are chosen from more than those.
+    state.push(list(islice(iterator, min(state.room(), FIRST_READ))))
     while True:
         room = await state.wait_room(share=1 / 8)
         records = list(islice(iterator, min(room, FEED_CHUNK)))

@@ -139,12 +139,16 @@ def spec_from_directory(
         case "text":
             pipeline = _read_pipeline(repo)
         case "cross_encoder":
-            pipeline = _Pipeline(encoder="cross_encoder", max_length=_max_length(repo))
+            pipeline = _cross_encoder(repo)
+        case "sparse":
+            pipeline = _splade(repo)
         case "image":
             pipeline = _image(repo)
         case _:
             raise repo.unsupported(f"a model of the family {family} must be in the catalogue or be registered")
     model_file, extra = (None, ()) if pipeline.encoder == "static" else _graph_files(repo)
+    if model_file is None and family != "text":
+        raise repo.unsupported("it has no ONNX file, and only encoders of texts can be exported from weights")
     prompts, default_prompt = _read_prompts(repo)
     return ModelSpec(
         name=repo.name,
@@ -391,6 +395,39 @@ def _model2vec(repo: _Repo) -> _Pipeline:
     _add_static(repo, "", pipeline)
     pipeline.settings["drop_unknown"] = True
     return pipeline
+
+
+def _cross_encoder(repo: _Repo) -> _Pipeline:
+    """A model for sequence classification whose one label is the score."""
+    config = repo.json("config.json")
+    _check_task(repo, "ForSequenceClassification")
+    id2label = config.get("id2label")
+    labels = _integer(config, "num_labels") or (len(id2label) if isinstance(id2label, dict) else 1)
+    if labels != 1:
+        raise repo.unsupported(f"it is a classifier of {labels} labels; a reranker has one, the score")
+    return _Pipeline(encoder="cross_encoder", max_length=_max_length(repo))
+
+
+def _splade(repo: _Repo) -> _Pipeline:
+    """A masked language model whose logits are the weights of words, as sentence-transformers' sparse encoders are."""
+    modules = repo.modules()
+    if modules is None:
+        _check_task(repo, "ForMaskedLM")
+    else:
+        kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
+        if kinds != ["MLMTransformer", "SpladePooling"]:
+            raise repo.unsupported(f"its modules are {', '.join(kinds)}; SPLADE's are MLMTransformer and SpladePooling")
+        pooling = repo.json(f"{modules[1].get('path', '')}/config.json")
+        how = pooling.get("pooling_strategy", "max"), pooling.get("activation_function", "relu")
+        if how != ("max", "relu"):
+            raise repo.unsupported(f"its pooling is {how[0]} of {how[1]}; only max of relu is computed")
+    return _Pipeline(encoder="splade", max_length=_max_length(repo))
+
+
+def _check_task(repo: _Repo, task: str) -> None:
+    architectures = repo.json("config.json").get("architectures") or []
+    if not any(str(name).endswith(task) for name in architectures) and architectures:
+        raise repo.unsupported(f"config.json calls it {', '.join(map(str, architectures))}, not a model {task}")
 
 
 def _declared(repo: _Repo, pooling: Pooling, normalize: bool) -> _Pipeline:

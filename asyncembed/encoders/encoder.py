@@ -15,7 +15,7 @@ from asyncembed.runtime.session import SessionOptions
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-Results: TypeAlias = "Sequence[object] | npt.NDArray[Any]"
+Results: TypeAlias = "Sequence[Any] | npt.NDArray[Any]"
 """One result per input, by position."""
 
 Mode: TypeAlias = Literal["embed", "query", "passage", "image", "pair", "count"]

@@ -122,7 +122,7 @@ class TextTokenizer:
     def encode_pairs(self, inputs: Sequence[object], *, truncate: bool = True) -> Tokenized:
         """Tokenize pairs of texts, which share the limit: the longer text of a pair is cut first."""
         usable, failures = sort_out(inputs, _why_unusable_pair)
-        pairs = [cast(tuple[str, str], tuple(cast(Sequence[str], inputs[position]))) for position in usable]
+        pairs = [self._starts_of_pair(cast(Sequence[str], inputs[position])) for position in usable]
         encodings = self.tokenizer.encode_batch_fast(pairs, add_special_tokens=self._add_special_tokens)
         done = Tokenized(encodings, usable, failures)
         if not truncate:
@@ -146,7 +146,8 @@ class TextTokenizer:
             Ids and attention mask (1 for a real token, 0 for padding), both int64 (len(encodings), tokens),
             as wide as the longest or, if that is more, `length`.
         """
-        width = max((len(encoding) for encoding in encodings), default=0)
+        # An empty text has no token at all where the tokenizer adds no markers; graphs need at least one position.
+        width = max((len(encoding) for encoding in encodings), default=1) or 1
         if length is not None:
             width = max(width, length)
         elif self.pad_to_multiple_of:
@@ -185,6 +186,34 @@ class TextTokenizer:
             end -= 1
         # Cutting exactly before a single space, with a word before it, cannot touch the tokens of that word.
         return text[:end] if end > 0 and text[end] == " " else text
+
+    def _starts_of_pair(self, pair: Sequence[str]) -> tuple[str, str]:
+        """A pair, or as much of its texts as truncation can leave something of.
+
+        What it leaves of two texts over the limit depends on which is the longer, so that must not change. And the
+        library's time grows with the product of two such texts' lengths.
+        """
+        first, second = pair
+        starts = self.start_of(first), self.start_of(second)
+        if starts == (first, second):
+            return starts
+        if not self._is_over_limit(starts[0]):
+            # The first is short, or its start does not tell; the second may be cut if it stays the longer.
+            return first, starts[1] if not self._is_over_limit(first) and self._is_over_limit(starts[1]) else second
+        if not self._is_over_limit(starts[1]):
+            return starts[0] if not self._is_over_limit(second) else first, second
+        is_first_longer = self._count(first) > self._count(second)
+        if (self._count(starts[0]) > self._count(starts[1])) == is_first_longer:
+            return starts
+        return (first, starts[1]) if is_first_longer else (starts[0], second)
+
+    def _is_over_limit(self, text: str) -> bool:
+        return bool(self.tokenizer.encode(text, add_special_tokens=False).overflowing)
+
+    def _count(self, text: str) -> int:
+        """Tokens of `text` before truncation."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        return len(encoding) + sum(map(len, encoding.overflowing))
 
     def _reject_truncated(self, done: Tokenized) -> None:
         kept = [row for row, encoding in enumerate(done.encodings) if not encoding.overflowing]

@@ -178,6 +178,7 @@ class _Running:
     batch: Batch | None
     future: "Future[child.Computed | child.Failed] | Future[child.Loaded | child.Failed]"
     started: float
+    size: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -195,18 +196,29 @@ class _Slot:
     """Why the worker is no longer usable."""
     crashes_in_a_row: int = 0
     batch_seconds: float = 0.0
+    seconds_per_token: float = 0.0
     is_given_up: bool = False
 
     @property
     def is_idle(self) -> bool:
         return self.worker is not None and not self.in_flight and self.death is None
 
+    def measure(self, seconds: float, size: int) -> None:
+        """Learn how long a batch took."""
+        weight = 0.2 if self.batch_seconds else 1.0
+        self.batch_seconds += weight * (seconds - self.batch_seconds)
+        self.seconds_per_token += weight * (seconds / size - self.seconds_per_token)
+
     @property
-    def depth(self) -> int:
-        """How many batches may be in flight: as many as hide the round trip."""
-        if not self.batch_seconds or self.batch_seconds * ROUND_TRIP_SHARE > ROUND_TRIP_SECONDS:
-            return 1
-        return min(MAX_DEPTH, 1 + ceil(ROUND_TRIP_SECONDS / self.batch_seconds))
+    def has_room(self) -> bool:
+        """Whether one more batch may be sent: as many are in flight as hide the round trip, and no more."""
+        if not self.in_flight:
+            return True
+        if not self.batch_seconds or len(self.in_flight) > ceil(ROUND_TRIP_SECONDS / self.batch_seconds):
+            return False
+        # By size, too: what was computed lately may have been much smaller than what is in flight.
+        in_flight_seconds = self.seconds_per_token * sum(running.size for running in self.in_flight)
+        return len(self.in_flight) < MAX_DEPTH and in_flight_seconds < ROUND_TRIP_SECONDS / ROUND_TRIP_SHARE
 
 
 class WorkerPool(AsyncContextManagerMixin):
@@ -263,10 +275,14 @@ class WorkerPool(AsyncContextManagerMixin):
         self._loop: Loop | None = None
         self._is_open = False
 
-    @asynccontextmanager
-    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+    async def __aenter__(self) -> Self:  # type: ignore[misc] # marked as final, but its own error is none of ours
         if self._is_open:
             raise StateError("the worker pool is open already")
+        await super().__aenter__()
+        return self
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         self._loop = Loop()
         self._limiter = CapacityLimiter(inf)
         self._failure = None
@@ -444,7 +460,7 @@ class WorkerPool(AsyncContextManagerMixin):
         """Feed `worker` and take its answers until it dies."""
         slot.worker, slot.death = worker, None
         slot.loaded.clear()
-        async with create_task_group() as watch:
+        async with owned_task_group() as watch:
             watch.start_soon(self._watch_death, slot, worker)
             while True:
                 self._dispatch(slot, worker)
@@ -460,7 +476,6 @@ class WorkerPool(AsyncContextManagerMixin):
                     slot.death = "did not answer in time"
                     worker.kill()
                     break
-            watch.cancel_scope.cancel()
 
     async def _watch_death(self, slot: _Slot, worker: Worker) -> None:
         # A worker with work in flight reports its death through its futures; an idle one only here.
@@ -506,7 +521,7 @@ class WorkerPool(AsyncContextManagerMixin):
             if _drop_withdrawn(batch):
                 return batch
         has_suspect = any(running.batch is not None and running.batch.kills for running in slot.in_flight)
-        if has_suspect or len(slot.in_flight) >= slot.depth:
+        if has_suspect or not slot.has_room:
             return None
         while self._retries and not _drop_withdrawn(self._retries[0]):
             self._retries.popleft()
@@ -515,7 +530,9 @@ class WorkerPool(AsyncContextManagerMixin):
             if self._retries[0].kills and slot.in_flight:
                 return None
             return self._retries.popleft()
-        idle = sum(other is slot or other.is_idle for other in self._slots)
+        idle = sum(other.is_idle for other in self._slots)
+        if slot.in_flight and idle:
+            return None  # those begin at once, while here it would only wait
         return self._scheduler.next_batch(idle_workers=idle)
 
     def _send_load(self, slot: _Slot, worker: Worker, model: PooledModel) -> None:
@@ -531,7 +548,7 @@ class WorkerPool(AsyncContextManagerMixin):
         batch = slot.held
         future = worker.run(model.key, [item.value for item in batch.items], batch.group.call)
         slot.held = None
-        self._track(slot, _Running(model, batch, future, anyio.current_time()))
+        self._track(slot, _Running(model, batch, future, anyio.current_time(), batch.size))
 
     def _track(self, slot: _Slot, running: _Running) -> None:
         slot.in_flight.append(running)
@@ -553,6 +570,7 @@ class WorkerPool(AsyncContextManagerMixin):
             if running.batch is None:
                 self._on_loaded(slot, running.model, answer)
             else:
+                slot.measure(now - running.started, running.size)
                 self._on_computed(slot, running.model, running.batch, answer, now - running.started)
 
     def _on_loaded(self, slot: _Slot, model: PooledModel, answer: object) -> None:
@@ -577,7 +595,6 @@ class WorkerPool(AsyncContextManagerMixin):
 
     def _on_computed(self, slot: _Slot, model: PooledModel, batch: Batch, answer: object, seconds: float) -> None:
         slot.crashes_in_a_row = 0
-        slot.batch_seconds = seconds if not slot.batch_seconds else 0.8 * slot.batch_seconds + 0.2 * seconds
         if isinstance(answer, child.Computed):
             model.record(batch, answer, seconds)
             for position, item in enumerate(batch.items):
@@ -614,7 +631,7 @@ class WorkerPool(AsyncContextManagerMixin):
         logger.warning("worker %d (pid %s) %s and is replaced", slot.index, worker.pid, reason)
         self._restarts += 1
         slot.crashes_in_a_row += 1
-        slot.batch_seconds = 0.0
+        slot.batch_seconds = slot.seconds_per_token = 0.0
         slot.loaded.clear()
         running, slot.in_flight = list(slot.in_flight), deque()
         held, slot.held = slot.held, None
@@ -709,7 +726,7 @@ class WorkerPool(AsyncContextManagerMixin):
 
     def _wake_idle(self) -> None:
         for slot in self._slots:
-            if slot.worker is not None and len(slot.in_flight) < slot.depth:
+            if slot.worker is not None and slot.has_room:
                 slot.changed.set()
 
     async def _in_own_thread(self, function: Callable[[], T]) -> T:

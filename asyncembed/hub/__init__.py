@@ -58,6 +58,9 @@ async def fetch(
     `verify` also reads the hub's files that are in the cache already, and replaces those whose hash is wrong (their
     sizes are always compared).
 
+    A branch therefore stays at the commit that it was at when it was first downloaded, by whatever tool; give a commit
+    (or update it with another tool) for a newer one.
+
     Cancelling it keeps what came so far, and the next call resumes. Tasks that want the same files take
     turns, so each file is downloaded once.
 

@@ -29,7 +29,7 @@ from asyncembed.hub.retry import Patience, TransientError
 CONNECTIONS = 8
 """Connections at a time, over all downloads of an event loop; content servers refuse many more."""
 
-LEAST_SPLIT_BYTES = 32 * 2**20
+LEAST_SPLIT_BYTES = 16 * 2**20
 """A smaller file comes in one stream: its ranges would cost more requests than they save time."""
 
 LEAST_STREAM_BYTES = 8 * 2**20

@@ -46,7 +46,8 @@ def results(encoder: ImageEncoder, inputs: Sequence[object], call: Call = Call(m
 def test_vectors_equal_the_reference(tmp_path: Path, name: str) -> None:
     paths = write_pictures(tmp_path)
     vectors = results(load(tmp_path, name, **FIELDS), paths)
-    expected: Any = np.stack(list(ImageEmbedding(name, specific_model_path=str(tmp_path)).embed(paths)))
+    reference = ImageEmbedding(name, specific_model_path=str(tmp_path))
+    expected = np.stack(list(reference.embed(paths))).astype(np.float32)
     assert vectors.dtype == np.float32
     assert vectors.shape == expected.shape
     np.testing.assert_allclose(vectors, expected, atol=1e-6)

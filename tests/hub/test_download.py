@@ -1,5 +1,6 @@
 """Many files at once, large ones in ranges, resumed from what is there, each file once."""
 
+import asyncio
 import os
 import random
 import signal
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import anyio
 import pytest
-from anyio import to_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -157,84 +157,96 @@ async def test_a_download_can_be_cancelled_wherever_it_waits(
     assert not list(cache.rglob("*.incomplete"))
 
 
-async def test_ctrl_c_in_a_shell_leaves_what_the_next_one_resumes(repo: Repo, hub: HubServer, cache: Path) -> None:
+def test_asyncios_own_cancellation_leaves_what_resumes_too(repo: Repo, hub: HubServer, cache: Path) -> None:
+    """`asyncio.wait_for` cancels tasks without anyio's scopes."""
     hub.faults.append(Fault("content", times=8, path="onnx", stall_after=300_000))
 
-    def run_and_interrupt() -> None:
-        with subprocess.Popen(
-            [sys.executable, "-c", CHILD, hub.url, str(cache), REPO],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as child:
-            assert child.stdout is not None
-            for line in child.stdout:
-                if int(line) > 2_000_000:
-                    break
-            child.send_signal(signal.SIGINT)
-            _, complaints = child.communicate()
-        assert "KeyboardInterrupt" in complaints
+    async def give_up() -> None:
+        enough = asyncio.Event()
 
-    await to_thread.run_sync(run_and_interrupt)
+        def watch(event: ProgressEvent) -> None:
+            if isinstance(event, BytesReceived) and event.received_bytes > 2_000_000:
+                enough.set()
+
+        task = asyncio.create_task(fetch([HubSource(REPO)], patterns=["model.onnx"], progress=watch))
+        await enough.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(give_up())
+    (left,) = cache.rglob("*.incomplete")
+    assert left.name.endswith(".asyncembed.incomplete")
+    hub.faults.clear()
+    hub.requests.clear()
+    assert anyio.run(fetch_weights) == WEIGHTS
+    assert asked_bytes(hub) <= SIZE - 2_000_000
+
+
+def test_ctrl_c_in_a_shell_leaves_what_the_next_one_resumes(repo: Repo, hub: HubServer, cache: Path) -> None:
+    hub.faults.append(Fault("content", times=8, path="onnx", stall_after=300_000))
+
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, hub.url, str(cache), REPO],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if int(line) > 2_000_000:
+                break
+        child.send_signal(signal.SIGINT)
+        _, complaints = child.communicate()
+    assert "KeyboardInterrupt" in complaints
     (left,) = cache.rglob("*.incomplete")
     assert left.name.endswith(".asyncembed.incomplete")  # let go of, not torn off
     hub.faults.clear()
     hub.requests.clear()
-    assert await fetch_weights() == WEIGHTS
+    assert anyio.run(fetch_weights) == WEIGHTS
     assert asked_bytes(hub) <= SIZE - 2_000_000
 
 
-async def test_a_killed_process_leaves_what_the_next_one_resumes(repo: Repo, hub: HubServer, cache: Path) -> None:
+def test_a_killed_process_leaves_what_the_next_one_resumes(repo: Repo, hub: HubServer, cache: Path) -> None:
     hub.faults.append(Fault("content", times=8, path="onnx", stall_after=300_000))
 
-    def run_and_kill() -> None:
-        with subprocess.Popen(
-            [sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.PIPE, text=True
-        ) as child:
-            assert child.stdout is not None
-            for line in child.stdout:
-                if int(line) > 2_000_000:
-                    break
-            child.send_signal(signal.SIGKILL)
-
-    await to_thread.run_sync(run_and_kill)
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if int(line) > 2_000_000:
+                break
+        child.send_signal(signal.SIGKILL)
     hub.faults.clear()
     hub.requests.clear()
-    await fetch([HubSource(REPO)], patterns=["*"], progress=False)
-    assert await fetch_weights() == WEIGHTS
+    anyio.run(partial(fetch, [HubSource(REPO)], patterns=["*"], progress=False))
+    assert anyio.run(fetch_weights) == WEIGHTS
     assert asked_bytes(hub) <= SIZE - 2_000_000
     assert not list(cache.rglob("*.incomplete"))
 
 
-async def test_several_processes_on_one_cold_cache_transfer_each_file_once(
-    repo: Repo, hub: HubServer, cache: Path
-) -> None:
-    def run() -> None:
-        children = [
-            subprocess.Popen([sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL)
-            for _ in range(3)
-        ]
-        assert [child.wait(60) for child in children] == [0, 0, 0]
-
-    await to_thread.run_sync(run)
+def test_several_processes_on_one_cold_cache_transfer_each_file_once(repo: Repo, hub: HubServer, cache: Path) -> None:
+    children = [
+        subprocess.Popen([sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL)
+        for _ in range(3)
+    ]
+    assert [child.wait(60) for child in children] == [0, 0, 0]
     hub_requests = len(hub.of_route("content"))
-    assert await fetch_weights() == WEIGHTS
+    assert anyio.run(fetch_weights) == WEIGHTS
     assert hub_requests == download.CONNECTIONS + 1
 
 
-async def test_processes_without_working_locks_still_get_it_right(repo: Repo, hub: HubServer, cache: Path) -> None:
+def test_processes_without_working_locks_still_get_it_right(repo: Repo, hub: HubServer, cache: Path) -> None:
     """On some network file systems every process gets every lock."""
     child = "import fcntl; fcntl.flock = lambda *a: None\n" + CHILD
 
-    def run() -> None:
-        children = [
-            subprocess.Popen([sys.executable, "-c", child, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL)
-            for _ in range(3)
-        ]
-        assert [process.wait(60) for process in children] == [0, 0, 0]
-
-    await to_thread.run_sync(run)
-    assert await fetch_weights() == WEIGHTS
+    children = [
+        subprocess.Popen([sys.executable, "-c", child, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL)
+        for _ in range(3)
+    ]
+    assert [process.wait(60) for process in children] == [0, 0, 0]
+    assert anyio.run(fetch_weights) == WEIGHTS
 
 
 async def test_callers_at_once_download_each_file_once(repo: Repo, hub: HubServer) -> None:

@@ -3,7 +3,7 @@
 What an input does is written in it, in words divided by spaces:
 
 - `crash`: the worker kills itself; `crash-once:PATH`: only while there is no file PATH, which it makes
-- `hang`: never ends; `wait:PATH`: ends when there is a file PATH; `mark:PATH`: makes that file
+- `hang`: never ends; `wait:PATH`: ends when there is a file PATH; `mark:PATH`: writes the process id there
 - `bad`: is refused; `raise`, `raise-input`: fails the batch, with a foreign error or with an `InputError`
 - `exit`: calls `sys.exit`; `print`: writes to stdout; `odd-count`: gives one result too few
 - `unpicklable`: has a result that cannot be pickled
@@ -93,7 +93,7 @@ def _obey(word: str) -> None:
         case "hang":
             time.sleep(3600)
         case "mark":
-            Path(path).touch()
+            Path(path).write_text(str(os.getpid()))
         case "wait":
             while not Path(path).exists():
                 time.sleep(0.002)

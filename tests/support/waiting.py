@@ -3,13 +3,18 @@
 import gc
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from multiprocessing import resource_tracker
+from typing import TypeVar
 
 import anyio
 import psutil
 
 WAIT_SECONDS = 30.0
+
+T = TypeVar("T")
 
 _IDLE_THREADS = ("AnyIO worker thread", "Trio thread")
 """Kept by the backends for later calls."""
@@ -55,7 +60,8 @@ def _open_files() -> int:
 @asynccontextmanager
 async def nothing_left_behind() -> AsyncGenerator[None]:
     """Check that the block leaves no process, task, thread or open file."""
-    await anyio.to_thread.run_sync(int)  # the backend's own first thread has files of its own
+    resource_tracker.ensure_running()  # multiprocessing's own, for the life of this process
+    await anyio.to_thread.run_sync(int)  # the backend's first thread has files of its own
     tasks, files = len(anyio.get_running_tasks()), _open_files()
     processes, running = {child.pid for child in worker_processes()}, threads()
     yield
@@ -63,3 +69,9 @@ async def nothing_left_behind() -> AsyncGenerator[None]:
     await until(lambda: len(anyio.get_running_tasks()) <= tasks)
     await until(lambda: threads() <= running)
     await until(lambda: _open_files() <= files)
+
+
+def run_in_a_loop_of_its_own(function: Callable[[], Awaitable[T]], backend: str) -> T:
+    """Run `function` on another event loop, in a thread, as this one may have a loop already."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(lambda: anyio.run(function, backend=backend)).result(WAIT_SECONDS)

@@ -12,9 +12,9 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar, Union, cast
 
 import numpy as np
 
+from asyncembed.embedders.fetch import UrlFetcher, is_url
 from asyncembed.encoders.image_input import PillowImage, check_array, is_pillow_image
 from asyncembed.errors import InputError
-from asyncembed.fetch import UrlFetcher, is_url
 from asyncembed.files import in_disk_thread
 from asyncembed.stream import Source
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal, Unpack
 
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.embedders import Embedder, InputT, Key, PriorityName, as_source, measure_text
+from asyncembed.embedders.base import Embedder, InputT, Key, PriorityName, as_source, measure_text
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.options import OptionKeywords, check_choice
 from asyncembed.results import MATRICES, Matrix
@@ -23,7 +23,7 @@ class LateInteractionTextEmbedding(Embedder):
     ```
 
     Queries have matrices of their own: `query_embed` and `embed_query` for them, `embed` for documents. A matrix has no
-    rows for padding, and is what its text alone gives. `maxsim_scores` compares them; `Muvera` makes a vector of each.
+    rows for padding, and is what its text alone gives. `maxsim_scores` compares them, `Muvera` makes each one vector.
 
     Args:
         model_name: See `Embedder`.

@@ -7,8 +7,8 @@ from typing import Any
 import anyio
 import pytest
 
+from asyncembed.embedders.fetch import CONCURRENCY, FetchLimits, UrlFetcher, is_public, is_url
 from asyncembed.errors import InputError
-from asyncembed.fetch import CONCURRENCY, FetchLimits, UrlFetcher, is_public, is_url
 from tests.support.web import WebServer
 
 
@@ -90,9 +90,9 @@ async def test_the_checked_address_is_the_one_that_is_asked(server: WebServer, m
         looked_up.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers]
 
-    monkeypatch.setattr("asyncembed.fetch.anyio.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("asyncembed.embedders.fetch.anyio.getaddrinfo", getaddrinfo)
     # A public address, for this test: the one where the server listens.
-    monkeypatch.setattr("asyncembed.fetch.is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr("asyncembed.embedders.fetch.is_public", lambda address: address == "127.0.0.1")
     fetcher = UrlFetcher(FetchLimits())
     with pytest.raises(InputError, match=r"203\.0\.113\.1, which is not public"):
         await fetcher.fetch("http://pictures.example/a.png")
@@ -109,7 +109,7 @@ async def test_the_checked_address_is_the_one_that_is_asked(server: WebServer, m
 
 async def test_each_redirect_is_checked(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     port = server.url.rpartition(":")[2]
-    monkeypatch.setattr("asyncembed.fetch.is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr("asyncembed.embedders.fetch.is_public", lambda address: address == "127.0.0.1")
     fetcher = UrlFetcher(FetchLimits())
     with pytest.raises(InputError, match="not public"):
         await fetcher.fetch(f"{server.url}/redirect/http://127.0.0.2:{port}/a.png")

@@ -12,14 +12,14 @@ from anyio.abc import TaskGroup
 
 from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.embedders import Embedder, InputT, Key, Measure, ModelIntake, PriorityName
+from asyncembed.embedders.base import Embedder, InputT, Key, Measure, ModelIntake, PriorityName
+from asyncembed.embedders.fetch import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
+from asyncembed.embedders.image_source import ImageBringer, ImageInput, OneImage, as_images, measure_image, pack_image
 from asyncembed.encoders.encoder import Call
 from asyncembed.encoders.image_input import MAX_IMAGE_PIXELS
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
 from asyncembed.engine.supervisor import PooledModel, WorkerPool, check_count
 from asyncembed.errors import AsyncEmbedError, InputError, OptionError
-from asyncembed.fetch import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
-from asyncembed.images import ImageBringer, ImageInput, OneImage, as_images, measure_image, pack_image
 from asyncembed.options import OptionKeywords, check_choice
 from asyncembed.results import DENSE, Matrix, Output, Vector
 from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
@@ -47,7 +47,7 @@ class ImageEmbedder(Embedder):
     An image is a path, a URL (http or https), a file's bytes, a file object, an image of Pillow's, or an array of
     uint8 pixels, (height, width) or (height, width, 1, 3 or 4). It is decoded in a worker; see
     `asyncembed.encoders.decoding` for what becomes of alpha, palettes, CMYK and so on. Paths are opened there too. URLs
-    are fetched and file objects read beforehand, up to 16 at a time; see `asyncembed.fetch`.
+    are fetched and file objects read beforehand, up to 16 at a time; see `asyncembed.embedders.fetch`.
 
     Args:
         model_name: See `Embedder`.

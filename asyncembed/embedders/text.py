@@ -1,0 +1,320 @@
+"""Dense text embeddings: one vector per text."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, get_args
+
+from asyncembed.catalogue.from_repo import Overrides
+from asyncembed.catalogue.lookup import Catalogue, parse_sources
+from asyncembed.catalogue.spec import ModelSpec, Pooling
+from asyncembed.embedders.base import Embedder, InputT, Key, Opened, PriorityName, as_source, measure_text
+from asyncembed.encoders.encoder import Call, Mode
+from asyncembed.engine.supervisor import check_count
+from asyncembed.errors import OptionError
+from asyncembed.options import OptionKeywords, check_choice
+from asyncembed.results import DENSE, Matrix, Vector
+from asyncembed.stream import EmbeddingStream, OnError, Source
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+class TextCall(TypedDict, total=False):
+    """What one call of `TextEmbedding` may ask for, instead of what the constructor said.
+
+    Keys:
+        prompt: Text put before each input, instead of any prompt by name; "" for none.
+        prompt_name: Name of the prompt put before each input.
+        task: Task of a multi-task model, by name or number.
+        truncate: Cut inputs over the length limit; False makes such an input an `InputError`.
+        truncate_dim: Keep only this many leading components, then normalise again (Matryoshka).
+    """
+
+    prompt: str | None
+    prompt_name: str | None
+    task: str | int | None
+    truncate: bool
+    truncate_dim: int | None
+
+
+class TextEmbedding(Embedder):
+    """Dense text embeddings: one vector per text.
+
+    ```python
+    async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
+        async for vector in model.embed(documents):
+            ...
+        query = await model.embed_query("what is backpressure?")
+    ```
+
+    A vector is float32 (dim,) unless `dtype` or `output` asks otherwise.
+
+    Args:
+        model_name: See `Embedder`.
+        pooling: From hidden states to one vector, instead of what the model's files say: "cls", "mean", "max",
+            "weighted_mean", "mean_sqrt_len", "last_token", or "none" for a graph that pools by itself.
+        normalize: Whether vectors are scaled to unit length, instead of what the model's files say.
+        prompts: Text put before inputs, by role: "query" for queries, "passage" for passages and documents, other
+            names for `prompt_name=`. True takes the model's own, False none. None takes those of a repo that is
+            configured for sentence-transformers, and none for a catalogued model, as fastembed does.
+        task: Task of a multi-task model, by name or number, where a call names none.
+        truncate: Cut inputs over the length limit; False makes such an input an `InputError`.
+        truncate_dim: Keep only this many leading components, then normalise again (Matryoshka).
+        dtype: "float32" or "float16".
+        output: "float"; "int8", which needs `int8_ranges`; or "binary", eight components to a byte, as int8.
+        int8_ranges: Smallest and largest value of each component, float32 (2, dim), from a sample of the corpus.
+        options: See `Options`.
+    """
+
+    family = "text"
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str] | ModelSpec = "BAAI/bge-small-en-v1.5",
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+        prompts: bool | Mapping[str, str] | None = None,
+        task: str | int | None = None,
+        truncate: bool = True,
+        truncate_dim: int | None = None,
+        dtype: Literal["float32", "float16"] = "float32",
+        output: Literal["float", "int8", "binary"] = "float",
+        int8_ranges: "npt.ArrayLike | None" = None,
+        **options: Unpack[OptionKeywords],
+    ) -> None:
+        super().__init__(model_name, **options)
+        check_choice("pooling", pooling, (None, *get_args(Pooling)))
+        check_choice("dtype", dtype, ("float32", "float16"))
+        check_choice("output", output, ("float", "int8", "binary"))
+        check_count("truncate_dim", truncate_dim, least=1)
+        if dtype != "float32" and output != "float":
+            raise OptionError(f"dtype={dtype!r} and output={output!r} exclude each other")
+        if (output == "int8") != (int8_ranges is not None):
+            raise OptionError(
+                'output="int8" and int8_ranges= go together: the smallest and largest value of each component, '
+                "np.stack([sample.min(0), sample.max(0)]) of the float embeddings of some hundred documents"
+            )
+        self._pooling = pooling
+        self._normalize = normalize
+        self._prompts = prompts
+        self._call = Call(
+            task=task,
+            truncate=truncate,
+            truncate_dim=truncate_dim,
+            dtype=dtype,
+            output=output,
+            settings=() if int8_ranges is None else (("int8_ranges", _as_float32_bytes(int8_ranges)),),
+        )
+
+    # ---------------------------------------------------------------- many inputs
+
+    def embed(
+        self,
+        documents: Source[InputT],
+        *,
+        key: Callable[[InputT], str] | None = None,
+        priority: PriorityName = "bulk",
+        ordered: bool = True,
+        on_error: OnError = "raise",
+        **call: Unpack[TextCall],
+    ) -> EmbeddingStream[InputT, Vector, Matrix]:
+        """Embed texts from any iterable or async iterable.
+
+        Args:
+            documents: The texts, or records from which `key` takes the text. One `str` is one document.
+            key: Takes the text out of a record.
+            priority: "interactive" goes before "bulk".
+            ordered: Whether results come in input order, or as they are ready.
+            on_error: What becomes of an input that has no vector: "raise" ends the stream with its error, "skip"
+                leaves it out, "return" gives the error in the place of the vector.
+            call: See `TextCall`.
+
+        Returns:
+            A stream of arrays (dim,).
+
+        Raises:
+            StateError: The embedder is not open, or was opened on another event loop.
+            OptionError: An argument that cannot work; (from the stream) one that the model cannot serve.
+            InputError: (from the stream) an input is not a text, or is over the limit with `truncate=False`; `index`
+                says which.
+        """
+        return self._texts("embed", documents, key, priority, ordered, on_error, call)
+
+    def query_embed(
+        self,
+        queries: Source[InputT],
+        *,
+        key: Callable[[InputT], str] | None = None,
+        priority: PriorityName = "bulk",
+        ordered: bool = True,
+        on_error: OnError = "raise",
+        **call: Unpack[TextCall],
+    ) -> EmbeddingStream[InputT, Vector, Matrix]:
+        """`embed` for queries: with the query prompt or task, where the model has one and it is switched on."""
+        return self._texts("query", queries, key, priority, ordered, on_error, call)
+
+    def passage_embed(
+        self,
+        passages: Source[InputT],
+        *,
+        key: Callable[[InputT], str] | None = None,
+        priority: PriorityName = "bulk",
+        ordered: bool = True,
+        on_error: OnError = "raise",
+        **call: Unpack[TextCall],
+    ) -> EmbeddingStream[InputT, Vector, Matrix]:
+        """`embed` for passages: with the passage prompt or task, where the model has one and it is switched on."""
+        return self._texts("passage", passages, key, priority, ordered, on_error, call)
+
+    # ---------------------------------------------------------------- a few inputs, at once
+
+    async def embed_query(self, query: str, **call: Unpack[TextCall]) -> Vector:
+        """The vector of one query: (dim,). Goes before bulk work."""
+        opened = self._require_open()
+        return await self._one(query, measure_text, self._call_of(opened, "query", call), DENSE)
+
+    async def embed_documents(self, documents: Iterable[str], **call: Unpack[TextCall]) -> Matrix:
+        """The vectors of some passages: (n, dim), rows in input order. Goes before bulk work."""
+        return await self.passage_embed(documents, priority="interactive", **call).collect()
+
+    async def token_count(self, texts: Source[str], **call: Unpack[TextCall]) -> int:
+        """How many tokens the texts have together, special tokens included, each cut at the length limit."""
+        opened = self._require_open()
+        return await self._count(as_source(texts), measure_text, self._call_of(opened, "embed", call))
+
+    # ---------------------------------------------------------------- about models
+
+    @property
+    def embedding_size(self) -> int:
+        """Length of a vector.
+
+        Raises:
+            StateError: The model is not catalogued, so its size is known only while it is open.
+        """
+        return self._call.truncate_dim or self._vector_size()
+
+    @classmethod
+    def get_embedding_size(cls, model_name: str) -> int:
+        """Length of a catalogued model's vectors. Raises `UnknownModelError`."""
+        return cls._catalogued_size(model_name)
+
+    @classmethod
+    def add_custom_model(
+        cls,
+        model: str,
+        pooling: Pooling | str,
+        normalization: bool,
+        sources: object,
+        dim: int,
+        model_file: str = "onnx/model.onnx",
+        description: str = "",
+        license: str = "",  # noqa: A002 (the name that fastembed's users know)
+        size_in_gb: float = 0.0,
+        additional_files: Sequence[str] | None = None,
+        output_name: str | None = None,
+    ) -> None:
+        """Make a model known by name, for this process and the workers it starts.
+
+        Args:
+            model: Its name; must not be taken.
+            pooling: As in the constructor; fastembed's "CLS", "MEAN", "LAST_TOKEN" and "DISABLED" are understood.
+            normalization: Whether vectors are scaled to unit length.
+            sources: Where its files come from: a hub repo ("organisation/name"), the URL of a `.tar.gz`, a source of
+                `asyncembed.catalogue.spec`, any object with the attributes `hf` and `url`, or several of these.
+            dim: Length of its vectors.
+            model_file: Path of the ONNX graph in the repo.
+            description: For people.
+            license: For people.
+            size_in_gb: For people.
+            additional_files: Further files that must be there, as paths in the repo.
+            output_name: Graph output to take; None: the first.
+
+        Raises:
+            OptionError: The name is taken, there is no source, or the pooling is not known.
+        """
+        wanted = str(getattr(pooling, "value", pooling)).lower()
+        wanted = {"disabled": "none"}.get(wanted, wanted)
+        check_choice("pooling", wanted, get_args(Pooling))
+        Catalogue.builtin().register(
+            ModelSpec(
+                name=model,
+                family=cls.family,
+                encoder="dense",
+                sources=parse_sources(sources, model),
+                model_file=model_file,
+                additional_files=tuple(additional_files or ()),
+                dim=dim,
+                pooling=cast(Pooling, wanted),
+                normalize=normalization,
+                output=output_name if output_name is not None else 0,
+                description=description,
+                license=license,
+                size_in_gb=size_in_gb,
+            )
+        )
+
+    # ---------------------------------------------------------------- parts
+
+    def _overrides(self) -> Overrides:
+        return replace(super()._overrides(), pooling=self._pooling, normalize=self._normalize)
+
+    def _texts(
+        self,
+        mode: Mode,
+        source: Source[InputT],
+        key: Key | None,
+        priority: PriorityName,
+        ordered: bool,
+        on_error: OnError,
+        call: TextCall,
+    ) -> EmbeddingStream[InputT, Vector, Matrix]:
+        return self._stream(
+            as_source(source),
+            measure_text,
+            self._call_of(self._require_open(), mode, call),
+            DENSE,
+            key=key,
+            priority=priority,
+            ordered=ordered,
+            on_error=on_error,
+        )
+
+    def _call_of(self, opened: Opened, mode: Mode, call: TextCall) -> Call:
+        unknown = set(call) - set(TextCall.__annotations__)
+        if unknown:
+            raise OptionError(f"unknown keyword {min(unknown)!r}; known are: {', '.join(TextCall.__annotations__)}")
+        check_count("truncate_dim", call.get("truncate_dim"), least=1)
+        base = self._call
+        task = call.get("task")
+        dim = call.get("truncate_dim")
+        return replace(
+            base,
+            mode=mode,
+            prompt=self._prompt(opened.spec, mode, call),
+            task=base.task if task is None else task,
+            truncate=call.get("truncate", base.truncate),
+            truncate_dim=base.truncate_dim if dim is None else dim,
+        )
+
+    def _prompt(self, spec: ModelSpec, mode: Mode, call: TextCall) -> str | None:
+        prompt, name = call.get("prompt"), call.get("prompt_name")
+        if prompt is not None:
+            return prompt or None
+        known = {**spec.prompts, **self._prompts} if isinstance(self._prompts, Mapping) else spec.prompts
+        if name is not None:
+            if name not in known:
+                raise OptionError(f"no prompt is called {name!r}; known are: {', '.join(known) or 'none'}")
+            return known[name] or None
+        # Catalogued models are computed as the reference computes them unless the caller asks for prompts.
+        is_on = not spec.is_catalogued if self._prompts is None else self._prompts is not False
+        if not is_on:
+            return None
+        return (known.get(mode) or known.get(spec.default_prompt or "")) or None
+
+
+def _as_float32_bytes(values: "npt.ArrayLike") -> bytes:
+    import numpy as np
+
+    return np.ascontiguousarray(values, dtype=np.float32).tobytes()

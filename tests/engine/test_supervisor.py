@@ -1,0 +1,496 @@
+"""The worker pool with real workers: what they compute, and what becomes of it when they die."""
+
+import os
+import signal
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import FrozenInstanceError, replace
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+import pytest
+
+from asyncembed.embedders.text import TextEmbedding
+from asyncembed.encoders.encoder import Call, EncoderConfig
+from asyncembed.engine.scheduler import Group, Item, Priority
+from asyncembed.engine.supervisor import Stats, WorkerPool, available_cores
+from asyncembed.errors import (
+    EncodeError,
+    InputError,
+    ModelLoadError,
+    OptionError,
+    StateError,
+    WorkerCrashed,
+)
+from tests.support import programs
+from tests.support.encoders import ECHO, with_settings
+from tests.support.waiting import nothing_left_behind, until
+
+if TYPE_CHECKING:
+    from asyncembed.options import OptionKeywords
+
+
+class Inbox:
+    """A sink that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: dict[int, object] = {}
+
+    def deliver(self, index: int, result: object) -> None:
+        assert index not in self.heard, "heard twice"
+        self.heard[index] = result
+
+    def fail(self, index: int, error: Exception) -> None:
+        self.deliver(index, error)
+
+
+async def numbers(model: TextEmbedding, texts: Sequence[str]) -> list[object]:
+    """The number in each result, or its error."""
+    stream = model.embed(texts, on_error="return")
+    return [result if isinstance(result, Exception) else int(result[2]) async for result in cast(Any, stream)]
+
+
+@pytest.fixture(scope="module")
+async def pool(anyio_backend: str) -> AsyncGenerator[WorkerPool]:
+    """Two workers for tests that kill none."""
+    async with WorkerPool(workers=2) as pool:
+        yield pool
+
+
+def numbered(count: int, **special: str) -> list[str]:
+    """Texts with their index; `at_3="crash"` puts a word into one of them."""
+    return [f"#{i} {special.get(f'at_{i}', '')}" for i in range(count)]
+
+
+def only_error(results: Sequence[object], index: int) -> object:
+    """The error at `index`, after a check that all others have their results."""
+    assert [result for result in results if isinstance(result, int)] == [i for i in range(len(results)) if i != index]
+    return results[index]
+
+
+# ---------------------------------------------------------------- deaths
+
+
+async def test_an_idle_worker_that_is_killed_is_replaced() -> None:
+    async with nothing_left_behind(), WorkerPool(workers=2) as pool, TextEmbedding(ECHO, pool=pool) as model:
+        before = pool.worker_pids()
+        os.kill(before[0], signal.SIGKILL)
+        await until(lambda: len(set(pool.worker_pids()) - set(before)) == 1)
+        assert before[1] in pool.worker_pids()
+        assert model.stats().workers_restarted == 1
+        assert await numbers(model, numbered(20)) == list(range(20))
+
+
+async def test_a_worker_killed_at_work_loses_nothing(tmp_path: Path) -> None:
+    gate, mark = tmp_path / "gate", tmp_path / "mark"
+    texts = numbered(50, at_7=f"mark:{mark} wait:{gate}")
+    async with nothing_left_behind(), WorkerPool(workers=2) as pool, TextEmbedding(ECHO, pool=pool) as model:
+        results: list[object] = []
+
+        async def consume() -> None:
+            results.extend(await numbers(model, texts))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(consume)
+            await until(lambda: mark.exists() and bool(mark.read_text()))
+            gate.touch()
+            os.kill(int(mark.read_text()), signal.SIGKILL)
+        assert results == list(range(50))
+
+
+async def test_all_workers_killed_at_once_lose_nothing(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with WorkerPool(workers=2) as pool, TextEmbedding(ECHO, pool=pool, max_batch_size=5) as model:
+        marks = [tmp_path / "mark0", tmp_path / "mark1"]
+        results: list[object] = []
+
+        async def consume() -> None:
+            texts = [f"{text} wait:{gate} mark:{marks[i % 2]}" for i, text in enumerate(numbered(50))]
+            results.extend(await numbers(model, texts))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(consume)
+            await until(lambda: model.stats().in_flight == 2)
+            for pid in pool.worker_pids():
+                os.kill(pid, signal.SIGKILL)
+            gate.touch()
+        assert results == list(range(50))
+        assert model.stats().workers_restarted == 2
+
+
+async def test_a_poisonous_input_fails_alone() -> None:
+    """It kills every worker that computes it; its neighbours in the batch are computed all the same."""
+    async with nothing_left_behind(), TextEmbedding(ECHO, workers=2) as model:
+        error = only_error(await numbers(model, numbered(10, at_6="crash")), 6)
+        assert isinstance(error, WorkerCrashed)
+        assert error.index == 6
+        assert model.stats().failed == 1
+        assert await numbers(model, numbered(5)) == list(range(5))
+
+
+async def test_an_input_that_kills_once_is_computed(tmp_path: Path) -> None:
+    async with TextEmbedding(ECHO, workers=1) as model:
+        texts = numbered(5, at_2=f"crash-once:{tmp_path / 'crashed'}")
+        assert await numbers(model, texts) == list(range(5))
+        assert model.stats().workers_restarted == 1
+
+
+async def test_a_query_that_hangs_ends_at_the_batch_timeout() -> None:
+    async with nothing_left_behind(), TextEmbedding(ECHO, workers=2, batch_timeout=0.5) as model:
+        with pytest.raises(WorkerCrashed, match="did not answer in time") as caught:
+            await model.embed_query("hang")
+        assert caught.value.index is None
+        assert await numbers(model, numbered(5)) == list(range(5))
+
+
+async def test_an_input_withdrawn_after_it_killed_a_worker_is_not_tried_again(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    async with TextEmbedding(ECHO, workers=1) as model:
+        async with anyio.create_task_group() as group:
+            group.start_soon(model.embed_query, f"mark:{mark} hang")
+            await until(mark.exists)
+            group.cancel_scope.cancel()
+        os.kill(int(mark.read_text()), signal.SIGKILL)
+        assert await numbers(model, numbered(5)) == list(range(5))
+        assert model.stats().workers_restarted == 1
+
+
+# ---------------------------------------------------------------- failures that kill nobody
+
+
+@pytest.mark.parametrize(
+    ("word", "kind", "message"),
+    [
+        ("raise", EncodeError, "told to fail"),
+        ("raise-input", InputError, "told to refuse all"),
+        ("exit", EncodeError, "SystemExit"),
+        ("odd-count", EncodeError, "0 results for 1 inputs"),
+        ("bad", InputError, "refused"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_an_input_that_fails_its_batch_fails_alone(
+    word: str, kind: type[EncodeError | InputError], message: str, workers: int, pool: WorkerPool
+) -> None:
+    options: OptionKeywords = {"pool": pool} if workers else {"workers": 0}
+    async with TextEmbedding(ECHO, **options) as model:
+        error = only_error(await numbers(model, numbered(6, at_4=word)), 4)
+        assert isinstance(error, kind)
+        assert message in str(error)
+        assert error.index == 4
+        assert model.stats().workers_restarted == 0
+
+
+async def test_a_result_that_cannot_be_pickled_fails_alone(pool: WorkerPool) -> None:
+    async with TextEmbedding(ECHO, pool=pool) as model:
+        error = only_error(await numbers(model, numbered(6, at_4="unpicklable")), 4)
+        assert isinstance(error, EncodeError)
+        assert "pickle" in str(error)
+
+
+async def test_an_input_that_cannot_be_pickled_fails_alone(pool: WorkerPool) -> None:
+    class Stubborn(str):
+        __slots__ = ()
+
+        def __reduce_ex__(self, protocol: object) -> str:
+            raise TypeError("not over the wire")
+
+    async with TextEmbedding(ECHO, pool=pool) as model:
+        texts = numbered(6)
+        error = only_error(await numbers(model, [*texts[:4], Stubborn(texts[4]), texts[5]]), 4)
+        assert isinstance(error, EncodeError)
+        assert "not over the wire" in str(error)
+
+
+# ---------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_a_model_that_cannot_load_fails_the_opening_with_the_workers_own_words(workers: int) -> None:
+    async with nothing_left_behind():
+        with pytest.raises(ModelLoadError, match="echo cannot be loaded: RuntimeError: no such tensor"):
+            async with TextEmbedding(with_settings(refuse="no such tensor"), workers=workers):
+                pytest.fail("it cannot open")
+
+
+async def test_a_model_that_kills_its_workers_while_it_loads_fails_the_opening() -> None:
+    async with nothing_left_behind():
+        with pytest.raises(ModelLoadError, match="workers die while they load echo"):
+            async with TextEmbedding(with_settings(die="now"), workers=1):
+                pytest.fail("it cannot open")
+
+
+async def test_giving_up_an_opening_ends_workers_that_load(tmp_path: Path) -> None:
+    log = tmp_path / "loads"
+    async with nothing_left_behind(), anyio.create_task_group() as group:
+        model = TextEmbedding(with_settings(load_log=str(log), hang="yes"), workers=2)
+        group.start_soon(model.__aenter__)
+        await until(log.exists)
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("way", ["refuse_if", "die_if"])
+async def test_a_worker_that_cannot_load_again_costs_no_input(way: str, tmp_path: Path) -> None:
+    """A replaced worker may lack the memory that it had before: the others go on, and it tries again."""
+    trouble = tmp_path / "trouble"
+    async with WorkerPool(workers=2) as pool, TextEmbedding(with_settings(**{way: str(trouble)}), pool=pool) as model:
+        trouble.touch()
+        os.kill(pool.worker_pids()[0], signal.SIGKILL)
+        await until(lambda: model.stats().workers_restarted >= 3)
+        assert await numbers(model, numbered(20)) == list(range(20))
+        trouble.unlink()
+        gate = tmp_path / "gate"
+        async with anyio.create_task_group() as group:
+            # Both workers compute at once: it is back.
+            group.start_soon(numbers, model, [f"{text} wait:{gate}" for text in numbered(100)])
+            await until(lambda: model.stats().in_flight == 2)
+            gate.touch()
+
+
+async def test_when_no_worker_can_load_again_the_inputs_fail_and_nothing_hangs(tmp_path: Path) -> None:
+    trouble = tmp_path / "trouble"
+    async with WorkerPool(workers=1) as pool, TextEmbedding(with_settings(die_if=str(trouble)), pool=pool) as model:
+        trouble.touch()
+        os.kill(pool.worker_pids()[0], signal.SIGKILL)
+        with pytest.raises(ModelLoadError):
+            await model.embed_query("#1")
+        trouble.unlink()
+        assert await numbers(model, numbered(3)) == list(range(3))
+
+
+async def test_a_model_loads_with_its_first_batch_or_ahead_of_it(tmp_path: Path) -> None:
+    log = tmp_path / "loads"
+    config = EncoderConfig(spec=with_settings(load_log=str(log)), directory=Path())
+    async with WorkerPool(workers=2) as pool:
+        model = pool.add_model(config)
+        assert not log.exists()
+        inbox = Inbox()
+        pool.submit([Item("#7", 3, Group(model.key, Call(), 2048, 8), Priority.BULK, inbox, 0)])
+        await until(lambda: 0 in inbox.heard)
+        assert len(log.read_text().splitlines()) == 1
+        await pool.warm(model)
+        assert len(log.read_text().splitlines()) == 2
+
+
+async def test_devices_are_dealt_out_and_cores_shared(tmp_path: Path) -> None:
+    log = tmp_path / "loads"
+    async with TextEmbedding(with_settings(load_log=str(log)), device_ids=[4, 7]) as model:
+        assert model.stats().workers == 2
+    loads = [line.split() for line in log.read_text().splitlines()]
+    assert sorted(device for _, device, _ in loads) == ["4", "7"]
+    threads = max(1, available_cores() // 2)
+    assert {threads_of for _, _, threads_of in loads} == {str(threads)}
+
+
+# ---------------------------------------------------------------- one pool, several embedders
+
+
+async def test_two_models_share_a_pool_and_one_closes_without_disturbing_the_other(
+    pool: WorkerPool, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    async with TextEmbedding(ECHO, pool=pool) as lasting:
+        stream = lasting.embed([f"{text} wait:{gate}" for text in numbered(30)])
+        async with anyio.create_task_group() as group:
+            group.start_soon(anext, stream)
+            async with TextEmbedding(replace(ECHO, name="echo 2"), pool=pool) as passing:
+                await until(lambda: lasting.stats().in_flight > 0)
+                gate.touch()
+                assert await numbers(passing, numbered(10)) == list(range(10))
+                assert passing.stats().items == 10
+        assert [int(row[2]) for row in await stream.collect()] == list(range(1, 30))
+        assert lasting.stats().items == 30
+
+
+async def test_an_embedder_waits_in_vain_for_a_pool_that_closes(tmp_path: Path) -> None:
+    """The pool lives in another task: its end is an error there, and no hang."""
+    log = tmp_path / "loads"
+    errors: list[BaseException] = []
+
+    async def open_there(pool: WorkerPool) -> None:
+        try:
+            async with TextEmbedding(with_settings(load_log=str(log), hang="yes"), pool=pool):
+                pytest.fail("it cannot open")
+        except StateError as error:
+            errors.append(error)
+
+    async with nothing_left_behind(), anyio.create_task_group() as group, WorkerPool(workers=1) as pool:
+        group.start_soon(open_there, pool)
+        await until(log.exists)
+    assert len(errors) == 1
+
+
+async def test_a_pool_that_closes_fails_what_waits_and_what_runs(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    inbox = Inbox()
+    async with nothing_left_behind(), WorkerPool(workers=1) as pool:
+        model = pool.add_model(EncoderConfig(spec=ECHO, directory=Path()))
+        group = Group(model.key, Call(), 2048, 1)
+        pool.submit(Item(text, 3, group, Priority.BULK, inbox, i) for i, text in enumerate([f"mark:{mark} hang", "a"]))
+        await until(mark.exists)
+    assert [type(inbox.heard[i]) for i in (0, 1)] == [StateError, StateError]
+
+
+async def test_a_pool_can_be_opened_again() -> None:
+    pool = WorkerPool(workers=1)
+    for _ in range(2):
+        async with pool, TextEmbedding(ECHO, pool=pool) as model:
+            assert await numbers(model, numbered(3)) == list(range(3))
+            with pytest.raises(StateError, match="open already"):
+                await pool.__aenter__()
+    with pytest.raises(StateError, match="not open"):
+        pool.submit([])
+
+
+async def test_a_mistake_of_the_engine_surfaces() -> None:
+    """A sink must not raise; if one does, the block ends with that very error, and nothing hangs."""
+
+    class Broken(Inbox):
+        def deliver(self, index: int, result: object) -> None:
+            raise ZeroDivisionError("a bug")
+
+    async with nothing_left_behind():
+        with pytest.raises(ZeroDivisionError, match="a bug"):
+            async with WorkerPool(workers=0) as pool:
+                model = pool.add_model(EncoderConfig(spec=ECHO, directory=Path()))
+                pool.submit([Item("a", 3, Group(model.key, Call(), 2048, 8), Priority.BULK, Broken(), 0)])
+                await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"workers": -1}, {"workers": 1.5}, {"threads": 0}, {"batch_timeout": 0.0}, {"device_ids": ["cuda:0"]}],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(OptionError):
+        WorkerPool(**options)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- what is computed when
+
+
+async def test_a_query_goes_before_what_an_ingest_has_waiting(tmp_path: Path) -> None:
+    gate, mark, log = tmp_path / "gate", tmp_path / "mark", tmp_path / "log"
+    model = TextEmbedding(with_settings(log=str(log)), workers=0, max_batch_size=1)
+    async with model, anyio.create_task_group() as group:
+        texts = numbered(10, at_0=f"mark:{mark} wait:{gate}")
+        group.start_soon(numbers, model, texts)
+        await until(mark.exists)
+        group.start_soon(model.embed_query, "query")
+        await until(lambda: model.stats().queued_interactive == 1)
+        gate.touch()
+    order = [line.split()[1] for line in log.read_text().splitlines()]
+    assert order[:3] == ["#0", "query", "#1"]
+
+
+async def test_concurrent_queries_become_few_batches(pool: WorkerPool) -> None:
+    async with TextEmbedding(ECHO, pool=pool) as model:
+        results: dict[int, int] = {}
+
+        async def ask(i: int) -> None:
+            results[i] = int((await model.embed_query(f"#{i}"))[2])
+
+        async with anyio.create_task_group() as group:
+            for i in range(64):
+                group.start_soon(ask, i)
+        assert results == {i: i for i in range(64)}
+        assert model.stats().batches <= 6
+
+
+async def test_stats_tell_what_was_computed(tmp_path: Path) -> None:
+    gate, mark = tmp_path / "gate", tmp_path / "mark"
+    async with TextEmbedding(ECHO, workers=0, max_batch_size=2) as model:
+        assert model.stats() == Stats(
+            queued_interactive=0, queued_bulk=0, in_flight=0, batches=0, items=0, failed=0, tokens=0, padded_tokens=0,
+            batch_seconds=0.0, workers=1, workers_ready=1, workers_restarted=0,
+        )  # fmt: skip
+        assert model.stats().padding_share == 0
+        async with anyio.create_task_group() as group:
+            group.start_soon(numbers, model, [f"mark:{mark} wait:{gate}", "bad", "a", "b", "c"])
+            await until(mark.exists)
+            await until(lambda: model.stats().queued == 3)
+            assert model.stats().in_flight == 1
+            gate.touch()
+        stats = model.stats()
+        assert (stats.items, stats.failed, stats.queued, stats.in_flight) == (5, 1, 0, 0)
+        assert stats.tokens < stats.padded_tokens
+        assert 0 < stats.padding_share < 1
+        assert stats.batch_seconds > 0
+        with pytest.raises(FrozenInstanceError):
+            stats.items = 0  # type: ignore[misc]
+
+
+async def test_the_estimate_of_tokens_follows_what_was_computed(pool: WorkerPool) -> None:
+    """The echo's tokens are characters: two inputs of one budget no longer share a batch once that is known."""
+    async with TextEmbedding(ECHO, pool=pool, max_batch_tokens=1000) as model:
+        await numbers(model, ["x" * 900] * 10)
+        learnt = model.stats()
+        await numbers(model, ["x" * 900] * 50)
+        assert model.stats().batches - learnt.batches == 50
+
+
+# ---------------------------------------------------------------- workers that do not start
+
+CANNOT_START = """
+import asyncio, multiprocessing.resource_tracker, multiprocessing.spawn, sys
+from asyncembed.embedders.text import TextEmbedding
+from asyncembed.errors import WorkerError
+from tests.support.encoders import ECHO
+
+async def main():
+    try:
+        async with TextEmbedding(ECHO, workers=2):
+            print("open")
+    except WorkerError as error:
+        print(type(error).__name__, error)
+
+multiprocessing.resource_tracker.ensure_running()
+multiprocessing.spawn.set_executable(sys.argv[1])
+asyncio.run(main())
+"""
+
+
+def test_workers_that_never_start_fail_the_opening(tmp_path: Path) -> None:
+    done = programs.run(CANNOT_START, tmp_path, "/bin/false")
+    assert done.stdout == "WorkerError a worker process ended while it started; see its stderr\n"
+    assert "Traceback" not in done.stderr
+
+
+async def test_a_worker_that_hangs_at_its_start_does_not_delay_closing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark, program = tmp_path / "mark", tmp_path / "python"
+    program.write_text(f"#!/bin/sh\ntouch {mark}\nexec sleep 3600\n")
+    program.chmod(0o755)
+    resource_tracker.ensure_running()  # multiprocessing's own, before its program is replaced
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(program))
+    async with nothing_left_behind(), WorkerPool(workers=1):
+        await until(mark.exists)
+
+
+def test_a_process_that_may_have_no_children_can_use_threads(tmp_path: Path) -> None:
+    source = """
+import multiprocessing
+def inside(report):
+    import asyncio
+    from asyncembed.embedders.text import TextEmbedding
+    from tests.support.encoders import ECHO
+    async def main(workers):
+        try:
+            async with TextEmbedding(ECHO, workers=workers) as model:
+                report.put(len(await model.embed_documents(["a", "b"])))
+        except Exception as error:
+            report.put(str(error))
+    asyncio.run(main(1))
+    asyncio.run(main(0))
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    report = context.Queue()
+    process = context.Process(target=inside, args=(report,), daemon=True)
+    process.start()
+    print(report.get(timeout=30), "|", report.get(timeout=30))
+    process.join()
+"""
+    done = programs.run(source, tmp_path)
+    assert done.stdout == "this process is daemonic and may not start workers; use workers=0 here | 2\n"

@@ -1,0 +1,706 @@
+"""Streams over real workers: order, window, sources, and every way to leave one."""
+
+import gc
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from asyncembed.embedders.text import TextEmbedding
+from asyncembed.engine.supervisor import WorkerPool
+from asyncembed.errors import InputError, OptionError, StateError
+from asyncembed.stream import FIRST_READ, WAITING_BATCHES, WAITING_BATCHES_PER_WORKER, EmbeddingStream
+from tests.support.encoders import ECHO, with_settings
+from tests.support.waiting import nothing_left_behind, run_in_a_loop_of_its_own, until
+
+Stream = EmbeddingStream[Any, Any, Any]
+
+
+@pytest.fixture(scope="module")
+async def pool(anyio_backend: str) -> AsyncGenerator[WorkerPool]:
+    async with WorkerPool(workers=2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+async def model(pool: WorkerPool) -> AsyncGenerator[TextEmbedding]:
+    async with TextEmbedding(ECHO, pool=pool) as model:
+        yield model
+
+
+@pytest.fixture
+async def narrow(pool: WorkerPool) -> AsyncGenerator[TextEmbedding]:
+    """A model whose streams read at most eight inputs ahead."""
+    async with TextEmbedding(ECHO, pool=pool, max_in_flight=8) as model:
+        yield model
+
+
+def texts(count: int) -> list[str]:
+    return [f"#{i}" for i in range(count)]
+
+
+def number(result: Any) -> int:
+    return int(result[2])
+
+
+async def numbers(stream: Stream) -> list[int]:
+    return [number(result) async for result in stream]
+
+
+class Source:
+    """Texts without end in three kinds of source; knows how many were pulled, and whether it was closed."""
+
+    def __init__(self, make: Callable[[int], str] = "#{}".format, end: int | None = None) -> None:
+        self.pulled = 0
+        self.is_closed = False
+        self.thread: int | None = None
+        self._make = make
+        self._end = end
+
+    def generator(self) -> Iterator[str]:
+        self.thread = threading.get_ident()
+        try:
+            while self.pulled != self._end:
+                self.pulled += 1
+                yield self._make(self.pulled - 1)
+        finally:
+            assert threading.get_ident() == self.thread
+            self.is_closed = True
+
+    async def async_generator(self) -> AsyncGenerator[str]:
+        try:
+            while self.pulled != self._end:
+                self.pulled += 1
+                yield self._make(self.pulled - 1)
+        finally:
+            # Cleaning up may have to wait, also when the stream is cancelled.
+            with anyio.CancelScope(shield=True):
+                await anyio.lowlevel.checkpoint()
+            self.is_closed = True
+
+    def __iter__(self) -> Iterator[str]:
+        return self.generator()
+
+    def of_kind(self, kind: str) -> Any:
+        match kind:
+            case "generator":
+                return self.generator()
+            case "async generator":
+                return self.async_generator()
+            case _:
+                return self
+
+
+every_kind = pytest.mark.parametrize("kind", ["generator", "async generator", "iterable"])
+
+
+# ---------------------------------------------------------------- order
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.integers(0, 120), max_size=60),
+    bad=st.sets(st.integers(0, 59)),
+    kind=st.sampled_from(["list", "generator", "async generator"]),
+)
+async def test_each_input_has_one_result_and_results_keep_their_order(
+    ordered: bool, lengths: list[int], bad: set[int], kind: str, pool: WorkerPool
+) -> None:
+    """Inputs of many lengths under a small budget are computed in quite another order than they came in."""
+    inputs = [f"#{i} {'bad ' * (i in bad)}{'x' * length}" for i, length in enumerate(lengths)]
+    source: Any = inputs if kind == "list" else Source(inputs.__getitem__, end=len(inputs)).of_kind(kind)
+    async with TextEmbedding(ECHO, pool=pool, max_batch_tokens=64, max_in_flight=16) as model:
+        stream = model.embed(source, ordered=ordered, on_error="return").with_inputs()
+        pairs = [(text, result) async for text, result in stream]
+    if not ordered:
+        pairs.sort(key=lambda pair: int(pair[0].split()[0][1:]))
+    assert [text for text, _ in pairs] == inputs
+    for i, (_, result) in enumerate(pairs):
+        if i in bad:
+            assert isinstance(result, InputError)
+            assert result.index == i
+        else:
+            assert number(result) == i
+
+
+async def test_unordered_results_do_not_wait_for_one_that_takes_longer(pool: WorkerPool, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with TextEmbedding(ECHO, pool=pool, max_batch_size=1) as model:
+        stream = model.embed([f"#0 wait:{gate}", *texts(50)[1:]], ordered=False)
+        first = number(await anext(stream))
+        gate.touch()
+        rest = await numbers(stream)
+    assert first != 0
+    assert sorted([first, *rest]) == list(range(50))
+
+
+# ---------------------------------------------------------------- the window
+
+
+@every_kind
+async def test_a_source_is_read_no_further_than_the_window(kind: str, narrow: TextEmbedding) -> None:
+    source = Source()
+    stream = narrow.embed(source.of_kind(kind))
+    async with stream:
+        for taken in range(1, 50):
+            assert number(await anext(stream)) == taken - 1
+            assert source.pulled <= taken + 8
+    assert source.is_closed
+
+
+@every_kind
+async def test_nothing_is_read_before_the_first_result_is_asked_for(kind: str, narrow: TextEmbedding) -> None:
+    source = Source()
+    stream = narrow.embed(source.of_kind(kind))
+    await anyio.wait_all_tasks_blocked()
+    assert source.pulled == 0
+    await stream.aclose()
+
+
+@every_kind
+async def test_a_window_is_full_when_nobody_takes(kind: str, narrow: TextEmbedding) -> None:
+    source = Source()
+    async with narrow.embed(source.of_kind(kind)) as stream:
+        await anext(stream)
+        # One result was taken, so the reader may stop one short of the full window: it reads ahead in chunks.
+        await until(lambda: source.pulled >= 8)
+        await anyio.wait_all_tasks_blocked()
+        assert source.pulled <= 9
+
+
+@every_kind
+async def test_large_inputs_are_read_less_far_ahead(kind: str, pool: WorkerPool) -> None:
+    source = Source(lambda i: f"#{i} " + "x" * 10_000)
+    async with TextEmbedding(ECHO, pool=pool, max_in_flight_bytes=100_000) as model:
+        async with model.embed(source.of_kind(kind)) as stream:
+            for taken in range(1, 30):
+                await anext(stream)
+                # How large the records of a thread are is known only when the first of them have been read.
+                assert source.pulled <= taken + (10 if kind == "async generator" or taken > FIRST_READ else FIRST_READ)
+
+
+async def test_large_inputs_of_a_list_wait_only_within_the_window(pool: WorkerPool) -> None:
+    async with TextEmbedding(ECHO, pool=pool, max_in_flight_bytes=100_000) as model:
+        stream = model.embed([f"#{i} " + "x" * 10_000 for i in range(1000)])
+        async with stream:
+            for _ in range(30):
+                await anext(stream)
+                assert model.stats().queued <= FIRST_READ
+
+
+async def test_one_input_over_the_whole_window_still_goes_through(pool: WorkerPool) -> None:
+    async with TextEmbedding(ECHO, pool=pool, max_in_flight_bytes=10, max_in_flight=1) as model:
+        assert await numbers(model.embed(texts(20))) == list(range(20))
+        assert await numbers(model.embed(iter(texts(20)))) == list(range(20))
+
+
+async def test_results_that_wait_count_towards_the_window(pool: WorkerPool) -> None:
+    source = Source(end=2000)
+    async with TextEmbedding(ECHO, pool=pool, max_in_flight_bytes=2000) as model:
+        async with model.embed(source.generator()) as stream:
+            await anext(stream)
+            await until(lambda: model.stats().queued + model.stats().in_flight == 0)
+            await anyio.wait_all_tasks_blocked()
+            # A result is 12 bytes beside some 50 of its text, which is given back.
+            assert source.pulled < 2000 / 12
+
+
+async def test_only_some_dozens_of_batches_of_a_stream_wait(pool: WorkerPool, tmp_path: Path) -> None:
+    """However wide its window: a stream that joins later has no more than that before it."""
+    gate, log = tmp_path / "gate", tmp_path / "log"
+    most = WAITING_BATCHES + 2 * WAITING_BATCHES_PER_WORKER
+    source = Source(lambda i: f"early{i} #{i} wait:{gate}")
+    async with TextEmbedding(with_settings(log=str(log)), pool=pool, max_batch_size=1) as model:
+        async with model.embed(source.generator()) as early, model.embed(["late #5"]) as late:
+            async with anyio.create_task_group() as group:
+                group.start_soon(anext, early)
+                await until(lambda: source.pulled == most)
+                await anyio.wait_all_tasks_blocked()
+                assert source.pulled == most
+                group.start_soon(anext, late)
+                await until(lambda: model.stats().queued + model.stats().in_flight == most + 1)
+                gate.touch()
+    order = [line.split()[1] for line in log.read_text().splitlines()]
+    assert order.index("late") <= most + 8  # the workers write as they finish, and go on reading meanwhile
+
+
+async def test_streams_share_the_workers_fairly(pool: WorkerPool, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    async with TextEmbedding(with_settings(log=str(log)), pool=pool, max_batch_size=1) as model:
+        async with anyio.create_task_group() as group:
+            for name in ("one", "two", "three"):
+                group.start_soon(numbers, model.embed([f"{name} #{i}" for i in range(150)]))
+    order = [line.split()[1] for line in log.read_text().splitlines()]
+    counts = [order[:300].count(name) for name in ("one", "two", "three")]
+    # The first one has a window's lead at most.
+    assert min(counts) >= 60, counts
+
+
+# ---------------------------------------------------------------- sources
+
+
+@pytest.mark.parametrize(
+    "kind", [list, tuple, dict.fromkeys, lambda texts: dict.fromkeys(texts).keys(), iter, np.array]
+)
+async def test_any_iterable_is_a_source(kind: Callable[[list[str]], Iterable[str]], model: TextEmbedding) -> None:
+    assert await numbers(model.embed(kind(["#1", "#2"]))) == [1, 2]
+    assert await numbers(model.embed(kind([]))) == []
+
+
+async def test_a_set_is_a_source(model: TextEmbedding) -> None:
+    assert sorted(await numbers(model.embed({"#1", "#2"}))) == [1, 2]
+
+
+@every_kind
+async def test_an_empty_source_has_no_results(kind: str, model: TextEmbedding) -> None:
+    stream = model.embed(Source(end=0).of_kind(kind))
+    assert await numbers(stream) == []
+    assert await numbers(stream) == []
+
+
+async def test_a_text_alone_is_one_document(model: TextEmbedding) -> None:
+    assert await numbers(model.embed("#3 and no letters")) == [3]
+
+
+@pytest.mark.parametrize("source", [3, None])
+async def test_what_cannot_be_iterated_is_no_source(source: Any, model: TextEmbedding) -> None:
+    with pytest.raises(InputError, match="must be iterable"):
+        model.embed(source)
+
+
+async def test_a_source_that_blocks_stops_nobody(model: TextEmbedding) -> None:
+    """Each item is embedded as soon as it is there, while the source blocks its own thread."""
+    may_go_on = threading.Semaphore(0)
+
+    def source() -> Iterator[str]:
+        for i in range(5):
+            yield f"#{i}"
+            may_go_on.acquire(timeout=30)
+
+    stream = model.embed(source())
+    for i in range(5):
+        assert number(await anext(stream)) == i  # the source waits inside its next step meanwhile
+        assert len(await model.embed_query("still here")) == 3
+        may_go_on.release()
+    assert await numbers(stream) == []
+
+
+async def test_a_source_runs_in_one_thread_from_beginning_to_end(narrow: TextEmbedding) -> None:
+    """Such as a database cursor demands."""
+    threads: set[int] = set()
+
+    def source() -> Iterator[str]:
+        try:
+            for i in range(500):
+                threads.add(threading.get_ident())
+                yield f"#{i}"
+        finally:
+            threads.add(threading.get_ident())
+
+    assert await numbers(narrow.embed(source())) == list(range(500))
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+
+
+async def test_a_source_sees_the_context_variables_of_its_consumer(model: TextEmbedding) -> None:
+    request: ContextVar[str] = ContextVar("request", default="#0")
+    request.set("#9")
+
+    def source() -> Iterator[str]:
+        yield request.get()
+
+    async def async_source() -> AsyncIterator[str]:
+        yield request.get()
+
+    assert await numbers(model.embed(source())) == [9]
+    assert await numbers(model.embed(async_source())) == [9]
+
+
+@every_kind
+async def test_an_exception_of_the_source_comes_after_all_earlier_results(kind: str, model: TextEmbedding) -> None:
+    def make(i: int) -> str:
+        if i == 30:
+            raise LookupError("the source is broken")
+        return f"#{i}"
+
+    stream = model.embed(Source(make).of_kind(kind))
+    results = []
+    with pytest.raises(LookupError, match="the source is broken"):
+        async for result in stream:
+            results.append(number(result))  # noqa: PERF401 (they are wanted in spite of the exception)
+    assert results == list(range(30))
+    with pytest.raises(LookupError):
+        await anext(stream)
+
+
+@every_kind
+async def test_a_source_may_end_the_program(kind: str, model: TextEmbedding) -> None:
+    def make(i: int) -> str:
+        raise SystemExit(5)
+
+    with pytest.raises(SystemExit):
+        await model.embed(Source(make).of_kind(kind)).collect()
+
+
+async def test_a_source_that_cannot_begin(model: TextEmbedding) -> None:
+    class Broken:
+        def __iter__(self) -> Iterator[str]:
+            raise LookupError("no beginning")
+
+    class BrokenToo:
+        def __aiter__(self) -> AsyncIterator[str]:
+            raise LookupError("no beginning")
+
+    for source in (Broken(), BrokenToo()):
+        with pytest.raises(LookupError, match="no beginning"):
+            await model.embed(source).collect()
+
+
+async def test_a_list_that_changes_while_it_is_read(narrow: TextEmbedding) -> None:
+    source = set(texts(100))
+    stream = narrow.embed(source)
+    await anext(stream)
+    source.add("another")
+    with pytest.raises(RuntimeError, match="changed size during iteration"):
+        await stream.collect()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], scope="module")
+async def test_a_source_that_is_cancelled_from_inside_ends_its_stream(anyio_backend: str) -> None:
+    """A task that the source waits for was cancelled: on asyncio that looks like our own cancellation."""
+    import asyncio
+
+    async def source() -> AsyncIterator[str]:
+        yield "#1"
+        task = asyncio.ensure_future(asyncio.sleep(3600))
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+
+    async with TextEmbedding(ECHO, workers=0) as model:
+        stream = model.embed(source())
+        assert number(await anext(stream)) == 1
+        with pytest.raises(StateError, match="cancelled"):
+            await anext(stream)
+        assert await numbers(model.embed(texts(3))) == [0, 1, 2]
+
+
+async def test_a_stream_is_a_source_for_another(model: TextEmbedding) -> None:
+    async with model.embed(texts(5)) as first:
+        again = model.embed(first, key=lambda vector: f"#{2 * number(vector)}")
+        assert await numbers(again) == [0, 2, 4, 6, 8]
+
+
+# ---------------------------------------------------------------- records, batches, errors
+
+
+async def test_records_travel_with_their_vectors(model: TextEmbedding) -> None:
+    records = [{"id": i, "text": f"#{i}"} for i in range(20)]
+    pairs = [pair async for pair in model.embed(records, key=lambda record: str(record["text"])).with_inputs()]
+    assert [record for record, _ in pairs] == records
+    assert [number(vector) for _, vector in pairs] == list(range(20))
+    inputs, matrix = await model.embed(records, key=lambda record: str(record["text"])).with_inputs().collect()
+    assert inputs == records
+    assert matrix.shape == (20, 3)
+
+
+async def test_a_key_that_fails_is_an_error_of_its_input(model: TextEmbedding) -> None:
+    stream = model.embed([{"text": "#0"}, {}], key=lambda record: record["text"])
+    assert number(await anext(stream)) == 0
+    with pytest.raises(InputError, match="KeyError") as caught:
+        await anext(stream)
+    assert caught.value.index == 1
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+async def test_inputs_are_asked_for_before_the_start(model: TextEmbedding) -> None:
+    stream = model.embed(texts(3))
+    await anext(stream)
+    with pytest.raises(StateError, match="before the first result"):
+        stream.with_inputs()
+
+
+async def test_batches_are_arrays_of_so_many_rows(model: TextEmbedding) -> None:
+    batches = [batch async for batch in model.embed(texts(25)).batches(10)]
+    assert [batch.shape for batch in batches] == [(10, 3), (10, 3), (5, 3)]
+    assert np.concatenate(batches)[:, 2].tolist() == list(range(25))
+    pairs = [pair async for pair in model.embed(texts(3)).with_inputs().batches(2)]
+    assert [inputs for inputs, _ in pairs] == [["#0", "#1"], ["#2"]]
+    with pytest.raises(OptionError):
+        model.embed(texts(3)).batches(0)
+
+
+async def test_collecting_gives_one_array(model: TextEmbedding) -> None:
+    matrix = await model.embed(texts(3000)).collect()
+    assert matrix.dtype == np.float32
+    assert matrix[:, 2].tolist() == list(range(3000))
+    assert matrix.flags.owndata
+
+
+@pytest.mark.parametrize("bad", [3, b"bytes", None, "bad"])
+async def test_an_input_that_cannot_be_embedded_ends_the_stream_in_its_turn(bad: Any, model: TextEmbedding) -> None:
+    stream = model.embed([*texts(20), bad, *texts(20)])
+    results = []
+    with pytest.raises(InputError) as caught:
+        async for result in stream:
+            results.append(number(result))  # noqa: PERF401 (they are wanted in spite of the exception)
+    assert results == list(range(20))
+    assert caught.value.index == 20
+
+
+async def test_errors_can_be_skipped_or_returned(model: TextEmbedding) -> None:
+    inputs: list[Any] = ["#0", "bad", "#2", 3, "#4"]
+    assert await numbers(model.embed(inputs, on_error="skip")) == [0, 2, 4]
+    results = await model.embed(inputs, on_error="return").collect()
+    assert [getattr(result, "index", None) for result in results] == [None, 1, None, 3, None]
+    assert [number(results[i]) for i in (0, 2, 4)] == [0, 2, 4]
+    batches = [batch async for batch in model.embed(inputs, on_error="return").batches(2)]
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+
+
+async def test_results_before_an_error_are_not_lost_in_a_batch(model: TextEmbedding) -> None:
+    batches = model.embed([*texts(5), "bad"]).batches(10)
+    assert (await anext(batches)).shape == (5, 3)
+    with pytest.raises(InputError):
+        await anext(batches)
+
+
+async def test_a_result_keeps_nothing_else_alive(model: TextEmbedding) -> None:
+    async for vector in model.embed(texts(3)):
+        assert vector.base is None
+
+
+@pytest.mark.parametrize("options", [{"on_error": "ignore"}, {"priority": "urgent"}])
+async def test_choices_are_checked_at_once(options: dict[str, Any], model: TextEmbedding) -> None:
+    with pytest.raises(OptionError):
+        model.embed(texts(3), **options)
+
+
+# ---------------------------------------------------------------- leaving
+
+
+@every_kind
+@pytest.mark.parametrize("way", ["drop", "aclose", "async with"])
+async def test_leaving_early_ends_the_source_and_withdraws_what_waits(
+    way: str, kind: str, narrow: TextEmbedding
+) -> None:
+    async with nothing_left_behind():
+        source = Source()
+        stream = narrow.embed(source.of_kind(kind))
+        if way == "async with":
+            async with stream:
+                async for _ in stream:
+                    break
+            assert source.is_closed
+        else:
+            async for _ in stream:
+                break
+        if way == "aclose":
+            await stream.aclose()
+            assert source.is_closed
+            assert await numbers(stream) == []
+            await stream.aclose()
+        del stream
+        gc.collect()
+        await until(lambda: source.is_closed)
+        assert narrow.stats().queued == 0
+
+
+async def test_a_loop_over_a_temporary_ends_with_the_loop(narrow: TextEmbedding) -> None:
+    source = Source()
+    async for _ in narrow.embed(source.generator()):
+        break
+    gc.collect()
+    await until(lambda: source.is_closed)
+
+
+async def test_a_stream_goes_on_after_a_break(model: TextEmbedding) -> None:
+    stream = model.embed(texts(10))
+    async for result in stream:
+        if number(result) == 3:
+            break
+    assert await numbers(stream) == [4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+async def test_a_cancelled_consumer_loses_no_result(batched: bool, narrow: TextEmbedding, tmp_path: Path) -> None:
+    """It was cancelled while it waited; whoever goes on gets everything from there."""
+    gates = [tmp_path / f"gate{i}" for i in range(3)]
+    stream = narrow.embed([f"#{i} wait:{gates[i // 10]}" for i in range(30)])
+    batches = stream.batches(7)
+    seen: list[int] = []
+    for gate in gates:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+
+                async def consume() -> None:
+                    if batched:
+                        async for rows in batches:
+                            seen.extend(number(row) for row in rows)
+                    else:
+                        async for row in stream:
+                            seen.append(number(row))
+
+                group.start_soon(consume)
+                await anyio.wait_all_tasks_blocked()
+                scope.cancel()
+        gate.touch()
+    seen += await numbers(stream) if not batched else [number(row) async for rows in batches for row in rows]
+    assert seen == list(range(30))
+
+
+async def test_a_timeout_around_a_stream_withdraws_what_waits(narrow: TextEmbedding, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    source = Source(lambda i: f"#{i} wait:{gate}")
+    with anyio.move_on_after(0.05) as scope:
+        async with narrow.embed(source.async_generator()) as stream:
+            await stream.collect()
+    assert scope.cancelled_caught
+    await until(lambda: source.is_closed)
+    assert narrow.stats().queued == 0
+    gate.touch()
+    assert await numbers(narrow.embed(texts(5))) == list(range(5))
+
+
+async def test_an_exception_of_the_loops_body_comes_out_as_itself(narrow: TextEmbedding) -> None:
+    source = Source()
+    with pytest.raises(KeyError):
+        async with narrow.embed(source.async_generator()) as stream:
+            async for _ in stream:
+                raise KeyError("mine")
+    assert source.is_closed
+
+
+async def test_a_source_that_blocks_for_ever_delays_nobody(narrow: TextEmbedding) -> None:
+    gate = threading.Event()
+
+    def source() -> Iterator[str]:
+        yield "#0"
+        gate.wait()
+
+    async with nothing_left_behind():
+        async with narrow.embed(source()) as stream:
+            assert number(await anext(stream)) == 0
+        # The thread is left behind, inside the source; it ends when that answers.
+        gate.set()
+
+
+async def test_closing_does_not_disturb_other_streams(model: TextEmbedding, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with anyio.create_task_group() as group:
+        results: list[int] = []
+
+        async def lasting() -> None:
+            results.extend(await numbers(model.embed([f"#{i} wait:{gate}" for i in range(300)])))
+
+        group.start_soon(lasting)
+        await until(lambda: model.stats().in_flight == 2)
+        async with model.embed([f"#{i} wait:{gate}" for i in range(300)]) as stream:
+            group.start_soon(_next_or_end, stream)
+            await until(lambda: model.stats().queued > 300)
+        gate.touch()
+    assert results == list(range(300))
+
+
+async def _next_or_end(stream: Stream) -> None:
+    with suppress(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_closing_wakes_a_consumer_that_waits(model: TextEmbedding, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    stream = model.embed([f"wait:{gate}"])
+    results: list[list[int]] = []
+
+    async def consume() -> None:
+        results.append(await numbers(stream))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(consume)
+        await until(lambda: model.stats().in_flight == 1)
+        await stream.aclose()
+    assert results == [[]]
+    gate.touch()
+
+
+async def test_several_tasks_may_take_from_one_stream(model: TextEmbedding) -> None:
+    stream = model.embed(Source(end=500).async_generator())
+    seen: list[int] = []
+
+    async def consume() -> None:
+        async for row in stream:
+            seen.append(number(row))
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(consume)
+    assert sorted(seen) == list(range(500))
+
+
+async def test_closing_the_embedder_ends_its_streams(pool: WorkerPool) -> None:
+    async with nothing_left_behind():
+        source, unread = Source(), Source()
+        async with TextEmbedding(ECHO, pool=pool, max_in_flight=8) as model:
+            stream, unstarted = model.embed(source.async_generator()), model.embed(unread.generator())
+            assert number(await anext(stream)) == 0
+        assert source.is_closed
+        for ended in (stream, unstarted):
+            with pytest.raises(StateError, match="closed before the stream had ended"):
+                await anext(ended)
+            await ended.aclose()
+        assert unread.pulled == 0
+        del stream, unstarted, ended
+
+
+async def test_closing_the_embedder_wakes_a_consumer_in_another_task(pool: WorkerPool, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    errors: list[StateError] = []
+
+    async def consume(stream: Stream) -> None:
+        try:
+            await stream.collect()
+        except StateError as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as group:
+        async with TextEmbedding(ECHO, pool=pool) as model:
+            group.start_soon(consume, model.embed([f"wait:{gate}"]))
+            await until(lambda: model.stats().in_flight == 1)
+        gate.touch()
+    assert len(errors) == 1
+
+
+def test_a_stream_dropped_after_its_loop_has_ended_is_no_trouble(anyio_backend: str) -> None:
+    async def make() -> Stream:
+        async with TextEmbedding(ECHO, workers=0) as model:
+            stream = model.embed(texts(3))
+            await anext(stream)
+            return stream
+
+    stream = run_in_a_loop_of_its_own(make, anyio_backend)
+    del stream
+    gc.collect()
+
+
+def test_a_stream_belongs_to_its_loop(anyio_backend: str) -> None:
+    async def make() -> Stream:
+        async with TextEmbedding(ECHO, workers=0) as model:
+            return model.embed(texts(3))
+
+    stream = run_in_a_loop_of_its_own(make, anyio_backend)
+
+    async def use() -> None:
+        with pytest.raises(StateError):
+            await anext(stream)
+
+    run_in_a_loop_of_its_own(use, anyio_backend)
