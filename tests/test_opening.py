@@ -19,8 +19,8 @@ from asyncembed.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
-from tests.hub.server import Content, HubServer, Repo
-from tests.support.models import TEXTS, write_model
+from tests.hub.server import HubServer, Repo
+from tests.support.models import TEXTS, files_of, write_model
 
 
 @pytest.fixture
@@ -32,10 +32,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with HubServer() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         yield server
-
-
-def files_of(directory: Path) -> "dict[str, Content]":
-    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
 
 
 def as_sentence_transformers(

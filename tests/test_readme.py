@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.server import Content, HubServer, Repo
-from tests.support.models import write_model
+from tests.hub.server import HubServer, Repo
+from tests.support.models import files_of, write_model
+from tests.support.sparse_models import write_bm25, write_reranker
 
 README = Path(__file__).parents[1] / "README.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -21,11 +22,13 @@ DIM = 384
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
     directory = write_model(tmp_path / "model", model_file="model_optimized.onnx", dim=DIM)
-    files: dict[str, Content] = {
-        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")
-    }
     with HubServer() as server:
-        server.repos["Qdrant/bge-small-en-v1.5-onnx-Q"] = Repo(files)
+        server.repos["Qdrant/bge-small-en-v1.5-onnx-Q"] = Repo(files_of(directory))
+        for repo, directory in (
+            ("Qdrant/bm25", write_bm25(tmp_path / "bm25")),
+            ("Xenova/ms-marco-MiniLM-L-6-v2", write_reranker(tmp_path / "reranker")),
+        ):
+            server.repos[repo] = Repo(files_of(directory))
         yield server
 
 
