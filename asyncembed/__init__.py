@@ -12,19 +12,54 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asyncembed.catalogue.spec import ModelSpec
-    from asyncembed.embedders import TextEmbedding
+    from asyncembed.embedders.cross_encoder import TextCrossEncoder
+    from asyncembed.embedders.image import ImageEmbedding
+    from asyncembed.embedders.late_interaction import LateInteractionTextEmbedding
+    from asyncembed.embedders.multimodal import LateInteractionMultimodalEmbedding
+    from asyncembed.embedders.sparse import SparseTextEmbedding
+    from asyncembed.embedders.text import TextEmbedding
     from asyncembed.engine.supervisor import Stats, WorkerPool
+    from asyncembed.hub.models import download
+    from asyncembed.muvera import Muvera
+    from asyncembed.results import SparseEmbedding
+    from asyncembed.scoring import maxsim, maxsim_scores
     from asyncembed.stream import EmbeddingStream
 
-__all__ = ["EmbeddingStream", "ModelSpec", "Stats", "TextEmbedding", "WorkerPool"]
+__all__ = [
+    "EmbeddingStream",
+    "ImageEmbedding",
+    "LateInteractionMultimodalEmbedding",
+    "LateInteractionTextEmbedding",
+    "ModelSpec",
+    "Muvera",
+    "SparseEmbedding",
+    "SparseTextEmbedding",
+    "Stats",
+    "TextCrossEncoder",
+    "TextEmbedding",
+    "WorkerPool",
+    "download",
+    "maxsim",
+    "maxsim_scores",
+]
 
 # Worker processes import this package too: nothing is loaded before it is used.
 _HOMES = {
     "EmbeddingStream": "asyncembed.stream",
+    "ImageEmbedding": "asyncembed.embedders.image",
+    "LateInteractionMultimodalEmbedding": "asyncembed.embedders.multimodal",
+    "LateInteractionTextEmbedding": "asyncembed.embedders.late_interaction",
     "ModelSpec": "asyncembed.catalogue.spec",
+    "Muvera": "asyncembed.muvera",
+    "SparseEmbedding": "asyncembed.results",
+    "SparseTextEmbedding": "asyncembed.embedders.sparse",
     "Stats": "asyncembed.engine.supervisor",
-    "TextEmbedding": "asyncembed.embedders",
+    "TextCrossEncoder": "asyncembed.embedders.cross_encoder",
+    "TextEmbedding": "asyncembed.embedders.text",
     "WorkerPool": "asyncembed.engine.supervisor",
+    "download": "asyncembed.hub.models",
+    "maxsim": "asyncembed.scoring",
+    "maxsim_scores": "asyncembed.scoring",
 }
 
 

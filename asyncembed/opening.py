@@ -16,7 +16,7 @@ from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.engine.wakeup import completion
 from asyncembed.engine.worker import ProcessWorker
 from asyncembed.errors import OptionError, UnknownModelError
-from asyncembed.options import MAX_BATCH_TOKENS, Options
+from asyncembed.options import Options
 
 CONFIGURATION_PATTERNS = (
     "config.json",
@@ -29,7 +29,10 @@ CONFIGURATION_PATTERNS = (
 """What a catalogued model may have beside the files that its spec names."""
 
 _WITHOUT_GRAPH = frozenset({"static", "bm25"})
-"""Encoders whose models have no graph, so that none is exported for them."""
+"""Encoders whose models have no graph: none is exported for them, and a token costs next to nothing."""
+
+_CHEAP_BATCH_TOKENS = 32768
+"""Token budget without a graph: some tens of milliseconds, so that sending a batch costs less than computing it."""
 
 
 async def prepare(
@@ -58,12 +61,20 @@ async def prepare(
     spec, directory = await _locate(name, family, options, overrides)
     if spec.model_file is None and spec.encoder not in _WITHOUT_GRAPH and ":" not in spec.encoder:
         spec = replace(spec, model_file=str(await _export(directory, in_process=options.workers == 0)))
+    elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
+        # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
+        path = await hub.loadable_model_path(directory, spec.model_file)
+        spec = replace(spec, model_file=str(path.relative_to(directory) if path.is_relative_to(directory) else path))
     return EncoderConfig(
         spec=spec,
         directory=directory,
         session=options.session_options(),
         max_length=options.max_length,
-        max_batch_tokens=options.max_batch_tokens or MAX_BATCH_TOKENS,
+        max_batch_tokens=(
+            options.max_batch_tokens or _CHEAP_BATCH_TOKENS
+            if spec.encoder in _WITHOUT_GRAPH
+            else options.batch_tokens()
+        ),
         max_batch_size=options.max_batch_size,
         batch_invariant=options.batch_invariant,
         settings=settings,

@@ -1,9 +1,10 @@
 """The constructor keywords that the six classes share: declared once, checked once, passed on whole."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 from asyncembed.engine.supervisor import BATCH_TIMEOUT_SECONDS, WorkerPool, check_count
@@ -13,7 +14,12 @@ from asyncembed.runtime.session import Device
 if TYPE_CHECKING:
     from asyncembed.runtime.session import SessionOptions
 
-MAX_BATCH_TOKENS = 2048
+MAX_BATCH_TOKENS = 512
+"""On a CPU: one long text. A query waits for the batch before it, and larger batches compute no faster (measured: equal
+within 3 % from 256 to 4096 tokens)."""
+
+MAX_BATCH_TOKENS_ACCELERATED = 16384
+"""On an accelerator, where small batches leave most of it idle."""
 MAX_IN_FLIGHT = 1024
 MAX_IN_FLIGHT_BYTES = 64 * 1024 * 1024
 
@@ -115,8 +121,8 @@ class Options:
                 raise OptionError(f"{', '.join(clashing)}: with pool=, give this to the WorkerPool instead")
 
     @classmethod
-    def from_keywords(cls, keywords: OptionKeywords) -> "Options":
-        """Check the keywords of a constructor.
+    def from_keywords(cls, keywords: OptionKeywords, *, own: Collection[str] = ()) -> "Options":
+        """Check the keywords of a constructor; `own` are those it has besides, which a misspelt one may mean.
 
         Raises:
             OptionError: An unknown keyword, or a value that cannot work.
@@ -124,10 +130,25 @@ class Options:
         known = OptionKeywords.__annotations__
         for name in keywords:
             if name not in known:
-                close = get_close_matches(name, known, 1)
+                close = get_close_matches(name, [*known, *own], 1)
                 hint = f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}"
                 raise OptionError(f"unknown keyword {name!r}{hint}")
         return cls(**keywords)
+
+    def batch_tokens(self) -> int:
+        """The token budget: what was asked for, or what suits the device."""
+        if self.max_batch_tokens is not None:
+            return self.max_batch_tokens
+        return MAX_BATCH_TOKENS_ACCELERATED if self._is_accelerated() else MAX_BATCH_TOKENS
+
+    def _is_accelerated(self) -> bool:
+        if self.providers is not None:
+            names = [entry if isinstance(entry, str) else entry[0] for entry in self.providers]
+            return any(name != "CPUExecutionProvider" for name in names)
+        if self.device == "auto":
+            # The runtime is not imported here: which of its packages is installed tells what "auto" will take.
+            return _is_installed("onnxruntime-gpu")
+        return self.device == "cuda"
 
     def session_options(self) -> "SessionOptions":
         """What of this concerns the session; the pool adds threads and device."""
@@ -141,6 +162,14 @@ class Options:
                 (name, tuple(sorted((key, str(value)) for key, value in settings.items()))) for name, settings in pairs
             )
         )
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

@@ -1,8 +1,8 @@
 """Result types, and how many results become one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias, TypeVar, overload
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,10 +14,119 @@ Vector: TypeAlias = "npt.NDArray[np.float32]"
 Matrix: TypeAlias = "npt.NDArray[np.float32]"
 """Embeddings as rows: float32 (n, dim)."""
 
+Scores: TypeAlias = "npt.NDArray[np.float32]"
+"""Scores of a reranker: float32 (n,)."""
+
 ROWS_PER_COPY = 1024
 
 ResultT = TypeVar("ResultT")
 CollectedT = TypeVar("CollectedT")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseEmbedding:
+    """A sparse vector: the terms that count, and how much.
+
+    The order of the entries carries no meaning. Two are equal if they hold the same entries in the same order.
+
+    Attributes:
+        indices: int32 (entries,), each 0 or more. Every index comes once, except in miniCOIL's vectors, where two rare
+            words can share one.
+        values: float32 (entries,).
+    """
+
+    indices: "npt.NDArray[np.int32]"
+    values: "npt.NDArray[np.float32]"
+
+    def as_object(self) -> "dict[str, npt.NDArray[Any]]":
+        """The two arrays by name, as vector databases take them."""
+        return {"indices": self.indices, "values": self.values}
+
+    def as_dict(self) -> dict[int, float]:
+        """From index to value, as plain Python numbers."""
+        return dict(zip(self.indices.tolist(), self.values.tolist(), strict=True))
+
+    @classmethod
+    def from_dict(cls, entries: Mapping[int, float]) -> Self:
+        """The vector with these entries, in their order."""
+        import numpy as np
+
+        return cls(
+            np.fromiter(entries.keys(), np.int32, len(entries)), np.fromiter(entries.values(), np.float32, len(entries))
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the entries take."""
+        return self.indices.nbytes + self.values.nbytes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __eq__(self, other: object) -> bool:
+        import numpy as np
+
+        if not isinstance(other, SparseEmbedding):
+            return NotImplemented
+        return np.array_equal(self.indices, other.indices) and np.array_equal(self.values, other.values)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class SparseBatch(Sequence[SparseEmbedding]):
+    """Many sparse vectors in three arrays: what a worker sends back for a batch.
+
+    An element is a view: it keeps the whole batch in memory.
+
+    Attributes:
+        indices: The indices of all vectors, one after the other: int32 (entries,).
+        values: Their values: float32 (entries,).
+        offsets: Where each vector begins, and where the last one ends: int64 (n + 1,).
+    """
+
+    __slots__ = ("_bounds", "indices", "offsets", "values")
+
+    def __init__(
+        self, indices: "npt.NDArray[np.int32]", values: "npt.NDArray[np.float32]", offsets: "npt.NDArray[np.int64]"
+    ) -> None:
+        self.indices = indices
+        self.values = values
+        self.offsets = offsets
+        # As plain numbers: elements are asked for one by one.
+        self._bounds: list[int] = offsets.tolist()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
+        return type(self), (self.indices, self.values, self.offsets)
+
+    @classmethod
+    def join(cls, indices: "Sequence[npt.NDArray[Any]]", values: "Sequence[npt.NDArray[Any]]") -> Self:
+        """Put vectors, given as their indices and their values, into one batch."""
+        import numpy as np
+
+        offsets = np.zeros(len(indices) + 1, dtype=np.int64)
+        np.cumsum([len(some) for some in indices], out=offsets[1:])
+        return cls(
+            np.concatenate([np.empty(0, np.int32), *indices], dtype=np.int32, casting="same_kind"),
+            np.concatenate([np.empty(0, np.float32), *values], dtype=np.float32, casting="same_kind"),
+            offsets,
+        )
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    @overload
+    def __getitem__(self, position: int) -> SparseEmbedding: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[SparseEmbedding]: ...
+    def __getitem__(self, position: int | slice) -> SparseEmbedding | list[SparseEmbedding]:
+        if isinstance(position, slice):
+            return [self[i] for i in range(len(self))[position]]
+        if position < 0:
+            position += len(self)
+            if position < 0:
+                raise IndexError("no such vector")
+        start, end = self._bounds[position], self._bounds[position + 1]
+        return SparseEmbedding(self.indices[start:end], self.values[start:end])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +170,39 @@ def stack_rows(rows: list[Any]) -> Any:
     return matrix
 
 
-DENSE: Output[Vector, Matrix] = Output(own=own_row, assemble=stack_rows)
+def own_rows(matrices: list[Any]) -> list[Any]:
+    """Copies of matrices, as a list."""
+    return [own_row(matrix) for matrix in matrices]
 
+
+def own_sparse(vector: Any) -> Any:
+    """A copy of a vector of a batch; an error stays itself."""
+    if isinstance(vector, Exception):
+        return vector
+    return SparseEmbedding(vector.indices.copy(), vector.values.copy())
+
+
+def own_all_sparse(vectors: Iterable[Any]) -> list[Any]:
+    """Copies of vectors, as a list."""
+    return [own_sparse(vector) for vector in vectors]
+
+
+def own_score(score: Any) -> Any:
+    """A score as a Python float; an error stays itself."""
+    return score if isinstance(score, Exception) else float(score)
+
+
+def stack_scores(scores: list[Any]) -> Any:
+    """Scores as one float32 array (n,); a list if errors are among them."""
+    import numpy as np
+
+    if any(isinstance(score, Exception) for score in scores):
+        return [own_score(score) for score in scores]
+    return np.array(scores, dtype=np.float32)
+
+
+DENSE: Output[Vector, Matrix] = Output(own=own_row, assemble=stack_rows)
+MATRICES: Output[Matrix, list[Matrix]] = Output(own=own_row, assemble=own_rows)
+SPARSE: Output[SparseEmbedding, list[SparseEmbedding]] = Output(own=own_sparse, assemble=own_all_sparse)
+SCORE: Output[float, Scores] = Output(own=own_score, assemble=stack_scores)
 COUNT: Output[int, int] = Output(own=int, assemble=sum)

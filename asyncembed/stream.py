@@ -68,6 +68,10 @@ class Intake(Protocol[RecordT]):
         """The item, and about how many bytes it keeps in memory. Raises `InputError` if it can be no input."""
         ...
 
+    def submit(self, items: list[Item]) -> None:
+        """Let items wait for a worker: at once, or when what they stand for was fetched or read."""
+        ...
+
 
 class _Pending:
     """A record that was read and whose result is not taken yet: what it holds of the window's bounds."""
@@ -196,7 +200,14 @@ class StreamState(Generic[InputT]):
         if items:
             self._typical_bytes = max(1.0, (self._bytes - bytes_before) / len(items))
             self._typical_tokens = (self._waiting_tokens - tokens_before) / len(items)
-            self.pool.submit(items)
+            self._intake.submit(items)
+
+    def charge(self, index: int, size_bytes: int) -> None:
+        """Learn how many bytes an input really keeps that was fetched or read after it had been pushed."""
+        pending = self._window.get(index)
+        if pending is not None:
+            self._bytes += size_bytes - pending.size_bytes
+            pending.size_bytes = size_bytes
 
     def finish(self, error: BaseException | None = None) -> None:
         """Learn that the source has ended, or failed with `error`, which is raised after all results before it."""

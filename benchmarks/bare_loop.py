@@ -3,8 +3,8 @@
     uv run python -m benchmarks.bare_loop [--texts 1000] [--rounds 5]
 
 Both sides tokenize, run all-MiniLM-L6-v2 (fp32, cut at 512 tokens, one thread per session) on batches of neighbouring
-length within the same token budget, average and normalise. The loop has all texts at hand and sorts them all; the engine
-gets them as a stream and yields vectors in order. The sides alternate in one run.
+length within the same token budget, average and normalise. The loop has all texts at hand and sorts them all; the
+engine gets them as a stream and yields vectors in order. The sides alternate in one run.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from asyncembed import TextEmbedding
 from asyncembed.options import MAX_BATCH_TOKENS
-from benchmarks.common import machine, minilm, minilm_spec, say, spread, texts, watch_memory
+from benchmarks.common import machine, minilm, minilm_spec, say, spread, texts
 
 
 class BareLoop:
@@ -109,9 +109,8 @@ async def main() -> None:
         difference = float(np.abs(vectors - expected).max())
         stats = model.stats()
     say(f"bare loop: {spread(bare)} s   engine: {spread(engine)} s   largest difference {difference:.1e}")
-    say(
-        f"throughput of the engine: {statistics.median(b / e for b, e in zip(bare, engine, strict=True)):.1%} of the loop"
-    )
+    ratio = statistics.median(b / e for b, e in zip(bare, engine, strict=True))
+    say(f"throughput of the engine: {ratio:.1%} of the loop")
     say(
         f"padding {stats.padding_share:.2%}, {stats.tokens // arguments.rounds} tokens a round, "
         f"median batch {stats.batch_seconds * 1e3:.0f} ms"

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import statistics
 import sys
 import threading
@@ -17,7 +18,7 @@ from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.export import ensure_graph
 from examples.quickstart import demo_model, stdlib_docstrings
 
-SAMPLE_SECONDS = 0.02
+SAMPLE_SECONDS = 0.1
 
 
 def texts(count: int) -> list[str]:
@@ -51,6 +52,20 @@ def minilm_spec(limit: int = 512) -> ModelSpec:
     )
 
 
+def fastembed_directory() -> Path:
+    """The same model laid out as fastembed wants it: the graph and the tokenizer's files in one directory."""
+    directory, graph = minilm()
+    target = graph.parent / "fastembed"
+    target.mkdir(exist_ok=True)
+    wanted = {name: directory / name for name in ("config.json", "special_tokens_map.json", "tokenizer.json")}
+    wanted |= {"tokenizer_config.json": directory / "tokenizer_config.json"}
+    wanted |= {"model.onnx": graph, "model.onnx_data": graph.with_name("model.onnx_data")}
+    for name, source in wanted.items():
+        if not (target / name).exists():
+            shutil.copy(source, target / name)
+    return target
+
+
 def machine() -> str:
     """One line on what this ran on."""
     model = next(
@@ -63,7 +78,7 @@ def machine() -> str:
 
 @dataclass
 class Peak:
-    """The largest resident memory of this process and its children together, in bytes, while it was watched."""
+    """The largest memory of this process and its children together, in bytes, while it was watched."""
 
     size_bytes: int = 0
     start_bytes: int = 0
@@ -71,7 +86,7 @@ class Peak:
 
 @contextmanager
 def watch_memory() -> Iterator[Peak]:
-    """Sample the memory of the whole process tree. Shared pages count once per process that maps them (RSS)."""
+    """Sample the memory of the whole process tree (PSS: a page that processes share counts once)."""
     peak = Peak()
     done = threading.Event()
     own = psutil.Process()
@@ -80,7 +95,7 @@ def watch_memory() -> Iterator[Peak]:
         total = 0
         for process in [own, *own.children(recursive=True)]:
             try:
-                total += process.memory_info().rss
+                total += process.memory_full_info().pss
             except psutil.Error:
                 continue
         return total

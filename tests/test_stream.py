@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asyncembed.embedders import TextEmbedding
+from asyncembed.embedders.text import TextEmbedding
 from asyncembed.engine.supervisor import WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
 from asyncembed.stream import FIRST_READ, WAITING_BATCHES, WAITING_BATCHES_PER_WORKER, EmbeddingStream

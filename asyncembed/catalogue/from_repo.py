@@ -26,6 +26,7 @@ _ROOT_CONFIGURATION = frozenset(
         "config.json",
         "config_sentence_transformers.json",
         "modules.json",
+        "preprocessor_config.json",
         "sentence_bert_config.json",
         "special_tokens_map.json",
         "tokenizer.json",
@@ -138,10 +139,16 @@ def spec_from_directory(
         case "text":
             pipeline = _read_pipeline(repo)
         case "cross_encoder":
-            pipeline = _Pipeline(encoder="cross_encoder", max_length=_max_length(repo))
+            pipeline = _cross_encoder(repo)
+        case "sparse":
+            pipeline = _splade(repo)
+        case "image":
+            pipeline = _image(repo)
         case _:
             raise repo.unsupported(f"a model of the family {family} must be in the catalogue or be registered")
     model_file, extra = (None, ()) if pipeline.encoder == "static" else _graph_files(repo)
+    if model_file is None and family != "text":
+        raise repo.unsupported("it has no ONNX file, and only encoders of texts can be exported from weights")
     prompts, default_prompt = _read_prompts(repo)
     return ModelSpec(
         name=repo.name,
@@ -246,6 +253,16 @@ class _Pipeline:
     settings: dict[str, object] = field(default_factory=dict)
 
 
+def _image(repo: _Repo) -> _Pipeline:
+    """Image repos say how an image is prepared, and nothing of what becomes of the graph's output."""
+    overrides = repo.overrides
+    return _Pipeline(
+        encoder="image",
+        pooling=overrides.pooling or "none",
+        normalize=True if overrides.normalize is None else overrides.normalize,
+    )
+
+
 def _read_pipeline(repo: _Repo) -> _Pipeline:
     overrides = repo.overrides
     modules = repo.modules()
@@ -268,6 +285,9 @@ def _read_pipeline(repo: _Repo) -> _Pipeline:
 
 def _from_modules(repo: _Repo, modules: Sequence[dict[str, Any]]) -> _Pipeline:
     kinds = [_kind(str(module.get("type", ""))) for module in modules]
+    if "Dropout" in kinds:  # does nothing outside training
+        modules = [module for module, kind in zip(modules, kinds, strict=True) if kind != "Dropout"]
+        kinds = [kind for kind in kinds if kind != "Dropout"]
     pipeline = _Pipeline()
     for kind, module in zip(kinds, modules, strict=True):
         folder = str(module.get("path", ""))
@@ -303,6 +323,8 @@ def _kind(type_name: str) -> str:
 
 
 _MODULE_ORDER = {"Transformer": 0, "StaticEmbedding": 0, "Pooling": 1, "Dense": 2, "Normalize": 3}
+# transformers writes 1e30 where a tokenizer has no limit.
+_NO_LIMIT = 10**15
 
 
 def _add_transformer(repo: _Repo, folder: str, pipeline: _Pipeline) -> None:
@@ -350,7 +372,12 @@ def _add_projection(repo: _Repo, folder: str, pipeline: _Pipeline) -> None:
         raise repo.unsupported(
             f"its linear layer lacks {weights}: files of pickled Python (pytorch_model.bin) are not read"
         )
-    pipeline.dim = _integer(repo.json(f"{folder}/config.json"), "out_features") or pipeline.dim
+    config = repo.json(f"{folder}/config.json")
+    if config.get("use_residual") or config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+        raise repo.unsupported(
+            f"its linear layer in {folder} is of a kind that we do not compute (residual, or per token)"
+        )
+    pipeline.dim = _integer(config, "out_features") or pipeline.dim
     pipeline.files += (weights, f"{folder}/config.json")
     earlier = pipeline.settings.get("projections", ())
     assert isinstance(earlier, tuple)
@@ -370,6 +397,39 @@ def _model2vec(repo: _Repo) -> _Pipeline:
     return pipeline
 
 
+def _cross_encoder(repo: _Repo) -> _Pipeline:
+    """A model for sequence classification whose one label is the score."""
+    config = repo.json("config.json")
+    _check_task(repo, "ForSequenceClassification")
+    id2label = config.get("id2label")
+    labels = _integer(config, "num_labels") or (len(id2label) if isinstance(id2label, dict) else 1)
+    if labels != 1:
+        raise repo.unsupported(f"it is a classifier of {labels} labels; a reranker has one, the score")
+    return _Pipeline(encoder="cross_encoder", max_length=_max_length(repo))
+
+
+def _splade(repo: _Repo) -> _Pipeline:
+    """A masked language model whose logits are the weights of words, as sentence-transformers' sparse encoders are."""
+    modules = repo.modules()
+    if modules is None:
+        _check_task(repo, "ForMaskedLM")
+    else:
+        kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
+        if kinds != ["MLMTransformer", "SpladePooling"]:
+            raise repo.unsupported(f"its modules are {', '.join(kinds)}; SPLADE's are MLMTransformer and SpladePooling")
+        pooling = repo.json(f"{modules[1].get('path', '')}/config.json")
+        how = pooling.get("pooling_strategy", "max"), pooling.get("activation_function", "relu")
+        if how != ("max", "relu"):
+            raise repo.unsupported(f"its pooling is {how[0]} of {how[1]}; only max of relu is computed")
+    return _Pipeline(encoder="splade", max_length=_max_length(repo))
+
+
+def _check_task(repo: _Repo, task: str) -> None:
+    architectures = repo.json("config.json").get("architectures") or []
+    if not any(str(name).endswith(task) for name in architectures) and architectures:
+        raise repo.unsupported(f"config.json calls it {', '.join(map(str, architectures))}, not a model {task}")
+
+
 def _declared(repo: _Repo, pooling: Pooling, normalize: bool) -> _Pipeline:
     pipeline = _Pipeline(pooling=pooling, normalize=normalize)
     _read_limits(repo, pipeline)
@@ -380,14 +440,19 @@ def _declared(repo: _Repo, pooling: Pooling, normalize: bool) -> _Pipeline:
 
 def _read_limits(repo: _Repo, pipeline: _Pipeline) -> None:
     pipeline.max_length = _max_length(repo)
-    if repo.modules() is not None:
-        pipeline.settings["strip"] = True  # sentence-transformers does
     if repo.json("sentence_bert_config.json").get("do_lower_case"):
         pipeline.settings["lower_case"] = True
 
 
 def _max_length(repo: _Repo) -> int | None:
-    return _integer(repo.json("sentence_bert_config.json"), "max_seq_length")
+    """The limit that the repo declares beside its tokenizer; None leaves it to the tokenizer's own configuration."""
+    declared = _integer(repo.json("sentence_bert_config.json"), "max_seq_length")
+    if declared is not None:
+        return declared
+    # A tokenizer may allow more than the model has positions for; sentence-transformers takes the smaller one.
+    positions = _integer(repo.json("config.json"), "max_position_embeddings")
+    tokens = _integer(repo.json("tokenizer_config.json"), "model_max_length")
+    return positions if positions is not None and tokens is not None and positions < tokens < _NO_LIMIT else None
 
 
 def _read_prompts(repo: _Repo) -> tuple[dict[str, str], str | None]:

@@ -122,7 +122,7 @@ def describe(spec: ModelSpec) -> dict[str, object]:
     """A spec as `list_supported_models` gives it."""
     hub = next((source.repo for source in spec.sources if isinstance(source, HubSource)), None)
     url = next((source.url for source in spec.sources if isinstance(source, ArchiveSource)), None)
-    return {
+    record: dict[str, object] = {
         "model": spec.name,
         "dim": spec.dim,
         "description": spec.description,
@@ -133,6 +133,13 @@ def describe(spec: ModelSpec) -> dict[str, object]:
         "additional_files": list(spec.additional_files),
         "prompts": dict(spec.prompts),
     }
+    if spec.family == "sparse":
+        # Whether the database is to weigh with the IDF, and how many indices there are.
+        record |= {
+            "requires_idf": spec.settings.get("requires_idf"),
+            "vocab_size": spec.settings.get("vocabulary_size"),
+        }
+    return record
 
 
 def parse_sources(sources: object, model: str) -> tuple[Source, ...]:

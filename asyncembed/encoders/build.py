@@ -26,10 +26,50 @@ def build(config: EncoderConfig) -> Encoder:
             from asyncembed.encoders.dense import DenseEncoder
 
             return DenseEncoder(config)
+        case "colbert" | "token_states":
+            from asyncembed.encoders.late_interaction import LateInteractionEncoder
+
+            return LateInteractionEncoder(config)
+        case "image":
+            from asyncembed.encoders.image import ImageEncoder
+
+            return ImageEncoder(config)
+        case "colpali":
+            from asyncembed.encoders.multimodal import ColPaliEncoder
+
+            return ColPaliEncoder(config)
+        case "colmodernvbert":
+            from asyncembed.encoders.multimodal import ColModernVBertEncoder
+
+            return ColModernVBertEncoder(config)
         case "static":
             from asyncembed.encoders.static import StaticEncoder
 
             return StaticEncoder(config)
+        case "splade":
+            from asyncembed.encoders.splade import splade
+
+            return splade(config)
+        case "inference_free_splade":
+            from asyncembed.encoders.splade import inference_free_splade
+
+            return inference_free_splade(config)
+        case "bm25":
+            from asyncembed.encoders.bm25 import Bm25Encoder
+
+            return Bm25Encoder(config)
+        case "bm42":
+            from asyncembed.encoders.bm42 import bm42
+
+            return bm42(config)
+        case "minicoil":
+            from asyncembed.encoders.minicoil import minicoil
+
+            return minicoil(config)
+        case "cross_encoder":
+            from asyncembed.encoders.cross_encoder import CrossEncoder
+
+            return CrossEncoder(config)
         case unknown:
             raise UnsupportedModelError(f"no encoder is called {unknown!r}", model=config.spec.name)
 

@@ -21,7 +21,7 @@ class DenseEncoder:
     Results are one array (n, dim); with mode "count" they are the number of tokens of each text instead.
 
     Of `spec.settings` it reads:
-        lower_case, strip: What is done to a text before it is tokenized.
+        lower_case: Whether the letters of a text are lowered before it is tokenized.
         pad_to_limit: Whether every text is padded to the length limit (the graph pools its last position).
         include_prompt: Whether the tokens of a prompt count in the pooling (default True).
         projections: Folders of linear layers between pooling and normalisation, as sentence-transformers has
@@ -40,7 +40,6 @@ class DenseEncoder:
             config.directory,
             max_length=config.max_length or spec.max_length,
             lower_case=bool(settings.get("lower_case", False)),
-            strip=bool(settings.get("strip", False)),
         )
         self._fixed_length = self.tokenizer.limit if settings.get("pad_to_limit") else None
         self._include_prompt = bool(settings.get("include_prompt", True))
@@ -52,6 +51,15 @@ class DenseEncoder:
         )
         self._projections = read_projections(config.directory, settings) if config.load_session else []
         self._prompt_lengths: dict[str, int] = {}
+        self.facts: dict[str, object] = {"max_length": self.tokenizer.limit}
+        if self._graph is not None:
+            # An empty text warms the session, and shows now whether pooling and graph fit together.
+            vectors, _ = self._embed(self.tokenizer.encode([""]).encodings, "", self._task(Call()))
+            self.facts |= {
+                "dim": vectors.shape[1],
+                "providers": self._graph.session.providers,
+                "dynamically_quantized": self._graph.is_dynamically_quantized,
+            }
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts, or count their tokens; a text that cannot be tokenized is a failure.
@@ -67,7 +75,7 @@ class DenseEncoder:
         results = finish(vectors, call)
         if done.failures:
             results = spread(results, done.positions, len(inputs))
-        return Encoded(results, done.failures, tokens=sum(done.lengths), padded_tokens=padded)  # type: ignore[arg-type]
+        return Encoded(results, done.failures, tokens=sum(done.lengths), padded_tokens=padded)
 
     def _embed(self, encodings: Sequence[Encoding], prompt: str, extra: Mapping[str, Array]) -> tuple[FloatArray, int]:
         """Pooled vectors in the order of `encodings`, float32 (n, dim), and the tokens computed for them."""
@@ -109,16 +117,16 @@ class DenseEncoder:
                 + ('its vectors are pooled already, say pooling="none"' if output.ndim == 2 else "say pooling="),
                 model=self._spec.name,
             )
-        if prompt and not self._include_prompt:
-            mask = self._without_prompt(mask, prompt)
-        return pool(output, mask, how)
+        return pool(output, mask, how, skip=0 if self._include_prompt else self._length_of(prompt))
 
-    def _without_prompt(self, mask: IntArray, prompt: str) -> IntArray:
-        """`mask` with the tokens of the prompt taken out."""
+    def _length_of(self, prompt: str) -> int:
+        """Tokens that `prompt` takes at the start of a text."""
+        if not prompt:
+            return 0
         length = self._prompt_lengths.get(prompt)
         if length is None:
             length = self._prompt_lengths[prompt] = self.tokenizer.prefix_length(prompt)
-        return np.where(mask.cumsum(axis=1) > length, mask, 0)
+        return length
 
     def _task(self, call: Call) -> dict[str, Array]:
         """The graph's task input, for a multi-task model."""

@@ -6,11 +6,17 @@ An encoder lives in one worker, serves one batch at a time, and knows nothing of
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.errors import InputError
 from asyncembed.runtime.session import SessionOptions
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+Results: TypeAlias = "Sequence[Any] | npt.NDArray[Any]"
+"""One result per input, by position."""
 
 Mode: TypeAlias = Literal["embed", "query", "passage", "image", "pair", "count"]
 
@@ -78,7 +84,7 @@ class Encoded:
         padded_tokens: Tokens computed, padding included.
     """
 
-    results: Sequence[object]
+    results: Results
     failures: Mapping[int, InputError] = field(default_factory=dict)
     tokens: int = 0
     padded_tokens: int = 0

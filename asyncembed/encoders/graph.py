@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.encoders.microbatch import (
     ACCELERATOR_RUN_OVERHEAD_TOKENS,
@@ -16,7 +17,7 @@ from asyncembed.encoders.tokenization import IntArray
 from asyncembed.errors import UnsupportedModelError
 from asyncembed.runtime.onnx import OnnxSession
 from asyncembed.runtime.quantization import is_dynamically_quantized
-from asyncembed.runtime.session import Array
+from asyncembed.runtime.session import Array, Session
 
 # What a graph may ask for and gets made up from the ids; whatever else it asks for, a family must supply.
 _KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -28,6 +29,7 @@ class TextGraph:
     Attributes:
         session: Where it runs.
         output: Name of the output that `spec.output` means.
+        is_dynamically_quantized: Whether a result would depend on its neighbours in the run.
     """
 
     def __init__(self, config: EncoderConfig, *, extra_inputs: Sequence[str] = ()) -> None:
@@ -50,11 +52,12 @@ class TextGraph:
                 f"besides nothing but {', '.join((*_KNOWN_INPUTS[1:], *extra_inputs))}",
                 model=spec.name,
             )
-        self.output = self._find_output(config)
+        self.output = find_output(self.session, spec)
         self._dtypes: Mapping[str, np.dtype[Any]] = {name: self.session.input_dtype(name) for name in names}
         self._max_tokens = config.max_batch_tokens
         self._max_size = config.max_batch_size
-        if config.batch_invariant and is_dynamically_quantized(path):
+        self.is_dynamically_quantized = is_dynamically_quantized(path)
+        if config.batch_invariant and self.is_dynamically_quantized:
             self._max_size = 1
         if "attention_mask" not in names:
             # The graph takes padding for text: inputs share a run only if they are equally long, as only
@@ -92,17 +95,22 @@ class TextGraph:
             outputs, {name: array.astype(self._dtypes[name], copy=False) for name, array in feeds.items()}
         )
 
-    def _find_output(self, config: EncoderConfig) -> str:
-        names = self.session.output_names
-        wanted = config.spec.output
-        preferred = config.spec.settings.get("output_name")
-        if preferred in names:
-            return str(preferred)
-        if isinstance(wanted, str) and wanted in names:
-            return wanted
-        if isinstance(wanted, int) and wanted < len(names):
-            return names[wanted]
-        raise UnsupportedModelError(
-            f"the graph {config.spec.model_file} has no output {wanted!r}, only {', '.join(names)}",
-            model=config.spec.name,
-        )
+
+def find_output(session: Session, spec: ModelSpec) -> str:
+    """Name of the graph's output that `spec` means.
+
+    Raises:
+        UnsupportedModelError: The graph has no such output.
+    """
+    names = session.output_names
+    wanted = spec.output
+    preferred = spec.settings.get("output_name")
+    if preferred in names:
+        return str(preferred)
+    if isinstance(wanted, str) and wanted in names:
+        return wanted
+    if isinstance(wanted, int) and wanted < len(names):
+        return names[wanted]
+    raise UnsupportedModelError(
+        f"the graph {spec.model_file} has no output {wanted!r}, only {', '.join(names)}", model=spec.name
+    )

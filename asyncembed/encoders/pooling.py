@@ -18,9 +18,19 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 
-def pool(hidden: Array, mask: IntArray, how: Pooling) -> FloatArray:
-    """Reduce (batch, tokens, dim) to (batch, dim) by the method `how`, any but "none"."""
-    return _POOLINGS[how](hidden, mask)
+def pool(hidden: Array, mask: IntArray, how: Pooling, *, skip: int = 0) -> FloatArray:
+    """Reduce (batch, tokens, dim) to (batch, dim) by the method `how`, any but "none".
+
+    The first `skip` real tokens of each row, those of a prompt, do not count.
+    """
+    if not skip:
+        return _POOLINGS[how](hidden, mask)
+    positions = mask.cumsum(axis=1)
+    counted = np.where(positions > skip, mask, 0)
+    if how == "weighted_mean":
+        # A token keeps the weight that its place in the whole text gives it.
+        return _weighted_mean(hidden, positions * counted)
+    return _POOLINGS[how](hidden, counted)
 
 
 def cls_pool(hidden: Array, mask: IntArray) -> FloatArray:
@@ -35,7 +45,7 @@ def last_token_pool(hidden: Array, mask: IntArray) -> FloatArray:
 
 def mean_pool(hidden: Array, mask: IntArray) -> FloatArray:
     """The average of the real tokens; zeros for a row without any."""
-    return _weighted_sum(hidden, mask) / _at_least_tiny(mask.sum(axis=1, keepdims=True))
+    return _weighted_mean(hidden, mask)
 
 
 def mean_sqrt_len_pool(hidden: Array, mask: IntArray) -> FloatArray:
@@ -46,8 +56,7 @@ def mean_sqrt_len_pool(hidden: Array, mask: IntArray) -> FloatArray:
 
 def weighted_mean_pool(hidden: Array, mask: IntArray) -> FloatArray:
     """The average of the real tokens, the n-th of them weighted by n (Muennighoff 2022, arXiv:2202.08904)."""
-    weights = mask.cumsum(axis=1) * mask
-    return _weighted_sum(hidden, weights) / _at_least_tiny(weights.sum(axis=1, keepdims=True))
+    return _weighted_mean(hidden, mask.cumsum(axis=1) * mask)
 
 
 def max_pool(hidden: Array, mask: IntArray) -> FloatArray:
@@ -77,6 +86,10 @@ _POOLINGS: Mapping[Pooling, Callable[[Array, IntArray], FloatArray]] = {
 def _rows_at(hidden: Array, positions: npt.NDArray[np.intp]) -> FloatArray:
     rows: FloatArray = hidden[np.arange(len(hidden)), positions].astype(np.float32)
     return rows
+
+
+def _weighted_mean(hidden: Array, weights: IntArray) -> FloatArray:
+    return _weighted_sum(hidden, weights) / _at_least_tiny(weights.sum(axis=1, keepdims=True))
 
 
 def _weighted_sum(hidden: Array, weights: IntArray) -> FloatArray:

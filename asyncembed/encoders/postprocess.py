@@ -38,14 +38,14 @@ def quantize_int8(vectors: FloatArray, ranges: FloatArray) -> Array:
     """Spread each component's range over -128…127.
 
     `ranges` is (2, dim): the smallest and largest value of each component over a sample of the corpus. It is
-    fixed beforehand, so that a vector does not depend on its batch. What lies outside is clipped; inside, the
-    values are those of sentence-transformers' `quantize_embeddings(..., precision="int8", ranges=ranges)`,
-    which lets it wrap around.
+    fixed beforehand, so that a vector does not depend on its batch. What lies outside is clipped, as in
+    sentence-transformers' `quantize_embeddings(..., precision="int8", ranges=ranges)`.
     """
     low, high = ranges
-    steps = np.maximum((high - low) / np.float32(255), np.finfo(np.float32).tiny)
-    quantized: Array = np.clip((vectors - low) / steps - 128, -128, 127).astype(np.int8)
-    return quantized
+    steps = (high - low) / np.float32(255)
+    steps = np.where(steps == 0, np.float32(1), steps)
+    levels: Array = np.clip(np.floor((vectors - low) / steps), 0, 255)
+    return (levels - 128).astype(np.int8)
 
 
 def quantize_binary(vectors: FloatArray) -> Array:

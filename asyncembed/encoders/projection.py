@@ -10,11 +10,20 @@ import numpy as np
 from asyncembed.encoders.pooling import FloatArray
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 
+
+def _sigmoid(values: FloatArray) -> FloatArray:
+    # By way of tanh, since exp overflows for large negative values.
+    half = np.float32(0.5)
+    result: FloatArray = half + half * np.tanh(half * values)
+    return result
+
+
 ACTIVATIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
     "torch.nn.modules.linear.Identity": lambda values: values,
     "torch.nn.modules.activation.Tanh": lambda values: np.tanh(values),
     "torch.nn.modules.activation.ReLU": lambda values: np.maximum(values, 0),
-    "torch.nn.modules.activation.Sigmoid": lambda values: np.float32(1) / (np.float32(1) + np.exp(-values)),
+    "torch.nn.modules.activation.Sigmoid": _sigmoid,
+    "torch.nn.modules.activation.SiLU": lambda values: values * _sigmoid(values),
 }
 
 

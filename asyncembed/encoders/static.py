@@ -18,12 +18,16 @@ from asyncembed.encoders.pooling import FloatArray, normalize
 from asyncembed.encoders.postprocess import finish, spread
 from asyncembed.encoders.tokenization import TextTokenizer, sort_out
 from asyncembed.encoders.words import WordTable
-from asyncembed.errors import ModelLoadError, OptionError
+from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
 from asyncembed.runtime.safetensors import read_tensors
 from asyncembed.runtime.session import Array
 
 # For models that state no limit.
 _UNLIMITED = 2**31 - 1
+
+# Texts within the usual limit are added up in one go; longer ones in blocks, which keeps float32 exact enough.
+_BLOCK_TOKENS = 512
+_ONES = np.ones(_BLOCK_TOKENS, dtype=np.float32)
 
 
 class StaticEncoder:
@@ -56,7 +60,12 @@ class StaticEncoder:
         self._vectors = _matrix(tensors, folder)
         self._rows = tensors.get("mapping")
         self._weights = tensors["weights"].astype(np.float32) if "weights" in tensors else None
-        self._ones = np.ones(512, dtype=np.float32)
+        self.facts: dict[str, object] = {"max_length": self._tokenizer.limit, "dim": self._vectors.shape[1]}
+        if spec.dim is not None and spec.dim != self._vectors.shape[1]:
+            raise UnsupportedModelError(
+                f"the model is declared with dim={spec.dim}, but its vectors have {self._vectors.shape[1]}",
+                model=spec.name,
+            )
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts, or count their tokens; what is no valid text is a failure."""
@@ -82,7 +91,7 @@ class StaticEncoder:
         if failures:
             results = spread(results, positions, len(inputs))
         count = sum(map(len, ids))
-        return Encoded(results, failures, tokens=count, padded_tokens=count)  # type: ignore[arg-type]
+        return Encoded(results, failures, tokens=count, padded_tokens=count)
 
     def _tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         starts = [self._tokenizer.start_of(text) for text in texts]
@@ -99,20 +108,21 @@ class StaticEncoder:
             known = np.array(tokens, dtype=np.intp)
             if self._unknown in tokens:
                 known = known[known != self._unknown]
-            count = len(known)
-            if count:
-                rows = known if self._rows is None else self._rows[known]
-                # A product with a vector of ones adds the rows up in half the time of a sum.
-                np.dot(self._factors(known), self._vectors[rows], out=means[row])
-                means[row] /= count
+            if len(known):
+                means[row] = self._sum(known) / len(known)
         return means
 
-    def _factors(self, ids: npt.NDArray[np.intp]) -> FloatArray:
-        if self._weights is not None:
-            return self._weights[ids]
-        if len(ids) > len(self._ones):
-            self._ones = np.ones(2 * len(ids), dtype=np.float32)
-        return self._ones[: len(ids)]
+    def _sum(self, ids: npt.NDArray[np.intp]) -> Array:
+        """The sum of the weighted vectors of `ids`, (dim,): blocks in float32, and the sum of blocks in float64."""
+        if len(ids) > _BLOCK_TOKENS:
+            blocks = range(0, len(ids), _BLOCK_TOKENS)
+            sums = np.stack([self._sum(ids[start : start + _BLOCK_TOKENS]) for start in blocks])
+            return np.asarray(sums.sum(axis=0, dtype=np.float64))
+        rows = ids if self._rows is None else self._rows[ids]
+        factors = _ONES[: len(ids)] if self._weights is None else self._weights[ids]
+        # A product with ones adds the rows up in half the time of a sum.
+        total: Array = np.dot(factors, self._vectors[rows])
+        return total
 
 
 def _matrix(tensors: Mapping[str, Array], folder: Path) -> FloatArray:

@@ -8,11 +8,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer, normalizers
 
 from asyncembed.errors import InputError, ModelLoadError, OptionError, UnsupportedModelError
 
@@ -60,8 +60,9 @@ class TextTokenizer:
         *,
         max_length: int | None = None,
         lower_case: bool = False,
-        strip: bool = False,
         add_special_tokens: bool = True,
+        reserve: int = 0,
+        truncation_side: str | None = None,
         pads: bool = True,
     ) -> None:
         """Read the files of `directory`.
@@ -71,8 +72,9 @@ class TextTokenizer:
             max_length: Limit in tokens; None: the smaller of `model_max_length` and `max_length` in
                 `tokenizer_config.json`.
             lower_case: Lower the letters of each text first.
-            strip: Remove white space from both ends of each text first, as sentence-transformers does.
             add_special_tokens: Whether markers such as [CLS] are put around the text.
+            reserve: By how many tokens the limit is lowered, for markers that the encoder itself puts in.
+            truncation_side: Which end is cut off, "left" or "right"; None: as the files say.
             pads: Whether `pad` will be used, so that the repo must have a pad token.
 
         Raises:
@@ -82,16 +84,18 @@ class TextTokenizer:
         """
         settings = _Settings.read(directory)
         self.tokenizer = settings.tokenizer
-        self.limit = settings.limit if max_length is None else max_length
+        if lower_case:
+            present = [self.tokenizer.normalizer] if self.tokenizer.normalizer is not None else []
+            self.tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *present])
+        self.limit = (settings.limit if max_length is None else max_length) - reserve
         self.pad_id = settings.required_pad_id if pads else settings.pad_id or 0
         self.pad_type_id = settings.pad_type_id
         self.pads_left = settings.pads_left
         self.pad_to_multiple_of = settings.pad_to_multiple_of
         self.special_ids = settings.special_ids
-        self._lower_case = lower_case
-        self._strip = strip
         self._add_special_tokens = add_special_tokens
-        self.truncates_left = settings.truncation_side == "left"
+        side = truncation_side or settings.truncation_side
+        self.truncates_left = side == "left"
         self._cuts_early = not self.truncates_left and _is_prefix_stable(self.tokenizer)
         markers = self.tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
         if self.limit <= markers:
@@ -100,7 +104,7 @@ class TextTokenizer:
                 f"max_length={self.limit} leaves no room for text: the model adds {markers} special tokens"
             )
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(self.limit, direction=settings.truncation_side)
+        self.tokenizer.enable_truncation(self.limit, direction=side)
 
     def encode(self, inputs: Sequence[object], *, prefix: str = "", truncate: bool = True) -> Tokenized:
         """Tokenize texts, each with `prefix` before it.
@@ -109,7 +113,7 @@ class TextTokenizer:
         failure.
         """
         usable, failures = sort_out(inputs)
-        texts = [self.prepare(prefix + inputs[position]) for position in usable]  # type: ignore[operator]
+        texts = [prefix + inputs[position] for position in usable]  # type: ignore[operator]
         done = Tokenized(self._encode_all(texts), usable, failures)
         if not truncate:
             self._reject_truncated(done)
@@ -118,7 +122,7 @@ class TextTokenizer:
     def encode_pairs(self, inputs: Sequence[object], *, truncate: bool = True) -> Tokenized:
         """Tokenize pairs of texts, which share the limit: the longer text of a pair is cut first."""
         usable, failures = sort_out(inputs, _why_unusable_pair)
-        pairs = [tuple(map(self.prepare, inputs[position])) for position in usable]  # type: ignore[call-overload]
+        pairs = [self._starts_of_pair(cast(Sequence[str], inputs[position])) for position in usable]
         encodings = self.tokenizer.encode_batch_fast(pairs, add_special_tokens=self._add_special_tokens)
         done = Tokenized(encodings, usable, failures)
         if not truncate:
@@ -131,7 +135,7 @@ class TextTokenizer:
 
     def prefix_length(self, prefix: str) -> int:
         """Tokens that `prefix` takes at the start of an input: its markers included, a closing one not."""
-        encoding = self.tokenizer.encode(self.prepare(prefix), add_special_tokens=self._add_special_tokens)
+        encoding = self.tokenizer.encode(prefix, add_special_tokens=self._add_special_tokens)
         closes = bool(encoding.ids) and encoding.ids[-1] in self.special_ids.values()
         return len(encoding) - closes
 
@@ -142,7 +146,8 @@ class TextTokenizer:
             Ids and attention mask (1 for a real token, 0 for padding), both int64 (len(encodings), tokens),
             as wide as the longest or, if that is more, `length`.
         """
-        width = max((len(encoding) for encoding in encodings), default=0)
+        # An empty text has no token at all where the tokenizer adds no markers; graphs need at least one position.
+        width = max((len(encoding) for encoding in encodings), default=1) or 1
         if length is not None:
             width = max(width, length)
         elif self.pad_to_multiple_of:
@@ -155,12 +160,6 @@ class TextTokenizer:
             ids[row, columns] = encoding.ids
             mask[row, columns] = 1
         return ids, mask
-
-    def prepare(self, text: str) -> str:
-        """What is done to a text before it is tokenized."""
-        if self._strip:
-            text = text.strip()
-        return text.lower() if self._lower_case else text
 
     def _encode_all(self, texts: list[str]) -> list[Encoding]:
         """Tokenize; a text far over the limit is cut first where that provably changes nothing."""
@@ -187,6 +186,34 @@ class TextTokenizer:
             end -= 1
         # Cutting exactly before a single space, with a word before it, cannot touch the tokens of that word.
         return text[:end] if end > 0 and text[end] == " " else text
+
+    def _starts_of_pair(self, pair: Sequence[str]) -> tuple[str, str]:
+        """A pair, or as much of its texts as truncation can leave something of.
+
+        What it leaves of two texts over the limit depends on which is the longer, so that must not change. And the
+        library's time grows with the product of two such texts' lengths.
+        """
+        first, second = pair
+        starts = self.start_of(first), self.start_of(second)
+        if starts == (first, second):
+            return starts
+        if not self._is_over_limit(starts[0]):
+            # The first is short, or its start does not tell; the second may be cut if it stays the longer.
+            return first, starts[1] if not self._is_over_limit(first) and self._is_over_limit(starts[1]) else second
+        if not self._is_over_limit(starts[1]):
+            return starts[0] if not self._is_over_limit(second) else first, second
+        is_first_longer = self._count(first) > self._count(second)
+        if (self._count(starts[0]) > self._count(starts[1])) == is_first_longer:
+            return starts
+        return (first, starts[1]) if is_first_longer else (starts[0], second)
+
+    def _is_over_limit(self, text: str) -> bool:
+        return bool(self.tokenizer.encode(text, add_special_tokens=False).overflowing)
+
+    def _count(self, text: str) -> int:
+        """Tokens of `text` before truncation."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        return len(encoding) + sum(map(len, encoding.overflowing))
 
     def _reject_truncated(self, done: Tokenized) -> None:
         kept = [row for row, encoding in enumerate(done.encodings) if not encoding.overflowing]
@@ -357,8 +384,7 @@ def _is_prefix_stable(tokenizer: Tokenizer) -> bool:
     """Whether the tokens of a text's beginning, up to a space after a word, do not depend on the rest."""
     if any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values()):
         return False
-    normalizers = components(tokenizer.normalizer, "normalizers")
-    for part in normalizers:
+    for part in components(tokenizer.normalizer, "normalizers"):
         is_space_rule = part["type"] == "Replace" and part["pattern"] in _SPACE_PATTERNS
         if part["type"] not in LOCAL_NORMALIZERS and not is_space_rule:
             return False

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from asyncembed.errors import AsyncEmbedError, EncodeError, ModelLoadError
 
 if TYPE_CHECKING:
-    from asyncembed.encoders.encoder import Encoder, EncoderConfig
+    from asyncembed.encoders.encoder import Encoder, EncoderConfig, Results
 
 PARENT_GONE_EXIT_CODE = 70
 
@@ -40,7 +40,7 @@ class Loaded:
 class Computed:
     """A batch's results: see `asyncembed.encoders.encoder.Encoded`."""
 
-    results: Sequence[object]
+    results: "Results"
     failures: Mapping[int, AsyncEmbedError]
     tokens: int
     padded_tokens: int

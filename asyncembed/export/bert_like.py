@@ -23,7 +23,7 @@ from asyncembed.runtime.session import Array
 
 # The first with LayerNormalization, and one that onnxruntime and OpenVINO have long known. At opset 12, and
 # with MatMul and Add for Gemm, onnxruntime's optimiser makes its own Attention operator of the same graph: on
-# a CPU that measured 3 % faster for one text of 512 tokens, and up to 5 % slower for batches of shorter ones.
+# a CPU that measured 3 to 6 % faster for one text of 512 tokens, and up to 5 % slower for batches of shorter ones.
 OPSET = 17
 
 # Element types as `onnx.TensorProto` numbers them.
@@ -41,6 +41,10 @@ _COMPUTED: Mapping[str, object] = {
     "add_cross_attention": False,
     "quantization_config": None,
 }
+
+# MPNet's relative attention bias: these are fixed in its definition, not in config.json.
+_BUCKETS = 32
+_FARTHEST = 128
 
 _WORDS = "embeddings.word_embeddings.weight"
 _TYPES = "embeddings.token_type_embeddings.weight"
@@ -198,7 +202,7 @@ class _Builder:
 
     def _embeddings(self, ids: str, tokens: str) -> str:
         graph = self.graph
-        width = self._shape(_WORDS)[-1]
+        width = self._checked_shape(_WORDS, (None, None))[1]
         total = graph.node("Gather", self._weight(_WORDS, (None, width)), ids)
         if self._has(_TYPES):
             types = self._weight(_TYPES, (None, width))
@@ -240,12 +244,12 @@ class _Builder:
         """A bias per head and distance from the query's token to the key's: (heads, tokens, tokens)."""
         graph, tensors, full_name = self.graph, self.tensors, self.prefix + name
         heads = self.numbers.heads
-        buckets = self._checked_shape(name, (None, heads))[0]
+        self._checked_shape(name, (_BUCKETS, heads))
         longest = self._shape(_POSITIONS)[0]
 
         def load() -> Array:
             """Column i holds the bias of the distance i - (longest - 1)."""
-            return tensors[full_name][_distance_buckets(longest, buckets)].T
+            return tensors[full_name][_distance_buckets(longest)].T
 
         table = graph.weight(name, (heads, 2 * longest - 1), load)
         end = graph.node("Squeeze", tokens, graph.constant([0]))
@@ -261,7 +265,7 @@ class _Builder:
         attended = self._attention(prefix, hidden, bias, per_head)
         attended = self._linear(prefix + names.attention_output, attended, width, width)
         hidden = self._norm(prefix + names.attention_norm, graph.node("Add", attended, hidden), width)
-        inner_width = self._shape(f"{prefix}{names.intermediate}.weight")[0]
+        inner_width = self._checked_shape(f"{prefix}{names.intermediate}.weight", (None, width))[0]
         inner = self._linear(prefix + names.intermediate, hidden, width, inner_width)
         outer = self._linear(prefix + names.output, self.numbers.activation(graph, inner), inner_width, width)
         return self._norm(prefix + names.output_norm, graph.node("Add", outer, hidden), width)
@@ -297,8 +301,17 @@ class _Builder:
     # Weights
 
     def _weight(self, name: str, expected: tuple[int | None, ...]) -> str:
-        tensors, full_name = self.tensors, self.prefix + name
-        return self.graph.weight(name, self._checked_shape(name, expected), lambda: tensors[full_name])
+        def load() -> Array:
+            array = self.tensors[self.prefix + name]
+            if array.dtype.kind != "f":
+                raise UnsupportedModelError(
+                    f"no ONNX graph can be built of {self.model}: the tensor {self.prefix}{name} has the element type "
+                    f"{array.dtype}, and quantised weights are not computed; use a repo that has an ONNX file",
+                    model=self.model,
+                )
+            return array
+
+        return self.graph.weight(name, self._checked_shape(name, expected), load)
 
     def _checked_shape(self, name: str, expected: tuple[int | None, ...]) -> tuple[int, ...]:
         """The shape of a tensor, which must be `expected` where that is not None."""
@@ -323,20 +336,19 @@ class _Builder:
         return self.prefix + name in self.tensors
 
 
-def _distance_buckets(longest: int, buckets: int) -> npt.NDArray[np.int64]:
+def _distance_buckets(longest: int) -> npt.NDArray[np.int64]:
     """The bucket of every distance from 1 - longest to longest - 1, key's position minus query's.
 
     One half of the buckets is for keys before the query, one for keys after it. In each, the first half holds
-    one distance per bucket, the second half distances up to 128 in logarithmic steps, the last all beyond.
+    one distance per bucket, the second half distances up to `_FARTHEST` in logarithmic steps, the last all beyond.
     Source: Raffel et al. 2020 (T5), section 2.1, bidirectional, as in MPNet.
     """
-    farthest = 128
-    half = buckets // 2
+    half = _BUCKETS // 2
     exact = half // 2
     distance = np.arange(1 - longest, longest)
     size = np.abs(distance)
     # float32 throughout, like the original: on a bucket's border the last bit decides.
-    scale = np.float32(math.log(farthest / exact))
+    scale = np.float32(math.log(_FARTHEST / exact))
     with np.errstate(divide="ignore"):
         steps = np.log(size.astype(np.float32) / np.float32(exact)) / scale * np.float32(half - exact)
     logarithmic = exact + np.where(size < exact, 0, steps).astype(np.int64)

@@ -1,5 +1,6 @@
 """Where exported graphs are kept, so that each is built once for the same weights."""
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -28,8 +29,8 @@ _ABANDONED_SECONDS = 24 * 3600.0
 def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
     """The ONNX graph of the encoder in `directory`, built from its safetensors weights or found in the cache.
 
-    Blocks while it reads and writes; the first call for some weights takes about a second per 200 MB, later
-    ones milliseconds. The result lies under `cache_dir` (default: `default_cache_dir()`), its weights in a
+    Blocks while it reads and writes; the first call for some weights takes about two seconds per GB, later
+    ones a millisecond. The result lies under `cache_dir` (default: `default_cache_dir()`), its weights in a
     second file beside it. It is found again by the content of the config and the weights, not by their place,
     and appears whole or not at all, however many processes build it at once.
 
@@ -75,22 +76,28 @@ def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
 def find_graph(directory: Path, *, cache_dir: Path | None = None) -> Path | None:
     """What `ensure_graph` would give, if it has been built already; None otherwise.
 
+    Blocks as long as it takes to hash weights that were not seen before: about a second per GB.
+
     Raises:
         UnsupportedModelError: There are no weights.
+        ModelLoadError: The weights cannot be read.
     """
     _, target, _ = _place(directory, cache_dir)
     return target / GRAPH_FILE if _is_complete(target) else None
 
 
-def _place(directory: Path, cache_dir: Path | None) -> tuple[Path, Path, list[Path]]:
+def _place(directory: Path, cache_dir: Path | None) -> tuple[Path, Path, tuple[Path, ...]]:
     """The cache's root, the folder there of the graph that `directory` gives, and the weights that identify it."""
     weights = find_weights(directory)
     if not weights:
         raise UnsupportedModelError(f"{directory} has neither an ONNX file nor model.safetensors", model=str(directory))
     root = (cache_dir or default_cache_dir()) / "exported"
-    digests = [_file_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
+    try:
+        digests = [_file_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
+    except OSError as error:
+        raise ModelLoadError(f"the weights in {directory} cannot be read: {error}", model=str(directory)) from error
     key = hashlib.sha256("\n".join([str(FORMAT_VERSION), *digests]).encode()).hexdigest()[:32]
-    return root, root / key, list(weights)
+    return root, root / key, weights
 
 
 def default_cache_dir() -> Path:
@@ -144,5 +151,6 @@ def _remember(memo: Path, digest: str) -> None:
 def _prune(root: Path) -> None:
     """Remove what killed processes left behind."""
     for path in root.glob(f"{_TEMPORARY_PREFIX}*"):
-        if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # its owner may be done with it at this moment
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)

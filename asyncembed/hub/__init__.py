@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncembed.catalogue.spec import ArchiveSource, HubSource, LocalSource, Source
-from asyncembed.errors import DownloadError, NoSourceError
+from asyncembed.errors import DownloadError, NoSourceError, OptionError
 from asyncembed.files import in_disk_thread
 from asyncembed.hub.archive import Archive
 from asyncembed.hub.cache import cache_root, translate_disk_error
@@ -46,6 +46,7 @@ async def fetch(
     local_files_only: bool = False,
     token: str | bool | None = None,
     progress: Progress = None,
+    verify: bool = False,
 ) -> Path:
     """Give a directory with the wanted files of the first source that has them.
 
@@ -53,6 +54,12 @@ async def fetch(
     Otherwise the sources are tried in order. `patterns` are globs over whole paths (`*` also matches `/`),
     of which a source need not have any; `required` are exact paths that it must have. `revision` applies
     to hub sources.
+
+    `verify` also reads the hub's files that are in the cache already, and replaces those whose hash is wrong (their
+    sizes are always compared).
+
+    A branch therefore stays at the commit that it was at when it was first downloaded, by whatever tool; give a commit
+    (or update it with another tool) for a newer one.
 
     Cancelling it keeps what came so far, and the next call resumes. Tasks that want the same files take
     turns, so each file is downloaded once.
@@ -66,7 +73,11 @@ async def fetch(
     wanted = Wanted(tuple(patterns), tuple(required))
     root = await in_disk_thread(cache_root, cache_dir)
     places = [_place(source, root, wanted, revision or DEFAULT_REVISION, token) for source in sources]
+    if not places:
+        raise OptionError("there is no source to fetch files from")
     for place in places:
+        if verify and isinstance(place, HubRepo):
+            await in_disk_thread(place.drop_damaged)
         found = await in_disk_thread(place.find)
         if found is not None:
             return found

@@ -33,6 +33,7 @@ from asyncembed.hub.listing import (
     is_safe_path,
 )
 from asyncembed.hub.partial import Partial
+from asyncembed.hub.verify import is_intact
 
 EMPTY_BLOB_ID = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
 """git's name for no bytes at all; another blob without bytes is what a crash left."""
@@ -168,6 +169,21 @@ class RepoCache:
         path = self.folder / "trees" / f"{listing.commit}.json"
         _write_atomically(path, json.dumps({"format_version": _TREE_FORMAT, "files": files}, indent=1))
 
+    def drop_damaged(self, revision: str, wanted: Wanted) -> list[str]:
+        """Read all wanted files that are there, and delete those whose bytes are not what the listing says."""
+        commit = self.read_ref(revision)
+        listing = None if commit is None else self.read_listing(revision, commit)
+        if listing is None:
+            return []
+        damaged = []
+        for file in listing.files:
+            path = self.snapshot(listing.commit) / file.path
+            if wanted.matches(file.path) and is_safe_path(file.path) and path.is_file() and not is_intact(path, file):
+                damaged.append(file.path)
+                self.blob(file).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+        return damaged
+
     def list_snapshot(self, revision: str) -> Listing | None:
         """What lies in the snapshot of `revision`, for want of a listing; None if there is no snapshot."""
         commit = self.read_ref(revision)
@@ -282,7 +298,7 @@ class RepoCache:
 
 def translate_disk_error(error: OSError, where: Path) -> DownloadError:
     """The error to raise for an OSError met while writing below `where`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_disk_full(error):
         try:
             free = shutil.disk_usage(where).free
         except OSError:
@@ -296,6 +312,11 @@ def translate_disk_error(error: OSError, where: Path) -> DownloadError:
             source=str(where),
         )
     return DownloadError(f"the cache cannot be used: {error}", source=str(where))
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether the disk, a quota or a limit on a file's size left no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def disk_full(where: Path, needed_bytes: int | None, free_bytes: int) -> DiskFullError:

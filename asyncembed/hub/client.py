@@ -1,19 +1,17 @@
-"""Requests to the hub, its mirrors and its content servers: redirects, tokens, refusals, stalls.
-
-The only module that imports httpx; another client with its interface is a change of one line.
-"""
+"""Requests to the hub, its mirrors and its content servers: redirects, tokens, refusals, stalls."""
 
 import json
 import logging
+import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 import anyio
-import httpx
 
 from asyncembed.errors import (
     AccessDeniedError,
@@ -28,6 +26,7 @@ from asyncembed.errors import (
     UnreachableError,
 )
 from asyncembed.files import in_disk_thread
+from asyncembed.http import httpx
 from asyncembed.hub.retry import Patience, TransientError, requested_pause
 
 if TYPE_CHECKING:
@@ -384,7 +383,11 @@ def _build(token: str | bool | None) -> HubClient:
     except OSError as error:  # token=True and none is stored, or the token file cannot be read
         raise BadTokenError(f"the token cannot be read: {error}") from error
     try:
-        http = httpx.AsyncClient(follow_redirects=False, limits=httpx.Limits(max_connections=None))
+        http = httpx.AsyncClient(
+            verify=_certificates(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
+            follow_redirects=False,
+            limits=httpx.Limits(max_connections=None),
+        )
     except (ImportError, OSError, ValueError, ssl.SSLError, httpx.InvalidURL) as error:
         raise OptionError(
             f"the network settings of the environment cannot be used ({error}): look at SSL_CERT_FILE, "
@@ -392,6 +395,12 @@ def _build(token: str | bool | None) -> HubClient:
             "HTTPS_PROXY, HTTP_PROXY and ALL_PROXY"
         ) from error
     return HubClient(http, constants.ENDPOINT.rstrip("/"), headers)
+
+
+@cache
+def _certificates(cert_file: str | None, cert_dir: str | None) -> ssl.SSLContext:  # noqa: ARG001 (httpx reads them)
+    """What httpx trusts in this environment; reading it takes longer than anything else about a client."""
+    return httpx.create_ssl_context()
 
 
 def _is_encoded(response: httpx.Response) -> bool:

@@ -16,9 +16,9 @@ from pathlib import Path
 import anyio
 from anyio.lowlevel import RunVar
 
-from asyncembed.errors import CorruptFileError, DiskFullError, DownloadError
+from asyncembed.errors import CorruptFileError, DownloadError
 from asyncembed.files import in_disk_thread
-from asyncembed.hub.cache import RepoCache, translate_disk_error
+from asyncembed.hub.cache import RepoCache, is_disk_full, translate_disk_error
 from asyncembed.hub.client import Answer, HubClient
 from asyncembed.hub.flight import only_one
 from asyncembed.hub.listing import Listing, RepoFile
@@ -29,7 +29,7 @@ from asyncembed.hub.retry import Patience, TransientError
 CONNECTIONS = 8
 """Connections at a time, over all downloads of an event loop; content servers refuse many more."""
 
-LEAST_SPLIT_BYTES = 32 * 2**20
+LEAST_SPLIT_BYTES = 16 * 2**20
 """A smaller file comes in one stream: its ranges would cost more requests than they save time."""
 
 LEAST_STREAM_BYTES = 8 * 2**20
@@ -86,8 +86,12 @@ async def _bring(client: HubClient, cache: RepoCache, listing: Listing, file: Re
     async with only_one(cache.lock(file), watch=lambda: _newest_write(cache.blob(file))):
         if await in_disk_thread(cache.adopt, listing.commit, file):
             return  # another task or process brought it while we waited
-        transfer = _Transfer(client, cache, listing, file, report)
-        await transfer.run()
+        try:
+            await _Transfer(client, cache, listing, file, report).run()
+        except FileNotFoundError:
+            # Someone deletes the cache while we fill it (temporary folders are purged so): once more, from nothing.
+            logger.warning("%s vanished from the cache while it was downloaded; beginning anew", file.path)
+            await _Transfer(client, cache, listing, file, report).run()
 
 
 @dataclass(eq=False, slots=True)
@@ -149,11 +153,10 @@ class _Transfer:
                 path=self._file.path,
             )
         except OSError as error:
-            translated = translate_disk_error(error, self._cache.root)
-            if isinstance(translated, DiskFullError):
+            if is_disk_full(error):
                 with anyio.CancelScope(shield=True):
                     await in_disk_thread(self._partial.discard)
-            raise translated from error
+            raise
         finally:
             with anyio.CancelScope(shield=True):
                 await in_disk_thread(self._partial.release)

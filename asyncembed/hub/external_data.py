@@ -80,7 +80,8 @@ def _loadable_model_path(directory: Path, model_file: str) -> Path:
                 return home / model_file
     raise CacheNotWritableError(
         f"the weights of {model} lie where onnxruntime does not read them, and they can be linked or copied nowhere "
-        f"({'; '.join(problems)}); make the cache writable, or download the model anew with HF_HUB_DISABLE_SHARED_BLOBS=1",
+        f"({'; '.join(problems)}); make the cache writable, or download the model "
+        "anew with HF_HUB_DISABLE_SHARED_BLOBS=1",
         source=str(directory),
         path=model_file,
     )

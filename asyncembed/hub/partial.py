@@ -110,6 +110,7 @@ class Partial:
         with self._lock:
             with _active_lock:
                 _active.add(self._path)
+            self._blob.parent.mkdir(parents=True, exist_ok=True)
             for leftover in self._leftovers():
                 try:
                     leftover.rename(self._path)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class ProgressReport:
     def _draw(self, event: ProgressEvent) -> None:
         match event:
             case DownloadStarted(source, _, total_bytes):
+                self.__exit__()
                 self._received.clear()
                 self._bar = _open_bar(source, total_bytes)
             case BytesReceived(_, path, received_bytes) if self._bar is not None:
@@ -94,15 +96,8 @@ class ProgressReport:
 
 def _open_bar(source: str, total_bytes: int | None) -> "tqdm[Any]":
     from huggingface_hub.utils import are_progress_bars_disabled
-    from tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
-        # tqdm's own lock fixes the start method of multiprocessing for the whole program, and its monitor is
-        # a thread that outlives the bar; neither is needed here, so neither is made.
-        monitor_interval = 0
-
-    Bar.set_lock(threading.RLock())
-    return Bar(
+    return _bar_class()(
         total=total_bytes,
         desc=source,
         unit="B",
@@ -110,3 +105,16 @@ def _open_bar(source: str, total_bytes: int | None) -> "tqdm[Any]":
         # None: only where the output is a terminal.
         disable=True if are_progress_bars_disabled() else None,
     )
+
+
+@cache
+def _bar_class() -> "type[tqdm[Any]]":
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        # tqdm's own lock fixes the start method of multiprocessing for the whole program, and its monitor is a thread
+        # that outlives the bar; neither is needed here, so neither is made.
+        monitor_interval = 0
+
+    Bar.set_lock(threading.RLock())
+    return Bar

@@ -104,7 +104,6 @@ def test_prompts_projections_and_the_rest_are_carried_over(tmp_path: Path) -> No
     assert spec.max_length is None
     assert not spec.normalize
     assert spec.settings == {
-        "strip": True,
         "lower_case": True,
         "include_prompt": False,
         "projections": ("2_Dense",),
@@ -145,7 +144,6 @@ def test_without_sentence_transformers_files_the_caller_decides(tmp_path: Path) 
         spec_from_directory(directory, overrides=Overrides(pooling="cls"))
     spec = spec_from_directory(directory, overrides=Overrides(pooling="cls", normalize=True, max_length=16))
     assert (spec.pooling, spec.normalize, spec.dim, spec.max_length) == ("cls", True, 8, 16)
-    assert "strip" not in spec.settings
 
 
 def test_what_the_caller_says_wins(tmp_path: Path) -> None:
@@ -191,7 +189,7 @@ def test_a_reranker_needs_no_pooling(tmp_path: Path) -> None:
     spec = spec_from_directory(tmp_path, family="cross_encoder")
     assert (spec.encoder, spec.model_file) == ("cross_encoder", "onnx/model.onnx")
     with pytest.raises(UnsupportedModelError, match="catalogue"):
-        spec_from_directory(tmp_path, family="sparse")
+        spec_from_directory(tmp_path, family="late_interaction")
 
 
 def test_broken_and_missing_directories_say_so(tmp_path: Path) -> None:
@@ -259,3 +257,56 @@ def test_only_small_files_are_needed_to_decide() -> None:
         "a/b/config.json",
     ]
     assert configuration_files(listing) == ("1_Pooling/config.json", "modules.json")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": ["XLMRobertaForSequenceClassification"], "num_labels": 1},
+        {"architectures": ["NewForSequenceClassification"], "id2label": {"0": "LABEL_0"}},
+        {"model_type": "bert"},
+    ],
+)
+def test_a_classifier_of_one_label_is_a_reranker(config: dict[str, Any], tmp_path: Path) -> None:
+    (write_repo(tmp_path, config=config) / "modules.json").unlink()
+    spec = spec_from_directory(tmp_path, family="cross_encoder")
+    assert (spec.family, spec.encoder, spec.model_file) == ("cross_encoder", "cross_encoder", "onnx/model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architectures": ["BertForSequenceClassification"], "num_labels": 2}, "a classifier of 2 labels"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "a classifier of 3 labels"),
+        ({"architectures": ["BertModel"]}, "BertModel, not a model ForSequenceClassification"),
+    ],
+)
+def test_what_is_no_reranker_is_refused_as_one(config: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        spec_from_directory(write_repo(tmp_path, config=config), family="cross_encoder")
+
+
+def test_weights_of_a_reranker_are_not_exported(tmp_path: Path) -> None:
+    write_repo(tmp_path, files=("model.safetensors",))
+    with pytest.raises(UnsupportedModelError, match="no ONNX file"):
+        spec_from_directory(tmp_path, family="cross_encoder")
+
+
+def test_sparse_encoders_of_sentence_transformers_are_splade(tmp_path: Path) -> None:
+    prefix = "sentence_transformers.sparse_encoder.models."
+    modules = [(f"{prefix}MLMTransformer", ""), (f"{prefix}SpladePooling", "1_SpladePooling")]
+    write_repo(tmp_path, modules=modules)
+    pooling = tmp_path / "1_SpladePooling" / "config.json"
+    pooling.parent.mkdir()
+    pooling.write_text(json.dumps({"pooling_strategy": "max", "activation_function": "relu"}))
+    spec = spec_from_directory(tmp_path, family="sparse")
+    assert (spec.encoder, spec.max_length) == ("splade", 128)
+    pooling.write_text(json.dumps({"pooling_strategy": "sum", "activation_function": "relu"}))
+    with pytest.raises(UnsupportedModelError, match="sum of relu"):
+        spec_from_directory(tmp_path, family="sparse")
+    write_repo(tmp_path, modules=[("Transformer", ""), ("Pooling", "1_Pooling")])
+    with pytest.raises(UnsupportedModelError, match="MLMTransformer and SpladePooling"):
+        spec_from_directory(tmp_path, family="sparse")
+    (tmp_path / "modules.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"]}))
+    assert spec_from_directory(tmp_path, family="sparse").encoder == "splade"

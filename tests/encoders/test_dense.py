@@ -9,6 +9,7 @@ import pytest
 from fastembed import TextEmbedding
 from fastembed.common.model_description import ModelSource, PoolingType
 from fastembed.text.custom_text_embedding import CustomTextEmbedding
+from tokenizers import processors
 
 from asyncembed.catalogue.lookup import Catalogue
 from asyncembed.catalogue.spec import ModelSpec, Pooling
@@ -96,7 +97,7 @@ def test_vectors_are_those_of_fastembed_in_batches_and_alone(name: str, tmp_path
     np.testing.assert_allclose(vectors(ours, mode="query"), queries, atol=TOLERANCE)
     passages = stacked(theirs.passage_embed(TEXTS))
     np.testing.assert_allclose(vectors(ours, mode="passage"), passages, atol=TOLERANCE)
-    assert sum(ours.encode(TEXTS, Call(mode="count")).results) == theirs.token_count(list(TEXTS))  # type: ignore[arg-type]
+    assert sum(ours.encode(TEXTS, Call(mode="count")).results) == theirs.token_count(list(TEXTS))
 
 
 @pytest.fixture
@@ -154,6 +155,26 @@ def test_a_dynamically_quantised_graph_runs_its_texts_one_by_one(tmp_path: Path)
     np.testing.assert_array_equal(vectors(invariant), one_by_one(invariant))
     batched = small_encoder(tmp_path, pooling="mean", normalize=True, config={"batch_invariant": False})
     assert np.abs(vectors(batched) - one_by_one(batched)).max() > 1e-4
+
+
+def test_a_dynamically_quantised_graph_gives_the_vectors_of_fastembed_one_by_one(tmp_path: Path) -> None:
+    name = "nomic-ai/nomic-embed-text-v1.5-Q"
+    catalogued = Catalogue.builtin().lookup(name, "text")
+    assert catalogued.model_file is not None
+    write_model(tmp_path, model_file=catalogued.model_file, dynamic_quantization=True)
+    theirs = TextEmbedding(name, specific_model_path=str(tmp_path), cuda=False)
+    ours = small_encoder(tmp_path, model_file=catalogued.model_file, pooling="mean")
+    np.testing.assert_allclose(vectors(ours), stacked(theirs.embed(TEXTS, batch_size=1)), atol=TOLERANCE)
+
+
+def test_an_empty_text_without_markers_still_has_a_vector(tmp_path: Path) -> None:
+    tokenizer = byte_level_bpe()
+    tokenizer.post_processor = processors.ByteLevel()
+    write_model(tmp_path, tokenizer=tokenizer, tokenizer_options={"pad_token": "<pad>"})
+    for pooling in ("mean", "last_token"):
+        encoder = small_encoder(tmp_path, pooling=pooling)
+        assert np.isfinite(vectors(encoder)).all()
+        np.testing.assert_allclose(vectors(encoder), one_by_one(encoder), atol=TOLERANCE)
 
 
 def test_results_own_their_memory_and_count_their_tokens(tmp_path: Path) -> None:

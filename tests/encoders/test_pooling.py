@@ -65,3 +65,11 @@ def test_normalised_vectors_have_length_one_and_zeros_stay() -> None:
     unit = normalize(np.array([[3, 4], [0, 0], [1e-20, 0]], dtype=np.float32))
     np.testing.assert_allclose(unit[:2], np.array([[0.6, 0.8], [0.0, 0.0]]), rtol=1e-6)
     assert np.isfinite(unit).all()
+
+
+def test_the_tokens_of_a_prompt_may_be_skipped() -> None:
+    assert pool(HIDDEN, MASK, "cls", skip=1).tolist() == [[2, -2], [0, 8]]
+    np.testing.assert_allclose(pool(HIDDEN, MASK, "mean", skip=1), [[11 / 3, -11 / 3], [0.0, 8.0]], rtol=1e-6)
+    # Weights are those of the places in the whole text: (2·2 + 3·3 + 4·6) / 9 and the second token alone.
+    expected = [[37 / 9, -37 / 9], [0.0, 8.0]]
+    np.testing.assert_allclose(pool(HIDDEN, MASK, "weighted_mean", skip=1), expected, rtol=1e-6)

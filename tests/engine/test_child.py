@@ -54,7 +54,7 @@ def test_an_input_that_is_refused_leaves_the_others_their_results() -> None:
     answer = loaded_host().run(0, ["a", "bad", "abc"], Call())
     assert isinstance(answer, child.Computed)
     assert list(answer.failures) == [1]
-    assert [answer.results[i][0] for i in (0, 2)] == [1, 3]  # type: ignore[index]
+    assert [answer.results[i][0] for i in (0, 2)] == [1, 3]
     assert (answer.tokens, answer.padded_tokens) == (7, 9)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 import pytest
 
-from asyncembed.embedders import TextEmbedding
+from asyncembed.embedders.text import TextEmbedding
 from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.engine.scheduler import Group, Item, Priority
 from asyncembed.engine.supervisor import Stats, WorkerPool, available_cores
@@ -431,7 +431,7 @@ async def test_the_estimate_of_tokens_follows_what_was_computed(pool: WorkerPool
 
 CANNOT_START = """
 import asyncio, multiprocessing.resource_tracker, multiprocessing.spawn, sys
-from asyncembed.embedders import TextEmbedding
+from asyncembed.embedders.text import TextEmbedding
 from asyncembed.errors import WorkerError
 from tests.support.encoders import ECHO
 
@@ -471,7 +471,7 @@ def test_a_process_that_may_have_no_children_can_use_threads(tmp_path: Path) -> 
 import multiprocessing
 def inside(report):
     import asyncio
-    from asyncembed.embedders import TextEmbedding
+    from asyncembed.embedders.text import TextEmbedding
     from tests.support.encoders import ECHO
     async def main(workers):
         try:

@@ -40,7 +40,7 @@ def test_a_worker_loads_computes_and_stops(make: type[ThreadWorker]) -> None:
     assert worker.load(5, CONFIG).result(ANSWER_SECONDS) == child.Loaded({"dim": 3})
     answer = worker.run(5, ["a", "bad", "abc"], Call()).result(ANSWER_SECONDS)
     assert isinstance(answer, child.Computed)
-    assert [row[0] for row in answer.results] == [1, 3, 3]  # type: ignore[index]
+    assert [row[0] for row in answer.results] == [1, 3, 3]
     assert str(answer.failures[1]) == "refused"
     worker.unload(5)
     assert isinstance(worker.run(5, ["a"], Call()).result(ANSWER_SECONDS), child.Failed)
@@ -169,7 +169,7 @@ import os, sys
 with open("runs", "a") as file:
     file.write("run ")
 import asyncio, json
-from asyncembed.embedders import TextEmbedding
+from asyncembed.embedders.text import TextEmbedding
 from tests.support.encoders import ECHO
 
 async def main():
@@ -218,7 +218,7 @@ def test_what_a_worker_prints_goes_to_stderr(tmp_path: Path) -> None:
 
 ENDLESS = """
 import asyncio, sys
-from asyncembed.embedders import TextEmbedding
+from asyncembed.embedders.text import TextEmbedding
 from tests.support.encoders import ECHO
 
 async def main():

@@ -204,6 +204,15 @@ def test_what_the_graph_would_not_compute_is_refused(config: dict[str, Any], var
     assert not is_exportable(directory)
 
 
+def test_quantised_weights_are_refused(variant: Variant, tmp_path: Path) -> None:
+    directory = variant("bert")
+    name = "encoder.layer.1.output.dense.weight"
+    rewrite(directory, lambda tensors: tensors | {name: tensors[name].astype(np.int8)})
+    with pytest.raises(UnsupportedModelError, match=f"{name}.*int8"):
+        ensure_graph(directory, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.onnx"))
+
+
 @pytest.mark.parametrize("config", [{"num_hidden_layers": 3}, {"hidden_size": 16}])
 def test_weights_that_do_not_fit_the_config_are_an_error(
     config: dict[str, Any], variant: Variant, tmp_path: Path

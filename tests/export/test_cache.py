@@ -11,6 +11,7 @@ import pytest
 
 from asyncembed.errors import ModelLoadError
 from asyncembed.export import cache, ensure_graph
+from asyncembed.export.cache import find_graph
 from tests.export.conftest import DATA, Variant
 
 
@@ -31,6 +32,12 @@ def test_the_graph_is_built_once(tmp_path: Path) -> None:
     assert ensure_graph(DATA / "bert", cache_dir=tmp_path) == first
     assert first.stat() == before
     assert [path.name for path in files(tmp_path)] == ["model.onnx", "model.onnx_data"]
+
+
+def test_a_graph_is_found_only_once_it_was_built(tmp_path: Path) -> None:
+    assert find_graph(DATA / "bert", cache_dir=tmp_path) is None
+    graph = ensure_graph(DATA / "bert", cache_dir=tmp_path)
+    assert find_graph(DATA / "bert", cache_dir=tmp_path) == graph
 
 
 def test_a_copy_of_the_weights_finds_the_same_graph(variant: Variant, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ answer, ranges, signed URLs), keeps a list of all requests, can limit the rate o
 does, and misbehaves as its `faults` say.
 """
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -25,7 +26,7 @@ Content = bytes | memoryview
 
 
 def blob_id(content: Content) -> str:
-    """git's name of a content."""
+    """Name that git gives a content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + bytes(content)).hexdigest()
 
 
@@ -33,7 +34,7 @@ def blob_id(content: Content) -> str:
 class Repo:
     """One commit of a repo, under its branch names."""
 
-    files: dict[str, Content]
+    files: Mapping[str, Content]
     large: frozenset[str] = frozenset()
     commit: str = "c" * 40
     revisions: tuple[str, ...] = ("main",)
@@ -105,6 +106,7 @@ class HubServer:
         self.requests: list[Request] = []
         self.page_size = page_size
         self.bytes_per_second: float | None = None
+        self.latency_seconds = 0.0
         self.next_page_host: str | None = None
         self.small_files_redirect = True
         self.known_tokens: set[str] = set()
@@ -131,10 +133,8 @@ class HubServer:
             server.server_close()
         with self._lock:
             for connection in list(self.connections):
-                try:
+                with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
 
     def __enter__(self) -> "HubServer":
         return self
@@ -191,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.connections.discard(self.connection)
         super().finish()
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object, **keywords: object) -> None:
         pass
 
     def do_HEAD(self) -> None:
@@ -205,6 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
         path, query = parts.path, parts.query
         route, answer = self._route(path)
         self.hub.note(Request(self.name, self.command, path, query, dict(self.headers.items()), route))
+        if self.hub.latency_seconds:
+            self.hub.closing.wait(self.hub.latency_seconds)
         self.fault = self.hub.take_fault(route, unquote(path), self.command)
         if self.fault is not None:
             if self.fault.hold is not None:
@@ -448,7 +450,5 @@ class _Handler(BaseHTTPRequestHandler):
     def _hang_up(self) -> None:
         self.wfile.flush()
         self.close_connection = True
-        try:
+        with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass

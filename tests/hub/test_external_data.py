@@ -1,6 +1,7 @@
 """Graphs with their weights in files of their own load, wherever the cache's links lead."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ from onnx import TensorProto, helper, numpy_helper
 from asyncembed.catalogue.spec import HubSource
 from asyncembed.errors import CacheNotWritableError
 from asyncembed.hub import fetch, loadable_model_path
-from asyncembed.hub import external_data
 from asyncembed.hub.external_data import external_data_files
 from tests.hub.server import HubServer, Repo
 
@@ -90,9 +90,7 @@ async def test_weights_in_the_shared_store_load_through_hard_links(
     assert await loadable_model_path(snapshot, "onnx/model.onnx") == path
 
 
-async def test_links_of_deleted_snapshots_are_removed(
-    hub: HubServer, files: dict[str, bytes | memoryview]
-) -> None:
+async def test_links_of_deleted_snapshots_are_removed(hub: HubServer, files: dict[str, bytes | memoryview]) -> None:
     snapshot = await fetch_model(hub, files)
     move_into_shared_store(snapshot)
     gone = snapshot.parents[1] / "onnx_snapshots" / ("a" * 40)
@@ -122,7 +120,7 @@ async def test_nowhere_to_put_links_says_what_to_do(
     blocked.write_bytes(b"")
     (snapshot.parents[1] / "onnx_snapshots").write_bytes(b"")
     monkeypatch.setattr(constants, "HF_HOME", str(blocked))
-    monkeypatch.setattr(external_data.tempfile, "tempdir", str(blocked))
+    monkeypatch.setattr(tempfile, "tempdir", str(blocked))
     with pytest.raises(CacheNotWritableError, match="HF_HUB_DISABLE_SHARED_BLOBS"):
         await loadable_model_path(snapshot, "onnx/model.onnx")
 

@@ -6,7 +6,7 @@
 from pathlib import Path
 
 import pytest
-from anyio import to_thread
+from anyio import create_task_group, to_thread
 from huggingface_hub import constants, scan_cache_dir, snapshot_download, try_to_load_from_cache
 
 from asyncembed.catalogue.spec import HubSource
@@ -93,6 +93,23 @@ async def test_we_fill_up_what_huggingface_hub_began(repo: Repo, hub: HubServer,
     hub.requests.clear()
     await fetch([HubSource(REPO)], patterns=["*"])
     assert not [request for request in hub.requests if "onnx" in request.path]
+
+
+async def test_both_may_fill_one_cache_at_once(repo: Repo, hub: HubServer, cache: Path) -> None:
+    found: list[Path] = []
+
+    async def ours() -> None:
+        found.append(await fetch([HubSource(REPO)], patterns=["*"]))
+
+    async def theirs() -> None:
+        found.append(await to_thread.run_sync(lambda: download_with_huggingface_hub(hub, cache)))
+
+    async with create_task_group() as group:
+        group.start_soon(theirs)
+        group.start_soon(ours)
+    assert found[0] == found[1]
+    assert {path: (found[0] / path).read_bytes() for path in FILES} == FILES
+    assert not (await to_thread.run_sync(lambda: scan_cache_dir(cache))).warnings
 
 
 async def test_without_symlinks_both_still_find_the_files(

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError
@@ -24,6 +25,21 @@ def test_a_graph_runs_by_the_names_of_its_inputs_and_outputs(tmp_path: Path) -> 
     )
     assert hidden.shape == (2, 3, DIM)
     np.testing.assert_array_equal(pooled, hidden[:, 0])
+
+
+def test_weights_beside_the_graph_are_found(tmp_path: Path) -> None:
+    model = onnx.load(str(write_text_graph(tmp_path / "small.onnx")))
+    onnx.save(
+        model, str(tmp_path / "model.onnx"), save_as_external_data=True, location="model.onnx_data", size_threshold=1024
+    )
+    assert (tmp_path / "model.onnx_data").stat().st_size > (tmp_path / "model.onnx").stat().st_size
+    ids = np.ones((1, 3), dtype=np.int64)
+    feeds = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids * 0}
+    whole, split = (
+        OnnxSession(tmp_path / name, SessionOptions(device="cpu")).run(["last_hidden_state"], feeds)[0]
+        for name in ("small.onnx", "model.onnx")
+    )
+    np.testing.assert_array_equal(split, whole)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:

@@ -62,17 +62,29 @@ def write_text_graph(
     outputs: Sequence[str] = ("last_hidden_state",),
     dtype: str = "float32",
     dynamic_quantization: bool = False,
+    heads: int = 3,
+    labels: int = 1,
+    wrap_ids: bool = False,
     seed: int = 0,
 ) -> Path:
     """A one-layer attention encoder over (batch, tokens) ids; padding is masked out as in BERT.
 
-    Its outputs are chosen by name: "last_hidden_state" (batch, tokens, dim); "pooler_output", the last
-    position of a row, padding or not; "sentence_embedding", the masked mean; "text_embeds", the first
-    position. `task_count` adds the scalar input task_id, which selects a vector that is added to every token.
+    Its outputs are chosen by name:
+
+    - "last_hidden_state" (batch, tokens, dim);
+    - "pooler_output", the last position of a row, padding or not; "sentence_embedding", the masked mean; "text_embeds",
+      the first position: (batch, dim);
+    - "logits" (batch, tokens, VOCABULARY), as of a masked language model;
+    - "attention_6" (batch, heads, tokens, tokens);
+    - "scores" (batch, labels), or (batch,) with `labels` 0.
+
+    `wrap_ids` lets any id stand for one of the vocabulary. `task_count` adds the scalar input task_id, which selects a
+    vector that is added to every token.
     """
     build = GraphBuilder(seed)
     names = ["input_ids", *(["attention_mask"] if mask else []), *(["token_type_ids"] if token_types else [])]
-    hidden = build.add("Gather", build.random(VOCABULARY, dim), "input_ids")
+    ids = build.add("Mod", "input_ids", build.constant(np.int64(VOCABULARY))) if wrap_ids else "input_ids"
+    hidden = build.add("Gather", build.random(VOCABULARY, dim), ids)
     if token_types:
         hidden = build.add("Add", hidden, build.add("Gather", build.random(2, dim), "token_type_ids"))
     if task_count is not None:
@@ -96,6 +108,7 @@ def write_text_graph(
     first, last = build.constant(np.int64(0)), build.constant(np.int64(-1))
     results["text_embeds"] = (build.add("Gather", hidden, first, axis=1), ["batch", dim])
     results["pooler_output"] = (build.add("Gather", hidden, last, axis=1), ["batch", dim])
+    averaged = None
     if weights_of_mask is not None:
         column = build.add("Unsqueeze", weights_of_mask, build.constant(np.array([2], dtype=np.int64)))
         summed = build.add(
@@ -105,7 +118,21 @@ def write_text_graph(
             keepdims=0,
         )
         count = build.add("ReduceSum", column, build.constant(np.array([1], dtype=np.int64)), keepdims=0)
-        results["sentence_embedding"] = (build.add("Div", summed, count), ["batch", dim])
+        averaged = build.add("Div", summed, count)
+        results["sentence_embedding"] = (averaged, ["batch", dim])
+    if "logits" in outputs:
+        results["logits"] = (
+            build.add("MatMul", hidden, build.random(dim, VOCABULARY)),
+            ["batch", "tokens", VOCABULARY],
+        )
+    if "attention_6" in outputs:
+        by_head = build.add("Unsqueeze", attention, build.constant(np.array([1], dtype=np.int64)))
+        scale = build.constant(np.linspace(0.5, 1.5, heads, dtype=np.float32).reshape(1, heads, 1, 1))
+        results["attention_6"] = (build.add("Mul", by_head, scale), ["batch", heads, "tokens", "tokens"])
+    if "scores" in outputs:
+        pooled = averaged or build.add("ReduceMean", hidden, axes=[1], keepdims=0)
+        weights = build.random(dim, labels) if labels else build.random(dim)
+        results["scores"] = (build.add("MatMul", pooled, weights), ["batch", labels] if labels else ["batch"])
     infos = []
     for name in outputs:
         source, shape = results[name]

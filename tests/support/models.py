@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
 from asyncembed.catalogue.spec import LocalSource, ModelSpec
 from tests.support.graphs import DIM, write_text_graph
 from tests.support.tokenizers import wordpiece, write_tokenizer
+
+if TYPE_CHECKING:
+    from tests.hub.server import Content
 
 MODEL_FILE = "onnx/model.onnx"
 
@@ -49,3 +52,8 @@ def spec_for(directory: Path, **fields: Any) -> ModelSpec:
         "dim": DIM,
     }
     return ModelSpec(**(defaults | fields))
+
+
+def files_of(directory: Path) -> dict[str, "Content"]:
+    """A directory's files by their path in it, as a hub serves them."""
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}

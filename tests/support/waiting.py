@@ -74,4 +74,4 @@ async def nothing_left_behind() -> AsyncGenerator[None]:
 def run_in_a_loop_of_its_own(function: Callable[[], Awaitable[T]], backend: str) -> T:
     """Run `function` on another event loop, in a thread, as this one may have a loop already."""
     with ThreadPoolExecutor(1) as executor:
-        return executor.submit(anyio.run, function, backend=backend).result(WAIT_SECONDS)
+        return executor.submit(lambda: anyio.run(function, backend=backend)).result(WAIT_SECONDS)

@@ -1,271 +1,23 @@
-"""The public classes: thin. The base opens, closes and dispatches; a class adds what its family differs in."""
+"""Dense text embeddings: one vector per text."""
 
 import os
-import sys
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args
-
-from anyio import AsyncContextManagerMixin, Event
-from anyio.abc import TaskGroup
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, get_args
 
 from asyncembed.catalogue.from_repo import Overrides
-from asyncembed.catalogue.lookup import Catalogue, describe, parse_sources
-from asyncembed.catalogue.spec import Family, ModelSpec, Pooling
+from asyncembed.catalogue.lookup import Catalogue, parse_sources
+from asyncembed.catalogue.spec import ModelSpec, Pooling
+from asyncembed.embedders.base import Embedder, InputT, Key, Opened, PriorityName, as_source, measure_text
 from asyncembed.encoders.encoder import Call, Mode
-from asyncembed.engine.scheduler import Group, Item, Priority, Sink
-from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool, check_count, owned_task_group
-from asyncembed.errors import InputError, OptionError, StateError
-from asyncembed.opening import prepare
-from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, check_choice
-from asyncembed.results import COUNT, DENSE, Matrix, Output, Vector
-from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
+from asyncembed.engine.supervisor import check_count
+from asyncembed.errors import OptionError
+from asyncembed.options import OptionKeywords, check_choice
+from asyncembed.results import DENSE, Matrix, Vector
+from asyncembed.stream import EmbeddingStream, OnError, Source
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-InputT = TypeVar("InputT")
-ResultT = TypeVar("ResultT")
-CollectedT = TypeVar("CollectedT")
-
-PriorityName: TypeAlias = Literal["interactive", "bulk"]
-Key: TypeAlias = Callable[[Any], Any]
-
-
-@dataclass(slots=True)
-class _Opened:
-    """What exists only between opening and closing."""
-
-    pool: WorkerPool
-    model: PooledModel
-    group: TaskGroup
-    spec: ModelSpec
-    streams: set[StreamState[Any]] = field(default_factory=set)
-
-
-class Embedder(AsyncContextManagerMixin):
-    """What the six classes share: they differ in what their inputs are and what a result looks like.
-
-    Opening finds the model's files (downloading them if need be), starts the workers unless a pool is given, and has
-    them load the model. Closing ends every stream, drops the model, and ends the workers that opening started.
-
-    Args:
-        model_name: A name of the catalogue (letter case does not matter), a repo on the hub, or a local directory;
-            or a `ModelSpec` of your own.
-        options: See `Options`.
-
-    Raises:
-        OptionError: An unknown keyword, or a value that cannot work.
-    """
-
-    family: ClassVar[Family]
-
-    def __init__(self, model_name: str | os.PathLike[str] | ModelSpec, **options: Unpack[OptionKeywords]) -> None:
-        self._model_name = model_name
-        self._options = Options.from_keywords(options)
-        self._opened: _Opened | None = None
-        self._is_opening = False
-        self._was_closed = False
-
-    async def __aenter__(self) -> Self:  # type: ignore[misc] # marked as final, but its own error is none of ours
-        if self._opened is not None or self._is_opening:
-            raise StateError(f"this {type(self).__name__} is open already")
-        await super().__aenter__()
-        return self
-
-    @asynccontextmanager
-    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        self._is_opening = True
-        try:
-            async with AsyncExitStack() as stack:
-                pool = self._options.pool
-                if pool is None:
-                    # The workers start while the files are being found.
-                    pool = await stack.enter_async_context(self._new_pool())
-                else:
-                    pool.check_loop()
-                config = await prepare(
-                    self._model_name, self.family, self._options, overrides=self._overrides(), settings=self._settings()
-                )
-                model = pool.add_model(config)
-                stack.callback(pool.remove_model, model)
-                await pool.warm(model)
-                group = await stack.enter_async_context(owned_task_group())
-                opened = self._opened = _Opened(pool, model, group, config.spec)
-                try:
-                    yield self
-                finally:
-                    self._opened = None
-                    self._was_closed = True
-                    for state in list(opened.streams):
-                        state.close(StateError("the embedder was closed before the stream had ended"))
-        finally:
-            self._is_opening = False
-
-    @property
-    def model_name(self) -> str:
-        """The name or directory as it was given."""
-        name = self._model_name
-        return name.name if isinstance(name, ModelSpec) else os.fspath(name)
-
-    @classmethod
-    def list_supported_models(cls) -> list[dict[str, object]]:
-        """The catalogued models of this class, added ones included, with the keys that fastembed's users know."""
-        return [describe(spec) for spec in Catalogue.builtin().list_models(cls.family)]
-
-    def stats(self) -> Stats:
-        """What this model has computed, and the state of its pool: a snapshot."""
-        opened = self._require_open()
-        return opened.pool.stats(opened.model)
-
-    # ---------------------------------------------------------------- opening
-
-    def _new_pool(self) -> WorkerPool:
-        options = self._options
-        return WorkerPool(
-            workers=options.workers,
-            threads=options.threads,
-            device_ids=options.device_ids,
-            batch_timeout=options.batch_timeout,
-        )
-
-    def _overrides(self) -> Overrides:
-        """What the caller says instead of the model's own configuration."""
-        options = self._options
-        return Overrides(max_length=options.max_length, onnx_file=options.onnx_file, precision=options.precision)
-
-    def _settings(self) -> Mapping[str, object]:
-        """The family's own keywords that its encoder reads."""
-        return {}
-
-    def _require_open(self) -> _Opened:
-        if self._opened is None:
-            state = "was closed" if self._was_closed else "is not open"
-            raise StateError(f"{type(self).__name__} {state}: use it inside `async with`")
-        self._opened.pool.check_loop()
-        return self._opened
-
-    # ---------------------------------------------------------------- dispatching
-
-    def _stream(
-        self,
-        source: Source[InputT],
-        measure: "Measure",
-        call: Call,
-        output: Output[ResultT, CollectedT],
-        *,
-        key: Key | None,
-        priority: PriorityName,
-        ordered: bool,
-        on_error: OnError,
-    ) -> EmbeddingStream[InputT, ResultT, CollectedT]:
-        opened = self._require_open()
-        check_choice("priority", priority, get_args(PriorityName))
-        check_choice("on_error", on_error, get_args(OnError))
-        if not hasattr(source, "__aiter__") and not hasattr(source, "__iter__"):
-            raise InputError(f"the source must be iterable or async iterable; got {type(source).__name__}")
-        intake = _Intake(opened.model, self._group_of(opened, call), Priority[priority.upper()], measure, key)
-        state: StreamState[InputT] = StreamState(
-            opened.pool,
-            intake,
-            max_items=self._options.max_in_flight or MAX_IN_FLIGHT,
-            max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
-            ordered=ordered,
-            on_error=on_error,
-            on_end=opened.streams.discard,
-        )
-        opened.streams.add(state)
-        return EmbeddingStream(state, source, opened.group, output)
-
-    async def _one(self, value: object, measure: "Measure", call: Call, output: Output[ResultT, Any]) -> ResultT:
-        """One input, at once: an interactive call."""
-        opened = self._require_open()
-        intake = _Intake(opened.model, self._group_of(opened, call), Priority.INTERACTIVE, measure, None)
-        request = _Request()
-        try:
-            item, _ = intake.item(value, 0, request)
-        except InputError as error:
-            error.index = None
-            raise
-        opened.pool.submit([item])
-        return output.own(await request.wait(opened.pool, item))
-
-    def _group_of(self, opened: _Opened, call: Call) -> Group:
-        config = opened.model.config
-        return Group(opened.model.key, call, config.max_batch_tokens, config.max_batch_size or sys.maxsize)
-
-
-Measure: TypeAlias = Callable[[object], tuple[int, int]]
-"""From an input to (units, bytes): what its cost is estimated from, and what it keeps in memory.
-
-Raises `InputError` if it can be no input of the family.
-"""
-
-
-class _Intake:
-    """From a record of the source to an item of this model."""
-
-    def __init__(self, model: PooledModel, group: Group, priority: Priority, measure: Measure, key: Key | None) -> None:
-        self._model = model
-        self.group = group
-        self._priority = priority
-        self._measure = measure
-        self._key = key
-        limit = model.config.max_length or model.facts.get("max_length")
-        self._most_tokens = limit if isinstance(limit, int) else sys.maxsize
-
-    def item(self, record: object, index: int, sink: Sink) -> tuple[Item, int]:
-        """See `asyncembed.stream.Intake`."""
-        try:
-            value = record if self._key is None else self._key(record)
-        except Exception as error:
-            raise InputError(f"key= failed on record {index}: {type(error).__name__}: {error}", index=index) from error
-        try:
-            units, size_bytes = self._measure(value)
-        except InputError as error:
-            raise InputError(f"input {index}: {error}", index=index) from None
-        tokens = self._model.estimate_tokens(units)
-        if tokens >= self._most_tokens:
-            tokens, units = self._most_tokens, 0  # cut: says nothing of how many tokens a unit is
-        return Item(value, tokens, self.group, self._priority, sink, index, units), size_bytes
-
-
-class _Request:
-    """The sink of a one-item call."""
-
-    def __init__(self) -> None:
-        self._event = Event()
-        self._result: object = None
-        self._error: Exception | None = None
-
-    def deliver(self, index: int, result: object) -> None:  # noqa: ARG002 (there is one)
-        self._result = result
-        self._event.set()
-
-    def fail(self, index: int, error: Exception) -> None:  # noqa: ARG002 (there is one)
-        if hasattr(error, "index"):
-            error.index = None
-        self._error = error
-        self._event.set()
-
-    async def wait(self, pool: WorkerPool, item: Item) -> object:
-        try:
-            await self._event.wait()
-        except BaseException:
-            pool.withdraw([item])
-            raise
-        if self._error is not None:
-            raise self._error
-        return self._result
-
-
-def measure_text(value: object) -> tuple[int, int]:
-    """Characters and bytes of a text."""
-    if not isinstance(value, str):
-        hint = "; decode it first" if isinstance(value, bytes) else ""
-        raise InputError(f"expected a str, got {type(value).__name__}{hint}")
-    return len(value), sys.getsizeof(value)
 
 
 class TextCall(TypedDict, total=False):
@@ -430,11 +182,7 @@ class TextEmbedding(Embedder):
     async def token_count(self, texts: Source[str], **call: Unpack[TextCall]) -> int:
         """How many tokens the texts have together, special tokens included, each cut at the length limit."""
         opened = self._require_open()
-        counted = replace(self._call_of(opened, "embed", call), mode="count")
-        source = [texts] if isinstance(texts, str) else texts
-        return await self._stream(
-            source, measure_text, counted, COUNT, key=None, priority="interactive", ordered=False, on_error="raise"
-        ).collect()
+        return await self._count(as_source(texts), measure_text, self._call_of(opened, "embed", call))
 
     # ---------------------------------------------------------------- about models
 
@@ -445,24 +193,12 @@ class TextEmbedding(Embedder):
         Raises:
             StateError: The model is not catalogued, so its size is known only while it is open.
         """
-        if self._call.truncate_dim is not None:
-            return self._call.truncate_dim
-        if self._opened is not None:
-            size = self._opened.spec.dim or self._opened.model.facts.get("dim")
-        else:
-            name = self._model_name
-            spec = name if isinstance(name, ModelSpec) else Catalogue.builtin().find(os.fspath(name), self.family)
-            size = spec.dim if spec is not None else None
-        if not isinstance(size, int):
-            raise StateError(f"the size of {self.model_name} is known once it is open")
-        return size
+        return self._call.truncate_dim or self._vector_size()
 
     @classmethod
     def get_embedding_size(cls, model_name: str) -> int:
         """Length of a catalogued model's vectors. Raises `UnknownModelError`."""
-        size = Catalogue.builtin().lookup(model_name, cls.family).dim
-        assert size is not None, "every catalogued text model has a size"
-        return size
+        return cls._catalogued_size(model_name)
 
     @classmethod
     def add_custom_model(
@@ -535,7 +271,7 @@ class TextEmbedding(Embedder):
         call: TextCall,
     ) -> EmbeddingStream[InputT, Vector, Matrix]:
         return self._stream(
-            cast("Source[InputT]", [source]) if isinstance(source, str) else source,
+            as_source(source),
             measure_text,
             self._call_of(self._require_open(), mode, call),
             DENSE,
@@ -545,7 +281,7 @@ class TextEmbedding(Embedder):
             on_error=on_error,
         )
 
-    def _call_of(self, opened: _Opened, mode: Mode, call: TextCall) -> Call:
+    def _call_of(self, opened: Opened, mode: Mode, call: TextCall) -> Call:
         unknown = set(call) - set(TextCall.__annotations__)
         if unknown:
             raise OptionError(f"unknown keyword {min(unknown)!r}; known are: {', '.join(TextCall.__annotations__)}")

@@ -1,0 +1,247 @@
+"""Sparse text embeddings: SPLADE, BM25, BM42 and miniCOIL behind one class."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, Unpack, get_args
+
+from asyncembed.catalogue.lookup import Catalogue, parse_sources
+from asyncembed.catalogue.spec import ModelSpec
+from asyncembed.embedders.base import Embedder, InputT, Key, PriorityName, as_source, measure_text
+from asyncembed.encoders.encoder import Call, Mode
+from asyncembed.errors import OptionError
+from asyncembed.options import OptionKeywords, check_choice
+from asyncembed.results import SPARSE, SparseEmbedding
+from asyncembed.stream import EmbeddingStream, OnError, Source
+
+if TYPE_CHECKING:
+    from asyncembed.encoders.terms import Stemmer
+
+CustomKind = Literal["splade", "inference_free_splade"]
+
+
+class SparseTextEmbedding(Embedder):
+    """Sparse text embeddings: for each text the terms that count, and how much.
+
+    ```python
+    async with SparseTextEmbedding("Qdrant/bm25") as model:
+        async for vector in model.embed(documents):
+            index(vector.indices, vector.values)
+        query = await model.embed_query("what is backpressure?")
+    ```
+
+    Queries have vectors of their own: `query_embed` and `embed_query` for them, `embed` for documents. BM25, BM42 and
+    miniCOIL leave the rarity of a term to the database, whose index is to weigh with the IDF.
+
+    BM25 needs no ONNX runtime. BM42 and inference-free SPLADE load their graph with the first document, so that workers
+    which only see queries do without it.
+
+    Args:
+        model_name: See `Embedder`. BM25 with `stopwords` or `disable_stemmer` needs no files at all.
+        k: BM25, miniCOIL: how late further occurrences of a term stop to count (1.2).
+        b: BM25, miniCOIL: how much a long document is discounted, 0 to 1 (0.75).
+        avg_len: BM25, miniCOIL: terms of an average document of the collection (256; miniCOIL 150).
+        language: BM25: decides the stemmer and the stop words ("english"). The names are those of
+            `asyncembed.encoders.terms.LANGUAGES`.
+        token_max_length: BM25: a word of more characters does not count (40).
+        disable_stemmer: BM25: take words as they are; without `stopwords`, no stop words either.
+        stemmer: BM25: an object with the method `stem_word(word) -> stem`; an empty stem drops the word. It is sent to
+            the workers by pickle.
+        stopwords: BM25: words that do not count, instead of the language's; empty: all do.
+        alpha: BM42: exponent of a word's weight (0.5).
+        truncate: Cut inputs over the length limit; False makes such an input an `InputError`. BM25 has no limit.
+        options: See `Options`.
+
+    Raises:
+        OptionError: A keyword or value that cannot work; on opening, one that the model does not have.
+    """
+
+    family = "sparse"
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str] | ModelSpec,
+        *,
+        k: float | None = None,
+        b: float | None = None,
+        avg_len: float | None = None,
+        language: str | None = None,
+        token_max_length: int | None = None,
+        disable_stemmer: bool | None = None,
+        stemmer: "Stemmer | None" = None,
+        stopwords: Iterable[str] | None = None,
+        alpha: float | None = None,
+        truncate: bool = True,
+        **options: Unpack[OptionKeywords],
+    ) -> None:
+        super().__init__(model_name, **options)
+        if isinstance(stopwords, str):
+            raise OptionError("stopwords must be a collection of words, not one string")
+        if type(stemmer).__module__ == "__main__" and self._options.workers != 0:
+            raise OptionError(
+                "the class of stemmer= is defined in the program's main module, which workers do not import: "
+                "move it into a module of its own, or take workers=0"
+            )
+        given = {
+            "k": k, "b": b, "avg_len": avg_len, "language": language, "token_max_length": token_max_length,
+            "disable_stemmer": disable_stemmer, "stemmer": stemmer, "alpha": alpha,
+            "stopwords": None if stopwords is None else tuple(stopwords),
+        }  # fmt: skip
+        self._given = {name: value for name, value in given.items() if value is not None}
+        self._truncate = truncate
+
+    # ---------------------------------------------------------------- many inputs
+
+    def embed(
+        self,
+        documents: Source[InputT],
+        *,
+        key: Callable[[InputT], str] | None = None,
+        priority: PriorityName = "bulk",
+        ordered: bool = True,
+        on_error: OnError = "raise",
+    ) -> EmbeddingStream[InputT, SparseEmbedding, list[SparseEmbedding]]:
+        """Embed documents from any iterable or async iterable.
+
+        Args:
+            documents: The texts, or records from which `key` takes the text. One `str` is one document.
+            key: Takes the text out of a record.
+            priority: "interactive" goes before "bulk".
+            ordered: Whether results come in input order, or as they are ready.
+            on_error: What becomes of an input that has no vector: "raise" ends the stream with its error, "skip"
+                leaves it out, "return" gives the error in the place of the vector.
+
+        Returns:
+            A stream of sparse vectors.
+
+        Raises:
+            StateError: The embedder is not open, or was opened on another event loop.
+            OptionError: An argument that cannot work.
+            InputError: (from the stream) an input is not a text, or is over the limit with `truncate=False`; `index`
+                says which.
+        """
+        return self._texts("embed", documents, key, priority, ordered, on_error)
+
+    def query_embed(
+        self,
+        queries: Source[InputT],
+        *,
+        key: Callable[[InputT], str] | None = None,
+        priority: PriorityName = "bulk",
+        ordered: bool = True,
+        on_error: OnError = "raise",
+    ) -> EmbeddingStream[InputT, SparseEmbedding, list[SparseEmbedding]]:
+        """`embed` for queries."""
+        return self._texts("query", queries, key, priority, ordered, on_error)
+
+    def passage_embed(
+        self,
+        passages: Source[InputT],
+        *,
+        key: Callable[[InputT], str] | None = None,
+        priority: PriorityName = "bulk",
+        ordered: bool = True,
+        on_error: OnError = "raise",
+    ) -> EmbeddingStream[InputT, SparseEmbedding, list[SparseEmbedding]]:
+        """The same as `embed`: every document is a passage."""
+        return self._texts("embed", passages, key, priority, ordered, on_error)
+
+    # ---------------------------------------------------------------- a few inputs, at once
+
+    async def embed_query(self, query: str) -> SparseEmbedding:
+        """The vector of one query. Goes before bulk work."""
+        return await self._one(query, measure_text, self._call("query"), SPARSE)
+
+    async def embed_documents(self, documents: Iterable[str]) -> list[SparseEmbedding]:
+        """The vectors of some documents, in input order. Goes before bulk work."""
+        return await self.embed(documents, priority="interactive").collect()
+
+    async def token_count(self, texts: Source[str]) -> int:
+        """How many tokens the texts have together, special tokens included, each cut at the length limit.
+
+        For BM25, how many words, those that do not count included.
+        """
+        return await self._count(as_source(texts), measure_text, self._call("count"))
+
+    # ---------------------------------------------------------------- about models
+
+    @classmethod
+    def add_custom_model(
+        cls,
+        model: str,
+        sources: object,
+        kind: CustomKind = "splade",
+        model_file: str = "model.onnx",
+        description: str = "",
+        license: str = "",  # noqa: A002 (the name that fastembed's users know)
+        size_in_gb: float = 0.0,
+        additional_files: Sequence[str] | None = None,
+    ) -> None:
+        """Make a SPLADE model known by name, for this process and the workers it starts.
+
+        Args:
+            model: Its name; must not be taken.
+            sources: Where its files come from: a hub repo ("organisation/name"), the URL of a `.tar.gz`, a source of
+                `asyncembed.catalogue.spec`, any object with the attributes `hf` and `url`, or several of these.
+            kind: "splade", whose graph computes queries and documents alike; "inference_free_splade", whose queries are
+                looked up in the repo's `idf.json`, an object of tokens and weights.
+            model_file: Path of the ONNX graph in the repo; its first output are logits (batch, tokens, words).
+            description: For people.
+            license: For people.
+            size_in_gb: For people.
+            additional_files: Further files that must be there, as paths in the repo.
+
+        Raises:
+            OptionError: The name is taken, there is no source, or no such kind.
+        """
+        check_choice("kind", kind, get_args(CustomKind))
+        files = dict.fromkeys([*(additional_files or ()), *(["idf.json"] if kind == "inference_free_splade" else [])])
+        Catalogue.builtin().register(
+            ModelSpec(
+                name=model,
+                family=cls.family,
+                encoder=kind,
+                sources=parse_sources(sources, model),
+                model_file=model_file,
+                additional_files=tuple(files),
+                description=description,
+                license=license,
+                size_in_gb=size_in_gb,
+            )
+        )
+
+    # ---------------------------------------------------------------- parts
+
+    def _settings(self) -> Mapping[str, object]:
+        return self._given
+
+    def _wanted(self) -> str | os.PathLike[str] | ModelSpec:
+        name = self._model_name
+        spec = name if isinstance(name, ModelSpec) else Catalogue.builtin().find(os.fspath(name), self.family)
+        if spec is not None and spec.encoder == "bm25" and {"stopwords", "disable_stemmer"} & self._given.keys():
+            # All that its files hold are stop words.
+            return replace(spec, sources=(), additional_files=())
+        return name
+
+    def _texts(
+        self,
+        mode: Mode,
+        source: Source[InputT],
+        key: Key | None,
+        priority: PriorityName,
+        ordered: bool,
+        on_error: OnError,
+    ) -> EmbeddingStream[InputT, SparseEmbedding, list[SparseEmbedding]]:
+        return self._stream(
+            as_source(source),
+            measure_text,
+            self._call(mode),
+            SPARSE,
+            key=key,
+            priority=priority,
+            ordered=ordered,
+            on_error=on_error,
+        )
+
+    def _call(self, mode: Mode) -> Call:
+        return Call(mode=mode, truncate=self._truncate)

@@ -1,0 +1,170 @@
+"""One vector per image, from a vision model's graph."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from asyncembed.encoders.decoding import DecodeOptions, decode
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.graph import find_output
+from asyncembed.encoders.image_input import MAX_IMAGE_PIXELS
+from asyncembed.encoders.pooling import FloatArray, normalize
+from asyncembed.encoders.postprocess import finish, spread
+from asyncembed.encoders.preprocessing import Prepared, Preprocessor
+from asyncembed.errors import InputError, UnsupportedModelError
+from asyncembed.runtime.onnx import OnnxSession
+from asyncembed.runtime.quantization import is_dynamically_quantized
+from asyncembed.runtime.session import Array
+
+PIXELS_PER_TOKEN = 256
+"""The size of an image is stated in patches of 16x16 pixels, to which a vision transformer gives a token each."""
+
+TOKENS_OF_ANY_SIZE = 256
+"""What an image counts where the model takes images as they are."""
+
+FAST_DECODE_MARGIN = 2
+"""A JPEG is decoded at no less than this many times the size that the model needs, in each direction."""
+
+
+class ImageReader:
+    """From inputs to what the graph takes: decoding and preprocessing, in as many threads as the worker has.
+
+    Of `config.settings` it reads:
+        fast_decode: Decode JPEGs at a reduced scale, `FAST_DECODE_MARGIN` times what the model needs or more.
+        apply_orientation: Turn images as their EXIF tag says.
+        max_image_pixels: Refuse larger images.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Read the preprocessor's configuration; see `build` for the errors."""
+        self.preprocessor = Preprocessor.read(config.directory)
+        settings = config.settings
+        most_pixels = settings.get("max_image_pixels", MAX_IMAGE_PIXELS)
+        assert isinstance(most_pixels, int)
+        self._options = DecodeOptions(
+            apply_orientation=bool(settings.get("apply_orientation", False)),
+            max_pixels=most_pixels,
+            reduce_to=self._reduced if settings.get("fast_decode", False) else None,
+        )
+        threads = config.session.threads
+        self._threads = ThreadPoolExecutor(threads, "asyncembed-decode") if threads > 1 else None
+
+    @property
+    def tokens_per_image(self) -> int:
+        """The size of any image, for the token budget."""
+        size = self.preprocessor.output_size
+        return TOKENS_OF_ANY_SIZE if size is None else ceil(size[0] * size[1] / PIXELS_PER_TOKEN)
+
+    def read(self, inputs: Sequence[object]) -> tuple[list[Prepared], list[int], dict[int, InputError]]:
+        """Decode and prepare images.
+
+        Returns:
+            The usable images, where each of them stands in the batch, and the failures by position.
+        """
+        outcomes = map(self._read_one, inputs) if self._threads is None else self._threads.map(self._read_one, inputs)
+        images: list[Prepared] = []
+        positions: list[int] = []
+        failures: dict[int, InputError] = {}
+        for position, outcome in enumerate(outcomes):
+            if isinstance(outcome, InputError):
+                failures[position] = outcome
+            else:
+                images.append(outcome)
+                positions.append(position)
+        return images, positions, failures
+
+    def _read_one(self, value: object) -> Prepared | InputError:
+        try:
+            return self.preprocessor(decode(value, self._options))
+        except InputError as error:
+            return error
+        except MemoryError:
+            return InputError("the image does not fit into memory")
+
+    def _reduced(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        least = self.preprocessor.least_source_size(size)
+        return None if least is None else (least[0] * FAST_DECODE_MARGIN, least[1] * FAST_DECODE_MARGIN)
+
+
+class ImageEncoder:
+    """The encoder of all models that give one vector per image. Results are one array (n, dim).
+
+    Its inputs are those of `asyncembed.encoders.decoding.decode`. With `spec.pooling` "cls" the first of the graph's
+    token vectors is the image's; with "none" the graph's output is (n, dim).
+
+    Of `spec.settings` it reads:
+        flatten: Whether all that the graph gives for an image, of whatever shape, is its vector.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Load preprocessor and graph; see `build` for the errors."""
+        spec = config.spec
+        if spec.pooling not in ("none", "cls"):
+            raise UnsupportedModelError(f"an image model cannot have pooling={spec.pooling!r}", model=spec.name)
+        if spec.model_file is None:
+            raise UnsupportedModelError("the model has no ONNX file: say onnx_file=", model=spec.name)
+        self._spec = spec
+        self._reader = ImageReader(config)
+        path = config.directory / spec.model_file
+        self._session = OnnxSession(path, config.session)
+        if len(self._session.input_names) != 1:
+            raise UnsupportedModelError(
+                f"the graph {spec.model_file} takes {', '.join(self._session.input_names)}; an image model takes "
+                "pixels and nothing else",
+                model=spec.name,
+            )
+        self._input = self._session.input_names[0]
+        self._dtype: np.dtype[Any] = self._session.input_dtype(self._input)
+        self._output = find_output(self._session, spec)
+        self._tokens = self._reader.tokens_per_image
+        runs_alone = config.batch_invariant and is_dynamically_quantized(path)
+        self._run_size = 1 if runs_alone else max(1, config.max_batch_tokens // self._tokens)
+        if config.max_batch_size is not None:
+            self._run_size = min(self._run_size, config.max_batch_size)
+        self.facts: dict[str, object] = {"tokens_per_image": self._tokens}
+
+    def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
+        """Embed images; one that cannot be decoded is a failure."""
+        images, positions, failures = self._reader.read(inputs)
+        vectors = self._embed(images)
+        results = finish(normalize(vectors) if self._spec.normalize else vectors, call)
+        if failures:
+            results = spread(results, positions, len(inputs))
+        tokens = self._tokens * len(images)
+        return Encoded(results, failures, tokens=tokens, padded_tokens=tokens)
+
+    def _embed(self, images: Sequence[Prepared]) -> FloatArray:
+        """Vectors in the order of `images`, float32 (n, dim)."""
+        # A model may take images as they are: then only those of one size can run together.
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for row, image in enumerate(images):
+            by_shape.setdefault(image.pixels.shape, []).append(row)
+        vectors: FloatArray | None = None
+        for rows in by_shape.values():
+            for start in range(0, len(rows), self._run_size):
+                run = rows[start : start + self._run_size]
+                pixels = np.concatenate([images[row].pixels for row in run])
+                (output,) = self._session.run([self._output], {self._input: pixels.astype(self._dtype, copy=False)})
+                pooled = self._pool(output)
+                if vectors is None:
+                    vectors = np.empty((len(images), pooled.shape[1]), dtype=np.float32)
+                vectors[run] = pooled
+        return np.empty((0, self._spec.dim or 0), dtype=np.float32) if vectors is None else vectors
+
+    def _pool(self, output: Array) -> FloatArray:
+        if output.ndim > 2 and self._spec.pooling == "cls":
+            output = output.reshape(len(output), -1, output.shape[-1])[:, 0]
+        elif self._spec.settings.get("flatten"):
+            output = output.reshape(len(output), -1)
+        dim = self._spec.dim
+        if output.ndim != 2 or (dim is not None and output.shape[1] != dim):
+            raise UnsupportedModelError(
+                f"the graph gives an output of shape {output.shape} for {len(output)} images, which are no vectors "
+                f"of dim={dim or 'any length'}; pooling='cls' takes the first of several tokens",
+                model=self._spec.name,
+            )
+        vectors: FloatArray = output.astype(np.float32, copy=False)
+        return vectors

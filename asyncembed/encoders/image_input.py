@@ -1,0 +1,134 @@
+"""The forms in which images reach a worker: paths, encoded bytes, arrays of pixels, and Pillow's images.
+
+Nothing here imports Pillow before it has to: the caller's process needs it only if the caller uses it.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asyncembed.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_IMAGE_PIXELS = 178_956_970
+"""Pillow's own limit: 512 MiB as 24-bit pixels."""
+
+_CHANNELS = (1, 3, 4)
+
+
+def check_array(array: "np.ndarray[Any, Any]") -> None:
+    """Raise `InputError` unless `array` is an image: uint8, (height, width) or (height, width, 1, 3 or 4)."""
+    is_image = array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS))
+    if not is_image:
+        raise InputError(
+            f"an image as an array is uint8 and (height, width) or (height, width, 1, 3 or 4); "
+            f"got {array.dtype} {array.shape}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """What reaches the worker in the place of an image that could not be sent."""
+
+    reason: str
+
+
+class PillowImage:
+    """An image of Pillow's on its way to a worker.
+
+    One that has not been decoded yet travels as its encoded bytes, and is decoded there; any other as its pixels. Which
+    of the two is decided when it is pickled, and that happens in a thread.
+    """
+
+    __slots__ = ("image",)
+
+    def __init__(self, image: "Image.Image") -> None:
+        self.image = image
+
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes it keeps in memory."""
+        return self.image.width * self.image.height * len(self.image.getbands())
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        try:
+            encoded = _encoded_bytes(self.image)
+            if encoded is not None:
+                return bytes, (encoded,)
+            image = self.image
+            orientation = _exif_bytes(image)
+            # Pillow's own pickling keeps no EXIF, and everything else that `info` holds, whatever that is.
+            kept = {"transparency": image.info["transparency"]} if "transparency" in image.info else {}
+            palette = (image.palette.mode, image.palette.tobytes()) if image.palette is not None else None
+            return _from_pixels, (image.mode, image.size, image.tobytes(), palette, kept, orientation)
+        except Exception as error:  # noqa: BLE001 (one bad image must not fail its batch)
+            return Unreadable, (f"the image cannot be read: {describe(error)}",)
+
+
+def _from_pixels(
+    mode: str,
+    size: tuple[int, int],
+    data: bytes,
+    palette: tuple[str, bytes] | None,
+    info: dict[str, object],
+    exif: bytes,
+) -> PillowImage:
+    from PIL import Image
+
+    image = Image.frombytes(mode, size, data)
+    if palette is not None and mode in ("P", "PA"):
+        image.putpalette(palette[1], palette[0])
+        # `putpalette` loads the image, which is what Pillow wants before the mode is looked at.
+    image.info.update(info)
+    if exif:
+        image.getexif().load(exif)
+    return PillowImage(image)
+
+
+def _encoded_bytes(image: "Image.Image") -> bytes | None:
+    """The whole file of an image that was opened and not touched since; None for any other."""
+    from PIL import ImageFile
+
+    file = getattr(image, "fp", None)
+    is_untouched = (
+        isinstance(image, ImageFile.ImageFile)
+        and bool(image.tile)
+        and file is not None
+        and not getattr(image, "decoderconfig", ())
+        and image.tell() == 0
+    )
+    if not is_untouched:
+        return None
+    if isinstance(file, BytesIO):
+        return file.getvalue()
+    if os.name != "posix":
+        return None
+    try:
+        descriptor = file.fileno()  # type: ignore[union-attr]
+    except (OSError, AttributeError):
+        return None
+    # Without moving the file's position, which belongs to the image.
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+
+def _exif_bytes(image: "Image.Image") -> bytes:
+    exif = image.getexif()
+    return exif.tobytes() if exif else b""
+
+
+def is_pillow_image(value: object) -> bool:
+    """Whether `value` is an image of Pillow's, without importing Pillow."""
+    module = sys.modules.get("PIL.Image")
+    return module is not None and isinstance(value, module.Image)
+
+
+def describe(error: Exception) -> str:
+    """The error's type and text."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

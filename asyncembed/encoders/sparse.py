@@ -1,0 +1,101 @@
+"""Sparse vectors from a graph: what the families share. They differ in how a text's output becomes entries."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from asyncembed.encoders.dense import counted
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.graph import TextGraph
+from asyncembed.encoders.tokenization import IntArray, TextTokenizer, Tokenized
+from asyncembed.results import SparseBatch
+from asyncembed.runtime.session import Array
+
+Entries: TypeAlias = tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.floating[Any]]]
+"""Indices and values of one vector."""
+
+Lookup: TypeAlias = Callable[[IntArray], Entries]
+"""From the tokens of a query to its entries, without inference."""
+
+
+class Weighting(Protocol):
+    """How the graph's output for one text becomes a sparse vector."""
+
+    def __call__(self, ids: IntArray, output: Array, real: slice, *, is_query: bool) -> Entries:
+        """The entries of a text with the tokens `ids`, padding left out.
+
+        `output` is the graph's for this text alone; in its axis of tokens, `real` are the positions of `ids`.
+        """
+        ...
+
+
+def sparse_tokenizer(config: EncoderConfig) -> TextTokenizer:
+    """The tokenizer of the model, with the length limit that applies."""
+    return TextTokenizer(config.directory, max_length=config.max_length or config.spec.max_length)
+
+
+class SparseEncoder:
+    """The encoder of the sparse models that have a graph.
+
+    With a `lookup`, queries need no inference, and the first document loads the graph: a worker that sees nothing but
+    queries needs neither a runtime nor the memory.
+
+    Attributes:
+        facts: The length limit in tokens.
+    """
+
+    def __init__(
+        self, config: EncoderConfig, tokenizer: TextTokenizer, weighting: Weighting, *, lookup: Lookup | None = None
+    ) -> None:
+        """Load the graph if queries need it; see `build` for the errors."""
+        self._config = config
+        self._tokenizer = tokenizer
+        self._weighting = weighting
+        self._lookup = lookup
+        self.facts = {"max_length": tokenizer.limit}
+        if lookup is None and config.load_session:
+            self._graph  # noqa: B018 (loads it)
+
+    def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
+        """Vectors of texts, or with mode "count" their tokens; a text that cannot be tokenized is a failure."""
+        done = self._tokenizer.encode(inputs, truncate=call.truncate)
+        if call.mode == "count":
+            return counted(len(inputs), done)
+        is_query = call.mode == "query"
+        if is_query and self._lookup is not None:
+            entries = [self._lookup(np.array(encoding.ids, dtype=np.int64)) for encoding in done.encodings]
+            padded = sum(done.lengths)
+        else:
+            entries, padded = self._compute(done, is_query=is_query)
+        indices, values = [_NO_INDICES] * len(inputs), [_NO_VALUES] * len(inputs)
+        for position, (own_indices, own_values) in zip(done.positions, entries, strict=True):
+            indices[position] = own_indices.astype(np.int32, copy=False)
+            values[position] = own_values.astype(np.float32, copy=False)
+        return Encoded(SparseBatch.join(indices, values), done.failures, tokens=sum(done.lengths), padded_tokens=padded)
+
+    @cached_property
+    def _graph(self) -> TextGraph:
+        if not self._config.load_session:
+            raise AssertionError("an encoder without a session only counts")
+        return TextGraph(self._config)
+
+    def _compute(self, done: Tokenized, *, is_query: bool) -> tuple[list[Entries], int]:
+        """The entries of each encoding, and the tokens computed for them."""
+        entries: list[Entries] = [(_NO_INDICES, _NO_VALUES)] * len(done.encodings)
+        padded = 0
+        for run in self._graph.plan(done.lengths):
+            ids, mask = self._tokenizer.pad([done.encodings[row] for row in run.rows])
+            padded += ids.size
+            output = self._graph.run(ids, mask)
+            for row, row_ids, row_output in zip(run.rows, ids, output, strict=True):
+                length, width = len(done.encodings[row]), ids.shape[1]
+                real = slice(width - length, width) if self._tokenizer.pads_left else slice(0, length)
+                entries[row] = self._weighting(row_ids[real], row_output, real, is_query=is_query)
+        return entries, padded
+
+
+_NO_INDICES = np.empty(0, dtype=np.int32)
+_NO_VALUES = np.empty(0, dtype=np.float32)

