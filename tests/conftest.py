@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-TEST_TIME_LIMIT_SECONDS = 40
+TEST_TIME_LIMIT_SECONDS = 120
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])
