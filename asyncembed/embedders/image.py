@@ -26,7 +26,7 @@ from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
 
 CLOSE_GRACE_SECONDS = 2.0
 
-DECODING_TOKENS = 256
+DECODING_TOKENS = 128
 """What decoding an image of ordinary size costs, in tokens, beside what its model takes for it."""
 
 
