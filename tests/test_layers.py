@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "results": set[str](),
     "scoring": set[str](),
     "muvera": set[str](),
+    "sources": {"files"},
     "catalogue": set[str](),
     "runtime": {"catalogue"},
     "encoders": {"catalogue", "results", "runtime", "scoring"},
