@@ -49,7 +49,7 @@ saves no padding), and what another stream that joins has to wait for at most.""
 WAITING_BATCHES_PER_WORKER = 4
 """As above, added for each worker: its batches in flight, and the next ones."""
 
-CLOSE_GRACE_SECONDS = 1.0
+CLOSE_GRACE_SECONDS = 0.5
 """How long the end of a stream waits for its source to close."""
 
 _IN_MEMORY: tuple[type, ...] = (list, tuple, set, frozenset, deque, range, type({}.keys()), type({}.values()))

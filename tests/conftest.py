@@ -2,6 +2,7 @@
 
 import faulthandler
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +21,11 @@ def _time_limit() -> Iterator[None]:
     faulthandler.dump_traceback_later(TEST_TIME_LIMIT_SECONDS, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Path]:
+    """A file that workers wait for (`wait:PATH`); whatever the test does, none waits longer than it lasts."""
+    path = tmp_path / "gate"
+    yield path
+    path.touch()

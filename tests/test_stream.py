@@ -133,8 +133,7 @@ async def test_each_input_has_one_result_and_results_keep_their_order(
             assert number(result) == i
 
 
-async def test_unordered_results_do_not_wait_for_one_that_takes_longer(pool: WorkerPool, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+async def test_unordered_results_do_not_wait_for_one_that_takes_longer(pool: WorkerPool, gate: Path) -> None:
     async with TextEmbedding(ECHO, pool=pool, max_batch_size=1) as model:
         stream = model.embed([f"#0 wait:{gate}", *texts(50)[1:]], ordered=False)
         first = number(await anext(stream))
@@ -215,9 +214,9 @@ async def test_results_that_wait_count_towards_the_window(pool: WorkerPool) -> N
             assert source.pulled < 2000 / 12
 
 
-async def test_only_some_dozens_of_batches_of_a_stream_wait(pool: WorkerPool, tmp_path: Path) -> None:
+async def test_only_some_dozens_of_batches_of_a_stream_wait(pool: WorkerPool, tmp_path: Path, gate: Path) -> None:
     """However wide its window: a stream that joins later has no more than that before it."""
-    gate, log = tmp_path / "gate", tmp_path / "log"
+    log = tmp_path / "log"
     most = WAITING_BATCHES + 2 * WAITING_BATCHES_PER_WORKER
     source = Source(lambda i: f"early{i} #{i} wait:{gate}")
     async with TextEmbedding(with_settings(log=str(log)), pool=pool, max_batch_size=1) as model:
@@ -558,8 +557,7 @@ async def test_a_cancelled_consumer_loses_no_result(batched: bool, narrow: TextE
     assert seen == list(range(30))
 
 
-async def test_a_timeout_around_a_stream_withdraws_what_waits(narrow: TextEmbedding, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+async def test_a_timeout_around_a_stream_withdraws_what_waits(narrow: TextEmbedding, gate: Path) -> None:
     source = Source(lambda i: f"#{i} wait:{gate}")
     with anyio.move_on_after(0.05) as scope:
         async with narrow.embed(source.async_generator()) as stream:
@@ -594,8 +592,7 @@ async def test_a_source_that_blocks_for_ever_delays_nobody(narrow: TextEmbedding
         gate.set()
 
 
-async def test_closing_does_not_disturb_other_streams(model: TextEmbedding, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+async def test_closing_does_not_disturb_other_streams(model: TextEmbedding, gate: Path) -> None:
     async with anyio.create_task_group() as group:
         results: list[int] = []
 
@@ -616,8 +613,7 @@ async def _next_or_end(stream: Stream) -> None:
         await anext(stream)
 
 
-async def test_closing_wakes_a_consumer_that_waits(model: TextEmbedding, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+async def test_closing_wakes_a_consumer_that_waits(model: TextEmbedding, gate: Path) -> None:
     stream = model.embed([f"wait:{gate}"])
     results: list[list[int]] = []
 
@@ -662,8 +658,7 @@ async def test_closing_the_embedder_ends_its_streams(pool: WorkerPool) -> None:
         del stream, unstarted, ended
 
 
-async def test_closing_the_embedder_wakes_a_consumer_in_another_task(pool: WorkerPool, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+async def test_closing_the_embedder_wakes_a_consumer_in_another_task(pool: WorkerPool, gate: Path) -> None:
     errors: list[StateError] = []
 
     async def consume(stream: Stream) -> None:

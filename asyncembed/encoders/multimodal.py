@@ -44,7 +44,7 @@ class _MultimodalEncoder:
         self._max_tokens = config.max_batch_tokens
         self._max_size = config.max_batch_size
         self._graph = TextGraph(config, extra_inputs=[PIXELS])
-        self._reader = ImageReader(config)
+        self._reader = ImageReader(config, threads=config.session.threads)
         self.facts["tokens_per_image"] = self._reader.tokens_per_image
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:

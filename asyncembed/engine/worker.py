@@ -6,6 +6,7 @@ answers of `asyncembed.engine.child`. All methods that may block say so; they ar
 """
 
 import functools
+import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -254,10 +255,15 @@ def _install_preparation_wrapper() -> None:
 
         @functools.wraps(original)
         def get_preparation_data(name: str) -> dict[str, Any]:
+            if not _launch.is_ours:
+                return original(name)
+            was_undecided = multiprocessing.get_start_method(allow_none=True) is None
             data = original(name)
-            if _launch.is_ours:
-                data.pop("init_main_from_name", None)
-                data.pop("init_main_from_path", None)
+            if was_undecided:
+                # Asking for it has decided it; the program may still want to.
+                multiprocessing.set_start_method(None, force=True)
+            data.pop("init_main_from_name", None)
+            data.pop("init_main_from_path", None)
             return data
 
         get_preparation_data._knows_asyncembed = True  # type: ignore[attr-defined]  # noqa: SLF001

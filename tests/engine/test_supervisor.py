@@ -82,8 +82,8 @@ async def test_an_idle_worker_that_is_killed_is_replaced() -> None:
         assert await numbers(model, numbered(20)) == list(range(20))
 
 
-async def test_a_worker_killed_at_work_loses_nothing(tmp_path: Path) -> None:
-    gate, mark = tmp_path / "gate", tmp_path / "mark"
+async def test_a_worker_killed_at_work_loses_nothing(tmp_path: Path, gate: Path) -> None:
+    mark = tmp_path / "mark"
     texts = numbered(50, at_7=f"mark:{mark} wait:{gate}")
     async with nothing_left_behind(), WorkerPool(workers=2) as pool, TextEmbedding(ECHO, pool=pool) as model:
         results: list[object] = []
@@ -99,8 +99,7 @@ async def test_a_worker_killed_at_work_loses_nothing(tmp_path: Path) -> None:
         assert results == list(range(50))
 
 
-async def test_all_workers_killed_at_once_lose_nothing(tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+async def test_all_workers_killed_at_once_lose_nothing(tmp_path: Path, gate: Path) -> None:
     async with WorkerPool(workers=2) as pool, TextEmbedding(ECHO, pool=pool, max_batch_size=5) as model:
         marks = [tmp_path / "mark0", tmp_path / "mark1"]
         results: list[object] = []
@@ -231,7 +230,7 @@ async def test_giving_up_an_opening_ends_workers_that_load(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("way", ["refuse_if", "die_if"])
-async def test_a_worker_that_cannot_load_again_costs_no_input(way: str, tmp_path: Path) -> None:
+async def test_a_worker_that_cannot_load_again_costs_no_input(way: str, tmp_path: Path, gate: Path) -> None:
     """A replaced worker may lack the memory that it had before: the others go on, and it tries again."""
     trouble = tmp_path / "trouble"
     async with WorkerPool(workers=2) as pool, TextEmbedding(with_settings(**{way: str(trouble)}), pool=pool) as model:
@@ -240,11 +239,11 @@ async def test_a_worker_that_cannot_load_again_costs_no_input(way: str, tmp_path
         await until(lambda: model.stats().workers_restarted >= 3)
         assert await numbers(model, numbered(20)) == list(range(20))
         trouble.unlink()
-        gate = tmp_path / "gate"
         async with anyio.create_task_group() as group:
             # Both workers compute at once: it is back.
-            group.start_soon(numbers, model, [f"{text} wait:{gate}" for text in numbered(100)])
-            await until(lambda: model.stats().in_flight == 2)
+            texts = [f"{text} mark:{tmp_path / f'mark-{text[1:].strip()}'} wait:{gate}" for text in numbered(400)]
+            group.start_soon(numbers, model, texts)
+            await until(lambda: len({path.read_text() for path in tmp_path.glob("mark-*")} - {""}) == 2)
             gate.touch()
 
 
@@ -287,9 +286,8 @@ async def test_devices_are_dealt_out_and_cores_shared(tmp_path: Path) -> None:
 
 
 async def test_two_models_share_a_pool_and_one_closes_without_disturbing_the_other(
-    pool: WorkerPool, tmp_path: Path
+    pool: WorkerPool, gate: Path
 ) -> None:
-    gate = tmp_path / "gate"
     async with TextEmbedding(ECHO, pool=pool) as lasting:
         stream = lasting.embed([f"{text} wait:{gate}" for text in numbered(30)])
         async with anyio.create_task_group() as group:
@@ -370,8 +368,8 @@ def test_options_that_cannot_work_are_refused(options: dict[str, object]) -> Non
 # ---------------------------------------------------------------- what is computed when
 
 
-async def test_a_query_goes_before_what_an_ingest_has_waiting(tmp_path: Path) -> None:
-    gate, mark, log = tmp_path / "gate", tmp_path / "mark", tmp_path / "log"
+async def test_a_query_goes_before_what_an_ingest_has_waiting(tmp_path: Path, gate: Path) -> None:
+    mark, log = tmp_path / "mark", tmp_path / "log"
     model = TextEmbedding(with_settings(log=str(log)), workers=0, max_batch_size=1)
     async with model, anyio.create_task_group() as group:
         texts = numbered(10, at_0=f"mark:{mark} wait:{gate}")
@@ -398,8 +396,8 @@ async def test_concurrent_queries_become_few_batches(pool: WorkerPool) -> None:
         assert model.stats().batches <= 6
 
 
-async def test_stats_tell_what_was_computed(tmp_path: Path) -> None:
-    gate, mark = tmp_path / "gate", tmp_path / "mark"
+async def test_stats_tell_what_was_computed(tmp_path: Path, gate: Path) -> None:
+    mark = tmp_path / "mark"
     async with TextEmbedding(ECHO, workers=0, max_batch_size=2) as model:
         assert model.stats() == Stats(
             queued_interactive=0, queued_bulk=0, in_flight=0, batches=0, items=0, failed=0, tokens=0, padded_tokens=0,

@@ -121,8 +121,8 @@ def test_stopping_ends_a_worker_that_is_stuck(worker: ProcessWorker) -> None:
     assert not psutil.pid_exists(pid)
 
 
-def test_stopping_a_thread_that_is_stuck_leaves_it_behind(tmp_path: Path) -> None:
-    worker, gate = ThreadWorker(), tmp_path / "gate"
+def test_stopping_a_thread_that_is_stuck_leaves_it_behind(gate: Path) -> None:
+    worker = ThreadWorker()
     worker.start()
     worker.load(0, CONFIG).result(ANSWER_SECONDS)
     answer = worker.run(0, [f"wait:{gate}"], Call())

@@ -1,0 +1,243 @@
+"""Opening, one-item calls, closing, and misuse: what all embedders share."""
+
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import numpy as np
+import pytest
+
+from asyncembed.embedders.text import TextEmbedding
+from asyncembed.engine.supervisor import WorkerPool
+from asyncembed.errors import InputError, OptionError, StateError
+from tests.support.encoders import ECHO
+from tests.support.waiting import nothing_left_behind, run_in_a_loop_of_its_own, until
+
+
+@pytest.fixture(scope="module")
+async def pool(anyio_backend: str) -> AsyncGenerator[WorkerPool]:
+    async with WorkerPool(workers=2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+async def model(pool: WorkerPool) -> AsyncGenerator[TextEmbedding]:
+    async with TextEmbedding(ECHO, pool=pool) as model:
+        yield model
+
+
+# ---------------------------------------------------------------- calls
+
+
+async def test_a_query_gives_one_vector(model: TextEmbedding) -> None:
+    vector = await model.embed_query("#5")
+    assert vector.dtype == np.float32
+    assert vector.shape == (3,)
+    assert vector[2] == 5
+    assert vector.flags.owndata
+
+
+async def test_documents_give_a_matrix(model: TextEmbedding) -> None:
+    matrix = await model.embed_documents([f"#{i}" for i in range(40)])
+    assert matrix[:, 2].tolist() == list(range(40))
+
+
+async def test_a_query_that_is_no_text_names_no_index(model: TextEmbedding) -> None:
+    with pytest.raises(InputError, match="expected a str, got int") as caught:
+        await model.embed_query(cast(Any, 5))
+    assert caught.value.index is None
+    with pytest.raises(InputError, match="refused") as caught:
+        await model.embed_query("bad")
+    assert caught.value.index is None
+
+
+async def test_a_cancelled_query_is_withdrawn(pool: WorkerPool, tmp_path: Path, gate: Path) -> None:
+    mark = tmp_path / "mark"
+    async with TextEmbedding(ECHO, pool=pool, max_batch_size=1) as model:
+        async with anyio.create_task_group() as running:
+            # Older than the queries, and more than can be in flight: these wait.
+            running.start_soon(model.embed_documents, [f"wait:{gate}"] * 20)
+            await until(lambda: model.stats().in_flight + model.stats().queued == 20)
+            async with anyio.create_task_group() as cancelled:
+                for _ in range(5):
+                    cancelled.start_soon(model.embed_query, f"mark:{mark}")
+                await until(lambda: model.stats().in_flight + model.stats().queued == 25)
+                cancelled.cancel_scope.cancel()
+            assert model.stats().in_flight + model.stats().queued == 20
+            gate.touch()
+        assert not mark.exists()
+        assert (await model.embed_query("#1"))[2] == 1
+
+
+async def test_a_query_cancelled_while_it_is_computed_disturbs_nobody(pool: WorkerPool, gate: Path) -> None:
+    async with TextEmbedding(ECHO, pool=pool) as model, anyio.create_task_group() as group:
+        async with anyio.create_task_group() as cancelled:
+            cancelled.start_soon(model.embed_query, f"wait:{gate}")
+            await until(lambda: model.stats().in_flight == 1)
+            cancelled.cancel_scope.cancel()
+        group.start_soon(model.embed_documents, ["a", "b"])
+        gate.touch()
+
+
+# ---------------------------------------------------------------- opening and closing
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+async def test_nothing_is_left_of_an_embedder(workers: int) -> None:
+    async with nothing_left_behind():
+        model = TextEmbedding(ECHO, workers=workers)
+        for _ in range(2):
+            async with model:
+                assert (await model.embed_documents(["#1", "#2"]))[:, 2].tolist() == [1, 2]
+
+
+async def test_an_exception_of_the_block_comes_out_as_itself() -> None:
+    error = KeyError("mine")
+    async with nothing_left_behind():
+        with pytest.raises(KeyError) as caught:
+            async with TextEmbedding(ECHO, workers=0) as model:
+                async for _ in model.embed(f"#{i}" for i in range(1000)):
+                    raise error
+    assert caught.value is error
+    with pytest.raises(ExceptionGroup) as group:
+        async with TextEmbedding(ECHO, workers=0):
+            raise ExceptionGroup("mine too", [error])
+    assert group.value.message == "mine too"
+
+
+async def test_cancelling_the_block_closes_everything(tmp_path: Path) -> None:
+    async with nothing_left_behind():
+        with anyio.CancelScope() as scope:
+            async with TextEmbedding(ECHO, workers=2) as model, anyio.create_task_group() as group:
+                group.start_soon(model.embed_query, "hang")
+                await until(lambda: model.stats().in_flight == 1)
+                scope.cancel()
+        assert scope.cancelled_caught
+
+
+async def test_closing_does_not_wait_for_a_worker_that_is_stuck(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    errors: list[Exception] = []
+
+    async def ask(stuck: TextEmbedding) -> None:
+        try:
+            await stuck.embed_query(f"mark:{mark} hang")
+        except StateError as error:
+            errors.append(error)
+
+    async with nothing_left_behind(), anyio.create_task_group() as group:
+        async with TextEmbedding(ECHO, workers=1) as stuck:
+            group.start_soon(ask, stuck)
+            await until(mark.exists)
+    assert len(errors) == 1
+
+
+async def test_closing_answers_queries_of_other_tasks(pool: WorkerPool, gate: Path) -> None:
+    """Those that run get their vector, those that wait an error; none hangs."""
+    outcomes: list[object] = []
+
+    async def ask(closing: TextEmbedding, text: str) -> None:
+        try:
+            outcomes.append(len(await closing.embed_query(text)))
+        except StateError as error:
+            outcomes.append(error)
+
+    async with anyio.create_task_group() as group:
+        async with TextEmbedding(ECHO, pool=pool, max_batch_size=1) as closing:
+            for _ in range(20):
+                group.start_soon(ask, closing, f"wait:{gate}")
+            await until(lambda: closing.stats().in_flight + closing.stats().queued == 20)
+        gate.touch()
+    assert len(outcomes) == 20
+    assert {type(outcome) for outcome in outcomes} == {int, StateError}
+
+
+async def test_a_request_handler_may_open_an_embedder_on_a_pool_of_another_task() -> None:
+    results: list[int] = []
+
+    async def handle(pool: WorkerPool, i: int) -> None:
+        async with TextEmbedding(ECHO, pool=pool) as model:
+            results.append(int((await model.embed_query(f"#{i}"))[2]))
+
+    async def serve(*, task_status: anyio.abc.TaskStatus[WorkerPool]) -> None:
+        async with WorkerPool(workers=1) as pool:
+            task_status.started(pool)
+            await anyio.sleep_forever()
+
+    async with nothing_left_behind(), anyio.create_task_group() as group:
+        pool = await group.start(serve)
+        async with anyio.create_task_group() as requests:
+            for i in range(5):
+                requests.start_soon(handle, pool, i)
+        group.cancel_scope.cancel()
+    assert sorted(results) == list(range(5))
+
+
+async def test_two_embedders_live_side_by_side() -> None:
+    async with nothing_left_behind(), AsyncExitStack() as stack:
+        one, two = [await stack.enter_async_context(TextEmbedding(ECHO, workers=1)) for _ in range(2)]
+        first, second = await one.embed_query("a"), await two.embed_query("a")
+        assert first[1] != second[1], "each has a process of its own"
+
+
+# ---------------------------------------------------------------- misuse
+
+
+async def test_an_embedder_is_used_while_it_is_open(pool: WorkerPool) -> None:
+    model = TextEmbedding(ECHO, pool=pool)
+    with pytest.raises(StateError, match="is not open: use it inside `async with`"):
+        await model.embed_query("too early")
+    with pytest.raises(StateError, match="is not open"):
+        model.embed(["too early"])
+    async with model:
+        with pytest.raises(StateError, match="open already"):
+            await model.__aenter__()
+        assert (await model.embed_query("#1"))[2] == 1
+    with pytest.raises(StateError, match="was closed"):
+        await model.embed_query("too late")
+    with pytest.raises(StateError, match="was closed"):
+        model.stats()
+
+
+async def test_an_embedder_belongs_to_its_loop(model: TextEmbedding, anyio_backend: str) -> None:
+    async def use() -> None:
+        for call in (model.embed_query("a"), model.embed_documents(["a"])):
+            with pytest.raises(StateError, match="another event loop"):
+                await call
+        with pytest.raises(StateError, match="another event loop"):
+            model.embed(["a"])
+
+    await anyio.to_thread.run_sync(run_in_a_loop_of_its_own, use, anyio_backend)
+
+
+async def test_an_embedder_is_not_used_from_a_thread_without_a_loop(model: TextEmbedding) -> None:
+    def use() -> None:
+        with pytest.raises(StateError, match="another event loop"):
+            model.embed(["a"])
+
+    with ThreadPoolExecutor(1) as executor:
+        await anyio.to_thread.run_sync(executor.submit(use).result)
+
+
+async def test_a_pool_is_opened_before_its_embedders() -> None:
+    with pytest.raises(StateError, match="not open"):
+        async with TextEmbedding(ECHO, pool=WorkerPool(workers=1)):
+            pytest.fail("it cannot open")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"thread": 4}, "did you mean 'threads'"),
+        ({"nonsense": 4}, "unknown keyword 'nonsense'; known are: "),
+        ({"workers": -1}, "workers must be a whole number, 0 or more"),
+        ({"max_in_flight": 0}, "max_in_flight must be a whole number, 1 or more"),
+        ({"pool": WorkerPool(workers=1), "workers": 2}, "give this to the WorkerPool instead"),
+    ],
+)
+def test_keywords_that_cannot_work_are_refused_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        TextEmbedding(ECHO, **options)

@@ -1,0 +1,95 @@
+"""The arrows between the package's layers point one way: read from the imports themselves."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import asyncembed
+
+PACKAGE = Path(asyncembed.__file__).parent
+
+# What a layer may import of the package, besides itself. `errors` is everybody's.
+MAY_IMPORT = {
+    "errors": set[str](),
+    "files": set[str](),
+    "http": set[str](),
+    "results": set[str](),
+    "scoring": set[str](),
+    "muvera": set[str](),
+    "sources": {"files"},
+    "catalogue": set[str](),
+    "runtime": {"catalogue"},
+    "encoders": {"catalogue", "results", "runtime", "scoring"},
+    "engine": {"catalogue", "encoders", "runtime"},
+    "stream": {"engine", "results"},
+    "hub": {"catalogue", "files", "http", "runtime"},
+    "export": {"catalogue", "files", "hub", "runtime"},
+    "options": {"catalogue", "encoders", "engine", "hub", "runtime"},
+    "opening": {"catalogue", "encoders", "engine", "export", "hub", "options", "runtime"},
+    "__main__": {"catalogue", "hub"},
+}
+
+FOREIGN = {
+    "encoders": {"asyncio", "anyio", "trio", "httpx", "huggingface_hub"},
+    "runtime": {"asyncio", "anyio", "trio", "httpx", "huggingface_hub"},
+    "catalogue": {"asyncio", "anyio", "trio", "httpx", "onnxruntime", "PIL"},
+    "engine": {"numpy", "onnxruntime", "asyncio", "trio", "httpx", "PIL"},
+    "stream": {"numpy", "onnxruntime", "asyncio", "trio", "httpx", "PIL"},
+    "embedders": {"onnxruntime", "asyncio", "trio", "httpx", "PIL"},
+}
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports anywhere, those for types only excepted."""
+    found: set[str] = set()
+    pending: list[ast.AST] = [ast.parse(path.read_text())]
+    while pending:
+        node = pending.pop()
+        match node:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                pending += node.orelse
+                continue
+            case ast.Import():
+                found |= {alias.name for alias in node.names}
+            case ast.ImportFrom(module=str(module), level=0):
+                found |= {f"{module}.{alias.name}" for alias in node.names}
+            case ast.ImportFrom():
+                pytest.fail(f"{path} imports relatively, which this test does not read")
+        pending += ast.iter_child_nodes(node)
+    return found
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_import_points_back(path: Path) -> None:
+    layer = layer_of(path)
+    if layer not in MAY_IMPORT:
+        assert layer == "embedders", f"{layer} is a layer of its own: say above what it may import"
+        return
+    used = {name.split(".")[1] for name in imports_of(path) if name.startswith("asyncembed.")}
+    assert used <= MAY_IMPORT[layer] | {layer, "errors"}, f"{layer} may not know of all of these"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_layer_knows_nothing_of_what_others_are_for(path: Path) -> None:
+    used = {name.split(".")[0] for name in imports_of(path)}
+    assert not used & FOREIGN.get(layer_of(path), set())
+
+
+def test_the_layers_are_all_there() -> None:
+    assert {"catalogue", "runtime", "encoders", "engine", "stream", "embedders"} <= {layer_of(path) for path in FILES}
+
+
+def test_the_arrows_have_no_cycle() -> None:
+    left = {layer: set(below) for layer, below in MAY_IMPORT.items()}
+    while left:
+        lowest = {layer for layer, below in left.items() if not below & left.keys()}
+        assert lowest, f"in a circle: {left}"
+        left = {layer: below for layer, below in left.items() if layer not in lowest}
