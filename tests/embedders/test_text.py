@@ -75,6 +75,13 @@ async def test_queries_and_passages_have_tasks_of_their_own(pool: WorkerPool, tm
             await model.embed_query("x", task=True)
 
 
+async def test_a_task_for_a_model_without_tasks_is_told(pool: WorkerPool, tmp_path: Path) -> None:
+    directory = write_model(tmp_path)
+    async with TextEmbedding(directory, pool=pool, pooling="cls", normalize=True, task="poetry") as model:
+        with pytest.raises(OptionError, match="has no tasks"):
+            await model.embed_query("x")
+
+
 async def test_prompts_are_off_on_or_ones_own(pool: WorkerPool, tmp_path: Path) -> None:
     directory = write_catalogued(tmp_path, NOMIC)
 
