@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from examples.quickstart import stdlib_docstrings
+from tests.support.images import picture, write_image_model
+from tests.support.models import write_model
 from tests.support.sparse_models import write_reranker
 
 ROOT = Path(__file__).parents[1]
@@ -72,3 +74,29 @@ def test_hybrid_search_puts_hits_in_the_rerankers_order(environment: dict[str, s
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
     assert "no --reranker" not in done.stdout
+
+
+def test_image_search_lists_the_images_of_a_folder_best_first(environment: dict[str, str], tmp_path: Path) -> None:
+    write_model(tmp_path / "text", model_file="model.onnx", outputs=("text_embeds",), dim=512, token_types=False)
+    write_image_model(tmp_path / "image")
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for number, name in enumerate(("a.jpg", "b.png", "more/c.webp", "d.gif")):
+        picture(90 + number, 70, seed=number).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"no image")
+    models = ["--text-model", str(tmp_path / "text"), "--image-model", str(tmp_path / "image")]
+    folder = ["--folder", str(tmp_path / "photos"), "--workers", "1"]
+    done = run(environment, "-m", "examples.image_search", *models, *folder, "the way", "a day")
+    assert re.search(r"^4 images in .* s with 1 workers$", done.stdout, re.MULTILINE)
+    for query in ("the way", "a day"):
+        hits = re.search(rf"^{query}\n((?:  .*\n){{3}})", done.stdout, re.MULTILINE)
+        assert hits is not None
+        scores = [float(line.split()[0]) for line in hits[1].splitlines()]
+        assert scores == sorted(scores, reverse=True)
+        assert {line.split()[1] for line in hits[1].splitlines()} < {"a.jpg", "b.png", "c.webp", "d.gif"}
+
+
+def test_image_search_says_what_to_do_without_the_hub(environment: dict[str, str]) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run(environment, "-m", "examples.image_search", "--offline", "--workers", "0")
+    assert "--text-model DIRECTORY --image-model DIRECTORY" in caught.value.stderr
+    assert "Traceback" not in caught.value.stderr

@@ -94,7 +94,10 @@ class UrlFetcher:
             answer = await self._ask(client, url)
             if isinstance(answer, bytes):
                 return answer
-            url = urljoin(url, answer)
+            try:
+                url = urljoin(url, answer)
+            except ValueError as error:
+                raise InputError(f"{_shown(url)} redirects to no valid URL: {error}") from error
         raise InputError(f"{_shown(url)} redirects more than {MAX_REDIRECTS} times")
 
     async def _ask(self, client: "httpx.AsyncClient", url: str) -> bytes | str:

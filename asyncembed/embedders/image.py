@@ -1,6 +1,7 @@
 """Image embeddings: one vector per image. And what every class that takes images shares: reading and fetching them."""
 
 import os
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,8 +13,8 @@ from anyio.abc import TaskGroup
 from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.embedders.base import Embedder, InputT, Key, Measure, ModelIntake, PriorityName
-from asyncembed.embedders.fetch import MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
-from asyncembed.embedders.image_source import ImageBringer, ImageInput, as_images, measure_image, pack_image
+from asyncembed.embedders.fetch import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
+from asyncembed.embedders.image_source import ImageBringer, ImageInput, OneImage, as_images, measure_image, pack_image
 from asyncembed.encoders.encoder import Call
 from asyncembed.encoders.image_input import MAX_IMAGE_PIXELS
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
@@ -111,7 +112,7 @@ class ImageEmbedder(Embedder):
 
     def _images(
         self,
-        source: Source[InputT],
+        source: Source[InputT] | OneImage,
         call: Call,
         output: Output[Any, Any],
         key: Key | None,
@@ -149,8 +150,9 @@ class _ImageIntake(ModelIntake):
         self._tokens_per_image = DECODING_TOKENS + (taken if isinstance(taken, int) else 0)
         self._bringer = bringer
         self._tasks = tasks
+        # What is yet to be brought in, and the scopes of the tasks that do it.
+        self._waiting: deque[Item] = deque()
         self._scopes: set[CancelScope] = set()
-        self._is_closed = False
 
     def _make_item(self, value: object, units: int, index: int, sink: Sink) -> Item:
         packed = value if self._bringer(value) is not None else pack_image(value)
@@ -162,32 +164,40 @@ class _ImageIntake(ModelIntake):
             if self._bringer(item.value) is None:
                 ready.append(item)
             else:
-                self._tasks.start_soon(self._bring, item)
+                self._waiting.append(item)
+                if len(self._scopes) < CONCURRENCY:
+                    scope = CancelScope()
+                    self._scopes.add(scope)
+                    self._tasks.start_soon(self._bring_all, scope)
         if ready:
             self._pool.submit(ready)
 
     def close(self) -> None:
-        self._is_closed = True
+        self._waiting.clear()
         for scope in self._scopes:
             scope.cancel()
 
-    async def _bring(self, item: Item) -> None:
+    async def _bring_all(self, scope: CancelScope) -> None:
+        """Bring in one image after another, in their order, until none waits."""
+        try:
+            with scope:
+                while self._waiting:
+                    await self._bring_in(self._waiting.popleft())
+        finally:
+            self._scopes.discard(scope)
+
+    async def _bring_in(self, item: Item) -> None:
         """Fetch or read an image, and let it wait for a worker; whatever goes wrong is the image's own error."""
         bring = self._bringer(item.value)
-        if self._is_closed or bring is None:
-            return
-        with CancelScope() as scope:
-            self._scopes.add(scope)
-            try:
-                item.value = data = await bring()
-                if isinstance(item.sink, StreamState):
-                    item.sink.charge(item.index, len(data))
-                self._pool.submit([item])
-            except Exception as error:  # noqa: BLE001 (it travels as a value: nothing leaves a task of the group)
-                known = error if isinstance(error, AsyncEmbedError) else f"{type(error).__name__}: {error}"
-                item.sink.fail(item.index, InputError(f"input {item.index}: {known}", index=item.index))
-            finally:
-                self._scopes.discard(scope)
+        assert bring is not None
+        try:
+            item.value = data = await bring()
+            if isinstance(item.sink, StreamState):
+                item.sink.charge(item.index, len(data))
+            self._pool.submit([item])
+        except Exception as error:  # noqa: BLE001 (it travels as a value: nothing leaves a task of the group)
+            known = error if isinstance(error, AsyncEmbedError) else f"{type(error).__name__}: {error}"
+            item.sink.fail(item.index, InputError(f"input {item.index}: {known}", index=item.index))
 
 
 class ImageEmbedding(ImageEmbedder):
@@ -233,7 +243,7 @@ class ImageEmbedding(ImageEmbedder):
 
     def embed(
         self,
-        images: Source[InputT],
+        images: Source[InputT] | OneImage,
         *,
         key: Callable[[InputT], ImageInput] | None = None,
         priority: PriorityName = "bulk",

@@ -30,6 +30,9 @@ ImageInput: TypeAlias = Union[
 """A path or URL (http or https), a file's bytes, a file object, an image of Pillow's, or uint8 pixels: (height, width)
 or (height, width, 1, 3 or 4)."""
 
+OneImage: TypeAlias = Union["os.PathLike[str]", "Image.Image"]
+"""The images that are no iterables; a type checker takes the others for sources."""
+
 ENCODED_BYTES_PER_TOKEN = 4096
 PIXEL_BYTES_PER_TOKEN = 32768
 """What decoding or moving an image costs, in tokens: both as slow as some 2 MB/s of a 12-layer model's tokens."""
@@ -106,9 +109,9 @@ def _read(file: Any) -> bytes:
     return data
 
 
-def as_images(images: Source[InputT]) -> Source[InputT]:
+def as_images(images: Source[InputT] | OneImage) -> Source[InputT]:
     """One image is one image, not what iterating over it gives; an array of four dimensions is several."""
     is_one = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview) or (
         images.ndim < 4 if isinstance(images, np.ndarray) else is_pillow_image(images) or hasattr(images, "read")
     )
-    return cast("Source[InputT]", [images]) if is_one else images
+    return cast("Source[InputT]", [images] if is_one else images)

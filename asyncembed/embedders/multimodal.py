@@ -7,7 +7,7 @@ from typing import Literal, Unpack
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.embedders.base import InputT, PriorityName, as_source, measure_text
 from asyncembed.embedders.image import ImageEmbedder, ImageKeywords
-from asyncembed.embedders.image_source import ImageInput, measure_image
+from asyncembed.embedders.image_source import ImageInput, OneImage, measure_image
 from asyncembed.encoders.encoder import Call
 from asyncembed.options import check_choice
 from asyncembed.results import MATRICES, Matrix
@@ -91,7 +91,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder):
 
     def embed_image(
         self,
-        images: Source[InputT],
+        images: Source[InputT] | OneImage,
         *,
         key: Callable[[InputT], ImageInput] | None = None,
         priority: PriorityName = "bulk",

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from asyncembed.encoders.decoding import DecodeOptions, decode
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
@@ -25,12 +27,18 @@ PIXELS_PER_TOKEN = 256
 TOKENS_OF_ANY_SIZE = 256
 """What an image counts where the model takes images as they are."""
 
+MAX_SIDE_BY_SIDE = 4
+"""How many images of a batch are computed at the same time at most: about as many as a batch has."""
+
+WARM_SIZE = (224, 224)
+"""Of the first image, where the model takes images as they are."""
+
 FAST_DECODE_MARGIN = 2
 """A JPEG is decoded at no less than this many times the size that the model needs, in each direction."""
 
 
 class ImageReader:
-    """From inputs to what the graph takes: decoding and preprocessing, in as many threads as the worker has.
+    """From inputs to what the graph takes: decoding and preprocessing, in one thread or several.
 
     Of `config.settings` it reads:
         fast_decode: Decode JPEGs at a reduced scale, `FAST_DECODE_MARGIN` times what the model needs or more.
@@ -38,7 +46,7 @@ class ImageReader:
         max_image_pixels: Refuse larger images.
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, *, threads: int = 1) -> None:
         """Read the preprocessor's configuration; see `build` for the errors."""
         self.preprocessor = Preprocessor.read(config.directory)
         settings = config.settings
@@ -49,7 +57,6 @@ class ImageReader:
             max_pixels=most_pixels,
             reduce_to=self._reduced if settings.get("fast_decode", False) else None,
         )
-        threads = config.session.threads
         self._threads = ThreadPoolExecutor(threads, "asyncembed-decode") if threads > 1 else None
 
     @property
@@ -109,7 +116,12 @@ class ImageEncoder:
         self._spec = spec
         self._reader = ImageReader(config)
         path = config.directory / spec.model_file
-        self._session = OnnxSession(path, config.session)
+        # Images run side by side rather than one after the other with more threads: decoding has but one, and a graph
+        # gains less from a second thread than a second image does.
+        self._side_by_side = min(config.session.threads, MAX_SIDE_BY_SIDE)
+        session = replace(config.session, threads=config.session.threads // self._side_by_side)
+        self._session = OnnxSession(path, session)
+        self._threads = ThreadPoolExecutor(self._side_by_side, "asyncembed-image") if self._side_by_side > 1 else None
         if len(self._session.input_names) != 1:
             raise UnsupportedModelError(
                 f"the graph {spec.model_file} takes {', '.join(self._session.input_names)}; an image model takes "
@@ -124,17 +136,46 @@ class ImageEncoder:
         self._run_size = 1 if runs_alone else max(1, config.max_batch_tokens // self._tokens)
         if config.max_batch_size is not None:
             self._run_size = min(self._run_size, config.max_batch_size)
-        self.facts: dict[str, object] = {"tokens_per_image": self._tokens}
+        self._dim = self._spec.dim or 0
+        self._dim = self._warm()
+        self.facts: dict[str, object] = {
+            "dim": self._dim,
+            "tokens_per_image": self._tokens,
+            "providers": self._session.providers,
+        }
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed images; one that cannot be decoded is a failure."""
-        images, positions, failures = self._reader.read(inputs)
-        vectors = self._embed(images)
+        if self._threads is None or len(inputs) < 2:
+            parts = [self._encode_part(inputs)]
+        else:
+            size = ceil(len(inputs) / self._side_by_side)
+            starts = range(0, len(inputs), size)
+            parts = list(self._threads.map(self._encode_part, [inputs[start : start + size] for start in starts]))
+        vectors = np.concatenate([part[0] for part in parts])
+        positions: list[int] = []
+        failures: dict[int, InputError] = {}
+        start = 0
+        for _, own_positions, own_failures in parts:
+            positions += [start + position for position in own_positions]
+            failures |= {start + position: error for position, error in own_failures.items()}
+            start += len(own_positions) + len(own_failures)
         results = finish(normalize(vectors) if self._spec.normalize else vectors, call)
         if failures:
             results = spread(results, positions, len(inputs))
-        tokens = self._tokens * len(images)
+        tokens = self._tokens * len(positions)
         return Encoded(results, failures, tokens=tokens, padded_tokens=tokens)
+
+    def _encode_part(self, inputs: Sequence[object]) -> tuple[FloatArray, list[int], dict[int, InputError]]:
+        """Vectors of the usable images, where those stand among `inputs`, and the failures by position."""
+        images, positions, failures = self._reader.read(inputs)
+        return self._embed(images), positions, failures
+
+    def _warm(self) -> int:
+        """Run a black image, which shows whether all parts fit together; returns the length of its vector."""
+        black = Image.new("RGB", self._reader.preprocessor.output_size or WARM_SIZE)
+        size: int = self._embed([self._reader.preprocessor(black)]).shape[1]
+        return size
 
     def _embed(self, images: Sequence[Prepared]) -> FloatArray:
         """Vectors in the order of `images`, float32 (n, dim)."""
@@ -152,7 +193,7 @@ class ImageEncoder:
                 if vectors is None:
                     vectors = np.empty((len(images), pooled.shape[1]), dtype=np.float32)
                 vectors[run] = pooled
-        return np.empty((0, self._spec.dim or 0), dtype=np.float32) if vectors is None else vectors
+        return np.empty((0, self._dim), dtype=np.float32) if vectors is None else vectors
 
     def _pool(self, output: Array) -> FloatArray:
         if output.ndim > 2 and self._spec.pooling == "cls":

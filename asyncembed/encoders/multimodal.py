@@ -47,7 +47,7 @@ class _MultimodalEncoder:
         self._reader: ImageReader | None = None
         if config.load_session:
             self._graph = TextGraph(config, extra_inputs=[PIXELS])
-            self._reader = ImageReader(config)
+            self._reader = ImageReader(config, threads=config.session.threads)
             self.facts["tokens_per_image"] = self._reader.tokens_per_image
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:

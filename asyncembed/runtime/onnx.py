@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError
+from asyncembed.runtime.memory import release_free_memory
 from asyncembed.runtime.providers import CPU, INSTALL_HINT, choose_providers, missing_after_load
 from asyncembed.runtime.session import Array, SessionOptions
 
@@ -70,6 +71,7 @@ class OnnxSession:
         self._input_names = tuple(self._input_types)
         self._output_names = tuple(value.name for value in session.get_outputs())
         self.providers: tuple[str, ...] = tuple(active)
+        release_free_memory()
 
     @property
     def input_names(self) -> tuple[str, ...]:

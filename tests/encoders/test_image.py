@@ -46,7 +46,8 @@ def results(encoder: ImageEncoder, inputs: Sequence[object], call: Call = Call(m
 def test_vectors_equal_the_reference(tmp_path: Path, name: str) -> None:
     paths = write_pictures(tmp_path)
     vectors = results(load(tmp_path, name, **FIELDS), paths)
-    expected = np.stack(list(ImageEmbedding(name, specific_model_path=str(tmp_path)).embed(paths))).astype(np.float32)
+    reference = ImageEmbedding(name, specific_model_path=str(tmp_path))
+    expected = np.stack(list(reference.embed(paths))).astype(np.float32)
     assert vectors.dtype == np.float32
     assert vectors.shape == expected.shape
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
@@ -107,6 +108,5 @@ def test_the_size_of_an_image_is_its_patches(tmp_path: Path) -> None:
 def test_a_graph_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     spec = write_image_model(tmp_path)
     write_image_graph(tmp_path / "model.onnx", 7)
-    encoder = ImageEncoder(EncoderConfig(spec=spec, directory=tmp_path))
     with pytest.raises(UnsupportedModelError, match="dim=512"):
-        encoder.encode([encoded(picture(100, 90))], Call(mode="image"))
+        ImageEncoder(EncoderConfig(spec=spec, directory=tmp_path))

@@ -18,7 +18,7 @@ from tests.support.models import TEXTS
 DOCUMENTS = (*TEXTS, "Hello, world! (a)", "a [PAD] b <pad> c", "?", "[MASK] it. <mask>")
 
 
-def load(directory: Path, name: str, **fields: Any) -> LateInteractionEncoder:
+def load(directory: Path, name: str, **fields: Any) -> Any:
     spec = write_late_interaction_model(directory, name)
     return LateInteractionEncoder(EncoderConfig(spec=spec, directory=directory, **fields))
 
@@ -92,7 +92,7 @@ def test_six_rows_for_a_text_with_punctuation(tmp_path: Path) -> None:
 def test_a_graph_with_token_types_works(tmp_path: Path) -> None:
     """The reference fails on such a graph, as it does not lengthen the token types by the marker."""
     spec = write_late_interaction_model(tmp_path, "colbert-ir/colbertv2.0", token_types=True)
-    encoder = LateInteractionEncoder(EncoderConfig(spec=spec, directory=tmp_path))
+    encoder: Any = LateInteractionEncoder(EncoderConfig(spec=spec, directory=tmp_path))
     assert len(encoder.encode(["the way"], Call(mode="query")).results[0]) == 32
 
 

@@ -10,7 +10,7 @@ import pytest
 from fastembed import LateInteractionMultimodalEmbedding
 
 from asyncembed.encoders.build import build
-from asyncembed.encoders.encoder import Call, Encoder, EncoderConfig
+from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.encoders.multimodal import ColModernVBertEncoder, ColPaliEncoder
 from asyncembed.errors import UnsupportedModelError
 from tests.support.images import SMALL_IDEFICS3, encoded, picture
@@ -20,7 +20,7 @@ from tests.support.multimodal import COLMODERNVBERT_NAME, COLPALI_NAME, NAMES, T
 SIZES = [(300, 227), (64, 200), (250, 250), (96, 30), (20, 20), (200, 64), (300, 228)]
 
 
-def load(directory: Path, name: str, **fields: Any) -> Encoder:
+def load(directory: Path, name: str, **fields: Any) -> Any:
     return build(EncoderConfig(spec=write_multimodal_model(directory, name), directory=directory, **fields))
 
 

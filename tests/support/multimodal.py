@@ -49,7 +49,7 @@ def write_multimodal_graph(path: Path, dim: int, dimensions: int) -> Path:
     """
     build = GraphBuilder(5)
     ids = build.add("Mod", "input_ids", build.constant(np.int64(VOCABULARY)))
-    one, two = build.constant(np.array([1], np.int64)), build.constant(np.array([2], np.int64))
+    one = build.constant(np.array([1], np.int64))
     hidden = build.add("Gather", build.random(VOCABULARY, dim, scale=0.3), ids)
     mask = build.add("Cast", "attention_mask", to=TensorProto.FLOAT)
     penalty = build.add("Mul", build.add("Sub", build.constant(np.float32(1)), mask), build.constant(np.float32(-1e9)))
@@ -66,7 +66,6 @@ def write_multimodal_graph(path: Path, dim: int, dimensions: int) -> Path:
     hidden = build.add("Add", hidden, build.add("Unsqueeze", features, one))
     norm = build.add("ReduceL2", hidden, axes=[2], keepdims=1)
     build.add("Div", hidden, norm, output="embeddings")
-    assert two
     pixel_shape: list[str | int | None] = (
         ["images", 3, edge, edge] if dimensions == 4 else ["images", "tiles", 3, edge, edge]
     )
