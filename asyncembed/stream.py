@@ -42,9 +42,9 @@ FEED_CHUNK = 256
 FIRST_READ = 16
 """Records that are read before it is known how large they are."""
 
-WAITING_BATCHES = 32
-"""How much work of one stream may wait, in full batches: enough to choose inputs of like lengths from (with prose, more
-saves no padding), and what another stream that joins has to wait for at most."""
+WAITING_BATCHES = 64
+"""How much work of one stream may wait, in full batches: enough to choose inputs of like lengths from (with prose and
+the default budget, any more would save 1 % of padding), and the most that a stream which joins later waits for."""
 
 WAITING_BATCHES_PER_WORKER = 4
 """As above, added for each worker: its batches in flight, and the next ones."""
