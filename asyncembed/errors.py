@@ -46,12 +46,17 @@ class OptionError(AsyncEmbedError, ValueError):
 class InputError(AsyncEmbedError, ValueError):
     """One input cannot be embedded; the others are not affected.
 
-    `index` is its position in the source, counted from 0; None where there is only one input.
+    `index` is its position in the source, counted from 0, which the message names, too; None where there is only one
+    input.
     """
 
     def __init__(self, message: str, *, index: int | None = None) -> None:
         super().__init__(message)
         self.index = index
+
+    def __str__(self) -> str:
+        # Not part of the message, since whoever raises the error (a worker, for its batch) seldom knows it.
+        return _at(self.index, super().__str__())
 
 
 class StateError(AsyncEmbedError, RuntimeError):
@@ -181,6 +186,9 @@ class WorkerError(AsyncEmbedError):
         self.index = index
         self.worker_traceback = worker_traceback
 
+    def __str__(self) -> str:
+        return _at(self.index, super().__str__())
+
 
 class EncodeError(WorkerError):
     """The encoder raised while it computed the batch that holds this input."""
@@ -188,3 +196,7 @@ class EncodeError(WorkerError):
 
 class WorkerCrashed(WorkerError):  # noqa: N818 (reads as the event it reports)
     """The worker died, or did not answer in time, on this very input; all others were computed."""
+
+
+def _at(index: int | None, message: str) -> str:
+    return message if index is None else f"input {index}: {message}"

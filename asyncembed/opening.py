@@ -8,25 +8,16 @@ from pathlib import Path
 import anyio
 from anyio import CancelScope, to_thread
 
-from asyncembed import hub
-from asyncembed.catalogue.from_repo import Overrides, configuration_files, spec_from_directory
-from asyncembed.catalogue.lookup import Catalogue
-from asyncembed.catalogue.spec import Family, HubSource, ModelSpec
+from asyncembed.catalogue.from_repo import Overrides, spec_from_directory
+from asyncembed.catalogue.lookup import CLASSES, Catalogue
+from asyncembed.catalogue.spec import Family, LocalSource, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.engine.wakeup import completion
 from asyncembed.engine.worker import ProcessWorker
-from asyncembed.errors import OptionError, UnknownModelError
+from asyncembed.errors import OptionError, RepoNotFoundError, UnknownModelError
+from asyncembed.hub import loadable_model_path
+from asyncembed.hub.models import HubAccess, fetch_model, fetch_repo
 from asyncembed.options import Options
-
-CONFIGURATION_PATTERNS = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
-"""What a catalogued model may have beside the files that its spec names."""
 
 _WITHOUT_GRAPH = frozenset({"static", "bm25"})
 """Encoders whose models have no graph: none is exported for them, and a token costs next to nothing."""
@@ -63,7 +54,7 @@ async def prepare(
         spec = replace(spec, model_file=str(await _export(directory, in_process=options.workers == 0)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
-        path = await hub.loadable_model_path(directory, spec.model_file)
+        path = await loadable_model_path(directory, spec.model_file)
         spec = replace(spec, model_file=str(path.relative_to(directory) if path.is_relative_to(directory) else path))
     return EncoderConfig(
         spec=spec,
@@ -84,22 +75,67 @@ async def prepare(
 async def _locate(
     name: str | os.PathLike[str] | ModelSpec, family: Family, options: Options, overrides: Overrides
 ) -> tuple[ModelSpec, Path]:
-    spec = name if isinstance(name, ModelSpec) else Catalogue.builtin().find(os.fspath(name), family)
-    if isinstance(name, ModelSpec) and name.family != family:
-        raise OptionError(f"{name.name} is a model of the family {name.family}, not {family}")
+    hub = HubAccess(
+        revision=options.revision,
+        cache_dir=options.cache_dir,
+        local_files_only=options.local_files_only,
+        token=options.token,
+        progress=options.progress,
+    )
+    if isinstance(name, ModelSpec):
+        if name.family != family:
+            raise OptionError(f"{name.name} is a model for {CLASSES[name.family]}, not for {CLASSES[family]}")
+        spec: ModelSpec | None = name
+        label = name.name
+    else:
+        label = os.fspath(name)
+        spec = Catalogue.builtin().find(label, family) if isinstance(name, str) else None
+    given = None if options.model_path is None else await _existing_directory(options.model_path, label)
     if spec is not None:
         spec = _override(spec, overrides)
-        return spec, await _files_of(spec, options)
-    assert not isinstance(name, ModelSpec)
-    path = Path(os.fspath(options.model_path or name))
-    if await _is_directory(path):
-        label = os.fspath(name)
+        if given is not None:
+            spec = replace(spec, sources=(LocalSource(given),))
+        return spec, await fetch_model(spec, hub) if spec.sources else Path()
+    if given is None:
+        is_path = not isinstance(name, str) or label.startswith((".", "/", "~"))
+        if is_path or await anyio.Path(label).is_dir():
+            given = await _existing_directory(label, label)
+    if given is not None:
         return await to_thread.run_sync(
-            lambda: spec_from_directory(path, name=label, family=family, overrides=overrides)
-        ), path
-    if options.model_path is not None:
-        raise UnknownModelError(f"model_path={str(path)!r} is no directory", model=os.fspath(name))
-    return await _from_hub(os.fspath(name), family, options, overrides)
+            lambda: spec_from_directory(given, name=label, family=family, overrides=overrides)
+        ), given
+    return await _from_hub(label, family, hub, overrides)
+
+
+async def _existing_directory(path: str | os.PathLike[str], model: str) -> Path:
+    if await anyio.Path(path).is_dir():
+        return Path(path)
+    message = f"there is no directory {os.fspath(path)!r}"
+    if await anyio.Path(path).is_file():
+        message += ", but a file; give its directory, and onnx_file= where that has several graphs"
+    raise UnknownModelError(message, model=model)
+
+
+async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overrides) -> tuple[ModelSpec, Path]:
+    catalogue = Catalogue.builtin()
+    is_repo_id = name.count("/") == 1
+    if catalogue.families_of(name) or not is_repo_id:
+        try:
+            catalogue.lookup(name, family)
+        except UnknownModelError as error:
+            if is_repo_id:
+                raise
+            raise UnknownModelError(
+                f"{error}; it is neither a directory nor a hub repo, which is called organisation/name", model=name
+            ) from None
+    try:
+        return await fetch_repo(name, hub, families=(family,), overrides=overrides)
+    except RepoNotFoundError as error:
+        if near := catalogue.similar(name, family):
+            raise RepoNotFoundError(
+                f"{error}; did you mean {' or '.join(near)}?", source=error.source, path=error.path
+            ) from error
+        raise
 
 
 def _override(spec: ModelSpec, overrides: Overrides) -> ModelSpec:
@@ -107,75 +143,20 @@ def _override(spec: ModelSpec, overrides: Overrides) -> ModelSpec:
         raise OptionError(
             f"{spec.name} is catalogued with one file ({spec.model_file}); name another one with onnx_file="
         )
+    graph = overrides.onnx_file or spec.model_file
     return replace(
         spec,
         pooling=overrides.pooling or spec.pooling,
         normalize=spec.normalize if overrides.normalize is None else overrides.normalize,
-        model_file=overrides.onnx_file or spec.model_file,
+        model_file=graph,
+        # The weights of one graph are of no use to another.
+        additional_files=tuple(
+            path
+            for path in spec.additional_files
+            if graph == spec.model_file or not path.startswith(f"{spec.model_file}")
+        ),
         output=spec.output if overrides.output is None else overrides.output,
     )
-
-
-async def _files_of(spec: ModelSpec, options: Options) -> Path:
-    if options.model_path is not None:
-        path = Path(options.model_path)
-        if not await _is_directory(path):
-            raise UnknownModelError(f"model_path={str(path)!r} is no directory", model=spec.name)
-        return path
-    if not spec.sources:
-        return Path()
-    required = [*([spec.model_file] if spec.model_file else []), *spec.additional_files]
-    return await hub.fetch(
-        spec.sources,
-        patterns=[*CONFIGURATION_PATTERNS, *required],
-        required=required,
-        revision=options.revision,
-        cache_dir=_path(options.cache_dir),
-        local_files_only=options.local_files_only,
-        token=options.token,
-        progress=options.progress,
-    )
-
-
-async def _from_hub(name: str, family: Family, options: Options, overrides: Overrides) -> tuple[ModelSpec, Path]:
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        try:
-            Catalogue.builtin().lookup(name, family)
-        except UnknownModelError as error:
-            raise UnknownModelError(
-                f"{error}; it is neither a directory nor a hub repo, which is called organisation/name", model=name
-            ) from None
-    cache_dir = _path(options.cache_dir)
-    listing = await hub.list_files(
-        name,
-        revision=options.revision,
-        cache_dir=cache_dir,
-        local_files_only=options.local_files_only,
-        token=options.token,
-    )
-    files = list(listing.paths)
-
-    async def fetch(paths: list[str]) -> Path:
-        return await hub.fetch(
-            [HubSource(name)],
-            patterns=paths,
-            required=paths,
-            revision=options.revision,
-            cache_dir=cache_dir,
-            local_files_only=options.local_files_only,
-            token=options.token,
-            progress=options.progress,
-        )
-
-    configuration = list(configuration_files(files))
-    directory = await fetch(configuration)
-    spec = await to_thread.run_sync(
-        lambda: spec_from_directory(
-            directory, name=name, family=family, files=files, source=HubSource(name), overrides=overrides
-        )
-    )
-    rest = [*([spec.model_file] if spec.model_file else []), *spec.additional_files]
-    return spec, await fetch([*configuration, *rest])
 
 
 async def _export(directory: Path, *, in_process: bool) -> Path:
@@ -198,11 +179,3 @@ async def _export(directory: Path, *, in_process: bool) -> Path:
         builder.kill()
         with CancelScope(shield=True):
             await to_thread.run_sync(builder.stop)
-
-
-async def _is_directory(path: Path) -> bool:
-    return await anyio.Path(path).is_dir()
-
-
-def _path(value: str | os.PathLike[str] | None) -> Path | None:
-    return None if value is None else Path(value)

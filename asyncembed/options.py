@@ -1,13 +1,13 @@
 """The constructor keywords that the six classes share: declared once, checked once, passed on whole."""
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
-from asyncembed.engine.supervisor import BATCH_TIMEOUT_SECONDS, WorkerPool, check_count
+from asyncembed.engine.supervisor import BATCH_TIMEOUT_SECONDS, WorkerPool, check_count, check_pool_options
 from asyncembed.errors import OptionError
 from asyncembed.runtime.session import Device
 
@@ -22,6 +22,12 @@ MAX_BATCH_TOKENS_ACCELERATED = 16384
 """On an accelerator, where small batches leave most of it idle."""
 MAX_IN_FLIGHT = 1024
 MAX_IN_FLIGHT_BYTES = 64 * 1024 * 1024
+
+_NAMES_IN_FASTEMBED = {
+    "cuda": 'device="cuda" or device="cpu"',
+    "parallel": "workers=",
+}
+"""Those for which no name here is like it."""
 
 _POOL_KEYWORDS = ("workers", "threads", "device_ids", "batch_timeout")
 
@@ -104,14 +110,16 @@ class Options:
     batch_invariant: bool = True
 
     def __post_init__(self) -> None:
-        check_count("workers", self.workers, least=0)
+        check_pool_options(self.workers, self.threads, self.device_ids, self.batch_timeout)
         for name in (
-            "threads", "max_length", "max_batch_tokens", "max_batch_size", "max_in_flight", "max_in_flight_bytes",
+            "max_length", "max_batch_tokens", "max_batch_size", "max_in_flight", "max_in_flight_bytes",
         ):  # fmt: skip
             check_count(name, getattr(self, name), least=1)
         check_choice("device", self.device, get_args(Device))
-        if self.providers is not None and self.device != "auto":
-            raise OptionError("give either device or providers, not both")
+        if self.providers is not None:
+            _check_providers(self.providers)
+            if self.device != "auto":
+                raise OptionError("give either device or providers, not both")
         if self.precision is not None and self.onnx_file is not None:
             raise OptionError("give either precision or onnx_file, not both")
         if self.pool is not None:
@@ -131,7 +139,12 @@ class Options:
         for name in keywords:
             if name not in known:
                 close = get_close_matches(name, [*known, *own], 1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}"
+                if name in _NAMES_IN_FASTEMBED:
+                    hint = f": fastembed's {name}= is {_NAMES_IN_FASTEMBED[name]} here"
+                elif close:
+                    hint = f"; did you mean {close[0]!r}?"
+                else:
+                    hint = f"; known are: {', '.join(dict.fromkeys([*own, *known]))}"
                 raise OptionError(f"unknown keyword {name!r}{hint}")
         return cls(**keywords)
 
@@ -170,6 +183,20 @@ def _is_installed(distribution: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def _check_providers(providers: object) -> None:
+    entries = list(providers) if isinstance(providers, Sequence) and not isinstance(providers, str) else []
+    if not entries or not all(
+        isinstance(entry, str)
+        or (
+            isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], Mapping)
+        )
+        for entry in entries
+    ):
+        raise OptionError(
+            f'providers must be a list of names or (name, options), as in ["CUDAExecutionProvider"]; got {providers!r}'
+        )
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

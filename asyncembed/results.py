@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias, TypeVar, overload
 
 if TYPE_CHECKING:
@@ -154,12 +155,12 @@ def own_row(row: Any) -> Any:
     return row if isinstance(row, Exception) else row.copy()
 
 
-def stack_rows(rows: list[Any]) -> Any:
-    """Rows (dim,) as one array (n, dim); a list if errors are among them, an empty array (0, 0) if there are none."""
+def stack_rows(rows: list[Any], *, dim: int, dtype: str) -> Any:
+    """Rows (dim,) as one array (n, dim), none as (0, dim); a list if errors are among them."""
     import numpy as np
 
     if not rows:
-        return np.empty((0, 0), np.float32)
+        return np.empty((0, dim), dtype)
     if any(isinstance(row, Exception) for row in rows):
         return [own_row(row) for row in rows]
     matrix = np.empty((len(rows), *rows[0].shape), rows[0].dtype)
@@ -201,7 +202,11 @@ def stack_scores(scores: list[Any]) -> Any:
     return np.array(scores, dtype=np.float32)
 
 
-DENSE: Output[Vector, Matrix] = Output(own=own_row, assemble=stack_rows)
+def dense(dim: int, dtype: str) -> Output[Vector, Matrix]:
+    """The output of a dense model whose vectors have `dim` elements of `dtype`."""
+    return Output(own=own_row, assemble=partial(stack_rows, dim=dim, dtype=dtype))
+
+
 MATRICES: Output[Matrix, list[Matrix]] = Output(own=own_row, assemble=own_rows)
 SPARSE: Output[SparseEmbedding, list[SparseEmbedding]] = Output(own=own_sparse, assemble=own_all_sparse)
 SCORE: Output[float, Scores] = Output(own=own_score, assemble=stack_scores)

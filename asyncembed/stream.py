@@ -52,7 +52,7 @@ WAITING_BATCHES_PER_WORKER = 4
 CLOSE_GRACE_SECONDS = 0.5
 """How long the end of a stream waits for its source to close."""
 
-_IN_MEMORY: tuple[type, ...] = (list, tuple, set, frozenset, deque, range, dict, type({}.keys()), type({}.values()))
+_IN_MEMORY: tuple[type, ...] = (list, tuple, set, frozenset, deque, range, type({}.keys()), type({}.values()))
 """Sources that are read on the loop, because reading them cannot block."""
 
 
@@ -393,7 +393,10 @@ class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
         return BatchStream(self, size)
 
     async def collect(self) -> CollectedT:
-        """All results: for a dense model one array (n, dim), else a list or an array of scores."""
+        """All results: for a dense model one array (n, dim), else a list or an array of scores.
+
+        With `on_error="return"` it is a list wherever an error is among them.
+        """
         results: list[ResultT] = []
         while some := await self.take_some(FEED_CHUNK):
             results += some

@@ -1,9 +1,12 @@
 """From a name to vectors: catalogue, hub, directory, export, all through the public class."""
 
 import json
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +16,17 @@ from asyncembed import TextEmbedding
 from asyncembed.catalogue.lookup import Catalogue
 from asyncembed.errors import (
     AsyncEmbedError,
-    DownloadError,
     ModelLoadError,
     OptionError,
+    RepoFileNotFoundError,
+    RepoNotFoundError,
+    RuntimeMissingError,
     UnknownModelError,
     UnsupportedModelError,
 )
 from tests.hub.server import HubServer, Repo
 from tests.support.models import TEXTS, files_of, write_model
+from tests.support.waiting import nothing_left_behind
 
 
 @pytest.fixture
@@ -109,17 +115,112 @@ async def test_weights_without_a_graph_are_exported_once(hub: HubServer, tmp_pat
 @pytest.mark.parametrize(
     ("name", "error", "text"),
     [
-        ("BAAI/bge-smal-en-v1.5", DownloadError, "bge-smal-en"),
+        ("BAAI/bge-smal-en-v1.5", RepoNotFoundError, r"'BAAI/bge-smal-en-v1.5'.*did you mean BAAI/bge-small-en-v1.5"),
         ("bge-small", UnknownModelError, "organisation/name"),
-        ("./nowhere", UnknownModelError, "nowhere"),
+        ("./nowhere", UnknownModelError, r"no directory '\./nowhere'"),
+        (Path("no/where"), UnknownModelError, "no directory 'no/where'"),
+        (Path(__file__), UnknownModelError, "but a file; give its directory"),
+        ("Qdrant/bm25", UnknownModelError, "SparseTextEmbedding"),
     ],
 )
 async def test_a_wrong_name_is_one_clear_error(
-    name: str, error: type[AsyncEmbedError], text: str, hub: HubServer
+    name: str | Path, error: type[AsyncEmbedError], text: str, hub: HubServer
 ) -> None:
-    with pytest.raises(error, match=text):
-        async with TextEmbedding(name, workers=1):
+    async with nothing_left_behind():
+        with pytest.raises(error, match=text):
+            async with TextEmbedding(name, workers=1):
+                pass
+    # A name that means something else, or nothing, is not looked for on the hub.
+    assert bool(hub.requests) == (error is RepoNotFoundError)
+
+
+@pytest.mark.parametrize("name", ["", None, 5])
+def test_what_is_no_name_is_refused_at_once(name: Any) -> None:
+    with pytest.raises(OptionError, match="model_name must be"):
+        TextEmbedding(name)
+
+
+async def test_a_directory_that_lacks_the_catalogued_graph_is_told(tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=384)
+    with pytest.raises(RepoFileNotFoundError, match=r"has no model_optimized\.onnx"):
+        async with TextEmbedding("BAAI/bge-small-en-v1.5", model_path=directory, workers=1):
             pass
+    name = "BAAI/bge-small-en-v1.5"
+    async with TextEmbedding(name, model_path=directory, onnx_file="onnx/model.onnx", workers=1) as model:
+        assert (await model.embed_query("the day")).shape == (384,)
+
+
+async def test_a_repo_is_listed_once_and_its_revision_is_looked_up_once(hub: HubServer, tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=32)
+    as_sentence_transformers(directory)
+    hub.repos["someone/small"] = Repo(files_of(directory))
+    async with TextEmbedding("someone/small", workers=1):
+        pass
+    routes = Counter(request.route for request in hub.requests)
+    assert (routes["info"], routes["tree"]) == (1, 1)
+    # The next time nothing is asked.
+    hub.requests.clear()
+    async with TextEmbedding("someone/small", workers=1):
+        pass
+    assert hub.requests == []
+
+
+async def test_a_cached_repo_without_a_listing_stays_at_its_commit(hub: HubServer, tmp_path: Path) -> None:
+    """As an older huggingface_hub leaves it: the listing alone is asked for, or done without."""
+    directory = write_model(tmp_path / "m", dim=32)
+    as_sentence_transformers(directory)
+    hub.repos["someone/small"] = Repo(files_of(directory))
+    async with TextEmbedding("someone/small", workers=1) as model:
+        expected = await model.embed(TEXTS).collect()
+    shutil.rmtree(next((tmp_path / "hub").glob("models--*")) / "trees")
+    hub.requests.clear()
+    async with TextEmbedding("someone/small", workers=1) as model:
+        assert np.array_equal(await model.embed(TEXTS).collect(), expected)
+    assert [request.route for request in hub.requests] == ["tree"]
+    shutil.rmtree(next((tmp_path / "hub").glob("models--*")) / "trees")
+    hub.repos.clear()
+    async with TextEmbedding("someone/small", workers=1) as model:
+        assert np.array_equal(await model.embed(TEXTS).collect(), expected)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "text"),
+    [
+        ({"device": "cuda"}, r"CUDAExecutionProvider is not available.*asyncembed\[gpu\].*device=\"cpu\""),
+        ({"providers": ["TensorrtExecutionProvider"]}, "TensorrtExecutionProvider is not available.*CPUExecution"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+async def test_a_provider_that_is_missing_is_an_error_with_the_ways_out(
+    keywords: Any, text: str, workers: int, tmp_path: Path
+) -> None:
+    directory = write_model(tmp_path / "m", dim=32)
+    async with nothing_left_behind():
+        with pytest.raises(RuntimeMissingError, match=text):
+            async with TextEmbedding(directory, pooling="cls", normalize=True, workers=workers, **keywords):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("keywords", "text"),
+    [
+        ({"providers": "CPUExecutionProvider"}, "list of names"),
+        ({"providers": []}, "list of names"),
+        ({"providers": ["cpu"], "device": "cpu"}, "not both"),
+        ({"device_ids": []}, "device_ids"),
+        ({"prompts": "query: "}, "prompts must be"),
+        ({"prompts": {"query": 5}}, "prompts must be"),
+        ({"task": ["poetry"]}, "task must be"),
+        ({"normalize": "no"}, "normalize must be"),
+        ({"output": "int8", "int8_ranges": "wide"}, "int8_ranges must be"),
+        ({"threds": 2}, "did you mean 'threads'"),
+        ({"cuda": True}, 'device="cuda"'),
+        ({"nonsense": 2}, "known are: pooling, .*, model_path"),
+    ],
+)
+def test_a_keyword_that_cannot_work_is_refused_before_anything_starts(keywords: Any, text: str) -> None:
+    with pytest.raises(OptionError, match=text):
+        TextEmbedding("BAAI/bge-small-en-v1.5", **keywords)
 
 
 async def test_what_a_directory_does_not_say_the_caller_must(tmp_path: Path) -> None:

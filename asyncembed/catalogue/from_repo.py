@@ -225,7 +225,13 @@ class _Repo:
     def modules(self) -> list[dict[str, Any]] | None:
         """The list in modules.json, in its order; None where there is no such file."""
         value = self._load("modules.json")
-        return None if value is None else sorted(value, key=lambda module: int(module.get("idx", 0)))
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(
+            isinstance(module, dict) and isinstance(module.get("idx", 0), int) for module in value
+        ):
+            raise ModelLoadError(f"{self.directory / 'modules.json'} is no list of modules", model=self.name)
+        return sorted(value, key=lambda module: int(module.get("idx", 0)))
 
     def _load(self, path: str) -> Any:
         file = self.directory / path
@@ -457,14 +463,16 @@ def _max_length(repo: _Repo) -> int | None:
 
 def _read_prompts(repo: _Repo) -> tuple[dict[str, str], str | None]:
     config = repo.json("config_sentence_transformers.json")
-    declared = config.get("prompts") or {}
+    declared = config.get("prompts")
+    if not isinstance(declared, dict):
+        declared = {}
     prompts = {str(name): text for name, text in declared.items() if isinstance(text, str) and text}
     # The names that sentence-transformers looks for when it encodes documents.
     for synonym in ("document", "corpus"):
         if synonym in prompts:
             prompts.setdefault("passage", prompts[synonym])
     default = config.get("default_prompt_name")
-    return prompts, default if default in prompts else None
+    return prompts, default if isinstance(default, str) and default in prompts else None
 
 
 def _graph_files(repo: _Repo) -> tuple[str | None, tuple[str, ...]]:

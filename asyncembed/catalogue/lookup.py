@@ -6,7 +6,7 @@ counts.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,16 @@ from asyncembed.catalogue.spec import ArchiveSource, Family, HubSource, LocalSou
 from asyncembed.errors import OptionError, UnknownModelError
 
 _DATA = Path(__file__).with_name("models.json")
+
+CLASSES: Mapping[Family, str] = {
+    "text": "TextEmbedding",
+    "sparse": "SparseTextEmbedding",
+    "late_interaction": "LateInteractionTextEmbedding",
+    "image": "ImageEmbedding",
+    "late_interaction_multimodal": "LateInteractionMultimodalEmbedding",
+    "cross_encoder": "TextCrossEncoder",
+}
+"""The public class that serves a family, for messages."""
 
 
 class Catalogue:
@@ -51,15 +61,22 @@ class Catalogue:
         """
         if (spec := self.find(name, family)) is not None:
             return spec
-        known = {spec.name.lower(): spec.name for spec in self.list_models(family)}
-        near = get_close_matches(name.lower(), list(known), n=3)
-        elsewhere = sorted({other for other, key in self._specs if key == name.lower()})
         message = f"no {family} model is called {name!r}"
-        if elsewhere:
+        if elsewhere := self.families_of(name):
             message += f"; it is a model of the family {', '.join(elsewhere)}"
-        elif near:
-            message += f"; did you mean {' or '.join(known[match] for match in near)}?"
+            message += f" (class {', '.join(CLASSES[other] for other in elsewhere)})"
+        elif near := self.similar(name, family):
+            message += f"; did you mean {' or '.join(near)}?"
         raise UnknownModelError(message, model=name)
+
+    def families_of(self, name: str) -> list[Family]:
+        """The families that have a model of this name."""
+        return sorted({family for family, key in (*self._specs, *self._aliases) if key == name.lower()})
+
+    def similar(self, name: str, family: Family) -> list[str]:
+        """Names of a family that `name` may be a misspelling of, the likeliest first."""
+        known = {spec.name.lower(): spec.name for spec in self.list_models(family)}
+        return [known[match] for match in get_close_matches(name.lower(), list(known), n=3)]
 
     def list_models(self, family: Family | None = None) -> list[ModelSpec]:
         """All specs, or those of one family, in the order of the catalogue, added ones last."""
@@ -73,6 +90,8 @@ class Catalogue:
         """
         if self.find(spec.name, spec.family) is not None:
             raise OptionError(f"the family {spec.family} already has a model called {spec.name!r}")
+        if not spec.name:
+            raise OptionError("a model needs a name")
         if not spec.sources:
             raise OptionError(f"the model {spec.name!r} needs a source: a hub repo, an archive, or a directory")
         key = _key(spec.family, spec.name)
@@ -133,6 +152,9 @@ def describe(spec: ModelSpec) -> dict[str, object]:
         "additional_files": list(spec.additional_files),
         "prompts": dict(spec.prompts),
     }
+    if spec.family in ("text", "image"):
+        # Of a multi-task model: name and number of each.
+        record["tasks"] = dict(tasks) if isinstance(tasks := spec.settings.get("tasks"), Mapping) else {}
     if spec.family == "sparse":
         # Whether the database is to weigh with the IDF, and how many indices there are.
         record |= {

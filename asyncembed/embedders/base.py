@@ -17,10 +17,10 @@ from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.encoders.encoder import Call
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
 from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool, owned_task_group
-from asyncembed.errors import InputError, StateError
+from asyncembed.errors import InputError, OptionError, StateError
 from asyncembed.opening import prepare
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, check_choice
-from asyncembed.results import COUNT, Output
+from asyncembed.results import COUNT, Matrix, Output, Vector, dense
 from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
 
 InputT = TypeVar("InputT")
@@ -49,8 +49,8 @@ class Embedder(AsyncContextManagerMixin):
     them load the model. Closing ends every stream, drops the model, and ends the workers that opening started.
 
     Args:
-        model_name: A name of the catalogue (letter case does not matter), a repo on the hub, or a local directory;
-            or a `ModelSpec` of your own.
+        model_name: A name of the catalogue (letter case does not matter), a repo on the hub, or a local directory (as
+            a `Path`, always that); or a `ModelSpec` of your own.
         options: See `Options`.
 
     Raises:
@@ -60,8 +60,12 @@ class Embedder(AsyncContextManagerMixin):
     family: ClassVar[Family]
 
     def __init__(self, model_name: str | os.PathLike[str] | ModelSpec, **options: Unpack[OptionKeywords]) -> None:
+        _check_name(model_name)
         self._model_name = model_name
-        self._options = Options.from_keywords(options, own=signature(type(self)).parameters)
+        parameters = signature(type(self)).parameters.values()
+        self._options = Options.from_keywords(
+            options, own=[one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+        )
         self._opened: Opened | None = None
         self._is_opening = False
         self._was_closed = False
@@ -153,6 +157,16 @@ class Embedder(AsyncContextManagerMixin):
             raise StateError(f"the size of {self.model_name} is known once it is open")
         return size
 
+    def _dense_output(self, call: Call) -> Output[Vector, Matrix]:
+        """How the vectors that `call` asks for leave a stream."""
+        try:
+            size = call.truncate_dim or self._vector_size()
+        except StateError:
+            size = 0  # an image model outside the catalogue, which tells with its first vector
+        if call.output == "float":
+            return dense(size, call.dtype)
+        return dense(size if call.output == "int8" else -(-size // 8), "int8")
+
     @classmethod
     def _catalogued_size(cls, model_name: str) -> int:
         size = Catalogue.builtin().lookup(model_name, cls.family).dim
@@ -183,8 +197,7 @@ class Embedder(AsyncContextManagerMixin):
         opened = self._require_open()
         check_choice("priority", priority, get_args(PriorityName))
         check_choice("on_error", on_error, get_args(OnError))
-        if not hasattr(source, "__aiter__") and not hasattr(source, "__iter__"):
-            raise InputError(f"the source must be iterable or async iterable; got {type(source).__name__}")
+        _check_source(source)
         intake = self._intake(self._group_of(opened, call), Priority[priority.upper()], measure, key)
 
         def end(state: StreamState[InputT]) -> None:
@@ -268,11 +281,12 @@ class ModelIntake:
         try:
             value = record if self._key is None else self._key(record)
         except Exception as error:
-            raise InputError(f"key= failed on record {index}: {type(error).__name__}: {error}", index=index) from error
+            raise InputError(f"key= failed: {type(error).__name__}: {error}", index=index) from error
         try:
             units, size_bytes = self._measure(value)
         except InputError as error:
-            raise InputError(f"input {index}: {error}", index=index) from None
+            error.index = index
+            raise
         return self._make_item(value, units, index, sink), size_bytes
 
     def submit(self, items: list[Item]) -> None:
@@ -324,6 +338,21 @@ def measure_text(value: object) -> tuple[int, int]:
         hint = "; decode it first" if isinstance(value, bytes) else ""
         raise InputError(f"expected a str, got {type(value).__name__}{hint}")
     return len(value), sys.getsizeof(value)
+
+
+def _check_name(model_name: object) -> None:
+    if not isinstance(model_name, str | os.PathLike | ModelSpec) or model_name == "":
+        raise OptionError(f"model_name must be a name, a directory or a ModelSpec; got {model_name!r}")
+
+
+def _check_source(source: object) -> None:
+    if isinstance(source, bytes | bytearray | memoryview):
+        raise InputError(f"the source is {type(source).__name__}, whose elements are numbers: decode it first")
+    if isinstance(source, Mapping):
+        # Iterating over it gives its keys, which is hardly ever what is meant.
+        raise InputError("the source is a dict: give its keys(), its values(), or a list of records with key=")
+    if not hasattr(source, "__aiter__") and not hasattr(source, "__iter__"):
+        raise InputError(f"the source must be iterable or async iterable; got {type(source).__name__}")
 
 
 def as_source(texts: Source[InputT]) -> Source[InputT]:

@@ -21,7 +21,7 @@ from asyncembed.engine.scheduler import Group, Item, Priority, Sink
 from asyncembed.engine.supervisor import PooledModel, WorkerPool, check_count
 from asyncembed.errors import AsyncEmbedError, InputError, OptionError
 from asyncembed.options import OptionKeywords, check_choice
-from asyncembed.results import DENSE, Matrix, Output, Vector
+from asyncembed.results import Matrix, Output, Vector
 from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
 
 CLOSE_GRACE_SECONDS = 2.0
@@ -197,7 +197,7 @@ class _ImageIntake(ModelIntake):
             self._pool.submit([item])
         except Exception as error:  # noqa: BLE001 (it travels as a value: nothing leaves a task of the group)
             known = error if isinstance(error, AsyncEmbedError) else f"{type(error).__name__}: {error}"
-            item.sink.fail(item.index, InputError(f"input {item.index}: {known}", index=item.index))
+            item.sink.fail(item.index, InputError(str(known), index=item.index))
 
 
 class ImageEmbedding(ImageEmbedder):
@@ -269,11 +269,11 @@ class ImageEmbedding(ImageEmbedder):
             InputError: (from the stream) an input is no image, or cannot be fetched, read or decoded; `index` says
                 which.
         """
-        return self._images(images, self._call, DENSE, key, priority, ordered, on_error)
+        return self._images(images, self._call, self._dense_output(self._call), key, priority, ordered, on_error)
 
     async def embed_image(self, image: ImageInput) -> Vector:
         """The vector of one image: (dim,). Goes before bulk work."""
-        return await self._one(image, measure_image, self._call, DENSE)
+        return await self._one(image, measure_image, self._call, self._dense_output(self._call))
 
     async def embed_images(self, images: Iterable[ImageInput]) -> Matrix:
         """The vectors of some images: (n, dim), rows in input order. Goes before bulk work."""

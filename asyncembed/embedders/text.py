@@ -13,7 +13,7 @@ from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.engine.supervisor import check_count
 from asyncembed.errors import OptionError
 from asyncembed.options import OptionKeywords, check_choice
-from asyncembed.results import DENSE, Matrix, Vector
+from asyncembed.results import Matrix, Vector
 from asyncembed.stream import EmbeddingStream, OnError, Source
 
 if TYPE_CHECKING:
@@ -55,10 +55,12 @@ class TextEmbedding(Embedder):
         pooling: From hidden states to one vector, instead of what the model's files say: "cls", "mean", "max",
             "weighted_mean", "mean_sqrt_len", "last_token", or "none" for a graph that pools by itself.
         normalize: Whether vectors are scaled to unit length, instead of what the model's files say.
-        prompts: Text put before inputs, by role: "query" for queries, "passage" for passages and documents, other
-            names for `prompt_name=`. True takes the model's own, False none. None takes those of a repo that is
-            configured for sentence-transformers, and none for a catalogued model, as fastembed does.
-        task: Task of a multi-task model, by name or number, where a call names none.
+        prompts: Texts put before inputs, by name: "query" for queries, "passage" for passages (`embed_documents` is
+            for passages), other names for `prompt_name=`; `embed` puts none, except a repo's declared default.
+            True takes the model's own, False none; a mapping takes their place. None is True for a repo that is
+            configured for sentence-transformers, and False for a catalogued model, as fastembed does.
+        task: Task of a multi-task model, by name or number, for `embed` where a call names none. Queries and passages
+            (`query_embed`, `passage_embed`, `embed_query`, `embed_documents`) have tasks of their own.
         truncate: Cut inputs over the length limit; False makes such an input an `InputError`.
         truncate_dim: Keep only this many leading components, then normalise again (Matryoshka).
         dtype: "float32" or "float16".
@@ -89,6 +91,11 @@ class TextEmbedding(Embedder):
         check_choice("dtype", dtype, ("float32", "float16"))
         check_choice("output", output, ("float", "int8", "binary"))
         check_count("truncate_dim", truncate_dim, least=1)
+        _check_task(task)
+        if normalize is not None and not isinstance(normalize, bool):
+            raise OptionError(f"normalize must be True, False or None; got {normalize!r}")
+        if not (prompts is None or isinstance(prompts, bool) or _is_prompts(prompts)):
+            raise OptionError(f'prompts must be True, False, or texts by name, as in {{"query": ...}}; got {prompts!r}')
         if dtype != "float32" and output != "float":
             raise OptionError(f"dtype={dtype!r} and output={output!r} exclude each other")
         if (output == "int8") != (int8_ranges is not None):
@@ -173,7 +180,8 @@ class TextEmbedding(Embedder):
     async def embed_query(self, query: str, **call: Unpack[TextCall]) -> Vector:
         """The vector of one query: (dim,). Goes before bulk work."""
         opened = self._require_open()
-        return await self._one(query, measure_text, self._call_of(opened, "query", call), DENSE)
+        asked = self._call_of(opened, "query", call)
+        return await self._one(query, measure_text, asked, self._dense_output(asked))
 
     async def embed_documents(self, documents: Iterable[str], **call: Unpack[TextCall]) -> Matrix:
         """The vectors of some passages: (n, dim), rows in input order. Goes before bulk work."""
@@ -234,6 +242,7 @@ class TextEmbedding(Embedder):
         Raises:
             OptionError: The name is taken, there is no source, or the pooling is not known.
         """
+        check_count("dim", dim, least=1)
         wanted = str(getattr(pooling, "value", pooling)).lower()
         wanted = {"disabled": "none"}.get(wanted, wanted)
         check_choice("pooling", wanted, get_args(Pooling))
@@ -270,11 +279,12 @@ class TextEmbedding(Embedder):
         on_error: OnError,
         call: TextCall,
     ) -> EmbeddingStream[InputT, Vector, Matrix]:
+        asked = self._call_of(self._require_open(), mode, call)
         return self._stream(
             as_source(source),
             measure_text,
-            self._call_of(self._require_open(), mode, call),
-            DENSE,
+            asked,
+            self._dense_output(asked),
             key=key,
             priority=priority,
             ordered=ordered,
@@ -288,12 +298,15 @@ class TextEmbedding(Embedder):
         check_count("truncate_dim", call.get("truncate_dim"), least=1)
         base = self._call
         task = call.get("task")
+        _check_task(task)
+        if task is None and mode == "embed":
+            task = base.task
         dim = call.get("truncate_dim")
         return replace(
             base,
             mode=mode,
             prompt=self._prompt(opened.spec, mode, call),
-            task=base.task if task is None else task,
+            task=task,
             truncate=call.get("truncate", base.truncate),
             truncate_dim=base.truncate_dim if dim is None else dim,
         )
@@ -301,8 +314,10 @@ class TextEmbedding(Embedder):
     def _prompt(self, spec: ModelSpec, mode: Mode, call: TextCall) -> str | None:
         prompt, name = call.get("prompt"), call.get("prompt_name")
         if prompt is not None:
+            if not isinstance(prompt, str):
+                raise OptionError(f"prompt must be a text; got {prompt!r}")
             return prompt or None
-        known = {**spec.prompts, **self._prompts} if isinstance(self._prompts, Mapping) else spec.prompts
+        known = self._prompts if isinstance(self._prompts, Mapping) else spec.prompts
         if name is not None:
             if name not in known:
                 raise OptionError(f"no prompt is called {name!r}; known are: {', '.join(known) or 'none'}")
@@ -311,10 +326,22 @@ class TextEmbedding(Embedder):
         is_on = not spec.is_catalogued if self._prompts is None else self._prompts is not False
         if not is_on:
             return None
-        return (known.get(mode) or known.get(spec.default_prompt or "")) or None
+        return known.get(mode, known.get(spec.default_prompt or "")) or None
+
+
+def _check_task(task: object) -> None:
+    if task is not None and (isinstance(task, bool) or not isinstance(task, str | int)):
+        raise OptionError(f"task must be a name or a number; got {task!r}")
+
+
+def _is_prompts(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(text, str) for pair in value.items() for text in pair)
 
 
 def _as_float32_bytes(values: "npt.ArrayLike") -> bytes:
     import numpy as np
 
-    return np.ascontiguousarray(values, dtype=np.float32).tobytes()
+    try:
+        return np.ascontiguousarray(values, dtype=np.float32).tobytes()
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"int8_ranges must be an array of the shape (2, dim): {error}") from error

@@ -30,21 +30,18 @@ class CrossEncoder:
         read_settings(config, NoSettings)
         self._spec = config.spec
         self._tokenizer = TextTokenizer(config.directory, max_length=config.max_length or config.spec.max_length)
-        self._graph = TextGraph(config) if config.load_session else None
-        self._takes_types = self._graph is not None and "token_type_ids" in self._graph.session.input_names
+        self._graph = TextGraph(config)
+        self._takes_types = "token_type_ids" in self._graph.session.input_names
         self._column = config.spec.settings.get("column")
         self.facts = {"max_length": self._tokenizer.limit}
-        if self._graph is not None:
-            # One short run: it tells whether there is one score, and spares the first caller the first allocations.
-            self.encode([("", "")], Call(mode="pair"))
+        # One short run: it tells whether there is one score, and spares the first caller the first allocations.
+        self.encode([("", "")], Call(mode="pair"))
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Score pairs, or with mode "count" count their tokens; a pair that cannot be tokenized is a failure."""
         done = self._tokenizer.encode_pairs(inputs, truncate=call.truncate)
         if call.mode == "count":
             return counted(len(inputs), done)
-        if self._graph is None:
-            raise AssertionError("an encoder without a session only counts")
         scores = np.zeros(len(inputs), dtype=np.float32)
         positions = np.array(done.positions, dtype=np.intp)
         padded = 0

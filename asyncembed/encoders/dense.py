@@ -44,22 +44,17 @@ class DenseEncoder:
         self._fixed_length = self.tokenizer.limit if settings.get("pad_to_limit") else None
         self._include_prompt = bool(settings.get("include_prompt", True))
         self._task_input = settings.get("task_input")
-        self._graph = (
-            TextGraph(config, extra_inputs=[str(self._task_input)] if self._task_input else [])
-            if config.load_session
-            else None
-        )
-        self._projections = read_projections(config.directory, settings) if config.load_session else []
+        self._graph = TextGraph(config, extra_inputs=[str(self._task_input)] if self._task_input else [])
+        self._projections = read_projections(config.directory, settings)
         self._prompt_lengths: dict[str, int] = {}
-        self.facts: dict[str, object] = {"max_length": self.tokenizer.limit}
-        if self._graph is not None:
-            # An empty text warms the session, and shows now whether pooling and graph fit together.
-            vectors, _ = self._embed(self.tokenizer.encode([""]).encodings, "", self._task(Call()))
-            self.facts |= {
-                "dim": vectors.shape[1],
-                "providers": self._graph.session.providers,
-                "dynamically_quantized": self._graph.is_dynamically_quantized,
-            }
+        # An empty text warms the session, and shows now whether pooling and graph fit together.
+        vectors, _ = self._embed(self.tokenizer.encode([""]).encodings, "", self._task(Call()))
+        self.facts: dict[str, object] = {
+            "max_length": self.tokenizer.limit,
+            "dim": vectors.shape[1],
+            "providers": self._graph.session.providers,
+            "dynamically_quantized": self._graph.is_dynamically_quantized,
+        }
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts, or count their tokens; a text that cannot be tokenized is a failure.
@@ -79,8 +74,6 @@ class DenseEncoder:
 
     def _embed(self, encodings: Sequence[Encoding], prompt: str, extra: Mapping[str, Array]) -> tuple[FloatArray, int]:
         """Pooled vectors in the order of `encodings`, float32 (n, dim), and the tokens computed for them."""
-        if self._graph is None:
-            raise AssertionError("an encoder without a session only counts")
         vectors: FloatArray | None = None
         padded = 0
         if self._fixed_length is not None:

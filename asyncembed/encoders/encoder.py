@@ -33,7 +33,6 @@ class EncoderConfig:
         max_batch_tokens: Most tokens, padding included, that one run of the graph may compute.
         max_batch_size: Most inputs that one run of the graph may take; None: no limit.
         batch_invariant: Run the inputs of a dynamically quantised graph one by one.
-        load_session: Load the graph too; False leaves an encoder for mode "count", which needs no runtime.
         settings: What the family's own constructor keywords say (k, b, language, ...).
     """
 
@@ -44,7 +43,6 @@ class EncoderConfig:
     max_batch_tokens: int = 2048
     max_batch_size: int | None = None
     batch_invariant: bool = True
-    load_session: bool = True
     settings: Mapping[str, object] = field(default_factory=dict)
 
 

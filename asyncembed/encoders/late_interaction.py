@@ -109,7 +109,7 @@ class LateInteractionEncoder:
         self.facts: dict[str, object] = {"max_length": self.tokenizer.limit + has_marker}
         self._mask_id = self._find_mask_id() if self._query_length else self.tokenizer.pad_id
         self._skipped = np.array(sorted(self._find_skipped_ids()), dtype=np.int64)
-        self._graph = TextGraph(config) if config.load_session else None
+        self._graph = TextGraph(config)
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts, or count their tokens; a text that cannot be tokenized is a failure."""
@@ -147,8 +147,6 @@ class LateInteractionEncoder:
 
     def _embed(self, rows: Sequence[Row]) -> tuple[FloatArray, int]:
         """The kept vectors of all rows, one row after the other, and the tokens computed for them."""
-        if self._graph is None:
-            raise AssertionError("an encoder without a session only counts")
         vectors, padded = run_rows(self._graph, rows, self.tokenizer.pad_id)
         if vectors is None:
             return np.empty((0, self._spec.dim or 0), dtype=np.float32), 0

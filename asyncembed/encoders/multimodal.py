@@ -43,12 +43,9 @@ class _MultimodalEncoder:
         self.facts: dict[str, object] = {"max_length": self.tokenizer.limit}
         self._max_tokens = config.max_batch_tokens
         self._max_size = config.max_batch_size
-        self._graph: TextGraph | None = None
-        self._reader: ImageReader | None = None
-        if config.load_session:
-            self._graph = TextGraph(config, extra_inputs=[PIXELS])
-            self._reader = ImageReader(config, threads=config.session.threads)
-            self.facts["tokens_per_image"] = self._reader.tokens_per_image
+        self._graph = TextGraph(config, extra_inputs=[PIXELS])
+        self._reader = ImageReader(config, threads=config.session.threads)
+        self.facts["tokens_per_image"] = self._reader.tokens_per_image
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts or images, or count tokens; an input that cannot be used is a failure."""
@@ -63,7 +60,6 @@ class _MultimodalEncoder:
         return self._encoded(matrices, done.positions, done.failures, len(inputs), call, sum(done.lengths), padded)
 
     def _encode_images(self, inputs: Sequence[object], call: Call) -> Encoded:
-        assert self._reader is not None
         images, positions, failures = self._reader.read(inputs)
         matrices: list[Array] = [np.empty(0)] * len(images)
         tokens = 0
@@ -75,7 +71,6 @@ class _MultimodalEncoder:
 
     def _plan_images(self, images: Sequence[Prepared]) -> list[list[int]]:
         """Which images run together: only those with equally many tiles, as tiles of padding cost as much as others."""
-        assert self._reader is not None
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for row, image in enumerate(images):
             by_shape.setdefault((*image.pixels.shape, *image.grid), []).append(row)
@@ -105,7 +100,6 @@ class _MultimodalEncoder:
 
     def _embed_texts(self, encodings: Sequence[Encoding]) -> tuple[list[Array], int]:
         """The vectors of each text's tokens, and the tokens computed."""
-        assert self._graph is not None
         matrices: list[Array] = [np.empty(0)] * len(encodings)
         padded = 0
         lengths = [len(encoding) for encoding in encodings]
@@ -192,7 +186,6 @@ class ColPaliEncoder(_MultimodalEncoder):
         return np.zeros((count, *self._blank_shape), dtype=np.float32)
 
     def _run_images(self, images: Sequence[Prepared]) -> list[Array]:
-        assert self._graph is not None
         pixels = np.concatenate([image.pixels for image in images])
         ids = np.broadcast_to(self._patch_ids, (len(images), len(self._patch_ids)))
         hidden = self._graph.run(ids, np.ones_like(ids), **{PIXELS: pixels})
@@ -224,7 +217,6 @@ class ColModernVBertEncoder(_MultimodalEncoder):
         return np.zeros((1, 1, 3, self._blank_edge, self._blank_edge), dtype=np.float32)
 
     def _run_images(self, images: Sequence[Prepared]) -> list[Array]:
-        assert self._graph is not None
         ids = np.array([self._image_ids(image.grid) for image in images], dtype=np.int64)
         pixels = np.stack([image.pixels for image in images])
         hidden = self._graph.run(ids, np.ones_like(ids), **{PIXELS: pixels})

@@ -56,7 +56,7 @@ class SparseEncoder:
         self._weighting = weighting
         self._lookup = lookup
         self.facts = {"max_length": tokenizer.limit}
-        if lookup is None and config.load_session:
+        if lookup is None:
             self._graph  # noqa: B018 (loads it)
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
@@ -78,8 +78,6 @@ class SparseEncoder:
 
     @cached_property
     def _graph(self) -> TextGraph:
-        if not self._config.load_session:
-            raise AssertionError("an encoder without a session only counts")
         return TextGraph(self._config)
 
     def _compute(self, done: Tokenized, *, is_query: bool) -> tuple[list[Entries], int]:

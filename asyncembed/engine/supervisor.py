@@ -255,12 +255,7 @@ class WorkerPool(AsyncContextManagerMixin):
         device_ids: Sequence[int] | None = None,
         batch_timeout: float | None = BATCH_TIMEOUT_SECONDS,
     ) -> None:
-        check_count("workers", workers, least=0)
-        check_count("threads", threads, least=1)
-        for device_id in device_ids or ():
-            check_count("device_ids", device_id, least=0)
-        if batch_timeout is not None and not batch_timeout > 0:
-            raise OptionError(f"batch_timeout must be a positive number of seconds or None; got {batch_timeout!r}")
+        check_pool_options(workers, threads, device_ids, batch_timeout)
         cores = available_cores()
         if workers is None:
             workers = len(device_ids) if device_ids else min(cores, MAX_WORKERS_BY_DEFAULT)
@@ -774,7 +769,11 @@ def _fail_item(item: Item, error: AsyncEmbedError) -> None:
 
 def _as_failure(error: BaseException) -> child.Failed:
     # What the executor itself could not do (pickle an input or a result), or an exit inside the encoder.
-    return child.Failed(EncodeError(f"the batch could not be computed: {type(error).__name__}: {error}"))
+    return child.Failed(
+        EncodeError(
+            f"the batch could not be computed, or not sent (it travels by pickle): {type(error).__name__}: {error}"
+        )
+    )
 
 
 @asynccontextmanager
@@ -809,6 +808,19 @@ def check_count(name: str, value: object, *, least: int) -> None:
     """Raise `OptionError` unless `value` is None or a whole number of at least `least`."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
         raise OptionError(f"{name} must be a whole number, {least} or more, or None; got {value!r}")
+
+
+def check_pool_options(workers: object, threads: object, device_ids: object, batch_timeout: object) -> None:
+    """Raise `OptionError` unless a `WorkerPool` can be made with these."""
+    check_count("workers", workers, least=0)
+    check_count("threads", threads, least=1)
+    if device_ids is not None:
+        if not isinstance(device_ids, Sequence) or not device_ids:
+            raise OptionError(f"device_ids must be a list of the devices' numbers, or None; got {device_ids!r}")
+        for device_id in device_ids:
+            check_count("device_ids", device_id, least=0)
+    if batch_timeout is not None and not (isinstance(batch_timeout, int | float) and batch_timeout > 0):
+        raise OptionError(f"batch_timeout must be a positive number of seconds or None; got {batch_timeout!r}")
 
 
 def available_cores() -> int:

@@ -42,6 +42,7 @@ async def fetch(
     patterns: Sequence[str],
     required: Sequence[str] = (),
     revision: str | None = None,
+    commit: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     token: str | bool | None = None,
@@ -53,7 +54,7 @@ async def fetch(
     What is complete on this disk is used as it is, from whichever source, without asking the network.
     Otherwise the sources are tried in order. `patterns` are globs over whole paths (`*` also matches `/`),
     of which a source need not have any; `required` are exact paths that it must have. `revision` applies
-    to hub sources.
+    to hub sources; `commit` is what it stands for in the one repo concerned, where `list_files` has told that already.
 
     `verify` also reads the hub's files that are in the cache already, and replaces those whose hash is wrong (their
     sizes are always compared).
@@ -72,7 +73,7 @@ async def fetch(
 
     wanted = Wanted(tuple(patterns), tuple(required))
     root = await in_disk_thread(cache_root, cache_dir)
-    places = [_place(source, root, wanted, revision or DEFAULT_REVISION, token) for source in sources]
+    places = [_place(source, root, wanted, revision or DEFAULT_REVISION, commit, token) for source in sources]
     if not places:
         raise OptionError("there is no source to fetch files from")
     for place in places:
@@ -109,11 +110,11 @@ async def list_files(
 ) -> Listing:
     """All files of a repo at a revision: from the cache if they are known there, else from the hub.
 
-    Without the network (`local_files_only`, HF_HUB_OFFLINE) and without a listing in the cache, the files
-    that the cache holds.
+    The revision stays at the commit of the cache, if it has one. Where its listing is not in the cache, and the
+    network is not to be used (`local_files_only`, HF_HUB_OFFLINE) or the hub gives none, it is what the cache holds.
 
     Raises:
-        DownloadError: The hub refuses or cannot be reached, or offline nothing is known.
+        DownloadError: The hub refuses or cannot be reached, or offline, and the cache holds nothing.
     """
     from huggingface_hub import constants
 
@@ -122,10 +123,12 @@ async def list_files(
     return await place.list_files(may_ask=not (local_files_only or constants.is_offline_mode()))
 
 
-def _place(source: Source, root: Path, wanted: Wanted, revision: str, token: str | bool | None) -> Place:
+def _place(
+    source: Source, root: Path, wanted: Wanted, revision: str, commit: str | None, token: str | bool | None
+) -> Place:
     match source:
         case HubSource(repo):
-            return HubRepo(root, repo, revision, wanted, token)
+            return HubRepo(root, repo, revision, wanted, token, commit=commit)
         case ArchiveSource(url, folder):
             return Archive(root, url, folder, wanted)
         case LocalSource(path):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from asyncembed.errors import CacheNotWritableError
+from asyncembed.errors import CacheNotWritableError, ModelLoadError
 from asyncembed.files import in_disk_thread
 from asyncembed.hub.listing import is_safe_path
 
@@ -33,6 +33,7 @@ async def loadable_model_path(directory: Path, model_file: str) -> Path:
     Otherwise that of a hard link (or, where links cannot be made, a copy) beside those of its weights.
 
     Raises:
+        ModelLoadError: There is no such file.
         CacheNotWritableError: Its weights cannot be reached, and nowhere can links or copies be made.
     """
     return await in_disk_thread(_loadable_model_path, directory, model_file)
@@ -61,6 +62,8 @@ def external_data_files(model: Path) -> tuple[str, ...]:
 
 def _loadable_model_path(directory: Path, model_file: str) -> Path:
     model = directory / model_file
+    if not model.is_file():
+        raise ModelLoadError(f"there is no file {model}", model=str(directory))
     real_model = model.resolve()
     needed = [model.parent / name for name in external_data_files(model)]
     allowed = (model.parent.resolve(), real_model.parent)

@@ -1,7 +1,8 @@
 """From a model's name to its files: what the catalogue or the repo itself says it needs, and no more."""
 
+import os
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -9,10 +10,11 @@ import anyio
 
 from asyncembed.catalogue.from_repo import Overrides, configuration_files, spec_from_directory
 from asyncembed.catalogue.lookup import Catalogue
-from asyncembed.catalogue.spec import Family, HubSource, ModelSpec
+from asyncembed.catalogue.spec import Family, HubSource, ModelSpec, Source
 from asyncembed.errors import AsyncEmbedError, OptionError, UnsupportedModelError
 from asyncembed.files import in_disk_thread
 from asyncembed.hub import fetch, list_files
+from asyncembed.hub.listing import Listing
 from asyncembed.hub.progress import Progress
 
 CONFIGURATION = (
@@ -58,46 +60,20 @@ async def download(
         raise OptionError("name at least one model")
     if isinstance(patterns, str):
         raise OptionError("patterns= is a sequence of globs, as in ['*.json']")
+    hub = HubAccess(
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
+        progress=progress,
+        verify=verify,
+    )
     directories: dict[int, Path] = {}
     failures: list[AsyncEmbedError] = []
 
     async def bring(position: int, name: str) -> None:
-        specs = [spec for family in get_args(Family) if (spec := Catalogue.builtin().find(name, family))]
         try:
-            if patterns is not None:
-                directories[position] = await fetch(
-                    specs[0].sources if specs else (HubSource(name),),
-                    patterns=patterns,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    local_files_only=local_files_only,
-                    token=token,
-                    progress=progress,
-                    verify=verify,
-                )
-                return
-            if not specs:
-                specs = [
-                    await describe_repo(
-                        name,
-                        family=None,
-                        revision=revision,
-                        cache_dir=cache_dir,
-                        local_files_only=local_files_only,
-                        token=token,
-                    )
-                ]
-            # One name may stand for models of several families; the first one's directory is the answer.
-            for spec in reversed(specs):
-                directories[position] = await fetch_model(
-                    spec,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    local_files_only=local_files_only,
-                    token=token,
-                    progress=progress,
-                    verify=verify,
-                )
+            directories[position] = await _download(name, patterns, hub)
         except AsyncEmbedError as error:
             failures.append(error)
             group.cancel_scope.cancel()
@@ -111,82 +87,128 @@ async def download(
     return found if len(found) > 1 else found[0]
 
 
-async def fetch_model(
-    spec: ModelSpec,
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-    progress: Progress = None,
-    verify: bool = False,
-) -> Path:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubAccess:
+    """How the hub and its cache are used: the keywords of `fetch` that concern no files, passed on whole."""
+
+    revision: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    token: str | bool | None = None
+    progress: Progress = None
+    verify: bool = False
+
+    async def list_files(self, repo: str) -> Listing:
+        """See `asyncembed.hub.list_files`."""
+        return await list_files(
+            repo,
+            revision=self.revision,
+            cache_dir=self._cache_dir,
+            local_files_only=self.local_files_only,
+            token=self.token,
+        )
+
+    async def fetch(
+        self,
+        sources: Sequence[Source],
+        patterns: Sequence[str],
+        required: Sequence[str] = (),
+        *,
+        commit: str | None = None,
+    ) -> Path:
+        """See `asyncembed.hub.fetch`."""
+        return await fetch(
+            sources,
+            patterns=patterns,
+            required=required,
+            revision=self.revision,
+            commit=commit,
+            cache_dir=self._cache_dir,
+            local_files_only=self.local_files_only,
+            token=self.token,
+            progress=self.progress,
+            verify=self.verify,
+        )
+
+    @property
+    def _cache_dir(self) -> Path | None:
+        return None if self.cache_dir is None else Path(self.cache_dir)
+
+
+async def fetch_model(spec: ModelSpec, hub: HubAccess) -> Path:
     """Give a directory with all files that `spec` needs: its graph with its weights, tokenizer and configuration.
 
     Raises:
         DownloadError: See `asyncembed.hub.fetch`.
     """
-    graph = spec.model_file
-    required = (graph, *spec.additional_files) if graph is not None else spec.additional_files
-    # A graph may keep its weights in files beside it, which exporters call model.onnx_data or model.onnx.data.
-    weights = (f"{graph}?data", f"{graph}?data_*") if graph is not None else ()
-    return await fetch(
-        spec.sources,
-        patterns=(*CONFIGURATION, *weights),
-        required=required,
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        token=token,
-        progress=progress,
-        verify=verify,
-    )
+    return await hub.fetch(spec.sources, (*CONFIGURATION, *_weights_beside(spec)), _files_of(spec))
 
 
-async def describe_repo(
-    repo: str,
-    *,
-    family: Family | None = "text",
-    overrides: Overrides | None = None,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-) -> ModelSpec:
-    """Read the spec of a repo that no catalogue knows from its own small files, which are fetched.
+async def fetch_repo(
+    repo: str, hub: HubAccess, *, families: Sequence[Family], overrides: Overrides | None = None
+) -> tuple[ModelSpec, Path]:
+    """Read the spec of a repo that no catalogue knows from its own small files, and fetch what it names.
 
-    `family` None takes what the repo can be: a text model, else a cross-encoder.
+    Returns:
+        The spec, and the directory with its files. It is of the first of `families` that the repo can be.
 
     Raises:
         UnsupportedModelError: The repo does not say something that must be known.
-        DownloadError: Its listing or these files cannot be had.
+        DownloadError: Its listing or its files cannot be had.
     """
-    listing = await list_files(
-        repo, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+    listing = await hub.list_files(repo)
+    sources = (HubSource(repo),)
+    configuration = configuration_files(listing.paths)
+    if not configuration:
+        raise UnsupportedModelError(
+            f"{repo} has no configuration of a model, only {', '.join(listing.paths[:12]) or 'no files at all'}",
+            model=repo,
+        )
+    # The files are few and small, and the bar is for what takes long.
+    quiet = replace(hub, progress=False)
+    directory = await quiet.fetch(sources, configuration, configuration, commit=listing.commit)
+    spec = await in_disk_thread(_read_spec, directory, listing, families, overrides or Overrides())
+    return spec, await hub.fetch(
+        sources,
+        (*configuration, *_weights_beside(spec)),
+        (*configuration, *_files_of(spec)),
+        commit=listing.commit,
     )
-    directory = await fetch(
-        (HubSource(repo),),
-        patterns=configuration_files(listing.paths),
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        token=token,
-        progress=False,
-    )
-    families: tuple[Family, ...] = ("text", "cross_encoder") if family is None else (family,)
+
+
+async def _download(name: str, patterns: Sequence[str] | None, hub: HubAccess) -> Path:
+    specs = [spec for family in get_args(Family) if (spec := Catalogue.builtin().find(name, family))]
+    if patterns is not None:
+        return await hub.fetch(specs[0].sources if specs else (HubSource(name),), patterns)
+    if not specs:
+        _, directory = await fetch_repo(name, hub, families=("text", "cross_encoder"))
+        return directory
+    # One name may stand for models of several families; the first one's directory is the answer.
+    directories = [await fetch_model(spec, hub) for spec in specs]
+    return directories[0]
+
+
+def _files_of(spec: ModelSpec) -> tuple[str, ...]:
+    return spec.additional_files if spec.model_file is None else (spec.model_file, *spec.additional_files)
+
+
+def _weights_beside(spec: ModelSpec) -> tuple[str, ...]:
+    """Globs of files with a graph's weights, which exporters call model.onnx_data or model.onnx.data."""
+    graph = spec.model_file
+    return () if graph is None else (f"{graph}?data", f"{graph}?data_*")
+
+
+def _read_spec(directory: Path, listing: Listing, families: Sequence[Family], overrides: Overrides) -> ModelSpec:
     failures = []
-    for candidate in families:
+    for family in families:
         try:
-            return await in_disk_thread(
-                partial(
-                    spec_from_directory,
-                    directory,
-                    name=repo,
-                    family=candidate,
-                    files=listing.paths,
-                    source=HubSource(repo),
-                    overrides=overrides or Overrides(),
-                )
+            return spec_from_directory(
+                directory,
+                name=listing.repo,
+                family=family,
+                files=listing.paths,
+                source=HubSource(listing.repo),
+                overrides=overrides,
             )
         except UnsupportedModelError as error:
             failures.append(error)

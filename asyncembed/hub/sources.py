@@ -44,17 +44,28 @@ class Place(Protocol):
 class HubRepo:
     """A repo of the hub at a revision, in huggingface_hub's cache."""
 
-    def __init__(self, root: Path, repo: str, revision: str, wanted: Wanted, token: str | bool | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        repo: str,
+        revision: str,
+        wanted: Wanted,
+        token: str | bool | None = None,
+        *,
+        commit: str | None = None,
+    ) -> None:
+        """`commit` is what `revision` stands for; None: the hub is asked, where files are missing."""
         check_repo_id(repo)
         self.name = repo
         self._cache = RepoCache(root, repo)
         self._revision = revision
+        self._commit = commit
         self._wanted = wanted
         self._token = token
 
     def find(self) -> Path | None:
         """See Place."""
-        found = self._cache.look_up(self._revision, self._wanted)
+        found = self._cache.look_up(self._commit or self._revision, self._wanted)
         return found.snapshot if found is not None and found.is_complete(self._wanted) else None
 
     def find_usable(self) -> Path:
@@ -100,28 +111,36 @@ class HubRepo:
 
     async def list_files(self, *, may_ask: bool) -> Listing:
         """All files of the revision: as some tool listed them, else by asking, else what the cache holds."""
-        known = await in_disk_thread(self._known_listing)
+        cache = self._cache
+        commit = await in_disk_thread(cache.read_ref, self._revision)
+        known = None if commit is None else await in_disk_thread(cache.read_listing, self._revision, commit)
         if known is not None:
             return known
+        cached = await in_disk_thread(cache.list_snapshot, self._revision)
         if may_ask:
-            await in_disk_thread(import_module, "asyncembed.hub.client")
-            from asyncembed.hub.client import open_client
-
-            async with open_client(self._token) as client:
-                commit = await resolve_commit(client, self.name, self._revision)
-                listing = await list_tree(client, self.name, self._revision, commit)
+            try:
+                listing = await self._ask_listing(commit if cached is not None else None)
+            except DownloadError as error:
+                if cached is None:
+                    raise
+                logger.warning("using %s as it is in the cache, since %s", self.name, error)
+                return cached
             with contextlib.suppress(OSError):
-                await in_disk_thread(self._cache.write_listing, listing)
+                await in_disk_thread(cache.write_listing, listing)
             return listing
-        cached = await in_disk_thread(self._cache.list_snapshot, self._revision)
         if cached is None:
             await in_disk_thread(self.find_usable)  # says what is wrong
             raise NotCachedError(f"{self.name} is not in the cache", source=self.name)
         return cached
 
-    def _known_listing(self) -> Listing | None:
-        commit = self._cache.read_ref(self._revision)
-        return None if commit is None else self._cache.read_listing(self._revision, commit)
+    async def _ask_listing(self, commit: str | None) -> Listing:
+        await in_disk_thread(import_module, "asyncembed.hub.client")
+        from asyncembed.hub.client import open_client
+
+        async with open_client(self._token) as client:
+            if commit is None:
+                commit = await resolve_commit(client, self.name, self._revision)
+            return await list_tree(client, self.name, self._revision, commit)
 
     async def _download(self, report: Reporter) -> Path:
         # In a thread: the HTTP client alone takes a fifth of a second to import.
@@ -131,7 +150,7 @@ class HubRepo:
 
         cache = self._cache
         async with open_client(self._token) as client:
-            commit = await resolve_commit(client, self.name, self._revision)
+            commit = self._commit or await resolve_commit(client, self.name, self._revision)
             listing = await in_disk_thread(cache.read_listing, self._revision, commit)
             is_new = listing is None
             if listing is None:

@@ -67,7 +67,7 @@ def test_a_batch_equals_its_inputs_alone(tmp_path: Path, name: str, mode: Any) -
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_token_counts_equal_the_reference(tmp_path: Path, name: str) -> None:
-    encoder = load(tmp_path, name, load_session=False)
+    encoder = load(tmp_path, name)
     counter = reference(tmp_path, name)
     for role in ("document", "query"):
         for extended in (False, True):

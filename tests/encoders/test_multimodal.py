@@ -81,7 +81,7 @@ def picture_bytes(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_token_counts_equal_the_reference(tmp_path: Path, name: str) -> None:
-    encoder = load(tmp_path, name, load_session=False)
+    encoder = load(tmp_path, name)
     model = reference(tmp_path, name)
     for extended in (False, True):
         call = Call(mode="count", settings=(("include_extension", extended),))

@@ -16,7 +16,7 @@ from anyio import run_process
 
 import asyncembed
 from asyncembed.errors import NotCachedError, OptionError, RepoNotFoundError, UnsupportedModelError
-from asyncembed.hub.models import describe_repo
+from asyncembed.hub.models import HubAccess, fetch_repo
 from tests.hub.server import HubServer, Repo
 
 CATALOGUED = "BAAI/bge-small-en"
@@ -116,11 +116,12 @@ async def test_a_repo_that_says_too_little_is_told(hub: HubServer) -> None:
 
 
 async def test_a_repo_describes_itself_offline_too(hub: HubServer) -> None:
-    spec = await describe_repo("org/own")
+    spec, _ = await fetch_repo("org/own", HubAccess(progress=False), families=("text",))
     assert (spec.model_file, spec.pooling, spec.max_length) == ("onnx/model.onnx", "mean", 256)
     await asyncembed.download("org/own", progress=False)
     hub.requests.clear()
-    assert await describe_repo("org/own", local_files_only=True) == spec
+    offline = HubAccess(local_files_only=True)
+    assert (await fetch_repo("org/own", offline, families=("text",)))[0] == spec
     assert hub.requests == []
 
 
