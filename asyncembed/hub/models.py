@@ -33,9 +33,12 @@ async def download(
     local_files_only: bool = False,
     token: str | bool | None = None,
     progress: Progress = None,
+    refresh: bool = False,
     verify: bool = False,
 ) -> Path | list[Path]:
     """Download models, so that opening them needs no network; what is complete on this disk is used as it is.
+
+    That holds for a branch, too: once some tool has downloaded it, it stays at that commit, unless `refresh` is given.
 
     Args:
         names: Names of the catalogue (letter case does not matter), or repos of the hub.
@@ -45,6 +48,8 @@ async def download(
         local_files_only: Ask no network; raise if something is missing.
         token: Access token for the hub; None: the usual one, False: none.
         progress: A callback for events (see `asyncembed.hub.progress`); False: no bar; None: a bar in a terminal.
+        refresh: Ask the hub where the branch is now, and download what is new. Where the hub cannot be asked, what is
+            in the cache is used.
         verify: Also read what is in the cache already, and replace what is damaged.
 
     Returns:
@@ -73,6 +78,7 @@ async def download(
                     local_files_only=local_files_only,
                     token=token,
                     progress=progress,
+                    refresh=refresh,
                     verify=verify,
                 )
                 return
@@ -85,6 +91,7 @@ async def download(
                         cache_dir=cache_dir,
                         local_files_only=local_files_only,
                         token=token,
+                        refresh=refresh,
                     )
                 ]
             # One name may stand for models of several families; the first one's directory is the answer.
@@ -96,6 +103,7 @@ async def download(
                     local_files_only=local_files_only,
                     token=token,
                     progress=progress,
+                    refresh=refresh,
                     verify=verify,
                 )
         except AsyncEmbedError as error:
@@ -119,6 +127,7 @@ async def fetch_model(
     local_files_only: bool = False,
     token: str | bool | None = None,
     progress: Progress = None,
+    refresh: bool = False,
     verify: bool = False,
 ) -> Path:
     """Give a directory with all files that `spec` needs: its graph with its weights, tokenizer and configuration.
@@ -139,6 +148,7 @@ async def fetch_model(
         local_files_only=local_files_only,
         token=token,
         progress=progress,
+        refresh=refresh,
         verify=verify,
     )
 
@@ -152,6 +162,7 @@ async def describe_repo(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     token: str | bool | None = None,
+    refresh: bool = False,
 ) -> ModelSpec:
     """Read the spec of a repo that no catalogue knows from its own small files, which are fetched.
 
@@ -162,7 +173,12 @@ async def describe_repo(
         DownloadError: Its listing or these files cannot be had.
     """
     listing = await list_files(
-        repo, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        repo,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
+        refresh=refresh,
     )
     directory = await fetch(
         (HubSource(repo),),
@@ -172,6 +188,7 @@ async def describe_repo(
         local_files_only=local_files_only,
         token=token,
         progress=False,
+        refresh=refresh,
     )
     families: tuple[Family, ...] = ("text", "cross_encoder") if family is None else (family,)
     failures = []

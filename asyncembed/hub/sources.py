@@ -8,9 +8,9 @@ from typing import Protocol
 
 from asyncembed.errors import DownloadError, NotCachedError, RepoFileNotFoundError
 from asyncembed.files import in_disk_thread
-from asyncembed.hub.cache import RepoCache
+from asyncembed.hub.cache import RepoCache, translate_disk_error
 from asyncembed.hub.flight import only_one_task
-from asyncembed.hub.listing import Listing, Wanted, check_repo_id, list_tree, resolve_commit
+from asyncembed.hub.listing import Listing, Wanted, check_repo_id, is_commit, list_tree, resolve_commit
 from asyncembed.hub.progress import DownloadFinished, DownloadStarted, Reporter
 
 logger = logging.getLogger("asyncembed")
@@ -44,16 +44,28 @@ class Place(Protocol):
 class HubRepo:
     """A repo of the hub at a revision, in huggingface_hub's cache."""
 
-    def __init__(self, root: Path, repo: str, revision: str, wanted: Wanted, token: str | bool | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        repo: str,
+        revision: str,
+        wanted: Wanted,
+        token: str | bool | None = None,
+        *,
+        refresh: bool = False,
+    ) -> None:
         check_repo_id(repo)
         self.name = repo
         self._cache = RepoCache(root, repo)
         self._revision = revision
         self._wanted = wanted
         self._token = token
+        self._asks_first = refresh and not is_commit(revision)
 
     def find(self) -> Path | None:
-        """See Place."""
+        """See Place; nothing is enough where the hub is to be asked first."""
+        if self._asks_first:
+            return None
         found = self._cache.look_up(self._revision, self._wanted)
         return found.snapshot if found is not None and found.is_complete(self._wanted) else None
 
@@ -70,8 +82,7 @@ class HubRepo:
             state = f"is incomplete in the cache ({', '.join(found.missing[:5])} missing)"
         raise NotCachedError(
             f"{self.name} (revision {self._revision}) {state} at {self._cache.root}; allow the network "
-            "(HF_HUB_OFFLINE, "
-            "local_files_only), give the cache that holds it (cache_dir=, HF_HOME), or give its files "
+            "(HF_HUB_OFFLINE, local_files_only), give the cache that holds it (cache_dir=, HF_HOME), or give its files "
             "(model_path=)",
             source=self.name,
         )
@@ -93,26 +104,31 @@ class HubRepo:
                 return usable
 
     def drop_damaged(self) -> None:
-        """Read what is in the cache, and delete what is damaged; blocks, about a second per gigabyte."""
-        damaged = self._cache.drop_damaged(self._revision, self._wanted)
+        """Read what is in the cache, and delete what is damaged; blocks, about a second per gigabyte.
+
+        Raises:
+            DownloadError: Something is damaged and cannot be deleted.
+        """
+        try:
+            damaged = self._cache.drop_damaged(self._revision, self._wanted)
+        except OSError as error:
+            raise translate_disk_error(error, self._cache.root) from error
         if damaged:
             logger.warning("%s: damaged in the cache and deleted: %s", self.name, ", ".join(damaged))
 
     async def list_files(self, *, may_ask: bool) -> Listing:
         """All files of the revision: as some tool listed them, else by asking, else what the cache holds."""
         known = await in_disk_thread(self._known_listing)
-        if known is not None:
+        if known is not None and not self._asks_first:
             return known
         if may_ask:
-            await in_disk_thread(import_module, "asyncembed.hub.client")
-            from asyncembed.hub.client import open_client
-
-            async with open_client(self._token) as client:
-                commit = await resolve_commit(client, self.name, self._revision)
-                listing = await list_tree(client, self.name, self._revision, commit)
-            with contextlib.suppress(OSError):
-                await in_disk_thread(self._cache.write_listing, listing)
-            return listing
+            try:
+                return await self._ask_for_listing()
+            except DownloadError as error:
+                if known is None:
+                    raise
+                logger.warning("using the listing of %s that is in the cache, since %s", self.name, error)
+                return known
         cached = await in_disk_thread(self._cache.list_snapshot, self._revision)
         if cached is None:
             await in_disk_thread(self.find_usable)  # says what is wrong
@@ -122,6 +138,17 @@ class HubRepo:
     def _known_listing(self) -> Listing | None:
         commit = self._cache.read_ref(self._revision)
         return None if commit is None else self._cache.read_listing(self._revision, commit)
+
+    async def _ask_for_listing(self) -> Listing:
+        await in_disk_thread(import_module, "asyncembed.hub.client")
+        from asyncembed.hub.client import open_client
+
+        async with open_client(self._token) as client:
+            commit = await resolve_commit(client, self.name, self._revision)
+            listing = await list_tree(client, self.name, self._revision, commit)
+        with contextlib.suppress(OSError):
+            await in_disk_thread(self._cache.write_listing, listing)
+        return listing
 
     async def _download(self, report: Reporter) -> Path:
         # In a thread: the HTTP client alone takes a fifth of a second to import.
@@ -193,3 +220,11 @@ class LocalDirectory:
 
     def _missing(self) -> list[str]:
         return [path for path in self._wanted.required if not (self._path / path).is_file()]
+
+
+class CacheFolder(LocalDirectory):
+    """A directory in the cache's root that an older tool left there, if it has the files that a model must have."""
+
+    def find(self) -> Path | None:
+        """See Place; without required files no one could say whether it is whole."""
+        return super().find() if self._wanted.required else None
