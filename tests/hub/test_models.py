@@ -54,7 +54,7 @@ def repos(hub: HubServer) -> None:
     from asyncembed.catalogue.spec import HubSource
 
     spec = Catalogue.builtin().lookup(CATALOGUED, "text")
-    (source,) = spec.sources
+    source = spec.sources[0]
     assert isinstance(source, HubSource)
     assert spec.model_file is not None
     files = {name: content for name, content in FILES.items() if name != "model_optimized.onnx"}
