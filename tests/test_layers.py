@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "http": set[str](),
     "results": set[str](),
     "scoring": set[str](),
+    "sources": set[str](),
     "muvera": set[str](),
     "catalogue": set[str](),
     "runtime": {"catalogue"},
