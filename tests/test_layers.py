@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "http": set[str](),
     "results": set[str](),
     "scoring": set[str](),
-    "sources": set[str](),
+    "sources": {"files"},
     "muvera": set[str](),
     "catalogue": set[str](),
     "runtime": {"catalogue"},
