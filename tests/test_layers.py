@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "http": set[str](),
     "results": set[str](),
     "scoring": set[str](),
+    "sources": {"files"},
     "muvera": set[str](),
     "sources": {"files"},
     "catalogue": set[str](),
