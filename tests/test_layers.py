@@ -18,7 +18,6 @@ MAY_IMPORT = {
     "scoring": set[str](),
     "sources": {"files"},
     "muvera": set[str](),
-    "sources": {"files"},
     "catalogue": set[str](),
     "runtime": {"catalogue"},
     "encoders": {"catalogue", "results", "runtime", "scoring"},
