@@ -10,7 +10,7 @@ from anyio import CancelScope, to_thread
 
 from asyncembed.catalogue.from_repo import Overrides, spec_from_directory
 from asyncembed.catalogue.lookup import CLASSES, Catalogue
-from asyncembed.catalogue.spec import Family, LocalSource, ModelSpec
+from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.engine.wakeup import completion
 from asyncembed.engine.worker import ProcessWorker
@@ -94,7 +94,7 @@ async def _locate(
     if spec is not None:
         spec = _override(spec, overrides)
         if given is not None:
-            spec = replace(spec, sources=(LocalSource(given),))
+            return spec, given
         return spec, await fetch_model(spec, hub) if spec.sources else Path()
     if given is None:
         is_path = not isinstance(name, str) or label.startswith((".", "/", "~"))

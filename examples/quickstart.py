@@ -128,6 +128,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("-n", "--documents", type=int, default=400, help="how many docstrings (default 400)")
     parser.add_argument("--ask", action="store_true", help="type further queries")
     arguments = parser.parse_args()
+    if arguments.documents < 1:
+        parser.error("argument -n/--documents: at least 1")
     if not arguments.queries and not arguments.ask:
         arguments.queries = QUERIES
     return arguments

@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from asyncembed import errors
-from asyncembed.errors import AsyncEmbedError
+from asyncembed.errors import AsyncEmbedError, EncodeError, InputError, WorkerCrashed, WorkerError
 
 ERRORS = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, AsyncEmbedError)]
 
@@ -29,6 +29,11 @@ def test_an_error_survives_pickling_with_its_attributes(kind: type[AsyncEmbedErr
 def test_an_error_needs_no_more_than_its_message(kind: type[AsyncEmbedError]) -> None:
     """A required keyword would make its unpickling fail, which breaks a whole executor."""
     assert str(kind("what happened")) == "what happened"
+
+
+@pytest.mark.parametrize("kind", [InputError, EncodeError, WorkerCrashed])
+def test_an_error_of_one_input_names_it(kind: type[InputError | WorkerError]) -> None:
+    assert str(kind("what happened", index=7)) == "input 7: what happened"
 
 
 def test_every_error_has_one_base_and_says_what_it_means() -> None:

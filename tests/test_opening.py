@@ -18,7 +18,6 @@ from asyncembed.errors import (
     AsyncEmbedError,
     ModelLoadError,
     OptionError,
-    RepoFileNotFoundError,
     RepoNotFoundError,
     RuntimeMissingError,
     UnknownModelError,
@@ -142,7 +141,7 @@ def test_what_is_no_name_is_refused_at_once(name: Any) -> None:
 
 async def test_a_directory_that_lacks_the_catalogued_graph_is_told(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=384)
-    with pytest.raises(RepoFileNotFoundError, match=r"has no model_optimized\.onnx"):
+    with pytest.raises(ModelLoadError, match=r"no file .*model_optimized\.onnx; onnx_file="):
         async with TextEmbedding("BAAI/bge-small-en-v1.5", model_path=directory, workers=1):
             pass
     name = "BAAI/bge-small-en-v1.5"

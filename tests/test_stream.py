@@ -248,9 +248,7 @@ async def test_streams_share_the_workers_fairly(pool: WorkerPool, tmp_path: Path
 # ---------------------------------------------------------------- sources
 
 
-@pytest.mark.parametrize(
-    "kind", [list, tuple, dict.fromkeys, lambda texts: dict.fromkeys(texts).keys(), iter, np.array]
-)
+@pytest.mark.parametrize("kind", [list, tuple, lambda texts: dict.fromkeys(texts).keys(), iter, np.array])
 async def test_any_iterable_is_a_source(kind: Callable[[list[str]], Iterable[str]], model: TextEmbedding) -> None:
     assert await numbers(model.embed(kind(["#1", "#2"]))) == [1, 2]
     assert await numbers(model.embed(kind([]))) == []

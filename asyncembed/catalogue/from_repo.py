@@ -200,10 +200,17 @@ def choose_onnx_file(
             break
     if not fitting and precision in (None, "fp32") and _has_weights(files):
         return None
+    if not graphs:
+        raise UnsupportedModelError(
+            f"{model} has no ONNX file; its weights can be exported, but with precision fp32"
+            if _has_weights(files)
+            else f"{model} has neither an ONNX file nor model.safetensors",
+            model=model,
+        )
     wanted = f"of precision {precision}" if precision else "of plain fp32"
     raise UnsupportedModelError(
-        f"{model} has {'several ONNX files' if fitting else 'no ONNX file'} {wanted}, of these: {listing}"
-        + ("; say which one with onnx_file= or precision=" if graphs else ", and no model.safetensors either"),
+        f"{model} has {'several ONNX files' if fitting else 'no ONNX file'} {wanted}, of these: {listing}; "
+        "say which one with onnx_file= or precision=",
         model=model,
     )
 

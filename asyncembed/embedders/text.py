@@ -299,6 +299,8 @@ class TextEmbedding(Embedder):
         base = self._call
         task = call.get("task")
         _check_task(task)
+        if base.task is not None and "tasks" not in opened.spec.settings and ":" not in opened.spec.encoder:
+            raise OptionError(f"{opened.spec.name} has no tasks; leave out task=")
         if task is None and mode == "embed":
             task = base.task
         dim = call.get("truncate_dim")

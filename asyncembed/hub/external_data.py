@@ -63,7 +63,7 @@ def external_data_files(model: Path) -> tuple[str, ...]:
 def _loadable_model_path(directory: Path, model_file: str) -> Path:
     model = directory / model_file
     if not model.is_file():
-        raise ModelLoadError(f"there is no file {model}", model=str(directory))
+        raise ModelLoadError(f"there is no file {model}; onnx_file= names another graph", model=str(directory))
     real_model = model.resolve()
     needed = [model.parent / name for name in external_data_files(model)]
     allowed = (model.parent.resolve(), real_model.parent)

@@ -235,7 +235,8 @@ def test_the_plain_graph_is_taken_unless_another_is_asked_for(
         (["a/model.onnx", "b/model.onnx"], {}, "several"),
         (["onnx/model.onnx", "model.safetensors"], {"precision": "int8"}, "no ONNX file of precision int8"),
         (["onnx/model.onnx"], {"onnx_file": "model.onnx"}, r"its ONNX files: onnx/model\.onnx"),
-        (["pytorch_model.bin"], {}, r"no model\.safetensors either"),
+        (["model.safetensors"], {"precision": "int8"}, "no ONNX file; its weights can be exported"),
+        (["pytorch_model.bin"], {}, r"neither an ONNX file nor model\.safetensors"),
     ],
 )
 def test_a_graph_that_is_not_clear_is_asked_for(files: list[str], keywords: dict[str, str], message: str) -> None:
@@ -310,3 +311,10 @@ def test_sparse_encoders_of_sentence_transformers_are_splade(tmp_path: Path) -> 
     (tmp_path / "modules.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"]}))
     assert spec_from_directory(tmp_path, family="sparse").encoder == "splade"
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '[{"idx": "first"}]', "["])
+def test_a_broken_list_of_modules_is_told(content: str, tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text(content)
+    with pytest.raises(ModelLoadError, match="modules.json"):
+        spec_from_directory(tmp_path)

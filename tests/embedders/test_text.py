@@ -1,0 +1,200 @@
+"""`TextEmbedding` as a user calls it: real workers, against fastembed on the same small directories."""
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import fastembed
+import numpy as np
+import pytest
+from fastembed.common.model_description import ModelSource, PoolingType
+
+from asyncembed import EmbeddingStream, TextEmbedding, WorkerPool
+from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.errors import InputError, OptionError
+from asyncembed.runtime.session import Array
+from tests.encoders.test_dense import CATALOGUED, stacked
+from tests.support.models import TEXTS, write_model
+
+TOLERANCE = 1e-5
+JINA = "jinaai/jina-embeddings-v3"
+NOMIC = "nomic-ai/nomic-embed-text-v1.5"
+
+
+@pytest.fixture
+async def pool() -> AsyncGenerator[WorkerPool]:
+    async with WorkerPool(workers=1) as pool:
+        yield pool
+
+
+def write_catalogued(directory: Path, name: str, **graph: Any) -> Path:
+    """A directory with a small graph in the place of a catalogued model's."""
+    spec = Catalogue.builtin().lookup(name, "text")
+    assert spec.model_file is not None
+    return write_model(directory, model_file=spec.model_file, dim=spec.dim, **graph)
+
+
+def assert_close(ours: Array, theirs: Array, name: str) -> None:
+    """Within 1e-5, or a few steps of float32 where components are large, as unnormalised ones may be."""
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=TOLERANCE, err_msg=name)
+
+
+async def test_every_kind_of_catalogued_model_gives_fastembeds_numbers(pool: WorkerPool, tmp_path: Path) -> None:
+    for name, graph in CATALOGUED.items():
+        directory = write_catalogued(tmp_path / name, name, **graph)
+        theirs = fastembed.TextEmbedding(name, specific_model_path=str(directory), cuda=False)
+        async with TextEmbedding(name.upper(), model_path=directory, pool=pool) as model:
+            for ours, expected in (
+                (model.embed(TEXTS), theirs.embed(TEXTS)),
+                (model.query_embed(TEXTS), theirs.query_embed(TEXTS)),
+                (model.passage_embed(TEXTS), theirs.passage_embed(TEXTS)),
+            ):
+                assert_close(await ours.collect(), stacked(expected), name)
+            alone = await model.embed_query(TEXTS[0])
+            assert_close(alone, stacked(theirs.query_embed(TEXTS[0]))[0], name)
+            assert await model.token_count(TEXTS) == theirs.token_count(list(TEXTS))
+            assert model.embedding_size == theirs.embedding_size
+
+
+async def test_queries_and_passages_have_tasks_of_their_own(pool: WorkerPool, tmp_path: Path) -> None:
+    directory = write_catalogued(tmp_path, JINA, task_count=5)
+    theirs = fastembed.TextEmbedding(JINA, specific_model_path=str(directory), task_id=4)
+    async with TextEmbedding(JINA, model_path=directory, pool=pool, task="text-matching") as model:
+        matching = await model.embed(TEXTS).collect()
+        np.testing.assert_allclose(matching, stacked(theirs.embed(TEXTS)), atol=TOLERANCE)
+        queries = await model.query_embed(TEXTS).collect()
+        np.testing.assert_allclose(queries, stacked(theirs.query_embed(TEXTS)), atol=TOLERANCE)
+        passages = await model.embed_documents(TEXTS)
+        np.testing.assert_allclose(passages, stacked(theirs.passage_embed(TEXTS)), atol=TOLERANCE)
+        # A call may still ask for another one, by name or number.
+        np.testing.assert_array_equal(await model.embed_query(TEXTS[0], task="text-matching"), matching[0])
+        np.testing.assert_array_equal(await model.embed_query(TEXTS[0], task=4), matching[0])
+        with pytest.raises(OptionError, match="no task 'poetry'; it has 'retrieval.query'"):
+            await model.embed_query("x", task="poetry")
+        with pytest.raises(OptionError, match="task must be"):
+            await model.embed_query("x", task=True)
+
+
+async def test_a_task_for_a_model_without_tasks_is_told(pool: WorkerPool, tmp_path: Path) -> None:
+    directory = write_model(tmp_path)
+    async with TextEmbedding(directory, pool=pool, pooling="cls", normalize=True, task="poetry") as model:
+        with pytest.raises(OptionError, match="has no tasks"):
+            await model.embed_query("x")
+
+
+async def test_prompts_are_off_on_or_ones_own(pool: WorkerPool, tmp_path: Path) -> None:
+    directory = write_catalogued(tmp_path, NOMIC)
+
+    def opened(**keywords: Any) -> TextEmbedding:
+        return TextEmbedding(NOMIC, model_path=directory, pool=pool, **keywords)
+
+    async with opened() as off, opened(prompts=True) as on, opened(prompts={"query": "find "}) as own:
+        plain = await off.embed_query("the day")
+        assert np.array_equal(await on.embed_query("the day"), await off.embed_query("search_query: the day"))
+        assert np.array_equal(
+            await on.embed_documents(["the day"]), await off.embed(["search_document: the day"]).collect()
+        )
+        assert np.array_equal(await on.embed_query("the day", prompt=""), plain)
+        assert np.array_equal((await on.embed(["the day"]).collect())[0], plain)
+        # Named, also where they are off; one's own take the place of all the model has.
+        assert np.array_equal(
+            await off.embed_query("the day", prompt_name="clustering"), await off.embed_query("clustering: the day")
+        )
+        assert np.array_equal(await own.embed_query("the day"), await off.embed_query("find the day"))
+        assert np.array_equal((await own.embed_documents(["the day"]))[0], plain)
+        with pytest.raises(OptionError, match="no prompt is called 'clustering'; known are: query"):
+            own.embed(["the day"], prompt_name="clustering")
+        with pytest.raises(OptionError, match="prompt must be a text"):
+            await own.embed_query("the day", prompt=5)  # type: ignore[arg-type]
+
+
+async def test_wrong_input_is_told_which_and_why(pool: WorkerPool, tmp_path: Path) -> None:
+    directory = write_model(tmp_path, dim=32)
+    async with TextEmbedding(directory, pool=pool, pooling="mean", normalize=True) as model:
+        for wrong, why in (
+            (None, "expected a str, got NoneType"),
+            (b"bytes", "expected a str, got bytes; decode it first"),
+            ("lone \udc00", r"lone surrogate \(U\+DC00\) at character 5"),
+        ):
+            with pytest.raises(InputError, match=f"^input 1: .*{why}") as caught:
+                await model.embed(["fine", wrong, "fine"]).collect()
+            assert caught.value.index == 1
+            with pytest.raises(InputError, match=f"^(?!input).*{why}") as caught:
+                await model.embed_query(wrong)  # type: ignore[arg-type]
+            assert caught.value.index is None
+        with pytest.raises(InputError, match="^input 1: longer than the model's limit of 64 tokens"):
+            await model.embed(["fine", "the " * 100], truncate=False).collect()
+        # What is odd but a text has a vector.
+        vectors = await model.embed(["", "nul\0in it", "x" * 10_000_000, "the " * 2_500_000]).collect()
+        assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        (None, "iterable"),
+        (5, "iterable"),
+        (b"bytes", "decode it first"),
+        ({"text": "a record"}, "is a dict"),
+    ],
+)
+async def test_a_source_that_can_only_be_a_mistake_is_refused(
+    source: Any, why: str, pool: WorkerPool, tmp_path: Path
+) -> None:
+    directory = write_model(tmp_path, dim=32)
+    async with TextEmbedding(directory, pool=pool, pooling="mean", normalize=True) as model:
+        for ask in (model.embed, model.query_embed, model.embed_documents, model.token_count):
+            with pytest.raises(InputError, match=why):
+                found = ask(source)
+                await (found.collect() if isinstance(found, EmbeddingStream) else found)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "dim", "dtype"),
+    [
+        ({}, 32, "float32"),
+        ({"dtype": "float16", "truncate_dim": 12}, 12, "float16"),
+        ({"output": "binary", "truncate_dim": 12}, 2, "int8"),
+        ({"output": "int8", "int8_ranges": np.stack([-np.ones(32), np.ones(32)])}, 32, "int8"),
+    ],
+)
+async def test_nothing_collects_to_no_rows_of_the_right_kind(
+    keywords: Any, dim: int, dtype: str, pool: WorkerPool, tmp_path: Path
+) -> None:
+    """So that it can be stacked with other vectors, and multiplied with a query."""
+    directory = write_model(tmp_path, dim=32)
+    async with TextEmbedding(directory, pool=pool, pooling="mean", normalize=True, **keywords) as model:
+        none, some = await model.embed(iter(())).collect(), await model.embed_documents(["the day"])
+        assert (*none.shape, none.dtype.name) == (0, dim, dtype)
+        assert (*some.shape, some.dtype.name) == (1, dim, dtype)
+
+
+async def test_a_custom_model_may_be_described_with_fastembeds_own_objects(pool: WorkerPool, tmp_path: Path) -> None:
+    directory = write_model(tmp_path, dim=32, outputs=("last_hidden_state", "sentence_embedding"))
+    catalogue = Catalogue.builtin()
+    try:
+        for pooling, output in ((PoolingType.CLS, None), (PoolingType.DISABLED, "sentence_embedding")):
+            name = f"tests/{pooling.value}"
+            TextEmbedding.add_custom_model(
+                name, pooling, True, ModelSource(hf="tests/custom", url="https://tests/custom.tar.gz"), 32,
+                model_file="onnx/model.onnx", additional_files=["tokenizer.json"], output_name=output,
+            )  # fmt: skip
+            async with (
+                TextEmbedding(name.upper(), model_path=directory, pool=pool) as model,
+                TextEmbedding(
+                    directory, pool=pool, pooling="cls" if output is None else "mean", normalize=True
+                ) as same,
+            ):
+                np.testing.assert_allclose(
+                    await model.embed(TEXTS).collect(), await same.embed(TEXTS).collect(), atol=TOLERANCE
+                )
+            listed = next(entry for entry in TextEmbedding.list_supported_models() if entry["model"] == name)
+            assert listed["sources"] == {"hf": "tests/custom", "url": "https://tests/custom.tar.gz"}
+        with pytest.raises(OptionError, match="pooling must be one of"):
+            TextEmbedding.add_custom_model("tests/x", "average", True, "tests/custom", 32)
+        with pytest.raises(OptionError, match="dim must be"):
+            TextEmbedding.add_custom_model("tests/x", "mean", True, "tests/custom", 0)
+    finally:
+        for spec in catalogue.list_models("text"):
+            if spec.name.startswith("tests/"):
+                catalogue.unregister(spec.name, "text")
