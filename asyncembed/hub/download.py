@@ -16,7 +16,7 @@ from pathlib import Path
 import anyio
 from anyio.lowlevel import RunVar
 
-from asyncembed.errors import CorruptFileError, DownloadError
+from asyncembed.errors import CorruptFileError
 from asyncembed.files import in_disk_thread
 from asyncembed.hub.cache import RepoCache, is_disk_full, translate_disk_error
 from asyncembed.hub.client import Answer, HubClient
@@ -58,19 +58,15 @@ async def download_files(
         DownloadError: The first file that cannot be had; the others are stopped, and what came of them is
         kept.
     """
-    failures: list[DownloadError] = []
+    failures: list[Exception] = []
 
     async def bring(file: RepoFile) -> None:
         try:
             await _bring(client, cache, listing, file, report)
-        except OSError as error:
-            failures.append(translate_disk_error(error, cache.root))
-            group.cancel_scope.cancel()
-        except DownloadError as error:
-            failures.append(error)
-            group.cancel_scope.cancel()
-        else:
             report(FileFinished(listing.repo, file.path, file.size_bytes))
+        except Exception as error:  # noqa: BLE001 (a group would wrap it; it may be what the caller's callback raised)
+            failures.append(translate_disk_error(error, cache.root) if isinstance(error, OSError) else error)
+            group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:
         # The largest first, as it takes longest. Its streams queue up only when it has been located, and so behind the
@@ -124,7 +120,7 @@ class _Transfer:
         self._max_streams = CONNECTIONS
         self._whole: _Stretch | None = None  # the one stream left, when the server sends the whole file
         self._streams: anyio.CancelScope | None = None
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
 
     async def run(self) -> None:
         """Download, verify and publish; on failure leave behind what a later run can use."""
@@ -219,7 +215,7 @@ class _Transfer:
                     if self._partial.ranges.total() - gained >= LEAST_PROGRESS_BYTES:
                         patience.progressed()
                     await patience.after(error)
-        except (DownloadError, OSError, _RangeFaultError) as error:
+        except Exception as error:  # noqa: BLE001 (as in `download_files`)
             if self._failure is None:
                 self._failure = error
             assert self._streams is not None
