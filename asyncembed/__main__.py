@@ -29,6 +29,7 @@ def main() -> None:
 @click.option("--pattern", "patterns", multiple=True, help="Take the files that match instead; may be repeated.")
 @click.option("--local-files-only", is_flag=True, help="Ask no network; fail if something is missing.")
 @click.option("--token", help="Access token for the hub; better kept in HF_TOKEN.")
+@click.option("--refresh", is_flag=True, help="Ask where the branch is now, instead of using the cached commit.")
 @click.option("--verify", is_flag=True, help="Also read what is in the cache already, and replace what is damaged.")
 @click.option("--quiet", is_flag=True, help="Show no progress bar.")
 def download(
@@ -38,6 +39,7 @@ def download(
     patterns: tuple[str, ...],
     local_files_only: bool,
     token: str | None,
+    refresh: bool,
     verify: bool,
     quiet: bool,
 ) -> None:
@@ -56,6 +58,7 @@ def download(
         patterns=patterns or None,
         local_files_only=local_files_only,
         token=token,
+        refresh=refresh,
         verify=verify,
         progress=False if quiet else None,
     )

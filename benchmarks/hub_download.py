@@ -7,7 +7,8 @@ each request after a latency. Each download runs in a process of its own into an
 repos: a large one (one weight file of `--size-mb` and ten small files) and a small one (20 MB and ten small files).
 
 Per side: seconds from before the imports of the library to the end (median, least, most), the peak of memory above
-that at the start, the requests made; for asyncembed also the longest time that the event loop stood still.
+that at the start, the requests made; for asyncembed also the longest time that the event loop stood still from the
+first event to the last one, and, as a control, how long an idle loop in another process did meanwhile.
 """
 
 import argparse
@@ -67,33 +68,51 @@ def measure(side: str, repo: str, cache: str) -> Mapping[str, float]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     started = time.perf_counter()
-    stall = download_with_us(repo, cache) if side == "asyncembed" else download_with_them(repo, cache)
+    stall = asyncio.run(download_with_us(repo, cache)) if side == "asyncembed" else download_with_them(repo, cache)
     seconds = time.perf_counter() - started
     done.set()
     watcher.join()
     return {"seconds": seconds, "peak_mb": (peak - before) / 1e6, "stall_ms": stall * 1000}
 
 
-def download_with_us(repo: str, cache: str) -> float:
-    longest = 0.0
+class Heart:
+    """Beats in the event loop; `longest` is the longest time, in seconds, by which a beat came too late."""
 
-    async def beat() -> None:
-        nonlocal longest
+    def __init__(self) -> None:
+        self.longest = 0.0
+
+    async def beat(self) -> None:
         while True:
             asleep = time.perf_counter()
             await asyncio.sleep(BEAT_SECONDS)
-            longest = max(longest, time.perf_counter() - asleep - BEAT_SECONDS)
+            self.longest = max(self.longest, time.perf_counter() - asleep - BEAT_SECONDS)
 
-    async def run() -> None:
-        from asyncembed.catalogue.spec import HubSource
-        from asyncembed.hub import fetch
 
-        heart = asyncio.create_task(beat())
-        await fetch([HubSource(repo)], patterns=["*"], cache_dir=cache, progress=False)
-        heart.cancel()
+async def download_with_us(repo: str, cache: str) -> float:
+    from asyncembed.catalogue.spec import HubSource
+    from asyncembed.hub import DownloadStarted, ProgressEvent, fetch
 
-    asyncio.run(run())
-    return longest
+    heart = Heart()
+
+    def watch(event: ProgressEvent) -> None:
+        if isinstance(event, DownloadStarted):
+            heart.longest = 0.0
+
+    async with asyncio.TaskGroup() as group:
+        beating = group.create_task(heart.beat())
+        await fetch([HubSource(repo)], patterns=["*"], cache_dir=cache, progress=watch)
+        beating.cancel()
+    return heart.longest
+
+
+async def idle() -> float:
+    """Do nothing until the standard input ends."""
+    heart = Heart()
+    async with asyncio.TaskGroup() as group:
+        beating = group.create_task(heart.beat())
+        await asyncio.to_thread(sys.stdin.read)
+        beating.cancel()
+    return heart.longest
 
 
 def download_with_them(repo: str, cache: str) -> float:
@@ -118,9 +137,16 @@ def run_side(side: str, repo: str, hub: HubServer, folder: Path) -> dict[str, fl
             "NO_PROXY": "*",
         }
         command = [sys.executable, "-m", "benchmarks.hub_download", "--side", side, "--repo", repo, "--cache", cache]
+        control = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.hub_download", "--side", "idle"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
         result: dict[str, float] = json.loads(output)
         result["requests"] = len(hub.requests)
+        result["idle_stall_ms"] = float(control.communicate()[0])
         return result
 
 
@@ -139,7 +165,8 @@ def compare(repo: str, hub: HubServer, folder: Path, rounds: int) -> None:
             f"   +{max(result['peak_mb'] for result in results[side]):4.0f} MB"
         )
         if side == "asyncembed":
-            line += f"   loop stalled at most {max(result['stall_ms'] for result in results[side]):.0f} ms"
+            stalls = ", ".join(f"{result['stall_ms']:.0f} ({result['idle_stall_ms']:.0f})" for result in results[side])
+            line += f"   longest stall (of an idle loop), ms: {stalls}"
         print(line)
     medians = [statistics.median(result["seconds"] for result in results[side]) for side in sides]
     print(f"  asyncembed is {medians[0] / medians[1]:.2f} times as fast")
@@ -155,6 +182,9 @@ def main() -> None:
     parser.add_argument("--repo", help=argparse.SUPPRESS)
     parser.add_argument("--cache", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.side == "idle":
+        print(asyncio.run(idle()) * 1000)
+        return
     if arguments.side:
         print(json.dumps(measure(arguments.side, arguments.repo, arguments.cache)))
         return

@@ -12,7 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from asyncembed.catalogue.spec import ArchiveSource, Family, HubSource, LocalSource, ModelSpec, Source
+from asyncembed.catalogue.spec import (
+    ArchiveSource,
+    CacheFolderSource,
+    Family,
+    HubSource,
+    LocalSource,
+    ModelSpec,
+    Source,
+)
 from asyncembed.errors import OptionError, UnknownModelError
 
 _DATA = Path(__file__).with_name("models.json")
@@ -131,10 +139,12 @@ def _read(path: Path) -> Catalogue:
 
 
 def _spec(record: dict[str, Any]) -> ModelSpec:
-    """A record of the data file: the fields of `ModelSpec`, except that `hub` stands for its source."""
-    source = HubSource(record.pop("hub"))
+    """A record of the data file: the fields of `ModelSpec`, except that `hub` and `folder` stand for its sources."""
+    sources: tuple[Source, ...] = (HubSource(record.pop("hub")),)
+    if "folder" in record:
+        sources += (CacheFolderSource(record.pop("folder")),)
     files = tuple(record.pop("additional_files", ()))
-    return ModelSpec(sources=(source,), additional_files=files, **record)
+    return ModelSpec(sources=sources, additional_files=files, **record)
 
 
 def describe(spec: ModelSpec) -> dict[str, object]:
@@ -170,7 +180,7 @@ def parse_sources(sources: object, model: str) -> tuple[Source, ...]:
     Raises:
         OptionError: It is none of these.
     """
-    if isinstance(sources, (HubSource, ArchiveSource, LocalSource)):
+    if isinstance(sources, (HubSource, ArchiveSource, LocalSource, CacheFolderSource)):
         return (sources,)
     if isinstance(sources, os.PathLike):
         return (LocalSource(Path(sources)),)

@@ -38,7 +38,14 @@ class LocalSource:
     path: Path
 
 
-Source: TypeAlias = HubSource | ArchiveSource | LocalSource
+@dataclass(frozen=True, slots=True)
+class CacheFolderSource:
+    """A directory in the cache's root that earlier versions of fastembed left: used if there, never downloaded."""
+
+    folder: str
+
+
+Source: TypeAlias = HubSource | ArchiveSource | LocalSource | CacheFolderSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -184,6 +184,11 @@ class Scheduler:
         """How many items of this priority wait."""
         return len(self._lanes[priority].by_age)
 
+    @property
+    def tokens(self) -> int:
+        """Estimated tokens of all that waits, without padding."""
+        return sum(lane.tokens for lane in self._lanes.values())
+
     def add(self, items: Iterable[Item]) -> None:
         """Let `items` wait; they are younger than all that wait already."""
         for item in items:

@@ -32,7 +32,7 @@ from anyio.abc import TaskGroup
 
 from asyncembed.engine import child
 from asyncembed.engine.scheduler import Batch, Item, Priority, Scheduler
-from asyncembed.engine.wakeup import Loop
+from asyncembed.engine.wakeup import Loop, completion
 from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone, WorkersImpossible
 from asyncembed.errors import (
     AsyncEmbedError,
@@ -66,6 +66,10 @@ ROUND_TRIP_SHARE = 0.02
 """While the round trip is a smaller part of a batch than this, no second batch is kept in flight."""
 
 MAX_DEPTH = 4
+
+WORTH_SHARING_SECONDS = 0.005
+"""Work that takes no longer is not shared out among idle workers: to send a batch costs tenths of a millisecond."""
+
 MAX_WORKERS_BY_DEFAULT = 4
 """Each worker holds the model once, so more than a few are for the user to ask for."""
 
@@ -440,15 +444,12 @@ class WorkerPool(AsyncContextManagerMixin):
     async def _start(self, worker: Worker) -> None:
         """Start `worker` and wait for its first word."""
         greeting = await self._in_own_thread(worker.start)
-        has_greeted = Event()
-        loop = self.loop
-        greeting.add_done_callback(lambda _: loop.post(has_greeted.set))
-        with anyio.move_on_after(START_TIMEOUT_SECONDS):
-            await has_greeted.wait()
-        if not greeting.done():
-            raise WorkerError(f"a worker did not start within {START_TIMEOUT_SECONDS:.0f} s")
-        error = greeting.exception()
-        if error is not None:
+        try:
+            with anyio.fail_after(START_TIMEOUT_SECONDS):
+                await completion(greeting)
+        except TimeoutError:
+            raise WorkerError(f"a worker did not start within {START_TIMEOUT_SECONDS:.0f} s") from None
+        except BrokenProcessPool as error:
             raise WorkerError("a worker process ended while it started; see its stderr") from error
 
     async def _drive(self, slot: _Slot, worker: Worker) -> None:
@@ -528,6 +529,9 @@ class WorkerPool(AsyncContextManagerMixin):
         idle = sum(other.is_idle for other in self._slots)
         if slot.in_flight and idle:
             return None  # those begin at once, while here it would only wait
+        seconds = self._scheduler.tokens * slot.seconds_per_token
+        if seconds:
+            idle = min(idle, 1 + int(seconds / WORTH_SHARING_SECONDS))
         return self._scheduler.next_batch(idle_workers=idle)
 
     def _send_load(self, slot: _Slot, worker: Worker, model: PooledModel) -> None:

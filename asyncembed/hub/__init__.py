@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from asyncembed.catalogue.spec import ArchiveSource, HubSource, LocalSource, Source
+from asyncembed.catalogue.spec import ArchiveSource, CacheFolderSource, HubSource, LocalSource, Source
 from asyncembed.errors import DownloadError, NoSourceError, OptionError
 from asyncembed.files import in_disk_thread
 from asyncembed.hub.archive import Archive
@@ -19,7 +19,7 @@ from asyncembed.hub.progress import (
     ProgressEvent,
     ProgressReport,
 )
-from asyncembed.hub.sources import HubRepo, LocalDirectory, Place
+from asyncembed.hub.sources import CacheFolder, HubRepo, LocalDirectory, Place
 
 __all__ = [
     "BytesReceived",
@@ -47,6 +47,7 @@ async def fetch(
     local_files_only: bool = False,
     token: str | bool | None = None,
     progress: Progress = None,
+    refresh: bool = False,
     verify: bool = False,
 ) -> Path:
     """Give a directory with the wanted files of the first source that has them.
@@ -56,11 +57,12 @@ async def fetch(
     of which a source need not have any; `required` are exact paths that it must have. `revision` applies
     to hub sources; `commit` is what it stands for in the one repo concerned, where `list_files` has told that already.
 
+    A branch (also the default one) therefore stays at the commit that it was at when some tool last downloaded it.
+    `refresh` asks the hub where it is now, and downloads what is new; without the network, or where the hub cannot be
+    reached, the cached commit is used all the same.
+
     `verify` also reads the hub's files that are in the cache already, and replaces those whose hash is wrong (their
     sizes are always compared).
-
-    A branch therefore stays at the commit that it was at when it was first downloaded, by whatever tool; give a commit
-    (or update it with another tool) for a newer one.
 
     Cancelling it keeps what came so far, and the next call resumes. Tasks that want the same files take
     turns, so each file is downloaded once.
@@ -69,22 +71,25 @@ async def fetch(
         DownloadError: The only source's error, or NoSourceError with each one's.
         OptionError: A repo id or a network setting that cannot work.
     """
-    from huggingface_hub import constants
-
+    if not sources:
+        raise OptionError("there is no source to fetch files from")
     wanted = Wanted(tuple(patterns), tuple(required))
     root = await in_disk_thread(cache_root, cache_dir)
-    places = [_place(source, root, wanted, revision or DEFAULT_REVISION, commit, token) for source in sources]
-    if not places:
-        raise OptionError("there is no source to fetch files from")
+    may_ask = not local_files_only and _is_online()
+    places = [
+        _place(source, root, wanted, revision or DEFAULT_REVISION, commit, token, refresh=refresh and may_ask)
+        for source in sources
+    ]
     for place in places:
         if verify and isinstance(place, HubRepo):
             await in_disk_thread(place.drop_damaged)
         found = await in_disk_thread(place.find)
         if found is not None:
             return found
-    may_ask = not (local_files_only or constants.is_offline_mode())
     failures: list[DownloadError] = []
-    with ProgressReport(progress) as report:
+    # What is only ever found on disk has had its chance, unless there is nothing else to name in a message.
+    places = [place for place in places if not isinstance(place, CacheFolder)] or places
+    async with ProgressReport(progress) as report:
         for place in places:
             try:
                 if may_ask:
@@ -107,8 +112,9 @@ async def list_files(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     token: str | bool | None = None,
+    refresh: bool = False,
 ) -> Listing:
-    """All files of a repo at a revision: from the cache if they are known there, else from the hub.
+    """All files of a repo at a revision: from the cache if they are known there (unless `refresh`), else from the hub.
 
     The revision stays at the commit of the cache, if it has one. Where its listing is not in the cache, and the
     network is not to be used (`local_files_only`, HF_HUB_OFFLINE) or the hub gives none, it is what the cache holds.
@@ -116,20 +122,35 @@ async def list_files(
     Raises:
         DownloadError: The hub refuses or cannot be reached, or offline, and the cache holds nothing.
     """
+    root = await in_disk_thread(cache_root, cache_dir)
+    may_ask = not local_files_only and _is_online()
+    place = HubRepo(root, repo, revision or DEFAULT_REVISION, Wanted(("*",)), token, refresh=refresh and may_ask)
+    return await place.list_files(may_ask=may_ask)
+
+
+def _is_online() -> bool:
+    # Imported by `cache_root` already, in a thread: this is called on the event loop.
     from huggingface_hub import constants
 
-    root = await in_disk_thread(cache_root, cache_dir)
-    place = HubRepo(root, repo, revision or DEFAULT_REVISION, Wanted(("*",)), token)
-    return await place.list_files(may_ask=not (local_files_only or constants.is_offline_mode()))
+    return not constants.is_offline_mode()
 
 
 def _place(
-    source: Source, root: Path, wanted: Wanted, revision: str, commit: str | None, token: str | bool | None
+    source: Source,
+    root: Path,
+    wanted: Wanted,
+    revision: str,
+    commit: str | None,
+    token: str | bool | None,
+    *,
+    refresh: bool,
 ) -> Place:
     match source:
         case HubSource(repo):
-            return HubRepo(root, repo, revision, wanted, token, commit=commit)
+            return HubRepo(root, repo, revision, wanted, token, commit=commit, refresh=refresh)
         case ArchiveSource(url, folder):
             return Archive(root, url, folder, wanted)
         case LocalSource(path):
             return LocalDirectory(path, wanted)
+        case CacheFolderSource(folder):
+            return CacheFolder(root / folder, wanted)

@@ -205,7 +205,7 @@ class RepoCache:
         if not tag.exists():
             with contextlib.suppress(OSError):
                 _write_atomically(tag, _TAG)
-        needed = sum(file.size_bytes for file in files if not self._has_size(self.blob(file), file))
+        needed = sum(file.size_bytes for file in files if not self._is_there(self.blob(file), file))
         kept = sum(
             getattr(path.stat(), "st_blocks", 0) * 512
             for path in (self.folder / "blobs").glob("*.asyncembed*.incomplete")
@@ -216,16 +216,16 @@ class RepoCache:
 
     def missing(self, commit: str, files: Sequence[RepoFile]) -> tuple[RepoFile, ...]:
         """Those of `files` that the snapshot lacks, or has with another size."""
-        return tuple(file for file in files if not self._has_size(self.snapshot(commit) / file.path, file))
+        return tuple(file for file in files if not self._is_there(self.snapshot(commit) / file.path, file))
 
     def adopt(self, commit: str, file: RepoFile) -> bool:
         """Put `file` into the snapshot if its blob is there already; whether it is in the snapshot now."""
-        if self._has_size(self.snapshot(commit) / file.path, file):
+        if self._is_there(self.snapshot(commit) / file.path, file):
             return True
         blob = self.blob(file)
         if file.size_bytes == 0 and not blob.exists():
             _write_atomically(blob, "")
-        if not self._has_size(blob, file):
+        if not self._is_there(blob, file):
             return False
         self._link(blob, commit, file, may_move=False)
         return True
@@ -247,7 +247,7 @@ class RepoCache:
             with contextlib.suppress(OSError, NotImplementedError):
                 _symlink(os.path.relpath(blob, pointer.parent), pointer)
                 # On some Windows machines links can be made, but lead nowhere.
-                if self._has_size(pointer, file):
+                if self._is_there(pointer, file):
                     return
         if may_move:
             blob.replace(pointer)
@@ -289,9 +289,10 @@ class RepoCache:
             return []
 
     @staticmethod
-    def _has_size(path: Path, file: RepoFile) -> bool:
+    def _is_there(path: Path, file: RepoFile) -> bool:
+        """Whether `path` leads to a file of the right size that we may read: another user's store may be closed."""
         try:
-            return path.is_file() and path.stat().st_size == file.size_bytes
+            return path.is_file() and path.stat().st_size == file.size_bytes and _is_readable(path)
         except OSError:
             return False
 
@@ -307,8 +308,7 @@ def translate_disk_error(error: OSError, where: Path) -> DownloadError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return CacheNotWritableError(
             f"files are missing in the cache and it cannot be written ({error}); make it writable or give "
-            "another "
-            "directory (cache_dir=, HF_HUB_CACHE or HF_HOME)",
+            "another directory (cache_dir=, HF_HUB_CACHE or HF_HOME)",
             source=str(where),
         )
     return DownloadError(f"the cache cannot be used: {error}", source=str(where))
@@ -324,8 +324,7 @@ def disk_full(where: Path, needed_bytes: int | None, free_bytes: int) -> DiskFul
     needed = "" if needed_bytes is None else f"{needed_bytes / 1e6:,.1f} MB are needed, "
     return DiskFullError(
         f"no room left on the disk (or in the quota) of {where}: {needed}{free_bytes / 1e6:,.1f} MB are "
-        "free; free "
-        "some, or give another directory (cache_dir=, HF_HUB_CACHE or HF_HOME)",
+        "free; free some, or give another directory (cache_dir=, HF_HUB_CACHE or HF_HOME)",
         source=str(where),
     )
 
@@ -345,9 +344,14 @@ def _is_plausible(path: Path) -> bool:
     """Whether a cached file of unknown size may be whole: it resolves, and is not what a crash left empty."""
     try:
         target = path.resolve(strict=True)
-        return target.is_file() and (target.stat().st_size > 0 or target.name in (EMPTY_BLOB_ID, "__init__.py"))
+        is_filled = target.stat().st_size > 0 or target.name in (EMPTY_BLOB_ID, "__init__.py")
+        return target.is_file() and is_filled and _is_readable(target)
     except OSError:
         return False
+
+
+def _is_readable(path: Path) -> bool:
+    return os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _symlink(target: str, pointer: Path) -> None:

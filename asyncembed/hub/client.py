@@ -39,6 +39,9 @@ MAX_JSON_BYTES = 64 * 2**20
 LEAST_BYTES_PER_SECOND = 1024
 """A connection slower than this over a whole read timeout is dropped: a trickle trips no read timeout."""
 
+PATIENT_TIMEOUTS = 3
+"""Timeouts, each for one read of a socket, in which a document of the API, or the headers of a file, must be here."""
+
 CLOSE_GRACE_SECONDS = 5.0
 
 _RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -129,7 +132,7 @@ class HubClient:
     async def _get_json_once(self, address: str, repo: str, revision: str) -> tuple[object, str | None]:
         url = self.endpoint + address
         timeout = self._metadata_seconds
-        with anyio.move_on_after(3 * timeout):  # whatever else happens: a trickle of headers, slow redirects
+        with anyio.move_on_after(PATIENT_TIMEOUTS * timeout):  # whatever else happens: a trickle, slow redirects
             async with self._send(url, {}, timeout, repo=repo, revision=revision) as (response, _):
                 body = bytearray()
                 try:
@@ -147,12 +150,11 @@ class HubClient:
             except ValueError as error:
                 raise UnexpectedAnswerError(
                     f"{_without_query(str(response.url))} does not answer as a hub does (a login page, a "
-                    "proxy, or a "
-                    "wrong HF_ENDPOINT?)",
+                    "proxy, or a wrong HF_ENDPOINT?)",
                     source=repo,
                 ) from error
             return document, self._next_page(response)
-        raise TransientError(f"{_without_query(url)} did not answer in {3 * timeout:g} s")
+        raise TransientError(f"{_without_query(url)} did not answer in {PATIENT_TIMEOUTS * timeout:g} s")
 
     def _next_page(self, response: httpx.Response) -> str | None:
         """The next page's path and query, for our endpoint: whichever host it names, the token stays here."""
@@ -244,15 +246,18 @@ class HubClient:
                 timeout=httpx.Timeout(timeout_seconds, pool=None),
             )
             try:
-                response = await self._http.send(request, stream=True)
+                with anyio.fail_after(PATIENT_TIMEOUTS * timeout_seconds):
+                    response = await self._http.send(request, stream=True)
+            except TimeoutError:
+                seconds = PATIENT_TIMEOUTS * timeout_seconds
+                raise TransientError(f"{_without_query(url)} did not answer in {seconds:g} s") from None
             except httpx.ProxyError as error:
-                raise UnreachableError(
-                    f"the proxy refuses ({error}); check HTTPS_PROXY and NO_PROXY",
-                    source=repo or _origin(url),
-                ) from error
+                raise _proxy_refusal(str(error), repo or _origin(url)) from error
             except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
                 raise OptionError(f"{_without_query(url)} is no usable address ({error})") from error
             except httpx.HTTPError as error:
+                if (reason := _certificate_problem(error)) is not None:
+                    raise _untrusted(url, reason, repo) from error
                 raise _transient(error, url) from error
             try:
                 self._log_hub_warning(response)
@@ -277,9 +282,14 @@ class HubClient:
         )
 
     def _may_see_token(self, url: str) -> bool:
-        """Whether the token may be sent there: to the endpoint itself, or to the hub over TLS."""
+        """Whether the token may be sent there: to the endpoint itself, or to the hub over TLS.
+
+        A signed URL carries its own proof; content servers refuse a second one.
+        """
         from huggingface_hub import constants
 
+        if "signature=" in urlsplit(url).query.lower():
+            return False
         if _origin(url) == _origin(self.endpoint):
             return True
         parts = urlsplit(url)
@@ -307,7 +317,7 @@ class HubClient:
             # The content is shorter than the listing says; or a signed URL has expired.
             return TransientError(answered, status=status)
         if status == 407:
-            return UnreachableError(f"the proxy wants a login ({answered})", source=repo)
+            return _proxy_refusal(f"407 {response.reason_phrase}", repo or _origin(url))
         if repo is None or is_content_server:
             return DownloadError(answered, source=repo or url, path=path or None)
         return _hub_refusal(response, answered, repo, revision, path)
@@ -339,15 +349,13 @@ def _hub_refusal(response: httpx.Response, answered: str, repo: str, revision: s
         case 401, _ if "Invalid credentials" in message:
             return BadTokenError(
                 "the hub does not know the token: renew it, or take it away (HF_TOKEN, the token file, "
-                "token=), as "
-                "public repos need none",
+                "token=), as public repos need none",
                 source=repo,
             )
         case (401, _) | (_, "RepoNotFound"):
             return RepoNotFoundError(
                 f"the hub shows no repo {repo!r}: either there is none of this name, or it is private and "
-                "needs a "
-                "token that may read it (token= or HF_TOKEN)",
+                "needs a token that may read it (token= or HF_TOKEN)",
                 source=repo,
             )
         case 404, _ if path:
@@ -391,8 +399,7 @@ def _build(token: str | bool | None) -> HubClient:
     except (ImportError, OSError, ValueError, ssl.SSLError, httpx.InvalidURL) as error:
         raise OptionError(
             f"the network settings of the environment cannot be used ({error}): look at SSL_CERT_FILE, "
-            "SSL_CERT_DIR, "
-            "HTTPS_PROXY, HTTP_PROXY and ALL_PROXY"
+            "SSL_CERT_DIR, HTTPS_PROXY, HTTP_PROXY and ALL_PROXY"
         ) from error
     return HubClient(http, constants.ENDPOINT.rstrip("/"), headers)
 
@@ -425,9 +432,35 @@ async def _body(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]
 
 def _transient(error: httpx.HTTPError, url: str | None = None) -> TransientError:
     what = str(error) or type(error).__name__
-    if isinstance(error, httpx.ConnectError) and "CERTIFICATE_VERIFY_FAILED" in what:
-        what += " (a company's own certificates are found through SSL_CERT_FILE; REQUESTS_CA_BUNDLE is not read)"
     return TransientError(f"{_without_query(url)}: {what}" if url else what)
+
+
+def _proxy_refusal(answer: str, source: str) -> UnreachableError:
+    if answer.startswith("407"):
+        return UnreachableError(
+            f"the proxy wants a login ({answer}): put it into the proxy's address, as in "
+            "HTTPS_PROXY=http://user:password@host:port, or name the endpoint in NO_PROXY",
+            source=source,
+        )
+    return UnreachableError(f"the proxy refuses ({answer}); check HTTPS_PROXY and NO_PROXY", source=source)
+
+
+def _untrusted(url: str, reason: str, repo: str | None) -> UnreachableError:
+    return UnreachableError(
+        f"the certificate of {_origin(url)} is not trusted ({reason}): a company's proxy or a login page may be in the "
+        "way; name a file with that company's certificates in SSL_CERT_FILE (REQUESTS_CA_BUNDLE is not read)",
+        source=repo or _origin(url),
+    )
+
+
+def _certificate_problem(error: BaseException) -> str | None:
+    """What is wrong with a server's certificate, if that is what made a request fail."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return cause.verify_message
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _origin(url: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import anyio
 from anyio.lowlevel import RunVar
 
-from asyncembed.errors import CorruptFileError, DownloadError
+from asyncembed.errors import CorruptFileError
 from asyncembed.files import in_disk_thread
 from asyncembed.hub.cache import RepoCache, is_disk_full, translate_disk_error
 from asyncembed.hub.client import Answer, HubClient
@@ -58,23 +58,20 @@ async def download_files(
         DownloadError: The first file that cannot be had; the others are stopped, and what came of them is
         kept.
     """
-    failures: list[DownloadError] = []
+    failures: list[Exception] = []
 
     async def bring(file: RepoFile) -> None:
         try:
             await _bring(client, cache, listing, file, report)
-        except OSError as error:
-            failures.append(translate_disk_error(error, cache.root))
-            group.cancel_scope.cancel()
-        except DownloadError as error:
-            failures.append(error)
-            group.cancel_scope.cancel()
-        else:
             report(FileFinished(listing.repo, file.path, file.size_bytes))
+        except Exception as error:  # noqa: BLE001 (a group would wrap it; it may be what the caller's callback raised)
+            failures.append(translate_disk_error(error, cache.root) if isinstance(error, OSError) else error)
+            group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:
-        # Small files first: they are done while a large one is still being located.
-        for file in sorted(files, key=lambda file: file.size_bytes):
+        # The largest first, as it takes longest. Its streams queue up only when it has been located, and so behind the
+        # small files: those are done while it is on its way.
+        for file in sorted(files, key=lambda file: -file.size_bytes):
             group.start_soon(bring, file)
     if failures:
         raise failures[0]
@@ -123,7 +120,7 @@ class _Transfer:
         self._max_streams = CONNECTIONS
         self._whole: _Stretch | None = None  # the one stream left, when the server sends the whole file
         self._streams: anyio.CancelScope | None = None
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
 
     async def run(self) -> None:
         """Download, verify and publish; on failure leave behind what a later run can use."""
@@ -147,8 +144,7 @@ class _Transfer:
                 await in_disk_thread(self._partial.discard)
             raise CorruptFileError(
                 f"{self._file.path} of {self._listing.repo} came with wrong bytes {MAX_MISMATCHES + 1} "
-                "times; something "
-                "between here and the hub changes it (a proxy, a virus scanner, a broken mirror)",
+                "times; something between here and the hub changes it (a proxy, a virus scanner, a broken mirror)",
                 source=self._listing.repo,
                 path=self._file.path,
             )
@@ -177,8 +173,7 @@ class _Transfer:
                 if faults > 1:
                     raise CorruptFileError(
                         f"the server's answers for {self._file.path} of {self._listing.repo} do not fit the "
-                        "listing "
-                        f"({self._failure})",
+                        f"listing ({self._failure})",
                         source=self._listing.repo,
                         path=self._file.path,
                     )
@@ -210,8 +205,7 @@ class _Transfer:
             while stretch.position < stretch.end and self._whole in (None, stretch):
                 gained = self._partial.ranges.total()
                 try:
-                    async with connection_slot():
-                        await self._try(stretch)
+                    await self._try(stretch)
                 except TransientError as error:
                     if error.status in (401, 403, 404, 410, 416):
                         self._location = None
@@ -221,26 +215,30 @@ class _Transfer:
                     if self._partial.ranges.total() - gained >= LEAST_PROGRESS_BYTES:
                         patience.progressed()
                     await patience.after(error)
-        except (DownloadError, OSError, _RangeFaultError) as error:
+        except Exception as error:  # noqa: BLE001 (as in `download_files`)
             if self._failure is None:
                 self._failure = error
             assert self._streams is not None
             self._streams.cancel()
 
     async def _try(self, stretch: _Stretch) -> None:
-        """One connection's worth: everything that comes is written, also when it breaks off."""
-        if self._whole not in (None, stretch):
-            return
-        size = self._file.size_bytes
+        """One connection's worth."""
         if not self._uses_ranges:
             stretch.position = 0
-        is_split = stretch.end - stretch.position < size and size >= LEAST_SPLIT_BYTES
+        is_split = stretch.end - stretch.position < self._file.size_bytes >= LEAST_SPLIT_BYTES
         url = await self._locate() if is_split else self._resolve_url
+        async with connection_slot():
+            if self._whole in (None, stretch):
+                await self._receive(url, stretch, is_located=is_split)
+
+    async def _receive(self, url: str, stretch: _Stretch, *, is_located: bool) -> None:
+        """Ask for a stretch; everything that comes is written, also when it breaks off."""
+        size = self._file.size_bytes
         async with self._client.open_content(
             url,
             start=stretch.position,
             end=stretch.end if stretch.end < size else None,
-            is_located=is_split,
+            is_located=is_located,
             repo=self._listing.repo,
             revision=self._listing.commit,
             path=self._file.path,
@@ -291,12 +289,13 @@ class _Transfer:
     async def _locate(self) -> str:
         async with self._locating:
             if self._location is None:
-                self._location = await self._client.locate(
-                    self._resolve_url,
-                    repo=self._listing.repo,
-                    revision=self._listing.commit,
-                    path=self._file.path,
-                )
+                async with connection_slot():
+                    self._location = await self._client.locate(
+                        self._resolve_url,
+                        repo=self._listing.repo,
+                        revision=self._listing.commit,
+                        path=self._file.path,
+                    )
             return self._location
 
     async def _write(self, stretch: _Stretch, chunks: list[bytes]) -> None:

@@ -5,6 +5,7 @@ cannot be had, that does not exclude (some network file systems), or whose holde
 for long.
 """
 
+import contextlib
 import errno
 import logging
 import time
@@ -27,8 +28,8 @@ LONGEST_POLL_SECONDS = 0.5
 STUCK_SECONDS = 120.0
 """When the holder of a lock has written nothing for so long, we go on without the lock."""
 
-_LOCKLESS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-"""How a file system says that it has no locks."""
+_LOCKLESS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EACCES, errno.EPERM, errno.EROFS)
+"""How a file system says that it has no locks, or none for us: a lock file may be another user's."""
 
 logger = logging.getLogger("asyncembed")
 
@@ -73,7 +74,7 @@ async def only_one(lock_path: Path, watch: Callable[[], float]) -> AsyncIterator
     `watch` tells when the holder last wrote something, in seconds since the epoch.
 
     Raises:
-        OSError: The lock file cannot be made, so nothing else can be written either.
+        OSError: The lock file cannot be made, for another reason than that there are no locks for us.
     """
     async with only_one_task(str(lock_path)):
         lock = await in_disk_thread(_make_lock, lock_path)
@@ -101,14 +102,15 @@ async def _acquire(lock: "BaseFileLock", path: Path, watch: Callable[[], float])
 def _make_lock(path: Path) -> "BaseFileLock":
     from filelock import FileLock
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(PermissionError):
+        path.parent.mkdir(parents=True, exist_ok=True)
     # Not tied to a thread, as each call may run in another; the mode lets other users of a shared cache lock
     # it too.
     return FileLock(path, thread_local=False, mode=0o664)
 
 
 def _try_acquire(lock: "BaseFileLock") -> bool:
-    """Whether we may go on: with the lock, or without one where there are none (or only another user's)."""
+    """Whether we may go on: with the lock, or without one where there is none for us."""
     from filelock import Timeout
 
     try:
@@ -118,8 +120,7 @@ def _try_acquire(lock: "BaseFileLock") -> bool:
     except NotImplementedError:
         return True
     except OSError as error:
-        is_foreign = error.errno == errno.EACCES and Path(lock.lock_file).exists()
-        if not is_foreign and error.errno not in _LOCKLESS:
+        if error.errno not in _LOCKLESS:
             raise
         return True
     return True

@@ -35,9 +35,12 @@ async def download(
     local_files_only: bool = False,
     token: str | bool | None = None,
     progress: Progress = None,
+    refresh: bool = False,
     verify: bool = False,
 ) -> Path | list[Path]:
     """Download models, so that opening them needs no network; what is complete on this disk is used as it is.
+
+    That holds for a branch, too: once some tool has downloaded it, it stays at that commit, unless `refresh` is given.
 
     Args:
         names: Names of the catalogue (letter case does not matter), or repos of the hub.
@@ -47,6 +50,8 @@ async def download(
         local_files_only: Ask no network; raise if something is missing.
         token: Access token for the hub; None: the usual one, False: none.
         progress: A callback for events (see `asyncembed.hub.progress`); False: no bar; None: a bar in a terminal.
+        refresh: Ask the hub where the branch is now, and download what is new. Where the hub cannot be asked, what is
+            in the cache is used.
         verify: Also read what is in the cache already, and replace what is damaged.
 
     Returns:
@@ -66,6 +71,7 @@ async def download(
         local_files_only=local_files_only,
         token=token,
         progress=progress,
+        refresh=refresh,
         verify=verify,
     )
     directories: dict[int, Path] = {}
@@ -96,6 +102,7 @@ class HubAccess:
     local_files_only: bool = False
     token: str | bool | None = None
     progress: Progress = None
+    refresh: bool = False
     verify: bool = False
 
     async def list_files(self, repo: str) -> Listing:
@@ -106,6 +113,7 @@ class HubAccess:
             cache_dir=self._cache_dir,
             local_files_only=self.local_files_only,
             token=self.token,
+            refresh=self.refresh,
         )
 
     async def fetch(
@@ -127,6 +135,7 @@ class HubAccess:
             local_files_only=self.local_files_only,
             token=self.token,
             progress=self.progress,
+            refresh=self.refresh,
             verify=self.verify,
         )
 

@@ -209,7 +209,7 @@ class Partial:
         for path in self._leftovers():
             with contextlib.suppress(OSError):
                 path.unlink()
-        for path in self._blob.parent.glob(f"{self._blob.name}.*{_SUFFIX}"):
+        for path in self._blob.parent.glob(f"{self._blob.name}*{_SUFFIX}"):
             with contextlib.suppress(OSError):
                 if _MARK not in path.name and time.time() - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()

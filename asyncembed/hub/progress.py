@@ -4,10 +4,18 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anyio
+from anyio import to_thread
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+
+CLOSE_GRACE_SECONDS = 2.0
+"""How long the end of a download waits for a terminal that takes no output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,33 +63,52 @@ The callback runs in the event loop: it must return at once. What it raises ends
 
 
 class ProgressReport:
-    """Hands events to the callback, or draws one bar per download. Leaving it as a context ends the bar."""
+    """Hands events to the callback, or to a thread that draws one bar per download. Leaving it ends the bar."""
 
     def __init__(self, progress: Progress) -> None:
         self._callback = progress if callable(progress) else None
         self._shows_bar = progress is None or progress is True
-        self._bar: tqdm[Any] | None = None
-        self._received: dict[str, int] = {}
+        self._drawing: _DrawingThread | None = None
 
-    def __enter__(self) -> "ProgressReport":
+    async def __aenter__(self) -> "ProgressReport":
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._drawing is not None:
+            self._drawing.events.put(None)
+            with anyio.move_on_after(CLOSE_GRACE_SECONDS, shield=True):
+                await to_thread.run_sync(self._drawing.join, abandon_on_cancel=True)
 
     def __call__(self, event: ProgressEvent) -> None:
         """Report one event."""
         if self._callback is not None:
             self._callback(event)
         elif self._shows_bar:
+            if self._drawing is None:
+                self._drawing = _DrawingThread()
+                self._drawing.start()
+            self._drawing.events.put(event)
+
+
+class _DrawingThread(threading.Thread):
+    """Draws the bars. A terminal may be slow, or halted by its user (Ctrl-S): neither may halt the event loop."""
+
+    def __init__(self) -> None:
+        super().__init__(name="asyncembed-progress", daemon=True)
+        self.events: SimpleQueue[ProgressEvent | None] = SimpleQueue()
+        self._bar: tqdm[Any] | None = None
+        self._received: dict[str, int] = {}
+
+    def run(self) -> None:
+        """Draw until None comes."""
+        while (event := self.events.get()) is not None:
             self._draw(event)
+        self._close()
 
     def _draw(self, event: ProgressEvent) -> None:
         match event:
             case DownloadStarted(source, _, total_bytes):
-                self.__exit__()
+                self._close()
                 self._received.clear()
                 self._bar = _open_bar(source, total_bytes)
             case BytesReceived(_, path, received_bytes) if self._bar is not None:
@@ -91,7 +118,12 @@ class ProgressReport:
                 self._bar.update(size_bytes - self._received.get(path, 0))
                 self._received[path] = size_bytes
             case DownloadFinished():
-                self.__exit__()
+                self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
 
 def _open_bar(source: str, total_bytes: int | None) -> "tqdm[Any]":

@@ -62,8 +62,7 @@ class Patience:
         if pause is not None and self._paused_seconds + pause > LONGEST_PAUSE_SECONDS:
             raise RateLimitedError(
                 f"{self._what}: the server limits the number of requests and asks to come back in "
-                f"{pause:.0f} s; "
-                "a token (HF_TOKEN) raises the limit",
+                f"{pause:.0f} s; a token (HF_TOKEN) raises the limit",
                 source=self._source,
                 retry_after_seconds=pause,
             ) from error
@@ -75,8 +74,7 @@ class Patience:
                 ) from error
             raise UnreachableError(
                 f"{self._what} failed {self._failures} times in a row, at last because {error}; check the "
-                "network, "
-                "the proxy (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE) and the endpoint (HF_ENDPOINT)",
+                "network, the proxy (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE) and the endpoint (HF_ENDPOINT)",
                 source=self._source,
             ) from error
         if pause is None:

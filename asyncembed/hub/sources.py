@@ -8,9 +8,9 @@ from typing import Protocol
 
 from asyncembed.errors import DownloadError, NotCachedError, RepoFileNotFoundError
 from asyncembed.files import in_disk_thread
-from asyncembed.hub.cache import RepoCache
+from asyncembed.hub.cache import RepoCache, translate_disk_error
 from asyncembed.hub.flight import only_one_task
-from asyncembed.hub.listing import Listing, Wanted, check_repo_id, list_tree, resolve_commit
+from asyncembed.hub.listing import Listing, Wanted, check_repo_id, is_commit, list_tree, resolve_commit
 from asyncembed.hub.progress import DownloadFinished, DownloadStarted, Reporter
 
 logger = logging.getLogger("asyncembed")
@@ -53,8 +53,9 @@ class HubRepo:
         token: str | bool | None = None,
         *,
         commit: str | None = None,
+        refresh: bool = False,
     ) -> None:
-        """`commit` is what `revision` stands for; None: the hub is asked, where files are missing."""
+        """`commit` is what `revision` stands for; None: the hub is asked, where files are missing or on `refresh`."""
         check_repo_id(repo)
         self.name = repo
         self._cache = RepoCache(root, repo)
@@ -62,9 +63,12 @@ class HubRepo:
         self._commit = commit
         self._wanted = wanted
         self._token = token
+        self._asks_first = refresh and commit is None and not is_commit(revision)
 
     def find(self) -> Path | None:
-        """See Place."""
+        """See Place; nothing is enough where the hub is to be asked first."""
+        if self._asks_first:
+            return None
         found = self._cache.look_up(self._commit or self._revision, self._wanted)
         return found.snapshot if found is not None and found.is_complete(self._wanted) else None
 
@@ -81,8 +85,7 @@ class HubRepo:
             state = f"is incomplete in the cache ({', '.join(found.missing[:5])} missing)"
         raise NotCachedError(
             f"{self.name} (revision {self._revision}) {state} at {self._cache.root}; allow the network "
-            "(HF_HUB_OFFLINE, "
-            "local_files_only), give the cache that holds it (cache_dir=, HF_HOME), or give its files "
+            "(HF_HUB_OFFLINE, local_files_only), give the cache that holds it (cache_dir=, HF_HOME), or give its files "
             "(model_path=)",
             source=self.name,
         )
@@ -104,8 +107,15 @@ class HubRepo:
                 return usable
 
     def drop_damaged(self) -> None:
-        """Read what is in the cache, and delete what is damaged; blocks, about a second per gigabyte."""
-        damaged = self._cache.drop_damaged(self._revision, self._wanted)
+        """Read what is in the cache, and delete what is damaged; blocks, about a second per gigabyte.
+
+        Raises:
+            DownloadError: Something is damaged and cannot be deleted.
+        """
+        try:
+            damaged = self._cache.drop_damaged(self._revision, self._wanted)
+        except OSError as error:
+            raise translate_disk_error(error, self._cache.root) from error
         if damaged:
             logger.warning("%s: damaged in the cache and deleted: %s", self.name, ", ".join(damaged))
 
@@ -114,16 +124,16 @@ class HubRepo:
         cache = self._cache
         commit = await in_disk_thread(cache.read_ref, self._revision)
         known = None if commit is None else await in_disk_thread(cache.read_listing, self._revision, commit)
-        if known is not None:
+        if known is not None and not self._asks_first:
             return known
-        cached = await in_disk_thread(cache.list_snapshot, self._revision)
+        cached = known or await in_disk_thread(cache.list_snapshot, self._revision)
         if may_ask:
             try:
-                listing = await self._ask_listing(commit if cached is not None else None)
+                listing = await self._ask_listing(None if self._asks_first or cached is None else commit)
             except DownloadError as error:
                 if cached is None:
                     raise
-                logger.warning("using %s as it is in the cache, since %s", self.name, error)
+                logger.warning("using the listing of %s that is in the cache, since %s", self.name, error)
                 return cached
             with contextlib.suppress(OSError):
                 await in_disk_thread(cache.write_listing, listing)
@@ -212,3 +222,11 @@ class LocalDirectory:
 
     def _missing(self) -> list[str]:
         return [path for path in self._wanted.required if not (self._path / path).is_file()]
+
+
+class CacheFolder(LocalDirectory):
+    """A directory in the cache's root that an older tool left there, if it has the files that a model must have."""
+
+    def find(self) -> Path | None:
+        """See Place; without required files no one could say whether it is whole."""
+        return super().find() if self._wanted.required else None

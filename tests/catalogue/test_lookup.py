@@ -28,7 +28,7 @@ REFERENCES: dict[Family, type] = {
 def test_every_model_of_fastembed_is_known_with_its_files(family: Family) -> None:
     for theirs in REFERENCES[family].list_supported_models():  # type: ignore[attr-defined]
         ours = Catalogue.builtin().lookup(theirs["model"].upper(), family)
-        assert ours.sources == (HubSource(theirs["sources"]["hf"]),)
+        assert ours.sources[0] == HubSource(theirs["sources"]["hf"])
         assert ours.dim == theirs.get("dim")
         assert ours.license == theirs["license"]
         files = {ours.model_file, *ours.additional_files} - {None}

@@ -303,6 +303,7 @@ class AnyUse(RuleBasedStateMachine):
     @invariant()
     def knows_what_waits(self) -> None:
         assert len(self.scheduler) == len(self.waiting)
+        assert self.scheduler.tokens == sum(item.size for item in self.waiting)
         for lane in Priority:
             assert self.scheduler.waiting(lane) == sum(item.priority is lane for item in self.waiting)
 

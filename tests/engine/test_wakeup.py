@@ -1,11 +1,13 @@
 """Waking the loop from other threads."""
 
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import anyio
+import pytest
 from anyio import to_thread
 
-from asyncembed.engine.wakeup import Loop
+from asyncembed.engine.wakeup import Loop, completion
 
 
 async def test_a_post_from_another_thread_runs_on_the_loop() -> None:
@@ -65,3 +67,20 @@ def test_another_run_is_another_loop(anyio_backend: str) -> None:
     loop = anyio.run(make, backend=anyio_backend)
     assert not loop.is_running_here()
     assert not anyio.run(ask, backend=anyio_backend)
+
+
+async def test_futures_of_threads_are_awaited_without_a_thread_each() -> None:
+    with ThreadPoolExecutor(1) as executor:
+        assert [await completion(executor.submit(int, text)) for text in ("1", "2")] == [1, 2]
+        with pytest.raises(ValueError, match="invalid literal"):
+            await completion(executor.submit(int, "x"))
+
+
+async def test_cancelling_who_waits_for_a_future_leaves_the_future_alone() -> None:
+    future: Future[int] = Future()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await completion(future)
+    assert scope.cancelled_caught
+    future.set_result(1)
+    assert await completion(future) == 1

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -72,6 +73,7 @@ class Fault:
     reset_after: int | None = None
     stall_after: int | None = None
     trickle: bool = False
+    slow_headers: bool = False
     corrupt: bool = False
     ignore_range: bool = False
     shift_range: int = 0
@@ -97,7 +99,7 @@ class Request:
 class HubServer:
     """Both servers. `url` is the endpoint to use; `requests` all that came."""
 
-    def __init__(self, page_size: int = 1000) -> None:
+    def __init__(self, page_size: int = 1000, tls: ssl.SSLContext | None = None, prefix: str = "") -> None:
         self.repos: dict[str, Repo] = {}
         self.renamed: dict[str, str] = {}
         self.archives: dict[str, bytes] = {}
@@ -110,18 +112,23 @@ class HubServer:
         self.next_page_host: str | None = None
         self.small_files_redirect = True
         self.known_tokens: set[str] = set()
+        self.prefix = prefix
+        self.tls = tls
         self.closing = threading.Event()
         self.connections: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._signatures = 0
         self._servers = [self._start("hub"), self._start("cdn")]
-        self.url = f"http://127.0.0.1:{self._servers[0].server_port}"
+        scheme = "http" if tls is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self._servers[0].server_port}{prefix}"
         # Another host name, as in reality: huggingface_hub tells content servers by it.
-        self.cdn_url = f"http://localhost:{self._servers[1].server_port}"
+        self.cdn_url = f"{scheme}://localhost:{self._servers[1].server_port}"
 
     def _start(self, name: str) -> ThreadingHTTPServer:
         handler = type("Handler", (_Handler,), {"hub": self, "name": name})
         server = _Server(("127.0.0.1", 0), handler)
+        if self.tls is not None:
+            server.socket = self.tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return server
 
@@ -201,8 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        parts = urlsplit(self.path)
-        path, query = parts.path, parts.query
+        parts = urlsplit(self.path)  # through a proxy's eyes, it is a whole URL
+        path, query = parts.path.removeprefix(self.hub.prefix), parts.query
+        self.query = query
         route, answer = self._route(path)
         self.hub.note(Request(self.name, self.command, path, query, dict(self.headers.items()), route))
         if self.hub.latency_seconds:
@@ -211,6 +219,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fault is not None:
             if self.fault.hold is not None:
                 self.fault.hold.wait()
+            if self.fault.slow_headers:
+                self._trickle(b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 1000)
+                return
             if self.fault.close_at_once:
                 self._hang_up()
                 return
@@ -222,7 +233,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self, path: str) -> tuple[str, Any]:
         if path.startswith("/archives/"):
             return "content", self._archive
-        if self.name == "cdn":
+        if self.name == "cdn" or "Signature=" in self.query:
             return "content", self._content
         if "/api/resolve-cache/" in path:
             return "content", self._small
@@ -326,9 +337,9 @@ class _Handler(BaseHTTPRequestHandler):
                 "Accept-Ranges": "bytes",
                 "Location": f"{self.hub.cdn_url}/{match[1]}/{match[3]}?{self.hub.sign()}",
             }
-            self._send(302, headers, b"Found. Redirecting to somewhere else.")
+            self._send(302, self._without_dropped(headers), b"Found. Redirecting to somewhere else.")
         elif self.hub.small_files_redirect and not self.headers.get("Authorization"):
-            target = f"/api/resolve-cache/models/{match[1]}/{repo.commit}/{match[3]}"
+            target = f"{self.hub.prefix}/api/resolve-cache/models/{match[1]}/{repo.commit}/{match[3]}"
             location = f"{target}?etag=%22{repo.etag(name)}%22"
             self._send(307, commit | {"Location": location}, b"Temporary Redirect")
         else:
@@ -403,9 +414,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_body(self, status: int, headers: Mapping[str, str], body: Content, length: int) -> None:
         fault = self.fault or Fault("")
         self.send_response(status)
-        for name, value in headers.items():
-            if name not in fault.drop_headers:
-                self.send_header(name, value)
+        for name, value in self._without_dropped(headers).items():
+            self.send_header(name, value)
         if fault.no_length:
             self.send_header("Connection", "close")
             self.close_connection = True
@@ -417,10 +427,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.corrupt:
             body = bytes(byte ^ 0xFF for byte in bytes(body[:3])) + bytes(body[3:])
         if fault.trickle:
-            for position in range(len(body)):
-                self.wfile.write(body[position : position + 1])
-                if self.hub.closing.wait(0.05):
-                    return
+            self._trickle(body)
         limit = min(n for n in (fault.cut_after, fault.reset_after, fault.stall_after, len(body)) if n is not None)
         self._write(memoryview(body)[:limit])
         if fault.cut_after is not None:
@@ -446,6 +453,16 @@ class _Handler(BaseHTTPRequestHandler):
             ahead = (position + CHUNK_BYTES) / rate - (time.perf_counter() - started)
             if ahead > 0.002 and self.hub.closing.wait(ahead):
                 return
+
+    def _trickle(self, body: Content) -> None:
+        for position in range(len(body)):
+            self.wfile.write(body[position : position + 1])
+            if self.hub.closing.wait(0.05):
+                return
+
+    def _without_dropped(self, headers: Mapping[str, str]) -> dict[str, str]:
+        dropped = self.fault.drop_headers if self.fault is not None else ()
+        return {name: value for name, value in headers.items() if name not in dropped}
 
     def _hang_up(self) -> None:
         self.wfile.flush()

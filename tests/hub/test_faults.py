@@ -21,7 +21,6 @@ import httpx
 import pytest
 from huggingface_hub import constants
 
-from asyncembed import errors
 from asyncembed.catalogue.spec import HubSource
 from asyncembed.errors import (
     AccessDeniedError,
@@ -102,6 +101,10 @@ PASSING = {
     "a range that does not say which": [Fault("content", times=1, path="onnx", no_content_range=True)],
     "a range that cannot be satisfied": [Fault("content", times=1, path="onnx", status=416)],
     "wrong bytes": [Fault("content", times=1, path="onnx", corrupt=True)],
+    "wrong bytes after a resume": [
+        Fault("content", path="onnx", cut_after=100_000),
+        Fault("content", path="onnx", skip=1, corrupt=True),
+    ],
     "wrong bytes, in a small file": [Fault("content", times=2, path="config", corrupt=True)],
     "too many bytes": [Fault("content", times=1, path="config", excess=b"more")],
     "no length": [Fault("content", times=9, no_length=True)],
@@ -316,32 +319,13 @@ class TestAccess:
             assert "authorization" not in {name.lower() for name in other.requests[0].headers}
 
 
-class TestEndpoint:
-    async def test_nobody_there_and_not_cached(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        with socket.socket() as closed:
-            closed.bind(("127.0.0.1", 0))
-            port = closed.getsockname()[1]
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
-        with pytest.raises(UnreachableError, match="HF_ENDPOINT"):
-            await fetch_all()
-
-    async def test_a_dead_proxy_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-        monkeypatch.setenv("NO_PROXY", "")
-        monkeypatch.setattr(retry, "MAX_TRIES", 2)
-        with pytest.raises(UnreachableError, match="HTTPS_PROXY"):
-            await fetch_all()
-
-    async def test_a_missing_certificate_file_is_named(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "absent.pem"))
-        with pytest.raises(errors.OptionError, match="SSL_CERT_FILE"):
-            await fetch_all()
-
-    async def test_an_endpoint_with_a_trailing_slash_works(
-        self, hub: HubServer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url + "/")
-        assert_whole(await fetch_all())
+async def test_nobody_there_and_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    with pytest.raises(UnreachableError, match="HF_ENDPOINT"):
+        await fetch_all()
 
 
 class TestCache:
@@ -371,6 +355,33 @@ class TestCache:
         assert await fetch_all() == snapshot
         assert hub.requests == []
         assert_whole(await fetch_all(verify=True))
+
+    async def test_a_dangling_chain_of_two_links_is_healed(self, hub: HubServer, cache: Path) -> None:
+        """The store that huggingface_hub shares among repos was purged."""
+        snapshot = await fetch_all()
+        blob = (snapshot / "model.onnx").resolve()
+        blob.unlink()
+        blob.symlink_to("../../blobs/ab/purged")
+        assert_whole(await fetch_all())
+        assert not blob.is_symlink()
+
+    async def test_what_other_tools_left_unfinished_long_ago_is_cleaned_up(self, hub: HubServer, cache: Path) -> None:
+        etag = hub.repos[REPO].sha256("model.onnx")
+        blobs = cache / "models--org--model/blobs"
+        blobs.mkdir(parents=True)
+        old = [blobs / f"{etag}.incomplete", blobs / f"{etag}.0a1b2c3d.incomplete"]
+        for path in old:
+            path.write_bytes(bytes(SIZE))
+            os.utime(path, (0, 0))
+        assert_whole(await fetch_all())
+
+    async def test_damage_in_a_cache_that_cannot_be_written_is_told(self, hub: HubServer, open_folder: Path) -> None:
+        snapshot = await fetch_all(cache_dir=open_folder)
+        with (snapshot / "model.onnx").open("r+b") as file:
+            file.write(bytes(100))
+        make_read_only(open_folder)
+        with as_ordinary_user(), pytest.raises(CacheNotWritableError, match="cache_dir="):
+            await fetch_all(cache_dir=open_folder, verify=True)
 
     async def test_a_cache_that_is_purged_meanwhile_is_filled_anew(self, cache: Path) -> None:
         def purge(event: ProgressEvent) -> None:
@@ -516,6 +527,35 @@ async def test_a_read_only_cache_without_the_model_says_so(
     make_read_only(open_folder)
     with as_ordinary_user(), pytest.raises(CacheNotWritableError, match="cache_dir="):
         await fetch_all(cache_dir=open_folder)
+
+
+async def test_the_lock_file_of_another_user_is_no_obstacle(
+    hub: HubServer, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older tools made lock files that only their user may open."""
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(open_folder / "token"))
+    locks = open_folder / ".locks/models--org--model"
+    locks.mkdir(parents=True)
+    lock = locks / f"{hub.repos[REPO].sha256('model.onnx')}.lock"
+    lock.touch()
+    lock.chmod(0o400 if os.geteuid() != 0 else 0o600)
+    open_folder.chmod(0o777)
+    with as_ordinary_user():
+        assert_whole(await fetch_all(cache_dir=open_folder))
+
+
+async def test_a_blob_that_only_another_user_may_read_is_downloaded(
+    hub: HubServer, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The payloads of the store that huggingface_hub shares among repos may be closed to others."""
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(open_folder / "token"))
+    snapshot = await fetch_all(cache_dir=open_folder)
+    (snapshot / "model.onnx").resolve().chmod(0o400 if os.geteuid() == 0 else 0)
+    for path in [open_folder, *open_folder.rglob("*")]:
+        if path.is_dir():
+            path.chmod(0o777)
+    with as_ordinary_user():
+        assert_whole(await fetch_all(cache_dir=open_folder))
 
 
 FULL_DISK = """

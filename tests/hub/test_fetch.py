@@ -1,11 +1,12 @@
 """From a repo's name to a directory with its files."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
-from asyncembed.catalogue.spec import HubSource, LocalSource
+from asyncembed.catalogue.spec import CacheFolderSource, HubSource, LocalSource
 from asyncembed.errors import (
     NoSourceError,
     NotCachedError,
@@ -14,7 +15,7 @@ from asyncembed.errors import (
     RevisionNotFoundError,
 )
 from asyncembed.hub import fetch, list_files
-from tests.hub.server import HubServer, Repo
+from tests.hub.server import Fault, HubServer, Repo
 
 REPO = "org/model"
 WEIGHTS = bytes(range(256)) * 1000
@@ -176,3 +177,83 @@ async def test_when_all_sources_fail_each_gets_a_sentence(repo: Repo, tmp_path: 
 async def test_an_unknown_revision_is_named(repo: Repo) -> None:
     with pytest.raises(RevisionNotFoundError, match="'v9'"):
         await fetch([HubSource(REPO)], patterns=["*"], revision="v9")
+
+
+class TestRefresh:
+    """A branch that moved on the hub after it was downloaded."""
+
+    @pytest.fixture
+    def moved(self, hub: HubServer) -> Callable[[], None]:
+        hub.repos[REPO] = Repo(dict(FILES), large=frozenset({"onnx/model.onnx"}))
+
+        def move() -> None:
+            files = {**FILES, "config.json": b"[]"}
+            hub.repos[REPO] = Repo(files, large=frozenset({"onnx/model.onnx"}), commit="e" * 40)
+            hub.requests.clear()
+
+        return move
+
+    async def test_a_cached_branch_stays_where_it_was(self, moved: Callable[[], None], hub: HubServer) -> None:
+        old = await fetch([HubSource(REPO)], patterns=["*"])
+        moved()
+        assert await fetch([HubSource(REPO)], patterns=["*"]) == old
+        assert hub.requests == []
+
+    async def test_refreshing_brings_what_is_new_and_no_more(self, moved: Callable[[], None], hub: HubServer) -> None:
+        old = await fetch([HubSource(REPO)], patterns=["*"])
+        moved()
+        new = await fetch([HubSource(REPO)], patterns=["*"], refresh=True)
+        assert new.name == "e" * 40
+        assert contents(new) == {**FILES, "config.json": b"[]"}
+        assert contents(old) == FILES
+        assert [request.path for request in hub.of_route("resolve")] == [f"/{REPO}/resolve/{new.name}/config.json"]
+        assert await fetch([HubSource(REPO)], patterns=["*"]) == new
+        assert (await list_files(REPO)).commit == new.name
+
+    async def test_refreshing_what_is_up_to_date_takes_one_request(self, repo: Repo, hub: HubServer) -> None:
+        snapshot = await fetch([HubSource(REPO)], patterns=["*"])
+        hub.requests.clear()
+        assert await fetch([HubSource(REPO)], patterns=["*"], refresh=True) == snapshot
+        assert [request.route for request in hub.requests] == ["info"]
+
+    async def test_refreshing_a_commit_asks_nothing(self, repo: Repo, hub: HubServer) -> None:
+        snapshot = await fetch([HubSource(REPO)], patterns=["*"])
+        hub.requests.clear()
+        assert await fetch([HubSource(REPO)], patterns=["*"], revision=repo.commit, refresh=True) == snapshot
+        assert hub.requests == []
+
+    @pytest.mark.parametrize("local_files_only", [True, False])
+    async def test_where_nobody_can_be_asked_the_cache_is_used(
+        self, local_files_only: bool, moved: Callable[[], None], hub: HubServer
+    ) -> None:
+        old = await fetch([HubSource(REPO)], patterns=["*"])
+        moved()
+        hub.faults.append(Fault("info", times=99, close_at_once=True))
+        found = await fetch([HubSource(REPO)], patterns=["*"], refresh=True, local_files_only=local_files_only)
+        assert found == old
+        listing = await list_files(REPO, refresh=True, local_files_only=local_files_only)
+        assert listing.commit == old.name
+
+
+class TestCacheFolder:
+    """What earlier versions of fastembed left in the cache's root."""
+
+    SOURCES = (HubSource(REPO), CacheFolderSource("fast-model"))
+
+    async def test_it_is_used_without_a_request(self, repo: Repo, hub: HubServer, cache: Path) -> None:
+        folder = cache / "fast-model"
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(b"graph")
+        assert await fetch(self.SOURCES, patterns=["*.json"], required=["model.onnx"]) == folder
+        assert hub.requests == []
+
+    async def test_without_the_model_it_is_not(self, repo: Repo, cache: Path) -> None:
+        (cache / "fast-model").mkdir(parents=True)
+        assert (await fetch(self.SOURCES, patterns=["*.json"])).name == repo.commit
+        assert (await fetch(self.SOURCES, patterns=[], required=["onnx/model.onnx"])).name == repo.commit
+
+    async def test_where_there_is_none_only_the_repo_is_complained_of(self, repo: Repo) -> None:
+        with pytest.raises(RepoFileNotFoundError, match=r"absent\.onnx"):
+            await fetch(self.SOURCES, patterns=[], required=["absent.onnx"])
+        with pytest.raises(NotCachedError, match="org/model"):
+            await fetch(self.SOURCES, patterns=[], required=["onnx/model.onnx"], local_files_only=True)

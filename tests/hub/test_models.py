@@ -54,7 +54,7 @@ def repos(hub: HubServer) -> None:
     from asyncembed.catalogue.spec import HubSource
 
     spec = Catalogue.builtin().lookup(CATALOGUED, "text")
-    (source,) = spec.sources
+    source = spec.sources[0]
     assert isinstance(source, HubSource)
     assert spec.model_file is not None
     files = {name: content for name, content in FILES.items() if name != "model_optimized.onnx"}
@@ -81,6 +81,25 @@ async def test_a_repo_outside_the_catalogue_says_itself_what_it_needs() -> None:
     assert names_in(directory) == {name for name in SENTENCE_TRANSFORMERS if "quantized" not in name} - {
         "pytorch_model.bin"
     }
+
+
+async def test_the_folder_of_an_earlier_fastembed_serves_too(hub: HubServer, cache: Path) -> None:
+    folder = cache / "fast-bge-small-en"
+    folder.mkdir(parents=True)
+    (folder / "model_optimized.onnx").write_bytes(b"graph")
+    assert await asyncembed.download("BAAI/bge-small-en") == folder
+    assert hub.requests == []
+
+
+async def test_a_repo_that_moved_is_described_and_downloaded_anew(hub: HubServer) -> None:
+    old = await asyncembed.download("org/own", progress=False)
+    hub.repos["org/own"] = Repo(
+        {**SENTENCE_TRANSFORMERS, "onnx/model.onnx": b"better"}, large=frozenset({"onnx/model.onnx"}), commit="e" * 40
+    )
+    assert await asyncembed.download("org/own", progress=False) == old
+    new = await asyncembed.download("org/own", refresh=True, progress=False)
+    assert isinstance(new, Path)
+    assert (new / "onnx/model.onnx").read_bytes() == b"better"
 
 
 async def test_several_names_give_a_list_in_their_order(hub: HubServer) -> None:
