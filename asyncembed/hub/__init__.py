@@ -76,16 +76,24 @@ async def fetch(
     wanted = Wanted(tuple(patterns), tuple(required))
     root = await in_disk_thread(cache_root, cache_dir)
     may_ask = not local_files_only and _is_online()
-    places = [
-        _place(source, root, wanted, revision or DEFAULT_REVISION, commit, token, refresh=refresh and may_ask)
-        for source in sources
-    ]
-    for place in places:
-        if verify and isinstance(place, HubRepo):
-            await in_disk_thread(place.drop_damaged)
-        found = await in_disk_thread(place.find)
-        if found is not None:
-            return found
+
+    def look_around() -> list[Place]:
+        wanted_revision = revision or DEFAULT_REVISION
+        return [
+            _place(source, root, wanted, wanted_revision, commit, token, refresh=refresh and may_ask)
+            for source in sources
+        ]
+
+    try:
+        places = await in_disk_thread(look_around)
+        for place in places:
+            if verify and isinstance(place, HubRepo):
+                await in_disk_thread(place.drop_damaged)
+            found = await in_disk_thread(place.find)
+            if found is not None:
+                return found
+    except OSError as error:
+        raise translate_disk_error(error, root) from error
     failures: list[DownloadError] = []
     # What is only ever found on disk has had its chance, unless there is nothing else to name in a message.
     places = [place for place in places if not isinstance(place, CacheFolder)] or places
@@ -124,8 +132,15 @@ async def list_files(
     """
     root = await in_disk_thread(cache_root, cache_dir)
     may_ask = not local_files_only and _is_online()
-    place = HubRepo(root, repo, revision or DEFAULT_REVISION, Wanted(("*",)), token, refresh=refresh and may_ask)
-    return await place.list_files(may_ask=may_ask)
+    try:
+        place = await in_disk_thread(
+            lambda: HubRepo(
+                root, repo, revision or DEFAULT_REVISION, Wanted(("*",)), token, refresh=refresh and may_ask
+            )
+        )
+        return await place.list_files(may_ask=may_ask)
+    except OSError as error:
+        raise translate_disk_error(error, root) from error
 
 
 def _is_online() -> bool:
@@ -145,6 +160,7 @@ def _place(
     *,
     refresh: bool,
 ) -> Place:
+    """What stands for a source here; blocks, as it looks at the disk."""
     match source:
         case HubSource(repo):
             return HubRepo(root, repo, revision, wanted, token, commit=commit, refresh=refresh)

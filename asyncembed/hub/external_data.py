@@ -1,74 +1,46 @@
 """A path from which onnxruntime loads a graph whose weights lie in files of their own.
 
-onnxruntime (from 1.24.2 on) opens such a file only if its real path is inside the directory of the path it was given,
-or inside the directory of the graph's own real path. In the hub's cache both are links, and where they lead is up to
-whoever wrote them: two files of one repo may lie in different directories of a store that all repos share. Then hard
-links to both, under their repo names in one directory, are what every version accepts.
+In the hub's cache all files are links, and two files of one repo may lead to different directories of a store that all
+repos share, where onnxruntime does not follow (see `asyncembed.runtime.external_data`). Then hard links to both, under
+their repo names in one directory, are what every version accepts.
 """
 
 import contextlib
 import getpass
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-from asyncembed.errors import CacheNotWritableError, ModelLoadError
+from asyncembed.errors import ModelLoadError
 from asyncembed.files import in_disk_thread
-from asyncembed.hub.listing import is_safe_path
+from asyncembed.runtime.external_data import are_within_reach, external_data_files
 
-# Field numbers of onnx.proto (ModelProto, GraphProto, TensorProto, StringStringEntryProto).
-_MODEL_GRAPH = 7
-_GRAPH_INITIALIZER = 5
-_TENSOR_EXTERNAL_DATA = 13
-_ENTRY_KEY = 1
-_ENTRY_VALUE = 2
+logger = logging.getLogger("asyncembed")
 
 
 async def loadable_model_path(directory: Path, model_file: str) -> Path:
     """The path to give to onnxruntime for `directory / model_file`: itself, where its weights can be reached from it.
 
-    Otherwise that of a hard link (or, where links cannot be made, a copy) beside those of its weights.
+    Otherwise that of a hard link (or, where links cannot be made, a copy) beside those of its weights. Where neither
+    can be made anywhere it is itself, too: then the session takes the weights from memory.
 
     Raises:
         ModelLoadError: There is no such file.
-        CacheNotWritableError: Its weights cannot be reached, and nowhere can links or copies be made.
     """
     return await in_disk_thread(_loadable_model_path, directory, model_file)
-
-
-def external_data_files(model: Path) -> tuple[str, ...]:
-    """Names of the files that hold weights of a graph, relative to the graph's directory; blocks.
-
-    Read from the graph itself: `ModelProto.graph.initializer[].external_data["location"]` (onnx.proto). What is no
-    such graph has none.
-    """
-    found: dict[str, None] = {}
-    try:
-        with model.open("rb") as file:
-            end = os.fstat(file.fileno()).st_size
-            for graph_end in _messages(file, end, _MODEL_GRAPH):
-                for tensor_end in _messages(file, graph_end, _GRAPH_INITIALIZER):
-                    for entry_end in _messages(file, tensor_end, _TENSOR_EXTERNAL_DATA):
-                        entry = dict(_strings(file, entry_end))
-                        if entry.get(_ENTRY_KEY) == "location":
-                            found[entry.get(_ENTRY_VALUE, "")] = None
-    except (EOFError, ValueError):
-        return ()
-    return tuple(name for name in found if is_safe_path(name))
 
 
 def _loadable_model_path(directory: Path, model_file: str) -> Path:
     model = directory / model_file
     if not model.is_file():
         raise ModelLoadError(f"there is no file {model}; onnx_file= names another graph", model=str(directory))
-    real_model = model.resolve()
-    needed = [model.parent / name for name in external_data_files(model)]
-    allowed = (model.parent.resolve(), real_model.parent)
-    if all(any(path.resolve().is_relative_to(folder) for folder in allowed) for path in needed):
+    names = external_data_files(model)
+    if are_within_reach(model, names):
         return model
+    needed = [model.parent / name for name in names]
     problems = []
     for transfer in (os.link, shutil.copyfile):
         for home in _homes(directory):
@@ -81,13 +53,14 @@ def _loadable_model_path(directory: Path, model_file: str) -> Path:
                 problems.append(str(error))
             else:
                 return home / model_file
-    raise CacheNotWritableError(
-        f"the weights of {model} lie where onnxruntime does not read them, and they can be linked or copied nowhere "
-        f"({'; '.join(problems)}); make the cache writable, or download the model "
-        "anew with HF_HUB_DISABLE_SHARED_BLOBS=1",
-        source=str(directory),
-        path=model_file,
+    logger.warning(
+        "each worker reads the weights of %s into memory, as they lie where onnxruntime does not follow and can be "
+        "linked or copied nowhere (%s); a cache that can be written avoids it, and so does a download with "
+        "HF_HUB_DISABLE_SHARED_BLOBS=1",
+        model,
+        "; ".join(problems),
     )
+    return model
 
 
 def _homes(snapshot: Path) -> Iterator[Path]:
@@ -124,55 +97,3 @@ def _place(source: Path, target: Path, transfer: Callable[[Path, Path], object])
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _messages(file: BinaryIO, end: int, wanted: int) -> Iterator[int]:
-    """Stop at each length-delimited field `wanted` up to `end`; the value is where the field ends.
-
-    Protocol buffers' wire format; what is not wanted is skipped by its length, so weights are never read.
-    """
-    while file.tell() < end:
-        key = _varint(file)
-        number, kind = key >> 3, key & 7
-        if kind == 2:
-            length = _varint(file)
-            stop = file.tell() + length
-            if stop > end:
-                raise EOFError
-            if number == wanted:
-                yield stop
-            file.seek(stop)
-        else:
-            _skip_scalar(file, kind)
-
-
-def _strings(file: BinaryIO, end: int) -> Iterable[tuple[int, str]]:
-    """The string fields of a message, as (number, text)."""
-    while file.tell() < end:
-        key = _varint(file)
-        if key & 7 == 2:
-            yield key >> 3, file.read(_varint(file)).decode()
-        else:
-            _skip_scalar(file, key & 7)
-
-
-def _skip_scalar(file: BinaryIO, kind: int) -> None:
-    if kind == 0:
-        _varint(file)
-    elif kind in (1, 5):
-        file.seek(8 if kind == 1 else 4, os.SEEK_CUR)
-    else:
-        raise ValueError(f"wire type {kind}")
-
-
-def _varint(file: BinaryIO) -> int:
-    value = shift = 0
-    while shift < 70:
-        byte = file.read(1)
-        if not byte:
-            raise EOFError
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-        shift += 7
-    raise ValueError("no varint")

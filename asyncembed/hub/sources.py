@@ -8,7 +8,7 @@ from typing import Protocol
 
 from asyncembed.errors import DownloadError, NotCachedError, RepoFileNotFoundError
 from asyncembed.files import in_disk_thread
-from asyncembed.hub.cache import RepoCache, translate_disk_error
+from asyncembed.hub.cache import RepoCache
 from asyncembed.hub.flight import only_one_task
 from asyncembed.hub.listing import Listing, Wanted, check_repo_id, is_commit, list_tree, resolve_commit
 from asyncembed.hub.progress import DownloadFinished, DownloadStarted, Reporter
@@ -107,15 +107,8 @@ class HubRepo:
                 return usable
 
     def drop_damaged(self) -> None:
-        """Read what is in the cache, and delete what is damaged; blocks, about a second per gigabyte.
-
-        Raises:
-            DownloadError: Something is damaged and cannot be deleted.
-        """
-        try:
-            damaged = self._cache.drop_damaged(self._revision, self._wanted)
-        except OSError as error:
-            raise translate_disk_error(error, self._cache.root) from error
+        """Read what is in the cache, and delete what is damaged; blocks, about a second per gigabyte."""
+        damaged = self._cache.drop_damaged(self._revision, self._wanted)
         if damaged:
             logger.warning("%s: damaged in the cache and deleted: %s", self.name, ", ".join(damaged))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError
+from asyncembed.runtime.external_data import are_within_reach, external_data_files
 from asyncembed.runtime.memory import release_free_memory
 from asyncembed.runtime.providers import CPU, INSTALL_HINT, choose_providers, missing_after_load
 from asyncembed.runtime.session import Array, SessionOptions
@@ -45,9 +46,15 @@ class OnnxSession:
         if not path.is_file():
             raise ModelLoadError(f"there is no file {path}", model=str(path))
         try:
+            session_options = _session_options(onnxruntime, options.threads)
+            weights = _weights_out_of_reach(path)  # held until the session has its copy
+            if weights:
+                session_options.add_external_initializers_from_files_in_memory(
+                    list(weights), list(weights.values()), [len(content) for content in weights.values()]
+                )
             session = onnxruntime.InferenceSession(
                 str(path),
-                _session_options(onnxruntime, options.threads),
+                session_options,
                 providers=[name for name, _ in choice.providers],
                 provider_options=[settings for _, settings in choice.providers],
                 enable_fallback=0,
@@ -113,6 +120,14 @@ def _session_options(onnxruntime: ModuleType, threads: int) -> Any:
     # Errors only: warnings about graph optimisations mean nothing to the user of a finished model.
     options.log_severity_level = 3
     return options
+
+
+def _weights_out_of_reach(path: Path) -> dict[str, np.ndarray[Any, np.dtype[np.uint8]]]:
+    """The bytes of the files with the graph's weights, by name, if onnxruntime would refuse to open them."""
+    names = external_data_files(path)
+    if are_within_reach(path, names):
+        return {}
+    return {name: np.memmap(path.parent / name, mode="r") for name in names}
 
 
 def _import_onnxruntime() -> ModuleType:

@@ -10,6 +10,8 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
+from asyncembed.runtime.protobuf import fields, open_message
+
 DYNAMIC_OPERATORS = frozenset(
     {
         b"DynamicQuantizeLinear",
@@ -34,7 +36,7 @@ def is_dynamically_quantized(path: Path) -> bool:
 
     A file that is no ONNX model gives False: that is for the runtime to say.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with open_message(path) as data:
         try:
             return any(operator in DYNAMIC_OPERATORS for operator in _operators(data))
         except (IndexError, ValueError):
@@ -42,7 +44,7 @@ def is_dynamically_quantized(path: Path) -> bool:
 
 
 def _operators(data: mmap.mmap) -> Iterator[bytes]:
-    for field, start, end in _fields(data, 0, len(data)):
+    for field, start, end in fields(data, 0, len(data)):
         if field == _MODEL_GRAPH:
             yield from _graph_operators(data, start, end, _GRAPH_NODE)
         elif field == _MODEL_FUNCTIONS:
@@ -50,45 +52,14 @@ def _operators(data: mmap.mmap) -> Iterator[bytes]:
 
 
 def _graph_operators(data: mmap.mmap, start: int, end: int, node_field: int) -> Iterator[bytes]:
-    for field, node_start, node_end in _fields(data, start, end):
+    for field, node_start, node_end in fields(data, start, end):
         if field != node_field:
             continue  # the weights, mostly: skipped without being read
-        for part, part_start, part_end in _fields(data, node_start, node_end):
+        for part, part_start, part_end in fields(data, node_start, node_end):
             if part == _NODE_OP_TYPE:
                 yield data[part_start:part_end]
             elif part == _NODE_ATTRIBUTE:
                 # The branches of If and Loop are graphs inside attributes.
-                for member, inner_start, inner_end in _fields(data, part_start, part_end):
+                for member, inner_start, inner_end in fields(data, part_start, part_end):
                     if member == _ATTRIBUTE_GRAPH:
                         yield from _graph_operators(data, inner_start, inner_end, _GRAPH_NODE)
-
-
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number and byte range of each length-delimited field of the message in `data[start:end]`."""
-    position = start
-    while position < end:
-        key, position = _varint(data, position)
-        match key & 7:
-            case 2:
-                length, position = _varint(data, position)
-                yield key >> 3, position, position + length
-                position += length
-            case 0:
-                _, position = _varint(data, position)
-            case 1:
-                position += 8
-            case 5:
-                position += 4
-            case other:
-                raise ValueError(f"no protobuf message: wire type {other}")
-
-
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7

@@ -129,7 +129,7 @@ class HubServer:
         server = _Server(("127.0.0.1", 0), handler)
         if self.tls is not None:
             server.socket = self.tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True).start()
         return server
 
     def close(self) -> None:

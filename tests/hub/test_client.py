@@ -1,5 +1,6 @@
 """What lies between a user and the hub: certificates, proxies, mirrors, names that no one knows."""
 
+import re
 import ssl
 import threading
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ import pytest
 import trustme
 from huggingface_hub import constants
 
+import asyncembed
 from asyncembed.catalogue.spec import HubSource
 from asyncembed.errors import DownloadError, OptionError, UnreachableError
 from asyncembed.hub import fetch, retry
@@ -176,7 +178,7 @@ class TestMirror:
             await fetch_all()
 
 
-@pytest.mark.parametrize("route", ["info", "tree", "resolve", "content"])
+@pytest.mark.parametrize("route", ["info", "content"])
 async def test_headers_that_only_trickle_are_given_up(
     route: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,3 +202,12 @@ async def test_a_listing_that_never_ends_is_refused(hub: HubServer, monkeypatch:
     hub.page_size = 1
     with pytest.raises(DownloadError, match="does not end"):
         await fetch_all()
+
+
+def test_one_module_imports_the_http_client() -> None:
+    """Its successor has the same interface: to change over is to change that line."""
+    package = Path(asyncembed.__file__).parent
+    importers = [
+        path.name for path in package.rglob("*.py") if re.search(r"(?m)^\s*(import|from) httpx", path.read_text())
+    ]
+    assert importers == ["http.py"]

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncembed.catalogue.spec import HubSource
-from asyncembed.hub import BytesReceived, FileFinished, ProgressEvent, download, fetch
+from asyncembed.hub import BytesReceived, ProgressEvent, download, fetch
 from asyncembed.hub.listing import RepoFile
 from asyncembed.hub.partial import ByteRanges, Partial
 from tests.hub.server import Fault, HubServer, Repo, blob_id
@@ -243,9 +243,9 @@ def test_processes_without_working_locks_still_get_it_right(repo: Repo, hub: Hub
 
     children = [
         subprocess.Popen([sys.executable, "-c", child, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL)
-        for _ in range(3)
+        for _ in range(2)
     ]
-    assert [process.wait(60) for process in children] == [0, 0, 0]
+    assert [process.wait(60) for process in children] == [0, 0]
     assert anyio.run(fetch_weights) == WEIGHTS
 
 
@@ -290,18 +290,6 @@ async def test_cancelling_one_caller_leaves_the_other_its_download(repo: Repo, h
         first.cancel()
     assert first.cancelled_caught
     assert results == [WEIGHTS]
-
-
-async def test_progress_tells_of_every_byte_and_file(repo: Repo) -> None:
-    events: list[ProgressEvent] = []
-    await fetch([HubSource(REPO)], patterns=["*"], progress=events.append)
-    assert {event.path for event in events if isinstance(event, FileFinished)} == {
-        "model.onnx",
-        "config.json",
-    }
-    assert max(
-        event.received_bytes for event in events if isinstance(event, BytesReceived) and event.path == "model.onnx"
-    ) == (SIZE)
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted), max_size=30))

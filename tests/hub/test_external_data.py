@@ -12,9 +12,9 @@ from huggingface_hub import constants
 from onnx import TensorProto, helper, numpy_helper
 
 from asyncembed.catalogue.spec import HubSource
-from asyncembed.errors import CacheNotWritableError
 from asyncembed.hub import fetch, loadable_model_path
-from asyncembed.hub.external_data import external_data_files
+from asyncembed.runtime.onnx import OnnxSession
+from asyncembed.runtime.session import SessionOptions
 from tests.hub.server import HubServer, Repo
 
 WEIGHTS = np.arange(5000, dtype=np.float32)
@@ -111,8 +111,12 @@ async def test_where_links_cannot_be_made_copies_serve(
     run(path)
 
 
-async def test_nowhere_to_put_links_says_what_to_do(
-    hub: HubServer, files: dict[str, bytes | memoryview], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_where_nothing_can_be_put_anywhere_the_weights_come_from_memory(
+    hub: HubServer,
+    files: dict[str, bytes | memoryview],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     snapshot = await fetch_model(hub, files)
     move_into_shared_store(snapshot)
@@ -121,15 +125,8 @@ async def test_nowhere_to_put_links_says_what_to_do(
     (snapshot.parents[1] / "onnx_snapshots").write_bytes(b"")
     monkeypatch.setattr(constants, "HF_HOME", str(blocked))
     monkeypatch.setattr(tempfile, "tempdir", str(blocked))
-    with pytest.raises(CacheNotWritableError, match="HF_HUB_DISABLE_SHARED_BLOBS"):
-        await loadable_model_path(snapshot, "onnx/model.onnx")
-
-
-def test_the_graph_tells_where_its_weights_are(files: dict[str, bytes | memoryview], tmp_path: Path) -> None:
-    assert external_data_files(tmp_path / "model/model.onnx") == ("model.onnx_data",)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a graph at all", b"\x3a\xff\xff\xff\xff\x0f", b"\xff" * 40])
-def test_what_is_no_graph_has_no_weights_elsewhere(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(content)
-    assert external_data_files(tmp_path / "model.onnx") == ()
+    path = await loadable_model_path(snapshot, "onnx/model.onnx")
+    assert "HF_HUB_DISABLE_SHARED_BLOBS" in caplog.text
+    session = OnnxSession(path, SessionOptions(device="cpu"))
+    (result,) = session.run(["y"], {"x": np.zeros(1, np.float32)})
+    np.testing.assert_array_equal(result, WEIGHTS)

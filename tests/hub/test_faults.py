@@ -37,7 +37,7 @@ from asyncembed.errors import (
     UnexpectedAnswerError,
     UnreachableError,
 )
-from asyncembed.hub import BytesReceived, ProgressEvent, download, fetch, retry
+from asyncembed.hub import BytesReceived, ProgressEvent, download, fetch, list_files, retry
 from tests.hub.server import Fault, HubServer, Repo
 
 REPO = "org/model"
@@ -63,8 +63,8 @@ def single_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
-    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
 
 
 async def fetch_all(**keywords: object) -> Path:
@@ -527,6 +527,16 @@ async def test_a_read_only_cache_without_the_model_says_so(
     make_read_only(open_folder)
     with as_ordinary_user(), pytest.raises(CacheNotWritableError, match="cache_dir="):
         await fetch_all(cache_dir=open_folder)
+
+
+@pytest.mark.parametrize("name", ["closed/to others", "x" * 300])
+async def test_a_cache_that_cannot_even_be_looked_at_is_told(name: str, open_folder: Path) -> None:
+    (open_folder / "closed").mkdir(mode=0o700 if os.geteuid() == 0 else 0)
+    with as_ordinary_user():
+        with pytest.raises(DownloadError, match=name):
+            await fetch_all(cache_dir=open_folder / name)
+        with pytest.raises(DownloadError, match=name):
+            await list_files(REPO, cache_dir=open_folder / name)
 
 
 async def test_the_lock_file_of_another_user_is_no_obstacle(
