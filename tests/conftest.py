@@ -1,12 +1,16 @@
 """What all tests share: both backends, and a time limit that no test may reach."""
 
 import faulthandler
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 TEST_TIME_LIMIT_SECONDS = 120
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which some tests press: programs inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])
