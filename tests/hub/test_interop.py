@@ -3,15 +3,18 @@
 `test_versions.py` runs these tests a second time, with the newest huggingface_hub.
 """
 
+from functools import partial
 from pathlib import Path
 
 import pytest
-from anyio import create_task_group, to_thread
+from anyio import create_task_group, fail_after, to_thread
 from huggingface_hub import constants, scan_cache_dir, snapshot_download, try_to_load_from_cache
+from huggingface_hub.utils import WeakFileLock
 
 from asyncembed.catalogue.spec import HubSource
 from asyncembed.hub import fetch
 from tests.hub.server import HubServer, Repo
+from tests.support.waiting import until
 
 REPO = "org/model"
 FILES: dict[str, bytes | memoryview] = {
@@ -110,6 +113,26 @@ async def test_both_may_fill_one_cache_at_once(repo: Repo, hub: HubServer, cache
     assert found[0] == found[1]
     assert {path: (found[0] / path).read_bytes() for path in FILES} == FILES
     assert not (await to_thread.run_sync(lambda: scan_cache_dir(cache))).warnings
+
+
+async def test_we_link_a_blob_that_is_there_only_while_huggingface_hub_does_not(
+    repo: Repo, hub: HubServer, cache: Path
+) -> None:
+    """It holds the blob's lock, removes whatever it finds in the link's place, and raises if it then meets a file."""
+    snapshot = await fetch([HubSource(REPO)], patterns=["*"])
+    locked, free = snapshot / "config.json", snapshot / "onnx" / "model.onnx"
+    blob = locked.resolve()
+    locked.unlink()
+    free.unlink()
+    with WeakFileLock(cache / ".locks" / "models--org--model" / f"{blob.name}.lock"):
+        async with create_task_group() as group:
+            group.start_soon(partial(fetch, [HubSource(REPO)], patterns=["*"]))
+            await until(free.exists)
+            with pytest.raises(TimeoutError), fail_after(0.2):
+                await until(locked.exists)
+            group.cancel_scope.cancel()
+    assert await fetch([HubSource(REPO)], patterns=["*"]) == snapshot
+    assert locked.resolve() == blob
 
 
 async def test_without_symlinks_both_still_find_the_files(
