@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
@@ -12,13 +13,14 @@ import anyio
 import anyio.lowlevel
 import numpy as np
 import pytest
+from anyio.abc import TaskStatus
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.engine.supervisor import WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
-from asyncembed.stream import FIRST_READ, WAITING_BATCHES, WAITING_BATCHES_PER_WORKER, EmbeddingStream
+from asyncembed.stream import FIRST_READ, TURN_SECONDS, WAITING_BATCHES, WAITING_BATCHES_PER_WORKER, EmbeddingStream
 from tests.support.encoders import ECHO, with_settings
 from tests.support.waiting import nothing_left_behind, run_in_a_loop_of_its_own, until
 
@@ -50,6 +52,15 @@ def texts(count: int) -> list[str]:
 
 def number(result: Any) -> int:
     return int(result[2])
+
+
+async def all_ready(model: TextEmbedding, count: int) -> Stream:
+    """A stream of `count` results whose first one was taken, when all others are ready."""
+    before = model.stats().items
+    stream = model.embed(texts(count))
+    assert number(await anext(stream)) == 0
+    await until(lambda: model.stats().items == before + count)
+    return stream
 
 
 async def numbers(stream: Stream) -> list[int]:
@@ -553,6 +564,42 @@ async def test_a_cancelled_consumer_loses_no_result(batched: bool, narrow: TextE
         gate.touch()
     seen += await numbers(stream) if not batched else [number(row) async for rows in batches for row in rows]
     assert seen == list(range(30))
+
+
+async def test_taking_results_that_are_ready_lets_others_run(model: TextEmbedding) -> None:
+    """However quickly they are taken, and also if the loop's body never waits."""
+    stream = await all_ready(model, 300)
+    turns = 0
+
+    async def count_turns(task_status: TaskStatus[None]) -> None:
+        nonlocal turns
+        task_status.started()
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async with anyio.create_task_group() as group:
+        # It has to run already: trio shuffles the tasks of each turn, so one that starts late may lose some.
+        await group.start(count_turns)
+        turns = 0
+        for _ in range(50):
+            await anext(stream)
+            busy_until = time.monotonic() + 2 * TURN_SECONDS
+            while time.monotonic() < busy_until:
+                pass
+        group.cancel_scope.cancel()
+    assert turns >= 49
+
+
+async def test_taking_a_result_that_is_ready_can_be_cancelled(model: TextEmbedding) -> None:
+    stream = await all_ready(model, 300)
+    with anyio.CancelScope() as scope:
+        while True:
+            last = number(await anext(stream))
+            if last == 20:
+                scope.cancel()
+    assert scope.cancelled_caught
+    assert await numbers(stream) == list(range(21, 300))
 
 
 async def test_a_timeout_around_a_stream_withdraws_what_waits(narrow: TextEmbedding, gate: Path) -> None:
