@@ -171,14 +171,15 @@ class Scheduler:
     def __init__(self, bulk_share: float = BULK_SHARE) -> None:
         if not 0 < bulk_share < 1:
             raise ValueError("bulk_share must be between 0 and 1")
-        self._lanes = {priority: _Lane() for priority in Priority}
+        # By the value of `Priority`: a dict would call the enum's own `__hash__` for every item.
+        self._lanes = tuple(_Lane() for _ in Priority)
         self._next_age = 0
         self._bulk_share = bulk_share
         # What bulk work is owed for the interactive batches that went before it, in full batches.
         self._bulk_debt = 0.0
 
     def __len__(self) -> int:
-        return sum(len(lane.by_age) for lane in self._lanes.values())
+        return sum(len(lane.by_age) for lane in self._lanes)
 
     def waiting(self, priority: Priority) -> int:
         """How many items of this priority wait."""
@@ -187,7 +188,7 @@ class Scheduler:
     @property
     def tokens(self) -> int:
         """Estimated tokens of all that waits, without padding."""
-        return sum(lane.tokens for lane in self._lanes.values())
+        return sum(lane.tokens for lane in self._lanes)
 
     def add(self, items: Iterable[Item]) -> None:
         """Let `items` wait; they are younger than all that wait already."""
@@ -203,7 +204,7 @@ class Scheduler:
     def withdraw_model(self, model: int) -> list[Item]:
         """Remove and return all waiting items of `model`, oldest first."""
         found: list[Item] = []
-        for lane in self._lanes.values():
+        for lane in self._lanes:
             own = [item for item in lane.by_age.values() if item.group.model == model]
             for item in own:
                 lane.remove(item)
