@@ -22,9 +22,6 @@ from asyncembed.options import Options
 _WITHOUT_GRAPH = frozenset({"static", "bm25"})
 """Encoders whose models have no graph: none is exported for them, and a token costs next to nothing."""
 
-_CHEAP_BATCH_TOKENS = 32768
-"""Token budget without a graph: some tens of milliseconds, so that sending a batch costs less than computing it."""
-
 
 async def prepare(
     name: str | os.PathLike[str] | ModelSpec,
@@ -61,11 +58,7 @@ async def prepare(
         directory=directory,
         session=options.session_options(),
         max_length=options.max_length,
-        max_batch_tokens=(
-            options.max_batch_tokens or _CHEAP_BATCH_TOKENS
-            if spec.encoder in _WITHOUT_GRAPH
-            else options.batch_tokens()
-        ),
+        max_batch_tokens=options.batch_tokens(has_graph=spec.encoder not in _WITHOUT_GRAPH),
         max_batch_size=options.max_batch_size,
         batch_invariant=options.batch_invariant,
         settings=settings,
