@@ -1,16 +1,18 @@
 """The engine against the least that could be done: two threads in a loop over the same ONNX file.
 
-    uv run python -m benchmarks.bare_loop [--texts 1000] [--rounds 5]
+    uv run python -m benchmarks.bare_loop [--texts 1000] [--rounds 5] [--max-batch-tokens 256 512 2048]
 
 Both sides tokenize, run all-MiniLM-L6-v2 (fp32, cut at 512 tokens, one thread per session) on batches of neighbouring
 length within the same token budget, average and normalise. The loop has all texts at hand and sorts them all; the
-engine gets them as a stream and yields vectors in order. The sides alternate in one run.
+engine gets them as a stream and yields vectors in order. The sides, and the budgets, alternate in one run.
 """
 
 import argparse
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from itertools import product
 from queue import Empty, SimpleQueue
 
 import anyio
@@ -18,7 +20,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from asyncembed import TextEmbedding
+from asyncembed import TextEmbedding, WorkerPool
 from asyncembed.options import MAX_BATCH_TOKENS
 from benchmarks.common import machine, minilm, minilm_spec, say, spread, texts
 
@@ -26,7 +28,7 @@ from benchmarks.common import machine, minilm, minilm_spec, say, spread, texts
 class BareLoop:
     """Two sessions of one thread each, and a queue of batches."""
 
-    def __init__(self, threads: int, max_tokens: int) -> None:
+    def __init__(self, threads: int) -> None:
         directory, graph = minilm()
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self._tokenizer.enable_truncation(512)
@@ -39,15 +41,14 @@ class BareLoop:
             for _ in range(threads)
         ]
         self._names = {entry.name for entry in self._sessions[0].get_inputs()}
-        self._max_tokens = max_tokens
 
-    def run(self, documents: list[str]) -> np.ndarray:
-        """All vectors, float32 (n, 384), in input order."""
+    def run(self, documents: list[str], max_tokens: int) -> np.ndarray:
+        """All vectors, float32 (n, 384), in input order; `longest * count` of a batch is at most `max_tokens`."""
         encodings = [encoding.ids for encoding in self._tokenizer.encode_batch(documents)]
         batches: SimpleQueue[list[int]] = SimpleQueue()
         batch: list[int] = []
         for row in sorted(range(len(encodings)), key=lambda row: len(encodings[row])):
-            if batch and len(encodings[row]) * (len(batch) + 1) > self._max_tokens:
+            if batch and len(encodings[row]) * (len(batch) + 1) > max_tokens:
                 batches.put(batch)
                 batch = []
             batch.append(row)
@@ -82,39 +83,41 @@ async def main() -> None:
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--max-batch-tokens", type=int, default=MAX_BATCH_TOKENS)
+    parser.add_argument("--max-batch-tokens", type=int, nargs="+", default=[MAX_BATCH_TOKENS])
     arguments = parser.parse_args()
     documents = texts(arguments.texts)
+    budgets: list[int] = arguments.max_batch_tokens
     say(machine())
-    say(f"{len(documents)} docstrings, {arguments.workers} workers of 1 thread, budget {arguments.max_batch_tokens}")
-    loop = BareLoop(arguments.workers, arguments.max_batch_tokens)
-    bare: list[float] = []
-    engine: list[float] = []
-    model = TextEmbedding(
-        minilm_spec(),
-        model_path=minilm()[0],
-        workers=arguments.workers,
-        threads=1,
-        max_batch_tokens=arguments.max_batch_tokens,
-    )
-    async with model:
-        expected = loop.run(documents)
-        for _ in range(arguments.rounds):
+    say(f"{len(documents)} docstrings, {arguments.workers} workers of 1 thread, {arguments.rounds} rounds\n")
+    loop = BareLoop(arguments.workers)
+    bare: dict[int, list[float]] = {budget: [] for budget in budgets}
+    engine: dict[int, list[float]] = {budget: [] for budget in budgets}
+    difference = 0.0
+    async with WorkerPool(workers=arguments.workers, threads=1) as pool, AsyncExitStack() as stack:
+        models = {
+            budget: await stack.enter_async_context(
+                TextEmbedding(minilm_spec(), model_path=minilm()[0], pool=pool, max_batch_tokens=budget)
+            )
+            for budget in budgets
+        }
+        for _, (budget, model) in product(range(arguments.rounds), models.items()):
             started = time.perf_counter()
-            loop.run(documents)
-            bare.append(time.perf_counter() - started)
+            expected = loop.run(documents, budget)
+            bare[budget].append(time.perf_counter() - started)
             started = time.perf_counter()
             vectors = await model.embed(documents).collect()
-            engine.append(time.perf_counter() - started)
-        difference = float(np.abs(vectors - expected).max())
-        stats = model.stats()
-    say(f"bare loop: {spread(bare)} s   engine: {spread(engine)} s   largest difference {difference:.1e}")
-    ratio = statistics.median(b / e for b, e in zip(bare, engine, strict=True))
-    say(f"throughput of the engine: {ratio:.1%} of the loop")
-    say(
-        f"padding {stats.padding_share:.2%}, {stats.tokens // arguments.rounds} tokens a round, "
-        f"median batch {stats.batch_seconds * 1e3:.0f} ms"
-    )
+            engine[budget].append(time.perf_counter() - started)
+            difference = max(difference, float(np.abs(vectors - expected).max()))
+        stats = {budget: model.stats() for budget, model in models.items()}
+    say("| budget | bare loop, s | engine, s | engine's throughput | padding | median batch, ms |")
+    say("|---|---|---|---|---|---|")
+    for budget in budgets:
+        ratio = statistics.median(b / e for b, e in zip(bare[budget], engine[budget], strict=True))
+        say(
+            f"| {budget} | {spread(bare[budget])} | {spread(engine[budget])} | {ratio:.1%} of the loop's "
+            f"| {stats[budget].padding_share:.1%} | {stats[budget].batch_seconds * 1e3:.0f} |"
+        )
+    say(f"\nlargest difference between the two sides' vectors: {difference:.1e}")
 
 
 if __name__ == "__main__":

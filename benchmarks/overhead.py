@@ -3,18 +3,21 @@
     uv run python -m benchmarks.overhead [--items 200000]
 
 The source is a list, or an iterator that is read in a thread; memory is that of all processes. There is no other
-side: an item's cost is compared with that of a plain `async for` over an async generator that yields arrays.
+side: an item's cost is compared with that of a plain `async for` over an async generator that yields arrays. The token
+budget is that of a graph (64 of these items in a batch), then that of a model without one (as many as wait).
 """
 
 import argparse
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 
 import anyio
 import numpy as np
 from anyio.lowlevel import checkpoint
 
-from asyncembed import TextEmbedding
+from asyncembed import TextEmbedding, WorkerPool
+from asyncembed.options import MAX_BATCH_TOKENS, MAX_BATCH_TOKENS_WITHOUT_GRAPH
 from benchmarks.common import machine, say, watch_memory
 from benchmarks.trivial import TRIVIAL
 
@@ -35,33 +38,30 @@ async def main() -> None:
     count = arguments.items
     documents = [f"text {number}" for number in range(count)]
     say(machine())
-    rows: dict[str, list[float]] = {
-        "plain async generator": [],
-        "async for": [],
-        "async for, generator": [],
-        "batches(256)": [],
-    }
+    rows: dict[str, list[float]] = defaultdict(list)
     memory: list[str] = []
-    async with TextEmbedding(TRIVIAL, workers=2) as model:
+    async with WorkerPool(workers=2) as pool:
         for _ in range(arguments.rounds):
             started = time.perf_counter()
             async for _vector in plain(count):
                 pass
             rows["plain async generator"].append(time.perf_counter() - started)
-            for name, source in (("async for", documents), ("async for, generator", iter(documents))):
-                with watch_memory() as peak:
+            for budget in (MAX_BATCH_TOKENS, MAX_BATCH_TOKENS_WITHOUT_GRAPH):
+                async with TextEmbedding(TRIVIAL, pool=pool, max_batch_tokens=budget) as model:
+                    for name, source in (("a list", documents), ("a generator", iter(documents))):
+                        with watch_memory() as peak:
+                            started = time.perf_counter()
+                            async for _vector in model.embed(source):
+                                pass
+                            rows[f"async for, {name}, budget {budget}"].append(time.perf_counter() - started)
+                        memory.append(f"+{(peak.size_bytes - peak.start_bytes) / 1e6:.0f} MB")
                     started = time.perf_counter()
-                    async for _vector in model.embed(source):
+                    async for _batch in model.embed(documents).batches(256):
                         pass
-                    rows[name].append(time.perf_counter() - started)
-                memory.append(f"+{(peak.size_bytes - peak.start_bytes) / 1e6:.0f} MB")
-            started = time.perf_counter()
-            async for _batch in model.embed(documents).batches(256):
-                pass
-            rows["batches(256)"].append(time.perf_counter() - started)
+                    rows[f"batches(256), a list, budget {budget}"].append(time.perf_counter() - started)
     for name, seconds in rows.items():
         per_item = sorted(value / count * 1e6 for value in seconds)
-        say(f"{name:24} {per_item[len(per_item) // 2]:6.1f} µs an item ({per_item[0]:.1f} to {per_item[-1]:.1f})")
+        say(f"{name:40} {per_item[len(per_item) // 2]:6.1f} µs an item ({per_item[0]:.1f} to {per_item[-1]:.1f})")
     say(f"memory above the start of each stream: {', '.join(memory)}")
 
 
