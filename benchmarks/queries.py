@@ -14,8 +14,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -107,10 +108,10 @@ async def ticker() -> AsyncIterator[list[float]]:
         task.cancel()
 
 
-async def asyncembed_side(seconds: float) -> dict[str, float]:
+async def asyncembed_side(seconds: float, interactive_workers: int = 0) -> dict[str, float]:
     from asyncembed import TextEmbedding
 
-    async with TextEmbedding(minilm_spec(), model_path=minilm()[0]) as model:
+    async with TextEmbedding(minilm_spec(), model_path=minilm()[0], interactive_workers=interactive_workers) as model:
 
         async def ingest(source: Iterator[str], is_over: Callable[[], bool]) -> int:
             count = 0
@@ -149,7 +150,11 @@ async def fastembed_side(seconds: float) -> dict[str, float]:
     return await measure(query, ingest, seconds)
 
 
-SIDES = {"asyncembed": asyncembed_side, "fastembed in to_thread": fastembed_side}
+SIDES: dict[str, Callable[[float], Coroutine[None, None, dict[str, float]]]] = {
+    "asyncembed": asyncembed_side,
+    "asyncembed, interactive_workers=1": partial(asyncembed_side, interactive_workers=1),
+    "fastembed in to_thread": fastembed_side,
+}
 COLUMNS = {
     "own_ms": "a query alone, ms",
     "ingest_alone": "ingest alone, texts/s",
@@ -181,13 +186,17 @@ def main() -> None:
         for side in SIDES:
             command = [sys.executable, "-m", "benchmarks.queries", "--side", side, "--seconds", str(arguments.seconds)]
             found[side].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    say(f"\nmedians of {arguments.rounds} rounds of {arguments.seconds:.0f} s\n")
-    say(f"| | {' | '.join(SIDES)} | ratio |\n|---|{'---|' * (len(SIDES) + 1)}")
+    say(f"\nmedians of {arguments.rounds} rounds of {arguments.seconds:.0f} s (in brackets: by fastembed's)\n")
+    say(f"| | {' | '.join(SIDES)} |\n|---|{'---|' * len(SIDES)}")
     for key, title in COLUMNS.items():
-        values = [statistics.median(run[key] for run in runs) if key in runs[0] else None for runs in found.values()]
-        cells = ["" if value is None else f"{value:.1f}" for value in values]
-        ratio = "" if None in values else f"{values[0] / values[1]:.2f}"  # type: ignore[operator]
-        say(f"| {title} | {' | '.join(cells)} | {ratio} |")
+        # By what the last side, fastembed, has.
+        reference = statistics.median(run.get(key, 0.0) for run in list(found.values())[-1])
+        cells = []
+        for runs in found.values():
+            value = statistics.median(run.get(key, 0.0) for run in runs)
+            ratio = f" ({value / reference:.2f})" if reference and value != reference else ""
+            cells.append(f"{value:.1f}{ratio}" if value else "")
+        say(f"| {title} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -128,6 +128,7 @@ class Embedder(AsyncContextManagerMixin):
         return WorkerPool(
             workers=options.workers,
             threads=options.threads,
+            interactive_workers=options.interactive_workers,
             device_ids=options.device_ids,
             batch_timeout=options.batch_timeout,
         )

@@ -211,16 +211,28 @@ class Scheduler:
             found += own
         return sorted(found, key=lambda item: item.age)
 
-    def next_batch(self, idle_workers: int = 1) -> Batch | None:
+    def turn(self) -> Priority | None:
+        """Whose turn it is: the priority that the next batch will have, or None if nothing waits."""
+        interactive, bulk = self.waiting(Priority.INTERACTIVE), self.waiting(Priority.BULK)
+        if interactive and bulk:
+            return Priority.BULK if self._bulk_debt > 1 else Priority.INTERACTIVE
+        if interactive:
+            return Priority.INTERACTIVE
+        return Priority.BULK if bulk else None
+
+    def next_batch(self, idle_workers: int = 1, *, priority: Priority | None = None) -> Batch | None:
         """Form the next batch, or return None if nothing waits.
 
         Args:
             idle_workers: How many workers, the asking one included, have nothing to do. What waits is shared out among
                 them: a batch then takes no more than its part of the waiting tokens.
+            priority: Take items of this priority, whosever turn it is.
         """
-        lane = self._choose_lane()
-        if lane is None:
+        if priority is None:
+            priority = self.turn()
+        if priority is None or not self.waiting(priority):
             return None
+        lane = self._lanes[priority]
         leader = next(iter(lane.by_age.values()))
         group = leader.group
         budget = group.max_batch_tokens
@@ -230,14 +242,6 @@ class Scheduler:
         batch = Batch(group, self._fill(lane, leader, budget))
         self._settle(batch)
         return batch
-
-    def _choose_lane(self) -> _Lane | None:
-        interactive, bulk = self._lanes[Priority.INTERACTIVE], self._lanes[Priority.BULK]
-        if not bulk.by_age:
-            return interactive if interactive.by_age else None
-        if not interactive.by_age:
-            return bulk
-        return bulk if self._bulk_debt > 1 else interactive
 
     def _fill(self, lane: _Lane, leader: Item, budget: int) -> list[Item]:
         entries = lane.by_size[leader.group]

@@ -190,6 +190,8 @@ class _Slot:
     """The place of one worker: what it has in flight and what it has loaded. Only its own task changes it."""
 
     index: int
+    is_reserved: bool = False
+    """Whether it is kept free for interactive work."""
     worker: Worker | None = None
     in_flight: deque[_Running] = field(default_factory=deque)
     loaded: set[int] = field(default_factory=set)
@@ -239,6 +241,8 @@ class WorkerPool(AsyncContextManagerMixin):
             process instead (no isolation: a crash of the runtime is a crash of the program, and a batch that hangs
             cannot be ended).
         threads: Threads that each worker computes with; None shares the cores out.
+        interactive_workers: Workers besides those, kept free for interactive calls: a query then need not wait for the
+            batch of an ingest that each of the others has, at the price of one more copy of the model per worker.
         device_ids: Devices, one per worker, dealt out in turn; without `workers` there is one worker for each.
         batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
 
@@ -252,10 +256,11 @@ class WorkerPool(AsyncContextManagerMixin):
         *,
         workers: int | None = None,
         threads: int | None = None,
+        interactive_workers: int = 0,
         device_ids: Sequence[int] | None = None,
         batch_timeout: float | None = BATCH_TIMEOUT_SECONDS,
     ) -> None:
-        check_pool_options(workers, threads, device_ids, batch_timeout)
+        check_pool_options(workers, threads, interactive_workers, device_ids, batch_timeout)
         cores = available_cores()
         if workers is None:
             workers = len(device_ids) if device_ids else min(cores, MAX_WORKERS_BY_DEFAULT)
@@ -263,9 +268,12 @@ class WorkerPool(AsyncContextManagerMixin):
         self._threads = max(1, cores // max(1, workers)) if threads is None else threads
         self._device_ids = tuple(device_ids or ())
         self._batch_timeout = None if self._in_thread else batch_timeout
-        self._slots = [_Slot(index) for index in range(max(1, workers))]
+        reserved_from = max(1, workers)
+        self._slots = [
+            _Slot(index, is_reserved=index >= reserved_from) for index in range(reserved_from + interactive_workers)
+        ]
         self._scheduler = Scheduler()
-        self._retries: deque[Batch] = deque()
+        self._retries: list[Batch] = []
         self._models: dict[int, PooledModel] = {}
         self._next_key = 0
         self._restarts = 0
@@ -519,20 +527,32 @@ class WorkerPool(AsyncContextManagerMixin):
         has_suspect = any(running.batch is not None and running.batch.kills for running in slot.in_flight)
         if has_suspect or not slot.has_room:
             return None
-        while self._retries and not _drop_withdrawn(self._retries[0]):
-            self._retries.popleft()
-        if self._retries:
+        self._retries = [batch for batch in self._retries if _drop_withdrawn(batch)]
+        retry = next((batch for batch in self._retries if self._may_take(slot, batch.items[0].priority)), None)
+        if retry is not None:
             # A batch that a worker died of runs with nothing else in flight, so that the next death is its own.
-            if self._retries[0].kills and slot.in_flight:
+            if retry.kills and slot.in_flight:
                 return None
-            return self._retries.popleft()
-        idle = sum(other.is_idle for other in self._slots)
+            self._retries.remove(retry)
+            return retry
+        priority = self._scheduler.turn()
+        if priority is None:
+            return None
+        if not self._may_take(slot, priority):
+            priority = Priority.INTERACTIVE
+        idle = sum(other.is_idle and self._may_take(other, priority) for other in self._slots)
         if slot.in_flight and idle:
             return None  # those begin at once, while here it would only wait
         seconds = self._scheduler.tokens * slot.seconds_per_token
         if seconds:
             idle = min(idle, 1 + int(seconds / WORTH_SHARING_SECONDS))
-        return self._scheduler.next_batch(idle_workers=idle)
+        return self._scheduler.next_batch(idle, priority=priority)
+
+    def _may_take(self, slot: _Slot, priority: Priority) -> bool:
+        """Whether the worker is there for work of this priority: a reserved one takes bulk work if no other is left."""
+        if priority is Priority.INTERACTIVE or not slot.is_reserved:
+            return True
+        return all(other.is_reserved or other.is_given_up for other in self._slots)
 
     def _send_load(self, slot: _Slot, worker: Worker, model: PooledModel) -> None:
         device_id = self._device_ids[slot.index % len(self._device_ids)] if self._device_ids else None
@@ -653,10 +673,7 @@ class WorkerPool(AsyncContextManagerMixin):
             if batch.group.model not in self._models:
                 for item in batch.items:
                     _fail_item(item, error)
-        if first:
-            self._retries.extendleft(reversed(known))
-        else:
-            self._retries.extend(known)
+        self._retries = [*known, *self._retries] if first else [*self._retries, *known]
         self._wake_idle()
 
     def _blame(self, batch: Batch, reason: str) -> None:
@@ -696,6 +713,7 @@ class WorkerPool(AsyncContextManagerMixin):
             self._fail_all(error)
         for model in self._models.values():
             model.notify()
+        self._wake_idle()  # a reserved worker may be the only one left for what waits
 
     def _fail_load(self, model: PooledModel, error: AsyncEmbedError) -> None:
         model.load_error = error
@@ -804,16 +822,21 @@ async def owned_task_group() -> AsyncGenerator[TaskGroup]:
         raise failure
 
 
-def check_count(name: str, value: object, *, least: int) -> None:
-    """Raise `OptionError` unless `value` is None or a whole number of at least `least`."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise OptionError(f"{name} must be a whole number, {least} or more, or None; got {value!r}")
+def check_count(name: str, value: object, *, least: int, may_be_none: bool = True) -> None:
+    """Raise `OptionError` unless `value` is a whole number of at least `least`, or None where that means something."""
+    if value is None and may_be_none:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise OptionError(f"{name} must be a whole number, {least} or more{', or None' * may_be_none}; got {value!r}")
 
 
-def check_pool_options(workers: object, threads: object, device_ids: object, batch_timeout: object) -> None:
+def check_pool_options(
+    workers: object, threads: object, interactive_workers: object, device_ids: object, batch_timeout: object
+) -> None:
     """Raise `OptionError` unless a `WorkerPool` can be made with these."""
     check_count("workers", workers, least=0)
     check_count("threads", threads, least=1)
+    check_count("interactive_workers", interactive_workers, least=0, may_be_none=False)
     if device_ids is not None:
         if not isinstance(device_ids, Sequence) or not device_ids:
             raise OptionError(f"device_ids must be a list of the devices' numbers, or None; got {device_ids!r}")

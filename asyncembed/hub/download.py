@@ -78,8 +78,8 @@ async def download_files(
 
 
 async def _bring(client: HubClient, cache: RepoCache, listing: Listing, file: RepoFile, report: Reporter) -> None:
-    # Also to link a blob that is there already: huggingface_hub, which holds this lock when it links, removes whatever it
-    # finds in the link's place, and raises if it then meets a file there.
+    # Also to link a blob that is there already: huggingface_hub, which holds this lock when it links, removes whatever
+    # it finds in the link's place, and raises if it then meets a file there.
     async with only_one(cache.lock(file), watch=lambda: _newest_write(cache.blob(file))):
         if await in_disk_thread(cache.adopt, listing.commit, file):
             return

@@ -356,7 +356,15 @@ async def test_a_mistake_of_the_engine_surfaces() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"workers": -1}, {"workers": 1.5}, {"threads": 0}, {"batch_timeout": 0.0}, {"device_ids": ["cuda:0"]}],
+    [
+        {"workers": -1},
+        {"workers": 1.5},
+        {"threads": 0},
+        {"interactive_workers": -1},
+        {"interactive_workers": None},
+        {"batch_timeout": 0.0},
+        {"device_ids": ["cuda:0"]},
+    ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(OptionError):
@@ -392,6 +400,58 @@ async def test_concurrent_queries_become_few_batches(pool: WorkerPool) -> None:
                 group.start_soon(ask, i)
         assert results == {i: i for i in range(64)}
         assert model.stats().batches <= 6
+
+
+# ---------------------------------------------------------------- workers kept free for interactive work
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+async def test_a_query_need_not_wait_for_an_ingest_where_a_worker_is_kept_free(workers: int, gate: Path) -> None:
+    async with (
+        TextEmbedding(ECHO, workers=workers, interactive_workers=1, max_batch_size=1) as model,
+        model.embed(f"#{i} wait:{gate}" for i in range(20)) as stream,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(anext, stream)
+        others = max(workers, 1)
+        await until(lambda: model.stats().in_flight == others and model.stats().queued_bulk > 0)
+        assert [int((await model.embed_query(f"#{i}"))[2]) for i in range(5)] == list(range(5))
+        assert (model.stats().in_flight, model.stats().workers) == (others, others + 1)
+        gate.touch()
+        group.cancel_scope.cancel()
+
+
+async def test_bulk_work_leaves_that_worker_alone() -> None:
+    async with TextEmbedding(ECHO, workers=2, interactive_workers=1, max_batch_size=1) as model:
+        computed_by = {int(row[1]) for row in await model.embed(numbered(200)).collect()}
+        assert len(computed_by) == 2
+        with anyio.fail_after(WAIT_SECONDS):
+            while {int(row[1]) for row in await model.embed_documents(numbered(50))} <= computed_by:
+                pass  # until it, too, has computed something
+
+
+async def test_that_worker_takes_over_when_no_other_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with WorkerPool(workers=1, interactive_workers=1) as pool, TextEmbedding(ECHO, pool=pool) as model:
+        one, other = pool.worker_pids()
+        assert {int(row[1]) for row in await model.embed(numbered(20)).collect()} == {one}
+        monkeypatch.setattr("multiprocessing.spawn._python_exe", b"/bin/false")
+        os.kill(one, signal.SIGKILL)
+        assert {int(row[1]) for row in await model.embed(numbered(20)).collect()} == {other}
+
+
+async def test_a_query_that_killed_that_worker_is_computed_again(tmp_path: Path, gate: Path) -> None:
+    async with TextEmbedding(ECHO, workers=1, interactive_workers=1, max_batch_size=1) as model:
+        async with model.embed([f"#{i} wait:{gate}" for i in range(3)]) as stream, anyio.create_task_group() as group:
+            group.start_soon(anext, stream)
+            await until(lambda: model.stats().in_flight == 1)
+            row = await model.embed_query(f"#7 crash-once:{tmp_path / 'crashed'}")
+            assert int(row[2]) == 7
+            assert model.stats().workers_restarted == 1
+            gate.touch()
+        assert model.stats().failed == 0
+
+
+# ---------------------------------------------------------------- what is counted
 
 
 async def test_stats_tell_what_was_computed(tmp_path: Path, gate: Path) -> None:
