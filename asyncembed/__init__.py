@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from asyncembed.embedders.late_interaction import LateInteractionTextEmbedding
     from asyncembed.embedders.multimodal import LateInteractionMultimodalEmbedding
     from asyncembed.embedders.sparse import SparseTextEmbedding
-    from asyncembed.embedders.text import TextEmbedding
+    from asyncembed.embedders.text import TextCall, TextEmbedding
     from asyncembed.engine.supervisor import Stats, WorkerPool
     from asyncembed.hub.models import download
     from asyncembed.muvera import Muvera
+    from asyncembed.options import Options
     from asyncembed.results import SparseEmbedding
     from asyncembed.scoring import maxsim, maxsim_scores
     from asyncembed.stream import EmbeddingStream
@@ -32,9 +33,11 @@ __all__ = [
     "LateInteractionTextEmbedding",
     "ModelSpec",
     "Muvera",
+    "Options",
     "SparseEmbedding",
     "SparseTextEmbedding",
     "Stats",
+    "TextCall",
     "TextCrossEncoder",
     "TextEmbedding",
     "WorkerPool",
@@ -51,9 +54,11 @@ _HOMES = {
     "LateInteractionTextEmbedding": "asyncembed.embedders.late_interaction",
     "ModelSpec": "asyncembed.catalogue.spec",
     "Muvera": "asyncembed.muvera",
+    "Options": "asyncembed.options",
     "SparseEmbedding": "asyncembed.results",
     "SparseTextEmbedding": "asyncembed.embedders.sparse",
     "Stats": "asyncembed.engine.supervisor",
+    "TextCall": "asyncembed.embedders.text",
     "TextCrossEncoder": "asyncembed.embedders.cross_encoder",
     "TextEmbedding": "asyncembed.embedders.text",
     "WorkerPool": "asyncembed.engine.supervisor",

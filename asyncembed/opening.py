@@ -1,5 +1,6 @@
 """From a name to what a worker needs: the catalogue, the hub, a directory's own configuration, the export."""
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 import anyio
 from anyio import CancelScope, to_thread
 
-from asyncembed.catalogue.from_repo import Overrides, spec_from_directory
+from asyncembed.catalogue.from_repo import Overrides, most_tokens, spec_from_directory
 from asyncembed.catalogue.lookup import CLASSES, Catalogue
 from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
@@ -45,8 +46,11 @@ async def prepare(
         UnknownModelError: No catalogue entry, directory or hub repo has this name.
         UnsupportedModelError: The files do not say how to compute the model, or ask for what is not supported.
         DownloadError: The files cannot be had.
+        OptionError: `max_length` is more than the model can compute.
     """
     spec, directory = await _locate(name, family, options, overrides)
+    if options.max_length is not None:
+        await to_thread.run_sync(_check_max_length, directory, options.max_length)
     if spec.model_file is None and spec.encoder not in _WITHOUT_GRAPH and ":" not in spec.encoder:
         spec = replace(spec, model_file=str(await _export(directory, in_process=options.workers == 0)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
@@ -129,6 +133,16 @@ async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overri
                 f"{error}; did you mean {' or '.join(near)}?", source=error.source, path=error.path
             ) from error
         raise
+
+
+def _check_max_length(directory: Path, max_length: int) -> None:
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return  # whether the file is needed, and what it must say, is not for here
+    most = most_tokens(config) if isinstance(config, dict) else None
+    if most is not None and max_length > most:
+        raise OptionError(f"max_length={max_length} is more than the {most} tokens that the model has positions for")
 
 
 def _override(spec: ModelSpec, overrides: Overrides) -> ModelSpec:

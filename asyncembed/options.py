@@ -74,9 +74,11 @@ class Options:
         local_files_only: Never use the network.
         token: Access token for the hub; None: the usual one, False: none.
         progress: A callback for download events; False: no progress bar; None: a bar in a terminal.
-        workers: Worker processes; None chooses from the cores, 0 computes in a thread of this process.
+        workers: Worker processes, each with its own copy of the model; None takes one per core, but no more than 4, and
+            shares the cores out among `WEB_CONCURRENCY` server processes; 0 computes in a thread of this process.
         threads: Threads that each worker computes with; None shares the cores out.
-        interactive_workers: Workers besides those, kept free for interactive calls: see `WorkerPool`.
+        interactive_workers: Workers besides those, kept free for interactive calls (`embed_query` and the like, and
+            streams with `priority="interactive"`): see `WorkerPool`.
         device: "auto" takes CUDA where it is installed and works, "cuda" demands it, "cpu" never asks.
         device_ids: Devices, one per worker, dealt out in turn.
         providers: Execution providers by name, or (name, options), instead of `device`.
@@ -84,7 +86,7 @@ class Options:
         batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None: never.
         precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", ...), where it has several.
         onnx_file: The ONNX file to take, as a path inside the repo.
-        max_length: Limit of an input in tokens, instead of the model's own.
+        max_length: Limit of an input in tokens, instead of the model's own; what is longer is cut.
         max_batch_tokens: Most tokens, padding included, computed in one run of the graph.
         max_batch_size: Most inputs computed in one run of the graph.
         max_in_flight: How many inputs a stream may read ahead of its consumer.
@@ -130,6 +132,8 @@ class Options:
         if self.precision is not None and self.onnx_file is not None:
             raise OptionError("give either precision or onnx_file, not both")
         if self.pool is not None:
+            if not isinstance(self.pool, WorkerPool):
+                raise OptionError(f"pool must be a WorkerPool; got {self.pool!r}")
             defaults = Options()
             clashing = [name for name in _POOL_KEYWORDS if getattr(self, name) != getattr(defaults, name)]
             if clashing:
@@ -212,3 +216,9 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise `OptionError` unless `value` is one of `choices`."""
     if value not in choices:
         raise OptionError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise `OptionError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} must be True or False; got {value!r}")

@@ -22,8 +22,8 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from asyncembed.engine.scheduler import Group, Item, Sink
-from asyncembed.engine.supervisor import WorkerPool
-from asyncembed.errors import AsyncEmbedError, OptionError, StateError
+from asyncembed.engine.supervisor import WorkerPool, check_count
+from asyncembed.errors import AsyncEmbedError, StateError
 from asyncembed.results import Output
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ class StreamState(Generic[InputT]):
     ) -> None:
         self.pool = pool
         self.keeps_inputs = False
+        self.skipped = 0
         self.feeder_scope = CancelScope()
         self.feeder_ended = Event()
         self._intake = intake
@@ -285,6 +286,7 @@ class StreamState(Generic[InputT]):
                 self._wake_feeder()
             if type(outcome) is _Failure:
                 if self._on_error == "skip":
+                    self.skipped += 1
                     continue
                 if self._on_error == "raise":
                     self.close(outcome.error)
@@ -328,10 +330,10 @@ class StreamState(Generic[InputT]):
 class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
     """Results as they become ready, in input order: an async iterator.
 
-    Nothing is read from the source before the first result is asked for. Leaving `async for` early, cancelling the
-    consumer or dropping the stream ends the reading of the source and withdraws what waits; while you keep a
-    reference, you can go on where you left. `aclose()`, or `async with`, ends it at once and waits for the source
-    to be closed.
+    Nothing is read from the source before the first result is asked for. `aclose()`, or leaving `async with`, ends the
+    stream at once: the reading of the source, which is closed, and what waits for a worker. Dropping the stream does so
+    too, as leaving `async for` does where nothing else refers to it. While something does (a variable, a kept
+    exception) it stays, filled as far as its window, so that you can go on where you left.
 
     A stream belongs to the event loop and the embedder that made it. Several tasks may take from one stream: each
     result goes to one of them.
@@ -406,22 +408,31 @@ class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
     def batches(self, size: int) -> "BatchStream[ResultT, CollectedT]":
         """The same results, up to `size` at a time: for a dense model, arrays of up to `size` rows.
 
-        Only the last one is smaller. Made for ingest into a database.
+        Only the last one is smaller. Made for ingest into a database; `with_inputs` comes before it.
         """
-        if size < 1:
-            raise OptionError(f"a batch has at least one result; got size={size}")
+        check_count("size", size, least=1, may_be_none=False)
         return BatchStream(self, size)
 
     async def collect(self) -> CollectedT:
         """All results: for a dense model one array (n, dim), else a list or an array of scores.
 
-        With `on_error="return"` it is a list wherever an error is among them.
+        With `on_error="return"` it is a list wherever an error is among them. Cancelled, it ends the stream.
         """
         results: list[ResultT] = []
-        while some := await self.take_some(FEED_CHUNK):
-            results += some
+        try:
+            while some := await self.take_some(FEED_CHUNK):
+                results += some
+        except BaseException:
+            # Whoever holds the stream, as a task or an exception may, cannot get at these results any more.
+            self._state.close()
+            raise
         # Assembling a large array copies all of it: not on the loop.
         return await to_thread.run_sync(self.output.assemble, results, limiter=self._state.pool.limiter)
+
+    @property
+    def skipped(self) -> int:
+        """How many inputs `on_error="skip"` has left out so far."""
+        return self._state.skipped
 
     async def take_some(self, most: int) -> list[ResultT]:
         """What is ready, up to `most` results; waits for the first of them. Empty at the end of the stream."""

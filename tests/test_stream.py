@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, I
 from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
@@ -443,8 +443,9 @@ async def test_batches_are_arrays_of_so_many_rows(model: TextEmbedding) -> None:
     assert np.concatenate(batches)[:, 2].tolist() == list(range(25))
     pairs = [pair async for pair in model.embed(texts(3)).with_inputs().batches(2)]
     assert [inputs for inputs, _ in pairs] == [["#0", "#1"], ["#2"]]
-    with pytest.raises(OptionError):
-        model.embed(texts(3)).batches(0)
+    for size in (0, 2.5, "3", None):
+        with pytest.raises(OptionError, match="size must be a whole number, 1 or more; got"):
+            model.embed(texts(3)).batches(cast(Any, size))
 
 
 async def test_collecting_gives_one_array(model: TextEmbedding) -> None:
@@ -467,7 +468,10 @@ async def test_an_input_that_cannot_be_embedded_ends_the_stream_in_its_turn(bad:
 
 async def test_errors_can_be_skipped_or_returned(model: TextEmbedding) -> None:
     inputs: list[Any] = ["#0", "bad", "#2", 3, "#4"]
-    assert await numbers(model.embed(inputs, on_error="skip")) == [0, 2, 4]
+    failed_before = model.stats().failed
+    stream = model.embed(inputs, on_error="skip")
+    assert await numbers(stream) == [0, 2, 4]
+    assert (stream.skipped, model.stats().failed - failed_before) == (2, 2)
     results = await model.embed(inputs, on_error="return").collect()
     assert [getattr(result, "index", None) for result in results] == [None, 1, None, 3, None]
     assert [number(results[i]) for i in (0, 2, 4)] == [0, 2, 4]
@@ -487,7 +491,9 @@ async def test_a_result_keeps_nothing_else_alive(model: TextEmbedding) -> None:
         assert vector.base is None
 
 
-@pytest.mark.parametrize("options", [{"on_error": "ignore"}, {"priority": "urgent"}])
+@pytest.mark.parametrize(
+    "options", [{"on_error": "ignore"}, {"priority": "urgent"}, {"ordered": "no"}, {"key": "text"}, {"truncate": 0}]
+)
 async def test_choices_are_checked_at_once(options: dict[str, Any], model: TextEmbedding) -> None:
     with pytest.raises(OptionError):
         model.embed(texts(3), **options)

@@ -169,6 +169,24 @@ def spec_from_directory(
     )
 
 
+_SPARE_POSITIONS = {
+    **dict.fromkeys(("albert", "bert", "distilbert", "electra"), 0),
+    # Their positions are counted from the padding token's id, which is 1.
+    **dict.fromkeys(("camembert", "mpnet", "roberta", "xlm-roberta"), 2),
+}
+"""Types of models that learn a vector for each position, so that no input can be longer: and how many of these vectors
+stand for no token."""
+
+
+def most_tokens(config: dict[str, Any]) -> int | None:
+    """The longest input that a model can compute, by its `config.json`; None where that does not tell."""
+    spare = _SPARE_POSITIONS.get(str(config.get("model_type")))
+    positions = _integer(config, "max_position_embeddings")
+    if spare is None or positions is None or config.get("position_embedding_type", "absolute") != "absolute":
+        return None
+    return positions - spare
+
+
 def choose_onnx_file(
     files: Collection[str], *, onnx_file: str | None = None, precision: str | None = None, model: str = ""
 ) -> str | None:

@@ -6,20 +6,21 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from inspect import signature
-from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar, Unpack, cast, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack, cast, get_args
 
-from anyio import AsyncContextManagerMixin, Event
+from anyio import Event
 from anyio.abc import TaskGroup
 
 from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.lookup import Catalogue, describe
 from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.encoders.encoder import Call
+from asyncembed.engine.lifetime import Openable, owned_task_group
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
-from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool, owned_task_group
+from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
 from asyncembed.opening import prepare
-from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, check_choice
+from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, check_bool, check_choice
 from asyncembed.results import COUNT, Matrix, Output, Vector, dense
 from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
 
@@ -42,7 +43,7 @@ class Opened:
     streams: set[StreamState[Any]] = field(default_factory=set)
 
 
-class Embedder(AsyncContextManagerMixin):
+class Embedder(Openable):
     """What the six classes share: they differ in what their inputs are and what a result looks like.
 
     Opening finds the model's files (downloading them if need be), starts the workers unless a pool is given, and has
@@ -51,7 +52,7 @@ class Embedder(AsyncContextManagerMixin):
     Args:
         model_name: A name of the catalogue (letter case does not matter), a repo on the hub, or a local directory (as
             a `Path`, always that); or a `ModelSpec` of your own.
-        options: See `Options`.
+        options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
 
     Raises:
         OptionError: An unknown keyword, or a value that cannot work.
@@ -67,43 +68,32 @@ class Embedder(AsyncContextManagerMixin):
             options, own=[one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
         )
         self._opened: Opened | None = None
-        self._is_opening = False
         self._was_closed = False
 
-    async def __aenter__(self) -> Self:  # type: ignore[misc] # marked as final, but its own error is none of ours
-        if self._opened is not None or self._is_opening:
-            raise StateError(f"this {type(self).__name__} is open already")
-        await super().__aenter__()
-        return self
-
     @asynccontextmanager
-    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        self._is_opening = True
-        try:
-            async with AsyncExitStack() as stack:
-                pool = self._options.pool
-                if pool is None:
-                    # The workers start while the files are being found.
-                    pool = await stack.enter_async_context(self._new_pool())
-                else:
-                    pool.check_loop()
-                config = await prepare(
-                    self._wanted(), self.family, self._options, overrides=self._overrides(), settings=self._settings()
-                )
-                model = pool.add_model(config)
-                stack.callback(pool.remove_model, model)
-                await pool.warm(model)
-                group = await stack.enter_async_context(owned_task_group())
-                opened = self._opened = Opened(pool, model, group, config.spec)
-                try:
-                    yield self
-                finally:
-                    self._opened = None
-                    self._was_closed = True
-                    for state in list(opened.streams):
-                        state.close(StateError("the embedder was closed before the stream had ended"))
-        finally:
-            self._is_opening = False
+    async def _lifetime(self) -> AsyncGenerator[None]:
+        async with AsyncExitStack() as stack:
+            pool = self._options.pool
+            if pool is None:
+                # The workers start while the files are being found.
+                pool = await stack.enter_async_context(self._new_pool())
+            else:
+                pool.check_loop()
+            config = await prepare(
+                self._wanted(), self.family, self._options, overrides=self._overrides(), settings=self._settings()
+            )
+            model = pool.add_model(config)
+            stack.callback(pool.remove_model, model)
+            await pool.warm(model)
+            group = await stack.enter_async_context(owned_task_group())
+            opened = self._opened = Opened(pool, model, group, config.spec)
+            try:
+                yield
+            finally:
+                self._opened = None
+                self._was_closed = True
+                for state in list(opened.streams):
+                    state.close(StateError("the embedder was closed before the stream had ended"))
 
     @property
     def model_name(self) -> str:
@@ -198,6 +188,9 @@ class Embedder(AsyncContextManagerMixin):
         opened = self._require_open()
         check_choice("priority", priority, get_args(PriorityName))
         check_choice("on_error", on_error, get_args(OnError))
+        check_bool("ordered", ordered)
+        if key is not None and not callable(key):
+            raise OptionError(f"key must be a function that takes the input out of a record; got {key!r}")
         _check_source(source)
         intake = self._intake(self._group_of(opened, call), Priority[priority.upper()], measure, key)
 
@@ -282,10 +275,12 @@ class ModelIntake:
         try:
             value = record if self._key is None else self._key(record)
         except Exception as error:
+            self._model.failed += 1
             raise InputError(f"key= failed: {type(error).__name__}: {error}", index=index) from error
         try:
             units, size_bytes = self._measure(value)
         except InputError as error:
+            self._model.failed += 1
             error.index = index
             raise
         return self._make_item(value, units, index, sink), size_bytes
@@ -301,7 +296,7 @@ class ModelIntake:
         tokens = self._model.estimate_tokens(units)
         if tokens >= self._most_tokens:
             tokens, units = self._most_tokens, 0  # cut: says nothing of how many tokens a unit is
-        return Item(value, tokens, self.group, self._priority, sink, index, units)
+        return Item(_plain(value), tokens, self.group, self._priority, sink, index, units)
 
 
 class _Request:
@@ -339,6 +334,18 @@ def measure_text(value: object) -> tuple[int, int]:
         hint = "; decode it first" if isinstance(value, bytes) else ""
         raise InputError(f"expected a str, got {type(value).__name__}{hint}")
     return len(value), sys.getsizeof(value)
+
+
+def _plain(value: object) -> object:
+    """A text, or the texts of a pair, as `str` itself: a subclass may not survive pickling, or bring much along."""
+    kind = type(value)
+    if kind is str:
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if kind is tuple or kind is list:
+        return tuple(map(_plain, cast("tuple[object, ...]", value)))
+    return value
 
 
 def _check_name(model_name: object) -> None:

@@ -31,10 +31,11 @@ class TextCrossEncoder(Embedder):
     be compared.
 
     Args:
-        model_name: See `Embedder`; any model for sequence classification with one label.
+        model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`: any model for
+            sequence classification with one label.
         activation: "none" gives the model's logits, "sigmoid" maps them to 0..1.
         truncate: Cut pairs over the length limit, the longer text first; False makes such a pair an `InputError`.
-        options: See `Options`.
+        options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
     """
 
     family = "cross_encoder"

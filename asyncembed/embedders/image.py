@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Unpack
 
 from anyio import CancelScope, move_on_after
 from anyio.abc import TaskGroup
@@ -50,7 +50,7 @@ class ImageEmbedder(Embedder):
     are fetched and file objects read beforehand, up to 16 at a time; see `asyncembed.embedders.fetch`.
 
     Args:
-        model_name: See `Embedder`.
+        model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`.
         fast_decode: Decode JPEGs at a reduced scale, at least twice of what the model needs in each direction. Several
             times as fast for large photographs; the vectors change a little (cosine about 0.999).
         apply_orientation: Turn images as their EXIF tag says. Off by default: so are the models' reference numbers.
@@ -58,7 +58,7 @@ class ImageEmbedder(Embedder):
         allow_private_urls: Also fetch from private, loopback and link-local addresses.
         max_url_bytes: Most bytes behind one URL.
         url_timeout: Most seconds for one URL, redirects included.
-        options: See `Options`.
+        options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
 
     Raises:
         OptionError: An unknown keyword, or a value that cannot work.
@@ -92,10 +92,10 @@ class ImageEmbedder(Embedder):
         self._fetcher = UrlFetcher(limits)
 
     @asynccontextmanager
-    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        async with super().__asynccontextmanager__():
+    async def _lifetime(self) -> AsyncGenerator[None]:
+        async with super()._lifetime():
             try:
-                yield self
+                yield
             finally:
                 with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
                     await self._fetcher.aclose()
@@ -213,12 +213,14 @@ class ImageEmbedding(ImageEmbedder):
     pixel by pixel.
 
     Args:
-        model_name: See `Embedder`; a directory or repo needs a `preprocessor_config.json`.
+        model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`; a directory or
+            repo needs a `preprocessor_config.json`.
         pooling: For a graph that gives a vector per token: "cls" takes the first. "none" takes what the graph gives.
         normalize: Whether vectors are scaled to unit length; None: as the catalogue says, and yes for other models.
         truncate_dim: Keep only this many leading components, then normalise again (Matryoshka).
         dtype: "float32" or "float16".
-        options: See `ImageEmbedder` and `Options`.
+        options: Those of `ImageEmbedder`, and those that all six classes share (`workers`, `device`, `pool`, ...): see
+            `asyncembed.Options`.
     """
 
     family = "image"

@@ -26,10 +26,10 @@ class LateInteractionTextEmbedding(Embedder):
     rows for padding, and is what its text alone gives. `maxsim_scores` compares them, `Muvera` makes each one vector.
 
     Args:
-        model_name: See `Embedder`.
+        model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`.
         truncate: Cut inputs over the length limit; False makes such an input an `InputError`.
         dtype: "float32" or "float16".
-        options: See `Options`.
+        options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
 
     Raises:
         OptionError: An unknown keyword, or a value that cannot work.

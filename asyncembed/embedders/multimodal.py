@@ -27,10 +27,11 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder):
     A matrix has no rows for padding, so it is what its input alone gives.
 
     Args:
-        model_name: See `Embedder`.
+        model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`.
         truncate: Cut texts over the length limit; False makes such a text an `InputError`.
         dtype: "float32" or "float16".
-        options: See `ImageEmbedder` and `Options`.
+        options: Those of `ImageEmbedder`, and those that all six classes share (`workers`, `device`, `pool`, ...): see
+            `asyncembed.Options`.
     """
 
     family = "late_interaction_multimodal"

@@ -37,7 +37,8 @@ class SparseTextEmbedding(Embedder):
     which only see queries do without it.
 
     Args:
-        model_name: See `Embedder`. BM25 with `stopwords` or `disable_stemmer` needs no files at all.
+        model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`. BM25 with
+            `stopwords` or `disable_stemmer` needs no files at all.
         k: BM25, miniCOIL: how late further occurrences of a term stop to count (1.2).
         b: BM25, miniCOIL: how much a long document is discounted, 0 to 1 (0.75).
         avg_len: BM25, miniCOIL: terms of an average document of the collection (256; miniCOIL 150).
@@ -50,7 +51,7 @@ class SparseTextEmbedding(Embedder):
         stopwords: BM25: words that do not count, instead of the language's; empty: all do.
         alpha: BM42: exponent of a word's weight (0.5).
         truncate: Cut inputs over the length limit; False makes such an input an `InputError`. BM25 has no limit.
-        options: See `Options`.
+        options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
 
     Raises:
         OptionError: A keyword or value that cannot work; on opening, one that the model does not have.

@@ -51,7 +51,7 @@ class TextEmbedding(Embedder):
     A vector is float32 (dim,) unless `dtype` or `output` asks otherwise.
 
     Args:
-        model_name: See `Embedder`.
+        model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`.
         pooling: From hidden states to one vector, instead of what the model's files say: "cls", "mean", "max",
             "weighted_mean", "mean_sqrt_len", "last_token", or "none" for a graph that pools by itself.
         normalize: Whether vectors are scaled to unit length, instead of what the model's files say.
@@ -66,7 +66,7 @@ class TextEmbedding(Embedder):
         dtype: "float32" or "float16".
         output: "float"; "int8", which needs `int8_ranges`; or "binary", eight components to a byte, as int8.
         int8_ranges: Smallest and largest value of each component, float32 (2, dim), from a sample of the corpus.
-        options: See `Options`.
+        options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
     """
 
     family = "text"
@@ -136,7 +136,8 @@ class TextEmbedding(Embedder):
             ordered: Whether results come in input order, or as they are ready.
             on_error: What becomes of an input that has no vector: "raise" ends the stream with its error, "skip"
                 leaves it out, "return" gives the error in the place of the vector.
-            call: See `TextCall`.
+            call: `prompt`, `prompt_name`, `task`, `truncate`, `truncate_dim`: for this call, instead of what the
+                constructor said. See `asyncembed.TextCall`.
 
         Returns:
             A stream of arrays (dim,).
@@ -178,13 +179,21 @@ class TextEmbedding(Embedder):
     # ---------------------------------------------------------------- a few inputs, at once
 
     async def embed_query(self, query: str, **call: Unpack[TextCall]) -> Vector:
-        """The vector of one query: (dim,). Goes before bulk work."""
+        """The vector of one query: float32 (dim,) unless `dtype` or `output` asks otherwise. Goes before bulk work.
+
+        With the query prompt or task, where the model has one and it is switched on. The keywords, and the errors, are
+        those of `embed`; an `InputError` has no `index`.
+        """
         opened = self._require_open()
         asked = self._call_of(opened, "query", call)
         return await self._one(query, measure_text, asked, self._dense_output(asked))
 
     async def embed_documents(self, documents: Iterable[str], **call: Unpack[TextCall]) -> Matrix:
-        """The vectors of some passages: (n, dim), rows in input order. Goes before bulk work."""
+        """The vectors of some passages: (n, dim), rows in input order. Goes before bulk work.
+
+        With the passage prompt or task, where the model has one and it is switched on. The keywords, and the errors,
+        are those of `embed`; for more than some hundred passages `passage_embed` is the better way.
+        """
         return await self.passage_embed(documents, priority="interactive", **call).collect()
 
     async def token_count(self, texts: Source[str], **call: Unpack[TextCall]) -> int:

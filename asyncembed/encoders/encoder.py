@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.errors import InputError
+from asyncembed.errors import InputError, OptionError
 from asyncembed.runtime.session import SessionOptions
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class Call:
     dtype: Literal["float32", "float16"] = "float32"
     output: Literal["float", "int8", "binary"] = "float"
     settings: tuple[tuple[str, object], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.truncate, bool):
+            raise OptionError(f"truncate must be True or False; got {self.truncate!r}")
 
 
 @dataclass(slots=True)

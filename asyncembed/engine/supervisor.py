@@ -16,21 +16,13 @@ from logging import getLogger
 from math import ceil, inf
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
-from anyio import (
-    AsyncContextManagerMixin,
-    CancelScope,
-    CapacityLimiter,
-    Event,
-    create_task_group,
-    get_cancelled_exc_class,
-    to_thread,
-)
-from anyio.abc import TaskGroup
+from anyio import CancelScope, CapacityLimiter, Event, to_thread
 
 from asyncembed.engine import child
+from asyncembed.engine.lifetime import Openable, owned_task_group
 from asyncembed.engine.scheduler import Batch, Item, Priority, Scheduler
 from asyncembed.engine.wakeup import Loop, completion
 from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone, WorkersImpossible
@@ -97,7 +89,7 @@ class Stats:
         in_flight: Batches that a worker has and has not answered.
         batches: Batches computed.
         items: Inputs computed.
-        failed: Inputs that got an error instead of a result.
+        failed: Inputs that got an error instead of a result, those that never reached a worker included.
         tokens: Real tokens computed.
         padded_tokens: Tokens computed, padding included.
         batch_seconds: Median time of the latest batches, from sending to answer.
@@ -227,7 +219,7 @@ class _Slot:
         return len(self.in_flight) < MAX_DEPTH and in_flight_seconds < ROUND_TRIP_SECONDS / ROUND_TRIP_SHARE
 
 
-class WorkerPool(AsyncContextManagerMixin):
+class WorkerPool(Openable):
     """Worker processes that several embedders can share.
 
     ```python
@@ -242,7 +234,8 @@ class WorkerPool(AsyncContextManagerMixin):
             cannot be ended).
         threads: Threads that each worker computes with; None shares the cores out.
         interactive_workers: Workers besides those, kept free for interactive calls: a query then need not wait for the
-            batch of an ingest that each of the others has, at the price of one more copy of the model per worker.
+            batch of an ingest that each of the others has. Each holds one more copy of the models, and shares the cores
+            with the others while both compute; with `workers=0` it is a thread, too.
         device_ids: Devices, one per worker, dealt out in turn; without `workers` there is one worker for each.
         batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
 
@@ -282,14 +275,8 @@ class WorkerPool(AsyncContextManagerMixin):
         self._loop: Loop | None = None
         self._is_open = False
 
-    async def __aenter__(self) -> Self:  # type: ignore[misc] # marked as final, but its own error is none of ours
-        if self._is_open:
-            raise StateError("the worker pool is open already")
-        await super().__aenter__()
-        return self
-
     @asynccontextmanager
-    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+    async def _lifetime(self) -> AsyncGenerator[None]:
         self._loop = Loop()
         self._limiter = CapacityLimiter(inf)
         self._failure = None
@@ -299,7 +286,7 @@ class WorkerPool(AsyncContextManagerMixin):
                 for slot in self._slots:
                     slot.is_given_up = False
                     group.start_soon(self._serve, slot)
-                yield self
+                yield
         finally:
             self._is_open = False
             self._fail_all(StateError("the worker pool was closed"))
@@ -401,7 +388,9 @@ class WorkerPool(AsyncContextManagerMixin):
         self._check_open()
         assert self._loop is not None
         if not self._loop.is_running_here():
-            raise StateError("this was opened on another event loop; use it there, or open another one on this loop")
+            raise StateError(
+                "this was opened on another event loop, or none runs here; use it there, or open another one here"
+            )
 
     @property
     def loop(self) -> Loop:
@@ -419,7 +408,7 @@ class WorkerPool(AsyncContextManagerMixin):
 
     def _check_open(self) -> None:
         if not self._is_open:
-            raise StateError("not open: use it inside `async with`")
+            raise StateError("the worker pool is not open: use it inside `async with`")
 
     # ---------------------------------------------------------------- the life of one worker
 
@@ -792,34 +781,6 @@ def _as_failure(error: BaseException) -> child.Failed:
             f"the batch could not be computed, or not sent (it travels by pickle): {type(error).__name__}: {error}"
         )
     )
-
-
-@asynccontextmanager
-async def owned_task_group() -> AsyncGenerator[TaskGroup]:
-    """A task group that ends with the block, and whose block's exceptions come out as they are.
-
-    A plain group would wrap whatever the caller's own code raises in an `ExceptionGroup`. So the exception is kept
-    while the group closes, and raised afterwards. A failure of one of the group's tasks comes out unwrapped too.
-    """
-    failure: BaseException | None = None
-    try:
-        async with create_task_group() as group:
-            try:
-                yield group
-            except get_cancelled_exc_class():
-                raise
-            except BaseException as error:  # noqa: BLE001 (raised again below)
-                failure = error
-            finally:
-                group.cancel_scope.cancel()
-    except BaseExceptionGroup as errors:
-        if failure is not None:
-            raise failure from errors
-        if len(errors.exceptions) > 1:
-            raise
-        raise errors.exceptions[0] from None
-    if failure is not None:
-        raise failure
 
 
 def check_count(name: str, value: object, *, least: int, may_be_none: bool = True) -> None:

@@ -54,6 +54,22 @@ async def test_a_query_that_is_no_text_names_no_index(model: TextEmbedding) -> N
     assert caught.value.index is None
 
 
+async def test_a_subclass_of_str_is_the_text_that_it_holds(model: TextEmbedding) -> None:
+    """Whatever else it holds, as parsers' strings hold their document, and even if it cannot be pickled."""
+
+    class Part(str):
+        __slots__ = ("document",)
+
+        def __reduce_ex__(self, protocol: object) -> str:
+            raise TypeError("not over the wire")
+
+        def __str__(self) -> str:
+            return "something else"
+
+    assert (await model.embed_query(Part("#5")))[2] == 5
+    assert (await model.embed_documents([Part("#1"), "#2"]))[:, 2].tolist() == [1, 2]
+
+
 async def test_a_cancelled_query_is_withdrawn(pool: WorkerPool, tmp_path: Path, gate: Path) -> None:
     mark = tmp_path / "mark"
     async with TextEmbedding(ECHO, pool=pool, max_batch_size=1) as model:
@@ -70,6 +86,28 @@ async def test_a_cancelled_query_is_withdrawn(pool: WorkerPool, tmp_path: Path, 
             gate.touch()
         assert not mark.exists()
         assert (await model.embed_query("#1"))[2] == 1
+
+
+async def test_a_cancelled_call_for_documents_is_withdrawn_whoever_remembers_it(pool: WorkerPool, gate: Path) -> None:
+    """An exception that is kept, as tasks keep theirs, keeps the call's frames, and so its stream, alive."""
+    kept: list[BaseException] = []
+
+    async def ask(model: TextEmbedding) -> None:
+        try:
+            await model.embed_documents([f"wait:{gate}"] * 20)
+        except BaseException as error:
+            kept.append(error)
+            raise
+
+    async with TextEmbedding(ECHO, pool=pool, max_batch_size=1) as model:
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask, model)
+            await until(lambda: model.stats().in_flight + model.stats().queued == 20)
+            assert model.stats().queued > 0
+            group.cancel_scope.cancel()
+        assert len(kept) == 1
+        assert model.stats().queued == 0
+        gate.touch()
 
 
 async def test_a_query_cancelled_while_it_is_computed_disturbs_nobody(pool: WorkerPool, gate: Path) -> None:
@@ -186,6 +224,20 @@ async def test_two_embedders_live_side_by_side() -> None:
 # ---------------------------------------------------------------- misuse
 
 
+@pytest.mark.parametrize("what", [TextEmbedding(ECHO, workers=0), WorkerPool(workers=0)], ids=["embedder", "pool"])
+async def test_what_one_task_opened_another_cannot_close(what: TextEmbedding | WorkerPool) -> None:
+    async with nothing_left_behind(), what:
+
+        async def close() -> None:
+            with pytest.raises(StateError, match="was opened in another task"):
+                await what.__aexit__(None, None, None)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(close)
+    with pytest.raises(StateError, match="is not open"):
+        await what.__aexit__(None, None, None)
+
+
 async def test_an_embedder_is_used_while_it_is_open(pool: WorkerPool) -> None:
     model = TextEmbedding(ECHO, pool=pool)
     with pytest.raises(StateError, match="is not open: use it inside `async with`"):
@@ -223,7 +275,7 @@ async def test_an_embedder_is_not_used_from_a_thread_without_a_loop(model: TextE
 
 
 async def test_a_pool_is_opened_before_its_embedders() -> None:
-    with pytest.raises(StateError, match="not open"):
+    with pytest.raises(StateError, match="the worker pool is not open"):
         async with TextEmbedding(ECHO, pool=WorkerPool(workers=1)):
             pytest.fail("it cannot open")
 
@@ -236,6 +288,9 @@ async def test_a_pool_is_opened_before_its_embedders() -> None:
         ({"workers": -1}, "workers must be a whole number, 0 or more"),
         ({"max_in_flight": 0}, "max_in_flight must be a whole number, 1 or more"),
         ({"pool": WorkerPool(workers=1), "workers": 2}, "give this to the WorkerPool instead"),
+        ({"pool": WorkerPool(workers=1), "interactive_workers": 1}, "give this to the WorkerPool instead"),
+        ({"pool": 3}, "pool must be a WorkerPool; got 3"),
+        ({"truncate": "no"}, "truncate must be True or False; got 'no'"),
     ],
 )
 def test_keywords_that_cannot_work_are_refused_at_once(options: dict[str, Any], message: str) -> None:

@@ -189,17 +189,21 @@ async def test_a_result_that_cannot_be_pickled_fails_alone(pool: WorkerPool) -> 
 
 
 async def test_an_input_that_cannot_be_pickled_fails_alone(pool: WorkerPool) -> None:
-    class Stubborn(str):
-        __slots__ = ()
-
+    class Stubborn:
         def __reduce_ex__(self, protocol: object) -> str:
             raise TypeError("not over the wire")
 
-    async with TextEmbedding(ECHO, pool=pool) as model:
-        texts = numbered(6)
-        error = only_error(await numbers(model, [*texts[:4], Stubborn(texts[4]), texts[5]]), 4)
-        assert isinstance(error, EncodeError)
-        assert "not over the wire" in str(error)
+    model = pool.add_model(EncoderConfig(spec=ECHO, directory=Path()))
+    inbox = Inbox()
+    values: list[object] = ["#0", "#1", Stubborn(), "#3"]
+    group = Group(model.key, Call(), 2048, 8)
+    pool.submit([Item(value, 3, group, Priority.BULK, inbox, index) for index, value in enumerate(values)])
+    await until(lambda: len(inbox.heard) == 4)
+    pool.remove_model(model)
+    error = inbox.heard.pop(2)
+    assert isinstance(error, EncodeError)
+    assert "not over the wire" in str(error)
+    assert {index: int(cast(Any, row)[2]) for index, row in inbox.heard.items()} == {0: 0, 1: 1, 3: 3}
 
 
 # ---------------------------------------------------------------- loading
