@@ -4,7 +4,7 @@
 
 The source is a list, or an iterator that is read in a thread; memory is that of all processes. There is no other
 side: an item's cost is compared with that of a plain `async for` over an async generator that yields arrays. The token
-budget is that of a graph (64 of these items in a batch), then that of a model without one (as many as wait).
+budget is that of a graph (32 of these items in a batch), then that of a model without one (as many as wait).
 """
 
 import argparse

@@ -296,7 +296,9 @@ class ModelIntake:
         tokens = self._model.estimate_tokens(units)
         if tokens >= self._most_tokens:
             tokens, units = self._most_tokens, 0  # cut: says nothing of how many tokens a unit is
-        return Item(_plain(value), tokens, self.group, self._priority, sink, index, units)
+        if type(value) is not str:
+            value = _plain(value)
+        return Item(value, tokens, self.group, self._priority, sink, index, units)
 
 
 class _Request:
@@ -338,13 +340,10 @@ def measure_text(value: object) -> tuple[int, int]:
 
 def _plain(value: object) -> object:
     """A text, or the texts of a pair, as `str` itself: a subclass may not survive pickling, or bring much along."""
-    kind = type(value)
-    if kind is str:
-        return value
     if isinstance(value, str):
         return str.__str__(value)
-    if kind is tuple or kind is list:
-        return tuple(map(_plain, cast("tuple[object, ...]", value)))
+    if isinstance(value, tuple | list):
+        return tuple(map(_plain, value))
     return value
 
 
