@@ -198,5 +198,10 @@ class WorkerCrashed(WorkerError):  # noqa: N818 (reads as the event it reports)
     """The worker died, or did not answer in time, on this very input; all others were computed."""
 
 
+OF_ONE_INPUT = (InputError, EncodeError, WorkerCrashed)
+"""The errors that `on_error=` decides about. All others, as that the embedder was closed, end their stream, as they
+concern whatever comes."""
+
+
 def _at(index: int | None, message: str) -> str:
     return message if index is None else f"input {index}: {message}"

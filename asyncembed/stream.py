@@ -23,7 +23,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from asyncembed.engine.scheduler import Group, Item, Sink
 from asyncembed.engine.supervisor import WorkerPool, check_count
-from asyncembed.errors import AsyncEmbedError, StateError
+from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, StateError
 from asyncembed.results import Output
 
 if TYPE_CHECKING:
@@ -285,11 +285,11 @@ class StreamState(Generic[InputT]):
             if self._wanted_room:
                 self._wake_feeder()
             if type(outcome) is _Failure:
+                if self._on_error == "raise" or not isinstance(outcome.error, OF_ONE_INPUT):
+                    self.close(outcome.error)
+                    continue
                 if self._on_error == "skip":
                     self.skipped += 1
-                    continue
-                if self._on_error == "raise":
-                    self.close(outcome.error)
                     continue
                 outcome = outcome.error
             return (pending.record, outcome) if self.keeps_inputs else outcome
@@ -325,6 +325,11 @@ class StreamState(Generic[InputT]):
     def is_closed(self) -> bool:
         """Whether nothing more can come of it."""
         return self._is_closed
+
+    @property
+    def end(self) -> BaseException | None:
+        """The error that it ended with."""
+        return self._end
 
 
 class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
@@ -434,6 +439,11 @@ class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
         """How many inputs `on_error="skip"` has left out so far."""
         return self._state.skipped
 
+    @property
+    def end(self) -> BaseException | None:
+        """The error that it ended with, once that was raised."""
+        return self._state.end
+
     async def take_some(self, most: int) -> list[ResultT]:
         """What is ready, up to `most` results; waits for the first of them. Empty at the end of the stream."""
         self._start()
@@ -445,9 +455,9 @@ class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
                     results.append(cast(ResultT, outcome))
             except StopAsyncIteration:
                 return results
-            except Exception:
+            except BaseException as error:
                 # What came before the error goes out first; the error comes again with the next call.
-                if results:
+                if results and error is self.end:
                     return results
                 raise
             if results:
@@ -477,8 +487,8 @@ class BatchStream(Generic[ResultT, CollectedT]):
         while len(self._taken) < self._size:
             try:
                 some = await self._stream.take_some(self._size - len(self._taken))
-            except Exception:
-                if self._taken:
+            except BaseException as error:
+                if self._taken and error is self._stream.end:
                     break  # the error comes again with the next call
                 raise
             if not some:
@@ -486,7 +496,8 @@ class BatchStream(Generic[ResultT, CollectedT]):
             self._taken += some
         if not self._taken:
             raise StopAsyncIteration
-        batch, self._taken = self._taken, []
+        # Several tasks may have filled it together.
+        batch, self._taken = self._taken[: self._size], self._taken[self._size :]
         return self._stream.output.assemble(batch)
 
     async def aclose(self) -> None:

@@ -20,7 +20,14 @@ from hypothesis import strategies as st
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.engine.supervisor import WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
-from asyncembed.stream import FIRST_READ, TURN_SECONDS, WAITING_BATCHES, WAITING_BATCHES_PER_WORKER, EmbeddingStream
+from asyncembed.stream import (
+    FIRST_READ,
+    TURN_SECONDS,
+    WAITING_BATCHES,
+    WAITING_BATCHES_PER_WORKER,
+    EmbeddingStream,
+    OnError,
+)
 from tests.support.encoders import ECHO, with_settings
 from tests.support.waiting import nothing_left_behind, run_in_a_loop_of_its_own, until
 
@@ -360,6 +367,20 @@ async def test_a_source_may_end_the_program(kind: str, model: TextEmbedding) -> 
         await model.embed(Source(make).of_kind(kind)).collect()
 
 
+@pytest.mark.parametrize("kind", ["generator", "async generator"])
+async def test_what_came_before_the_end_of_the_program_is_not_lost(kind: str, model: TextEmbedding) -> None:
+    def make(i: int) -> str:
+        if i == 7:
+            raise SystemExit(5)
+        return f"#{i}"
+
+    seen: list[int] = []
+    with pytest.raises(SystemExit):
+        async for batch in model.embed(Source(make).of_kind(kind)).batches(5):
+            seen += [number(row) for row in batch]
+    assert seen == list(range(7))
+
+
 async def test_a_source_that_cannot_begin(model: TextEmbedding) -> None:
     class Broken:
         def __iter__(self) -> Iterator[str]:
@@ -694,6 +715,29 @@ async def test_several_tasks_may_take_from_one_stream(model: TextEmbedding) -> N
     assert sorted(seen) == list(range(500))
 
 
+async def test_several_tasks_may_take_batches_from_one_stream(model: TextEmbedding) -> None:
+    async def source() -> AsyncIterator[str]:
+        for i in range(60):
+            if i % 3:
+                await anyio.sleep(0.002)
+            yield f"#{i}"
+
+    batches = model.embed(source()).batches(4)
+    seen: list[int] = []
+    sizes: list[int] = []
+
+    async def consume() -> None:
+        async for batch in batches:
+            sizes.append(len(batch))
+            seen.extend(number(row) for row in batch)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(consume)
+    assert sorted(seen) == list(range(60))
+    assert max(sizes) <= 4
+
+
 async def test_closing_the_embedder_ends_its_streams(pool: WorkerPool) -> None:
     async with nothing_left_behind():
         source, unread = Source(), Source()
@@ -724,6 +768,38 @@ async def test_closing_the_embedder_wakes_a_consumer_in_another_task(pool: Worke
             await until(lambda: model.stats().in_flight == 1)
         gate.touch()
     assert len(errors) == 1
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip", "return"])
+@pytest.mark.parametrize("kind", ["list", "async generator"])
+async def test_a_pool_that_closes_ends_the_streams_of_embedders_in_other_tasks(kind: str, on_error: OnError) -> None:
+    """Whatever becomes of bad inputs: it is no input that is to blame, and results would be missing in silence."""
+    closed, begun = anyio.Event(), anyio.Event()
+    seen: list[int] = []
+
+    async def more() -> AsyncIterator[str]:
+        for i in range(3):
+            yield f"#{i}"
+        await closed.wait()
+        for i in range(3, 6):
+            yield f"#{i}"
+
+    async def consume(pool: WorkerPool) -> None:
+        async with TextEmbedding(ECHO, pool=pool, max_in_flight=4) as model:
+            source: Any = texts(400) if kind == "list" else more()
+            with pytest.raises(StateError, match="was closed"):
+                async for row in model.embed(source, on_error=on_error):
+                    seen.append(number(row))
+                    if len(seen) == 3:
+                        begun.set()
+                        await closed.wait()
+
+    async with nothing_left_behind(), anyio.create_task_group() as group:
+        async with WorkerPool(workers=1) as pool:
+            group.start_soon(consume, pool)
+            await begun.wait()
+        closed.set()
+    assert seen == list(range(len(seen)))
 
 
 def test_a_stream_dropped_after_its_loop_has_ended_is_no_trouble(anyio_backend: str) -> None:

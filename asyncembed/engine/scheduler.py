@@ -102,6 +102,11 @@ class Batch:
     kills: int = 0
 
     @property
+    def priority(self) -> Priority:
+        """The lane that its items waited in."""
+        return self.items[0].priority
+
+    @property
     def size(self) -> int:
         """Estimated tokens, padding included."""
         return max(item.size for item in self.items) * len(self.items)
@@ -270,7 +275,7 @@ class Scheduler:
     def _settle(self, batch: Batch) -> None:
         if not self.waiting(Priority.BULK):
             self._bulk_debt = 0.0  # whoever was kept waiting has been served
-        elif batch.items[0].priority is Priority.BULK:
+        elif batch.priority is Priority.BULK:
             # However small it was: the next batch is an interactive one.
             self._bulk_debt = min(1.0, max(0.0, self._bulk_debt - batch.load))
         else:

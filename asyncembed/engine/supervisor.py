@@ -6,7 +6,7 @@ between two awaits; a worker's answers arrive there through `Loop.post`. Nothing
 
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager, suppress
 from copy import copy
@@ -27,6 +27,7 @@ from asyncembed.engine.scheduler import Batch, Item, Priority, Scheduler
 from asyncembed.engine.wakeup import Loop, completion
 from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone, WorkersImpossible
 from asyncembed.errors import (
+    OF_ONE_INPUT,
     AsyncEmbedError,
     EncodeError,
     InputError,
@@ -47,6 +48,9 @@ LOAD_TIMEOUT_SECONDS = 900.0
 
 START_TIMEOUT_SECONDS = 60.0
 """A worker that does not say hello by then is given up: the interpreter alone takes 0.1 s."""
+
+DEATH_GRACE_SECONDS = 1.0
+"""How long the last answers of a worker that died, and the word that there are no more, may take to arrive."""
 
 SPECIAL_TOKENS = 2
 """Put around every text by most tokenizers."""
@@ -193,6 +197,8 @@ class _Slot:
     death: str | None = None
     """Why the worker is no longer usable."""
     crashes_in_a_row: int = 0
+    fatal_model: int | None = None
+    """The model whose loading killed the last worker."""
     batch_seconds: float = 0.0
     seconds_per_token: float = 0.0
     is_given_up: bool = False
@@ -266,7 +272,9 @@ class WorkerPool(Openable):
             _Slot(index, is_reserved=index >= reserved_from) for index in range(reserved_from + interactive_workers)
         ]
         self._scheduler = Scheduler()
+        # What comes before all that waits, and whether interactive work went before the first bulk batch of it.
         self._retries: list[Batch] = []
+        self._has_yielded = False
         self._models: dict[int, PooledModel] = {}
         self._next_key = 0
         self._restarts = 0
@@ -328,11 +336,13 @@ class WorkerPool(Openable):
         self._check_open()
         model.is_wanted = model.is_warming = True
         model.load_error = None
+        model.load_crashes = 0
         for slot in self._slots:
             slot.changed.set()
         try:
             while True:
-                self._check_open()
+                if model.key not in self._models:
+                    raise StateError(f"the worker pool was closed while {model.config.spec.name} was being loaded")
                 if self._failure is not None:
                     raise self._failure
                 if model.load_error is not None:
@@ -345,13 +355,21 @@ class WorkerPool(Openable):
             model.is_warming = False
 
     def submit(self, items: Iterable[Item]) -> None:
-        """Let items wait for a worker. Their sinks hear of each of them exactly once, unless withdrawn."""
-        self._check_open()
+        """Let items wait for a worker. Their sinks hear of each of them exactly once, unless withdrawn.
+
+        It never raises: an item that cannot be computed, as the pool or its model was closed, hears so by its sink.
+        """
         if self._failure is not None:
             for item in items:
-                item.sink.fail(item.index, self._failure)
+                _fail_item(item, self._failure)
             return
-        self._scheduler.add(items)
+        known = []
+        for item in items:
+            if item.group.model in self._models:
+                known.append(item)
+            else:
+                _fail_item(item, StateError("the worker pool, or the embedder, was closed"))
+        self._scheduler.add(known)
         self._wake_idle()
 
     def withdraw(self, items: Sequence[Item]) -> None:
@@ -364,9 +382,13 @@ class WorkerPool(Openable):
         """A snapshot of the whole pool, or of one model; the queue and the workers are always the pool's."""
         models = [model] if model is not None else list(self._models.values())
         seconds = [value for known in models for value in known.batch_seconds]
+        queued = {priority: self._scheduler.waiting(priority) for priority in Priority}
+        for batch in self._batches_put_back():
+            for item in batch.items:
+                queued[item.priority] += 1
         return Stats(
-            queued_interactive=self._scheduler.waiting(Priority.INTERACTIVE),
-            queued_bulk=self._scheduler.waiting(Priority.BULK),
+            queued_interactive=queued[Priority.INTERACTIVE],
+            queued_bulk=queued[Priority.BULK],
             in_flight=sum(len(slot.in_flight) for slot in self._slots),
             batches=sum(known.batches for known in models),
             items=sum(known.items for known in models),
@@ -471,12 +493,14 @@ class WorkerPool(Openable):
                     break
 
     async def _watch_death(self, slot: _Slot, worker: Worker) -> None:
-        # A worker with work in flight reports its death through its futures; an idle one only here.
+        # A worker with work in flight reports its death through its futures, after the answers that it sent before; an
+        # idle one only here.
         if worker.death_fd is not None and os.name == "posix":
             await anyio.wait_readable(worker.death_fd)
-            if not slot.in_flight:
-                slot.death = slot.death or "ended unexpectedly"
-                slot.changed.set()
+            if slot.in_flight:
+                await anyio.sleep(DEATH_GRACE_SECONDS)
+            slot.death = slot.death or "ended unexpectedly"
+            slot.changed.set()
 
     def _dispatch(self, slot: _Slot, worker: Worker) -> None:
         """Give the worker what it has room for: models to load first, then batches."""
@@ -502,11 +526,16 @@ class WorkerPool(Openable):
             slot.death = slot.death or "ended unexpectedly"
 
     def _missing_model(self, slot: _Slot) -> PooledModel | None:
-        """A model that is to be loaded ahead of its first batch, and is not loaded here."""
-        for model in self._models.values():
-            if model.is_wanted and model.key not in slot.loaded and model.load_error is None:
-                return model
-        return None
+        """A model that is to be loaded ahead of its first batch, and is not loaded here.
+
+        One that killed the worker while it was loaded comes last: the others need not suffer.
+        """
+        missing = [
+            model
+            for model in self._models.values()
+            if model.is_wanted and model.key not in slot.loaded and model.load_error is None
+        ]
+        return min(missing, key=lambda model: model.key == slot.fatal_model, default=None)
 
     def _next_batch(self, slot: _Slot) -> Batch | None:
         if slot.held is not None:
@@ -517,14 +546,16 @@ class WorkerPool(Openable):
         if has_suspect or not slot.has_room:
             return None
         self._retries = [batch for batch in self._retries if _drop_withdrawn(batch)]
-        retry = next((batch for batch in self._retries if self._may_take(slot, batch.items[0].priority)), None)
-        if retry is not None:
+        retry = next((batch for batch in self._retries if self._may_take(slot, batch.priority)), None)
+        if retry is not None and not self._must_yield(retry):
             # A batch that a worker died of runs with nothing else in flight, so that the next death is its own.
             if retry.kills and slot.in_flight:
                 return None
             self._retries.remove(retry)
+            self._has_yielded = False
             return retry
-        priority = self._scheduler.turn()
+        self._has_yielded = retry is not None
+        priority = Priority.INTERACTIVE if retry is not None else self._scheduler.turn()
         if priority is None:
             return None
         if not self._may_take(slot, priority):
@@ -536,6 +567,14 @@ class WorkerPool(Openable):
         if seconds:
             idle = min(idle, 1 + int(seconds / WORTH_SHARING_SECONDS))
         return self._scheduler.next_batch(idle, priority=priority)
+
+    def _must_yield(self, retry: Batch) -> bool:
+        """Whether interactive work goes before `retry`: in turn, as it may take many deaths to find a bad input."""
+        return (
+            retry.priority is Priority.BULK
+            and self._scheduler.waiting(Priority.INTERACTIVE) > 0
+            and not self._has_yielded
+        )
 
     def _may_take(self, slot: _Slot, priority: Priority) -> bool:
         """Whether the worker is there for work of this priority: a reserved one takes bulk work if no other is left."""
@@ -641,6 +680,7 @@ class WorkerPool(Openable):
         slot.crashes_in_a_row += 1
         slot.batch_seconds = slot.seconds_per_token = 0.0
         slot.loaded.clear()
+        slot.fatal_model = None
         running, slot.in_flight = list(slot.in_flight), deque()
         held, slot.held = slot.held, None
         innocent = [call.batch for call in running[1:] if call.batch is not None]
@@ -650,6 +690,7 @@ class WorkerPool(Openable):
         if running:
             head = running[0]
             if head.batch is None:
+                slot.fatal_model = head.model.key
                 self._blame_load(head.model, reason)
             else:
                 self._blame(head.batch, reason)
@@ -681,7 +722,7 @@ class WorkerPool(Openable):
             _fail_item(batch.items[0], error)
 
     def _blame_load(self, model: PooledModel, reason: str) -> None:
-        if self._is_loaded_somewhere(model):
+        if not model.is_warming and self._is_loaded_somewhere(model):
             return  # it is this worker that something is wrong with; it tries again, ever more slowly
         model.load_crashes += 1
         if model.load_crashes >= MAX_LOAD_CRASHES * len(self._slots):
@@ -712,7 +753,7 @@ class WorkerPool(Openable):
     def _fail_model(self, model: PooledModel, error: AsyncEmbedError) -> None:
         """Give `error` to all that waits for `model`; what a worker has is computed all the same."""
         items = self._scheduler.withdraw_model(model.key)
-        for batch in chain(self._retries, (slot.held for slot in self._slots if slot.held is not None)):
+        for batch in self._batches_put_back():
             if batch.group.model == model.key:
                 items += batch.items
                 batch.items = []
@@ -729,6 +770,10 @@ class WorkerPool(Openable):
             slot.in_flight.clear()
 
     # ---------------------------------------------------------------- small things
+
+    def _batches_put_back(self) -> Iterator[Batch]:
+        """Those that were formed, and that no worker has."""
+        return chain(self._retries, (slot.held for slot in self._slots if slot.held is not None))
 
     def _wake_idle(self) -> None:
         for slot in self._slots:
@@ -767,9 +812,9 @@ def _drop_withdrawn(batch: Batch) -> bool:
 
 
 def _fail_item(item: Item, error: AsyncEmbedError) -> None:
-    """Hand `error` to the item's sink, as an error of its own that names the input."""
+    """Hand `error` to the item's sink, as an error of its own; one that concerns a single input names this one."""
     own = copy(error)
-    if hasattr(own, "index"):
+    if isinstance(own, OF_ONE_INPUT):
         own.index = item.index
     item.sink.fail(item.index, own)
 

@@ -106,7 +106,9 @@ class ProcessWorker:
             1, mp_context=self._context, initializer=child.initialize, initargs=(self._threads,)
         )
         try:
-            return self._executor.submit(child.hello)
+            greeting = self._executor.submit(child.hello)
+            self._context.close_result_writer()
+            return greeting
         except AssertionError as error:  # multiprocessing's own check
             raise WorkersImpossible("this process is daemonic and may not start workers; use workers=0 here") from error
         except OSError as error:
@@ -226,11 +228,26 @@ class _WorkerProcess(SpawnProcess):
 
 
 class _WorkerContext(SpawnContext):
-    """The spawn context, with our process class; remembers the one process that its executor starts."""
+    """The spawn context, with our process class; remembers the one process that its executor starts, and its results.
+
+    The executor keeps a writing end of the pipe of results for itself. While that is open, the death of a worker in the
+    middle of a result leaves the executor waiting for the rest of it, for ever.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.process: _WorkerProcess | None = None
+        self._results: Any = None
+
+    def SimpleQueue(self) -> Any:  # noqa: N802 (what the executor calls, once)
+        self._results = super().SimpleQueue()
+        return self._results
+
+    def close_result_writer(self) -> None:
+        """Leave the worker the only writer of results, once it has been started."""
+        if self._results is not None:
+            self._results._writer.close()  # noqa: SLF001 (there is no public way)
+            self._results = None
 
     def Process(self, *args: Any, **kwargs: Any) -> _WorkerProcess:  # type: ignore[override]  # noqa: N802
         self.process = _WorkerProcess(*args, **kwargs)

@@ -3,12 +3,15 @@
 import os
 import signal
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from dataclasses import FrozenInstanceError, replace
+from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
+import psutil
 import pytest
 
 from asyncembed.embedders.text import TextEmbedding
@@ -143,6 +146,65 @@ async def test_a_query_that_hangs_ends_at_the_batch_timeout() -> None:
         assert await numbers(model, numbered(5)) == list(range(5))
 
 
+async def test_a_worker_that_dies_in_the_middle_of_its_answer_is_replaced() -> None:
+    """As one that is killed while a result is on its way, which is longer than a pipe holds."""
+    async with nothing_left_behind(), TextEmbedding(ECHO, workers=1, batch_timeout=None) as model:
+        error = only_error(await numbers(model, numbered(3, at_1="die-answering")), 1)
+        assert isinstance(error, WorkerCrashed)
+
+
+def has_been_replaced(model: TextEmbedding, restarts_before: int) -> bool:
+    stats = model.stats()
+    return stats.workers_restarted == restarts_before + 1 and stats.workers_ready == 1
+
+
+async def test_a_worker_killed_after_its_last_answer_is_replaced_at_once(gate: Path) -> None:
+    """Before that answer is taken, so that it still counts as work in flight."""
+    async with WorkerPool(workers=1) as pool, TextEmbedding(ECHO, pool=pool) as model:
+        for _ in range(3):
+            before = model.stats().workers_restarted
+            gate.unlink(missing_ok=True)
+            async with anyio.create_task_group() as group:
+                group.start_soon(model.embed_query, f"wait:{gate}")
+                await until(lambda: model.stats().in_flight == 1)
+                gate.touch()
+                worker = psutil.Process(pool.worker_pids()[0])
+                # The loop stands still meanwhile, as in a busy program.
+                while not pool._slots[0].in_flight[0].future.done():
+                    pass
+                worker.kill()
+                with suppress(psutil.NoSuchProcess):
+                    while worker.status() != psutil.STATUS_ZOMBIE:
+                        pass
+            await until(partial(has_been_replaced, model, before))
+
+
+async def test_a_query_does_not_wait_until_a_bad_input_is_found() -> None:
+    """That may take many deaths, and each of them as long as a batch may take."""
+    async with TextEmbedding(ECHO, workers=1, batch_timeout=0.4) as model, anyio.create_task_group() as group:
+        group.start_soon(numbers, model, numbered(32, at_20="hang"))
+        await until(lambda: model.stats().in_flight == 1)
+        assert (await model.embed_query("#7"))[2] == 7
+        stats = model.stats()
+        assert stats.workers_restarted == 1
+        assert stats.in_flight or stats.queued_bulk, "the rest is put back, and counted"
+        group.cancel_scope.cancel()
+
+
+async def test_a_bad_input_is_found_while_queries_never_end() -> None:
+    async with TextEmbedding(ECHO, workers=1, batch_timeout=0.3) as model, anyio.create_task_group() as group:
+
+        async def ask() -> None:
+            while True:
+                await model.embed_query("#1")
+
+        for _ in range(8):
+            group.start_soon(ask)
+        error = only_error(await numbers(model, numbered(4, at_2="hang")), 2)
+        assert isinstance(error, WorkerCrashed)
+        group.cancel_scope.cancel()
+
+
 async def test_an_input_withdrawn_after_it_killed_a_worker_is_not_tried_again(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     async with TextEmbedding(ECHO, workers=1) as model:
@@ -260,6 +322,26 @@ async def test_when_no_worker_can_load_again_the_inputs_fail_and_nothing_hangs(t
         assert await numbers(model, numbered(3)) == list(range(3))
 
 
+async def test_a_model_that_only_some_workers_can_load_fails_the_opening(tmp_path: Path) -> None:
+    """As where there is memory for one copy and not for two."""
+    spec = with_settings(only_first=str(tmp_path / "loaded"))
+    async with nothing_left_behind():
+        with pytest.raises(ModelLoadError, match="workers die while they load echo .* is there memory for it"):
+            async with TextEmbedding(spec, workers=1, interactive_workers=1):
+                pytest.fail("it cannot open")
+
+
+async def test_a_model_opens_though_another_kills_a_worker_again_and_again(tmp_path: Path) -> None:
+    trouble = tmp_path / "trouble"
+    async with WorkerPool(workers=2) as pool, TextEmbedding(with_settings(die_if=str(trouble)), pool=pool) as model:
+        trouble.touch()
+        os.kill(pool.worker_pids()[0], signal.SIGKILL)
+        await until(lambda: model.stats().workers_restarted >= 3)
+        async with TextEmbedding(replace(ECHO, name="echo 2"), pool=pool) as other:
+            assert await numbers(other, numbered(5)) == list(range(5))
+        assert await numbers(model, numbered(5)) == list(range(5))
+
+
 async def test_a_model_loads_with_its_first_batch_or_ahead_of_it(tmp_path: Path) -> None:
     log = tmp_path / "loads"
     config = EncoderConfig(spec=with_settings(load_log=str(log)), directory=Path())
@@ -332,6 +414,30 @@ async def test_a_pool_that_closes_fails_what_waits_and_what_runs(tmp_path: Path)
     assert [type(inbox.heard[i]) for i in (0, 1)] == [StateError, StateError]
 
 
+async def test_an_embedder_of_an_earlier_opening_hears_that_it_was_closed() -> None:
+    """And those of the later opening are not disturbed."""
+    opened, again, errors = anyio.Event(), anyio.Event(), list[Exception]()
+
+    async def outlive(pool: WorkerPool) -> None:
+        async with TextEmbedding(ECHO, pool=pool) as model:
+            opened.set()
+            await again.wait()
+            for ask in (model.embed_query("#1"), model.embed(["#1"]).collect()):
+                with pytest.raises(StateError, match="was closed") as caught:
+                    await ask
+                errors.append(caught.value)
+
+    async with nothing_left_behind(), anyio.create_task_group() as group:
+        pool = WorkerPool(workers=1)
+        async with pool:
+            group.start_soon(outlive, pool)
+            await opened.wait()
+        async with pool, TextEmbedding(ECHO, pool=pool) as model:
+            again.set()
+            await until(lambda: len(errors) == 2)
+            assert await numbers(model, numbered(5)) == list(range(5))
+
+
 async def test_a_pool_can_be_opened_again() -> None:
     pool = WorkerPool(workers=1)
     for _ in range(2):
@@ -340,7 +446,7 @@ async def test_a_pool_can_be_opened_again() -> None:
             with pytest.raises(StateError, match="open already"):
                 await pool.__aenter__()
     with pytest.raises(StateError, match="not open"):
-        pool.submit([])
+        pool.add_model(EncoderConfig(spec=ECHO, directory=Path()))
 
 
 async def test_a_mistake_of_the_engine_surfaces() -> None:

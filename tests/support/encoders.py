@@ -5,6 +5,7 @@ What an input does is written in it, in words divided by spaces:
 - `crash`: the worker kills itself; `crash-once:PATH`: only while there is no file PATH, which it makes
 - `hang`: never ends; `wait:PATH`: ends when there is a file PATH; `mark:PATH`: writes the process id there
 - `bad`: is refused; `raise`, `raise-input`: fails the batch, with a foreign error or with an `InputError`
+- `die-answering`: the worker kills itself when half of the batch's result is on its way
 - `exit`: calls `sys.exit`; `print`: writes to stdout; `odd-count`: gives one result too few
 - `unpicklable`: has a result that cannot be pickled
 - `#7`: puts 7 into the result
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -35,7 +37,8 @@ class EchoEncoder:
 
     Its settings: `log`, a file that gets a line "count first-text" per batch; `load_log`, one that gets a line "pid
     device threads" per load; `refuse`, the message of the error that loading raises; `refuse_if`, a file whose
-    existence makes loading fail; `die`, `die_if`: likewise, but loading kills the worker; `hang`: loading never ends.
+    existence makes loading fail; `die`, `die_if`: likewise, but loading kills the worker; `only_first`, a file that the
+    first loading makes, and whose existence kills the others; `hang`: loading never ends.
     """
 
     facts: ClassVar = {"dim": 3}
@@ -51,6 +54,11 @@ class EchoEncoder:
             raise RuntimeError("told to refuse")
         if "die" in settings or ("die_if" in settings and Path(settings["die_if"]).exists()):
             os.kill(os.getpid(), signal.SIGKILL)
+        if "only_first" in settings:
+            try:
+                Path(settings["only_first"]).touch(exist_ok=False)
+            except FileExistsError:
+                os.kill(os.getpid(), signal.SIGKILL)
         if "hang" in settings:
             time.sleep(3600)
         self._log = Path(settings["log"]) if "log" in settings else None
@@ -90,6 +98,8 @@ def _obey(word: str) -> None:
         case "crash-once" if not Path(path).exists():
             Path(path).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        case "die-answering":
+            Connection._send_bytes = _send_half_and_die  # type: ignore[attr-defined]
         case "hang":
             time.sleep(3600)
         case "mark":
@@ -105,6 +115,11 @@ def _obey(word: str) -> None:
             sys.exit(3)
         case "print":
             print("a word on stdout", flush=True)  # noqa: T201
+
+
+def _send_half_and_die(connection: Connection, message: memoryview) -> None:
+    os.write(connection.fileno(), len(message).to_bytes(4, "big") + bytes(message[: len(message) // 2]))
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def with_settings(**settings: str) -> ModelSpec:
