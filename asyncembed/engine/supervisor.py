@@ -545,17 +545,16 @@ class WorkerPool(Openable):
         has_suspect = any(running.batch is not None and running.batch.kills for running in slot.in_flight)
         if has_suspect or not slot.has_room:
             return None
-        self._retries = [batch for batch in self._retries if _drop_withdrawn(batch)]
-        retry = next((batch for batch in self._retries if self._may_take(slot, batch.priority)), None)
+        retry = self._first_retry(slot)
         if retry is not None and not self._must_yield(retry):
             # A batch that a worker died of runs with nothing else in flight, so that the next death is its own.
             if retry.kills and slot.in_flight:
                 return None
-            self._retries.remove(retry)
             self._has_yielded = False
+            self._retries.remove(retry)
             return retry
         self._has_yielded = retry is not None
-        priority = Priority.INTERACTIVE if retry is not None else self._scheduler.turn()
+        priority = self._scheduler.turn() if retry is None else Priority.INTERACTIVE
         if priority is None:
             return None
         if not self._may_take(slot, priority):
@@ -568,13 +567,14 @@ class WorkerPool(Openable):
             idle = min(idle, 1 + int(seconds / WORTH_SHARING_SECONDS))
         return self._scheduler.next_batch(idle, priority=priority)
 
+    def _first_retry(self, slot: _Slot) -> Batch | None:
+        self._retries = [batch for batch in self._retries if _drop_withdrawn(batch)]
+        return next((batch for batch in self._retries if self._may_take(slot, batch.priority)), None)
+
     def _must_yield(self, retry: Batch) -> bool:
         """Whether interactive work goes before `retry`: in turn, as it may take many deaths to find a bad input."""
-        return (
-            retry.priority is Priority.BULK
-            and self._scheduler.waiting(Priority.INTERACTIVE) > 0
-            and not self._has_yielded
-        )
+        interactive_waits = self._scheduler.waiting(Priority.INTERACTIVE) > 0
+        return retry.priority is Priority.BULK and interactive_waits and not self._has_yielded
 
     def _may_take(self, slot: _Slot, priority: Priority) -> bool:
         """Whether the worker is there for work of this priority: a reserved one takes bulk work if no other is left."""
