@@ -8,6 +8,7 @@ from asyncembed.catalogue.from_repo import (
     Overrides,
     choose_onnx_file,
     configuration_files,
+    most_tokens,
     spec_from_directory,
 )
 from asyncembed.catalogue.spec import HubSource, LocalSource, Pooling
@@ -318,3 +319,22 @@ def test_a_broken_list_of_modules_is_told(content: str, tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text(content)
     with pytest.raises(ModelLoadError, match="modules.json"):
         spec_from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 512}, 512),
+        ({"model_type": "distilbert", "max_position_embeddings": 512}, 512),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
+        ({"model_type": "mpnet", "max_position_embeddings": 514}, 512),
+        ({"model_type": "bert", "max_position_embeddings": 512, "position_embedding_type": "absolute"}, 512),
+        ({"model_type": "bert", "max_position_embeddings": 8192, "position_embedding_type": "alibi"}, None),
+        ({"model_type": "modernbert", "max_position_embeddings": 8192}, None),
+        ({"model_type": "bert"}, None),
+        ({}, None),
+    ],
+)
+def test_learnt_positions_bound_an_input(config: dict[str, object], most: int | None) -> None:
+    """Where positions are computed, as by rotation, a longer input can be computed all the same."""
+    assert most_tokens(config) == most

@@ -515,7 +515,7 @@ async def test_concurrent_queries_become_few_batches(pool: WorkerPool) -> None:
 # ---------------------------------------------------------------- workers kept free for interactive work
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
 async def test_a_query_need_not_wait_for_an_ingest_where_a_worker_is_kept_free(workers: int, gate: Path) -> None:
     async with (
         TextEmbedding(ECHO, workers=workers, interactive_workers=1, max_batch_size=1) as model,
