@@ -197,6 +197,7 @@ class _ImageIntake(ModelIntake):
             self._pool.submit([item])
         except Exception as error:  # noqa: BLE001 (it travels as a value: nothing leaves a task of the group)
             known = error if isinstance(error, AsyncEmbedError) else f"{type(error).__name__}: {error}"
+            self._model.failed += 1
             item.sink.fail(item.index, InputError(str(known), index=item.index))
 
 
