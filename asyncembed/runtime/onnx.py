@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError
-from asyncembed.runtime.external_data import are_within_reach, external_data_files
+from asyncembed.runtime.external_data import are_within_reach, check_origin, external_data_files
 from asyncembed.runtime.memory import release_free_memory
 from asyncembed.runtime.providers import CPU, INSTALL_HINT, choose_providers, missing_after_load
 from asyncembed.runtime.session import Array, SessionOptions
@@ -59,6 +59,8 @@ class OnnxSession:
                 provider_options=[settings for _, settings in choice.providers],
                 enable_fallback=0,
             )
+        except ModelLoadError:
+            raise
         except Exception as error:
             raise ModelLoadError(
                 f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}", model=str(path)
@@ -127,6 +129,7 @@ def _weights_out_of_reach(path: Path) -> dict[str, np.ndarray[Any, np.dtype[np.u
     names = external_data_files(path)
     if are_within_reach(path, names):
         return {}
+    check_origin(path, names)
     return {name: np.memmap(path.parent / name, mode="r") for name in names}
 
 
