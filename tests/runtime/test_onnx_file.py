@@ -14,24 +14,16 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from asyncembed.errors import ModelLoadError
 from asyncembed.runtime.onnx_file import OnnxFile, read_onnx_file
-
-
-def external(location: str, name: str = "weights") -> TensorProto:
-    tensor = numpy_helper.from_array(np.ones(3, np.float32), name)
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="offset", value="0")
-    tensor.external_data.add(key="location", value=location)
-    return tensor
+from tests.support.external_data import external_tensor
 
 
 def constant(location: str) -> NodeProto:
-    return helper.make_node("Constant", [], ["c"], value=external(location))
+    return helper.make_node("Constant", [], ["c"], value=external_tensor(location))
 
 
 def sparse(location: str) -> onnx.SparseTensorProto:
     found: onnx.SparseTensorProto = helper.make_sparse_tensor(
-        external(location), numpy_helper.from_array(np.arange(3)), [9]
+        external_tensor(location), numpy_helper.from_array(np.arange(3)), [9]
     )
     return found
 
@@ -65,11 +57,11 @@ def node_with(part: AttributeProto) -> NodeProto:
 @pytest.mark.parametrize(
     "graph",
     [
-        lambda name: graph_of(initializers=(external(name),)),
+        lambda name: graph_of(initializers=(external_tensor(name),)),
         lambda name: graph_of(constant(name)),
-        lambda name: graph_of(node_with(attribute("t", tensors=[external(name)]))),
+        lambda name: graph_of(node_with(attribute("t", tensors=[external_tensor(name)]))),
         lambda name: graph_of(node_with(attribute("g", g=graph_of(constant(name))))),
-        lambda name: graph_of(node_with(attribute("g", graphs=[graph_of(initializers=(external(name),))]))),
+        lambda name: graph_of(node_with(attribute("g", graphs=[graph_of(initializers=(external_tensor(name),))]))),
         lambda name: graph_of(node_with(attribute("s", sparse_tensor=sparse(name)))),
         lambda name: graph_of(node_with(attribute("s", sparse_tensors=[sparse(name)]))),
         lambda name: helper.make_graph([], "graph", [], [], sparse_initializer=[sparse(name)]),
@@ -83,7 +75,7 @@ def test_files_are_found_wherever_a_tensor_may_be(graph: Callable[[str], onnx.Gr
 
 def test_files_of_functions_are_found_and_each_file_once(tmp_path: Path) -> None:
     function = helper.make_function("own", "f", [], ["c"], [constant("in-function")], [helper.make_opsetid("", 17)])
-    graph = graph_of(constant("shared"), initializers=(external("shared"), external("other", "b")))
+    graph = graph_of(constant("shared"), initializers=(external_tensor("shared"), external_tensor("other", "b")))
     path = write(tmp_path / "model.onnx", graph, functions=[function])
     assert read_onnx_file(path).weights == ("shared", "other", "in-function")
 
