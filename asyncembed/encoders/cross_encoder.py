@@ -31,9 +31,10 @@ class CrossEncoder:
         self._spec = config.spec
         self._tokenizer = TextTokenizer(config.directory, max_length=config.max_length or config.spec.max_length)
         self._graph = TextGraph(config)
+        self._graph.fit(self._tokenizer, config.max_length)
         self._takes_types = "token_type_ids" in self._graph.session.input_names
         self._column = config.spec.settings.get("column")
-        self.facts = {"max_length": self._tokenizer.limit}
+        self.facts = {**self._graph.facts, "max_length": self._tokenizer.limit}
         # One short run: it tells whether there is one score, and spares the first caller the first allocations.
         self.encode([("", "")], Call(mode="pair"))
 
@@ -47,10 +48,10 @@ class CrossEncoder:
         padded = 0
         for run in self._graph.plan(done.lengths):
             encodings = [done.encodings[row] for row in run.rows]
-            ids, mask = self._tokenizer.pad(encodings)
+            ids, mask = self._tokenizer.pad(encodings, length=self._graph.fixed_length)
             padded += ids.size
             types = {"token_type_ids": self._pad_types(encodings, mask)} if self._takes_types else {}
-            scores[positions[list(run.rows)]] = self._scores(self._graph.run(ids, mask, **types))
+            scores[positions[list(run.rows)]] = self._scores(self._graph.run_text(ids, mask, **types))
         if ("activation", "sigmoid") in call.settings:
             scores = sigmoid(scores)
         return Encoded(scores, done.failures, tokens=sum(done.lengths), padded_tokens=padded)

@@ -41,18 +41,24 @@ class DenseEncoder:
             max_length=config.max_length or spec.max_length,
             lower_case=bool(settings.get("lower_case", False)),
         )
-        self._fixed_length = self.tokenizer.limit if settings.get("pad_to_limit") else None
         self._include_prompt = bool(settings.get("include_prompt", True))
         self._task_input = settings.get("task_input")
-        self._graph = TextGraph(config, extra_inputs=[str(self._task_input)] if self._task_input else [])
+        pads_to_limit = bool(settings.get("pad_to_limit"))
+        self._graph = TextGraph(
+            config,
+            extra_inputs=[str(self._task_input)] if self._task_input else [],
+            takes_padding=pads_to_limit,
+        )
+        self._graph.fit(self.tokenizer, config.max_length)
+        self._fixed_length = self._graph.fixed_length or (self.tokenizer.limit if pads_to_limit else None)
         self._projections = read_projections(config.directory, settings)
         self._prompt_lengths: dict[str, int] = {}
         # An empty text warms the session, and shows now whether pooling and graph fit together.
         vectors, _ = self._embed(self.tokenizer.encode([""]).encodings, "", self._task(Call()))
         self.facts: dict[str, object] = {
+            **self._graph.facts,
             "max_length": self.tokenizer.limit,
             "dim": vectors.shape[1],
-            "providers": self._graph.session.providers,
             "dynamically_quantized": self._graph.is_dynamically_quantized,
         }
 
@@ -83,7 +89,7 @@ class DenseEncoder:
         for run in runs:
             ids, mask = self.tokenizer.pad([encodings[row] for row in run.rows], length=self._fixed_length)
             padded += ids.size
-            pooled = self._pool(self._graph.run(ids, mask, **extra), mask, prompt)
+            pooled = self._pool(self._graph.run_text(ids, mask, **extra), mask, prompt)
             if vectors is None:
                 vectors = np.empty((len(encodings), pooled.shape[1]), dtype=np.float32)
             vectors[list(run.rows)] = pooled

@@ -31,6 +31,7 @@ class EncoderConfig:
         session: How its graph runs.
         max_length: Limit in tokens that overrides the model's own; None keeps that.
         max_batch_tokens: Most tokens, padding included, that one run of the graph may compute.
+        accelerated_batch_tokens: The same where something other than the CPU computes; None: no other number there.
         max_batch_size: Most inputs that one run of the graph may take; None: no limit.
         batch_invariant: Run the inputs of a dynamically quantised graph one by one.
         settings: What the family's own constructor keywords say (k, b, language, ...).
@@ -41,6 +42,7 @@ class EncoderConfig:
     session: SessionOptions = field(default_factory=SessionOptions)
     max_length: int | None = None
     max_batch_tokens: int = 2048
+    accelerated_batch_tokens: int | None = None
     max_batch_size: int | None = None
     batch_invariant: bool = True
     settings: Mapping[str, object] = field(default_factory=dict)

@@ -106,10 +106,12 @@ class LateInteractionEncoder:
             reserve=int(has_marker) if config.max_length else _optional_int(settings, "reserved_markers") or 0,
             truncation_side="right" if has_marker else None,
         )
-        self.facts: dict[str, object] = {"max_length": self.tokenizer.limit + has_marker}
         self._mask_id = self._find_mask_id() if self._query_length else self.tokenizer.pad_id
         self._skipped = np.array(sorted(self._find_skipped_ids()), dtype=np.int64)
         self._graph = TextGraph(config)
+        self._graph.fit(self.tokenizer, config.max_length, reserve=int(has_marker))
+        self._check_query_length()
+        self.facts: dict[str, object] = {**self._graph.facts, "max_length": self.tokenizer.limit + has_marker}
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts, or count their tokens; a text that cannot be tokenized is a failure."""
@@ -169,6 +171,14 @@ class LateInteractionEncoder:
             counts[position] = (max(length, self._query_length) if is_query else length) + (marker is not None)
         return Encoded(counts, done.failures)
 
+    def _check_query_length(self) -> None:
+        length = self._query_length + (self._query_marker is not None)
+        most = self._graph.fixed_length
+        if most is not None and length > most:
+            raise self._graph.unsupported(
+                f"takes exactly {most} tokens, but a query of this model has at least {length}"
+            )
+
     def _find_mask_id(self) -> int:
         token = str(self._spec.settings.get("mask_token", "[MASK]"))
         if token not in self.tokenizer.special_ids:
@@ -212,7 +222,7 @@ def run_rows(graph: TextGraph, rows: Sequence[Row], pad_id: int, **extra: Array)
             ids[line, : len(row.ids)] = row.ids
             mask[line, : row.attended] = 1
         padded += ids.size
-        hidden = graph.run(ids, mask, **extra)
+        hidden = graph.run_text(ids, mask, **extra)
         if hidden.ndim != 3 or hidden.shape[:2] != ids.shape:
             raise UnsupportedModelError(
                 f"the graph gives an output of shape {hidden.shape} for ids of shape {ids.shape}; "

@@ -12,6 +12,7 @@ from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer, Tokenized
 from asyncembed.results import SparseBatch
+from asyncembed.runtime.providers import is_gpu_package_installed
 from asyncembed.runtime.session import Array
 
 Entries: TypeAlias = tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.floating[Any]]]
@@ -48,16 +49,24 @@ class SparseEncoder:
     """
 
     def __init__(
-        self, config: EncoderConfig, tokenizer: TextTokenizer, weighting: Weighting, *, lookup: Lookup | None = None
+        self,
+        config: EncoderConfig,
+        tokenizer: TextTokenizer,
+        weighting: Weighting,
+        *,
+        lookup: Lookup | None = None,
+        most_tokens: int | None = None,
     ) -> None:
-        """Load the graph if queries need it; see `build` for the errors."""
+        """Load the graph if queries need it; `most_tokens` bounds its runs. See `build` for the errors."""
         self._config = config
+        self._most_tokens = most_tokens
         self._tokenizer = tokenizer
         self._weighting = weighting
         self._lookup = lookup
-        self.facts = {"max_length": tokenizer.limit}
-        if lookup is None:
-            self._graph  # noqa: B018 (loads it)
+        self.facts: dict[str, object] = {}
+        if lookup is None or _may_be_accelerated(config):
+            self.facts |= self._graph.facts
+        self.facts["max_length"] = tokenizer.limit
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Vectors of texts, or with mode "count" their tokens; a text that cannot be tokenized is a failure."""
@@ -78,21 +87,32 @@ class SparseEncoder:
 
     @cached_property
     def _graph(self) -> TextGraph:
-        return TextGraph(self._config)
+        graph = TextGraph(self._config, most_tokens=self._most_tokens)
+        graph.fit(self._tokenizer, self._config.max_length)
+        return graph
 
     def _compute(self, done: Tokenized, *, is_query: bool) -> tuple[list[Entries], int]:
         """The entries of each encoding, and the tokens computed for them."""
         entries: list[Entries] = [(_NO_INDICES, _NO_VALUES)] * len(done.encodings)
         padded = 0
         for run in self._graph.plan(done.lengths):
-            ids, mask = self._tokenizer.pad([done.encodings[row] for row in run.rows])
+            encodings = [done.encodings[row] for row in run.rows]
+            ids, mask = self._tokenizer.pad(encodings, length=self._graph.fixed_length)
             padded += ids.size
-            output = self._graph.run(ids, mask)
+            output = self._graph.run_text(ids, mask)
             for row, row_ids, row_output in zip(run.rows, ids, output, strict=True):
                 length, width = len(done.encodings[row]), ids.shape[1]
                 real = slice(width - length, width) if self._tokenizer.pads_left else slice(0, length)
                 entries[row] = self._weighting(row_ids[real], row_output, real, is_query=is_query)
         return entries, padded
+
+
+def _may_be_accelerated(config: EncoderConfig) -> bool:
+    """Whether the graph may run elsewhere than on the CPU: then its first word decides how large batches are."""
+    session = config.session
+    if session.providers is None and session.device == "auto":
+        return is_gpu_package_installed()
+    return session.providers is not None or session.device != "cpu"
 
 
 _NO_INDICES = np.empty(0, dtype=np.int32)

@@ -6,7 +6,6 @@ Learned Sparse Retrievers").
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ def splade(config: EncoderConfig) -> Encoder:
     """Load a SPLADE++ model; see `build` for the errors."""
     read_settings(config, NoSettings)
     tokenizer = sparse_tokenizer(config)
-    return SparseEncoder(_within_memory(config, tokenizer), tokenizer, weigh)
+    return SparseEncoder(config, tokenizer, weigh, most_tokens=_within_memory(tokenizer))
 
 
 def inference_free_splade(config: EncoderConfig) -> Encoder:
@@ -35,7 +34,7 @@ def inference_free_splade(config: EncoderConfig) -> Encoder:
     read_settings(config, NoSettings)
     tokenizer = sparse_tokenizer(config)
     weighting = InferenceFree(tokenizer, config.directory / str(config.spec.settings.get("idf_file", "idf.json")))
-    return SparseEncoder(_within_memory(config, tokenizer), tokenizer, weighting, lookup=weighting.lookup)
+    return SparseEncoder(config, tokenizer, weighting, lookup=weighting.lookup, most_tokens=_within_memory(tokenizer))
 
 
 def weigh(ids: IntArray, output: Array, real: slice, *, is_query: bool) -> Entries:  # noqa: ARG001 (see `Weighting`)
@@ -89,9 +88,10 @@ class InferenceFree:
         return indices[has_weight], weights[has_weight]
 
 
-def _within_memory(config: EncoderConfig, tokenizer: TextTokenizer) -> EncoderConfig:
+def _within_memory(tokenizer: TextTokenizer) -> int:
+    """Most tokens of a run."""
     row_bytes = 4 * max(1, tokenizer.tokenizer.get_vocab_size())
-    return replace(config, max_batch_tokens=min(config.max_batch_tokens, max(1, MAX_LOGITS_BYTES // row_bytes)))
+    return max(1, MAX_LOGITS_BYTES // row_bytes)
 
 
 def _read_weights(path: Path) -> dict[str, float]:
