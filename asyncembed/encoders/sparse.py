@@ -66,16 +66,19 @@ class SparseEncoder:
         self.facts: dict[str, object] = {}
         if lookup is None or _may_be_accelerated(config):
             self.facts |= self._graph.facts
-        self.facts["max_length"] = tokenizer.limit
+            self._tokenizer = self._documents
+        self.facts["max_length"] = self._tokenizer.limit
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Vectors of texts, or with mode "count" their tokens; a text that cannot be tokenized is a failure."""
-        done = self._tokenizer.encode(inputs, truncate=call.truncate)
+        is_query = call.mode == "query"
+        lookup = self._lookup if is_query else None
+        tokenizer = self._documents if lookup is None and call.mode != "count" else self._tokenizer
+        done = tokenizer.encode(inputs, truncate=call.truncate)
         if call.mode == "count":
             return counted(len(inputs), done)
-        is_query = call.mode == "query"
-        if is_query and self._lookup is not None:
-            entries = [self._lookup(np.array(encoding.ids, dtype=np.int64)) for encoding in done.encodings]
+        if lookup is not None:
+            entries = [lookup(np.array(encoding.ids, dtype=np.int64)) for encoding in done.encodings]
             padded = sum(done.lengths)
         else:
             entries, padded = self._compute(done, is_query=is_query)
@@ -87,9 +90,16 @@ class SparseEncoder:
 
     @cached_property
     def _graph(self) -> TextGraph:
-        graph = TextGraph(self._config, most_tokens=self._most_tokens)
-        graph.fit(self._tokenizer, self._config.max_length)
-        return graph
+        return TextGraph(self._config, most_tokens=self._most_tokens)
+
+    @cached_property
+    def _documents(self) -> TextTokenizer:
+        """The tokenizer of what the graph computes; that of queries without a graph stays as it is."""
+        if self._graph.fixed_length is None:
+            return self._tokenizer
+        tokenizer = sparse_tokenizer(self._config)
+        self._graph.fit(tokenizer, self._config.max_length)
+        return tokenizer
 
     def _compute(self, done: Tokenized, *, is_query: bool) -> tuple[list[Entries], int]:
         """The entries of each encoding, and the tokens computed for them."""
@@ -97,7 +107,7 @@ class SparseEncoder:
         padded = 0
         for run in self._graph.plan(done.lengths):
             encodings = [done.encodings[row] for row in run.rows]
-            ids, mask = self._tokenizer.pad(encodings, length=self._graph.fixed_length)
+            ids, mask = self._documents.pad(encodings, length=self._graph.fixed_length)
             padded += ids.size
             output = self._graph.run_text(ids, mask)
             for row, row_ids, row_output in zip(run.rows, ids, output, strict=True):
