@@ -6,9 +6,10 @@ import numpy as np
 from tokenizers import Encoding
 
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.finite import quietly, rows_not_finite
 from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.pooling import FloatArray, IntArray, normalize, pool
-from asyncembed.encoders.postprocess import finish, spread
+from asyncembed.encoders.postprocess import encoded_rows
 from asyncembed.encoders.projection import read_projections
 from asyncembed.encoders.tokenization import TextTokenizer, Tokenized
 from asyncembed.errors import OptionError, UnsupportedModelError
@@ -52,6 +53,7 @@ class DenseEncoder:
         self._graph.fit(self.tokenizer, config.max_length)
         self._fixed_length = self._graph.fixed_length or (self.tokenizer.limit if pads_to_limit else None)
         self._projections = read_projections(config.directory, settings)
+        self._finite = self._graph.finite
         self._prompt_lengths: dict[str, int] = {}
         # An empty text warms the session, and shows now whether pooling and graph fit together.
         vectors, _ = self._embed(self.tokenizer.encode([""]).encodings, "", self._task(Call()))
@@ -62,6 +64,7 @@ class DenseEncoder:
             "dynamically_quantized": self._graph.is_dynamically_quantized,
         }
 
+    @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts, or count their tokens; a text that cannot be tokenized is a failure.
 
@@ -73,10 +76,15 @@ class DenseEncoder:
         if call.mode == "count":
             return counted(len(inputs), done)
         vectors, padded = self._embed(done.encodings, prompt, self._task(call))
-        results = finish(vectors, call)
-        if done.failures:
-            results = spread(results, done.positions, len(inputs))
-        return Encoded(results, done.failures, tokens=sum(done.lengths), padded_tokens=padded)
+        return encoded_rows(
+            vectors,
+            call,
+            self._finite,
+            positions=done.positions,
+            failures=done.failures,
+            tokens=sum(done.lengths),
+            padded_tokens=padded,
+        )
 
     def _embed(self, encodings: Sequence[Encoding], prompt: str, extra: Mapping[str, Array]) -> tuple[FloatArray, int]:
         """Pooled vectors in the order of `encodings`, float32 (n, dim), and the tokens computed for them."""
@@ -95,8 +103,12 @@ class DenseEncoder:
             vectors[list(run.rows)] = pooled
         if vectors is None:
             return np.empty((0, self._spec.dim or 0), dtype=np.float32), 0
-        for projection in self._projections:
-            vectors = projection(vectors)
+        if self._projections:
+            # An activation may turn infinity into a number: 1, or 0.
+            spoilt = rows_not_finite(vectors)
+            for projection in self._projections:
+                vectors = projection(vectors)
+            vectors[spoilt] = np.nan
         if self._spec.dim is not None and vectors.shape[1] != self._spec.dim:
             raise UnsupportedModelError(
                 f"the model is declared with dim={self._spec.dim}, but its vectors have {vectors.shape[1]}",

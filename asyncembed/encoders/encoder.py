@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.errors import InputError, OptionError
+from asyncembed.errors import EncodeError, InputError, OptionError
 from asyncembed.runtime.session import SessionOptions
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Results: TypeAlias = "Sequence[Any] | npt.NDArray[Any]"
 """One result per input, by position."""
+
+Failures: TypeAlias = Mapping[int, InputError | EncodeError]
+"""Position in the batch → why that input alone has no result."""
 
 Mode: TypeAlias = Literal["embed", "query", "passage", "image", "pair", "count"]
 
@@ -83,13 +86,14 @@ class Encoded:
 
     Attributes:
         results: One result per input, in input order; a dense batch is one array (n, dim).
-        failures: Position in the batch → why that input alone has no result; `results` holds any value there.
+        failures: Position in the batch → why that input alone has no result; `results` holds any value there. An
+            `EncodeError` where the input is right, but what the model gives for it is not finite.
         tokens: Real tokens computed.
         padded_tokens: Tokens computed, padding included.
     """
 
     results: Results
-    failures: Mapping[int, InputError] = field(default_factory=dict)
+    failures: Failures = field(default_factory=dict)
     tokens: int = 0
     padded_tokens: int = 0
 

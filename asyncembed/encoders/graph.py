@@ -8,6 +8,7 @@ import numpy as np
 
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
+from asyncembed.encoders.finite import Finite
 from asyncembed.encoders.microbatch import (
     ACCELERATOR_RUN_OVERHEAD_TOKENS,
     CPU_RUN_OVERHEAD_TOKENS,
@@ -40,6 +41,7 @@ class Graph:
         planner: Which inputs run together.
         is_dynamically_quantized: Whether a result would depend on its neighbours in the run.
         facts: What the engine should know of where and how it runs.
+        finite: Finds results that must not be handed on.
     """
 
     def __init__(self, config: EncoderConfig, *, most_tokens: int | None = None) -> None:
@@ -68,6 +70,7 @@ class Graph:
             "max_batch_tokens": budget,
             "warning": self.session.warning,
         }
+        self.finite = Finite(spec, element=self.session.output_type(self.output), provider=self.session.providers[0])
         self.planner = self._planner(config, budget if most_tokens is None else min(budget, most_tokens))
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:

@@ -10,10 +10,11 @@ from PIL import Image
 
 from asyncembed.encoders.decoding import DecodeOptions, decode
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.graph import Graph
 from asyncembed.encoders.image_input import MAX_IMAGE_PIXELS
 from asyncembed.encoders.pooling import FloatArray, normalize
-from asyncembed.encoders.postprocess import finish, spread
+from asyncembed.encoders.postprocess import encoded_rows
 from asyncembed.encoders.preprocessing import Prepared, Preprocessor
 from asyncembed.errors import InputError, UnsupportedModelError
 from asyncembed.runtime.session import Array
@@ -115,6 +116,7 @@ class ImageEncoder:
         self._side_by_side = min(config.session.threads, MAX_SIDE_BY_SIDE)
         session = replace(config.session, threads=config.session.threads // self._side_by_side)
         self._graph = Graph(replace(config, session=session))
+        self._finite = self._graph.finite
         self._threads = ThreadPoolExecutor(self._side_by_side, "asyncembed-image") if self._side_by_side > 1 else None
         names = self._graph.session.input_names
         if len(names) != 1:
@@ -130,6 +132,7 @@ class ImageEncoder:
             "tokens_per_image": self._tokens,
         }
 
+    @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed images; one that cannot be decoded is a failure."""
         if self._threads is None or len(inputs) < 2:
@@ -146,11 +149,16 @@ class ImageEncoder:
             positions += [start + position for position in own_positions]
             failures |= {start + position: error for position, error in own_failures.items()}
             start += len(own_positions) + len(own_failures)
-        results = finish(normalize(vectors) if self._spec.normalize else vectors, call)
-        if failures:
-            results = spread(results, positions, len(inputs))
         tokens = self._tokens * len(positions)
-        return Encoded(results, failures, tokens=tokens, padded_tokens=tokens)
+        return encoded_rows(
+            normalize(vectors) if self._spec.normalize else vectors,
+            call,
+            self._finite,
+            positions=positions,
+            failures=failures,
+            tokens=tokens,
+            padded_tokens=tokens,
+        )
 
     def _encode_part(self, inputs: Sequence[object]) -> tuple[FloatArray, list[int], dict[int, InputError]]:
         """Vectors of the usable images, where those stand among `inputs`, and the failures by position."""

@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from asyncembed.encoders.dense import counted
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.finite import Finite, quietly
 from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.pooling import FloatArray, IntArray, normalize
 from asyncembed.encoders.postprocess import finish
 from asyncembed.encoders.tokenization import TextTokenizer, Tokenized
-from asyncembed.errors import UnsupportedModelError
+from asyncembed.errors import InputError, UnsupportedModelError
 from asyncembed.runtime.session import Array
 
 BoolArray = npt.NDArray[np.bool_]
@@ -111,8 +112,10 @@ class LateInteractionEncoder:
         self._graph = TextGraph(config)
         self._graph.fit(self.tokenizer, config.max_length, reserve=int(has_marker))
         self._check_query_length()
+        self._finite = self._graph.finite
         self.facts: dict[str, object] = {**self._graph.facts, "max_length": self.tokenizer.limit + has_marker}
 
+    @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts, or count their tokens; a text that cannot be tokenized is a failure."""
         done = self.tokenizer.encode(inputs, prefix=call.prompt or "", truncate=call.truncate)
@@ -127,9 +130,12 @@ class LateInteractionEncoder:
         counts = [0] * len(inputs)
         for position, row in zip(done.positions, rows, strict=True):
             counts[position] = int(row.kept.sum())
-        return Encoded(
-            TokenVectors(finish(vectors, call), counts),
-            done.failures,
+        return encoded_matrices(
+            vectors,
+            counts,
+            call,
+            self._finite,
+            failures=done.failures,
             tokens=sum(len(row.ids) for row in rows),
             padded_tokens=padded,
         )
@@ -202,6 +208,25 @@ class LateInteractionEncoder:
         if settings.get("skip_padding_id"):
             skipped.add(self.tokenizer.pad_id)
         return skipped
+
+
+def encoded_matrices(
+    vectors: FloatArray,
+    counts: Sequence[int],
+    call: Call,
+    finite: Finite,
+    *,
+    failures: Mapping[int, InputError],
+    tokens: int,
+    padded_tokens: int,
+) -> Encoded:
+    """The answer to a batch with a matrix per input: `counts` are the rows that each of them has in `vectors`."""
+    results = finish(vectors, call)
+    owners = np.repeat(np.arange(len(counts)), counts)
+    not_finite = finite.failures_of_form(vectors, results, owners)
+    return Encoded(
+        TokenVectors(results, counts), {**failures, **not_finite}, tokens=tokens, padded_tokens=padded_tokens
+    )
 
 
 def run_rows(graph: TextGraph, rows: Sequence[Row], pad_id: int, **extra: Array) -> tuple[FloatArray | None, int]:

@@ -15,10 +15,10 @@ from tokenizers import Encoding
 
 from asyncembed.encoders.dense import counted
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.image import ImageReader
-from asyncembed.encoders.late_interaction import TokenVectors
-from asyncembed.encoders.postprocess import finish
+from asyncembed.encoders.late_interaction import encoded_matrices
 from asyncembed.encoders.preprocessing import Grid, Prepared
 from asyncembed.encoders.tokenization import TextTokenizer
 from asyncembed.errors import InputError, ModelLoadError, UnsupportedModelError
@@ -45,9 +45,11 @@ class _MultimodalEncoder:
                 f"takes exactly {self._graph.fixed_length} tokens, but texts and images of this model differ in length"
             )
         self.facts: dict[str, object] = {**self._graph.facts, "max_length": self.tokenizer.limit}
+        self._finite = self._graph.finite
         self._reader = ImageReader(config, threads=config.session.threads)
         self.facts["tokens_per_image"] = self._reader.tokens_per_image
 
+    @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts or images, or count tokens; an input that cannot be used is a failure."""
         if call.mode == "image":
@@ -88,7 +90,9 @@ class _MultimodalEncoder:
             counts[position] = len(matrix)
         dim = self._spec.dim or (matrices[0].shape[1] if matrices else 0)
         together = np.concatenate([np.empty((0, dim), np.float32), *matrices], dtype=np.float32, casting="same_kind")
-        return Encoded(TokenVectors(finish(together, call), counts), failures, tokens=tokens, padded_tokens=padded)
+        return encoded_matrices(
+            together, counts, call, self._finite, failures=failures, tokens=tokens, padded_tokens=padded
+        )
 
     def _embed_texts(self, encodings: Sequence[Encoding]) -> tuple[list[Array], int]:
         """The vectors of each text's tokens, and the tokens computed."""

@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from asyncembed.encoders.dense import counted
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures
+from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer, Tokenized
+from asyncembed.errors import EncodeError
 from asyncembed.results import SparseBatch
 from asyncembed.runtime.providers import is_gpu_package_installed
 from asyncembed.runtime.session import Array
@@ -22,11 +24,15 @@ Lookup: TypeAlias = Callable[[IntArray], Entries]
 """From the tokens of a query to its entries, without inference."""
 
 
+NOT_FINITE: Entries = (np.zeros(1, dtype=np.int32), np.full(1, np.nan, dtype=np.float32))
+"""The entries of a text for which the graph gave NaN or infinity, where its weighting would turn that into numbers."""
+
+
 class Weighting(Protocol):
     """How the graph's output for one text becomes a sparse vector."""
 
     def __call__(self, ids: IntArray, output: Array, real: slice, *, is_query: bool) -> Entries:
-        """The entries of a text with the tokens `ids`, padding left out.
+        """The entries of a text with the tokens `ids`, padding left out; `NOT_FINITE` where `output` makes no sense.
 
         `output` is the graph's for this text alone; in its axis of tokens, `real` are the positions of `ids`.
         """
@@ -69,6 +75,7 @@ class SparseEncoder:
             self._tokenizer = self._documents
         self.facts["max_length"] = self._tokenizer.limit
 
+    @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Vectors of texts, or with mode "count" their tokens; a text that cannot be tokenized is a failure."""
         is_query = call.mode == "query"
@@ -86,7 +93,9 @@ class SparseEncoder:
         for position, (own_indices, own_values) in zip(done.positions, entries, strict=True):
             indices[position] = own_indices.astype(np.int32, copy=False)
             values[position] = own_values.astype(np.float32, copy=False)
-        return Encoded(SparseBatch.join(indices, values), done.failures, tokens=sum(done.lengths), padded_tokens=padded)
+        batch = SparseBatch.join(indices, values)
+        failures: Failures = {**done.failures, **self._not_finite(batch)}
+        return Encoded(batch, failures, tokens=sum(done.lengths), padded_tokens=padded)
 
     @cached_property
     def _graph(self) -> TextGraph:
@@ -100,6 +109,14 @@ class SparseEncoder:
         tokenizer = sparse_tokenizer(self._config)
         self._graph.fit(tokenizer, self._config.max_length)
         return tokenizer
+
+    def _not_finite(self, batch: SparseBatch) -> dict[int, EncodeError]:
+        values = batch.values
+        if np.isfinite(values).all():
+            return {}
+        owners = np.repeat(np.arange(len(batch)), np.diff(batch.offsets))
+        # Weights of queries are checked when they are read, so this comes from the graph.
+        return self._graph.finite.failures(values, owners)
 
     def _compute(self, done: Tokenized, *, is_query: bool) -> tuple[list[Entries], int]:
         """The entries of each encoding, and the tokens computed for them."""

@@ -6,6 +6,7 @@ Learned Sparse Retrievers").
 """
 
 import json
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,9 @@ def _read_weights(path: Path) -> dict[str, float]:
         raise UnsupportedModelError(f"{path} with the weights of query tokens is missing", model=str(path.parent))
     try:
         weights: dict[str, float] = json.loads(path.read_bytes())
-        return {str(token): float(weight) for token, weight in weights.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        numbers = {str(token): float(weight) for token, weight in weights.items()}
+        if not all(map(isfinite, numbers.values())):
+            raise ValueError("one of its numbers is not finite")
+        return numbers
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelLoadError(f"{path} is no object of numbers: {error}", model=str(path.parent)) from error

@@ -74,7 +74,8 @@ class OnnxSession:
         self._session = session
         self._input_types = {value.name: value.type for value in session.get_inputs()}
         self._input_names = tuple(self._input_types)
-        self._output_names = tuple(value.name for value in session.get_outputs())
+        self._output_types = {value.name: value.type for value in session.get_outputs()}
+        self._output_names = tuple(self._output_types)
         self._input_shapes = {value.name: tuple(map(_length, value.shape)) for value in session.get_inputs()}
         self.providers: tuple[str, ...] = tuple(active)
         self.warning = fallback_warning(options, available, active)
@@ -105,6 +106,11 @@ class OnnxSession:
     def input_shape(self, name: str) -> tuple[int | None, ...]:
         """The shape that the input `name` takes; None for a dimension that may be of any length."""
         return self._input_shapes[name]
+
+    def output_type(self, name: str) -> str:
+        """The element type that the output `name` has, by numpy's name where numpy has it."""
+        kind = self._output_types[name]
+        return _DTYPES[kind].name if kind in _DTYPES else kind
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
         """Compute `outputs`, in that order, from `inputs`."""

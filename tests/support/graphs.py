@@ -134,7 +134,10 @@ def write_text_graph(
     if "attention_6" in outputs:
         by_head = build.add("Unsqueeze", attention, build.constant(np.array([1], dtype=np.int64)))
         scale = build.constant(np.linspace(0.5, 1.5, heads, dtype=np.float32).reshape(1, heads, 1, 1))
-        results["attention_6"] = (build.add("Mul", by_head, scale), [batch, heads, tokens, tokens])
+        by_head = build.add("Mul", by_head, scale)
+        if overflows is not None:
+            by_head = overflowing(build, ids, by_head, overflows, 1e6, axes=(1, 2))
+        results["attention_6"] = (by_head, [batch, heads, tokens, tokens])
     if "scores" in outputs:
         pooled = averaged or build.add("ReduceMean", hidden, axes=[1], keepdims=0)
         weights = build.random(dim, labels) if labels else build.random(dim)
@@ -151,11 +154,13 @@ def write_text_graph(
     return build.save(path, inputs, infos)
 
 
-def overflowing(build: GraphBuilder, ids: str, hidden: str, id_: int, magnitude: float) -> str:
-    """The states of `ids`, with `magnitude` added to those of the token `id_`."""
+def overflowing(
+    build: GraphBuilder, ids: str, values: str, id_: int, magnitude: float, axes: Sequence[int] = (2,)
+) -> str:
+    """What there is for each of `ids`, with `magnitude` added for the token `id_`; `axes` are those beside theirs."""
     is_it = build.add("Equal", ids, build.constant(np.int64(id_)))
     huge = build.add("Where", is_it, build.constant(np.float32(magnitude)), build.constant(np.float32(0)))
-    return build.add("Add", hidden, build.add("Unsqueeze", huge, build.constant(np.array([2], dtype=np.int64))))
+    return build.add("Add", values, build.add("Unsqueeze", huge, build.constant(np.array(axes, dtype=np.int64))))
 
 
 def linear(build: GraphBuilder, hidden: str, dim: int, *, quantized: bool) -> str:
