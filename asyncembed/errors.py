@@ -34,6 +34,8 @@ AsyncEmbedError
 All of them survive pickling: attributes beside the message are optional keywords.
 """
 
+from typing import TypeAlias
+
 
 class AsyncEmbedError(Exception):
     """Base of all errors of this package."""
@@ -201,6 +203,9 @@ class WorkerCrashed(WorkerError):  # noqa: N818 (reads as the event it reports)
 OF_ONE_INPUT = (InputError, EncodeError, WorkerCrashed)
 """The errors that `on_error=` decides about. All others, as that the embedder was closed, end their stream, as they
 concern whatever comes."""
+
+InputFailure: TypeAlias = InputError | EncodeError | WorkerCrashed
+"""What stands in the place of a result with `on_error="return"`: one of `OF_ONE_INPUT`."""
 
 
 def _at(index: int | None, message: str) -> str:
