@@ -89,6 +89,16 @@ def choose_onnx_file(
     raise _unclear(graphs, has_several=bool(fitting), precision=precision, files=files, model=model)
 
 
+def precision_of(path: str) -> str:
+    """The precision that a graph's name tells: "fp32" where it tells none."""
+    kind = _parts(path)[1]
+    if kind.startswith(_FOR_ANY_CPU["int8"]):
+        return "uint8" if kind.startswith("quint8") else "int8"
+    return next(
+        precision for precision, kinds in _KINDS.items() if kind in kinds and (precision, kind) != ("int8", "uint8")
+    )
+
+
 def has_weights(files: Collection[str]) -> bool:
     """Whether there are weights that a graph can be built from."""
     return WEIGHTS in files or WEIGHTS_INDEX in files
