@@ -168,7 +168,7 @@ async def _with_precision(spec: ModelSpec, precision: str, given: Path | None, h
         return _with_graph(spec, _choose(spec, precision, await to_thread.run_sync(list_directory, given)))
     try:
         return _with_graph(spec, _choose(spec, precision, await list_model(spec, hub)))
-    except UnsupportedModelError:
+    except (UnsupportedModelError, DownloadError):
         # The catalogue's sources often have one precision only; the repo that the model is named after has more.
         own = HubSource(spec.name)
         if own in spec.sources or spec.name.count("/") != 1:

@@ -250,8 +250,9 @@ def _may_be_vectors(session: Session, output: str, dim: int | None) -> bool:
 
 
 def _asks_for_states(spec: ModelSpec) -> bool:
-    """Whether hidden states are to be pooled, and no catalogue says which output they are."""
-    return spec.pooling != "none" and not spec.is_catalogued
+    """Whether hidden states are to be pooled, and nobody says which output they are."""
+    is_named = spec.is_catalogued or spec.output != 0 or spec.settings.get("takes_finished") == "named"
+    return spec.pooling != "none" and not is_named
 
 
 def _with_states(session: Session, output: str) -> str:
