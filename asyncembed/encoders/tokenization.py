@@ -98,7 +98,7 @@ class TextTokenizer:
         self.truncates_left = (truncation_side or settings.truncation_side) == "left"
         self._cuts_early = not self.truncates_left and _is_prefix_stable(self.tokenizer)
         self.tokenizer.no_padding()
-        self._set_limit(settings.limit(max_length, extra=extra) - reserve)
+        self._set_limit(settings.limit(max_length, reserve=reserve, extra=extra))
 
     def lower_limit(self, most: int) -> None:
         """Cut texts at `most` tokens, where that is less than the limit so far; before the first text only.

@@ -60,21 +60,21 @@ class TokenizerSettings:
     model_config: Mapping[str, Any]
     directory: Path
 
-    def limit(self, wanted: int | None, *, extra: int = 0) -> int:
+    def limit(self, wanted: int | None, *, reserve: int = 0, extra: int = 0) -> int:
         """Most tokens of an input: `wanted`, or what the files say, but no more than the model has positions for.
 
-        `extra` of these are taken by tokens that the encoder puts in.
+        The former is lowered by `reserve`; of the latter, `extra` are taken by tokens that the encoder puts in.
 
         Raises:
             UnsupportedModelError: Nobody says.
         """
-        limit = bounded(self.declared_limit if wanted is None else wanted, self.model_config, extra=extra)
+        limit = self.declared_limit if wanted is None else wanted
         if limit is None:
             raise UnsupportedModelError(
                 f"tokenizer_config.json in {self.directory} has no usable model_max_length: say max_length=<tokens>",
                 model=str(self.directory),
             )
-        return limit
+        return bounded(limit - reserve, self.model_config, extra=extra) or 0
 
     @property
     def required_pad_id(self) -> int:
