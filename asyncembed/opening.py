@@ -9,7 +9,8 @@ from pathlib import Path
 import anyio
 from anyio import CancelScope, to_thread
 
-from asyncembed.catalogue.from_repo import Overrides, list_directory, most_tokens, spec_from_directory
+from asyncembed.catalogue.from_repo import Overrides, list_directory, spec_from_directory
+from asyncembed.catalogue.limits import most_tokens
 from asyncembed.catalogue.lookup import CLASSES, Catalogue
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.catalogue.spec import Family, HubSource, ModelSpec
