@@ -54,6 +54,10 @@ PATIENT_TIMEOUTS = 3
 
 CLOSE_GRACE_SECONDS = 5.0
 
+_READ_ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
+"""They expand a thousandfold at most, so that what one read of a socket unpacks to fits into memory; others, or several
+at once, have no bound."""
+
 _RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REQUEST_IDS = ("x-request-id", "x-amzn-trace-id", "x-amz-cf-id")
 
@@ -156,7 +160,6 @@ class HubClient:
         url = self.endpoint + address
         timeout = self._metadata_seconds
         with anyio.move_on_after(PATIENT_TIMEOUTS * timeout):  # whatever else happens: a trickle, slow redirects
-            # Compressed at most once, by a method that expands a thousandfold at most: see `_document`.
             headers = {"Accept-Encoding": "gzip, deflate"}
             async with self._send(url, headers, timeout, repo=repo, revision=revision) as (response, at):
                 body = await self._document(response, repo)
@@ -173,8 +176,6 @@ class HubClient:
         raise TransientError(f"{shown_address(url)} did not answer in {PATIENT_TIMEOUTS * timeout:g} s")
 
     async def _document(self, response: httpx.Response, repo: str) -> bytes:
-        if _encoding(response) not in ("", "identity", "gzip", "deflate"):
-            raise UnexpectedAnswerError(f"{self.endpoint} compresses its answer in a way that was not asked for")
         body = bytearray()
         try:
             async with _body(response) as chunks:
@@ -288,6 +289,11 @@ class HubClient:
                 if response.status_code not in (200, 206):
                     raise self._refusal(
                         response, url, repo, revision, path, is_content_server, has_token=may_have_token
+                    )
+                if _encoding(response) not in _READ_ENCODINGS:
+                    raise UnexpectedAnswerError(
+                        f"{shown_address(url)} compresses its answer in a way that was not asked for",
+                        source=repo or shown_address(url),
                     )
                 yield response, url
                 return
