@@ -10,7 +10,6 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
-from importlib.metadata import version
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
@@ -29,7 +28,7 @@ from asyncembed.errors import (
     UnreachableError,
 )
 from asyncembed.files import in_disk_thread
-from asyncembed.http import httpx
+from asyncembed.http import httpx, own_version
 from asyncembed.hub.addresses import Secrets, origin, proxy_addresses, shown_address, split_login
 from asyncembed.hub.retry import (
     LONGEST_PAUSE_SECONDS,
@@ -514,7 +513,7 @@ def _build(token: str | bool | None) -> HubClient:
     if token is not None and not isinstance(token, str | bool):  # its value is not shown
         raise OptionError(f"token= is a text, True, False or None, and not a {type(token).__name__}")
     try:
-        headers = build_hf_headers(token=token, library_name="asyncembed", library_version=version("asyncembed"))
+        headers = build_hf_headers(token=token, library_name="asyncembed", library_version=own_version())
     except OSError as error:  # token=True and none is stored, or the token file cannot be read
         raise BadTokenError(f"the token cannot be read: {error}") from error
     if not all(re.fullmatch("[ -~]*", value) for value in headers.values()):
