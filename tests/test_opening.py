@@ -127,7 +127,7 @@ async def test_a_graph_is_exported_to_the_cache_that_the_user_names(
 
 async def _open(directory: Path, workers: int, cache: Path) -> None:
     """As far as that has to do with the export: these weights have no tokenizer."""
-    with pytest.raises(ModelLoadError, match=r"tokenizer\.json"):
+    with pytest.raises(UnsupportedModelError, match=r"no tokenizer\.json"):
         async with TextEmbedding(directory, workers=workers, cache_dir=cache, pooling="mean", normalize=True):
             pass
 
