@@ -184,6 +184,10 @@ def is_pillow_image(value: object) -> bool:
     return module is not None and isinstance(value, module.Image)
 
 
-def describe(error: Exception) -> str:
-    """The error's type and text."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def describe(error: BaseException) -> str:
+    """The error's type and text, where it has one that can be had."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 (an input's own error)
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
