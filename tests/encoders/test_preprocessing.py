@@ -137,14 +137,17 @@ CONFIGURED_BY_FASTEMBED = {"CLIPImageProcessor", "SiglipImageProcessor", "Idefic
 def test_one_number_is_both_edges_or_the_shorter_one() -> None:
     """By the kind: the configs of the first versions of these processors have it so."""
     image = picture(301, 233)
-    for name, size in (
+    sizes: list[tuple[str, dict[str, Any]]] = [
         ("ViTFeatureExtractor", {"height": 64, "width": 64}),
         ("CLIPFeatureExtractor", {"shortest_edge": 64}),
-    ):
-        number, named = ({"feature_extractor_type": name, "crop_size": 64, "size": each} for each in (64, size))
-        np.testing.assert_array_equal(Preprocessor(number)(image).pixels, Preprocessor(named)(image).pixels)
-    number, named = (CONVNEXT | {"size": size} for size in (224, {"shortest_edge": 224}))
-    np.testing.assert_array_equal(Preprocessor(number)(image).pixels, Preprocessor(named)(image).pixels)
+    ]
+    for name, size in sizes:
+        number, named = (
+            Preprocessor({"feature_extractor_type": name, "crop_size": 64, "size": each})(image) for each in (64, size)
+        )
+        np.testing.assert_array_equal(number.pixels, named.pixels)
+    number, named = (Preprocessor(CONVNEXT | {"size": size})(image) for size in (224, {"shortest_edge": 224}))
+    np.testing.assert_array_equal(number.pixels, named.pixels)
 
 
 @pytest.mark.parametrize(
