@@ -8,7 +8,8 @@ from pathlib import Path
 
 from anyio import CancelScope
 
-from asyncembed.catalogue.from_repo import Overrides, most_tokens, spec_from_directory
+from asyncembed.catalogue.from_repo import Overrides, spec_from_directory
+from asyncembed.catalogue.limits import most_tokens
 from asyncembed.catalogue.lookup import CLASSES, Catalogue
 from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
