@@ -1,10 +1,11 @@
-"""The one place that imports httpx: another client with its interface is a change of one line."""
+"""The one place that imports httpx and what it is built on: another client with their interface is a small change."""
 
 from importlib.metadata import PackageNotFoundError, version
 
+import httpcore
 import httpx
 
-__all__ = ["httpx", "own_version"]
+__all__ = ["httpcore", "httpx", "own_version"]
 
 
 def own_version() -> str:

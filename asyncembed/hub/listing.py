@@ -141,7 +141,7 @@ def check_revision(revision: object) -> None:
 
 def enumerate_names(names: Sequence[str], limit: int = 12) -> str:
     """Some names of files, for a message."""
-    listed = ", ".join(shown(name) for name in names[:limit])
+    listed = ", ".join(name if name.isprintable() and len(name) < 200 else shown(name) for name in names[:limit])
     return f"{listed} and {len(names) - limit} more" if len(names) > limit else listed or "no files"
 
 
