@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from anyio import CancelScope
@@ -53,7 +54,9 @@ async def prepare(
     if options.max_length is not None:
         await in_disk_thread(_check_max_length, directory, options.max_length)
     if spec.model_file is None and spec.encoder not in _WITHOUT_GRAPH and ":" not in spec.encoder:
-        spec = replace(spec, model_file=str(await _export(directory, in_process=options.workers == 0)))
+        # Beside the hub's files, where the user wants those elsewhere; their caches take what is in it for repos.
+        cache_dir = None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
+        spec = replace(spec, model_file=str(await _export(directory, cache_dir, in_process=options.workers == 0)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
         path = await loadable_model_path(directory, spec.model_file)
@@ -168,22 +171,23 @@ def _override(spec: ModelSpec, overrides: Overrides) -> ModelSpec:
     )
 
 
-async def _export(directory: Path, *, in_process: bool) -> Path:
+async def _export(directory: Path, cache_dir: Path | None, *, in_process: bool) -> Path:
     """The graph of the weights in `directory`: from the cache, or built, in a process of its own.
 
     Building holds the interpreter's lock for long stretches, so a thread would stall the event loop.
     """
     from asyncembed import export
 
-    found = await in_disk_thread(export.find_graph, directory)
+    found = await in_disk_thread(partial(export.find_graph, directory, cache_dir=cache_dir))
     if found is not None:
         return found
+    build = partial(export.ensure_graph, directory, cache_dir=cache_dir)
     if in_process:
-        return await in_disk_thread(export.ensure_graph, directory)
+        return await in_disk_thread(build)
     builder = ProcessWorker(threads=1)
     try:
         await in_disk_thread(builder.start)
-        return await completion(builder.call(export.ensure_graph, directory))
+        return await completion(builder.call(build))
     finally:
         builder.kill()
         with CancelScope(shield=True):
