@@ -4,10 +4,10 @@ import contextlib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import anyio
-from anyio import CancelScope, to_thread
+from anyio import CancelScope
 
 from asyncembed.catalogue.from_repo import Overrides, list_directory, spec_from_directory
 from asyncembed.catalogue.limits import most_tokens
@@ -25,6 +25,7 @@ from asyncembed.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
+from asyncembed.files import in_disk_thread
 from asyncembed.hub import loadable_model_path
 from asyncembed.hub.models import HubAccess, fetch_model, fetch_repo, list_model
 from asyncembed.options import Options
@@ -61,11 +62,13 @@ async def prepare(
     """
     spec, directory = await _locate(name, family, options, overrides)
     if options.precision == "fp32" and spec.model_file is not None:
-        await to_thread.run_sync(_check_is_fp32, directory, spec)
+        await in_disk_thread(_check_is_fp32, directory, spec)
     if options.max_length is not None:
-        await to_thread.run_sync(_check_max_length, directory, options.max_length)
+        await in_disk_thread(_check_max_length, directory, options.max_length)
     if spec.model_file is None and spec.encoder not in _WITHOUT_GRAPH and ":" not in spec.encoder:
-        spec = replace(spec, model_file=str(await _export(directory, in_process=options.workers == 0)))
+        # Beside the hub's files, where the user wants those elsewhere; their caches take what is in it for repos.
+        cache_dir = None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
+        spec = replace(spec, model_file=str(await _export(directory, cache_dir, in_process=options.workers == 0)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
         path = await loadable_model_path(directory, spec.model_file)
@@ -111,20 +114,20 @@ async def _locate(
         return spec, await fetch_model(spec, hub) if spec.sources else Path()
     if given is None:
         is_path = not isinstance(name, str) or label.startswith((".", "/", "~"))
-        if is_path or await anyio.Path(label).is_dir():
+        if is_path or await in_disk_thread(Path(label).is_dir):
             given = await _existing_directory(label, label)
     if given is not None:
-        return await to_thread.run_sync(
+        return await in_disk_thread(
             lambda: spec_from_directory(given, name=label, family=family, overrides=overrides)
         ), given
     return await _from_hub(label, family, hub, overrides)
 
 
 async def _existing_directory(path: str | os.PathLike[str], model: str) -> Path:
-    if await anyio.Path(path).is_dir():
+    if await in_disk_thread(Path(path).is_dir):
         return Path(path)
     message = f"there is no directory {os.fspath(path)!r}"
-    if await anyio.Path(path).is_file():
+    if await in_disk_thread(Path(path).is_file):
         message += ", but a file; give its directory, and onnx_file= where that has several graphs"
     raise UnknownModelError(message, model=model)
 
@@ -166,7 +169,7 @@ async def _with_precision(spec: ModelSpec, precision: str, given: Path | None, h
     if spec.model_file is None:
         raise OptionError(f"{spec.name} has no graph, so there is nothing that precision= could choose")
     if given is not None:
-        return _with_graph(spec, _choose(spec, precision, await to_thread.run_sync(list_directory, given)))
+        return _with_graph(spec, _choose(spec, precision, await in_disk_thread(list_directory, given)))
     try:
         return _with_graph(spec, _choose(spec, precision, await list_model(spec, hub)))
     except (UnsupportedModelError, DownloadError):
@@ -228,23 +231,24 @@ def _check_is_fp32(directory: Path, spec: ModelSpec) -> None:
         )
 
 
-async def _export(directory: Path, *, in_process: bool) -> Path:
+async def _export(directory: Path, cache_dir: Path | None, *, in_process: bool) -> Path:
     """The graph of the weights in `directory`: from the cache, or built, in a process of its own.
 
     Building holds the interpreter's lock for long stretches, so a thread would stall the event loop.
     """
     from asyncembed import export
 
-    found = await to_thread.run_sync(export.find_graph, directory)
+    found = await in_disk_thread(partial(export.find_graph, directory, cache_dir=cache_dir))
     if found is not None:
         return found
+    build = partial(export.ensure_graph, directory, cache_dir=cache_dir)
     if in_process:
-        return await to_thread.run_sync(export.ensure_graph, directory)
+        return await in_disk_thread(build)
     builder = ProcessWorker(threads=1)
     try:
-        await to_thread.run_sync(builder.start)
-        return await completion(builder.call(export.ensure_graph, directory))
+        await in_disk_thread(builder.start)
+        return await completion(builder.call(build))
     finally:
         builder.kill()
         with CancelScope(shield=True):
-            await to_thread.run_sync(builder.stop)
+            await in_disk_thread(builder.stop)
