@@ -207,7 +207,7 @@ def _get_preparation_data(original: Callable[[str], dict[str, Any]], name: str) 
     try:
         data = original(name)
     except FileNotFoundError:  # the folder that this process runs in is gone; a child can do without the rest
-        paths = [path or process.ORIGINAL_DIR for path in sys.path]
+        paths = [path or getattr(process, "ORIGINAL_DIR", None) or "" for path in sys.path]
         data = {"name": name, "authkey": process.current_process().authkey, "sys_path": paths, "sys_argv": sys.argv}
     if was_undecided:
         # Asking for it has decided it; the program may still want to.
