@@ -237,7 +237,7 @@ class TestUnreachable:
         (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
         assert "http://127.0.0.1:1 cannot be reached" in warning.getMessage()
 
-    async def test_a_host_that_is_resolved_again_goes_on(
+    async def test_one_that_answers_the_next_time_is_no_warning(
         self, hub: HubServer, caplog: pytest.LogCaptureFixture
     ) -> None:
         hub.faults.append(Fault("info", times=2, close_at_once=True))

@@ -36,6 +36,11 @@ async def test_one_that_is_far_slower_than_its_siblings_is_a_laggard() -> None:
     assert find_laggards(stretches, [], SECONDS) == [stretches[2]]
 
 
+async def test_most_of_them_may_be_laggards() -> None:
+    stretches = run(2000, 3000, 2000, 8 * MB)
+    assert find_laggards(stretches, [], SECONDS) == stretches[:3]
+
+
 async def test_one_that_is_far_slower_than_those_that_are_done_is_a_laggard() -> None:
     (stretch,) = run(2000)
     assert find_laggards([stretch], [], SECONDS) == []
