@@ -18,7 +18,7 @@ from asyncembed.engine.worker import ProcessWorker
 from asyncembed.errors import OptionError, RepoNotFoundError, UnknownModelError
 from asyncembed.hub import loadable_model_path
 from asyncembed.hub.models import HubAccess, fetch_model, fetch_repo
-from asyncembed.options import Options
+from asyncembed.options import Options, absolute, is_path
 
 _WITHOUT_GRAPH = frozenset({"static", "bm25"})
 """Encoders whose models have no graph: none is exported for them, and a token costs next to nothing."""
@@ -94,8 +94,7 @@ async def _locate(
             return spec, given
         return spec, await fetch_model(spec, hub) if spec.sources else Path()
     if given is None:
-        is_path = not isinstance(name, str) or label.startswith((".", "/", "~"))
-        if is_path or await anyio.Path(label).is_dir():
+        if is_path(name) or await anyio.Path(label).is_dir():
             given = await _existing_directory(label, label)
     if given is not None:
         return await to_thread.run_sync(
@@ -105,8 +104,9 @@ async def _locate(
 
 
 async def _existing_directory(path: str | os.PathLike[str], model: str) -> Path:
+    path = absolute(path)  # a worker that starts later may find another working directory
     if await anyio.Path(path).is_dir():
-        return Path(path)
+        return path
     message = f"there is no directory {os.fspath(path)!r}"
     if await anyio.Path(path).is_file():
         message += ", but a file; give its directory, and onnx_file= where that has several graphs"

@@ -12,7 +12,8 @@ PACKAGE = Path(asyncembed.__file__).parent
 # What a layer may import of the package, besides itself. `errors` and `checks` are everybody's.
 MAY_IMPORT = {
     "errors": set[str](),
-    "checks": set[str](),
+    "checks": {"migration"},
+    "migration": set[str](),
     "files": set[str](),
     "http": set[str](),
     "repo_files": set[str](),

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from inspect import signature
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeAlias, TypeVar, Unpack, cast, get_args
 
 from anyio import Event
 from anyio.abc import TaskGroup
@@ -20,8 +20,9 @@ from asyncembed.engine.lifetime import Openable, owned_task_group
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
 from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
+from asyncembed.migration import ATTRIBUTES
 from asyncembed.opening import prepare
-from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options
+from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute, is_path
 from asyncembed.results import COUNT, Output, dense
 from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
 
@@ -65,7 +66,9 @@ class Embedder(Openable):
 
     def __init__(self, model_name: ModelName, **options: Unpack[OptionKeywords]) -> None:
         _check_name(model_name)
-        self._model_name = model_name
+        self._given_name = model_name
+        # A path now, as the program may change its working directory before it opens the model.
+        self._model_name: ModelName = absolute(model_name) if is_path(model_name) else model_name
         parameters = signature(type(self)).parameters.values()
         self._options = Options.from_keywords(
             options, own=[one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
@@ -101,13 +104,19 @@ class Embedder(Openable):
     @property
     def model_name(self) -> str:
         """The name or directory as it was given."""
-        name = self._model_name
+        name = self._given_name
         return name.name if isinstance(name, ModelSpec) else os.fspath(name)
 
     @classmethod
     def list_supported_models(cls) -> list[dict[str, object]]:
         """The catalogued models of this class, added ones included, with the keys that fastembed's users know."""
         return [describe(spec) for spec in Catalogue.builtin().list_models(cls.family)]
+
+    if not TYPE_CHECKING:  # type checkers know all names there are
+
+        def __getattr__(self, name: str) -> NoReturn:
+            hint = f": {ATTRIBUTES[name]}" if name in ATTRIBUTES else ""
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}", name=name, obj=self)
 
     def stats(self) -> Stats:
         """What this model has computed, and the state of its pool: a snapshot."""

@@ -10,7 +10,7 @@ from anyio import CancelScope, move_on_after
 from anyio.abc import TaskGroup
 
 from asyncembed.catalogue.from_repo import Overrides
-from asyncembed.checks import check_choice, check_count
+from asyncembed.checks import check_choice, check_count, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, Measure, ModelIntake, ModelName, PriorityName
 from asyncembed.embedders.fetch import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.embedders.image_source import ImageBringer, ImageInput, ImageT, as_images, measure_image, pack_image
@@ -254,6 +254,7 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         dtype: Literal["float16"],
         **keywords: Unpack[ImageVectorKeywords],
     ) -> None: ...
+    @checks_keywords
     def __init__(
         self,
         model_name: ModelName,
@@ -288,6 +289,7 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
     def embed(
         self, images: Source[InputT], *, key: Callable[[InputT], ImageInput], **call: Unpack[ReturningCall]
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
+    @checks_keywords
     def embed(
         self,
         images: Source[Any] | ImageInput,
@@ -318,10 +320,12 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         """
         return self._images(images, self._call, self._dense_output(self._call), key, priority, ordered, on_error)
 
+    @checks_keywords
     async def embed_image(self, image: ImageInput) -> "NDArray[ScalarT]":
         """The vector of one image: (dim,). Goes before bulk work."""
         return await self._one(image, measure_image, self._call, self._dense_output(self._call))
 
+    @checks_keywords
     async def embed_images(self, images: Iterable[ImageInput]) -> "NDArray[ScalarT]":
         """The vectors of some images: (n, dim), rows in input order. Goes before bulk work."""
         return await self.embed(images, priority="interactive").collect()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Unpack, get_args
 
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.checks import check_choice
+from asyncembed.checks import check_choice, checks_keywords
 from asyncembed.embedders.base import ModelName, as_source, measure_text
 from asyncembed.embedders.roles import TextRoles
 from asyncembed.encoders.encoder import Call, Mode
@@ -62,6 +62,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
     family = "sparse"
     _output = SPARSE
 
+    @checks_keywords
     def __init__(
         self,
         model_name: ModelName,
@@ -96,6 +97,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
 
     # ---------------------------------------------------------------- about texts and models
 
+    @checks_keywords
     async def token_count(self, texts: Source[str]) -> int:
         """How many tokens the texts have together, special tokens included, each cut at the length limit.
 

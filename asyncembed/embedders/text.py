@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, Unpack, cast
 from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec, Pooling
-from asyncembed.checks import check_choice, check_count
+from asyncembed.checks import check_choice, check_count, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, ModelName, Opened, PriorityName, as_source, measure_text
 from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call, Mode
@@ -129,6 +129,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         int8_ranges: "npt.ArrayLike",
         **keywords: Unpack[TextKeywords],
     ) -> None: ...
+    @checks_keywords
     def __init__(
         self,
         model_name: ModelName = DEFAULT_MODEL,
@@ -191,6 +192,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
     def embed(
         self, documents: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[TextReturningCall]
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
+    @checks_keywords
     def embed(
         self,
         documents: Source[Any],
@@ -240,6 +242,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
     def query_embed(
         self, queries: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[TextReturningCall]
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
+    @checks_keywords
     def query_embed(
         self,
         queries: Source[Any],
@@ -269,6 +272,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
     def passage_embed(
         self, passages: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[TextReturningCall]
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
+    @checks_keywords
     def passage_embed(
         self,
         passages: Source[Any],
@@ -284,6 +288,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
 
     # ---------------------------------------------------------------- a few inputs, at once
 
+    @checks_keywords
     async def embed_query(self, query: str, **call: Unpack[TextCall]) -> "NDArray[ScalarT]":
         """The vector of one query: float32 (dim,) unless `dtype` or `output` asks otherwise. Goes before bulk work.
 
@@ -294,6 +299,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         asked = self._call_of(opened, "query", call)
         return await self._one(query, measure_text, asked, self._dense_output(asked))
 
+    @checks_keywords
     async def embed_documents(self, documents: Iterable[str], **call: Unpack[TextCall]) -> "NDArray[ScalarT]":
         """The vectors of some passages: (n, dim), rows in input order. Goes before bulk work.
 
@@ -302,6 +308,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         """
         return await self.passage_embed(documents, priority="interactive", **call).collect()
 
+    @checks_keywords
     async def token_count(self, texts: Source[str], **call: Unpack[TextCall]) -> int:
         """How many tokens the texts have together, special tokens included, each cut at the length limit."""
         opened = self._require_open()
