@@ -124,8 +124,10 @@ def check_count(name: str, value: object, *, least: int, may_be_none: bool = Tru
         raise OptionError(f"{name} must be a whole number, {least} or more{', or None' * may_be_none}; got {value!r}")
 
 
-def check_number(name: str, value: object, *, least: float, most: float = math.inf) -> None:
-    """Raise `OptionError` unless `value` is a number from `least` to `most`."""
+def check_number(name: str, value: object, *, least: float, most: float = math.inf, may_be_none: bool = False) -> None:
+    """Raise `OptionError` unless `value` is a number from `least` to `most`, or None where that means something."""
+    if value is None and may_be_none:
+        return
     if not _is_number(value) or not least <= value <= most:
         bounds = f"from {least:g} to {most:g}" if most != math.inf else f"of at least {least:g}"
         raise OptionError(f"{name} must be a number {bounds}; got {value!r}")
@@ -146,6 +148,14 @@ def check_text(
     if not isinstance(value, str) or not (value or may_be_empty):
         got = f"something of the type {type(value).__name__}" if is_secret else repr(value)
         raise OptionError(f"{name} must be a text{', or None' * may_be_none}; got {got}")
+
+
+def check_words(name: str, value: object) -> tuple[str, ...] | None:
+    """The words of any iterable, or None. Raises `OptionError` for anything else, one text included."""
+    words = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else None
+    if value is not None and (words is None or not all(isinstance(word, str) for word in words)):
+        raise OptionError(f"{name} must be a collection of words, not {value!r}")
+    return words
 
 
 def check_path(name: str, value: object, *, may_be_none: bool = True) -> None:

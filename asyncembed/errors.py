@@ -28,7 +28,7 @@ AsyncEmbedError
 │   ├── ArchiveError                       an archive is damaged or unsafe to extract
 │   └── NoSourceError                      every source of a model failed; `failures` has each one's error
 └── WorkerError
-    ├── EncodeError                   the encoder itself failed on a batch
+    ├── EncodeError                   the encoder itself failed on a batch, or gave no finite result for an input
     └── WorkerCrashed                 the worker died or hung on this very input; `index` says which
 ```
 
@@ -198,7 +198,7 @@ class WorkerError(AsyncEmbedError):
 
 
 class EncodeError(WorkerError):
-    """The encoder raised while it computed the batch that holds this input."""
+    """The encoder raised while it computed the batch that holds this input, or gave NaN or infinity for this input."""
 
 
 class WorkerCrashed(WorkerError):  # noqa: N818 (reads as the event it reports)

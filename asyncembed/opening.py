@@ -63,6 +63,7 @@ async def prepare(
         session=options.session_options(),
         max_length=options.max_length,
         max_batch_tokens=options.batch_tokens(has_graph=spec.encoder not in _WITHOUT_GRAPH),
+        accelerated_batch_tokens=options.accelerated_batch_tokens(),
         max_batch_size=options.max_batch_size,
         batch_invariant=options.batch_invariant,
         settings=settings,
@@ -93,9 +94,8 @@ async def _locate(
         if given is not None:
             return spec, given
         return spec, await fetch_model(spec, hub) if spec.sources else Path()
-    if given is None:
-        if is_path(name) or await anyio.Path(label).is_dir():
-            given = await _existing_directory(label, label)
+    if given is None and (is_path(name) or await anyio.Path(label).is_dir()):
+        given = await _existing_directory(label, label)
     if given is not None:
         return await to_thread.run_sync(
             lambda: spec_from_directory(given, name=label, family=family, overrides=overrides)
@@ -122,8 +122,10 @@ async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overri
         except UnknownModelError as error:
             if is_repo_id:
                 raise
+            short = "" if "/" in name else f"; sentence-transformers/{name} is what sentence-transformers would take"
             raise UnknownModelError(
-                f"{error}; it is neither a directory nor a hub repo, which is called organisation/name", model=name
+                f"{error}; it is neither a directory nor a hub repo, which is called organisation/name{short}",
+                model=name,
             ) from None
     try:
         return await fetch_repo(name, hub, families=(family,), overrides=overrides)

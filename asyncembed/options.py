@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard, get_args
 
@@ -173,21 +172,14 @@ class Options:
         return cls(**keywords)
 
     def batch_tokens(self, *, has_graph: bool) -> int:
-        """The token budget: what was asked for, or what suits the model and the device."""
+        """The token budget on a CPU: what was asked for, or what suits the model."""
         if self.max_batch_tokens is not None:
             return self.max_batch_tokens
-        if not has_graph:
-            return MAX_BATCH_TOKENS_WITHOUT_GRAPH
-        return MAX_BATCH_TOKENS_ACCELERATED if self._is_accelerated() else MAX_BATCH_TOKENS
+        return MAX_BATCH_TOKENS if has_graph else MAX_BATCH_TOKENS_WITHOUT_GRAPH
 
-    def _is_accelerated(self) -> bool:
-        if self.providers is not None:
-            names = [entry if isinstance(entry, str) else entry[0] for entry in self.providers]
-            return any(name != "CPUExecutionProvider" for name in names)
-        if self.device == "auto":
-            # The runtime is not imported here: which of its packages is installed tells what "auto" will take.
-            return _is_installed("onnxruntime-gpu")
-        return self.device == "cuda"
+    def accelerated_batch_tokens(self) -> int | None:
+        """The token budget where an accelerator has come up, which only a worker can tell; None: the same."""
+        return MAX_BATCH_TOKENS_ACCELERATED if self.max_batch_tokens is None else None
 
     def session_options(self) -> "SessionOptions":
         """What of this concerns the session; the pool adds threads and device."""
@@ -217,11 +209,3 @@ def absolute(path: str | os.PathLike[str]) -> Path:
         return Path(expanded).absolute()
     except FileNotFoundError:  # the working directory is gone
         return Path(expanded)
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except PackageNotFoundError:
-        return False
-    return True

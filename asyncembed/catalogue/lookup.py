@@ -85,9 +85,8 @@ class Catalogue:
         """Names of a family that `name` may be a misspelling of, the likeliest first."""
         names = [spec.name for spec in self.list_models(family)]
         # Many leave the organisation out: then the rest decides.
-        wanted = name.lower() if "/" in name else name.lower().rpartition("/")[2]
         known = {(each if "/" in name else each.rpartition("/")[2]).lower(): each for each in names}
-        return [known[match] for match in get_close_matches(wanted, list(known), n=3)]
+        return [known[match] for match in get_close_matches(name.lower(), list(known), n=3)]
 
     def list_models(self, family: Family | None = None) -> list[ModelSpec]:
         """All specs, or those of one family, in the order of the catalogue, added ones last."""

@@ -251,8 +251,11 @@ class Embedder(Openable):
         return await stream.collect()
 
     def _group_of(self, opened: Opened, call: Call) -> Group:
-        config = opened.model.config
-        return Group(opened.model.key, call, config.max_batch_tokens, config.max_batch_size or sys.maxsize)
+        model = opened.model
+        # What came up in the workers decides: a model on the CPU does not get an accelerator's batches.
+        budget = model.facts.get("max_batch_tokens")
+        max_tokens = budget if isinstance(budget, int) else model.config.max_batch_tokens
+        return Group(model.key, call, max_tokens, model.config.max_batch_size or sys.maxsize)
 
 
 Measure: TypeAlias = Callable[[object], tuple[int, int]]

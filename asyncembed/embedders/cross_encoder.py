@@ -6,7 +6,7 @@ from typing import Any, Literal, Unpack, cast, get_args, overload
 
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.checks import check_choice, check_count, checks_keywords
+from asyncembed.checks import check_bool, check_choice, check_count, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, ModelName, PriorityName, measure_text
 from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call
@@ -63,6 +63,7 @@ class TextCrossEncoder(Embedder):
     ) -> None:
         super().__init__(model_name, **options)
         check_choice("activation", activation, get_args(Activation))
+        check_bool("truncate", truncate)
         self._activation: Activation = activation
         self._truncate = truncate
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, overload
 
-from asyncembed.checks import check_choice, checks_keywords
+from asyncembed.checks import check_bool, check_choice, checks_keywords
 from asyncembed.embedders.base import InputT, Key, ModelName, PriorityName, as_source, measure_text
 from asyncembed.embedders.image import ImageEmbedder, ImageKeywords
 from asyncembed.embedders.image_source import ImageInput, ImageT, measure_image
@@ -72,6 +72,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
     ) -> None:
         super().__init__(model_name, **options)
         check_choice("dtype", dtype, ("float32", "float16"))
+        check_bool("truncate", truncate)
         self._text_call = Call(mode="query", truncate=truncate, dtype=dtype)
         self._image_call = Call(mode="image", dtype=dtype)
 
@@ -190,6 +191,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
 
         With `include_extension` those count too that make a query of a text.
         """
+        check_bool("include_extension", include_extension)
         call = Call(truncate=self._text_call.truncate, settings=(("include_extension", include_extension),))
         return await self._count(as_source(texts), measure_text, call)
 
