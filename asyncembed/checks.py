@@ -152,7 +152,7 @@ def check_text(
 
 def check_words(name: str, value: object) -> tuple[str, ...] | None:
     """The words of any iterable, or None. Raises `OptionError` for anything else, one text included."""
-    words = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else None
+    words = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else None
     if value is not None and (words is None or not all(isinstance(word, str) for word in words)):
         raise OptionError(f"{name} must be a collection of words, not {value!r}")
     return words
@@ -217,7 +217,7 @@ def check_pool_options(
     check_count("threads", threads, least=1)
     check_count("interactive_workers", interactive_workers, least=0, may_be_none=False)
     if device_ids is not None:
-        if not isinstance(device_ids, Sequence) or isinstance(device_ids, str) or not device_ids:
+        if not isinstance(device_ids, Sequence) or isinstance(device_ids, str | bytes) or not device_ids:
             raise OptionError(f"device_ids must be a list of the devices' numbers, or None; got {device_ids!r}")
         for device_id in device_ids:
             check_count("device_ids", device_id, least=0, may_be_none=False)
@@ -225,7 +225,11 @@ def check_pool_options(
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and not (isinstance(value, float) and math.isnan(value))
+    )
 
 
 def _is_provider_with_options(entry: object) -> bool:

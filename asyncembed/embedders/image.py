@@ -10,7 +10,7 @@ from anyio import CancelScope, move_on_after
 from anyio.abc import TaskGroup
 
 from asyncembed.catalogue.from_repo import Overrides
-from asyncembed.checks import check_choice, check_count, checks_keywords
+from asyncembed.checks import check_bool, check_choice, check_count, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, Measure, ModelIntake, ModelName, PriorityName
 from asyncembed.embedders.fetch import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.embedders.image_source import ImageBringer, ImageInput, ImageT, as_images, measure_image, pack_image
@@ -267,6 +267,7 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
     ) -> None:
         super().__init__(model_name, **options)
         check_choice("pooling", pooling, (None, "none", "cls"))
+        check_bool("normalize", normalize, may_be_none=True)
         check_choice("dtype", dtype, ("float32", "float16"))
         check_count("truncate_dim", truncate_dim, least=1)
         self._pooling: Literal["none", "cls"] | None = pooling
