@@ -9,7 +9,8 @@ from pathlib import Path
 import anyio
 from anyio import CancelScope, to_thread
 
-from asyncembed.catalogue.from_repo import Overrides, most_tokens, spec_from_directory
+from asyncembed.catalogue.from_repo import Overrides, spec_from_directory
+from asyncembed.catalogue.limits import most_tokens
 from asyncembed.catalogue.lookup import CLASSES, Catalogue
 from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from asyncembed.catalogue.limits import most_tokens as most_tokens
+from asyncembed.catalogue.limits import repo_limit
 from asyncembed.catalogue.onnx_choice import WEIGHTS, WEIGHTS_INDEX
 from asyncembed.catalogue.onnx_choice import choose_onnx_file as choose_onnx_file
 from asyncembed.catalogue.spec import Family, LocalSource, ModelSpec, Pooling, Source
@@ -155,24 +157,6 @@ def spec_from_directory(
         is_catalogued=False,
         settings=pipeline.settings,
     )
-
-
-_SPARE_POSITIONS = {
-    **dict.fromkeys(("albert", "bert", "distilbert", "electra"), 0),
-    # Their positions are counted from the padding token's id, which is 1.
-    **dict.fromkeys(("camembert", "mpnet", "roberta", "xlm-roberta"), 2),
-}
-"""Types of models that learn a vector for each position, so that no input can be longer: and how many of these vectors
-stand for no token."""
-
-
-def most_tokens(config: dict[str, Any]) -> int | None:
-    """The longest input that a model can compute, by its `config.json`; None where that does not tell."""
-    spare = _SPARE_POSITIONS.get(str(config.get("model_type")))
-    positions = _integer(config, "max_position_embeddings")
-    if spare is None or positions is None or config.get("position_embedding_type", "absolute") != "absolute":
-        return None
-    return positions - spare
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,8 +330,6 @@ def _check_static_pooling(repo: _Repo) -> None:
 
 
 _MODULE_ORDER = {"Transformer": 0, "StaticEmbedding": 0, "Pooling": 1, "Dense": 2, "Normalize": 3}
-# transformers writes 1e30 where a tokenizer has no limit.
-_NO_LIMIT = 10**15
 
 
 def _add_transformer(repo: _Repo, prefix: str, pipeline: _Pipeline) -> None:  # noqa: ARG001 (one signature for all)
@@ -496,14 +478,10 @@ def _read_limits(repo: _Repo, pipeline: _Pipeline) -> None:
 
 
 def _max_length(repo: _Repo) -> int | None:
-    """The limit that the repo declares beside its tokenizer; None leaves it to the tokenizer's own configuration."""
-    declared = _integer(repo.json("sentence_bert_config.json"), "max_seq_length")
-    if declared is not None:
-        return declared
-    # A tokenizer may allow more than the model has positions for; sentence-transformers takes the smaller one.
-    positions = _integer(repo.json("config.json"), "max_position_embeddings")
-    tokens = _integer(repo.json("tokenizer_config.json"), "model_max_length")
-    return positions if positions is not None and tokens is not None and positions < tokens < _NO_LIMIT else None
+    """See `repo_limit`."""
+    return repo_limit(
+        repo.json("config.json"), repo.json("tokenizer_config.json"), repo.json("sentence_bert_config.json")
+    )
 
 
 def _read_prompts(repo: _Repo) -> tuple[dict[str, str], str | None]:
