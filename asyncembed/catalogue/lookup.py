@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncembed.catalogue.spec import (
     ArchiveSource,
@@ -23,7 +24,11 @@ from asyncembed.catalogue.spec import (
 )
 from asyncembed.errors import OptionError, UnknownModelError
 
-_DATA = Path(__file__).with_name("models.json")
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+_DATA = files("asyncembed.catalogue") / "models.json"
+"""Read as a resource: the package may lie in a zip."""
 
 CLASSES: Mapping[Family, str] = {
     "text": "TextEmbedding",
@@ -129,8 +134,8 @@ def _key(family: Family, name: str) -> tuple[Family, str]:
     return family, name.lower()
 
 
-def _read(path: Path) -> Catalogue:
-    records = json.loads(path.read_bytes())
+def _read(data: "Traversable") -> Catalogue:
+    records = json.loads(data.read_bytes())
     aliases = [record.pop("aliases", ()) for record in records]
     specs = [_spec(record) for record in records]
     catalogue = Catalogue(specs)

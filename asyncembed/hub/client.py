@@ -7,12 +7,12 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 import anyio
 
+from asyncembed import __version__
 from asyncembed.errors import (
     AccessDeniedError,
     BadTokenError,
@@ -387,7 +387,7 @@ def _build(token: str | bool | None) -> HubClient:
     from huggingface_hub.utils import build_hf_headers
 
     try:
-        headers = build_hf_headers(token=token, library_name="asyncembed", library_version=version("asyncembed"))
+        headers = build_hf_headers(token=token, library_name="asyncembed", library_version=__version__)
     except OSError as error:  # token=True and none is stored, or the token file cannot be read
         raise BadTokenError(f"the token cannot be read: {error}") from error
     try:
