@@ -225,11 +225,7 @@ def check_pool_options(
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and not (isinstance(value, float) and math.isnan(value))
-    )
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
 def _is_provider_with_options(entry: object) -> bool:
