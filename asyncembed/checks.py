@@ -139,15 +139,35 @@ def check_seconds(name: str, value: object, *, may_be_none: bool = False) -> Non
         raise OptionError(f"{name} must be a positive number of seconds{' or None' * may_be_none}; got {value!r}")
 
 
-def check_text(
-    name: str, value: object, *, may_be_none: bool = True, may_be_empty: bool = False, is_secret: bool = False
-) -> None:
+def check_text(name: str, value: object, *, may_be_none: bool = True, may_be_empty: bool = False) -> None:
     """Raise `OptionError` unless `value` is a str, which is not empty unless that means something."""
     if value is None and may_be_none:
         return
-    if not isinstance(value, str) or not (value or may_be_empty):
-        got = f"something of the type {type(value).__name__}" if is_secret else repr(value)
-        raise OptionError(f"{name} must be a text{', or None' * may_be_none}; got {got}")
+    if not isinstance(value, str) or not (value or may_be_empty) or "\0" in value:
+        raise OptionError(f"{name} must be a text{', or None' * may_be_none}; got {value!r}")
+
+
+def check_token(token: object) -> None:
+    """Raise `OptionError` unless this is an access token, True, False or None; the message has nothing of it."""
+    if token is None or isinstance(token, bool):
+        return
+    if not isinstance(token, str):
+        raise OptionError(
+            f"token must be a text, True, False or None; got something of the type {type(token).__name__}"
+        )
+    if not token or not all("!" <= character <= "~" for character in token):
+        raise OptionError(
+            "token has characters that no access token has (a space, a line's end, a letter beyond ASCII)"
+        )
+
+
+def check_model_name(name: object) -> None:
+    """Raise `OptionError` unless this can name a model or a directory."""
+    if not isinstance(name, str | os.PathLike):
+        raise OptionError(f"model_name must be a name, a directory or a ModelSpec; got {name!r}")
+    check_path("model_name", name, may_be_none=False)
+    if isinstance(name, str) and name.startswith(("http://", "https://")):
+        raise OptionError(f"model_name is a repo's name, as in 'organisation/name', not its address; got {name!r}")
 
 
 def check_words(name: str, value: object) -> tuple[str, ...] | None:
@@ -162,7 +182,8 @@ def check_path(name: str, value: object, *, may_be_none: bool = True) -> None:
     """Raise `OptionError` unless `value` is a path: a str that is not empty, or a `Path`."""
     if value is None and may_be_none:
         return
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value) or isinstance(os.fspath(value), bytes):
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str) or not path or "\0" in path:
         raise OptionError(f"{name} must be a path{', or None' * may_be_none}; got {value!r}")
 
 

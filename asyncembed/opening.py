@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,7 +95,7 @@ async def _locate(
         if given is not None:
             return spec, given
         return spec, await fetch_model(spec, hub) if spec.sources else Path()
-    if given is None and (is_path(name) or await in_disk_thread(Path(label).is_dir)):
+    if given is None and (is_path(name) or await in_disk_thread(_is_so, Path(label).is_dir)):
         given = await _existing_directory(label, label)
     if given is not None:
         return await in_disk_thread(
@@ -104,12 +104,20 @@ async def _locate(
     return await _from_hub(label, family, hub, overrides)
 
 
+def _is_so(question: Callable[[], bool]) -> bool:
+    """The answer about a path; no where there can be no such path, as its name may be of any length."""
+    try:
+        return question()
+    except OSError:
+        return False
+
+
 async def _existing_directory(path: str | os.PathLike[str], model: str) -> Path:
     path = absolute(path)  # a worker that starts later may find another working directory
-    if await in_disk_thread(path.is_dir):
+    if await in_disk_thread(_is_so, path.is_dir):
         return path
     message = f"there is no directory {os.fspath(path)!r}"
-    if await in_disk_thread(path.is_file):
+    if await in_disk_thread(_is_so, path.is_file):
         message += ", but a file; give its directory, and onnx_file= where that has several graphs"
     raise UnknownModelError(message, model=model)
 

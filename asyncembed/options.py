@@ -16,6 +16,7 @@ from asyncembed.checks import (
     check_precision,
     check_providers,
     check_text,
+    check_token,
     unknown_keyword,
 )
 from asyncembed.engine.supervisor import BATCH_TIMEOUT_SECONDS, WorkerPool
@@ -138,8 +139,7 @@ class Options:
             check_text(name, getattr(self, name))
         for name in ("local_files_only", "batch_invariant"):
             check_bool(name, getattr(self, name))
-        if not isinstance(self.token, bool):
-            check_text("token", self.token, is_secret=True)
+        check_token(self.token)
         if not isinstance(self.progress, bool):
             check_callable("progress", self.progress, what="a function that takes events, False for no bar, or None")
         check_precision(self.precision)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from asyncembed.checks import (
     check_words,
     keywords_of,
 )
-from asyncembed.errors import OptionError
+from asyncembed.errors import NotCachedError, OptionError, UnknownModelError
 from tests.support.encoders import ECHO
 
 CLASSES: tuple[Any, ...] = (
@@ -81,6 +82,8 @@ def test_no_constructor_takes_what_it_cannot_use(kind: Any, keyword: str, value:
         (TextEmbedding, {"cache_dir": ""}),
         (TextEmbedding, {"model_path": b"models"}),
         (TextEmbedding, {"revision": ""}),
+        (TextEmbedding, {"revision": "a\0"}),
+        (TextEmbedding, {"cache_dir": "a\0"}),
         (TextEmbedding, {"token": 5}),
         (TextEmbedding, {"output": "int8", "int8_ranges": [1, 2]}),
         (TextEmbedding, {"output": "int8", "int8_ranges": [[1, 2], [0, 1]]}),
@@ -112,10 +115,34 @@ def test_a_value_of_another_type_is_not_taken_for_one(kind: Any, keywords: dict[
 
 
 def test_a_token_is_in_no_message() -> None:
-    for token in (b"hf_secret", ["hf_secret"]):
+    for token in (b"hf_secret", ["hf_secret"], "hf_secret\n", "hf secret", "hf_secrét", "hf_secret\udc80"):
         with pytest.raises(OptionError) as caught:
             Options(token=token)  # type: ignore[arg-type]
-        assert "hf_secret" not in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a\0b", Path("a\0b"), b"a/b", 3, None, ["a/b"], "https://hub.example/a/b"], ids=repr
+)
+def test_what_can_be_no_name_is_refused(name: Any) -> None:
+    for kind in CLASSES:
+        with pytest.raises(OptionError, match="model_name"):
+            kind(name)
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "name", [LONG, f"a/{LONG}", f"./{LONG}", Path(LONG), "\udc80", "a/\udc80", "./\udc80", "a//b", " "]
+)
+async def test_any_other_name_is_one_that_nobody_has(name: str | Path, tmp_path: Path) -> None:
+    with pytest.raises((UnknownModelError, OptionError, NotCachedError)):
+        async with TextEmbedding(name, workers=0, cache_dir=tmp_path, local_files_only=True):
+            pytest.fail("there is no such model")
+    with pytest.raises(UnknownModelError, match="no directory"):
+        async with TextEmbedding("a/b", model_path=LONG, workers=0):
+            pytest.fail("there is no such directory")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.lookup import Catalogue, describe
 from asyncembed.catalogue.spec import Family, ModelSpec
-from asyncembed.checks import check_bool, check_choice
+from asyncembed.checks import check_bool, check_choice, check_model_name
 from asyncembed.encoders.encoder import Call
 from asyncembed.engine.lifetime import Openable, owned_task_group
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
@@ -65,7 +65,8 @@ class Embedder(Openable):
     family: ClassVar[Family]
 
     def __init__(self, model_name: ModelName, **options: Unpack[OptionKeywords]) -> None:
-        _check_name(model_name)
+        if not isinstance(model_name, ModelSpec):
+            check_model_name(model_name)
         self._given_name = model_name
         # A path now, as the program may change its working directory before it opens the model.
         self._model_name: ModelName = absolute(model_name) if is_path(model_name) else model_name
@@ -361,11 +362,6 @@ def _plain(value: object) -> object:
     if isinstance(value, tuple | list):
         return tuple(map(_plain, value))
     return value
-
-
-def _check_name(model_name: object) -> None:
-    if not isinstance(model_name, str | os.PathLike | ModelSpec) or model_name == "":
-        raise OptionError(f"model_name must be a name, a directory or a ModelSpec; got {model_name!r}")
 
 
 def _check_source(source: object) -> None:
