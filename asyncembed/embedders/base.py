@@ -143,7 +143,12 @@ class Embedder(Openable):
     def _overrides(self) -> Overrides:
         """What the caller says instead of the model's own configuration."""
         options = self._options
-        return Overrides(max_length=options.max_length, onnx_file=options.onnx_file, precision=options.precision)
+        return Overrides(
+            max_length=options.max_length,
+            onnx_file=options.onnx_file,
+            precision=options.precision,
+            output=options.output_name,
+        )
 
     def _settings(self) -> Mapping[str, object]:
         """The family's own keywords that its encoder reads."""
