@@ -74,14 +74,13 @@ def checks_keywords(method: FunctionT) -> FunctionT:
 
 
 def keywords_of(method: Callable[..., Any]) -> list[str]:
-    """The names that a method takes, those of an unpacked `TypedDict` included; its own ones first."""
-    found: list[str] = []
-    for parameter in [*signature(method).parameters.values()][1:]:
-        if parameter.kind is not parameter.VAR_KEYWORD:
-            found.append(parameter.name)
-        elif get_origin(parameter.annotation) is Unpack:
-            found += get_args(parameter.annotation)[0].__annotations__
-    return found
+    """The names that a method takes: its keywords, those of an unpacked `TypedDict`, and what may come by position."""
+    parameters = [*signature(method).parameters.values()][1:]
+    found = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+    for one in parameters:
+        if one.kind is one.VAR_KEYWORD and get_origin(one.annotation) is Unpack:
+            found += get_args(one.annotation)[0].__annotations__
+    return found + [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
 
 
 def unknown_keyword(name: str, known: Collection[str]) -> OptionError:

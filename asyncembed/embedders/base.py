@@ -22,7 +22,7 @@ from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.opening import prepare
-from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute, is_path
+from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
 from asyncembed.results import COUNT, Output, dense
 from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
 
@@ -67,9 +67,9 @@ class Embedder(Openable):
     def __init__(self, model_name: ModelName, **options: Unpack[OptionKeywords]) -> None:
         if not isinstance(model_name, ModelSpec):
             check_model_name(model_name)
-        self._given_name = model_name
-        # A path now, as the program may change its working directory before it opens the model.
-        self._model_name: ModelName = absolute(model_name) if is_path(model_name) else model_name
+        self._model_name = model_name
+        # Now, as the program may change its working directory before it opens the model.
+        self._place = None if isinstance(model_name, ModelSpec) else absolute(model_name)
         parameters = signature(type(self)).parameters.values()
         self._options = Options.from_keywords(
             options, own=[one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
@@ -87,7 +87,12 @@ class Embedder(Openable):
             else:
                 pool.check_loop()
             config = await prepare(
-                self._wanted(), self.family, self._options, overrides=self._overrides(), settings=self._settings()
+                self._wanted(),
+                self.family,
+                self._options,
+                place=self._place,
+                overrides=self._overrides(),
+                settings=self._settings(),
             )
             model = pool.add_model(config)
             stack.callback(pool.remove_model, model)
@@ -105,7 +110,7 @@ class Embedder(Openable):
     @property
     def model_name(self) -> str:
         """The name or directory as it was given."""
-        name = self._given_name
+        name = self._model_name
         return name.name if isinstance(name, ModelSpec) else os.fspath(name)
 
     @classmethod
