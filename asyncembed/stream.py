@@ -22,6 +22,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from asyncembed.checks import check_count
+from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.engine.scheduler import Group, Item, Sink
 from asyncembed.engine.supervisor import WorkerPool
 from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputFailure, StateError, UsageError
@@ -166,6 +167,7 @@ class StreamState(Generic[InputT]):
             room = min(room, int((self._max_waiting_tokens - self._waiting_tokens) / self._typical_tokens))
         return max(room, 0) if self._window else max(room, 1)
 
+    @uninterrupted
     async def wait_room(self, share: float = 0.0) -> int:
         """Wait until this share of the window, and at least one place, is free; returns how many are."""
         whole = min(self._max_items, self._max_bytes / self._typical_bytes)
@@ -300,6 +302,7 @@ class StreamState(Generic[InputT]):
             return self._taken if self._taken in self._outcomes else None
         return self._arrivals[0] if self._arrivals else None
 
+    @uninterrupted
     async def wait_ready(self) -> None:
         """Wait until `take` may have something new."""
         if self._is_closed or self._next_index() is not None or (self._is_source_done and not self._window):
@@ -309,6 +312,7 @@ class StreamState(Generic[InputT]):
             self._consumer_wake = Event()
         await self._consumer_wake.wait()
 
+    @uninterrupted
     def close(self, end: BaseException | None = None) -> None:
         """End the stream: the feeder is cancelled, what waits is withdrawn, `take` raises `end` from now on."""
         if self._is_closed:
@@ -381,6 +385,7 @@ class EmbeddingStream(_Asynchronous, Generic[InputT, ResultT, CollectedT]):
     def __aiter__(self) -> Self:
         return self
 
+    @uninterrupted
     async def __anext__(self) -> ResultT:
         self._start()
         # Before anything is taken: a cancelled consumer loses no result.
@@ -394,6 +399,7 @@ class EmbeddingStream(_Asynchronous, Generic[InputT, ResultT, CollectedT]):
             await state.wait_ready()
         return self.output.own(cast(ResultT, outcome))
 
+    @uninterrupted
     async def aclose(self) -> None:
         """End the stream and wait until its source is closed."""
         self._state.close()
@@ -466,6 +472,7 @@ class EmbeddingStream(_Asynchronous, Generic[InputT, ResultT, CollectedT]):
         """The error that it ended with, once that was raised."""
         return self._state.end
 
+    @uninterrupted
     async def take_some(self, most: int) -> list[ResultT]:
         """What is ready, up to `most` results; waits for the first of them. Empty at the end of the stream."""
         self._start()
@@ -486,6 +493,7 @@ class EmbeddingStream(_Asynchronous, Generic[InputT, ResultT, CollectedT]):
                 return results
             await self._state.wait_ready()
 
+    @uninterrupted
     def _start(self) -> None:
         if self._source is not None and not self._state.is_closed:
             self._state.pool.check_loop()

@@ -16,7 +16,7 @@ from asyncembed.catalogue.lookup import Catalogue, describe
 from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.checks import check_bool, check_choice, check_model_name
 from asyncembed.encoders.encoder import Call
-from asyncembed.engine.lifetime import Openable, owned_task_group
+from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
 from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
@@ -233,6 +233,7 @@ class Embedder(Openable):
         opened.streams.add(state)
         return EmbeddingStream(state, source, opened.group, output.returning() if on_error == "return" else output)
 
+    @uninterrupted
     async def _one(self, value: object, measure: "Measure", call: Call, output: Output[ResultT, Any]) -> ResultT:
         """One input, at once: an interactive call."""
         opened = self._require_open()
