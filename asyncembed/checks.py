@@ -173,7 +173,8 @@ def check_words(name: str, value: object) -> tuple[str, ...] | None:
     """The words of any iterable, or None. Raises `OptionError` for anything else, one text included."""
     words = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else None
     if value is not None and (words is None or not all(isinstance(word, str) for word in words)):
-        raise OptionError(f"{name} must be a collection of words, not {value!r}")
+        what = "one string" if isinstance(value, str) else repr(value)
+        raise OptionError(f"{name} must be a collection of words, not {what}")
     return words
 
 
