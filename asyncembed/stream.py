@@ -795,15 +795,18 @@ class _Reader(Generic[InputT]):
 def _bytes_of(record: object) -> int:
     """About how many bytes a record keeps in memory that travels beside its input: its own and those of its fields."""
     try:
+        kind = type(record)
         fields: Iterable[object] = ()
-        if isinstance(record, dict):
-            fields = record.values()
-        elif isinstance(record, list | tuple):
-            fields = record
+        if issubclass(kind, dict):
+            fields = cast("dict[object, object]", record).values()
+        elif issubclass(kind, list | tuple):
+            fields = cast("list[object]", record)
         elif hasattr(record, "__dict__"):
             fields = vars(record).values()
         return getsizeof(record) + sum(map(getsizeof, islice(fields, FIELDS_LOOKED_AT)))
-    except Exception:  # noqa: BLE001 (an object may answer as it likes; it is embedded all the same)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 (an object may answer as it likes; it is embedded all the same)
         return 0
 
 
