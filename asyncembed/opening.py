@@ -63,6 +63,7 @@ async def prepare(
         session=options.session_options(),
         max_length=options.max_length,
         max_batch_tokens=options.batch_tokens(has_graph=spec.encoder not in _WITHOUT_GRAPH),
+        accelerated_batch_tokens=options.accelerated_batch_tokens(),
         max_batch_size=options.max_batch_size,
         batch_invariant=options.batch_invariant,
         settings=settings,

@@ -576,7 +576,7 @@ async def test_a_source_hands_over_an_error_in_the_place_of_a_record(model: Text
 
     for one in (source, iter(source), awaited()):
         failed = model.stats().failed
-        results = await model.embed(one, key=str.strip, on_error="return").collect()
+        results: list[Any] = await model.embed(one, key=str.strip, on_error="return").collect()
         assert [getattr(result, "index", None) for result in results] == [None, 1, None, 3, None]
         assert str(results[3]) == "input 3: a page is missing"
         assert model.stats().failed == failed + 2
@@ -681,7 +681,7 @@ async def test_a_key_that_raises_anything_fails_for_its_record_alone(
             raise error
         return record
 
-    results = await model.embed(in_source(kind, ["#0", "#1", "#2"]), key=key, on_error="return").collect()
+    results: list[Any] = await model.embed(in_source(kind, ["#0", "#1", "#2"]), key=key, on_error="return").collect()
     assert [type(result) for result in results] == [np.ndarray, InputError, np.ndarray]
     assert results[1].index == 1
     assert type(error).__name__ in str(results[1]) or str(results[1]) == "input 1: empty"
@@ -849,6 +849,20 @@ async def test_errors_can_be_skipped_or_returned(model: TextEmbedding) -> None:
     assert [number(results[i]) for i in (0, 2, 4)] == [0, 2, 4]
     batches = [batch async for batch in model.embed(inputs, on_error="return").batches(2)]
     assert [len(batch) for batch in batches] == [2, 2, 1]
+
+
+async def test_batches_are_of_one_type_whatever_is_in_them(model: TextEmbedding) -> None:
+    """Code that stacks or writes a batch would else fail on the first one that is different."""
+    inputs: list[Any] = ["#0", "#1", "bad", "#3", "#4", "#5"]
+    returned = [batch async for batch in model.embed(inputs, on_error="return").batches(2)]
+    assert [type(batch) for batch in returned] == [list, list, list]
+    assert type(await model.embed(["#0"], on_error="return").collect()) is list
+    assert await model.embed([], on_error="return").collect() == []
+    rows, results = await model.embed(["#0"], on_error="return").with_inputs().collect()
+    assert (type(rows), type(results)) == (list, list)
+    skipped = [batch async for batch in model.embed(inputs, on_error="skip").batches(2)]
+    assert [type(batch) for batch in skipped] == [np.ndarray] * 3
+    assert [batch.shape for batch in skipped] == [(2, 3), (2, 3), (1, 3)]
 
 
 async def test_results_before_an_error_are_not_lost_in_a_batch(model: TextEmbedding) -> None:

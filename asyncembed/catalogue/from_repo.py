@@ -207,7 +207,7 @@ def choose_onnx_file(
         return onnx_file
     if precision is not None and precision not in _PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(_PRECISIONS)}, not {precision!r}")
-    fitting = [path for path in graphs if _precision_of(path) == (precision or "fp32")]
+    fitting = [path for path in graphs if precision_of(path) == (precision or "fp32")]
     preferred = [path for path in fitting if PurePosixPath(path).stem == "model"]
     for candidates in (preferred, fitting):
         # One folder only, or the one that the hub's tools use.
@@ -514,7 +514,7 @@ def _graph_files(repo: _Repo) -> tuple[str | None, tuple[str, ...]]:
     return None, (WEIGHTS_INDEX, *shards)
 
 
-def _precision_of(path: str) -> str | None:
+def precision_of(path: str) -> str | None:
     """The precision that a graph's name tells; None where it is none that we know."""
     stem = PurePosixPath(path).stem
     for precision, suffixes in _PRECISIONS.items():

@@ -19,18 +19,25 @@ from asyncembed.encoders.encoder import Call
 from asyncembed.engine.lifetime import Openable, owned_task_group
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
 from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool
+from asyncembed.engine.wakeup import Turnstile
 from asyncembed.errors import InputError, OptionError, StateError, in_words
 from asyncembed.opening import prepare
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options
-from asyncembed.results import COUNT, Matrix, Output, Vector, dense
+from asyncembed.results import COUNT, Output, dense
 from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
 
 InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
-CollectedT = TypeVar("CollectedT")
+
+ModelName: TypeAlias = str | os.PathLike[str] | ModelSpec
+"""As the classes take it: a name of the catalogue, a repo on the hub, a local directory, or a spec."""
 
 PriorityName: TypeAlias = Literal["interactive", "bulk"]
 Key: TypeAlias = Callable[[Any], Any]
+
+
+CALLS_PER_TURN = 32
+"""Coroutine calls that begin in one turn of the event loop: each takes some tens of microseconds to begin."""
 
 
 @dataclass(slots=True)
@@ -41,6 +48,7 @@ class Opened:
     model: PooledModel
     group: TaskGroup
     spec: ModelSpec
+    turnstile: Turnstile
     streams: set[StreamState[Any]] = field(default_factory=set)
 
 
@@ -61,7 +69,7 @@ class Embedder(Openable):
 
     family: ClassVar[Family]
 
-    def __init__(self, model_name: str | os.PathLike[str] | ModelSpec, **options: Unpack[OptionKeywords]) -> None:
+    def __init__(self, model_name: ModelName, **options: Unpack[OptionKeywords]) -> None:
         _check_name(model_name)
         self._model_name = model_name
         parameters = signature(type(self)).parameters.values()
@@ -87,7 +95,7 @@ class Embedder(Openable):
             stack.callback(pool.remove_model, model)
             await pool.warm(model)
             group = await stack.enter_async_context(owned_task_group())
-            opened = self._opened = Opened(pool, model, group, config.spec)
+            opened = self._opened = Opened(pool, model, group, config.spec, Turnstile(pool.loop, CALLS_PER_TURN))
             try:
                 yield
             finally:
@@ -124,7 +132,7 @@ class Embedder(Openable):
             batch_timeout=options.batch_timeout,
         )
 
-    def _wanted(self) -> str | os.PathLike[str] | ModelSpec:
+    def _wanted(self) -> ModelName:
         """The model to open."""
         return self._model_name
 
@@ -149,7 +157,7 @@ class Embedder(Openable):
             raise StateError(f"the size of {self.model_name} is known once it is open")
         return size
 
-    def _dense_output(self, call: Call) -> Output[Vector, Matrix]:
+    def _dense_output(self, call: Call) -> Output[Any, Any]:
         """How the vectors that `call` asks for leave a stream."""
         try:
             size = call.truncate_dim or self._vector_size()
@@ -179,13 +187,13 @@ class Embedder(Openable):
         source: Source[InputT],
         measure: "Measure",
         call: Call,
-        output: Output[ResultT, CollectedT],
+        output: Output[Any, Any],
         *,
         key: Key | None,
         priority: PriorityName,
         ordered: bool,
         on_error: OnError,
-    ) -> EmbeddingStream[InputT, ResultT, CollectedT]:
+    ) -> EmbeddingStream[InputT, Any, Any]:
         opened = self._require_open()
         check_choice("priority", priority, get_args(PriorityName))
         check_choice("on_error", on_error, get_args(OnError))
@@ -209,10 +217,20 @@ class Embedder(Openable):
             on_end=end,
         )
         opened.streams.add(state)
-        return EmbeddingStream(state, source, opened.group, output)
+        return EmbeddingStream(state, source, opened.group, output.returning() if on_error == "return" else output)
+
+    async def _turn(self) -> Opened:
+        """Wait until one more call may begin: first of all, in every method that is a coroutine.
+
+        Raises:
+            StateError: The embedder is not open, or was opened on another event loop.
+        """
+        opened = self._require_open()
+        await opened.turnstile.enter()
+        return opened
 
     async def _one(self, value: object, measure: "Measure", call: Call, output: Output[ResultT, Any]) -> ResultT:
-        """One input, at once: an interactive call."""
+        """One input, at once: an interactive call; after `_turn`."""
         opened = self._require_open()
         intake = self._intake(self._group_of(opened, call), Priority.INTERACTIVE, measure, None)
         request = _Request()
@@ -229,21 +247,26 @@ class Embedder(Openable):
             intake.close()
 
     def _intake(self, group: Group, priority: Priority, measure: "Measure", key: Key | None) -> "ModelIntake":
-        opened = self._require_open()
+        opened = self._opened
+        assert opened is not None, "asked for by those who have looked"
         return ModelIntake(opened.pool, opened.model, group, priority, measure, key)
 
     async def _count(self, source: Source[InputT], measure: "Measure", call: Call) -> int:
-        """Tokens of all inputs together."""
+        """Tokens of all inputs together; after `_turn`."""
         counted = replace(call, mode="count")
         # A text alone is a single call; a corpus waits in the lane of the streams.
         priority: PriorityName = "interactive" if type(source) is list and len(source) == 1 else "bulk"
-        return await self._stream(
+        stream: EmbeddingStream[InputT, int, int] = self._stream(
             source, measure, counted, COUNT, key=None, priority=priority, ordered=False, on_error="raise"
-        ).collect()
+        )
+        return await stream.collect()
 
     def _group_of(self, opened: Opened, call: Call) -> Group:
-        config = opened.model.config
-        return Group(opened.model.key, call, config.max_batch_tokens, config.max_batch_size or sys.maxsize)
+        model = opened.model
+        # What came up in the workers decides: a model on the CPU does not get an accelerator's batches.
+        budget = model.facts.get("max_batch_tokens")
+        max_tokens = budget if isinstance(budget, int) else model.config.max_batch_tokens
+        return Group(model.key, call, max_tokens, model.config.max_batch_size or sys.maxsize)
 
 
 Measure: TypeAlias = Callable[[object], tuple[int, int]]
@@ -394,7 +417,7 @@ def _check_name(model_name: object) -> None:
         raise OptionError(f"model_name must be a name, a directory or a ModelSpec; got {model_name!r}")
 
 
-_TABLES = frozenset({"DataFrame", "LazyFrame", "DataArray", "RecordBatchReader"})
+_TABLES = frozenset({"DataFrame", "DataFrameGroupBy", "LazyFrame", "DataArray", "RecordBatchReader"})
 """Names of the tables that do not say so by `__dataframe__`, as those of pandas, polars, pyarrow and others do."""
 
 
@@ -405,11 +428,12 @@ def _check_source(source: object) -> None:
         raise InputError(f"the source is {kind.__name__}, whose elements are numbers: decode it first")
     if isinstance(source, Mapping):
         # Iterating over it gives its keys, which is hardly ever what is meant.
-        raise InputError("the source is a dict: give its keys(), its values(), or a list of records with key=")
+        name = "dict" if kind is dict else f"mapping ({kind.__name__})"
+        raise InputError(f"the source is a {name}: give its keys(), its values(), or a list of records with key=")
     if hasattr(kind, "__dataframe__") or any(base.__name__ in _TABLES for base in kind.__mro__):
         raise InputError(
             f"the source is a table ({kind.__module__.partition('.')[0]}.{kind.__name__}), which iterates as something "
-            'other than its rows: give a column, as table["text"], or its rows as dicts, with key='
+            'other than its rows: give a column, as table["text"] or array.values, or its rows as dicts, with key='
         )
     if getattr(source, "ndim", None) == 0:
         raise InputError(f"the source is a single value ({kind.__name__} of no dimension): put it into a list")

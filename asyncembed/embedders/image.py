@@ -1,29 +1,32 @@
 """Image embeddings: one vector per image. And what every class that takes images shares: reading and fetching them."""
 
-import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, overload
 
 from anyio import CancelScope, move_on_after
 from anyio.abc import TaskGroup
 
 from asyncembed.catalogue.from_repo import Overrides
-from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.checks import check_choice, check_count
-from asyncembed.embedders.base import Embedder, InputT, Key, Measure, ModelIntake, PriorityName
+from asyncembed.embedders.base import Embedder, InputT, Key, Measure, ModelIntake, ModelName, PriorityName
 from asyncembed.embedders.fetch import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
-from asyncembed.embedders.image_source import ImageBringer, ImageInput, OneImage, as_images, measure_image, pack_image
+from asyncembed.embedders.image_source import ImageBringer, ImageInput, ImageT, as_images, measure_image, pack_image
+from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call
 from asyncembed.encoders.image_input import MAX_IMAGE_PIXELS
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
 from asyncembed.engine.supervisor import PooledModel, WorkerPool
 from asyncembed.errors import AsyncEmbedError, InputError, OptionError
 from asyncembed.options import OptionKeywords
-from asyncembed.results import Matrix, Output, Vector
-from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
+from asyncembed.results import Output, ScalarT
+from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source, StreamState
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 CLOSE_GRACE_SECONDS = 2.0
 
@@ -67,7 +70,7 @@ class ImageEmbedder(Embedder):
 
     def __init__(
         self,
-        model_name: str | os.PathLike[str] | ModelSpec,
+        model_name: ModelName,
         *,
         fast_decode: bool = False,
         apply_orientation: bool = False,
@@ -113,14 +116,14 @@ class ImageEmbedder(Embedder):
 
     def _images(
         self,
-        source: Source[InputT] | OneImage,
+        source: Source[Any] | ImageInput,
         call: Call,
         output: Output[Any, Any],
         key: Key | None,
         priority: PriorityName,
         ordered: bool,
         on_error: OnError,
-    ) -> EmbeddingStream[InputT, Any, Any]:
+    ) -> EmbeddingStream[Any, Any, Any]:
         return self._stream(
             as_images(source),
             measure_image,
@@ -202,7 +205,15 @@ class _ImageIntake(ModelIntake):
             item.sink.fail(item.index, InputError(str(known), index=item.index))
 
 
-class ImageEmbedding(ImageEmbedder):
+class ImageVectorKeywords(ImageKeywords, total=False):
+    """The keywords that do not decide about the type of a vector, for signatures; `ImageEmbedding` documents them."""
+
+    pooling: Literal["none", "cls"] | None
+    normalize: bool | None
+    truncate_dim: int | None
+
+
+class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
     """Image embeddings: one vector per image.
 
     ```python
@@ -227,9 +238,25 @@ class ImageEmbedding(ImageEmbedder):
 
     family = "image"
 
+    @overload
+    def __init__(
+        self: "ImageEmbedding[np.float32]",
+        model_name: ModelName,
+        *,
+        dtype: Literal["float32"] = "float32",
+        **keywords: Unpack[ImageVectorKeywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "ImageEmbedding[np.float16]",
+        model_name: ModelName,
+        *,
+        dtype: Literal["float16"],
+        **keywords: Unpack[ImageVectorKeywords],
+    ) -> None: ...
     def __init__(
         self,
-        model_name: str | os.PathLike[str] | ModelSpec,
+        model_name: ModelName,
         *,
         pooling: Literal["none", "cls"] | None = None,
         normalize: bool | None = None,
@@ -245,15 +272,31 @@ class ImageEmbedding(ImageEmbedder):
         self._normalize = normalize
         self._call = Call(mode="image", truncate_dim=truncate_dim, dtype=dtype)
 
+    @overload
+    def embed(
+        self, images: Source[ImageT] | ImageT, *, key: None = None, **call: Unpack[StreamCall]
+    ) -> "EmbeddingStream[ImageT, NDArray[ScalarT], NDArray[ScalarT]]": ...
+    @overload
+    def embed(
+        self, images: Source[InputT], *, key: Callable[[InputT], ImageInput], **call: Unpack[StreamCall]
+    ) -> "EmbeddingStream[InputT, NDArray[ScalarT], NDArray[ScalarT]]": ...
+    @overload
+    def embed(
+        self, images: Source[ImageT] | ImageT, *, key: None = None, **call: Unpack[ReturningCall]
+    ) -> "ReturningStream[ImageT, NDArray[ScalarT]]": ...
+    @overload
+    def embed(
+        self, images: Source[InputT], *, key: Callable[[InputT], ImageInput], **call: Unpack[ReturningCall]
+    ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
     def embed(
         self,
-        images: Source[InputT] | OneImage,
+        images: Source[Any] | ImageInput,
         *,
-        key: Callable[[InputT], ImageInput] | None = None,
+        key: Key | None = None,
         priority: PriorityName = "bulk",
         ordered: bool = True,
         on_error: OnError = "raise",
-    ) -> EmbeddingStream[InputT, Vector, Matrix]:
+    ) -> EmbeddingStream[Any, Any, Any]:
         """Embed images from any iterable or async iterable.
 
         Args:
@@ -275,12 +318,14 @@ class ImageEmbedding(ImageEmbedder):
         """
         return self._images(images, self._call, self._dense_output(self._call), key, priority, ordered, on_error)
 
-    async def embed_image(self, image: ImageInput) -> Vector:
+    async def embed_image(self, image: ImageInput) -> "NDArray[ScalarT]":
         """The vector of one image: (dim,). Goes before bulk work."""
+        await self._turn()
         return await self._one(image, measure_image, self._call, self._dense_output(self._call))
 
-    async def embed_images(self, images: Iterable[ImageInput]) -> Matrix:
+    async def embed_images(self, images: Iterable[ImageInput]) -> "NDArray[ScalarT]":
         """The vectors of some images: (n, dim), rows in input order. Goes before bulk work."""
+        await self._turn()
         return await self.embed(images, priority="interactive").collect()
 
     @property

@@ -22,16 +22,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-InputT = TypeVar("InputT")
-
 ImageInput: TypeAlias = Union[
     str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "Image.Image", "npt.NDArray[np.uint8]"
 ]
 """A path or URL (http or https), a file's bytes, a file object, an image of Pillow's, or uint8 pixels: (height, width)
 or (height, width, 1, 3 or 4)."""
 
-OneImage: TypeAlias = Union["os.PathLike[str]", "Image.Image"]
-"""The images that are no iterables; a type checker takes the others for sources."""
+ImageT = TypeVar("ImageT", bound=ImageInput)
 
 ENCODED_BYTES_PER_TOKEN = 4096
 PIXEL_BYTES_PER_TOKEN = 32768
@@ -109,9 +106,9 @@ def _read(file: Any) -> bytes:
     return data
 
 
-def as_images(images: Source[InputT] | OneImage) -> Source[InputT]:
+def as_images(images: Source[Any] | ImageInput) -> Source[Any]:
     """One image is one image, not what iterating over it gives; an array of four dimensions is several."""
     is_one = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview) or (
         images.ndim < 4 if isinstance(images, np.ndarray) else is_pillow_image(images) or hasattr(images, "read")
     )
-    return cast("Source[InputT]", [images] if is_one else images)
+    return cast("Source[Any]", [images] if is_one else images)

@@ -87,24 +87,25 @@ class TextTokenizer:
         if lower_case:
             present = [self.tokenizer.normalizer] if self.tokenizer.normalizer is not None else []
             self.tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *present])
-        self.limit = (settings.limit if max_length is None else max_length) - reserve
         self.pad_id = settings.required_pad_id if pads else settings.pad_id or 0
         self.pad_type_id = settings.pad_type_id
         self.pads_left = settings.pads_left
         self.pad_to_multiple_of = settings.pad_to_multiple_of
         self.special_ids = settings.special_ids
         self._add_special_tokens = add_special_tokens
-        side = truncation_side or settings.truncation_side
-        self.truncates_left = side == "left"
+        self.truncates_left = (truncation_side or settings.truncation_side) == "left"
         self._cuts_early = not self.truncates_left and _is_prefix_stable(self.tokenizer)
-        markers = self.tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
-        if self.limit <= markers:
-            # The library would not truncate at all.
-            raise OptionError(
-                f"max_length={self.limit} leaves no room for text: the model adds {markers} special tokens"
-            )
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(self.limit, direction=side)
+        self._set_limit((settings.limit if max_length is None else max_length) - reserve)
+
+    def lower_limit(self, most: int) -> None:
+        """Cut texts at `most` tokens, where that is less than the limit so far; before the first text only.
+
+        Raises:
+            OptionError: It leaves no room for a token of the text.
+        """
+        if most < self.limit:
+            self._set_limit(most)
 
     def encode(self, inputs: Sequence[object], *, prefix: str = "", truncate: bool = True) -> Tokenized:
         """Tokenize texts, each with `prefix` before it.
@@ -160,6 +161,14 @@ class TextTokenizer:
             ids[row, columns] = encoding.ids
             mask[row, columns] = 1
         return ids, mask
+
+    def _set_limit(self, limit: int) -> None:
+        markers = self.tokenizer.num_special_tokens_to_add(is_pair=False) if self._add_special_tokens else 0
+        if limit <= markers:
+            # The library would not truncate at all.
+            raise OptionError(f"max_length={limit} leaves no room for text: the model adds {markers} special tokens")
+        self.limit = limit
+        self.tokenizer.enable_truncation(limit, direction="left" if self.truncates_left else "right")
 
     def _encode_all(self, texts: list[str]) -> list[Encoding]:
         """Tokenize; a text far over the limit is cut first where that provably changes nothing."""

@@ -1,12 +1,17 @@
 """Waking the event loop from another thread, without that thread ever waiting for the loop."""
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from time import monotonic
 from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
 
 from anyio import Event, NoEventLoopError
 from anyio.lowlevel import current_token
+
+BURST_SECONDS = 0.001
+"""Callers that come no further apart are taken for one burst, all in one turn of the loop."""
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
@@ -44,6 +49,44 @@ class Loop:
             return current_token().native_token is self._native
         except NoEventLoopError:
             return False
+
+
+class Turnstile:
+    """Lets some callers at a time begin: a turn of the loop in which a thousand begin would hold up everybody else.
+
+    Who comes while the others wait, waits behind them. Whoever comes alone passes at once. It belongs to the loop on
+    which it was made.
+    """
+
+    def __init__(self, loop: Loop, per_turn: int) -> None:
+        self._loop = loop
+        self._per_turn = per_turn
+        self._passed = 0
+        self._last_came = 0.0
+        self._waiting: deque[Event] = deque()
+
+    async def enter(self) -> None:
+        """Wait for a turn of the loop in which the caller may begin."""
+        if not self._waiting:
+            now = monotonic()
+            if now - self._last_came > BURST_SECONDS:
+                self._passed = 0
+            self._last_came = now
+            if self._passed < self._per_turn:
+                self._passed += 1
+                return
+            self._loop.post(self._begin_turn)
+        may_begin = Event()
+        self._waiting.append(may_begin)
+        await may_begin.wait()
+
+    def _begin_turn(self) -> None:
+        self._last_came = monotonic()
+        self._passed = min(self._per_turn, len(self._waiting))
+        for _ in range(self._passed):
+            self._waiting.popleft().set()
+        if self._waiting:
+            self._loop.post(self._begin_turn)
 
 
 async def completion(future: Future[T]) -> T:
