@@ -663,14 +663,20 @@ async def _feed_from_memory(state: StreamState[InputT], source: Iterable[InputT 
 async def _feed_awaiting(state: StreamState[InputT], source: AsyncIterable[InputT | InputError]) -> None:
     iterator = aiter(source)
     try:
+        items, size_bytes, tokens, result_bytes = 0, 0.0, 0.0, 0.0
         for count in itertools.count(1):
-            if not state.has_room():
-                await state.wait_room()
+            if items <= 0 or size_bytes <= 0 or tokens <= 0:
+                room = await state.wait_room()
+                items, size_bytes, tokens, result_bytes = room.items, room.size_bytes, room.tokens, room.result_bytes
             try:
                 record = await anext(iterator)
             except StopAsyncIteration:
                 break
-            state.push((state.prepare(record),))
+            pending = state.prepare(record)
+            items -= 1
+            size_bytes -= pending.size_bytes + result_bytes
+            tokens -= pending.tokens
+            state.push((pending,))
             if count % FIRST_READ == 0:
                 await checkpoint()  # the source need not have one
     finally:
@@ -803,6 +809,8 @@ def _bytes_of(record: object) -> int:
     """About how many bytes a record keeps in memory that travels beside its input: its own and those of its fields."""
     try:
         kind = type(record)
+        if kind is str:
+            return getsizeof(record)
         fields: Iterable[object] = ()
         if issubclass(kind, dict):
             fields = cast("dict[object, object]", record).values()

@@ -225,9 +225,9 @@ class Embedder(Openable):
         Raises:
             StateError: The embedder is not open, or was opened on another event loop.
         """
-        opened = self._require_open()
-        await opened.turnstile.enter()
-        return opened
+        if self._opened is not None:
+            await self._opened.turnstile.enter()
+        return self._require_open()
 
     async def _one(self, value: object, measure: "Measure", call: Call, output: Output[ResultT, Any]) -> ResultT:
         """One input, at once: an interactive call; after `_turn`."""

@@ -10,6 +10,8 @@ from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
 from anyio import Event, NoEventLoopError
 from anyio.lowlevel import current_token
 
+from asyncembed.errors import StateError
+
 BURST_SECONDS = 0.001
 """Callers that come no further apart are taken for one burst, all in one turn of the loop."""
 
@@ -50,12 +52,18 @@ class Loop:
         except NoEventLoopError:
             return False
 
+    def check(self) -> None:
+        """Raise `StateError` unless the caller runs on this very loop."""
+        if not self.is_running_here():
+            raise StateError(
+                "this was opened on another event loop, or none runs here; use it there, or open another one here"
+            )
+
 
 class Turnstile:
     """Lets some callers at a time begin: a turn of the loop in which a thousand begin would hold up everybody else.
 
-    Who comes while the others wait, waits behind them. Whoever comes alone passes at once. It belongs to the loop on
-    which it was made.
+    Who comes while others wait, waits behind them. Whoever comes alone passes at once.
     """
 
     def __init__(self, loop: Loop, per_turn: int) -> None:
@@ -63,11 +71,17 @@ class Turnstile:
         self._per_turn = per_turn
         self._passed = 0
         self._last_came = 0.0
-        self._waiting: deque[Event] = deque()
+        # Those who wait, in groups that begin together; all but the last one are full.
+        self._groups: deque[Event] = deque()
+        self._in_last_group = 0
 
     async def enter(self) -> None:
-        """Wait for a turn of the loop in which the caller may begin."""
-        if not self._waiting:
+        """Wait for a turn of the loop in which the caller may begin.
+
+        Raises:
+            StateError: The caller runs on another loop, and would wait for ever.
+        """
+        if not self._groups:
             now = monotonic()
             if now - self._last_came > BURST_SECONDS:
                 self._passed = 0
@@ -75,17 +89,20 @@ class Turnstile:
             if self._passed < self._per_turn:
                 self._passed += 1
                 return
-            self._loop.post(self._begin_turn)
-        may_begin = Event()
-        self._waiting.append(may_begin)
-        await may_begin.wait()
+        if not self._groups or self._in_last_group == self._per_turn:
+            self._loop.check()
+            if not self._groups:
+                self._loop.post(self._begin_turn)
+            self._groups.append(Event())
+            self._in_last_group = 0
+        self._in_last_group += 1
+        await self._groups[-1].wait()
 
     def _begin_turn(self) -> None:
+        self._groups.popleft().set()
         self._last_came = monotonic()
-        self._passed = min(self._per_turn, len(self._waiting))
-        for _ in range(self._passed):
-            self._waiting.popleft().set()
-        if self._waiting:
+        self._passed = self._per_turn
+        if self._groups:
             self._loop.post(self._begin_turn)
 
 
