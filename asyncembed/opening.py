@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import anyio
-from anyio import CancelScope, to_thread
+from anyio import CancelScope
 
-from asyncembed.catalogue.from_repo import Overrides, most_tokens, spec_from_directory
+from asyncembed.catalogue.from_repo import Overrides, spec_from_directory
+from asyncembed.catalogue.limits import most_tokens
 from asyncembed.catalogue.lookup import CLASSES, Catalogue
 from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.engine.wakeup import completion
 from asyncembed.engine.worker import ProcessWorker
 from asyncembed.errors import OptionError, RepoNotFoundError, UnknownModelError
+from asyncembed.files import in_disk_thread
 from asyncembed.hub import loadable_model_path
 from asyncembed.hub.models import HubAccess, fetch_model, fetch_repo
 from asyncembed.options import Options
@@ -50,7 +51,7 @@ async def prepare(
     """
     spec, directory = await _locate(name, family, options, overrides)
     if options.max_length is not None:
-        await to_thread.run_sync(_check_max_length, directory, options.max_length)
+        await in_disk_thread(_check_max_length, directory, options.max_length)
     if spec.model_file is None and spec.encoder not in _WITHOUT_GRAPH and ":" not in spec.encoder:
         spec = replace(spec, model_file=str(await _export(directory, in_process=options.workers == 0)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
@@ -96,20 +97,20 @@ async def _locate(
         return spec, await fetch_model(spec, hub) if spec.sources else Path()
     if given is None:
         is_path = not isinstance(name, str) or label.startswith((".", "/", "~"))
-        if is_path or await anyio.Path(label).is_dir():
+        if is_path or await in_disk_thread(Path(label).is_dir):
             given = await _existing_directory(label, label)
     if given is not None:
-        return await to_thread.run_sync(
+        return await in_disk_thread(
             lambda: spec_from_directory(given, name=label, family=family, overrides=overrides)
         ), given
     return await _from_hub(label, family, hub, overrides)
 
 
 async def _existing_directory(path: str | os.PathLike[str], model: str) -> Path:
-    if await anyio.Path(path).is_dir():
+    if await in_disk_thread(Path(path).is_dir):
         return Path(path)
     message = f"there is no directory {os.fspath(path)!r}"
-    if await anyio.Path(path).is_file():
+    if await in_disk_thread(Path(path).is_file):
         message += ", but a file; give its directory, and onnx_file= where that has several graphs"
     raise UnknownModelError(message, model=model)
 
@@ -174,16 +175,16 @@ async def _export(directory: Path, *, in_process: bool) -> Path:
     """
     from asyncembed import export
 
-    found = await to_thread.run_sync(export.find_graph, directory)
+    found = await in_disk_thread(export.find_graph, directory)
     if found is not None:
         return found
     if in_process:
-        return await to_thread.run_sync(export.ensure_graph, directory)
+        return await in_disk_thread(export.ensure_graph, directory)
     builder = ProcessWorker(threads=1)
     try:
-        await to_thread.run_sync(builder.start)
+        await in_disk_thread(builder.start)
         return await completion(builder.call(export.ensure_graph, directory))
     finally:
         builder.kill()
         with CancelScope(shield=True):
-            await to_thread.run_sync(builder.stop)
+            await in_disk_thread(builder.stop)

@@ -71,9 +71,9 @@ class Finite:
 
     def _precision(self) -> str:
         """By the file's name, or, where that says nothing, by what the graph gives."""
-        from asyncembed.catalogue.from_repo import precision_of
+        from asyncembed.catalogue.onnx_choice import precision_of
 
-        named = "fp32" if self._spec.model_file is None else precision_of(self._spec.model_file) or "unknown precision"
+        named = "fp32" if self._spec.model_file is None else precision_of(self._spec.model_file)
         return self._element if named == "fp32" and self._element != "float32" else named
 
     def _too_large(self) -> EncodeError:

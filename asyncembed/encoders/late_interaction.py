@@ -105,6 +105,7 @@ class LateInteractionEncoder:
             max_length=config.max_length or spec.max_length,
             # An explicit limit is one for all that the graph gets.
             reserve=int(has_marker) if config.max_length else _optional_int(settings, "reserved_markers") or 0,
+            extra=int(has_marker),
             truncation_side="right" if has_marker else None,
         )
         self._mask_id = self._find_mask_id() if self._query_length else self.tokenizer.pad_id

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import importlib.util
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -149,8 +148,10 @@ def _remember(memo: Path, digest: str) -> None:
 
 
 def _prune(root: Path) -> None:
-    """Remove what killed processes left behind."""
+    """Remove what killed processes left behind: files of our names only, and directories without any others."""
     for path in root.glob(f"{_TEMPORARY_PREFIX}*"):
-        with contextlib.suppress(FileNotFoundError):  # its owner may be done with it at this moment
-            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # its owner may be done with it at this moment
+            if time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS and not path.is_symlink():
+                for name in (GRAPH_FILE, DATA_FILE):
+                    (path / name).unlink(missing_ok=True)
+                path.rmdir()

@@ -77,7 +77,8 @@ class ProgressReport:
         if self._drawing is not None:
             self._drawing.events.put(None)
             with anyio.move_on_after(CLOSE_GRACE_SECONDS, shield=True):
-                await to_thread.run_sync(self._drawing.join, abandon_on_cancel=True)
+                limiter = anyio.CapacityLimiter(1)
+                await to_thread.run_sync(self._drawing.join, abandon_on_cancel=True, limiter=limiter)
 
     def __call__(self, event: ProgressEvent) -> None:
         """Report one event."""

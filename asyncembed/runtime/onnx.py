@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
-from asyncembed.runtime.external_data import are_within_reach, external_data_files
+from asyncembed.runtime.external_data import are_within_reach, check_origin, external_data_files
 from asyncembed.runtime.memory import release_free_memory
 from asyncembed.runtime.providers import (
     CPU,
@@ -64,6 +64,8 @@ class OnnxSession:
                     raise
                 # CUDA may be wholly installed on a machine without a GPU: "auto" does not insist on it.
                 session = _load(onnxruntime, path, options, ON_CPU)
+        except ModelLoadError:
+            raise
         except Exception as error:
             raise ModelLoadError(
                 f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}", model=str(path)
@@ -161,6 +163,7 @@ def _weights_out_of_reach(path: Path) -> dict[str, np.ndarray[Any, np.dtype[np.u
     names = external_data_files(path)
     if are_within_reach(path, names):
         return {}
+    check_origin(path, names)
     return {name: np.memmap(path.parent / name, mode="r") for name in names}
 
 

@@ -1,6 +1,8 @@
 """What holds for the graphs of all families: one planner, the budget of what came up, graphs made for one shape."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,19 @@ def test_a_graph_of_one_length_lowers_the_limit_and_refuses_a_higher_one(tmp_pat
     assert load(spec, tmp_path, max_length=12).facts["max_length"] == 12
     with pytest.raises(OptionError, match="max_length=41 is more than the 40 tokens that the graph was made for"):
         load(spec, tmp_path, max_length=41)
+
+
+@pytest.mark.parametrize("name", TEXT_FAMILIES)
+def test_no_family_computes_more_tokens_than_the_model_has_positions(name: str, tmp_path: Path) -> None:
+    spec = TEXT_FAMILIES[name](tmp_path)
+    # Enough for the queries of late interaction models.
+    config = {"model_type": "xlm-roberta", "max_position_embeddings": 42}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for spec_limit in (None, 42, 512):
+        encoder = load(replace(spec, max_length=spec_limit), tmp_path)
+        text = "the way " * 100
+        encoded = encoder.encode([(text, text)] if name == "reranker" else [text], Call(mode="passage"))
+        assert encoded.tokens == encoder.facts["max_length"] == 40
 
 
 def test_graphs_of_one_shape_that_cannot_run_say_so_in_a_sentence(tmp_path: Path) -> None:
