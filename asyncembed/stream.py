@@ -212,6 +212,14 @@ class StreamState(Generic[InputT]):
 
     # ---------------------------------------------------------------- the feeder's side
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing may be read now."""
+        taken = len(self._window)
+        return taken > 0 and (
+            taken >= self._max_items or self._waiting_tokens >= self._max_waiting_tokens or self._free_bytes() <= 0
+        )
+
     def has_room(self, share: float = 0.0) -> bool:
         """Whether this share of the window, and at least one place, is free."""
         taken = len(self._window)
@@ -225,12 +233,10 @@ class StreamState(Generic[InputT]):
         return self._free_bytes() > self._max_bytes * share
 
     def _free_bytes(self) -> float:
-        outstanding = len(self._window) - len(self._outcomes)
-        return self._max_bytes - self._bytes - outstanding * self._expected_bytes()
-
-    def _expected_bytes(self) -> float:
-        """What a result keeps in memory, on the average so far."""
-        return self._result_bytes / self._arrived if self._arrived else 0.0
+        free = self._max_bytes - self._bytes
+        if not self._result_bytes:
+            return free
+        return free - (len(self._window) - len(self._outcomes)) * self._result_bytes / self._arrived
 
     def room(self) -> _Room:
         """What may be read now."""
@@ -238,7 +244,7 @@ class StreamState(Generic[InputT]):
             self._max_items - len(self._window),
             self._free_bytes(),
             self._max_waiting_tokens - self._waiting_tokens,
-            self._expected_bytes(),
+            self._result_bytes / self._arrived if self._arrived else 0.0,
         )
 
     async def wait_room(self, share: float = 0.0) -> _Room:
@@ -663,20 +669,14 @@ async def _feed_from_memory(state: StreamState[InputT], source: Iterable[InputT 
 async def _feed_awaiting(state: StreamState[InputT], source: AsyncIterable[InputT | InputError]) -> None:
     iterator = aiter(source)
     try:
-        items, size_bytes, tokens, result_bytes = 0, 0.0, 0.0, 0.0
         for count in itertools.count(1):
-            if items <= 0 or size_bytes <= 0 or tokens <= 0:
-                room = await state.wait_room()
-                items, size_bytes, tokens, result_bytes = room.items, room.size_bytes, room.tokens, room.result_bytes
+            if state.is_full:
+                await state.wait_room()
             try:
                 record = await anext(iterator)
             except StopAsyncIteration:
                 break
-            pending = state.prepare(record)
-            items -= 1
-            size_bytes -= pending.size_bytes + result_bytes
-            tokens -= pending.tokens
-            state.push((pending,))
+            state.push((state.prepare(record),))
             if count % FIRST_READ == 0:
                 await checkpoint()  # the source need not have one
     finally:
