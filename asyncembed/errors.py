@@ -27,6 +27,7 @@ AsyncEmbedError
 │   ├── ArchiveError                       an archive is damaged or unsafe to extract
 │   └── NoSourceError                      every source of a model failed; `failures` has each one's error
 └── WorkerError
+    ├── WorkersImpossible             this process can have no worker processes; `workers=0` computes in threads
     ├── EncodeError                   the encoder itself failed on a batch, or gave no finite result for an input
     └── WorkerCrashed                 the worker died or hung on this very input; `index` says which
 ```
@@ -190,6 +191,10 @@ class WorkerError(AsyncEmbedError):
 
     def __str__(self) -> str:
         return _at(self.index, super().__str__())
+
+
+class WorkersImpossible(WorkerError):  # noqa: N818 (says what is the matter)
+    """This process can have no worker processes, however often it is tried; `workers=0` computes in threads of it."""
 
 
 class EncodeError(WorkerError):

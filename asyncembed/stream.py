@@ -24,6 +24,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from asyncembed.checks import check_count
+from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.engine.scheduler import Group, Item, Sink
 from asyncembed.engine.supervisor import WorkerPool
 from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, InputFailure, StateError
@@ -247,6 +248,7 @@ class StreamState(Generic[InputT]):
             self._result_bytes / self._arrived if self._arrived else 0.0,
         )
 
+    @uninterrupted
     async def wait_room(self, share: float = 0.0) -> _Room:
         """Wait until this share of the window, and at least one place, is free; returns what is."""
         while not self.has_room(share):
@@ -378,6 +380,7 @@ class StreamState(Generic[InputT]):
             return self._taken if self._taken in self._outcomes else None
         return self._arrivals[0] if self._arrivals else None
 
+    @uninterrupted
     async def wait_ready(self) -> None:
         """Wait until `take` may have something new."""
         if self._is_closed or self._next_index() is not None or (self._is_source_done and not self._window):
@@ -387,6 +390,7 @@ class StreamState(Generic[InputT]):
             self._consumer_wake = Event()
         await self._consumer_wake.wait()
 
+    @uninterrupted
     def close(self, end: BaseException | None = None) -> None:
         """End the stream: the feeder is cancelled, what waits is withdrawn, `take` raises `end` from now on."""
         if self._is_closed:
@@ -440,6 +444,7 @@ class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
     def __aiter__(self) -> Self:
         return self
 
+    @uninterrupted
     async def __anext__(self) -> ResultT:
         self._start()
         # Before anything is taken: a cancelled consumer loses no result.
@@ -455,6 +460,7 @@ class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
             await state.wait_ready()
         return self.output.own(cast(ResultT, outcome))
 
+    @uninterrupted
     async def aclose(self) -> None:
         """End the stream and wait until its source is closed; on another event loop than its own, it does not wait."""
         if not self._loop.is_running_here():
@@ -529,6 +535,7 @@ class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
         """The error that it ended with, once that was raised."""
         return self._state.end
 
+    @uninterrupted
     async def take_some(self, most: int) -> list[ResultT]:
         """What is ready, up to `most` results; waits for the first of them. Empty at the end of the stream."""
         self._start()
@@ -556,6 +563,7 @@ class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
             return self.output.assemble(results)
         return await to_thread.run_sync(self.output.assemble, results, limiter=self._state.pool.limiter)
 
+    @uninterrupted
     def _start(self) -> None:
         if self._source is not None and not self._state.is_closed:
             self._state.pool.check_loop()

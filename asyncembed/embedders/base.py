@@ -16,7 +16,7 @@ from asyncembed.catalogue.lookup import Catalogue, describe
 from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.checks import check_bool, check_choice
 from asyncembed.encoders.encoder import Call
-from asyncembed.engine.lifetime import Openable, owned_task_group
+from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
 from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool
 from asyncembed.engine.wakeup import Turnstile
@@ -139,7 +139,12 @@ class Embedder(Openable):
     def _overrides(self) -> Overrides:
         """What the caller says instead of the model's own configuration."""
         options = self._options
-        return Overrides(max_length=options.max_length, onnx_file=options.onnx_file, precision=options.precision)
+        return Overrides(
+            max_length=options.max_length,
+            onnx_file=options.onnx_file,
+            precision=options.precision,
+            output=options.output_name,
+        )
 
     def _settings(self) -> Mapping[str, object]:
         """The family's own keywords that its encoder reads."""
@@ -219,6 +224,7 @@ class Embedder(Openable):
         opened.streams.add(state)
         return EmbeddingStream(state, source, opened.group, output.returning() if on_error == "return" else output)
 
+    @uninterrupted
     async def _turn(self) -> Opened:
         """Wait until one more call may begin: first of all, in every method that is a coroutine.
 
@@ -229,6 +235,7 @@ class Embedder(Openable):
             await self._opened.turnstile.enter()
         return self._require_open()
 
+    @uninterrupted
     async def _one(self, value: object, measure: "Measure", call: Call, output: Output[ResultT, Any]) -> ResultT:
         """One input, at once: an interactive call; after `_turn`."""
         opened = self._require_open()
