@@ -90,6 +90,7 @@ class LateInteractionTextEmbedding(TextRoles["NDArray[ScalarT]", "list[NDArray[S
             is_doc: Whether they are documents, rather than queries.
             include_extension: Whether the model's marker, and the mask tokens that lengthen a query, count too.
         """
+        await self._turn()
         check_bool("is_doc", is_doc)
         check_bool("include_extension", include_extension)
         role = "document" if is_doc else "query"
