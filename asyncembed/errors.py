@@ -213,5 +213,14 @@ InputFailure: TypeAlias = InputError | EncodeError | WorkerCrashed
 """What stands in the place of a result with `on_error="return"`: one of `OF_ONE_INPUT`."""
 
 
+def in_words(error: BaseException) -> str:
+    """The class and the message of an error that is not ours, whatever asking for its message does."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 (it is the caller's own class)
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _at(index: int | None, message: str) -> str:
     return message if index is None else f"input {index}: {message}"

@@ -296,7 +296,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         With the query prompt or task, where the model has one and it is switched on. The keywords, and the errors, are
         those of `embed`; an `InputError` has no `index`.
         """
-        opened = self._require_open()
+        opened = await self._turn()
         asked = self._call_of(opened, "query", call)
         return await self._one(query, measure_text, asked, self._dense_output(asked))
 
@@ -306,11 +306,12 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         With the passage prompt or task, where the model has one and it is switched on. The keywords, and the errors,
         are those of `embed`; for more than some hundred passages `passage_embed` is the better way.
         """
+        await self._turn()
         return await self.passage_embed(documents, priority="interactive", **call).collect()
 
     async def token_count(self, texts: Source[str], **call: Unpack[TextCall]) -> int:
         """How many tokens the texts have together, special tokens included, each cut at the length limit."""
-        opened = self._require_open()
+        opened = await self._turn()
         return await self._count(as_source(texts), measure_text, self._call_of(opened, "embed", call))
 
     # ---------------------------------------------------------------- about models

@@ -425,10 +425,7 @@ class WorkerPool(Openable):
         """Raise `StateError` unless the pool is open and the caller runs on its event loop."""
         self._check_open()
         assert self._loop is not None
-        if not self._loop.is_running_here():
-            raise StateError(
-                "this was opened on another event loop, or none runs here; use it there, or open another one here"
-            )
+        self._loop.check()
 
     @property
     def loop(self) -> Loop:
