@@ -5,7 +5,6 @@ whatever their names there (`...FeatureExtractor`, `...Fast`, `...Pil`), and of 
 Geometry is done on 8-bit RGB images by Pillow; the arithmetic after it maps 256 values per channel, so it is one table.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from asyncembed.errors import InputError, ModelLoadError, UnsupportedModelError
+from asyncembed.errors import InputError, UnsupportedModelError
+from asyncembed.repo_files import read_json, read_object
 
 FloatArray = npt.NDArray[np.float32]
 Grid: TypeAlias = tuple[int, int]
@@ -79,12 +79,13 @@ class Preprocessor:
     def read(cls, directory: Path) -> "Preprocessor":
         """The preprocessor of the model in `directory`."""
         path = directory / CONFIG_FILE
-        if not path.is_file():
+        config = read_json(path)
+        if config is None:
+            # Written by transformers 5, with the rest of what a processor is.
+            path = directory / "processor_config.json"
+            config = read_object(path).get("image_processor")
+        if config is None:
             raise UnsupportedModelError(f"{directory} has no {CONFIG_FILE}", model=str(directory))
-        try:
-            config = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelLoadError(f"cannot read {path}: {error}", model=str(directory)) from error
         try:
             return cls(config)
         except UnsupportedModelError as error:

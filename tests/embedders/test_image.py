@@ -1,5 +1,6 @@
 """Images end to end: every kind of input, through real workers."""
 
+import json
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -164,6 +165,18 @@ async def test_a_directory_is_a_model(model_path: Path, paths: list[Path], expec
     async with ImageEmbedding(str(model_path), workers=0) as model:
         np.testing.assert_allclose(await model.embed_images(list(paths)), expected, atol=1e-6)
         assert model.embedding_size == 512
+
+
+async def test_a_directory_as_transformers_5_writes_it_is_a_model(
+    tmp_path: Path, paths: list[Path], expected: Any
+) -> None:
+    write_image_model(tmp_path, NAME)
+    config = tmp_path / "preprocessor_config.json"
+    nested = {"image_processor": json.loads(config.read_text()), "processor_class": "CLIPProcessor"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(nested))
+    config.unlink()
+    async with ImageEmbedding(tmp_path, workers=0) as model:
+        np.testing.assert_allclose(await model.embed_images(list(paths)), expected, atol=1e-6)
 
 
 # ---------------------------------------------------------------- inputs that misbehave
