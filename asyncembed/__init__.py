@@ -7,6 +7,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 ```
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -76,3 +77,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+if getattr(sys, "frozen", False):
+    from asyncembed.engine.frozen import become_child
+
+    become_child()

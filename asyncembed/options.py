@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
-from asyncembed.checks import check_choice, check_count, check_pool_options, check_providers
+from asyncembed.checks import check_choice, check_count, check_pool_options, check_providers, check_text
 from asyncembed.engine.supervisor import BATCH_TIMEOUT_SECONDS, WorkerPool
 from asyncembed.errors import OptionError
 from asyncembed.runtime.session import Device
@@ -55,6 +55,7 @@ class OptionKeywords(TypedDict, total=False):
     batch_timeout: float | None
     precision: str | None
     onnx_file: str | None
+    output_name: str | int | None
     max_length: int | None
     max_batch_tokens: int | None
     max_batch_size: int | None
@@ -84,8 +85,11 @@ class Options:
         providers: Execution providers by name, or (name, options), instead of `device`.
         pool: A pool shared with other embedders; it decides all that concerns the workers.
         batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None: never.
-        precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", ...), where it has several.
+        precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", "uint8", "q4", "q4f16", "bnb4"), where
+            it has several; of several for one precision, the one that suits this machine's CPU.
         onnx_file: The ONNX file to take, as a path inside the repo.
+        output_name: The output of the graph to take, by its name or position. None takes what the model's files say,
+            and a finished vector (`sentence_embedding`) where a graph has one and they say nothing else.
         max_length: Limit of an input in tokens, instead of the model's own; what is longer is cut.
         max_batch_tokens: Most tokens, padding included, computed in one run of the graph.
         max_batch_size: Most inputs computed in one run of the graph.
@@ -99,7 +103,7 @@ class Options:
     revision: str | None = None
     cache_dir: str | os.PathLike[str] | None = None
     local_files_only: bool = False
-    token: str | bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
     progress: "bool | Callable[[Any], None] | None" = None
     workers: int | None = None
     threads: int | None = None
@@ -111,6 +115,7 @@ class Options:
     batch_timeout: float | None = BATCH_TIMEOUT_SECONDS
     precision: str | None = None
     onnx_file: str | None = None
+    output_name: str | int | None = None
     max_length: int | None = None
     max_batch_tokens: int | None = None
     max_batch_size: int | None = None
@@ -125,6 +130,10 @@ class Options:
         ):  # fmt: skip
             check_count(name, getattr(self, name), least=1)
         check_choice("device", self.device, get_args(Device))
+        if isinstance(self.output_name, int):
+            check_count("output_name", self.output_name, least=0)
+        else:
+            check_text("output_name", self.output_name)
         if self.providers is not None:
             check_providers(self.providers)
             if self.device != "auto":

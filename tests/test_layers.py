@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "repo_files": set[str](),
     "results": set[str](),
     "scoring": set[str](),
-    "sources": {"files"},
+    "readers": set[str](),
+    "sources": {"readers"},
     "muvera": set[str](),
     "catalogue": {"repo_files"},
     "runtime": {"catalogue", "repo_files"},
@@ -29,7 +30,7 @@ MAY_IMPORT = {
     "export": {"catalogue", "files", "hub", "repo_files", "runtime"},
     "options": {"catalogue", "encoders", "engine", "hub", "runtime"},
     "opening": {"catalogue", "encoders", "engine", "export", "files", "hub", "options", "repo_files", "runtime"},
-    "__main__": {"catalogue", "hub"},
+    "__main__": {"catalogue", "http", "hub"},
 }
 
 FOREIGN = {

@@ -321,9 +321,8 @@ def _override(repo: _Repo, pipeline: _Pipeline) -> None:
 
 
 def _take_finished(repo: _Repo, pipeline: _Pipeline) -> None:
-    """Let a finished vector that the graph has as an output be taken; see `DenseEncoder`."""
-    if repo.overrides.output is None:
-        pipeline.settings["takes_finished"] = True
+    """Let a graph's finished vector be taken, any or the one that the caller names; see `find_output`."""
+    pipeline.settings["takes_finished"] = "any" if repo.overrides.output is None else "named"
 
 
 def _check_static_pooling(repo: _Repo) -> None:

@@ -214,6 +214,7 @@ class TextCrossEncoder(Embedder):
         Raises:
             InputError: As in `rerank`.
         """
+        await self._turn()
         check_count("top_k", top_k, least=1)
         scores: Scores = await self.rerank(
             query, documents, key=key or _itself, activation=activation, priority="interactive"
@@ -223,6 +224,7 @@ class TextCrossEncoder(Embedder):
 
     async def token_count(self, pairs: Source[Pair]) -> int:
         """How many tokens the pairs have together, special tokens included, each cut at the length limit."""
+        await self._turn()
         _refuse_text(pairs, "pairs", "the pair")
         return await self._count(pairs, measure_pair, self._call(None))
 

@@ -357,10 +357,12 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
 
     async def embed_image(self, image: ImageInput) -> "NDArray[ScalarT]":
         """The vector of one image: (dim,). Goes before bulk work."""
+        await self._turn()
         return await self._one(image, measure_image, self._call, self._dense_output(self._call))
 
     async def embed_images(self, images: Iterable[ImageInput]) -> "NDArray[ScalarT]":
         """The vectors of some images: (n, dim), rows in input order. Goes before bulk work."""
+        await self._turn()
         return await self.embed(images, priority="interactive").collect()
 
     @property

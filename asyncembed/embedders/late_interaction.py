@@ -88,6 +88,7 @@ class LateInteractionTextEmbedding(TextRoles["NDArray[ScalarT]", "list[NDArray[S
             is_doc: Whether they are documents, rather than queries.
             include_extension: Whether the model's marker, and the mask tokens that lengthen a query, count too.
         """
+        await self._turn()
         role = "document" if is_doc else "query"
         call = Call(truncate=self._truncate, settings=(("include_extension", include_extension), ("role", role)))
         return await self._count(as_source(texts), measure_text, call)

@@ -168,14 +168,17 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
 
     async def embed_query(self, query: str) -> "NDArray[ScalarT]":
         """The matrix of one text: (rows, dim). Goes before bulk work."""
+        await self._turn()
         return await self._one(query, measure_text, self._text_call, MATRICES)
 
     async def embed_images(self, images: Iterable[ImageInput]) -> "list[NDArray[ScalarT]]":
         """The matrices of some images, in input order. Goes before bulk work."""
+        await self._turn()
         return await self.embed_image(images, priority="interactive").collect()
 
     async def embed_one_image(self, image: ImageInput) -> "NDArray[ScalarT]":
         """The matrix of one image: (rows, dim). Goes before bulk work."""
+        await self._turn()
         return await self._one(image, measure_image, self._image_call, MATRICES)
 
     async def token_count(self, texts: Source[str], include_extension: bool = False) -> int:
@@ -183,6 +186,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
 
         With `include_extension` those count too that make a query of a text.
         """
+        await self._turn()
         call = Call(truncate=self._text_call.truncate, settings=(("include_extension", include_extension),))
         return await self._count(as_source(texts), measure_text, call)
 

@@ -152,10 +152,12 @@ class TextRoles(Embedder, Generic[ResultT, CollectedT]):
 
     async def embed_query(self, query: str) -> ResultT:
         """The result of one query. Goes before bulk work."""
+        await self._turn()
         return await self._one(query, measure_text, self._call("query"), self._output)
 
     async def embed_documents(self, documents: Iterable[str]) -> CollectedT:
         """The results of some documents, in input order. Goes before bulk work."""
+        await self._turn()
         return await self.embed(documents, priority="interactive").collect()
 
     # ---------------------------------------------------------------- parts

@@ -101,6 +101,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
 
         For BM25, how many words, those that do not count included.
         """
+        await self._turn()
         return await self._count(as_source(texts), measure_text, self._call("count"))
 
     @classmethod

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "BAAI/bge-small-en-v1.5"
 
 
+_PROMPTS_OF_ROLES: Mapping[Mode, tuple[str, ...]] = {"query": ("query",), "passage": ("document", "passage", "corpus")}
+"""What the prompt of a role may be called, as in sentence-transformers: the first that there is counts, also an empty
+one. A role without any has none, as the default prompt is for texts without a role."""
+
+
 class TextCall(TypedDict, total=False):
     """What one call of `TextEmbedding` may ask for, instead of what the constructor said.
 
@@ -78,8 +83,9 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         pooling: From hidden states to one vector, instead of what the model's files say: "cls", "mean", "max",
             "weighted_mean", "mean_sqrt_len", "last_token", or "none" for a graph that pools by itself.
         normalize: Whether vectors are scaled to unit length, instead of what the model's files say.
-        prompts: Texts put before inputs, by name: "query" for queries, "passage" for passages (`embed_documents` is
-            for passages), other names for `prompt_name=`; `embed` puts none, except a repo's declared default.
+        prompts: Texts put before inputs, by name: "query" for queries, "document" or "passage" for passages
+            (`embed_documents` is for passages), other names for `prompt_name=`. An empty text is a prompt, too; a role
+            without one gets none. `embed` puts none, except a repo's declared default.
             True takes the model's own, False none; a mapping takes their place. None is True for a repo that is
             configured for sentence-transformers, and False for a catalogued model, as fastembed does.
         task: Task of a multi-task model, by name or number, for `embed` where a call names none. Queries and passages
@@ -290,7 +296,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         With the query prompt or task, where the model has one and it is switched on. The keywords, and the errors, are
         those of `embed`; an `InputError` has no `index`.
         """
-        opened = self._require_open()
+        opened = await self._turn()
         asked = self._call_of(opened, "query", call)
         return await self._one(query, measure_text, asked, self._dense_output(asked))
 
@@ -300,11 +306,12 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         With the passage prompt or task, where the model has one and it is switched on. The keywords, and the errors,
         are those of `embed`; for more than some hundred passages `passage_embed` is the better way.
         """
+        await self._turn()
         return await self.passage_embed(documents, priority="interactive", **call).collect()
 
     async def token_count(self, texts: Source[str], **call: Unpack[TextCall]) -> int:
         """How many tokens the texts have together, special tokens included, each cut at the length limit."""
-        opened = self._require_open()
+        opened = await self._turn()
         return await self._count(as_source(texts), measure_text, self._call_of(opened, "embed", call))
 
     # ---------------------------------------------------------------- about models
@@ -443,7 +450,8 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         is_on = not spec.is_catalogued if self._prompts is None else self._prompts is not False
         if not is_on:
             return None
-        return known.get(mode, known.get(spec.default_prompt or "")) or None
+        names = _PROMPTS_OF_ROLES.get(mode) or ((spec.default_prompt,) if spec.default_prompt else ())
+        return next((known[name] for name in names if name in known), "") or None
 
 
 def _check_task(task: object) -> None:
