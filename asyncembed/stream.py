@@ -208,6 +208,7 @@ class StreamState(Generic[InputT]):
         self._is_closed = False
         self._consumer_wake = Event()
         self._feeder_wake = Event()
+        self._holders_wake: Event | None = None
         # What part of the window the feeder waits for; None while it does not wait.
         self._wanted_share: float | None = None
 
@@ -304,6 +305,21 @@ class StreamState(Generic[InputT]):
             self._bytes += size_bytes - pending.size_bytes
             pending.size_bytes = size_bytes
 
+    async def wait_to_hold(self, index: int) -> None:
+        """Wait until what is yet to be fetched or read for this input may be: the window is within its bounds again.
+
+        The input that comes next never waits, as nothing would come after it.
+        """
+        while self._bytes > self._max_bytes and index != next(iter(self._window), index):
+            if self._holders_wake is None:
+                self._holders_wake = Event()
+            await self._holders_wake.wait()
+
+    def _wake_holders(self) -> None:
+        if self._holders_wake is not None:
+            self._holders_wake.set()
+            self._holders_wake = None
+
     def finish(self, error: BaseException | None = None) -> None:
         """Learn that the source has ended, or failed with `error`, which is raised after all results before it."""
         self._is_source_done = True
@@ -365,6 +381,8 @@ class StreamState(Generic[InputT]):
             self._bytes -= pending.size_bytes
             if self._wanted_share is not None:
                 self._wake_feeder(self._wanted_share)
+            if self._holders_wake is not None:
+                self._wake_holders()
             if type(outcome) is _Failure:
                 if self._on_error == "raise" or not isinstance(outcome.error, OF_ONE_INPUT):
                     self.close(outcome.error)

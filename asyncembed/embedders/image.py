@@ -62,7 +62,8 @@ class ImageEmbedder(Embedder):
     An image is a path, a URL (http or https), a file's bytes, a file object, an image of Pillow's, or an array of
     uint8 pixels, (height, width) or (height, width, 1, 3 or 4). It is decoded in a worker; see
     `asyncembed.encoders.decoding` for what becomes of alpha, palettes, CMYK and so on. Paths are opened there too. URLs
-    are fetched and file objects read beforehand, up to 16 at a time; see `asyncembed.embedders.fetch`.
+    are fetched and file objects read beforehand, up to 16 at a time (and none while a stream holds more than
+    `max_in_flight_bytes`); see `asyncembed.embedders.fetch`.
 
     Args:
         model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`.
@@ -175,13 +176,7 @@ class _ImageIntake(ModelIntake):
         self._scopes: set[CancelScope] = set()
 
     def _make_item(self, value: object, units: int, index: int, sink: Sink) -> Item:
-        try:
-            packed = self._packer(value)
-        except InputError as error:
-            self._model.failed += 1
-            error.index = index
-            raise
-        return Item(packed, self._tokens_per_image + units, self.group, self._priority, sink, index)
+        return Item(self._packer(value), self._tokens_per_image + units, self.group, self._priority, sink, index)
 
     def submit(self, items: list[Item]) -> None:
         ready = []
@@ -219,6 +214,8 @@ class _ImageIntake(ModelIntake):
         """Fetch or read an image, and let it wait for a worker; whatever goes wrong is the image's own error."""
         assert isinstance(item.value, Absent)
         try:
+            if isinstance(item.sink, StreamState):
+                await item.sink.wait_to_hold(item.index)
             data = await item.value.bring()
         except get_cancelled_exc_class():
             _fail_as_closed(item)

@@ -358,6 +358,20 @@ async def test_a_fetched_image_costs_what_its_bytes_cost(
         assert sizes.pop() > len(large) // 4096
 
 
+async def test_no_more_is_fetched_while_the_window_is_full(model_path: Path) -> None:
+    """An address is small, and what is behind it is not: what came counts before the next one is fetched."""
+    large = encoded(picture(1200, 1200), "PNG", compress_level=0)
+    with WebServer({"/large.png": large}) as server:
+        async with ImageEmbedding(
+            NAME, model_path=model_path, workers=0, allow_private_urls=True, max_in_flight_bytes=40 * 2**20
+        ) as model:
+            stream = model.embed([f"{server.url}/large.png"] * 40)
+            await anext(stream)
+            await until(lambda: CONCURRENCY <= model.stats().items == len(server.requests))
+            assert len(server.requests) < 30
+            assert len(await stream.collect()) == 39
+
+
 @pytest.mark.parametrize(
     "keywords",
     [
