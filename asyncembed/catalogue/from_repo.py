@@ -444,7 +444,7 @@ def _splade(repo: _Repo) -> _Pipeline:
         kinds = [module.type_name.rsplit(".", 1)[-1] for module in modules]
         if kinds != ["MLMTransformer", "SpladePooling"]:
             raise repo.unsupported(
-                f"its modules are {', '.join(kinds[:8])}; SPLADE's are MLMTransformer and SpladePooling"
+                f"its modules are {', '.join(map(shown, kinds[:8]))}; SPLADE's are MLMTransformer and SpladePooling"
             )
         pooling = repo.json(f"{modules[1].prefix}config.json")
         how = pooling.get("pooling_strategy", "max"), pooling.get("activation_function", "relu")
