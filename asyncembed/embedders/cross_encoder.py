@@ -7,7 +7,7 @@ from typing import Any, Literal, Unpack, cast, get_args, overload
 
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.checks import check_choice, check_count
+from asyncembed.checks import check_bool, check_choice, check_count, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, ModelName, PriorityName, measure_text
 from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call
@@ -53,6 +53,7 @@ class TextCrossEncoder(Embedder):
 
     family = "cross_encoder"
 
+    @checks_keywords
     def __init__(
         self,
         model_name: ModelName,
@@ -63,6 +64,7 @@ class TextCrossEncoder(Embedder):
     ) -> None:
         super().__init__(model_name, **options)
         check_choice("activation", activation, get_args(Activation))
+        check_bool("truncate", truncate)
         self._activation: Activation = activation
         self._truncate = truncate
 
@@ -87,6 +89,7 @@ class TextCrossEncoder(Embedder):
         key: Callable[[InputT], str],
         **call: Unpack[RerankReturningCall],
     ) -> ReturningStream[InputT, float]: ...
+    @checks_keywords
     def rerank(
         self,
         query: str,
@@ -155,6 +158,7 @@ class TextCrossEncoder(Embedder):
     def rerank_pairs(
         self, pairs: Source[InputT], *, key: Callable[[InputT], Pair], **call: Unpack[RerankReturningCall]
     ) -> ReturningStream[InputT, float]: ...
+    @checks_keywords
     def rerank_pairs(
         self,
         pairs: Source[Any],
@@ -198,6 +202,7 @@ class TextCrossEncoder(Embedder):
         key: Callable[[InputT], str],
         activation: Activation | None = None,
     ) -> list[tuple[int, float]]: ...
+    @checks_keywords
     async def rank(
         self,
         query: str,
@@ -224,6 +229,7 @@ class TextCrossEncoder(Embedder):
         stream.output = Output(own=own_score, assemble=partial(_best, top_k=top_k))
         return cast("list[tuple[int, float]]", await stream.collect())
 
+    @checks_keywords
     async def token_count(self, pairs: Source[Pair]) -> int:
         """How many tokens the pairs have together, special tokens included, each cut at the length limit."""
         await self._turn()

@@ -11,7 +11,7 @@ from anyio import CancelScope, get_cancelled_exc_class, move_on_after
 from anyio.abc import TaskGroup
 
 from asyncembed.catalogue.from_repo import Overrides
-from asyncembed.checks import check_bool, check_choice, check_count, check_seconds
+from asyncembed.checks import check_bool, check_choice, check_count, check_seconds, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, Measure, ModelIntake, ModelName, PriorityName
 from asyncembed.embedders.fetch import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.embedders.image_source import (
@@ -296,6 +296,7 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         dtype: Literal["float16"],
         **keywords: Unpack[ImageVectorKeywords],
     ) -> None: ...
+    @checks_keywords
     def __init__(
         self,
         model_name: ModelName,
@@ -331,6 +332,7 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
     def embed(
         self, images: Source[InputT], *, key: Callable[[InputT], ImageInput], **call: Unpack[ReturningCall]
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
+    @checks_keywords
     def embed(
         self,
         images: Source[Any] | ImageInput,
@@ -361,11 +363,13 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         """
         return self._images(images, self._call, self._dense_output(self._call), key, priority, ordered, on_error)
 
+    @checks_keywords
     async def embed_image(self, image: ImageInput) -> "NDArray[ScalarT]":
         """The vector of one image: (dim,). Goes before bulk work."""
         await self._turn()
         return await self._one(image, measure_image, self._call, self._dense_output(self._call))
 
+    @checks_keywords
     async def embed_images(self, images: Iterable[ImageInput]) -> "NDArray[ScalarT]":
         """The vectors of some images: (n, dim), rows in input order. Goes before bulk work."""
         await self._turn()
