@@ -208,7 +208,7 @@ class StreamState(Generic[InputT]):
         self._is_closed = False
         self._consumer_wake = Event()
         self._feeder_wake = Event()
-        self._holders_wake: Event | None = None
+        self._bytes_wake = Event()
         # What part of the window the feeder waits for; None while it does not wait.
         self._wanted_share: float | None = None
 
@@ -305,20 +305,15 @@ class StreamState(Generic[InputT]):
             self._bytes += size_bytes - pending.size_bytes
             pending.size_bytes = size_bytes
 
-    async def wait_to_hold(self, index: int) -> None:
-        """Wait until what is yet to be fetched or read for this input may be: the window is within its bounds again.
+    async def wait_bytes(self, index: int, expected_bytes: int) -> None:
+        """Wait until an input that was pushed may be fetched or read, for which so many bytes may come.
 
-        The input that comes next never waits, as nothing would come after it.
+        The one that is to be taken first never waits: everything else may be waiting for it.
         """
-        while self._bytes > self._max_bytes and index != next(iter(self._window), index):
-            if self._holders_wake is None:
-                self._holders_wake = Event()
-            await self._holders_wake.wait()
-
-    def _wake_holders(self) -> None:
-        if self._holders_wake is not None:
-            self._holders_wake.set()
-            self._holders_wake = None
+        while self._bytes + expected_bytes > self._max_bytes and next(iter(self._window), index) != index:
+            if self._bytes_wake.is_set():
+                self._bytes_wake = Event()
+            await self._bytes_wake.wait()
 
     def finish(self, error: BaseException | None = None) -> None:
         """Learn that the source has ended, or failed with `error`, which is raised after all results before it."""
@@ -379,10 +374,9 @@ class StreamState(Generic[InputT]):
             pending = self._window.pop(index)
             self._taken += 1
             self._bytes -= pending.size_bytes
+            self._bytes_wake.set()
             if self._wanted_share is not None:
                 self._wake_feeder(self._wanted_share)
-            if self._holders_wake is not None:
-                self._wake_holders()
             if type(outcome) is _Failure:
                 if self._on_error == "raise" or not isinstance(outcome.error, OF_ONE_INPUT):
                     self.close(outcome.error)

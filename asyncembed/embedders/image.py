@@ -174,6 +174,9 @@ class _ImageIntake(ModelIntake):
         # What is yet to be brought in, and the scopes of the tasks that do it.
         self._waiting: deque[Item] = deque()
         self._scopes: set[CancelScope] = set()
+        # How many are being brought in, and the bytes of the largest one so far.
+        self._on_the_way = 0
+        self._largest = 0
 
     def _make_item(self, value: object, units: int, index: int, sink: Sink) -> Item:
         return Item(self._packer(value), self._tokens_per_image + units, self.group, self._priority, sink, index)
@@ -215,17 +218,24 @@ class _ImageIntake(ModelIntake):
         assert isinstance(item.value, Absent)
         try:
             if isinstance(item.sink, StreamState):
-                await item.sink.wait_to_hold(item.index)
-            data = await item.value.bring()
+                await item.sink.wait_bytes(item.index, self._largest * self._on_the_way)
+            self._on_the_way += 1
+            try:
+                data = await item.value.bring()
+            finally:
+                self._on_the_way -= 1
         except get_cancelled_exc_class():
             _fail_as_closed(item)
             raise
-        except Exception as error:  # noqa: BLE001 (it travels as a value: nothing leaves a task of the group)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 (it travels as a value: nothing leaves a task of the group)
             known = error if isinstance(error, AsyncEmbedError) else describe(error)
             self._model.failed += 1
             item.sink.fail(item.index, InputError(str(known), index=item.index))
             return
         item.value = data
+        self._largest = max(self._largest, len(data))
         # What it costs to decode is known only now.
         item.size += len(data) // ENCODED_BYTES_PER_TOKEN
         if isinstance(item.sink, StreamState):
