@@ -7,6 +7,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 ```
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from asyncembed.results import SparseEmbedding
     from asyncembed.scoring import maxsim, maxsim_scores
     from asyncembed.stream import EmbeddingStream
+
+__version__ = "0.1.0"
 
 __all__ = [
     "EmbeddingStream",
@@ -76,3 +79,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+if getattr(sys, "frozen", False):
+    from asyncembed.engine.frozen import become_child
+
+    become_child()

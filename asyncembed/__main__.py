@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import anyio
 import click
 
+from asyncembed import __version__
 from asyncembed.catalogue.spec import Family
 from asyncembed.errors import AsyncEmbedError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="asyncembed")
+@click.version_option(__version__)
 def main() -> None:
     """Local embedding models: download them, and see which there are."""
 

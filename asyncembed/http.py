@@ -1,5 +1,6 @@
-"""The one place that imports httpx: another client with its interface is a change of one line."""
+"""The one place that imports httpx and what it is built on: another client with their interface is a small change."""
 
+import httpcore
 import httpx
 
-__all__ = ["httpx"]
+__all__ = ["httpcore", "httpx"]

@@ -12,13 +12,15 @@ PACKAGE = Path(asyncembed.__file__).parent
 # What a layer may import of the package, besides itself. `errors` and `checks` are everybody's.
 MAY_IMPORT = {
     "errors": set[str](),
-    "checks": set[str](),
+    "checks": {"migration"},
+    "migration": set[str](),
     "files": set[str](),
     "http": set[str](),
     "repo_files": set[str](),
     "results": set[str](),
     "scoring": set[str](),
-    "sources": {"files"},
+    "readers": set[str](),
+    "sources": {"readers"},
     "muvera": set[str](),
     "catalogue": {"repo_files"},
     "runtime": {"catalogue", "repo_files"},
@@ -28,8 +30,8 @@ MAY_IMPORT = {
     "hub": {"catalogue", "files", "http", "repo_files", "runtime"},
     "export": {"catalogue", "files", "hub", "repo_files", "runtime"},
     "options": {"catalogue", "encoders", "engine", "hub", "runtime"},
-    "opening": {"catalogue", "encoders", "engine", "export", "hub", "options", "repo_files", "runtime"},
-    "__main__": {"catalogue", "hub"},
+    "opening": {"catalogue", "encoders", "engine", "export", "files", "hub", "options", "repo_files", "runtime"},
+    "__main__": {"catalogue", "http", "hub"},
 }
 
 FOREIGN = {
@@ -76,13 +78,28 @@ def test_no_import_points_back(path: Path) -> None:
         assert layer == "embedders", f"{layer} is a layer of its own: say above what it may import"
         return
     used = {name.split(".")[1] for name in imports_of(path) if name.startswith("asyncembed.")}
-    assert used <= MAY_IMPORT[layer] | {layer, "errors", "checks"}, f"{layer} may not know of all of these"
+    assert used <= MAY_IMPORT[layer] | {layer, "errors", "checks", "__version__"}, (
+        f"{layer} may not know of all of these"
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_layer_knows_nothing_of_what_others_are_for(path: Path) -> None:
     used = {name.split(".")[0] for name in imports_of(path)}
     assert not used & FOREIGN.get(layer_of(path), set())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_waits_for_the_threads_of_the_program(path: Path) -> None:
+    """The default limiter of anyio is the program's, which may have filled it, and which would wait for us in turn."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="to_thread"), attr="run_sync"), keywords=keywords):
+                assert "limiter" in {keyword.arg for keyword in keywords}, f"line {node.lineno} has no limiter of ours"
+            case ast.Attribute(value=ast.Name(id="anyio"), attr="Path" | "open_file" | "getaddrinfo" | "to_thread"):
+                pytest.fail(f"line {node.lineno} takes a thread of anyio's default limiter")
+            case ast.ImportFrom(module="anyio", names=names):
+                assert not {"Path", "open_file", "getaddrinfo"} & {alias.name for alias in names}
 
 
 def test_the_layers_are_all_there() -> None:

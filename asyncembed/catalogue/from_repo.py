@@ -319,9 +319,8 @@ def _override(repo: _Repo, pipeline: _Pipeline) -> None:
 
 
 def _take_finished(repo: _Repo, pipeline: _Pipeline) -> None:
-    """Let a finished vector that the graph has as an output be taken; see `DenseEncoder`."""
-    if repo.overrides.output is None:
-        pipeline.settings["takes_finished"] = True
+    """Let a graph's finished vector be taken, any or the one that the caller names; see `find_output`."""
+    pipeline.settings["takes_finished"] = "any" if repo.overrides.output is None else "named"
 
 
 def _check_static_pooling(repo: _Repo) -> None:
@@ -445,7 +444,7 @@ def _splade(repo: _Repo) -> _Pipeline:
         kinds = [module.type_name.rsplit(".", 1)[-1] for module in modules]
         if kinds != ["MLMTransformer", "SpladePooling"]:
             raise repo.unsupported(
-                f"its modules are {', '.join(kinds[:8])}; SPLADE's are MLMTransformer and SpladePooling"
+                f"its modules are {', '.join(map(shown, kinds[:8]))}; SPLADE's are MLMTransformer and SpladePooling"
             )
         pooling = repo.json(f"{modules[1].prefix}config.json")
         how = pooling.get("pooling_strategy", "max"), pooling.get("activation_function", "relu")

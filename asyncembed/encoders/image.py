@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from math import ceil
 
@@ -13,6 +14,7 @@ from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.graph import Graph
 from asyncembed.encoders.image_input import MAX_IMAGE_PIXELS
+from asyncembed.encoders.image_limits import DecodingMemory
 from asyncembed.encoders.pooling import FloatArray, normalize
 from asyncembed.encoders.postprocess import encoded_rows
 from asyncembed.encoders.preprocessing import Prepared, Preprocessor
@@ -55,6 +57,7 @@ class ImageReader:
             max_pixels=most_pixels,
             reduce_to=self._reduced if settings.get("fast_decode", False) else None,
         )
+        self._memory = DecodingMemory(most_pixels)
         self._threads = ThreadPoolExecutor(threads, "asyncembed-decode") if threads > 1 else None
 
     @property
@@ -83,7 +86,11 @@ class ImageReader:
 
     def _read_one(self, value: object) -> Prepared | InputError:
         try:
-            return self.preprocessor(decode(value, self._options))
+            with ExitStack() as taken:
+                options = replace(
+                    self._options, before_decoding=lambda image: taken.enter_context(self._memory.taken_for(image))
+                )
+                return self.preprocessor(decode(value, options))
         except InputError as error:
             return error
         except MemoryError:

@@ -1,6 +1,7 @@
 """Where exported graphs are kept, so that each is built once for the same weights."""
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import os
@@ -58,6 +59,8 @@ def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
         with tempfile.TemporaryDirectory(prefix=_TEMPORARY_PREFIX, dir=root) as temporary:
             graph.write(Path(temporary, GRAPH_FILE), Path(temporary, DATA_FILE), DATA_FILE)
             target.mkdir(exist_ok=True)
+            if target.is_symlink():
+                raise NotADirectoryError(errno.ENOTDIR, "a link where a directory of the cache belongs", str(target))
             # The graph last: whoever sees it finds its weights. Two processes write the same bytes.
             for name in (DATA_FILE, GRAPH_FILE):
                 Path(temporary, name).replace(target / name)
@@ -90,7 +93,7 @@ def _place(directory: Path, cache_dir: Path | None) -> tuple[Path, Path, tuple[P
     weights = find_weights(directory)
     if not weights:
         raise UnsupportedModelError(f"{directory} has neither an ONNX file nor model.safetensors", model=str(directory))
-    root = (cache_dir or default_cache_dir()) / "exported"
+    root = (cache_dir or default_cache_dir()).expanduser() / "exported"
     try:
         digests = [_file_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
     except OSError as error:
@@ -112,7 +115,7 @@ def default_cache_dir() -> Path:
 
 
 def _is_complete(target: Path) -> bool:
-    return (target / GRAPH_FILE).is_file() and (target / DATA_FILE).is_file()
+    return not target.is_symlink() and (target / GRAPH_FILE).is_file() and (target / DATA_FILE).is_file()
 
 
 def _file_digest(path: Path, known: Path) -> str:

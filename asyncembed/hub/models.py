@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import get_args
 
@@ -12,7 +12,7 @@ from asyncembed.catalogue.from_repo import Overrides, configuration_files, list_
 from asyncembed.catalogue.lookup import CLASSES, Catalogue
 from asyncembed.catalogue.onnx_choice import WEIGHTS_INDEX
 from asyncembed.catalogue.spec import CacheFolderSource, Family, HubSource, ModelSpec, Source
-from asyncembed.errors import AsyncEmbedError, DownloadError, NoSourceError, OptionError, UnsupportedModelError
+from asyncembed.errors import DownloadError, NoSourceError, OptionError, UnsupportedModelError
 from asyncembed.files import in_disk_thread
 from asyncembed.hub import fetch, list_files
 from asyncembed.hub.listing import Listing
@@ -66,6 +66,9 @@ async def download(
     """
     if not names:
         raise OptionError("name at least one model")
+    for name in names:
+        if not isinstance(name, str):
+            raise OptionError(f"names are those of the catalogue or of repos, as in 'org/name'; got {name!r}")
     if isinstance(patterns, str):
         raise OptionError("patterns= is a sequence of globs, as in ['*.json']")
     hub = HubAccess(
@@ -78,12 +81,12 @@ async def download(
         verify=verify,
     )
     directories: dict[int, Path] = {}
-    failures: list[AsyncEmbedError] = []
+    failures: list[Exception] = []
 
     async def bring(position: int, name: str) -> None:
         try:
             directories[position] = await _download(name, patterns, hub)
-        except AsyncEmbedError as error:
+        except Exception as error:  # noqa: BLE001 (a group would wrap it; it may be what the caller's callback raised)
             failures.append(error)
             group.cancel_scope.cancel()
 
@@ -103,7 +106,7 @@ class HubAccess:
     revision: str | None = None
     cache_dir: str | os.PathLike[str] | None = None
     local_files_only: bool = False
-    token: str | bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
     progress: Progress = None
     refresh: bool = False
     verify: bool = False

@@ -24,6 +24,7 @@ from asyncembed.errors import (
     RepoNotFoundError,
     UnsupportedModelError,
 )
+from asyncembed.hub import FileFinished
 from asyncembed.hub.models import HubAccess, fetch_repo
 from tests.hub.server import HubServer, Repo
 from tests.support.external_data import CONSTANT_FILE, graph_naming
@@ -334,3 +335,46 @@ async def test_a_cached_model_loads_no_client_either(tmp_path: Path) -> None:
     await asyncembed.download("org/own", patterns=["*.json"], cache_dir=tmp_path, progress=False)
     done = await run_process([sys.executable, "-c", CACHED, str(tmp_path)], check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", [3, None, b"org/own", ["org/own"]])
+async def test_a_name_that_is_no_text_is_told(name: object) -> None:
+    with pytest.raises(OptionError, match="names are"):
+        await asyncembed.download("org/own", name, progress=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["no such thing", "", "a/b/c", "../x", "org/\ud800", "org/" + "x" * 5000])
+async def test_a_name_that_no_repo_has_is_told(name: str, hub: HubServer) -> None:
+    with pytest.raises(OptionError, match="no repo id"):
+        await asyncembed.download(name, progress=False)
+    assert hub.requests == []
+
+
+class OwnError(Exception):
+    """Of a caller's callback."""
+
+
+@pytest.mark.parametrize("error", [OwnError("enough"), BrokenPipeError("gone"), NotCachedError("mine"), TimeoutError()])
+@pytest.mark.parametrize("names", [["org/own"], ["org/own", CATALOGUED]])
+async def test_what_a_callback_raises_ends_the_download_as_it_is(error: Exception, names: list[str]) -> None:
+    """Whatever it is: it is no failure of the hub or of the disk, and no group of errors."""
+
+    def complain(event: object) -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        await asyncembed.download(*names, progress=complain)
+    assert caught.value is error
+
+
+async def test_what_a_callback_raises_late_ends_the_download_as_it_is() -> None:
+    """In one of the tasks that fetch files at once."""
+    error = OSError("no window")
+
+    def complain(event: object) -> None:
+        if isinstance(event, FileFinished):
+            raise error
+
+    with pytest.raises(OSError, match="no window") as caught:
+        await asyncembed.download("org/own", progress=complain)
+    assert caught.value is error
