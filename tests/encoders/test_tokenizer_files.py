@@ -81,7 +81,7 @@ def mutated(record: Any, data: st.DataObject) -> Any:
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["nothing said, cased", "PreTrainedTokenizerFast and markers on"]), st.data())
+@given(name=st.sampled_from(["nothing said, cased", "PreTrainedTokenizerFast and markers on"]), data=st.data())
 def test_a_tokenizer_of_any_content_loads_or_fails_with_an_error_of_ours(
     name: str, data: st.DataObject, tmp_path: Path
 ) -> None:
