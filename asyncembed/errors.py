@@ -3,6 +3,7 @@
 ```
 AsyncEmbedError
 ├── OptionError (ValueError)          a keyword or value that cannot work
+├── UsageError (TypeError)            used as if it were synchronous; says what to write
 ├── InputError (ValueError)           one input cannot be embedded; `index` says which
 ├── StateError (RuntimeError)         used before opening, after closing, or from another event loop
 ├── ModelError
@@ -44,6 +45,10 @@ class AsyncEmbedError(Exception):
 
 class OptionError(AsyncEmbedError, ValueError):
     """A keyword or a value that cannot work; the message names the valid choices."""
+
+
+class UsageError(AsyncEmbedError, TypeError):
+    """An embedder or stream was used as if it were synchronous; the message says what to write."""
 
 
 class InputError(AsyncEmbedError, ValueError):
@@ -211,6 +216,15 @@ concern whatever comes."""
 
 InputFailure: TypeAlias = InputError | EncodeError | WorkerCrashed
 """What stands in the place of a result with `on_error="return"`: one of `OF_ONE_INPUT`."""
+
+
+def in_words(error: BaseException) -> str:
+    """The class and the message of an error that is not ours, whatever asking for its message does."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 (it is the caller's own class)
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _at(index: int | None, message: str) -> str:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from anyio import CancelScope, CapacityLimiter, Event, to_thread
 
-from asyncembed.checks import check_count as check_count  # still imported from here
 from asyncembed.checks import check_pool_options
 from asyncembed.engine import child
 from asyncembed.engine.cores import available_cores as available_cores
@@ -425,10 +424,7 @@ class WorkerPool(Openable):
         """Raise `StateError` unless the pool is open and the caller runs on its event loop."""
         self._check_open()
         assert self._loop is not None
-        if not self._loop.is_running_here():
-            raise StateError(
-                "this was opened on another event loop, or none runs here; use it there, or open another one here"
-            )
+        self._loop.check()
 
     @property
     def loop(self) -> Loop:
