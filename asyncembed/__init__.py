@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from asyncembed.scoring import maxsim, maxsim_scores
     from asyncembed.stream import EmbeddingStream
 
+__version__ = "0.1.0"
+
 __all__ = [
     "EmbeddingStream",
     "ImageEmbedding",

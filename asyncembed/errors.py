@@ -3,6 +3,7 @@
 ```
 AsyncEmbedError
 ├── OptionError (ValueError)          a keyword or value that cannot work
+├── UsageError (TypeError)            used as if it were synchronous; says what to write
 ├── InputError (ValueError)           one input cannot be embedded; `index` says which
 ├── StateError (RuntimeError)         used before opening, after closing, or from another event loop
 ├── ModelError
@@ -44,6 +45,10 @@ class AsyncEmbedError(Exception):
 
 class OptionError(AsyncEmbedError, ValueError):
     """A keyword or a value that cannot work; the message names the valid choices."""
+
+
+class UsageError(AsyncEmbedError, TypeError):
+    """An embedder or stream was used as if it were synchronous; the message says what to write."""
 
 
 class InputError(AsyncEmbedError, ValueError):

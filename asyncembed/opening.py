@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from asyncembed.errors import (
 from asyncembed.files import in_disk_thread
 from asyncembed.hub import loadable_model_path
 from asyncembed.hub.models import HubAccess, fetch_model, fetch_repo, list_model
-from asyncembed.options import Options
+from asyncembed.options import Options, is_path
 from asyncembed.repo_files import read_object
 from asyncembed.runtime.quantization import is_dynamically_quantized
 
@@ -41,6 +41,7 @@ async def prepare(
     family: Family,
     options: Options,
     *,
+    place: Path | None,
     overrides: Overrides,
     settings: Mapping[str, object],
 ) -> EncoderConfig:
@@ -51,6 +52,7 @@ async def prepare(
             "./name" is always a directory.
         family: Which public class asks.
         options: The shared options.
+        place: Where the name would be a directory, as a path that does not depend on the working directory.
         overrides: What the caller says instead of the repo's own configuration.
         settings: The family's own constructor keywords.
 
@@ -60,7 +62,7 @@ async def prepare(
         DownloadError: The files cannot be had.
         OptionError: `max_length` is more than the model can compute.
     """
-    spec, directory = await _locate(name, family, options, overrides)
+    spec, directory = await _locate(name, family, options, place, overrides)
     if options.precision == "fp32" and spec.model_file is not None:
         await in_disk_thread(_check_is_fp32, directory, spec)
     if options.max_length is not None:
@@ -87,7 +89,11 @@ async def prepare(
 
 
 async def _locate(
-    name: str | os.PathLike[str] | ModelSpec, family: Family, options: Options, overrides: Overrides
+    name: str | os.PathLike[str] | ModelSpec,
+    family: Family,
+    options: Options,
+    place: Path | None,
+    overrides: Overrides,
 ) -> tuple[ModelSpec, Path]:
     hub = HubAccess(
         revision=options.revision,
@@ -104,7 +110,9 @@ async def _locate(
     else:
         label = os.fspath(name)
         spec = Catalogue.builtin().find(label, family) if isinstance(name, str) else None
-    given = None if options.model_path is None else await _existing_directory(options.model_path, label)
+    given = None
+    if options.model_path is not None:
+        given = await _existing_directory(Path(options.model_path), os.fspath(options.model_path), label)
     if spec is not None:
         if overrides.precision is not None:
             spec = await _with_precision(spec, overrides.precision, given, hub)
@@ -112,10 +120,8 @@ async def _locate(
         if given is not None:
             return spec, given
         return spec, await fetch_model(spec, hub) if spec.sources else Path()
-    if given is None:
-        is_path = not isinstance(name, str) or label.startswith((".", "/", "~"))
-        if is_path or await in_disk_thread(Path(label).is_dir):
-            given = await _existing_directory(label, label)
+    if given is None and place is not None and (is_path(name) or await in_disk_thread(_is_so, place.is_dir)):
+        given = await _existing_directory(place, label, label)
     if given is not None:
         return await in_disk_thread(
             lambda: spec_from_directory(given, name=label, family=family, overrides=overrides)
@@ -123,11 +129,21 @@ async def _locate(
     return await _from_hub(label, family, hub, overrides)
 
 
-async def _existing_directory(path: str | os.PathLike[str], model: str) -> Path:
-    if await in_disk_thread(Path(path).is_dir):
-        return Path(path)
-    message = f"there is no directory {os.fspath(path)!r}"
-    if await in_disk_thread(Path(path).is_file):
+def _is_so(question: Callable[[], bool]) -> bool:
+    """The answer about a path; no where there can be no such path, as its name may be of any length."""
+    try:
+        return question()
+    except OSError:
+        return False
+
+
+async def _existing_directory(path: Path, as_given: str, model: str) -> Path:
+    if await in_disk_thread(_is_so, path.is_dir):
+        return path
+    message = f"there is no directory {as_given!r}"
+    if str(path) != as_given:
+        message += f" ({path})"
+    if await in_disk_thread(_is_so, path.is_file):
         message += ", but a file; give its directory, and onnx_file= where that has several graphs"
     raise UnknownModelError(message, model=model)
 
@@ -141,8 +157,10 @@ async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overri
         except UnknownModelError as error:
             if is_repo_id:
                 raise
+            short = "" if "/" in name else f"; sentence-transformers/{name} is what sentence-transformers would take"
             raise UnknownModelError(
-                f"{error}; it is neither a directory nor a hub repo, which is called organisation/name", model=name
+                f"{error}; it is neither a directory nor a hub repo, which is called organisation/name{short}",
+                model=name,
             ) from None
     try:
         return await fetch_repo(name, hub, families=(family,), overrides=overrides)

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from sys import getsizeof
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol, Self, TypeAlias, TypeVar, cast
 
 from anyio import CancelScope, Event, get_cancelled_exc_class, move_on_after, to_thread
 from anyio.abc import TaskGroup
@@ -27,7 +27,7 @@ from asyncembed.checks import check_count
 from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.engine.scheduler import Group, Item, Sink
 from asyncembed.engine.supervisor import WorkerPool
-from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, InputFailure, StateError
+from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, InputFailure, StateError, UsageError
 from asyncembed.results import Output
 
 if TYPE_CHECKING:
@@ -208,6 +208,7 @@ class StreamState(Generic[InputT]):
         self._is_closed = False
         self._consumer_wake = Event()
         self._feeder_wake = Event()
+        self._bytes_wake = Event()
         # What part of the window the feeder waits for; None while it does not wait.
         self._wanted_share: float | None = None
 
@@ -304,6 +305,16 @@ class StreamState(Generic[InputT]):
             self._bytes += size_bytes - pending.size_bytes
             pending.size_bytes = size_bytes
 
+    async def wait_bytes(self, index: int, expected_bytes: int) -> None:
+        """Wait until an input that was pushed may be fetched or read, for which so many bytes may come.
+
+        The one that is to be taken first never waits: everything else may be waiting for it.
+        """
+        while self._bytes + expected_bytes > self._max_bytes and next(iter(self._window), index) != index:
+            if self._bytes_wake.is_set():
+                self._bytes_wake = Event()
+            await self._bytes_wake.wait()
+
     def finish(self, error: BaseException | None = None) -> None:
         """Learn that the source has ended, or failed with `error`, which is raised after all results before it."""
         self._is_source_done = True
@@ -363,6 +374,7 @@ class StreamState(Generic[InputT]):
             pending = self._window.pop(index)
             self._taken += 1
             self._bytes -= pending.size_bytes
+            self._bytes_wake.set()
             if self._wanted_share is not None:
                 self._wake_feeder(self._wanted_share)
             if type(outcome) is _Failure:
@@ -415,7 +427,26 @@ class StreamState(Generic[InputT]):
         return self._end
 
 
-class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
+class _Asynchronous:
+    """Says what to write where a program takes a stream for a list or for a coroutine."""
+
+    if not TYPE_CHECKING:  # type checkers say it first
+
+        def __iter__(self) -> NoReturn:
+            raise UsageError(
+                "a stream is asynchronous: `async for result in stream`, or `await stream.collect()` for all results"
+            )
+
+        def __await__(self) -> NoReturn:
+            raise UsageError("a stream is no coroutine: `await stream.collect()` gives all results")
+
+        __next__ = __iter__
+
+        def __array__(self, *_: object, **__: object) -> NoReturn:
+            self.__iter__()
+
+
+class EmbeddingStream(_Asynchronous, Generic[InputT, ResultT, CollectedT]):
     """Results as they become ready, in input order: an async iterator.
 
     Nothing is read from the source before the first result is asked for. `aclose()`, or leaving `async with`, ends the
@@ -582,7 +613,7 @@ ReturningStream: TypeAlias = EmbeddingStream[InputT, ResultT | InputFailure, lis
 """A stream with `on_error="return"`."""
 
 
-class BatchStream(Generic[ResultT, CollectedT]):
+class BatchStream(_Asynchronous, Generic[ResultT, CollectedT]):
     """The results of a stream, several at a time: an async iterator; see `EmbeddingStream.batches`."""
 
     def __init__(self, stream: "EmbeddingStream[Any, ResultT, CollectedT]", size: int) -> None:

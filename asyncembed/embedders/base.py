@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from inspect import signature
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeAlias, TypeVar, Unpack, cast, get_args
 
 from anyio import Event
 from anyio.abc import TaskGroup
@@ -14,15 +14,16 @@ from anyio.abc import TaskGroup
 from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.lookup import Catalogue, describe
 from asyncembed.catalogue.spec import Family, ModelSpec
-from asyncembed.checks import check_bool, check_choice
+from asyncembed.checks import check_bool, check_choice, check_model_name
 from asyncembed.encoders.encoder import Call
 from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
 from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool
 from asyncembed.engine.wakeup import Turnstile
 from asyncembed.errors import InputError, OptionError, StateError, in_words
+from asyncembed.migration import ATTRIBUTES
 from asyncembed.opening import prepare
-from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options
+from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
 from asyncembed.results import COUNT, Output, dense
 from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
 
@@ -70,8 +71,11 @@ class Embedder(Openable):
     family: ClassVar[Family]
 
     def __init__(self, model_name: ModelName, **options: Unpack[OptionKeywords]) -> None:
-        _check_name(model_name)
+        if not isinstance(model_name, ModelSpec):
+            check_model_name(model_name)
         self._model_name = model_name
+        # Now, as the program may change its working directory before it opens the model.
+        self._place = None if isinstance(model_name, ModelSpec) else absolute(model_name)
         parameters = signature(type(self)).parameters.values()
         self._options = Options.from_keywords(
             options, own=[one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
@@ -89,7 +93,12 @@ class Embedder(Openable):
             else:
                 pool.check_loop()
             config = await prepare(
-                self._wanted(), self.family, self._options, overrides=self._overrides(), settings=self._settings()
+                self._wanted(),
+                self.family,
+                self._options,
+                place=self._place,
+                overrides=self._overrides(),
+                settings=self._settings(),
             )
             model = pool.add_model(config)
             stack.callback(pool.remove_model, model)
@@ -114,6 +123,12 @@ class Embedder(Openable):
     def list_supported_models(cls) -> list[dict[str, object]]:
         """The catalogued models of this class, added ones included, with the keys that fastembed's users know."""
         return [describe(spec) for spec in Catalogue.builtin().list_models(cls.family)]
+
+    if not TYPE_CHECKING:  # type checkers know all names there are
+
+        def __getattr__(self, name: str) -> NoReturn:
+            hint = f": {ATTRIBUTES[name]}" if name in ATTRIBUTES else ""
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}", name=name, obj=self)
 
     def stats(self) -> Stats:
         """What this model has computed, and the state of its pool: a snapshot."""
@@ -411,17 +426,12 @@ def _plain(value: object) -> object:
 
 def _at_index(error: InputError, index: int) -> InputError:
     """The error with its index; another one for what was handed over before, as a source may do several times."""
-    if error.index is not None:
+    if error.index not in (None, index):
         again = InputError(*error.args, index=index)
         again.__cause__ = error.__cause__
         return again
     error.index = index
     return error
-
-
-def _check_name(model_name: object) -> None:
-    if not isinstance(model_name, str | os.PathLike | ModelSpec) or model_name == "":
-        raise OptionError(f"model_name must be a name, a directory or a ModelSpec; got {model_name!r}")
 
 
 _TABLES = frozenset({"DataFrame", "DataFrameGroupBy", "LazyFrame", "DataArray", "RecordBatchReader"})

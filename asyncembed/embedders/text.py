@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, Unpack, cast
 from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec, Pooling
-from asyncembed.checks import check_choice, check_count
+from asyncembed.checks import check_bool, check_choice, check_count, check_text, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, ModelName, Opened, PriorityName, as_source, measure_text
 from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call, Mode
@@ -135,6 +135,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         int8_ranges: "npt.ArrayLike",
         **keywords: Unpack[TextKeywords],
     ) -> None: ...
+    @checks_keywords
     def __init__(
         self,
         model_name: ModelName = DEFAULT_MODEL,
@@ -155,9 +156,9 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         check_choice("dtype", dtype, ("float32", "float16"))
         check_choice("output", output, ("float", "int8", "binary"))
         check_count("truncate_dim", truncate_dim, least=1)
+        check_bool("truncate", truncate)
+        check_bool("normalize", normalize, may_be_none=True)
         _check_task(task)
-        if normalize is not None and not isinstance(normalize, bool):
-            raise OptionError(f"normalize must be True, False or None; got {normalize!r}")
         if not (prompts is None or isinstance(prompts, bool) or _is_prompts(prompts)):
             raise OptionError(f'prompts must be True, False, or texts by name, as in {{"query": ...}}; got {prompts!r}')
         if dtype != "float32" and output != "float":
@@ -197,6 +198,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
     def embed(
         self, documents: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[TextReturningCall]
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
+    @checks_keywords
     def embed(
         self,
         documents: Source[Any],
@@ -246,6 +248,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
     def query_embed(
         self, queries: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[TextReturningCall]
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
+    @checks_keywords
     def query_embed(
         self,
         queries: Source[Any],
@@ -275,6 +278,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
     def passage_embed(
         self, passages: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[TextReturningCall]
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
+    @checks_keywords
     def passage_embed(
         self,
         passages: Source[Any],
@@ -290,6 +294,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
 
     # ---------------------------------------------------------------- a few inputs, at once
 
+    @checks_keywords
     async def embed_query(self, query: str, **call: Unpack[TextCall]) -> "NDArray[ScalarT]":
         """The vector of one query: float32 (dim,) unless `dtype` or `output` asks otherwise. Goes before bulk work.
 
@@ -300,6 +305,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         asked = self._call_of(opened, "query", call)
         return await self._one(query, measure_text, asked, self._dense_output(asked))
 
+    @checks_keywords
     async def embed_documents(self, documents: Iterable[str], **call: Unpack[TextCall]) -> "NDArray[ScalarT]":
         """The vectors of some passages: (n, dim), rows in input order. Goes before bulk work.
 
@@ -309,6 +315,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         await self._turn()
         return await self.passage_embed(documents, priority="interactive", **call).collect()
 
+    @checks_keywords
     async def token_count(self, texts: Source[str], **call: Unpack[TextCall]) -> int:
         """How many tokens the texts have together, special tokens included, each cut at the length limit."""
         opened = await self._turn()
@@ -414,10 +421,9 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         )
 
     def _call_of(self, opened: Opened, mode: Mode, call: TextCall) -> Call:
-        unknown = set(call) - set(TextCall.__annotations__)
-        if unknown:
-            raise OptionError(f"unknown keyword {min(unknown)!r}; known are: {', '.join(TextCall.__annotations__)}")
         check_count("truncate_dim", call.get("truncate_dim"), least=1)
+        check_text("prompt", call.get("prompt"), may_be_empty=True)
+        check_text("prompt_name", call.get("prompt_name"))
         base = self._call
         task = call.get("task")
         _check_task(task)
@@ -438,8 +444,6 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
     def _prompt(self, spec: ModelSpec, mode: Mode, call: TextCall) -> str | None:
         prompt, name = call.get("prompt"), call.get("prompt_name")
         if prompt is not None:
-            if not isinstance(prompt, str):
-                raise OptionError(f"prompt must be a text; got {prompt!r}")
             return prompt or None
         known = self._prompts if isinstance(self._prompts, Mapping) else spec.prompts
         if name is not None:
@@ -467,6 +471,11 @@ def _as_float32_bytes(values: "npt.ArrayLike") -> bytes:
     import numpy as np
 
     try:
-        return np.ascontiguousarray(values, dtype=np.float32).tobytes()
+        ranges = np.ascontiguousarray(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise OptionError(f"int8_ranges must be an array of the shape (2, dim): {error}") from error
+    if ranges.ndim != 2 or len(ranges) != 2 or not (ranges[0] <= ranges[1]).all():
+        raise OptionError(
+            f"int8_ranges must be an array of the shape (2, dim), smallest values first; got the shape {ranges.shape}"
+        )
+    return ranges.tobytes()

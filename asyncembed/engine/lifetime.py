@@ -5,12 +5,12 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from anyio import create_task_group, get_cancelled_exc_class, get_current_task
 from anyio.abc import TaskGroup
 
-from asyncembed.errors import StateError
+from asyncembed.errors import StateError, UsageError
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -46,6 +46,17 @@ class Openable(ABC):
     @abstractmethod
     def _lifetime(self) -> AbstractAsyncContextManager[Any]:
         """From opening to closing."""
+
+    if not TYPE_CHECKING:  # type checkers say it first
+
+        def __enter__(self) -> NoReturn:
+            raise UsageError(f"open it asynchronously: `async with {type(self).__name__}(...) as ...:`")
+
+        def __exit__(self, *_: object) -> None:
+            """Only beside `__enter__`."""
+
+        def __await__(self) -> NoReturn:
+            raise UsageError(f"it is opened by `async with {type(self).__name__}(...) as ...:`")
 
     @uninterrupted
     async def __aenter__(self) -> Self:

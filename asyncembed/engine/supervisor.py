@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from anyio import CancelScope, CapacityLimiter, Event, to_thread
 
-from asyncembed.checks import check_count as check_count  # still imported from here
 from asyncembed.checks import check_pool_options
 from asyncembed.engine import child
 from asyncembed.engine.cores import available_cores as available_cores

@@ -389,3 +389,59 @@ def test_wrong_options_are_refused() -> None:
     for keywords in ({"fast_decoding": True}, {"max_url_bytes": 0}, {"url_timeout": 0}, {"pooling": "mean"}):
         with pytest.raises(OptionError):
             ImageEmbedding(NAME, **keywords)
+
+
+async def test_large_images_are_fetched_no_further_ahead_than_the_window_holds(model_path: Path) -> None:
+    """How large they are is known only when they have come."""
+    with WebServer({"/large": bytes(8 * 1024 * 1024)}) as server:
+        async with ImageEmbedding(
+            NAME, model_path=model_path, workers=0, allow_private_urls=True, max_in_flight_bytes=40 * 1024 * 1024
+        ) as model:
+            stream = model.embed([f"{server.url}/large"] * 42, on_error="return")
+            async with stream:
+                assert isinstance(await anext(stream), InputError)
+                await until(lambda: model.stats().failed >= CONCURRENCY)
+                await anyio.wait_all_tasks_blocked()
+                assert len(server.requests) <= CONCURRENCY + 1
+                assert len(await stream.collect()) == 41
+
+
+class UnspeakablePath:
+    """A path that raises when it is looked at."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __fspath__(self) -> str:
+        raise self._error
+
+
+class UnspeakableFile:
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def read(self) -> bytes:
+        raise self._error
+
+
+async def test_an_image_that_raises_when_it_is_looked_at_fails_alone(model_path: Path, paths: list[Path]) -> None:
+    released = memoryview(bytearray(b"image"))
+    released.release()
+    wild: list[Any] = [
+        b"photos/a.png",
+        released,
+        UnspeakablePath(RuntimeError("no path")),
+        UnspeakablePath(MemoryError()),
+        UnspeakablePath(SystemExit(3)),
+        UnspeakablePath(BaseException("neither")),
+        UnspeakableFile(MemoryError()),
+        UnspeakableFile(SystemExit(3)),
+    ]
+    async with ImageEmbedding(NAME, model_path=model_path, workers=0) as model:
+        with anyio.fail_after(60):
+            for source in ([paths[0], *wild, paths[0]], iter([paths[0], *wild, paths[0]])):
+                failed = model.stats().failed
+                results: list[Any] = await model.embed(source, on_error="return").collect()
+                assert [type(result) for result in results] == [np.ndarray, *[InputError] * len(wild), np.ndarray]
+                assert [result.index for result in results[1:-1]] == list(range(1, len(wild) + 1))
+                assert model.stats().failed == failed + len(wild)
