@@ -208,6 +208,7 @@ class StreamState(Generic[InputT]):
         self._is_closed = False
         self._consumer_wake = Event()
         self._feeder_wake = Event()
+        self._bytes_wake = Event()
         # What part of the window the feeder waits for; None while it does not wait.
         self._wanted_share: float | None = None
 
@@ -304,6 +305,16 @@ class StreamState(Generic[InputT]):
             self._bytes += size_bytes - pending.size_bytes
             pending.size_bytes = size_bytes
 
+    async def wait_bytes(self, index: int, expected_bytes: int) -> None:
+        """Wait until an input that was pushed may be fetched or read, for which so many bytes may come.
+
+        The one that is to be taken first never waits: everything else may be waiting for it.
+        """
+        while self._bytes + expected_bytes > self._max_bytes and next(iter(self._window), index) != index:
+            if self._bytes_wake.is_set():
+                self._bytes_wake = Event()
+            await self._bytes_wake.wait()
+
     def finish(self, error: BaseException | None = None) -> None:
         """Learn that the source has ended, or failed with `error`, which is raised after all results before it."""
         self._is_source_done = True
@@ -363,6 +374,7 @@ class StreamState(Generic[InputT]):
             pending = self._window.pop(index)
             self._taken += 1
             self._bytes -= pending.size_bytes
+            self._bytes_wake.set()
             if self._wanted_share is not None:
                 self._wake_feeder(self._wanted_share)
             if type(outcome) is _Failure:

@@ -426,7 +426,7 @@ def _plain(value: object) -> object:
 
 def _at_index(error: InputError, index: int) -> InputError:
     """The error with its index; another one for what was handed over before, as a source may do several times."""
-    if error.index is not None:
+    if error.index not in (None, index):
         again = InputError(*error.args, index=index)
         again.__cause__ = error.__cause__
         return again

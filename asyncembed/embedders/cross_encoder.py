@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, Unpack, cast, get_args, overload
 
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
@@ -12,7 +13,7 @@ from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call
 from asyncembed.errors import InputError
 from asyncembed.options import OptionKeywords
-from asyncembed.results import SCORE, Scores
+from asyncembed.results import SCORE, Output, Scores, own_score, stack_scores
 from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source
 
 Activation = Literal["none", "sigmoid"]
@@ -221,11 +222,12 @@ class TextCrossEncoder(Embedder):
         """
         await self._turn()
         check_count("top_k", top_k, least=1)
-        scores: Scores = await self.rerank(
+        stream: EmbeddingStream[Any, float, Any] = self.rerank(
             query, documents, key=key or _itself, activation=activation, priority="interactive"
-        ).collect()
-        order = (-scores).argsort(kind="stable")[:top_k]
-        return list(zip(order.tolist(), scores[order].tolist(), strict=True))
+        )
+        # Where the scores of many documents are put together they are sorted too: in a thread.
+        stream.output = Output(own=own_score, assemble=partial(_best, top_k=top_k))
+        return cast("list[tuple[int, float]]", await stream.collect())
 
     @checks_keywords
     async def token_count(self, pairs: Source[Pair]) -> int:
@@ -280,6 +282,12 @@ class TextCrossEncoder(Embedder):
         chosen = activation or self._activation
         settings = () if chosen == "none" else (("activation", chosen),)
         return Call(mode="pair", truncate=self._truncate, settings=settings)
+
+
+def _best(scores: list[Any], top_k: int | None) -> list[tuple[int, float]]:
+    stacked = stack_scores(scores)
+    order = (-stacked).argsort(kind="stable")[:top_k]
+    return list(zip(order.tolist(), stacked[order].tolist(), strict=True))
 
 
 def measure_pair(value: object) -> tuple[int, int]:
