@@ -24,6 +24,7 @@ from asyncembed.errors import (
     RepoNotFoundError,
     UnknownModelError,
     UnsupportedModelError,
+    WorkersImpossible,
 )
 from asyncembed.files import in_disk_thread
 from asyncembed.hub import loadable_model_path
@@ -70,7 +71,7 @@ async def prepare(
     if spec.model_file is None and spec.encoder not in _WITHOUT_GRAPH and ":" not in spec.encoder:
         # Beside the hub's files, where the user wants those elsewhere; their caches take what is in it for repos.
         cache_dir = None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
-        spec = replace(spec, model_file=str(await _export(directory, cache_dir, in_process=options.workers == 0)))
+        spec = replace(spec, model_file=str(await _export(directory, cache_dir, workers=options.workers)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
         path = await loadable_model_path(directory, spec.model_file)
@@ -249,7 +250,7 @@ def _check_is_fp32(directory: Path, spec: ModelSpec) -> None:
         )
 
 
-async def _export(directory: Path, cache_dir: Path | None, *, in_process: bool) -> Path:
+async def _export(directory: Path, cache_dir: Path | None, *, workers: int | None) -> Path:
     """The graph of the weights in `directory`: from the cache, or built, in a process of its own.
 
     Building holds the interpreter's lock for long stretches, so a thread would stall the event loop.
@@ -260,8 +261,17 @@ async def _export(directory: Path, cache_dir: Path | None, *, in_process: bool) 
     if found is not None:
         return found
     build = partial(export.ensure_graph, directory, cache_dir=cache_dir)
-    if in_process:
+    if workers == 0:
         return await in_disk_thread(build)
+    try:
+        return await _in_process(build)
+    except WorkersImpossible:
+        if workers is not None:
+            raise
+        return await in_disk_thread(build)
+
+
+async def _in_process(build: Callable[[], Path]) -> Path:
     builder = ProcessWorker(threads=1)
     try:
         await in_disk_thread(builder.start)

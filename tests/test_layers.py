@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "export": {"catalogue", "files", "hub", "repo_files", "runtime"},
     "options": {"catalogue", "encoders", "engine", "hub", "runtime"},
     "opening": {"catalogue", "encoders", "engine", "export", "files", "hub", "options", "repo_files", "runtime"},
+    "_pyinstaller": set[str](),
     "__main__": {"catalogue", "http", "hub"},
 }
 

@@ -22,13 +22,15 @@ from asyncembed.catalogue.spec import Family, LocalSource, ModelSpec, Pooling, S
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.repo_files import inside, is_safe_path, read_json, shown
 
-_IMAGE_CONFIGURATION = "preprocessor_config.json"
+_IMAGE_CONFIGURATION = ("preprocessor_config.json", "processor_config.json")
+"""Either says how an image is prepared: transformers 5 writes it into the latter, with the rest of a processor's."""
+
 _ROOT_CONFIGURATION = frozenset(
     {
         "config.json",
         "config_sentence_transformers.json",
         "modules.json",
-        _IMAGE_CONFIGURATION,
+        *_IMAGE_CONFIGURATION,
         "sentence_bert_config.json",
         "special_tokens_map.json",
         "tokenizer.json",
@@ -231,8 +233,8 @@ class _Pipeline:
 
 def _image(repo: _Repo) -> _Pipeline:
     """Image repos say how an image is prepared, and nothing of what becomes of the graph's output."""
-    if _IMAGE_CONFIGURATION not in repo.files:
-        raise repo.unsupported(f"it has no {_IMAGE_CONFIGURATION} that says how an image is prepared")
+    if not any(name in repo.files for name in _IMAGE_CONFIGURATION):
+        raise repo.unsupported(f"it has no {_IMAGE_CONFIGURATION[0]} that says how an image is prepared")
     overrides = repo.overrides
     return _Pipeline(
         encoder="image",

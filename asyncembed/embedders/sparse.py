@@ -11,6 +11,7 @@ from asyncembed.checks import (
     check_bool,
     check_choice,
     check_count,
+    check_custom_model,
     check_number,
     check_text,
     check_words,
@@ -145,7 +146,8 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
             OptionError: The name is taken, there is no source, or no such kind.
         """
         check_choice("kind", kind, get_args(CustomKind))
-        files = dict.fromkeys([*(additional_files or ()), *(["idf.json"] if kind == "inference_free_splade" else [])])
+        given = check_custom_model(model, model_file, additional_files)
+        files = dict.fromkeys([*given, *(["idf.json"] if kind == "inference_free_splade" else [])])
         Catalogue.builtin().register(
             ModelSpec(
                 name=model,

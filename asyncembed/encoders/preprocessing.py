@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from asyncembed.errors import InputError, UnsupportedModelError
-from asyncembed.repo_files import quoted, read_json
+from asyncembed.repo_files import quoted, read_json, read_object
 
 FloatArray = npt.NDArray[np.float32]
 Grid: TypeAlias = tuple[int, int]
@@ -79,9 +79,13 @@ class Preprocessor:
     def read(cls, directory: Path) -> "Preprocessor":
         """The preprocessor of the model in `directory`."""
         path = directory / CONFIG_FILE
-        if not path.is_file():
-            raise UnsupportedModelError(f"{directory} has no {CONFIG_FILE}", model=str(directory))
         config = read_json(path)
+        if config is None:
+            # Written by transformers 5, with the rest of what a processor is.
+            path = directory / "processor_config.json"
+            config = read_object(path).get("image_processor")
+        if config is None:
+            raise UnsupportedModelError(f"{directory} has no {CONFIG_FILE}", model=str(directory))
         try:
             # What overflows is not finite, and told as such.
             with np.errstate(all="ignore"):

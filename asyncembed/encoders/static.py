@@ -108,8 +108,9 @@ class StaticEncoder:
         ids, are_cut = self._words.encode(starts)
         for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
             # The start of a long text that did not fill the limit says nothing about the rest.
-            if len(start) < len(text) and not are_cut[row]:
-                (ids[row],), (are_cut[row],) = self._words.encode([text])
+            while len(start) < len(text) and not are_cut[row]:
+                start = self._tokenizer.start_of(text, after=start)
+                (ids[row],), (are_cut[row],) = self._words.encode([start])
         return ids, are_cut
 
     def _mean(self, ids: Sequence[Sequence[int]]) -> FloatArray:

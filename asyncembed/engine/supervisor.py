@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from anyio import CancelScope, CapacityLimiter, Event, to_thread
 
-from asyncembed.checks import check_pool_options
+from asyncembed.checks import check_pool_options, checks_keywords
 from asyncembed.engine import child
 from asyncembed.engine.cores import available_cores as available_cores
 from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
@@ -258,6 +258,7 @@ class WorkerPool(Openable):
         WorkerError: (on opening) no worker could be started.
     """
 
+    @checks_keywords
     def __init__(
         self,
         *,

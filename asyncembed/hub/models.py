@@ -62,7 +62,8 @@ async def download(
 
     Raises:
         DownloadError: A model cannot be had.
-        UnsupportedModelError: A repo outside the catalogue does not say which of its files make up a model.
+        UnsupportedModelError: A repo outside the catalogue is a model for none of the six classes; the message has each
+            one's reason.
     """
     if not names:
         raise OptionError("name at least one model")

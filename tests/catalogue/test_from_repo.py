@@ -11,7 +11,7 @@ from asyncembed.catalogue.from_repo import (
     most_tokens,
     spec_from_directory,
 )
-from asyncembed.catalogue.spec import HubSource, LocalSource, Pooling
+from asyncembed.catalogue.spec import Family, HubSource, LocalSource, Pooling
 from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
 
 MODULE = "sentence_transformers.models."
@@ -262,6 +262,24 @@ def test_names_in_a_listing_that_lead_elsewhere_count_as_absent(tmp_path: Path) 
     assert spec_from_directory(tmp_path, files=listing).model_file == "onnx/model.onnx"
     with pytest.raises(UnsupportedModelError):
         spec_from_directory(tmp_path, files=listing, overrides=Overrides(onnx_file="../model.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("family", "output"), [("image", "image_embeds"), ("cross_encoder", "logits"), ("sparse", "logits")]
+)
+def test_the_output_that_a_family_computes_with_is_preferred_unless_the_caller_names_one(
+    family: Family, output: str, tmp_path: Path
+) -> None:
+    directory = write_repo(tmp_path, files=("onnx/model.onnx", "preprocessor_config.json"))
+    (directory / "modules.json").unlink()
+    assert spec_from_directory(directory, family=family).settings == {"output_name": output}
+    named = spec_from_directory(directory, family=family, overrides=Overrides(output="states"))
+    assert (named.settings, named.output) == ({}, "states")
+
+
+def test_a_repo_that_says_nothing_of_images_is_no_image_model(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"no preprocessor_config\.json"):
+        spec_from_directory(write_repo(tmp_path), family="image")
 
 
 def test_a_listing_stands_for_files_that_are_not_there_yet(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Images end to end: every kind of input, through real workers."""
 
+import json
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -164,6 +165,18 @@ async def test_a_directory_is_a_model(model_path: Path, paths: list[Path], expec
     async with ImageEmbedding(str(model_path), workers=0) as model:
         np.testing.assert_allclose(await model.embed_images(list(paths)), expected, atol=1e-6)
         assert model.embedding_size == 512
+
+
+async def test_a_directory_as_transformers_5_writes_it_is_a_model(
+    tmp_path: Path, paths: list[Path], expected: Any
+) -> None:
+    write_image_model(tmp_path, NAME)
+    config = tmp_path / "preprocessor_config.json"
+    nested = {"image_processor": json.loads(config.read_text()), "processor_class": "CLIPProcessor"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(nested))
+    config.unlink()
+    async with ImageEmbedding(tmp_path, workers=0) as model:
+        np.testing.assert_allclose(await model.embed_images(list(paths)), expected, atol=1e-6)
 
 
 # ---------------------------------------------------------------- inputs that misbehave
@@ -343,6 +356,20 @@ async def test_a_fetched_image_costs_what_its_bytes_cost(
         assert len(waiting) == 3
         assert len(sizes) == 1
         assert sizes.pop() > len(large) // 4096
+
+
+async def test_no_more_is_fetched_while_the_window_is_full(model_path: Path) -> None:
+    """An address is small, and what is behind it is not: what came counts before the next one is fetched."""
+    large = encoded(picture(1200, 1200), "PNG", compress_level=0)
+    with WebServer({"/large.png": large}) as server:
+        async with ImageEmbedding(
+            NAME, model_path=model_path, workers=0, allow_private_urls=True, max_in_flight_bytes=40 * 2**20
+        ) as model:
+            stream = model.embed([f"{server.url}/large.png"] * 40)
+            await anext(stream)
+            await until(lambda: CONCURRENCY <= model.stats().items == len(server.requests))
+            assert len(server.requests) < 30
+            assert len(await stream.collect()) == 39
 
 
 @pytest.mark.parametrize(
