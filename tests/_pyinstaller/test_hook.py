@@ -31,6 +31,9 @@ for workers in (2, 0):
     anyio.run(main, workers)
 """
 
+NOT_NEEDED = ("fastembed", "pandas", "polars", "pyarrow", "xarray", "skimage", "scipy", "onnx", "mypy", "pytest")
+"""Installed beside it for tests, and used if they are there by some that it needs."""
+
 ANSWER = "(3, 384) 1\n"
 
 
@@ -39,7 +42,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, packed into a folder: once for the module, as it takes most of a minute."""
     directory = tmp_path_factory.mktemp("packed")
     (directory / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level=WARN", "--exclude-module=fastembed"]
+    command = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level=WARN"]
+    command += [f"--exclude-module={name}" for name in NOT_NEEDED]
     done = subprocess.run(
         [*command, "program.py"],
         cwd=directory,
