@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from logging import getLogger
 from math import ceil, inf
-from statistics import mean, median
+from statistics import median
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -224,7 +224,7 @@ class _Slot:
             return True
         if len(self.in_flight) >= MAX_DEPTH or not all(running.speed.is_known for running in self.in_flight):
             return False
-        typical_seconds = mean(running.speed.batch_seconds for running in self.in_flight)
+        typical_seconds = sum(running.speed.batch_seconds for running in self.in_flight) / len(self.in_flight)
         if len(self.in_flight) > ceil(ROUND_TRIP_SECONDS / typical_seconds):
             return False
         # By size, too: what was computed lately may have been much smaller than what is in flight.
