@@ -31,7 +31,7 @@ from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, InputFa
 from asyncembed.results import Output
 
 if TYPE_CHECKING:
-    from asyncembed.engine.wakeup import Loop
+    from asyncembed.wakeup import Loop
 
 InputT = TypeVar("InputT")
 RecordT = TypeVar("RecordT", contravariant=True)

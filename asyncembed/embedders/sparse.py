@@ -26,7 +26,7 @@ from asyncembed.results import SPARSE, SparseEmbedding
 from asyncembed.stream import Source
 
 if TYPE_CHECKING:
-    from asyncembed.encoders.terms import Stemmer
+    from asyncembed.encoders.stemming import Stemmer
 
 CustomKind = Literal["splade", "inference_free_splade"]
 
@@ -54,7 +54,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         b: BM25, miniCOIL: how much a long document is discounted, 0 to 1 (0.75).
         avg_len: BM25, miniCOIL: terms of an average document of the collection (256; miniCOIL 150).
         language: BM25: decides the stemmer and the stop words ("english"). The names are those of
-            `asyncembed.encoders.terms.LANGUAGES`.
+            `asyncembed.encoders.stemming.LANGUAGES`.
         token_max_length: BM25: a word of more characters does not count (40).
         disable_stemmer: BM25: take words as they are; without `stopwords`, no stop words either.
         stemmer: BM25: an object with the method `stem_word(word) -> stem`; an empty stem drops the word. It is sent to

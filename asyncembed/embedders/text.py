@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, Unpack, cast, get_args, overload
 
-from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
+from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import ModelSpec, Pooling
 from asyncembed.checks import check_bool, check_choice, check_count, check_custom_model, check_text, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, ModelName, Opened, PriorityName, as_source, measure_text

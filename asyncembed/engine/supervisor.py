@@ -26,7 +26,6 @@ from asyncembed.engine.cores import available_cores as available_cores
 from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
 from asyncembed.engine.model import Speed
 from asyncembed.engine.scheduler import Batch, Group, Item, Priority, Scheduler
-from asyncembed.engine.wakeup import Loop, completion
 from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone
 from asyncembed.errors import (
     OF_ONE_INPUT,
@@ -39,6 +38,7 @@ from asyncembed.errors import (
     WorkerError,
     WorkersImpossible,
 )
+from asyncembed.wakeup import Loop, completion
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

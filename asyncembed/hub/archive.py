@@ -22,8 +22,8 @@ from anyio import from_thread
 from asyncembed.errors import ArchiveError, CorruptFileError, NotCachedError, RepoFileNotFoundError
 from asyncembed.files import BinaryFile, in_disk_thread, open_file
 from asyncembed.hub.addresses import shown_address
-from asyncembed.hub.flight import only_one
 from asyncembed.hub.listing import Wanted
+from asyncembed.hub.locks import only_one
 from asyncembed.hub.progress import BytesReceived, DownloadFinished, DownloadStarted, FileFinished, Reporter
 from asyncembed.hub.retry import Patience, TransientError
 from asyncembed.repo_files import is_safe_path, shown

@@ -24,7 +24,7 @@ from asyncembed.errors import ArchiveError, CorruptFileError, DownloadError, Not
 from asyncembed.hub import archive as archive_module
 from asyncembed.hub import fetch
 from asyncembed.hub.archive import extract
-from asyncembed.hub.models import HubAccess, fetch_model
+from asyncembed.hub.model_files import HubAccess, fetch_model
 from tests.hub.server import Fault, HubServer
 from tests.support.external_data import graph_naming
 from tests.support.waiting import until

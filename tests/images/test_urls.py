@@ -12,8 +12,8 @@ import anyio
 import pytest
 import trustme
 
-from asyncembed.embedders.fetch import CONCURRENCY, FetchLimits, UrlFetcher, is_public, is_url
 from asyncembed.errors import InputError
+from asyncembed.images.urls import CONCURRENCY, FetchLimits, UrlFetcher, is_public, is_url
 from tests.support.waiting import until
 from tests.support.web import WebServer
 
@@ -97,9 +97,9 @@ async def test_the_checked_address_is_the_one_that_is_asked(server: WebServer, m
         looked_up.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers]
 
-    monkeypatch.setattr("asyncembed.embedders.fetch.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("asyncembed.images.urls.socket.getaddrinfo", getaddrinfo)
     # A public address, for this test: the one where the server listens.
-    monkeypatch.setattr("asyncembed.embedders.fetch.is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr("asyncembed.images.urls.is_public", lambda address: address == "127.0.0.1")
     fetcher = UrlFetcher(FetchLimits())
     with pytest.raises(InputError, match=r"203\.0\.113\.1, which is not public"):
         await fetcher.fetch("http://pictures.example/a.png")
@@ -120,7 +120,7 @@ async def test_the_checked_address_is_the_one_that_is_asked(server: WebServer, m
 
 async def test_each_redirect_is_checked(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     port = server.url.rpartition(":")[2]
-    monkeypatch.setattr("asyncembed.embedders.fetch.is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr("asyncembed.images.urls.is_public", lambda address: address == "127.0.0.1")
     fetcher = UrlFetcher(FetchLimits())
     with pytest.raises(InputError, match="not public"):
         await fetcher.fetch(f"{server.url}/redirect/http://127.0.0.2:{port}/a.png")
@@ -162,7 +162,7 @@ async def test_a_slow_server_of_names_holds_up_nobody(server: WebServer, monkeyp
             answers.wait(60)
         return known("127.0.0.1", port, **options)
 
-    monkeypatch.setattr("asyncembed.embedders.fetch.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("asyncembed.images.urls.socket.getaddrinfo", getaddrinfo)
     fetcher = UrlFetcher(FetchLimits(allow_private=True, timeout_seconds=1))
     try:
         with anyio.CancelScope() as scope:
@@ -187,7 +187,7 @@ async def test_the_next_address_is_tried(server: WebServer, monkeypatch: pytest.
     def getaddrinfo(host: str, port: int, **options: Any) -> list[Any]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.9", "127.0.0.1")]
 
-    monkeypatch.setattr("asyncembed.embedders.fetch.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("asyncembed.images.urls.socket.getaddrinfo", getaddrinfo)
     fetcher = UrlFetcher(FetchLimits(allow_private=True))
     assert await fetcher.fetch(f"http://pictures.example:{server.port}/a.png") == b"picture"
     await fetcher.aclose()
@@ -235,7 +235,7 @@ def names_to(address: str, names: set[str], monkeypatch: pytest.MonkeyPatch) -> 
             raise socket.gaierror(f"{host} is not known")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
 
-    monkeypatch.setattr("asyncembed.embedders.fetch.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("asyncembed.images.urls.socket.getaddrinfo", getaddrinfo)
 
 
 def threads_named(name: str) -> int:

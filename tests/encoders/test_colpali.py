@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from fastembed import LateInteractionMultimodalEmbedding
 
-from asyncembed.encoders.build import build
+from asyncembed.encoders.colpali import ColModernVBertEncoder, ColPaliEncoder
 from asyncembed.encoders.encoder import Call, EncoderConfig
-from asyncembed.encoders.multimodal import ColModernVBertEncoder, ColPaliEncoder
+from asyncembed.encoders.registry import build
 from asyncembed.errors import UnsupportedModelError
 from tests.support.images import SMALL_IDEFICS3, encoded, picture
 from tests.support.models import TEXTS

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding
 
+from asyncembed.encoders.colbert import encoded_matrices
 from asyncembed.encoders.dense import counted
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.encoders.finite import quietly
-from asyncembed.encoders.graph import TextGraph
-from asyncembed.encoders.image import ImageReader
-from asyncembed.encoders.late_interaction import encoded_matrices
-from asyncembed.encoders.preprocessing import MAX_EDGE, Grid, Prepared
+from asyncembed.encoders.text_graph import TextGraph
 from asyncembed.encoders.tokenization import TextTokenizer
+from asyncembed.encoders.vision import ImageReader
 from asyncembed.errors import InputError, ModelLoadError, UnsupportedModelError
+from asyncembed.images.preprocess import MAX_EDGE, Grid, Prepared
 from asyncembed.repo_files import read_object, shown
 from asyncembed.runtime.session import Array
 

@@ -19,9 +19,9 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 import anyio
 from anyio import CancelScope, Lock, Semaphore
 
-from asyncembed.embedders.threads import start_thread
-from asyncembed.engine.wakeup import Loop, completion
 from asyncembed.errors import InputError
+from asyncembed.threads import start_thread
+from asyncembed.wakeup import Loop, completion
 
 if TYPE_CHECKING:
     from asyncembed.http import httpcore, httpx
@@ -240,8 +240,8 @@ def _load_certificates() -> ssl.SSLContext:
 
 
 def _make_pool(certificates: ssl.SSLContext, limits: FetchLimits) -> "httpcore.AsyncConnectionPool":
-    from asyncembed.embedders.connecting import CheckedNetwork
     from asyncembed.http import httpcore
+    from asyncembed.images.connecting import CheckedNetwork
 
     network = CheckedNetwork(_Resolver(allow_private=limits.allow_private))
     return httpcore.AsyncConnectionPool(

@@ -27,19 +27,19 @@ def build(config: EncoderConfig) -> Encoder:
 
             return DenseEncoder(config)
         case "colbert" | "token_states":
-            from asyncembed.encoders.late_interaction import LateInteractionEncoder
+            from asyncembed.encoders.colbert import LateInteractionEncoder
 
             return LateInteractionEncoder(config)
         case "image":
-            from asyncembed.encoders.image import ImageEncoder
+            from asyncembed.encoders.vision import ImageEncoder
 
             return ImageEncoder(config)
         case "colpali":
-            from asyncembed.encoders.multimodal import ColPaliEncoder
+            from asyncembed.encoders.colpali import ColPaliEncoder
 
             return ColPaliEncoder(config)
         case "colmodernvbert":
-            from asyncembed.encoders.multimodal import ColModernVBertEncoder
+            from asyncembed.encoders.colpali import ColModernVBertEncoder
 
             return ColModernVBertEncoder(config)
         case "static":
@@ -67,7 +67,7 @@ def build(config: EncoderConfig) -> Encoder:
 
             return minicoil(config)
         case "cross_encoder":
-            from asyncembed.encoders.cross_encoder import CrossEncoder
+            from asyncembed.encoders.reranker import CrossEncoder
 
             return CrossEncoder(config)
         case unknown:

@@ -25,7 +25,7 @@ from asyncembed.errors import (
     UnsupportedModelError,
 )
 from asyncembed.hub import FileFinished
-from asyncembed.hub.models import HubAccess, fetch_repo
+from asyncembed.hub.model_files import HubAccess, fetch_repo
 from tests.hub.server import HubServer, Repo
 from tests.support.external_data import CONSTANT_FILE, graph_naming
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from asyncembed.catalogue.from_repo import (
+from asyncembed.catalogue.pipeline import (
     Overrides,
     choose_onnx_file,
     configuration_files,

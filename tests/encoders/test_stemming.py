@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncembed.encoders.terms import Terms, hash_term, is_punctuation_mark, read_stop_words, snowball, term_index
+from asyncembed.encoders.stemming import Terms, hash_term, is_punctuation_mark, read_stop_words, snowball, term_index
 from asyncembed.errors import ModelLoadError, OptionError
 
 

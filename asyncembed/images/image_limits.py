@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from asyncembed.encoders.image_input import MAX_SLOW_PIXELS, READ_FORMATS, check_decoder, check_pixels
 from asyncembed.errors import InputError
+from asyncembed.images.inputs import MAX_SLOW_PIXELS, READ_FORMATS, check_decoder, check_pixels
 
 _PLUGINS = ("Jpeg", "Png", "Gif", "Bmp", "Ppm", "WebP", "Tiff", "Avif", "Jpeg2K", "Ico")
 """Pillow's modules for `READ_FORMATS`."""

@@ -11,8 +11,8 @@ import pytest
 
 from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, EncoderConfig
-from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.microbatch import ACCELERATOR_RUN_OVERHEAD_TOKENS, CPU_RUN_OVERHEAD_TOKENS
+from asyncembed.encoders.text_graph import TextGraph
 from asyncembed.errors import OptionError, UnsupportedModelError
 from asyncembed.runtime.session import SessionOptions
 from tests.support.images import encoded, picture, write_image_model

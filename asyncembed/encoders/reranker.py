@@ -9,8 +9,8 @@ from tokenizers import Encoding
 from asyncembed.encoders.dense import counted
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures
 from asyncembed.encoders.finite import quietly
-from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.settings import NoSettings, read_settings
+from asyncembed.encoders.text_graph import TextGraph
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer
 from asyncembed.errors import UnsupportedModelError
 from asyncembed.runtime.session import Array

@@ -7,8 +7,8 @@ import pytest
 from fastembed.rerank.cross_encoder import TextCrossEncoder as Reference
 
 from asyncembed.encoders import build
-from asyncembed.encoders.cross_encoder import sigmoid
 from asyncembed.encoders.encoder import Call, EncoderConfig
+from asyncembed.encoders.reranker import sigmoid
 from asyncembed.errors import UnsupportedModelError
 from tests.support.sparse_models import RERANKER, TEXTS, catalogued, write_reranker
 from tests.support.tokenizers import byte_level_bpe

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from asyncembed.encoders.decoding import DecodeOptions, decode
-from asyncembed.encoders.image_input import PillowImage, Unreadable, check_array, is_pillow_image
 from asyncembed.errors import InputError
+from asyncembed.images.decode import DecodeOptions, decode
+from asyncembed.images.inputs import PillowImage, Unreadable, check_array, is_pillow_image
 from tests.support.images import MODES, encoded, picture
 
 PLAIN = DecodeOptions()

@@ -9,8 +9,8 @@ import pytest
 from fastembed import LateInteractionTextEmbedding
 from fastembed.late_interaction.token_embeddings import TokenEmbeddingsModel
 
+from asyncembed.encoders.colbert import LateInteractionEncoder, TokenVectors
 from asyncembed.encoders.encoder import Call, EncoderConfig
-from asyncembed.encoders.late_interaction import LateInteractionEncoder, TokenVectors
 from asyncembed.errors import InputError, UnsupportedModelError
 from tests.support.late_interaction import TOKENIZERS, write_late_interaction_model
 from tests.support.models import TEXTS

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from anyio import CancelScope
 
-from asyncembed.catalogue.from_repo import Overrides, list_directory, spec_from_directory
 from asyncembed.catalogue.limits import most_tokens
 from asyncembed.catalogue.lookup import CLASSES, Catalogue
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
+from asyncembed.catalogue.pipeline import Overrides, list_directory, spec_from_directory
 from asyncembed.catalogue.spec import Family, HubSource, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
-from asyncembed.engine.wakeup import completion
 from asyncembed.engine.worker import ProcessWorker
 from asyncembed.errors import (
     DownloadError,
@@ -28,10 +27,11 @@ from asyncembed.errors import (
 )
 from asyncembed.files import in_disk_thread
 from asyncembed.hub import loadable_model_path
-from asyncembed.hub.models import HubAccess, fetch_model, fetch_repo, list_model
+from asyncembed.hub.model_files import HubAccess, fetch_model, fetch_repo, list_model
 from asyncembed.options import Options, is_path
 from asyncembed.repo_files import read_object
 from asyncembed.runtime.quantization import is_dynamically_quantized
+from asyncembed.wakeup import completion
 
 _WITHOUT_GRAPH = frozenset({"static", "bm25"})
 """Encoders whose models have no graph: none is exported for them, and a token costs next to nothing."""

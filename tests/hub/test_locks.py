@@ -6,8 +6,8 @@ import anyio
 import pytest
 from filelock import FileLock
 
-from asyncembed.hub import flight
-from asyncembed.hub.flight import only_one, only_one_task
+from asyncembed.hub import locks as flight
+from asyncembed.hub.locks import only_one, only_one_task
 
 
 def nothing_written() -> float:

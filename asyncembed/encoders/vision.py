@@ -9,16 +9,16 @@ from math import ceil
 import numpy as np
 from PIL import Image
 
-from asyncembed.encoders.decoding import DecodeOptions, decode
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.encoders.finite import quietly
-from asyncembed.encoders.graph import Graph
-from asyncembed.encoders.image_input import MAX_IMAGE_PIXELS
-from asyncembed.encoders.image_limits import DecodingMemory
 from asyncembed.encoders.pooling import FloatArray, normalize
 from asyncembed.encoders.postprocess import encoded_rows
-from asyncembed.encoders.preprocessing import Prepared, Preprocessor
+from asyncembed.encoders.text_graph import Graph
 from asyncembed.errors import InputError, UnsupportedModelError
+from asyncembed.images.decode import DecodeOptions, decode
+from asyncembed.images.image_limits import DecodingMemory
+from asyncembed.images.inputs import MAX_IMAGE_PIXELS
+from asyncembed.images.preprocess import Prepared, Preprocessor
 from asyncembed.runtime.session import Array
 
 PIXELS_PER_TOKEN = 256
@@ -104,7 +104,7 @@ class ImageReader:
 class ImageEncoder:
     """The encoder of all models that give one vector per image. Results are one array (n, dim).
 
-    Its inputs are those of `asyncembed.encoders.decoding.decode`. With `spec.pooling` "cls" the first of the graph's
+    Its inputs are those of `asyncembed.images.decode.decode`. With `spec.pooling` "cls" the first of the graph's
     token vectors is the image's; with "none" the graph's output is (n, dim).
 
     Of `spec.settings` it reads:

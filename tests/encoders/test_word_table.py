@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
 from asyncembed.encoders.tokenization import TextTokenizer
-from asyncembed.encoders.words import WordTable
+from asyncembed.encoders.word_table import WordTable
 from tests.support.tokenizers import WORDS, byte_level_bpe, unigram, wordpiece, write_tokenizer
 
 
@@ -71,7 +71,7 @@ def test_ids_from_the_table_are_those_of_the_tokenizer(kind: str, tmp_path_facto
 
 
 def test_a_table_that_grew_too_large_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncembed.encoders.words._MOST_WORDS", 3)
+    monkeypatch.setattr("asyncembed.encoders.word_table._MOST_WORDS", 3)
     write_tokenizer(tmp_path, wordpiece())
     tokenizer = TextTokenizer(tmp_path, add_special_tokens=False)
     table = WordTable(tokenizer)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from asyncembed.encoders.decoding import DecodeOptions, decode
-from asyncembed.encoders.image_input import READ_FORMATS, PillowImage, Unreadable
-from asyncembed.encoders.image_limits import MAX_SCANNED_PIXELS, DecodingMemory, readable_formats
 from asyncembed.errors import InputError
+from asyncembed.images.decode import DecodeOptions, decode
+from asyncembed.images.image_limits import MAX_SCANNED_PIXELS, DecodingMemory, readable_formats
+from asyncembed.images.inputs import READ_FORMATS, PillowImage, Unreadable
 from tests.support.images import encoded, picture
 
 PLAIN = DecodeOptions()
@@ -102,7 +102,7 @@ def test_an_ordinary_jpeg_is_not_searched_for_scans() -> None:
             looked_at.append(size or 0)
             return super().read(size)
 
-    from asyncembed.encoders.image_limits import check_opened
+    from asyncembed.images.image_limits import check_opened
 
     with Image.open(BytesIO(data)) as image:
         check_opened(image, Watched(data), PLAIN.max_pixels)

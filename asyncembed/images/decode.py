@@ -19,7 +19,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from asyncembed.encoders.image_input import (
+from asyncembed.errors import InputError
+from asyncembed.images.image_limits import MeteredFile, check_opened, check_unopened, readable_formats
+from asyncembed.images.inputs import (
     MAX_IMAGE_PIXELS,
     READ_FORMATS,
     PillowImage,
@@ -30,8 +32,6 @@ from asyncembed.encoders.image_input import (
     describe,
     most_bytes,
 )
-from asyncembed.encoders.image_limits import MeteredFile, check_opened, check_unopened, readable_formats
-from asyncembed.errors import InputError
 
 _ORIENTATION_TAG = 0x0112
 # By the number in the tag: see "Orientation" in the EXIF standard, which counts from the first row and column.

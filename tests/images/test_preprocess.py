@@ -9,10 +9,10 @@ import pytest
 from fastembed.image.transform.operators import Compose
 from PIL import Image
 
-from asyncembed.encoders.decoding import DecodeOptions, decode
-from asyncembed.encoders.image_input import PillowImage
-from asyncembed.encoders.preprocessing import Preprocessor
 from asyncembed.errors import InputError, ModelLoadError, UnsupportedModelError
+from asyncembed.images.decode import DecodeOptions, decode
+from asyncembed.images.inputs import PillowImage
+from asyncembed.images.preprocess import Preprocessor
 from tests.support.images import (
     CLIP,
     CONFIGS,

@@ -10,8 +10,8 @@ import anyio.lowlevel
 import pytest
 from anyio import to_thread
 
-from asyncembed.engine.wakeup import Loop, Turnstile, completion
 from asyncembed.errors import StateError
+from asyncembed.wakeup import Loop, Turnstile, completion
 from tests.support.waiting import run_in_a_loop_of_its_own
 
 

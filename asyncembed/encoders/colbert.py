@@ -17,9 +17,9 @@ import numpy.typing as npt
 from asyncembed.encoders.dense import counted
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.encoders.finite import Finite, quietly
-from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.pooling import FloatArray, IntArray, normalize
 from asyncembed.encoders.postprocess import finish
+from asyncembed.encoders.text_graph import TextGraph
 from asyncembed.encoders.tokenization import TextTokenizer, Tokenized
 from asyncembed.errors import InputError, UnsupportedModelError
 from asyncembed.runtime.session import Array

@@ -9,7 +9,6 @@ from typing import Protocol
 from asyncembed.errors import DownloadError, NotCachedError, RepoFileNotFoundError
 from asyncembed.files import in_disk_thread
 from asyncembed.hub.cache import RepoCache
-from asyncembed.hub.flight import only_one_task
 from asyncembed.hub.listing import (
     Listing,
     Wanted,
@@ -20,6 +19,7 @@ from asyncembed.hub.listing import (
     list_tree,
     resolve_commit,
 )
+from asyncembed.hub.locks import only_one_task
 from asyncembed.hub.progress import DownloadFinished, DownloadStarted, Reporter
 from asyncembed.repo_files import is_safe_path
 

@@ -9,7 +9,7 @@ import pytest
 from fastembed import ImageEmbedding
 
 from asyncembed.encoders.encoder import Call, EncoderConfig
-from asyncembed.encoders.image import ImageEncoder
+from asyncembed.encoders.vision import ImageEncoder
 from asyncembed.errors import UnsupportedModelError
 from asyncembed.runtime.session import SessionOptions
 from tests.support.images import IMAGE_MODELS, encoded, picture, write_image_graph, write_image_model

@@ -8,9 +8,9 @@ from typing import get_args
 
 import anyio
 
-from asyncembed.catalogue.from_repo import Overrides, configuration_files, list_directory, spec_from_directory
 from asyncembed.catalogue.lookup import CLASSES, Catalogue
 from asyncembed.catalogue.onnx_choice import WEIGHTS_INDEX
+from asyncembed.catalogue.pipeline import Overrides, configuration_files, list_directory, spec_from_directory
 from asyncembed.catalogue.spec import CacheFolderSource, Family, HubSource, ModelSpec, Source
 from asyncembed.errors import DownloadError, NoSourceError, OptionError, UnsupportedModelError
 from asyncembed.files import in_disk_thread

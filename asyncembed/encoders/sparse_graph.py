@@ -10,7 +10,7 @@ import numpy.typing as npt
 from asyncembed.encoders.dense import counted
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures
 from asyncembed.encoders.finite import quietly
-from asyncembed.encoders.graph import TextGraph
+from asyncembed.encoders.text_graph import TextGraph
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer, Tokenized
 from asyncembed.errors import EncodeError
 from asyncembed.results import SparseBatch

@@ -17,9 +17,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar, Union, cast
 import anyio
 import numpy as np
 
-from asyncembed.embedders.fetch import UrlFetcher, is_url
-from asyncembed.embedders.threads import start_thread
-from asyncembed.encoders.image_input import (
+from asyncembed.errors import InputError
+from asyncembed.images.inputs import (
     MAX_IMAGE_PIXELS,
     PillowImage,
     check_array,
@@ -28,13 +27,15 @@ from asyncembed.encoders.image_input import (
     is_pillow_image,
     most_bytes,
 )
-from asyncembed.engine.wakeup import completion
-from asyncembed.errors import InputError
-from asyncembed.stream import Source
+from asyncembed.images.urls import UrlFetcher, is_url
+from asyncembed.threads import start_thread
+from asyncembed.wakeup import completion
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
+
+    from asyncembed.stream import Source
 
 ImageInput: TypeAlias = Union[
     str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "Image.Image", "npt.NDArray[np.uint8]"
@@ -203,7 +204,7 @@ def _its_own_error(what: str) -> Iterator[None]:
         raise InputError(f"{what}: {describe(error)}") from error
 
 
-def as_images(images: Source[Any] | ImageInput) -> Source[Any]:
+def as_images(images: "Source[Any] | ImageInput") -> "Source[Any]":
     """One image is one image, not what iterating over it gives; an array of four dimensions is several."""
     is_one = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview) or (
         images.ndim < 4 if isinstance(images, np.ndarray) else is_pillow_image(images) or hasattr(images, "read")
