@@ -26,7 +26,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from asyncembed.checks import check_count
 from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.engine.scheduler import Group, Item, Sink
-from asyncembed.engine.supervisor import WorkerPool
+from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, InputFailure, StateError, UsageError
 from asyncembed.results import Output
 
@@ -167,7 +167,7 @@ class StreamState(Generic[InputT]):
 
     def __init__(
         self,
-        pool: WorkerPool,
+        pool: Supervisor,
         intake: Intake[InputT],
         *,
         max_items: int,
