@@ -605,7 +605,7 @@ class EmbeddingStream(_Asynchronous, Generic[InputT, ResultT, CollectedT]):
     @uninterrupted
     def _start(self) -> None:
         if self._source is not None and not self._state.is_closed:
-            self._state.pool.check_loop()
+            self._state.pool.loop.check()
             source, self._source = self._source, None
             self._group.start_soon(_feed, self._state, source)
 

@@ -93,7 +93,7 @@ class Embedder(Openable):
                 # The workers start while the files are being found.
                 pool = await stack.enter_async_context(self._new_pool())
             engine = engine_of(pool)
-            engine.check_loop()
+            engine.check_open()
             config = await prepare(
                 self._wanted(),
                 self.family,
@@ -199,7 +199,7 @@ class Embedder(Openable):
         if self._opened is None:
             state = "was closed" if self._was_closed else "is not open"
             raise StateError(f"{type(self).__name__} {state}: use it inside `async with`")
-        self._opened.engine.check_loop()
+        self._opened.engine.loop.check()
         return self._opened
 
     # ---------------------------------------------------------------- dispatching

@@ -203,7 +203,7 @@ class Supervisor:
     @uninterrupted
     def add_model(self, config: "EncoderConfig") -> PooledModel:
         """Make a model known; workers load it when `warm` asks, or with its first batch."""
-        self._check_open()
+        self.check_open()
         model = PooledModel(self._next_key, config)
         self._next_key += 1
         self._models[model.key] = model
@@ -227,7 +227,7 @@ class Supervisor:
         Raises:
             ModelLoadError: A worker cannot load it; the message is the worker's own.
         """
-        self._check_open()
+        self.check_open()
         model.is_wanted = model.is_warming = True
         model.load_error = None
         model.load_crashes = 0
@@ -301,30 +301,24 @@ class Supervisor:
         """Process ids of the workers that run now; empty with `workers=0`."""
         return [slot.worker.pid for slot in self._slots if slot.worker is not None and slot.worker.pid is not None]
 
-    def check_loop(self) -> None:
-        """Raise `StateError` unless the pool is open and the caller runs on its event loop."""
-        self._check_open()
-        assert self._loop is not None
-        self._loop.check()
+    def check_open(self) -> None:
+        """Raise `StateError` unless it is open, on the caller's event loop."""
+        if not self._is_open:
+            state = "was closed and is not open" if self._loop is not None else "is not open"
+            raise StateError(f"the worker pool {state}: use it inside `async with`")
+        self.loop.check()
 
     @property
     def loop(self) -> Loop:
-        """The event loop on which the pool was opened."""
-        self._check_open()
-        assert self._loop is not None
+        """The event loop on which it was opened."""
+        assert self._loop is not None, "asked for by those who have seen it open"
         return self._loop
 
     @property
     def limiter(self) -> CapacityLimiter:
         """For threads that wait. Not anyio's default: that belongs to the program, which may have filled it."""
-        self._check_open()
-        assert self._limiter is not None
+        assert self._limiter is not None, "asked for by those who have seen it open"
         return self._limiter
-
-    def _check_open(self) -> None:
-        if not self._is_open:
-            state = "was closed and is not open" if self._loop is not None else "is not open"
-            raise StateError(f"the worker pool {state}: use it inside `async with`")
 
     # ---------------------------------------------------------------- the life of one worker
 
