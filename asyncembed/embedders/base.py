@@ -168,7 +168,7 @@ class Embedder(Openable):
     def _vector_size(self) -> int:
         """Length of the model's vectors. Raises `StateError` where it is known only while the model is open."""
         if self._opened is not None:
-            size = self._opened.spec.dim or self._opened.model.facts.get("dim")
+            size = self._opened.spec.dim or self._opened.model.info.dim
         else:
             name = self._model_name
             spec = name if isinstance(name, ModelSpec) else Catalogue.builtin().find(os.fspath(name), self.family)
@@ -286,8 +286,7 @@ class Embedder(Openable):
     def _group_of(self, opened: Opened, call: Call) -> Group:
         model = opened.model
         # What came up in the workers decides: a model on the CPU does not get an accelerator's batches.
-        budget = model.facts.get("max_batch_tokens")
-        max_tokens = budget if isinstance(budget, int) else model.config.max_batch_tokens
+        max_tokens = model.info.max_batch_tokens or model.config.max_batch_tokens
         return Group(model.key, call, max_tokens, model.config.max_batch_size or sys.maxsize)
 
 
@@ -316,8 +315,7 @@ class ModelIntake:
         self._priority = priority
         self._measure = measure
         self._key = key
-        limit = model.config.max_length or model.facts.get("max_length")
-        self._most_tokens = limit if isinstance(limit, int) else sys.maxsize
+        self._most_tokens = model.config.max_length or model.info.max_length or sys.maxsize
 
     def item(self, record: object, index: int, sink: Sink) -> tuple[Item, int]:
         """See `asyncembed.stream.Intake`."""

@@ -168,8 +168,7 @@ class _ImageIntake(ModelIntake):
         tasks: TaskGroup,
     ) -> None:
         super().__init__(pool, model, group, priority, partial(measure_image, max_pixels=packer.max_pixels), key)
-        taken = model.facts.get("tokens_per_image")
-        self._tokens_per_image = DECODING_TOKENS + (taken if isinstance(taken, int) else 0)
+        self._tokens_per_image = DECODING_TOKENS + model.info.tokens_per_image
         self._packer = packer
         self._tasks = tasks
         # What is yet to be brought in, and the scopes of the tasks that do it.

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asyncembed.checks import check_number
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.encoders.settings import read_settings
 from asyncembed.encoders.stemming import WORD, Stemmer, Terms, is_punctuation_mark, read_stop_words, snowball
 from asyncembed.errors import InputError, OptionError
@@ -78,6 +78,8 @@ class Bm25Settings:
 
 class Bm25Encoder:
     """The encoder of BM25: mode "query" gives each term the weight 1, any other mode the term's frequency."""
+
+    info = ModelInfo(special_tokens=0)
 
     def __init__(self, config: EncoderConfig) -> None:
         """Make the stemmer and read the stop words.

@@ -7,7 +7,7 @@ whose vectors a document leaves out.
 
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +83,11 @@ class LateInteractionEncoder:
         self._graph.fit(self.tokenizer, config.max_length, reserve=int(has_marker))
         self._check_query_length()
         self._finite = self._graph.finite
-        self.facts: dict[str, object] = {**self._graph.facts, "max_length": self.tokenizer.limit + has_marker}
+        self.info = replace(
+            self._graph.info,
+            max_length=self.tokenizer.limit + has_marker,
+            special_tokens=self.tokenizer.special_tokens() + has_marker,
+        )
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:

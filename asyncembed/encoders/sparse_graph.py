@@ -1,6 +1,7 @@
 """Sparse vectors from a graph: what the families share. They differ in how a text's output becomes entries."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
@@ -8,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asyncembed.encoders.dense import counted
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures, ModelInfo
 from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.text_graph import TextGraph
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer, Tokenized
@@ -49,9 +50,6 @@ class SparseEncoder:
 
     With a `lookup`, queries need no inference, and the first document loads the graph: a worker that sees nothing but
     queries needs neither a runtime nor the memory.
-
-    Attributes:
-        facts: The length limit in tokens.
     """
 
     def __init__(
@@ -69,11 +67,11 @@ class SparseEncoder:
         self._tokenizer = tokenizer
         self._weighting = weighting
         self._lookup = lookup
-        self.facts: dict[str, object] = {}
+        info = ModelInfo()
         if lookup is None or _may_be_accelerated(config):
-            self.facts |= self._graph.facts
+            info = self._graph.info
             self._tokenizer = self._documents
-        self.facts["max_length"] = self._tokenizer.limit
+        self.info = replace(info, max_length=self._tokenizer.limit, special_tokens=self._tokenizer.special_tokens())
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:

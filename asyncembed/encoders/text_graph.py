@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.encoders.encoder import EncoderConfig
+from asyncembed.encoders.encoder import EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import Finite
 from asyncembed.encoders.microbatch import (
     ACCELERATOR_RUN_OVERHEAD_TOKENS,
@@ -43,7 +43,7 @@ class Graph:
         output: Name of the output that `spec.output` means.
         planner: Which inputs run together.
         is_dynamically_quantized: Whether a result would depend on its neighbours in the run.
-        facts: What the engine should know of where and how it runs.
+        info: What the engine should know of where and how it runs.
         finite: Finds results that must not be handed on.
     """
 
@@ -68,11 +68,12 @@ class Graph:
         self._batch_sizes = {name: self.fixed_dimension(0, name) for name in names}
         self._batch_size = self._batch_sizes["input_ids" if "input_ids" in names else names[0]]
         budget = self._budget(config)
-        self.facts: dict[str, object] = {
-            "providers": self.session.providers,
-            "max_batch_tokens": budget,
-            "warning": self.session.warning,
-        }
+        self.info = ModelInfo(
+            providers=self.session.providers,
+            max_batch_tokens=budget,
+            dynamically_quantized=self.is_dynamically_quantized,
+            warning=self.session.warning,
+        )
         self.finite = Finite(spec, element=self.session.output_type(self.output), provider=self.session.providers[0])
         self.planner = self._planner(config, budget if most_tokens is None else min(budget, most_tokens))
 

@@ -21,6 +21,7 @@ import anyio
 from anyio import CancelScope, CapacityLimiter, Event, to_thread
 
 from asyncembed.checks import check_pool_options, checks_keywords
+from asyncembed.encoders.encoder import Encoded, ModelInfo
 from asyncembed.engine import child
 from asyncembed.engine.cores import available_cores as available_cores
 from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
@@ -137,7 +138,7 @@ class PooledModel:
     def __init__(self, key: int, config: "EncoderConfig") -> None:
         self.key = key
         self.config = config
-        self.facts: dict[str, object] = {}
+        self.info = ModelInfo()
         self.is_wanted = False
         """Whether workers load it ahead of its first batch."""
         self.is_warming = False
@@ -159,7 +160,7 @@ class PooledModel:
         """How fast it computes what is asked of it in `group`'s mode: to count tokens takes less than to embed."""
         return self._speeds[getattr(group.call, "mode", None)]
 
-    def record(self, batch: Batch, answer: child.Computed, seconds: float) -> None:
+    def record(self, batch: Batch, answer: Encoded, seconds: float) -> None:
         """Count a computed batch, and learn from it."""
         self.batches += 1
         self.items += len(batch.items)
@@ -186,7 +187,7 @@ class _Running:
 
     model: PooledModel
     batch: Batch | None
-    future: "Future[child.Computed | child.Failed] | Future[child.Loaded | child.Failed]"
+    future: "Future[Encoded | child.Failed] | Future[child.Loaded | child.Failed]"
     started: float
     speed: Speed = field(default_factory=Speed)
     size: int = 0
@@ -663,10 +664,10 @@ class WorkerPool(Openable):
                 slot.worker.unload(model.key)  # it was removed while it was being loaded
                 return
             slot.loaded.add(model.key)
-            warning = answer.facts.get("warning")
-            if warning is not None and warning != model.facts.get("warning"):
+            warning = answer.info.warning
+            if warning is not None and warning != model.info.warning:
                 logger.warning("%s: %s", model.config.spec.name, warning)
-            model.facts.update(answer.facts)
+            model.info = answer.info
             model.load_crashes = 0
             model.notify()
             return
@@ -681,7 +682,7 @@ class WorkerPool(Openable):
 
     def _on_computed(self, slot: _Slot, model: PooledModel, batch: Batch, answer: object, seconds: float) -> None:
         slot.crashes_in_a_row = 0
-        if isinstance(answer, child.Computed):
+        if isinstance(answer, Encoded):
             model.record(batch, answer, seconds)
             for position, item in enumerate(batch.items):
                 if answer.failures and position in answer.failures:

@@ -110,7 +110,7 @@ def test_a_wrong_input_fails_alone(tmp_path: Path) -> None:
 def test_max_length_counts_the_marker(tmp_path: Path) -> None:
     for name in TOKENIZERS:
         encoder = load(tmp_path / name, name, max_length=12)
-        assert encoder.facts["max_length"] == 12
+        assert encoder.info.max_length == 12
         assert encoder.encode(["the " * 50], Call()).tokens == 12
 
 
