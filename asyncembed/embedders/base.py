@@ -23,8 +23,8 @@ from asyncembed.errors import InputError, OptionError, StateError, in_words
 from asyncembed.loading import prepare
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
-from asyncembed.results import COUNT, Output, dense
-from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
+from asyncembed.results import COUNT, Assembly, dense
+from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState, returning
 from asyncembed.wakeup import Turnstile
 
 InputT = TypeVar("InputT")
@@ -177,7 +177,7 @@ class Embedder(Openable):
             raise StateError(f"the size of {self.model_name} is known once it is open")
         return size
 
-    def _dense_output(self, call: Call) -> Output[Any, Any]:
+    def _dense_output(self, call: Call) -> Assembly[Any, Any]:
         """How the vectors that `call` asks for leave a stream."""
         try:
             size = call.truncate_dim or self._vector_size()
@@ -207,7 +207,7 @@ class Embedder(Openable):
         source: Source[InputT],
         measure: "Measure",
         call: Call,
-        output: Output[Any, Any],
+        assembly: Assembly[Any, Any],
         *,
         key: Key | None,
         priority: PriorityName,
@@ -237,7 +237,7 @@ class Embedder(Openable):
             on_end=end,
         )
         opened.streams.add(state)
-        return EmbeddingStream(state, source, opened.group, output.returning() if on_error == "return" else output)
+        return EmbeddingStream(state, source, opened.group, returning(assembly) if on_error == "return" else assembly)
 
     @uninterrupted
     async def _turn(self) -> Opened:
@@ -251,7 +251,7 @@ class Embedder(Openable):
         return self._require_open()
 
     @uninterrupted
-    async def _one(self, value: object, measure: "Measure", call: Call, output: Output[ResultT, Any]) -> ResultT:
+    async def _one(self, value: object, measure: "Measure", call: Call, assembly: Assembly[ResultT, Any]) -> ResultT:
         """One input, at once: an interactive call; after `_turn`."""
         opened = self._require_open()
         intake = self._intake(self._group_of(opened, call), Priority.INTERACTIVE, measure, None)
@@ -264,7 +264,7 @@ class Embedder(Openable):
             raise
         intake.submit([item])
         try:
-            return output.own(await request.wait(opened.pool, item))
+            return assembly.detach(await request.wait(opened.pool, item))
         finally:
             intake.close()
 

@@ -30,7 +30,7 @@ from asyncembed.images.intake import (
 )
 from asyncembed.images.urls import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.options import OptionKeywords
-from asyncembed.results import Output, ScalarT
+from asyncembed.results import Assembly, ScalarT
 from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source, StreamState
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class ImageEmbedder(Embedder):
         self,
         source: Source[Any] | ImageInput,
         call: Call,
-        output: Output[Any, Any],
+        assembly: Assembly[Any, Any],
         key: Key | None,
         priority: PriorityName,
         ordered: bool,
@@ -146,7 +146,7 @@ class ImageEmbedder(Embedder):
             as_images(source),
             measure_image,
             call,
-            output,
+            assembly,
             key=key,
             priority=priority,
             ordered=ordered,
