@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeAlias, T
 from anyio import Event
 from anyio.abc import TaskGroup
 
-from asyncembed.catalogue.lookup import Catalogue, describe
+from asyncembed.catalogue.lookup import describe, find_model, list_models, require_model
 from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.checks import check_bool, check_choice, check_model_name
@@ -25,8 +25,8 @@ from asyncembed.errors import InputError, OptionError, StateError, in_words
 from asyncembed.loading import prepare
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
-from asyncembed.results import COUNT, Output, dense
-from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
+from asyncembed.results import COUNT, Assembly, dense
+from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState, returning
 from asyncembed.wakeup import Turnstile
 
 InputT = TypeVar("InputT")
@@ -124,7 +124,7 @@ class Embedder(Openable):
     @classmethod
     def list_supported_models(cls) -> list[dict[str, object]]:
         """The catalogued models of this class, added ones included, with the keys that fastembed's users know."""
-        return [describe(spec) for spec in Catalogue.builtin().list_models(cls.family)]
+        return [describe(spec) for spec in list_models(cls.family)]
 
     if not TYPE_CHECKING:  # type checkers know all names there are
 
@@ -160,7 +160,7 @@ class Embedder(Openable):
             max_length=options.max_length,
             onnx_file=options.onnx_file,
             precision=options.precision,
-            output=options.output_name,
+            graph_output=options.output_name,
         )
 
     def _settings(self) -> Mapping[str, object]:
@@ -170,16 +170,16 @@ class Embedder(Openable):
     def _vector_size(self) -> int:
         """Length of the model's vectors. Raises `StateError` where it is known only while the model is open."""
         if self._opened is not None:
-            size = self._opened.spec.dim or self._opened.model.facts.get("dim")
+            size = self._opened.spec.dim or self._opened.model.info.dim
         else:
             name = self._model_name
-            spec = name if isinstance(name, ModelSpec) else Catalogue.builtin().find(os.fspath(name), self.family)
+            spec = name if isinstance(name, ModelSpec) else find_model(os.fspath(name), self.family)
             size = spec.dim if spec is not None else None
         if not isinstance(size, int):
             raise StateError(f"the size of {self.model_name} is known once it is open")
         return size
 
-    def _dense_output(self, call: Call) -> Output[Any, Any]:
+    def _dense_output(self, call: Call) -> Assembly[Any, Any]:
         """How the vectors that `call` asks for leave a stream."""
         try:
             size = call.truncate_dim or self._vector_size()
@@ -191,7 +191,7 @@ class Embedder(Openable):
 
     @classmethod
     def _catalogued_size(cls, model_name: str) -> int:
-        size = Catalogue.builtin().lookup(model_name, cls.family).dim
+        size = require_model(model_name, cls.family).dim
         assert size is not None, f"every catalogued model of the family {cls.family} has a size"
         return size
 
@@ -209,7 +209,7 @@ class Embedder(Openable):
         source: Source[InputT],
         measure: "Measure",
         call: Call,
-        output: Output[Any, Any],
+        assembly: Assembly[Any, Any],
         *,
         key: Key | None,
         priority: PriorityName,
@@ -239,7 +239,7 @@ class Embedder(Openable):
             on_end=end,
         )
         opened.streams.add(state)
-        return EmbeddingStream(state, source, opened.group, output.returning() if on_error == "return" else output)
+        return EmbeddingStream(state, source, opened.group, returning(assembly) if on_error == "return" else assembly)
 
     @uninterrupted
     async def _turn(self) -> Opened:
@@ -253,7 +253,7 @@ class Embedder(Openable):
         return self._require_open()
 
     @uninterrupted
-    async def _one(self, value: object, measure: "Measure", call: Call, output: Output[ResultT, Any]) -> ResultT:
+    async def _one(self, value: object, measure: "Measure", call: Call, assembly: Assembly[ResultT, Any]) -> ResultT:
         """One input, at once: an interactive call; after `_turn`."""
         opened = self._require_open()
         intake = self._intake(self._group_of(opened, call), Priority.INTERACTIVE, measure, None)
@@ -266,7 +266,7 @@ class Embedder(Openable):
             raise
         intake.submit([item])
         try:
-            return output.own(await request.wait(opened.engine, item))
+            return assembly.detach(await request.wait(opened.engine, item))
         finally:
             intake.close()
 
@@ -288,8 +288,7 @@ class Embedder(Openable):
     def _group_of(self, opened: Opened, call: Call) -> Group:
         model = opened.model
         # What came up in the workers decides: a model on the CPU does not get an accelerator's batches.
-        budget = model.facts.get("max_batch_tokens")
-        max_tokens = budget if isinstance(budget, int) else model.config.max_batch_tokens
+        max_tokens = model.info.max_batch_tokens or model.config.max_batch_tokens
         return Group(model.key, call, max_tokens, model.config.max_batch_size or sys.maxsize)
 
 
@@ -318,8 +317,7 @@ class ModelIntake:
         self._priority = priority
         self._measure = measure
         self._key = key
-        limit = model.config.max_length or model.facts.get("max_length")
-        self._most_tokens = limit if isinstance(limit, int) else sys.maxsize
+        self._most_tokens = model.config.max_length or model.info.max_length or sys.maxsize
 
     def item(self, record: object, index: int, sink: Sink) -> tuple[Item, int]:
         """See `asyncembed.stream.Intake`."""

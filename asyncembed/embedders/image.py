@@ -31,7 +31,7 @@ from asyncembed.images.intake import (
 )
 from asyncembed.images.urls import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.options import OptionKeywords
-from asyncembed.results import Output, ScalarT
+from asyncembed.results import Assembly, ScalarT
 from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source, StreamState
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class ImageEmbedder(Embedder):
         self,
         source: Source[Any] | ImageInput,
         call: Call,
-        output: Output[Any, Any],
+        assembly: Assembly[Any, Any],
         key: Key | None,
         priority: PriorityName,
         ordered: bool,
@@ -147,7 +147,7 @@ class ImageEmbedder(Embedder):
             as_images(source),
             measure_image,
             call,
-            output,
+            assembly,
             key=key,
             priority=priority,
             ordered=ordered,
@@ -169,8 +169,7 @@ class _ImageIntake(ModelIntake):
         tasks: TaskGroup,
     ) -> None:
         super().__init__(engine, model, group, priority, partial(measure_image, max_pixels=packer.max_pixels), key)
-        taken = model.facts.get("tokens_per_image")
-        self._tokens_per_image = DECODING_TOKENS + (taken if isinstance(taken, int) else 0)
+        self._tokens_per_image = DECODING_TOKENS + model.info.tokens_per_image
         self._packer = packer
         self._tasks = tasks
         # What is yet to be brought in, and the scopes of the tasks that do it.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from anyio import Event
 
-from asyncembed.engine import child
+from asyncembed.encoders.encoder import Encoded, ModelInfo
 from asyncembed.engine.scheduler import Batch, Group
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class PooledModel:
     def __init__(self, key: int, config: "EncoderConfig") -> None:
         self.key = key
         self.config = config
-        self.facts: dict[str, object] = {}
+        self.info = ModelInfo()
         self.is_wanted = False
         """Whether workers load it ahead of its first batch."""
         self.is_warming = False
@@ -126,7 +126,7 @@ class PooledModel:
         """How fast it computes what is asked of it in `group`'s mode: to count tokens takes less than to embed."""
         return self._speeds[getattr(group.call, "mode", None)]
 
-    def record(self, batch: Batch, answer: child.Computed, seconds: float) -> None:
+    def record(self, batch: Batch, answer: Encoded, seconds: float) -> None:
         """Count a computed batch, and learn from it."""
         self.batches += 1
         self.items += len(batch.items)

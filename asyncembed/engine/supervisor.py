@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from anyio import CancelScope, CapacityLimiter, Event, to_thread
 
+from asyncembed.encoders.encoder import Encoded
 from asyncembed.engine import child
 from asyncembed.engine.lifetime import owned_task_group, uninterrupted
 from asyncembed.engine.model import PooledModel, Speed, Stats
@@ -82,7 +83,7 @@ class _Running:
 
     model: PooledModel
     batch: Batch | None
-    future: "Future[child.Computed | child.Failed] | Future[child.Loaded | child.Failed]"
+    future: "Future[Encoded | child.Failed] | Future[child.Loaded | child.Failed]"
     started: float
     speed: Speed = field(default_factory=Speed)
     size: int = 0
@@ -539,10 +540,10 @@ class Supervisor:
                 slot.worker.unload(model.key)  # it was removed while it was being loaded
                 return
             slot.loaded.add(model.key)
-            warning = answer.facts.get("warning")
-            if warning is not None and warning != model.facts.get("warning"):
+            warning = answer.info.warning
+            if warning is not None and warning != model.info.warning:
                 logger.warning("%s: %s", model.config.spec.name, warning)
-            model.facts.update(answer.facts)
+            model.info = answer.info
             model.load_crashes = 0
             model.notify()
             return
@@ -557,7 +558,7 @@ class Supervisor:
 
     def _on_computed(self, slot: _Slot, model: PooledModel, batch: Batch, answer: object, seconds: float) -> None:
         slot.crashes_in_a_row = 0
-        if isinstance(answer, child.Computed):
+        if isinstance(answer, Encoded):
             model.record(batch, answer, seconds)
             for position, item in enumerate(batch.items):
                 if answer.failures and position in answer.failures:
