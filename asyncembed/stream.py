@@ -27,7 +27,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from asyncembed.checks import check_count
 from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.engine.scheduler import Group, Item, Sink
-from asyncembed.engine.supervisor import WorkerPool
+from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, InputFailure, StateError, UsageError
 from asyncembed.results import Assembly, detach_each
 
@@ -168,7 +168,7 @@ class StreamState(Generic[InputT]):
 
     def __init__(
         self,
-        pool: WorkerPool,
+        pool: Supervisor,
         intake: Intake[InputT],
         *,
         max_items: int,
@@ -606,7 +606,7 @@ class EmbeddingStream(_Asynchronous, Generic[InputT, ResultT, CollectedT]):
     @uninterrupted
     def _start(self) -> None:
         if self._source is not None and not self._state.is_closed:
-            self._state.pool.check_loop()
+            self._state.pool.loop.check()
             source, self._source = self._source, None
             self._group.start_soon(_feed, self._state, source)
 

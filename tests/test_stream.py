@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asyncembed.embedders.text import TextEmbedding
-from asyncembed.engine.supervisor import WorkerPool
+from asyncembed.engine.pool import WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
 from asyncembed.stream import (
     FEED_SECONDS,
