@@ -69,7 +69,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
     """
 
     family = "sparse"
-    _output = SPARSE
+    _assembly = SPARSE
 
     @checks_keywords
     def __init__(
