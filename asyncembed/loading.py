@@ -12,7 +12,7 @@ from anyio import CancelScope
 from asyncembed.catalogue.limits import most_tokens
 from asyncembed.catalogue.lookup import CLASSES, families_of, find_model, require_model, similar_names
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
-from asyncembed.catalogue.pipeline import Overrides, list_directory, spec_from_directory
+from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.engine.worker import ProcessWorker
@@ -28,7 +28,7 @@ from asyncembed.errors import (
 from asyncembed.files import in_disk_thread
 from asyncembed.hub.model_files import HubAccess, fetch_model, fetch_repo, list_model
 from asyncembed.options import Options, is_path
-from asyncembed.repo_files import read_object
+from asyncembed.repo_files import list_directory, read_object
 from asyncembed.runtime.loadable_path import loadable_model_path
 from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.wakeup import completion
