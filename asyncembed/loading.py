@@ -254,12 +254,12 @@ async def _export(directory: Path, cache_dir: Path | None, *, workers: int | Non
 
     Building holds the interpreter's lock for long stretches, so a thread would stall the event loop.
     """
-    from asyncembed import export
+    from asyncembed.export.graph_cache import ensure_graph, find_graph
 
-    found = await in_disk_thread(partial(export.find_graph, directory, cache_dir=cache_dir))
+    found = await in_disk_thread(partial(find_graph, directory, cache_dir=cache_dir))
     if found is not None:
         return found
-    build = partial(export.ensure_graph, directory, cache_dir=cache_dir)
+    build = partial(ensure_graph, directory, cache_dir=cache_dir)
     if workers == 0:
         return await in_disk_thread(build)
     try:

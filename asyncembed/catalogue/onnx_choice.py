@@ -6,7 +6,7 @@ Exporters write the precision into the name, each in its own way: sentence-trans
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -119,22 +119,20 @@ def _has_weights(files: Collection[str]) -> bool:
 
 def _best(graphs: Sequence[str], precision: str, cpu: str) -> list[str]:
     """Those of `graphs` that are of a precision and are preferred alike: one, if it is clear which is meant."""
-    left = [_Graph.of(path) for path in graphs]
-    others = sorted(graph.kind for graph in left if graph.kind.startswith(_FOR_ANY_CPU.get(precision, ())))
+    named = [_Graph.of(path) for path in graphs]
+    others = sorted(graph.kind for graph in named if graph.kind.startswith(_FOR_ANY_CPU.get(precision, ())))
     for_cpu = _INT8_FOR_CPU.get(cpu, ()) if precision == "int8" else ()
     kinds = (*for_cpu, *_KINDS[precision], *others)
-    left = [graph for graph in left if graph.kind in kinds]
-    for is_preferred in _preferences(kinds):
-        left = list(filter(is_preferred, left)) or left
-    return [graph.path for graph in left]
-
-
-def _preferences(kinds: Sequence[str]) -> Iterator[Callable[[_Graph], bool]]:
-    """What decides among graphs of one precision, the weightiest first; it counts where any graph has it."""
-    yield lambda graph: graph.part == "model"
-    for kind in kinds:
-        yield lambda graph, kind=kind: graph.kind == kind
-    yield lambda graph: graph.path.startswith("onnx/")  # the folder that the hub's tools use
+    ranked = {
+        graph.path: (
+            graph.part != "model",
+            kinds.index(graph.kind),
+            not graph.path.startswith("onnx/"),  # the folder that the hub's tools use
+        )
+        for graph in named
+        if graph.kind in kinds
+    }
+    return [path for path, rank in ranked.items() if rank == min(ranked.values())]
 
 
 def _unclear(
