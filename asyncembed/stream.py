@@ -26,7 +26,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from asyncembed.checks import check_count
 from asyncembed.engine.lifetime import uninterrupted
-from asyncembed.engine.scheduler import Group, Item, Sink
+from asyncembed.engine.scheduler import BatchKey, Item, Sink
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, InputFailure, StateError, UsageError
 from asyncembed.results import Assembly, detach_each
@@ -81,7 +81,7 @@ class Intake(Protocol[RecordT]):
     """How a record of the source becomes an item: chosen by the family, fixed for the stream."""
 
     @property
-    def group(self) -> Group:
+    def batch_key(self) -> BatchKey:
         """What its items have in common."""
         ...
 
@@ -193,8 +193,8 @@ class StreamState(Generic[InputT]):
         self._bytes = 0
         self._waiting_tokens = 0.0
         waiting_batches = WAITING_BATCHES + WAITING_BATCHES_PER_WORKER * pool.size
-        self._max_waiting_tokens = waiting_batches * intake.group.max_batch_tokens
-        self._least_tokens = intake.group.least_size
+        self._max_waiting_tokens = waiting_batches * intake.batch_key.max_batch_tokens
+        self._least_tokens = intake.batch_key.minimum_size
         # Of all results so far, to know what to expect of the next ones.
         self._arrived = 0
         self._result_bytes = 0

@@ -19,7 +19,7 @@ from asyncembed.encoders.encoder import Call
 from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
 from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
-from asyncembed.engine.scheduler import Group, Item, Priority, Sink
+from asyncembed.engine.scheduler import BatchKey, Item, Priority, Sink
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, OptionError, StateError, in_words
 from asyncembed.loading import prepare
@@ -223,7 +223,7 @@ class Embedder(Openable):
         if key is not None and not callable(key):
             raise OptionError(f"key must be a function that takes the input out of a record; got {key!r}")
         _check_source(source)
-        intake = self._intake(self._group_of(opened, call), Priority[priority.upper()], measure, key)
+        intake = self._intake(self._batch_key(opened, call), Priority[priority.upper()], measure, key)
 
         def end(state: StreamState[InputT]) -> None:
             opened.streams.discard(state)
@@ -256,7 +256,7 @@ class Embedder(Openable):
     async def _one(self, value: object, measure: "Measure", call: Call, assembly: Assembly[ResultT, Any]) -> ResultT:
         """One input, at once: an interactive call; after `_turn`."""
         opened = self._require_open()
-        intake = self._intake(self._group_of(opened, call), Priority.INTERACTIVE, measure, None)
+        intake = self._intake(self._batch_key(opened, call), Priority.INTERACTIVE, measure, None)
         request = _Request()
         try:
             item, _ = intake.item(value, 0, request)
@@ -270,10 +270,10 @@ class Embedder(Openable):
         finally:
             intake.close()
 
-    def _intake(self, group: Group, priority: Priority, measure: "Measure", key: Key | None) -> "ModelIntake":
+    def _intake(self, batch_key: BatchKey, priority: Priority, measure: "Measure", key: Key | None) -> "ModelIntake":
         opened = self._opened
         assert opened is not None, "asked for by those who have looked"
-        return ModelIntake(opened.engine, opened.model, group, priority, measure, key)
+        return ModelIntake(opened.engine, opened.model, batch_key, priority, measure, key)
 
     async def _count(self, source: Source[InputT], measure: "Measure", call: Call) -> int:
         """Tokens of all inputs together; after `_turn`."""
@@ -285,11 +285,11 @@ class Embedder(Openable):
         )
         return await stream.collect()
 
-    def _group_of(self, opened: Opened, call: Call) -> Group:
+    def _batch_key(self, opened: Opened, call: Call) -> BatchKey:
         model = opened.model
         # What came up in the workers decides: a model on the CPU does not get an accelerator's batches.
         max_tokens = model.info.max_batch_tokens or model.config.max_batch_tokens
-        return Group(model.key, call, max_tokens, model.config.max_batch_size or sys.maxsize)
+        return BatchKey(model.key, call, max_tokens, model.config.max_batch_size or sys.maxsize)
 
 
 Measure: TypeAlias = Callable[[object], tuple[int, int]]
@@ -306,14 +306,14 @@ class ModelIntake:
         self,
         engine: Supervisor,
         model: PooledModel,
-        group: Group,
+        batch_key: BatchKey,
         priority: Priority,
         measure: Measure,
         key: Key | None,
     ) -> None:
         self._engine = engine
         self._model = model
-        self.group = group
+        self.batch_key = batch_key
         self._priority = priority
         self._measure = measure
         self._key = key
@@ -363,7 +363,7 @@ class ModelIntake:
             tokens, units = self._most_tokens, 0  # cut: says nothing of how many tokens a unit is
         if type(value) is not str:
             value = _plain(value)
-        return Item(value, tokens, self.group, self._priority, sink, index, units)
+        return Item(value, tokens, self.batch_key, self._priority, sink, index, units)
 
 
 class _Request:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from anyio import Event
 
 from asyncembed.encoders.encoder import Encoded, ModelInfo
-from asyncembed.engine.scheduler import Batch, Group
+from asyncembed.engine.scheduler import Batch, BatchKey
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -122,9 +122,9 @@ class PooledModel:
         """Tokens of an input of `units` (characters of a text), by what was computed so far."""
         return int(units * self._seen_tokens / self._seen_units) + SPECIAL_TOKENS
 
-    def speed(self, group: Group) -> Speed:
-        """How fast it computes what is asked of it in `group`'s mode: to count tokens takes less than to embed."""
-        return self._speeds[getattr(group.call, "mode", None)]
+    def speed(self, batch_key: BatchKey) -> Speed:
+        """How fast it computes what is asked of it in `batch_key`'s mode: to count tokens takes less than to embed."""
+        return self._speeds[getattr(batch_key.call, "mode", None)]
 
     def record(self, batch: Batch, answer: Encoded, seconds: float) -> None:
         """Count a computed batch, and learn from it."""
