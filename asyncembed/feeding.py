@@ -21,8 +21,8 @@ from anyio import CancelScope, Event, get_cancelled_exc_class, move_on_after
 from anyio.lowlevel import checkpoint
 
 from asyncembed.engine.lifetime import uninterrupted
-from asyncembed.engine.scheduler import Group, Item, Sink
-from asyncembed.engine.supervisor import WorkerPool
+from asyncembed.engine.scheduler import BatchKey, Item, Sink
+from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, StateError
 from asyncembed.wakeup import Signal
 from asyncembed.window import Entry, Room, Window
@@ -84,7 +84,7 @@ class Intake(Protocol[RecordT]):
     """How a record of the source becomes an item: chosen by the family, fixed for the stream."""
 
     @property
-    def group(self) -> Group:
+    def batch_key(self) -> BatchKey:
         """What its items have in common."""
         ...
 
@@ -114,7 +114,7 @@ class StreamState(Generic[InputT]):
     `close`). Only `prepare` runs where the source is read, and changes nothing.
 
     Attributes:
-        pool: Who computes.
+        engine: Who computes.
         ready: Notified when `take` may have something new.
         keeps_inputs: Whether an entry keeps its record; decided before the start.
         skipped: How many inputs `on_error="skip"` has left out.
@@ -126,7 +126,7 @@ class StreamState(Generic[InputT]):
 
     def __init__(
         self,
-        pool: WorkerPool,
+        engine: Supervisor,
         intake: Intake[InputT],
         *,
         max_items: int,
@@ -135,7 +135,7 @@ class StreamState(Generic[InputT]):
         on_error: OnError,
         on_end: Callable[["StreamState[InputT]"], None],
     ) -> None:
-        self.pool = pool
+        self.engine = engine
         self.ready = Signal()
         self.keeps_inputs = False
         self.skipped = 0
@@ -144,13 +144,13 @@ class StreamState(Generic[InputT]):
         self.end: BaseException | None = None
         self.feeder_ended = Event()
         self._intake = intake
-        self._least_tokens = intake.group.least_size
+        self._minimum_tokens = intake.batch_key.minimum_size
         self._on_error = on_error
         self._on_end = on_end
         self._room = Signal()
         self._window = Window(
             max_items=max_items,
-            max_tokens=(WAITING_BATCHES + WAITING_BATCHES_PER_WORKER * pool.size) * intake.group.max_batch_tokens,
+            max_tokens=(WAITING_BATCHES + WAITING_BATCHES_PER_WORKER * engine.size) * intake.batch_key.max_batch_tokens,
             max_bytes=max_bytes,
             ordered=ordered,
             on_ready=self.ready.notify,
@@ -212,7 +212,7 @@ class StreamState(Generic[InputT]):
         if kept is not None and kept is not item.value:
             size_bytes += _bytes_of(kept)
         tokens = item.size
-        return Entry(index, kept, item, tokens if tokens > self._least_tokens else self._least_tokens, size_bytes)
+        return Entry(index, kept, item, tokens if tokens > self._minimum_tokens else self._minimum_tokens, size_bytes)
 
     def push(self, entries: list[Entry]) -> None:
         """Take in what was read, in the order of the source, and let it wait for a worker."""
@@ -280,7 +280,7 @@ class StreamState(Generic[InputT]):
         self.is_closed = True
         self.end = end
         self._feeder_scope.cancel()
-        self.pool.withdraw(self._window.close())
+        self.engine.withdraw(self._window.close())
         self.ready.notify()
         self._on_end(self)
 
@@ -418,7 +418,7 @@ class _Reader(Generic[InputT]):
         self.ended = Event()
         self._source = source
         self._state = state
-        self._loop = state.pool.loop
+        self._loop = state.engine.loop
         self._has_read = Event()
         self._orders: SimpleQueue[Room | None] = SimpleQueue()
         self._entries: Handover[Entry] = Handover(lambda: self._loop.post(self._push))

@@ -96,7 +96,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         self._source: Source[InputT] | None = source
         self._group = group
         self._assembly = assembly
-        self._loop = state.pool.loop
+        self._loop = state.engine.loop
         self._turn_ends = 0.0
         self._has_passed_on = False
         """Whether `with_inputs` has made another handle of the same stream."""
@@ -206,14 +206,14 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         """Put results together as `collect` gives them: many of them in a thread, as all are copied."""
         if len(results) <= TAKEN_AT_ONCE and sum(map(_result_bytes, results)) <= ASSEMBLED_AT_ONCE_BYTES:
             return self._assembly.assemble(results)
-        return await to_thread.run_sync(self._assembly.assemble, results, limiter=self._state.pool.limiter)
+        return await to_thread.run_sync(self._assembly.assemble, results, limiter=self._state.engine.limiter)
 
     @uninterrupted
     def _start(self) -> None:
         if self._has_passed_on:
             raise StateError("with_inputs() has given another stream: take from that one")
         if self._source is not None and not self._state.is_closed:
-            self._state.pool.check_loop()
+            self._state.engine.loop.check()
             source, self._source = self._source, None
             self._state.is_started = True
             self._group.start_soon(self._state.feed, source)

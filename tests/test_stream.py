@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asyncembed.embedders.text import TextEmbedding
-from asyncembed.engine.supervisor import WorkerPool
+from asyncembed.engine.pool import WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
 from asyncembed.feeding import FEED_SECONDS, FIRST_READ, WAITING_BATCHES, WAITING_BATCHES_PER_WORKER
 from asyncembed.stream import TURN_SECONDS, EmbeddingStream, OnError

@@ -9,7 +9,6 @@ from asyncembed.files import in_disk_thread
 from asyncembed.hub.archive import Archive
 from asyncembed.hub.cache import cache_root, translate_disk_error
 from asyncembed.hub.listing import DEFAULT_REVISION, Listing, RepoFile, Wanted
-from asyncembed.hub.loadable_path import loadable_model_path
 from asyncembed.hub.progress import (
     BytesReceived,
     CallbackFailedError,
@@ -33,7 +32,6 @@ __all__ = [
     "RepoFile",
     "fetch",
     "list_files",
-    "loadable_model_path",
 ]
 
 
