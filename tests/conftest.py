@@ -1,13 +1,12 @@
-"""What all tests share: both backends, and a time limit that no test may reach."""
+"""What all tests share: both backends, a time limit, and the line between the fast half and the rest."""
 
-import faulthandler
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-TEST_TIME_LIMIT_SECONDS = 120
+from tests.support import reach
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, which some tests press: programs inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -20,11 +19,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _time_limit() -> Iterator[None]:
-    """End the whole run, with the stack of every thread, rather than hang."""
-    faulthandler.dump_traceback_later(TEST_TIME_LIMIT_SECONDS, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
+def _fast_unless_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that is not marked slow starts no process and opens no socket: the mark cannot be forgotten."""
+    with reach.watched() as seen:
+        yield
+    if request.node.get_closest_marker("slow") is None:
+        assert not seen, f"mark this test with @pytest.mark.slow: {', '.join(sorted(set(seen)))}"
 
 
 @pytest.fixture
