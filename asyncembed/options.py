@@ -1,13 +1,14 @@
 """The constructor keywords that the six classes share: declared once, checked once, passed on whole."""
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
-from asyncembed.engine.supervisor import BATCH_TIMEOUT_SECONDS, WorkerPool, check_count, check_pool_options
+from asyncembed.checks import check_choice, check_count, check_pool_options, check_providers
+from asyncembed.engine.supervisor import BATCH_TIMEOUT_SECONDS, WorkerPool
 from asyncembed.errors import OptionError
 from asyncembed.runtime.session import Device
 
@@ -126,7 +127,7 @@ class Options:
             check_count(name, getattr(self, name), least=1)
         check_choice("device", self.device, get_args(Device))
         if self.providers is not None:
-            _check_providers(self.providers)
+            check_providers(self.providers)
             if self.device != "auto":
                 raise OptionError("give either device or providers, not both")
         if self.precision is not None and self.onnx_file is not None:
@@ -196,29 +197,3 @@ def _is_installed(distribution: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
-
-
-def _check_providers(providers: object) -> None:
-    entries = list(providers) if isinstance(providers, Sequence) and not isinstance(providers, str) else []
-    if not entries or not all(
-        isinstance(entry, str)
-        or (
-            isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], Mapping)
-        )
-        for entry in entries
-    ):
-        raise OptionError(
-            f'providers must be a list of names or (name, options), as in ["CUDAExecutionProvider"]; got {providers!r}'
-        )
-
-
-def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Raise `OptionError` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise OptionError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
-
-
-def check_bool(name: str, value: object) -> None:
-    """Raise `OptionError` unless `value` is True or False."""
-    if not isinstance(value, bool):
-        raise OptionError(f"{name} must be True or False; got {value!r}")

@@ -21,8 +21,9 @@ from anyio import CancelScope, Event, move_on_after, to_thread
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
+from asyncembed.checks import check_count
 from asyncembed.engine.scheduler import Group, Item, Sink
-from asyncembed.engine.supervisor import WorkerPool, check_count
+from asyncembed.engine.supervisor import WorkerPool
 from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, StateError
 from asyncembed.results import Output
 

@@ -14,13 +14,14 @@ from anyio.abc import TaskGroup
 from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.lookup import Catalogue, describe
 from asyncembed.catalogue.spec import Family, ModelSpec
+from asyncembed.checks import check_bool, check_choice
 from asyncembed.encoders.encoder import Call
 from asyncembed.engine.lifetime import Openable, owned_task_group
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
 from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
 from asyncembed.opening import prepare
-from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, check_bool, check_choice
+from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options
 from asyncembed.results import COUNT, Matrix, Output, Vector, dense
 from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
 

@@ -7,11 +7,11 @@ from typing import Any, Literal, Unpack, cast, get_args
 
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec
+from asyncembed.checks import check_choice, check_count
 from asyncembed.embedders.base import Embedder, InputT, PriorityName, measure_text
 from asyncembed.encoders.encoder import Call
-from asyncembed.engine.supervisor import check_count
 from asyncembed.errors import InputError
-from asyncembed.options import OptionKeywords, check_choice
+from asyncembed.options import OptionKeywords
 from asyncembed.results import SCORE, Scores
 from asyncembed.stream import EmbeddingStream, OnError, Source
 

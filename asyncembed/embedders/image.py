@@ -12,15 +12,16 @@ from anyio.abc import TaskGroup
 
 from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.spec import ModelSpec
+from asyncembed.checks import check_choice, check_count
 from asyncembed.embedders.base import Embedder, InputT, Key, Measure, ModelIntake, PriorityName
 from asyncembed.embedders.fetch import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.embedders.image_source import ImageBringer, ImageInput, OneImage, as_images, measure_image, pack_image
 from asyncembed.encoders.encoder import Call
 from asyncembed.encoders.image_input import MAX_IMAGE_PIXELS
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
-from asyncembed.engine.supervisor import PooledModel, WorkerPool, check_count
+from asyncembed.engine.supervisor import PooledModel, WorkerPool
 from asyncembed.errors import AsyncEmbedError, InputError, OptionError
-from asyncembed.options import OptionKeywords, check_choice
+from asyncembed.options import OptionKeywords
 from asyncembed.results import Matrix, Output, Vector
 from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
 

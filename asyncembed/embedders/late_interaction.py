@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable
 from typing import Literal, Unpack
 
 from asyncembed.catalogue.spec import ModelSpec
+from asyncembed.checks import check_choice
 from asyncembed.embedders.base import Embedder, InputT, Key, PriorityName, as_source, measure_text
 from asyncembed.encoders.encoder import Call, Mode
-from asyncembed.options import OptionKeywords, check_choice
+from asyncembed.options import OptionKeywords
 from asyncembed.results import MATRICES, Matrix
 from asyncembed.stream import EmbeddingStream, OnError, Source
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable
 from typing import Literal, Unpack
 
 from asyncembed.catalogue.spec import ModelSpec
+from asyncembed.checks import check_choice
 from asyncembed.embedders.base import InputT, PriorityName, as_source, measure_text
 from asyncembed.embedders.image import ImageEmbedder, ImageKeywords
 from asyncembed.embedders.image_source import ImageInput, OneImage, measure_image
 from asyncembed.encoders.encoder import Call
-from asyncembed.options import check_choice
 from asyncembed.results import MATRICES, Matrix
 from asyncembed.stream import EmbeddingStream, OnError, Source
 

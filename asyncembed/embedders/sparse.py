@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Literal, Unpack, get_args
 
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec
+from asyncembed.checks import check_choice
 from asyncembed.embedders.base import Embedder, InputT, Key, PriorityName, as_source, measure_text
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.errors import OptionError
-from asyncembed.options import OptionKeywords, check_choice
+from asyncembed.options import OptionKeywords
 from asyncembed.results import SPARSE, SparseEmbedding
 from asyncembed.stream import EmbeddingStream, OnError, Source
 

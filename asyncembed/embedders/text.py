@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, get_args
 from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec, Pooling
+from asyncembed.checks import check_choice, check_count
 from asyncembed.embedders.base import Embedder, InputT, Key, Opened, PriorityName, as_source, measure_text
 from asyncembed.encoders.encoder import Call, Mode
-from asyncembed.engine.supervisor import check_count
 from asyncembed.errors import OptionError
-from asyncembed.options import OptionKeywords, check_choice
+from asyncembed.options import OptionKeywords
 from asyncembed.results import Matrix, Vector
 from asyncembed.stream import EmbeddingStream, OnError, Source
 

@@ -11,8 +11,9 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
+from asyncembed.checks import check_number
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
-from asyncembed.encoders.settings import check_number, read_settings
+from asyncembed.encoders.settings import read_settings
 from asyncembed.encoders.terms import WORD, Stemmer, Terms, is_punctuation_mark, read_stop_words, snowball
 from asyncembed.errors import InputError, OptionError
 from asyncembed.results import SparseBatch

@@ -6,8 +6,9 @@ from string import punctuation
 
 import numpy as np
 
+from asyncembed.checks import check_number
 from asyncembed.encoders.encoder import Encoder, EncoderConfig
-from asyncembed.encoders.settings import check_number, read_settings
+from asyncembed.encoders.settings import read_settings
 from asyncembed.encoders.sparse import Entries, SparseEncoder, sparse_tokenizer
 from asyncembed.encoders.terms import Terms, read_stop_words, snowball
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer

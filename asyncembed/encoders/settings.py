@@ -30,10 +30,3 @@ def read_settings(config: EncoderConfig, kind: type[SettingsT]) -> SettingsT:
             raise OptionError(f"{config.spec.name} has no keyword {name!r}: it takes {accepted}")
     own = {name: value for name, value in config.spec.settings.items() if name in known}
     return kind(**(own | dict(config.settings)))
-
-
-def check_number(name: str, value: object, *, least: float, most: float = float("inf")) -> None:
-    """Raise `OptionError` unless `value` is a number from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        bounds = f"from {least:g} to {most:g}" if most != float("inf") else f"of at least {least:g}"
-        raise OptionError(f"{name} must be a number {bounds}; got {value!r}")

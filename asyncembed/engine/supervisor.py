@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from anyio import CancelScope, CapacityLimiter, Event, to_thread
 
+from asyncembed.checks import check_count as check_count  # still imported from here
+from asyncembed.checks import check_pool_options
 from asyncembed.engine import child
 from asyncembed.engine.lifetime import Openable, owned_task_group
 from asyncembed.engine.scheduler import Batch, Item, Priority, Scheduler
@@ -32,7 +34,6 @@ from asyncembed.errors import (
     EncodeError,
     InputError,
     ModelLoadError,
-    OptionError,
     StateError,
     WorkerCrashed,
     WorkerError,
@@ -826,30 +827,6 @@ def _as_failure(error: BaseException) -> child.Failed:
             f"the batch could not be computed, or not sent (it travels by pickle): {type(error).__name__}: {error}"
         )
     )
-
-
-def check_count(name: str, value: object, *, least: int, may_be_none: bool = True) -> None:
-    """Raise `OptionError` unless `value` is a whole number of at least `least`, or None where that means something."""
-    if value is None and may_be_none:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise OptionError(f"{name} must be a whole number, {least} or more{', or None' * may_be_none}; got {value!r}")
-
-
-def check_pool_options(
-    workers: object, threads: object, interactive_workers: object, device_ids: object, batch_timeout: object
-) -> None:
-    """Raise `OptionError` unless a `WorkerPool` can be made with these."""
-    check_count("workers", workers, least=0)
-    check_count("threads", threads, least=1)
-    check_count("interactive_workers", interactive_workers, least=0, may_be_none=False)
-    if device_ids is not None:
-        if not isinstance(device_ids, Sequence) or not device_ids:
-            raise OptionError(f"device_ids must be a list of the devices' numbers, or None; got {device_ids!r}")
-        for device_id in device_ids:
-            check_count("device_ids", device_id, least=0)
-    if batch_timeout is not None and not (isinstance(batch_timeout, int | float) and batch_timeout > 0):
-        raise OptionError(f"batch_timeout must be a positive number of seconds or None; got {batch_timeout!r}")
 
 
 def available_cores() -> int:

@@ -18,9 +18,10 @@ import anyio
 from asyncembed.errors import ArchiveError, CorruptFileError, NotCachedError, RepoFileNotFoundError
 from asyncembed.files import in_disk_thread, open_file
 from asyncembed.hub.flight import only_one
-from asyncembed.hub.listing import Wanted, is_safe_path
+from asyncembed.hub.listing import Wanted
 from asyncembed.hub.progress import BytesReceived, DownloadFinished, DownloadStarted, FileFinished, Reporter
 from asyncembed.hub.retry import Patience, TransientError
+from asyncembed.repo_files import is_safe_path
 
 MAX_MEMBERS = 10_000
 MAX_EXTRACTED_BYTES = 64 * 2**30

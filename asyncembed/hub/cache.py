@@ -30,10 +30,10 @@ from asyncembed.hub.listing import (
     RepoFile,
     Wanted,
     is_commit,
-    is_safe_path,
 )
 from asyncembed.hub.partial import Partial
 from asyncembed.hub.verify import is_intact
+from asyncembed.repo_files import is_safe_path
 
 EMPTY_BLOB_ID = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
 """git's name for no bytes at all; another blob without bytes is what a crash left."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from asyncembed.errors import OptionError, RepoFileNotFoundError, UnexpectedAnswerError
+from asyncembed.repo_files import is_safe_path
 
 if TYPE_CHECKING:
     from asyncembed.hub.client import HubClient
@@ -107,17 +108,6 @@ class Wanted:
 def is_commit(revision: str) -> bool:
     """Whether `revision` is a full commit hash, which needs no look-up."""
     return _COMMIT.fullmatch(revision) is not None
-
-
-def is_safe_path(path: str) -> bool:
-    """Whether a name from outside stays below the directory it is put into, on every platform."""
-    parts = re.split(r"[/\\]", path)
-    return (
-        bool(path)
-        and "\\" not in path
-        and "\0" not in path
-        and not any(part in ("", ".", "..") or re.match(r"[A-Za-z]:", part) for part in parts)
-    )
 
 
 def check_repo_id(repo: str) -> None:

@@ -1,0 +1,88 @@
+"""The files of a model's repo or directory: data of a stranger, read without leaving the folder and within bounds.
+
+A file of a repo may name others (`modules.json` its modules' folders, an index its shards), and a listing or an archive
+names all of them. Every reader gets from such a name to a path by `inside`, and to what a JSON file holds by
+`read_json`: the errors are ours, whatever the name or the file is.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from asyncembed.errors import ModelLoadError
+
+MAX_JSON_BYTES = 32 * 2**20
+"""Far more than a configuration has; what is parsed takes up to twenty times as much memory."""
+
+_LONGEST_PATH = 1000
+_LONGEST_NAME_BYTES = 255  # of one part of a path, on every file system of Linux, macOS and Windows
+
+
+def is_safe_path(path: str) -> bool:
+    """Whether a name from outside is that of a file below the directory it is put into, on every platform."""
+    return len(path) <= _LONGEST_PATH and "\\" not in path and "\0" not in path and all(map(_is_name, path.split("/")))
+
+
+def inside(directory: Path, path: str) -> Path:
+    """The path of a repo's file in `directory`, where the repo lies.
+
+    Links are not followed, so it may be one: the hub's cache consists of them.
+
+    Raises:
+        ModelLoadError: The name leads out of the directory, or can be no file's.
+    """
+    if not is_safe_path(path):
+        raise ModelLoadError(
+            f"{str(directory)!r} names a file {shown(path)}, which cannot lie below it: nothing outside is read",
+            model=str(directory),
+        )
+    return directory / path
+
+
+def read_json(file: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """What a JSON file holds, as `json.loads` gives it; None where there is no such file.
+
+    Raises:
+        ModelLoadError: It is no JSON, larger than `max_bytes`, nested too deeply, or cannot be read.
+    """
+    try:
+        if not file.is_file():
+            return None
+        with file.open("rb") as stream:
+            content = stream.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise ModelLoadError(f"{file} is larger than {max_bytes:,} bytes", model=str(file.parent))
+        return json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelLoadError(f"cannot read {file}: {error}", model=str(file.parent)) from error
+
+
+def read_object(file: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The object in a JSON file; an absent file, and one with something else in it, counts as an empty one.
+
+    Raises:
+        ModelLoadError: As `read_json`.
+    """
+    value = read_json(file, max_bytes=max_bytes)
+    return value if isinstance(value, dict) else {}
+
+
+def shown(value: object, limit: int = 120) -> str:
+    """A value of a stranger's file as a message may show it: printable, on one line, and not long."""
+    match value:
+        case str():
+            return ascii(value if len(value) <= limit else f"{value[:limit]}...")
+        case None | bool() | int() | float():
+            return ascii(value)
+        case _:
+            return f"a {type(value).__name__}"
+
+
+def _is_name(part: str) -> bool:
+    """Whether this can be a name in a directory; surrogates, which are no text, are none."""
+    try:
+        length = len(part.encode())
+    except UnicodeEncodeError:
+        return False
+    return part not in ("", ".", "..") and not re.match(r"[A-Za-z]:", part) and length <= _LONGEST_NAME_BYTES
