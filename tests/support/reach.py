@@ -1,9 +1,17 @@
-"""Notices what reaches beyond this process: a process that is started, a socket that is bound or connected."""
+"""Notices what reaches beyond this process: a process that is started, a socket that is bound or connected.
+
+What a module does while it is imported does not count: it would fall on whichever test comes first (urllib3 binds a
+socket to learn whether there is IPv6; trio and older numpy run a program).
+"""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import util
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 _EVENTS = {
     "subprocess.Popen": "starts a program",
@@ -28,13 +36,22 @@ def watched() -> Iterator[list[str]]:
 
 
 def _note(what: str) -> None:
+    if not _watchers or _is_importing():
+        return
     for seen in list(_watchers.values()):
         seen.append(what)
 
 
-def _hook(event: str, arguments: tuple[object, ...]) -> None:  # noqa: ARG001 (the interpreter's signature)
-    if event in _EVENTS and _watchers:
+def _hook(event: str, arguments: tuple[object, ...]) -> None:
+    if event in _EVENTS:
         _note(_EVENTS[event])
+
+
+def _is_importing() -> bool:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _noting(start: Callable[..., int]) -> Callable[..., int]:
