@@ -4,8 +4,8 @@ Each is an async iterator to be handed to `embed`. The stream pulls from it only
 any length, or a folder of any size, takes the memory of one chunk; and neither disk nor parser runs on the event loop.
 
 ```python
-stream = model.embed(image_paths("photos"), on_error="skip").with_inputs()
-stream = model.embed(json_lines("articles.jsonl"), key=lambda record: record["text"]).with_inputs()
+stream = image_model.embed(image_paths("photos"), on_error="skip").with_inputs()
+stream = text_model.embed(json_lines("articles.jsonl"), key=lambda record: record["text"]).with_inputs()
 ```
 """
 
