@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from asyncembed.scoring import maxsim, maxsim_scores
     from asyncembed.stream import EmbeddingStream
 
+    __version__: str
+
 __all__ = [
     "EmbeddingStream",
     "ImageEmbedding",
@@ -69,10 +71,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version(__name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, "__version__"])

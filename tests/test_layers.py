@@ -1,6 +1,7 @@
 """The arrows between the package's layers point one way: read from the imports themselves."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import asyncembed
 
 PACKAGE = Path(asyncembed.__file__).parent
 
-# What a layer may import of the package, besides itself. `errors` and `checks` are everybody's.
+EVERYBODYS = {"errors", "checks"}
+
+# What a layer may import of the package, besides itself and what is everybody's.
 MAY_IMPORT = {
     "errors": set[str](),
     "checks": set[str](),
@@ -20,15 +23,15 @@ MAY_IMPORT = {
     "scoring": set[str](),
     "sources": {"files"},
     "muvera": set[str](),
-    "catalogue": {"repo_files"},
-    "runtime": {"catalogue", "repo_files"},
-    "encoders": {"catalogue", "repo_files", "results", "runtime", "scoring"},
-    "engine": {"catalogue", "encoders", "runtime"},
+    "catalogue": set[str](),
+    "runtime": set[str](),
+    "encoders": {"catalogue", "results", "runtime"},
+    "engine": {"encoders"},
     "stream": {"engine", "results"},
     "hub": {"catalogue", "files", "http", "repo_files", "runtime"},
-    "export": {"catalogue", "files", "hub", "repo_files", "runtime"},
-    "options": {"catalogue", "encoders", "engine", "hub", "runtime"},
-    "opening": {"catalogue", "encoders", "engine", "export", "hub", "options", "repo_files", "runtime"},
+    "export": {"runtime"},
+    "options": {"engine", "runtime"},
+    "opening": {"catalogue", "encoders", "engine", "export", "hub", "options"},
     "__main__": {"catalogue", "hub"},
 }
 
@@ -46,10 +49,11 @@ def layer_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
+@cache
 def imports_of(path: Path) -> set[str]:
     """Every module that a file imports anywhere, those for types only excepted."""
     found: set[str] = set()
-    pending: list[ast.AST] = [ast.parse(path.read_text())]
+    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while pending:
         node = pending.pop()
         match node:
@@ -69,14 +73,26 @@ def imports_of(path: Path) -> set[str]:
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
+def layers_used(path: Path) -> set[str]:
+    """The other layers that a file imports, besides those that are everybody's."""
+    used = {name.split(".")[1] for name in imports_of(path) if name.startswith("asyncembed.")}
+    layer = layer_of(path)
+    return used - {layer} - (set() if layer == "errors" else EVERYBODYS)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_import_points_back(path: Path) -> None:
     layer = layer_of(path)
     if layer not in MAY_IMPORT:
         assert layer == "embedders", f"{layer} is a layer of its own: say above what it may import"
         return
-    used = {name.split(".")[1] for name in imports_of(path) if name.startswith("asyncembed.")}
-    assert used <= MAY_IMPORT[layer] | {layer, "errors", "checks"}, f"{layer} may not know of all of these"
+    assert layers_used(path) <= MAY_IMPORT[layer], f"{layer} may not know of all of these"
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_only_arrows_that_are_used_are_granted(layer: str) -> None:
+    used = set[str]().union(*(layers_used(path) for path in FILES if layer_of(path) == layer))
+    assert MAY_IMPORT[layer] <= used, "take the others away: they would be the next ones to be used"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
