@@ -17,6 +17,8 @@ from asyncembed.hub import fetch
 from asyncembed.hub.archive import extract
 from tests.hub.server import Fault, HubServer
 
+pytestmark = pytest.mark.slow
+
 FOLDER = "fast-model"
 GRAPH = random.Random(4).randbytes(400_000)
 

@@ -17,6 +17,8 @@ from asyncembed.runtime.onnx import OnnxSession
 from asyncembed.runtime.session import SessionOptions
 from tests.hub.server import HubServer, Repo
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = np.arange(5000, dtype=np.float32)
 
 

@@ -19,6 +19,8 @@ from asyncembed.errors import NotCachedError, OptionError, RepoNotFoundError, Un
 from asyncembed.hub.models import HubAccess, fetch_repo
 from tests.hub.server import HubServer, Repo
 
+pytestmark = pytest.mark.slow
+
 CATALOGUED = "BAAI/bge-small-en"
 ITS_REPO = "Qdrant/bge-small-en"
 FILES: Mapping[str, bytes] = {

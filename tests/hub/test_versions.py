@@ -11,6 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
     *("huggingface-hub>=2.4,<3", "onnxruntime==1.24.2", "onnx>=1.17"),
