@@ -5,11 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support import reach
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, which some tests press: programs inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("whole", max_examples=200, deadline=None)
+settings.register_profile("fast", max_examples=25, deadline=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The fast half tries fewer examples of each property."""
+    settings.load_profile("fast" if config.option.markexpr == "not slow" else "whole")
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])

@@ -53,17 +53,20 @@ def loaded_after(source: str, directory: Path) -> set[str]:
     return {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_next_to_nothing(tmp_path: Path) -> None:
     modules = loaded_after("import asyncembed", tmp_path)
     assert not modules & {*HEAVY, "numpy", "anyio", "asyncio", "huggingface_hub"}
 
 
+@pytest.mark.slow
 def test_every_public_name_can_be_imported_without_a_runtime(tmp_path: Path) -> None:
     modules = loaded_after("import asyncembed\nfor name in asyncembed.__all__: getattr(asyncembed, name)", tmp_path)
     assert "numpy" in modules
     assert not modules & set(HEAVY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stream_loads_no_runtime_in_the_parent(workers: int, tmp_path: Path) -> None:
     source = f"""

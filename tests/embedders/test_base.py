@@ -32,6 +32,7 @@ async def model(pool: WorkerPool) -> AsyncGenerator[TextEmbedding]:
 # ---------------------------------------------------------------- calls
 
 
+@pytest.mark.slow
 async def test_a_query_gives_one_vector(model: TextEmbedding) -> None:
     vector = await model.embed_query("#5")
     assert vector.dtype == np.float32
@@ -40,11 +41,13 @@ async def test_a_query_gives_one_vector(model: TextEmbedding) -> None:
     assert vector.flags.owndata
 
 
+@pytest.mark.slow
 async def test_documents_give_a_matrix(model: TextEmbedding) -> None:
     matrix = await model.embed_documents([f"#{i}" for i in range(40)])
     assert matrix[:, 2].tolist() == list(range(40))
 
 
+@pytest.mark.slow
 async def test_a_query_that_is_no_text_names_no_index(model: TextEmbedding) -> None:
     with pytest.raises(InputError, match="expected a str, got int") as caught:
         await model.embed_query(cast(Any, 5))
@@ -54,6 +57,7 @@ async def test_a_query_that_is_no_text_names_no_index(model: TextEmbedding) -> N
     assert caught.value.index is None
 
 
+@pytest.mark.slow
 async def test_a_subclass_of_str_is_the_text_that_it_holds(model: TextEmbedding) -> None:
     """Whatever else it holds, as parsers' strings hold their document, and even if it cannot be pickled."""
 
@@ -70,6 +74,7 @@ async def test_a_subclass_of_str_is_the_text_that_it_holds(model: TextEmbedding)
     assert (await model.embed_documents([Part("#1"), "#2"]))[:, 2].tolist() == [1, 2]
 
 
+@pytest.mark.slow
 async def test_a_cancelled_query_is_withdrawn(pool: WorkerPool, tmp_path: Path, gate: Path) -> None:
     mark = tmp_path / "mark"
     async with TextEmbedding(ECHO, pool=pool, max_batch_size=1) as model:
@@ -88,6 +93,7 @@ async def test_a_cancelled_query_is_withdrawn(pool: WorkerPool, tmp_path: Path, 
         assert (await model.embed_query("#1"))[2] == 1
 
 
+@pytest.mark.slow
 async def test_a_cancelled_call_for_documents_is_withdrawn_whoever_remembers_it(pool: WorkerPool, gate: Path) -> None:
     """An exception that is kept, as tasks keep theirs, keeps the call's frames, and so its stream, alive."""
     kept: list[BaseException] = []
@@ -110,6 +116,7 @@ async def test_a_cancelled_call_for_documents_is_withdrawn_whoever_remembers_it(
         gate.touch()
 
 
+@pytest.mark.slow
 async def test_a_query_cancelled_while_it_is_computed_disturbs_nobody(pool: WorkerPool, gate: Path) -> None:
     async with TextEmbedding(ECHO, pool=pool) as model, anyio.create_task_group() as group:
         async with anyio.create_task_group() as cancelled:
@@ -123,6 +130,7 @@ async def test_a_query_cancelled_while_it_is_computed_disturbs_nobody(pool: Work
 # ---------------------------------------------------------------- opening and closing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 async def test_nothing_is_left_of_an_embedder(workers: int) -> None:
     async with nothing_left_behind():
@@ -146,6 +154,7 @@ async def test_an_exception_of_the_block_comes_out_as_itself() -> None:
     assert group.value.message == "mine too"
 
 
+@pytest.mark.slow
 async def test_cancelling_the_block_closes_everything(tmp_path: Path) -> None:
     async with nothing_left_behind():
         with anyio.CancelScope() as scope:
@@ -156,6 +165,7 @@ async def test_cancelling_the_block_closes_everything(tmp_path: Path) -> None:
         assert scope.cancelled_caught
 
 
+@pytest.mark.slow
 async def test_closing_does_not_wait_for_a_worker_that_is_stuck(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     errors: list[Exception] = []
@@ -173,6 +183,7 @@ async def test_closing_does_not_wait_for_a_worker_that_is_stuck(tmp_path: Path) 
     assert len(errors) == 1
 
 
+@pytest.mark.slow
 async def test_closing_answers_queries_of_other_tasks(pool: WorkerPool, gate: Path) -> None:
     """Those that run get their vector, those that wait an error; none hangs."""
     outcomes: list[object] = []
@@ -193,6 +204,7 @@ async def test_closing_answers_queries_of_other_tasks(pool: WorkerPool, gate: Pa
     assert {type(outcome) for outcome in outcomes} == {int, StateError}
 
 
+@pytest.mark.slow
 async def test_a_request_handler_may_open_an_embedder_on_a_pool_of_another_task() -> None:
     results: list[int] = []
 
@@ -214,6 +226,7 @@ async def test_a_request_handler_may_open_an_embedder_on_a_pool_of_another_task(
     assert sorted(results) == list(range(5))
 
 
+@pytest.mark.slow
 async def test_two_embedders_live_side_by_side() -> None:
     async with nothing_left_behind(), AsyncExitStack() as stack:
         one, two = [await stack.enter_async_context(TextEmbedding(ECHO, workers=1)) for _ in range(2)]
@@ -238,6 +251,7 @@ async def test_what_one_task_opened_another_cannot_close(what: TextEmbedding | W
         await what.__aexit__(None, None, None)
 
 
+@pytest.mark.slow
 async def test_an_embedder_is_used_while_it_is_open(pool: WorkerPool) -> None:
     model = TextEmbedding(ECHO, pool=pool)
     with pytest.raises(StateError, match="is not open: use it inside `async with`"):
@@ -254,6 +268,7 @@ async def test_an_embedder_is_used_while_it_is_open(pool: WorkerPool) -> None:
         model.stats()
 
 
+@pytest.mark.slow
 async def test_an_embedder_belongs_to_its_loop(model: TextEmbedding, anyio_backend: str) -> None:
     async def use() -> None:
         for call in (model.embed_query("a"), model.embed_documents(["a"])):
@@ -265,6 +280,7 @@ async def test_an_embedder_belongs_to_its_loop(model: TextEmbedding, anyio_backe
     await anyio.to_thread.run_sync(run_in_a_loop_of_its_own, use, anyio_backend)
 
 
+@pytest.mark.slow
 async def test_an_embedder_is_not_used_from_a_thread_without_a_loop(model: TextEmbedding) -> None:
     def use() -> None:
         with pytest.raises(StateError, match="another event loop"):

@@ -14,6 +14,8 @@ from asyncembed.catalogue.lookup import Catalogue
 from asyncembed.errors import InputError, OptionError, StateError, UnsupportedModelError
 from tests.support.sparse_models import RERANKER, TEXTS, write_reranker
 
+pytestmark = pytest.mark.slow
+
 QUERY = "how long is the day"
 
 

@@ -11,6 +11,8 @@ from asyncembed.embedders.fetch import CONCURRENCY, FetchLimits, UrlFetcher, is_
 from asyncembed.errors import InputError
 from tests.support.web import WebServer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server() -> Iterator[WebServer]:

@@ -36,6 +36,7 @@ def test_every_mode_equals_the_reference(mode: str) -> None:
     assert_equals_reference(CLIP, picture(301, 233, mode))
 
 
+@pytest.mark.slow
 def test_the_tiles_of_a_real_configuration() -> None:
     image = picture(457, 300)
     assert_equals_reference(IDEFICS3, image)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from fastembed.common.preprocessor_utils import load_tokenizer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -152,7 +152,6 @@ def test_cutting_a_long_text_early_changes_no_token(kind: str, tmp_path_factory:
     reference.no_padding()
     assert ours._cuts_early
 
-    @settings(max_examples=150, deadline=None)
     @given(st.lists(st.tuples(PIECES, SEPARATORS), min_size=15, max_size=60))
     def check(parts: list[tuple[str, str]]) -> None:
         text = "".join(piece + separator for piece, separator in parts)
