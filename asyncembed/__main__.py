@@ -16,8 +16,16 @@ if TYPE_CHECKING:
     from asyncembed.catalogue.spec import ModelSpec
 
 
+def _show_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:  # noqa: ARG001
+    if value:
+        from asyncembed.http import own_version
+
+        click.echo(f"asyncembed, version {own_version()}")
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="asyncembed")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show it.")
 def main() -> None:
     """Local embedding models: download them, and see which there are."""
 

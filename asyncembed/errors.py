@@ -27,12 +27,14 @@ AsyncEmbedError
 │   ├── ArchiveError                       an archive is damaged or unsafe to extract
 │   └── NoSourceError                      every source of a model failed; `failures` has each one's error
 └── WorkerError
-    ├── EncodeError                   the encoder itself failed on a batch
+    ├── EncodeError                   the encoder itself failed on a batch, or gave no finite result for an input
     └── WorkerCrashed                 the worker died or hung on this very input; `index` says which
 ```
 
 All of them survive pickling: attributes beside the message are optional keywords.
 """
+
+from typing import TypeAlias
 
 
 class AsyncEmbedError(Exception):
@@ -191,7 +193,7 @@ class WorkerError(AsyncEmbedError):
 
 
 class EncodeError(WorkerError):
-    """The encoder raised while it computed the batch that holds this input."""
+    """The encoder raised while it computed the batch that holds this input, or gave NaN or infinity for this input."""
 
 
 class WorkerCrashed(WorkerError):  # noqa: N818 (reads as the event it reports)
@@ -201,6 +203,9 @@ class WorkerCrashed(WorkerError):  # noqa: N818 (reads as the event it reports)
 OF_ONE_INPUT = (InputError, EncodeError, WorkerCrashed)
 """The errors that `on_error=` decides about. All others, as that the embedder was closed, end their stream, as they
 concern whatever comes."""
+
+InputFailure: TypeAlias = InputError | EncodeError | WorkerCrashed
+"""What stands in the place of a result with `on_error="return"`: one of `OF_ONE_INPUT`."""
 
 
 def _at(index: int | None, message: str) -> str:

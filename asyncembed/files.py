@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar, TypeVarTuple, cast
+from typing import IO, Literal, Protocol, TypeVar, TypeVarTuple, cast
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar, current_token
 
 T = TypeVar("T")
@@ -55,27 +55,38 @@ def open_file(
 ) -> AbstractAsyncContextManager[BinaryFile]:
     """Open a file for `async with`; its methods are awaited.
 
-    aiofiles on asyncio, anyio's own files elsewhere, as aiofiles needs asyncio's loop.
+    aiofiles on asyncio; elsewhere files of our own, as aiofiles needs asyncio's loop.
     """
     if isinstance(current_token().native_token, asyncio.AbstractEventLoop):
         import aiofiles
 
         return cast(AbstractAsyncContextManager[BinaryFile], aiofiles.open(path, mode))
-    return _AnyioFile(path, mode)
+    return _DiskFile(path, mode)
 
 
-class _AnyioFile(AbstractAsyncContextManager[BinaryFile]):
-    """`anyio.open_file` as a context manager that opens on entry, as aiofiles' does."""
+class _DiskFile(AbstractAsyncContextManager[BinaryFile]):
+    """A file whose methods run in the threads for disk work."""
 
     def __init__(self, path: str | Path, mode: Literal["rb", "wb", "r+b", "xb"]) -> None:
         self._path = path
         self._mode = mode
 
     async def __aenter__(self) -> BinaryFile:
-        from anyio import open_file as open_anyio_file
-
-        self._file = await open_anyio_file(self._path, self._mode)
-        return cast(BinaryFile, self._file)
+        self._file = cast(IO[bytes], await in_disk_thread(Path(self._path).open, self._mode))
+        return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self._file.aclose()
+        with CancelScope(shield=True):
+            await in_disk_thread(self._file.close)
+
+    async def read(self, size: int = -1, /) -> bytes:
+        return await in_disk_thread(self._file.read, size)
+
+    async def write(self, data: bytes, /) -> int:
+        return await in_disk_thread(self._file.write, data)
+
+    async def seek(self, offset: int, whence: int = 0, /) -> int:
+        return await in_disk_thread(self._file.seek, offset, whence)
+
+    async def truncate(self, size: int | None = None, /) -> int:
+        return await in_disk_thread(self._file.truncate, size)

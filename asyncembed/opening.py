@@ -4,18 +4,20 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import anyio
-from anyio import CancelScope, to_thread
+from anyio import CancelScope
 
-from asyncembed.catalogue.from_repo import Overrides, most_tokens, spec_from_directory
+from asyncembed.catalogue.from_repo import Overrides, spec_from_directory
+from asyncembed.catalogue.limits import most_tokens
 from asyncembed.catalogue.lookup import CLASSES, Catalogue
 from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.engine.wakeup import completion
 from asyncembed.engine.worker import ProcessWorker
 from asyncembed.errors import OptionError, RepoNotFoundError, UnknownModelError
+from asyncembed.files import in_disk_thread
 from asyncembed.hub import loadable_model_path
 from asyncembed.hub.models import HubAccess, fetch_model, fetch_repo
 from asyncembed.options import Options
@@ -50,9 +52,11 @@ async def prepare(
     """
     spec, directory = await _locate(name, family, options, overrides)
     if options.max_length is not None:
-        await to_thread.run_sync(_check_max_length, directory, options.max_length)
+        await in_disk_thread(_check_max_length, directory, options.max_length)
     if spec.model_file is None and spec.encoder not in _WITHOUT_GRAPH and ":" not in spec.encoder:
-        spec = replace(spec, model_file=str(await _export(directory, in_process=options.workers == 0)))
+        # Beside the hub's files, where the user wants those elsewhere; their caches take what is in it for repos.
+        cache_dir = None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
+        spec = replace(spec, model_file=str(await _export(directory, cache_dir, in_process=options.workers == 0)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
         path = await loadable_model_path(directory, spec.model_file)
@@ -63,6 +67,7 @@ async def prepare(
         session=options.session_options(),
         max_length=options.max_length,
         max_batch_tokens=options.batch_tokens(has_graph=spec.encoder not in _WITHOUT_GRAPH),
+        accelerated_batch_tokens=options.accelerated_batch_tokens(),
         max_batch_size=options.max_batch_size,
         batch_invariant=options.batch_invariant,
         settings=settings,
@@ -95,20 +100,20 @@ async def _locate(
         return spec, await fetch_model(spec, hub) if spec.sources else Path()
     if given is None:
         is_path = not isinstance(name, str) or label.startswith((".", "/", "~"))
-        if is_path or await anyio.Path(label).is_dir():
+        if is_path or await in_disk_thread(Path(label).is_dir):
             given = await _existing_directory(label, label)
     if given is not None:
-        return await to_thread.run_sync(
+        return await in_disk_thread(
             lambda: spec_from_directory(given, name=label, family=family, overrides=overrides)
         ), given
     return await _from_hub(label, family, hub, overrides)
 
 
 async def _existing_directory(path: str | os.PathLike[str], model: str) -> Path:
-    if await anyio.Path(path).is_dir():
+    if await in_disk_thread(Path(path).is_dir):
         return Path(path)
     message = f"there is no directory {os.fspath(path)!r}"
-    if await anyio.Path(path).is_file():
+    if await in_disk_thread(Path(path).is_file):
         message += ", but a file; give its directory, and onnx_file= where that has several graphs"
     raise UnknownModelError(message, model=model)
 
@@ -166,23 +171,24 @@ def _override(spec: ModelSpec, overrides: Overrides) -> ModelSpec:
     )
 
 
-async def _export(directory: Path, *, in_process: bool) -> Path:
+async def _export(directory: Path, cache_dir: Path | None, *, in_process: bool) -> Path:
     """The graph of the weights in `directory`: from the cache, or built, in a process of its own.
 
     Building holds the interpreter's lock for long stretches, so a thread would stall the event loop.
     """
     from asyncembed import export
 
-    found = await to_thread.run_sync(export.find_graph, directory)
+    found = await in_disk_thread(partial(export.find_graph, directory, cache_dir=cache_dir))
     if found is not None:
         return found
+    build = partial(export.ensure_graph, directory, cache_dir=cache_dir)
     if in_process:
-        return await to_thread.run_sync(export.ensure_graph, directory)
+        return await in_disk_thread(build)
     builder = ProcessWorker(threads=1)
     try:
-        await to_thread.run_sync(builder.start)
-        return await completion(builder.call(export.ensure_graph, directory))
+        await in_disk_thread(builder.start)
+        return await completion(builder.call(build))
     finally:
         builder.kill()
         with CancelScope(shield=True):
-            await to_thread.run_sync(builder.stop)
+            await in_disk_thread(builder.stop)

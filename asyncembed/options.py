@@ -2,9 +2,8 @@
 
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 from asyncembed.checks import check_choice, check_count, check_pool_options, check_providers
@@ -100,7 +99,7 @@ class Options:
     revision: str | None = None
     cache_dir: str | os.PathLike[str] | None = None
     local_files_only: bool = False
-    token: str | bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
     progress: "bool | Callable[[Any], None] | None" = None
     workers: int | None = None
     threads: int | None = None
@@ -161,21 +160,14 @@ class Options:
         return cls(**keywords)
 
     def batch_tokens(self, *, has_graph: bool) -> int:
-        """The token budget: what was asked for, or what suits the model and the device."""
+        """The token budget on a CPU: what was asked for, or what suits the model."""
         if self.max_batch_tokens is not None:
             return self.max_batch_tokens
-        if not has_graph:
-            return MAX_BATCH_TOKENS_WITHOUT_GRAPH
-        return MAX_BATCH_TOKENS_ACCELERATED if self._is_accelerated() else MAX_BATCH_TOKENS
+        return MAX_BATCH_TOKENS if has_graph else MAX_BATCH_TOKENS_WITHOUT_GRAPH
 
-    def _is_accelerated(self) -> bool:
-        if self.providers is not None:
-            names = [entry if isinstance(entry, str) else entry[0] for entry in self.providers]
-            return any(name != "CPUExecutionProvider" for name in names)
-        if self.device == "auto":
-            # The runtime is not imported here: which of its packages is installed tells what "auto" will take.
-            return _is_installed("onnxruntime-gpu")
-        return self.device == "cuda"
+    def accelerated_batch_tokens(self) -> int | None:
+        """The token budget where an accelerator has come up, which only a worker can tell; None: the same."""
+        return MAX_BATCH_TOKENS_ACCELERATED if self.max_batch_tokens is None else None
 
     def session_options(self) -> "SessionOptions":
         """What of this concerns the session; the pool adds threads and device."""
@@ -189,11 +181,3 @@ class Options:
                 (name, tuple(sorted((key, str(value)) for key, value in settings.items()))) for name, settings in pairs
             )
         )
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except PackageNotFoundError:
-        return False
-    return True

@@ -71,6 +71,8 @@ def read_object(file: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any
 def shown(value: object, limit: int = 120) -> str:
     """A value of a stranger's file as a message may show it: printable, on one line, and not long."""
     match value:
+        case str() if len(value) <= limit and re.fullmatch(r"[A-Za-z0-9_.-]+", value):
+            return value
         case str():
             return ascii(value if len(value) <= limit else f"{value[:limit]}...")
         case None | bool() | int() | float():

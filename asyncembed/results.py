@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias, TypeVar, overlo
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    from asyncembed.errors import InputFailure
+
+    ScalarT = TypeVarWithDefault("ScalarT", bound=np.generic, default=np.float32)
+else:
+    # Only type checkers read the default, which `typing` knows since Python 3.13.
+    ScalarT = TypeVar("ScalarT")
 
 Vector: TypeAlias = "npt.NDArray[np.float32]"
 """One embedding: float32 (dim,) unless `dtype=` or `output=` asks otherwise."""
@@ -142,6 +150,11 @@ class Output(Generic[ResultT, CollectedT]):
     own: Callable[[Any], ResultT]
     assemble: Callable[[list[ResultT]], CollectedT]
 
+    def returning(self) -> "Output[ResultT | InputFailure, list[ResultT | InputFailure]]":
+        """The same where errors come in the place of results: several are always a list."""
+        own: Callable[[Any], Any] = self.own
+        return Output(own=own, assemble=lambda results: [own(result) for result in results])
+
     def paired(self) -> "Output[tuple[Any, ResultT], tuple[list[Any], CollectedT]]":
         """The same for (input, result) pairs."""
         return Output(
@@ -156,13 +169,11 @@ def own_row(row: Any) -> Any:
 
 
 def stack_rows(rows: list[Any], *, dim: int, dtype: str) -> Any:
-    """Rows (dim,) as one array (n, dim), none as (0, dim); a list if errors are among them."""
+    """Rows (dim,) as one array (n, dim), none as (0, dim)."""
     import numpy as np
 
     if not rows:
         return np.empty((0, dim), dtype)
-    if any(isinstance(row, Exception) for row in rows):
-        return [own_row(row) for row in rows]
     matrix = np.empty((len(rows), *rows[0].shape), rows[0].dtype)
     # In parts, since numpy keeps the event loop's thread waiting for as long as one copy takes.
     for start in range(0, len(rows), ROWS_PER_COPY):
@@ -207,7 +218,7 @@ def dense(dim: int, dtype: str) -> Output[Vector, Matrix]:
     return Output(own=own_row, assemble=partial(stack_rows, dim=dim, dtype=dtype))
 
 
-MATRICES: Output[Matrix, list[Matrix]] = Output(own=own_row, assemble=own_rows)
+MATRICES: Output[Any, list[Any]] = Output(own=own_row, assemble=own_rows)
 SPARSE: Output[SparseEmbedding, list[SparseEmbedding]] = Output(own=own_sparse, assemble=own_all_sparse)
 SCORE: Output[float, Scores] = Output(own=own_score, assemble=stack_scores)
 COUNT: Output[int, int] = Output(own=int, assemble=sum)

@@ -24,7 +24,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from asyncembed.checks import check_count
 from asyncembed.engine.scheduler import Group, Item, Sink
 from asyncembed.engine.supervisor import WorkerPool
-from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, StateError
+from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputFailure, StateError
 from asyncembed.results import Output
 
 if TYPE_CHECKING:
@@ -412,9 +412,11 @@ class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
         return stream
 
     def batches(self, size: int) -> "BatchStream[ResultT, CollectedT]":
-        """The same results, up to `size` at a time: for a dense model, arrays of up to `size` rows.
+        """The same results, up to `size` at a time, each time of the type that `collect` gives.
 
-        Only the last one is smaller. Made for ingest into a database; `with_inputs` comes before it.
+        For a dense model arrays of up to `size` rows, for a reranker arrays of scores, for the others lists; with
+        `on_error="return"` always lists. Only the last one is smaller. Made for ingest into a database; `with_inputs`
+        comes before it.
         """
         check_count("size", size, least=1, may_be_none=False)
         return BatchStream(self, size)
@@ -422,7 +424,7 @@ class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
     async def collect(self) -> CollectedT:
         """All results: for a dense model one array (n, dim), else a list or an array of scores.
 
-        With `on_error="return"` it is a list wherever an error is among them. Cancelled, it ends the stream.
+        With `on_error="return"` always a list, of results and errors. Cancelled, it ends the stream.
         """
         results: list[ResultT] = []
         try:
@@ -470,6 +472,10 @@ class EmbeddingStream(Generic[InputT, ResultT, CollectedT]):
             self._state.pool.check_loop()
             source, self._source = self._source, None
             self._group.start_soon(_feed, self._state, source)
+
+
+ReturningStream: TypeAlias = EmbeddingStream[InputT, ResultT | InputFailure, list[ResultT | InputFailure]]
+"""A stream with `on_error="return"`."""
 
 
 class BatchStream(Generic[ResultT, CollectedT]):

@@ -23,16 +23,16 @@ MAY_IMPORT = {
     "scoring": set[str](),
     "sources": {"files"},
     "muvera": set[str](),
-    "catalogue": set[str](),
-    "runtime": set[str](),
-    "encoders": {"catalogue", "results", "runtime"},
+    "catalogue": {"repo_files"},
+    "runtime": {"repo_files"},
+    "encoders": {"catalogue", "repo_files", "results", "runtime"},
     "engine": {"encoders"},
     "stream": {"engine", "results"},
     "hub": {"catalogue", "files", "http", "repo_files", "runtime"},
     "export": {"runtime"},
     "options": {"engine", "runtime"},
-    "opening": {"catalogue", "encoders", "engine", "export", "hub", "options"},
-    "__main__": {"catalogue", "hub"},
+    "opening": {"catalogue", "encoders", "engine", "export", "files", "hub", "options"},
+    "__main__": {"catalogue", "http", "hub"},
 }
 
 FOREIGN = {
@@ -99,6 +99,19 @@ def test_only_arrows_that_are_used_are_granted(layer: str) -> None:
 def test_a_layer_knows_nothing_of_what_others_are_for(path: Path) -> None:
     used = {name.split(".")[0] for name in imports_of(path)}
     assert not used & FOREIGN.get(layer_of(path), set())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_waits_for_the_threads_of_the_program(path: Path) -> None:
+    """The default limiter of anyio is the program's, which may have filled it, and which would wait for us in turn."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="to_thread"), attr="run_sync"), keywords=keywords):
+                assert "limiter" in {keyword.arg for keyword in keywords}, f"line {node.lineno} has no limiter of ours"
+            case ast.Attribute(value=ast.Name(id="anyio"), attr="Path" | "open_file" | "getaddrinfo" | "to_thread"):
+                pytest.fail(f"line {node.lineno} takes a thread of anyio's default limiter")
+            case ast.ImportFrom(module="anyio", names=names):
+                assert not {"Path", "open_file", "getaddrinfo"} & {alias.name for alias in names}
 
 
 def test_the_layers_are_all_there() -> None:

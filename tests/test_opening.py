@@ -114,6 +114,27 @@ async def test_weights_without_a_graph_are_exported_once(hub: HubServer, tmp_pat
     assert graphs[0].stat().st_mtime_ns == written
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+async def test_a_graph_is_exported_to_the_cache_that_the_user_names(
+    workers: int, hub: HubServer, tmp_path: Path
+) -> None:
+    directory = Path(__file__).parent / "export/data/bert"
+    cache = tmp_path / "mine"
+    await _open(directory, workers, cache)
+    (graph,) = cache.rglob("*.onnx")
+    written = graph.stat().st_mtime_ns
+    await _open(directory, workers, cache)
+    assert [(path, path.stat().st_mtime_ns) for path in cache.rglob("*.onnx")] == [(graph, written)]
+    assert not (tmp_path / "exported").exists()
+
+
+async def _open(directory: Path, workers: int, cache: Path) -> None:
+    """As far as that has to do with the export: these weights have no tokenizer."""
+    with pytest.raises(UnsupportedModelError, match=r"no tokenizer\.json"):
+        async with TextEmbedding(directory, workers=workers, cache_dir=cache, pooling="mean", normalize=True):
+            pass
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "error", "text"),

@@ -7,7 +7,7 @@ from fastembed import SparseEmbedding as Reference
 
 from asyncembed import SparseEmbedding
 from asyncembed.errors import InputError
-from asyncembed.results import COUNT, SCORE, SPARSE, SparseBatch
+from asyncembed.results import COUNT, MATRICES, SCORE, SPARSE, Output, SparseBatch, dense
 
 ENTRIES = {7: 0.5, 2**31 - 1: 2.0, 0: -1.25}
 
@@ -93,6 +93,25 @@ def test_an_error_in_the_place_of_a_result_stays_itself() -> None:
         assert found[1] is error
         own: Any = output.own(error)
         assert own is error
+
+
+@pytest.mark.parametrize(
+    ("output", "result"),
+    [
+        (dense(3, "float32"), np.zeros(3, np.float32)),
+        (MATRICES, np.zeros((2, 3), np.float32)),
+        (SPARSE, vector(ENTRIES)),
+        (SCORE, np.float32(1.5)),
+    ],
+)
+def test_where_errors_may_come_several_results_are_a_list(output: Output[Any, Any], result: Any) -> None:
+    error = InputError("bad")
+    cases: list[list[Any]] = [[], [result], [result, error], [error]]
+    for results in cases:
+        found = output.returning().assemble(results)
+        assert type(found) is list
+        assert [isinstance(one, InputError) for one in found] == [one is error for one in results]
+    assert output.returning().own(error) is error
 
 
 def test_counts_add_up() -> None:

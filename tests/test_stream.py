@@ -502,6 +502,20 @@ async def test_errors_can_be_skipped_or_returned(model: TextEmbedding) -> None:
     assert [len(batch) for batch in batches] == [2, 2, 1]
 
 
+async def test_batches_are_of_one_type_whatever_is_in_them(model: TextEmbedding) -> None:
+    """Code that stacks or writes a batch would else fail on the first one that is different."""
+    inputs: list[Any] = ["#0", "#1", "bad", "#3", "#4", "#5"]
+    returned = [batch async for batch in model.embed(inputs, on_error="return").batches(2)]
+    assert [type(batch) for batch in returned] == [list, list, list]
+    assert type(await model.embed(["#0"], on_error="return").collect()) is list
+    assert await model.embed([], on_error="return").collect() == []
+    rows, results = await model.embed(["#0"], on_error="return").with_inputs().collect()
+    assert (type(rows), type(results)) == (list, list)
+    skipped = [batch async for batch in model.embed(inputs, on_error="skip").batches(2)]
+    assert [type(batch) for batch in skipped] == [np.ndarray] * 3
+    assert [batch.shape for batch in skipped] == [(2, 3), (2, 3), (1, 3)]
+
+
 async def test_results_before_an_error_are_not_lost_in_a_batch(model: TextEmbedding) -> None:
     batches = model.embed([*texts(5), "bad"]).batches(10)
     assert (await anext(batches)).shape == (5, 3)

@@ -8,25 +8,27 @@ goes in two steps, so that a repo on the hub need not be fetched whole:
 the rest.
 """
 
-import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from asyncembed.catalogue.limits import most_tokens as most_tokens
+from asyncembed.catalogue.limits import repo_limit
+from asyncembed.catalogue.onnx_choice import WEIGHTS, WEIGHTS_INDEX
+from asyncembed.catalogue.onnx_choice import choose_onnx_file as choose_onnx_file
 from asyncembed.catalogue.spec import Family, LocalSource, ModelSpec, Pooling, Source
-from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
+from asyncembed.errors import ModelLoadError, UnsupportedModelError
+from asyncembed.repo_files import inside, is_safe_path, read_json, shown
 
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
-
+_IMAGE_CONFIGURATION = "preprocessor_config.json"
 _ROOT_CONFIGURATION = frozenset(
     {
         "config.json",
         "config_sentence_transformers.json",
         "modules.json",
-        "preprocessor_config.json",
+        _IMAGE_CONFIGURATION,
         "sentence_bert_config.json",
         "special_tokens_map.json",
         "tokenizer.json",
@@ -50,18 +52,6 @@ _POOLING_NAMES: dict[str, Pooling] = {
     "mean_sqrt_len": "mean_sqrt_len",
     "weightedmean": "weighted_mean",
     "lasttoken": "last_token",
-}
-
-# What exporters append to a graph's name: `model_fp16.onnx`, `model_quantized.onnx`,
-# `model_qint8_avx512_vnni.onnx`.
-_PRECISIONS: dict[str, tuple[str, ...]] = {
-    "fp32": (r"",),
-    "fp16": (r"_fp16", r"_f16", r"_float16"),
-    "int8": (r"_int8", r"_quantized", r"_qint8.*", r"_i8"),
-    "uint8": (r"_uint8", r"_quint8.*"),
-    "q4": (r"_q4",),
-    "q4f16": (r"_q4f16",),
-    "bnb4": (r"_bnb4",),
 }
 
 
@@ -92,7 +82,7 @@ def configuration_files(files: Collection[str]) -> tuple[str, ...]:
     return tuple(
         sorted(
             path
-            for path in files
+            for path in filter(is_safe_path, files)
             if path in _ROOT_CONFIGURATION
             # The modules of sentence-transformers: 1_Pooling/config.json and so on.
             or (path.count("/") == 1 and PurePosixPath(path).name in _ROOT_CONFIGURATION)
@@ -132,7 +122,7 @@ def spec_from_directory(
     repo = _Repo(
         directory,
         name or str(directory),
-        frozenset(files) if files is not None else frozenset(_listing(directory)),
+        frozenset(filter(is_safe_path, list_directory(directory) if files is None else files)),
         overrides,
     )
     match family:
@@ -169,70 +159,6 @@ def spec_from_directory(
     )
 
 
-_SPARE_POSITIONS = {
-    **dict.fromkeys(("albert", "bert", "distilbert", "electra"), 0),
-    # Their positions are counted from the padding token's id, which is 1.
-    **dict.fromkeys(("camembert", "mpnet", "roberta", "xlm-roberta"), 2),
-}
-"""Types of models that learn a vector for each position, so that no input can be longer: and how many of these vectors
-stand for no token."""
-
-
-def most_tokens(config: dict[str, Any]) -> int | None:
-    """The longest input that a model can compute, by its `config.json`; None where that does not tell."""
-    spare = _SPARE_POSITIONS.get(str(config.get("model_type")))
-    positions = _integer(config, "max_position_embeddings")
-    if spare is None or positions is None or config.get("position_embedding_type", "absolute") != "absolute":
-        return None
-    return positions - spare
-
-
-def choose_onnx_file(
-    files: Collection[str], *, onnx_file: str | None = None, precision: str | None = None, model: str = ""
-) -> str | None:
-    """Which graph of a repo is meant: the plain fp32 one unless another is asked for.
-
-    Returns:
-        Its path, or None where the repo has weights that can be exported, but no fp32 graph.
-
-    Raises:
-        UnsupportedModelError: There is none that fits, or several; the message lists them.
-        OptionError: `precision` is no precision that we know the file names of.
-    """
-    graphs = sorted(path for path in files if path.endswith(".onnx"))
-    listing = ", ".join(graphs) or "none"
-    if onnx_file is not None:
-        if onnx_file not in graphs:
-            raise UnsupportedModelError(f"{model} has no {onnx_file}; its ONNX files: {listing}", model=model)
-        return onnx_file
-    if precision is not None and precision not in _PRECISIONS:
-        raise OptionError(f"precision must be one of {', '.join(_PRECISIONS)}, not {precision!r}")
-    fitting = [path for path in graphs if _precision_of(path) == (precision or "fp32")]
-    preferred = [path for path in fitting if PurePosixPath(path).stem == "model"]
-    for candidates in (preferred, fitting):
-        # One folder only, or the one that the hub's tools use.
-        chosen = [path for path in candidates if path.startswith("onnx/")] if len(candidates) > 1 else candidates
-        if len(chosen) == 1:
-            return chosen[0]
-        if candidates:
-            break
-    if not fitting and precision in (None, "fp32") and _has_weights(files):
-        return None
-    if not graphs:
-        raise UnsupportedModelError(
-            f"{model} has no ONNX file; its weights can be exported, but with precision fp32"
-            if _has_weights(files)
-            else f"{model} has neither an ONNX file nor model.safetensors",
-            model=model,
-        )
-    wanted = f"of precision {precision}" if precision else "of plain fp32"
-    raise UnsupportedModelError(
-        f"{model} has {'several ONNX files' if fitting else 'no ONNX file'} {wanted}, of these: {listing}; "
-        "say which one with onnx_file= or precision=",
-        model=model,
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Repo:
     """What is known about a repo while its spec is put together."""
@@ -247,8 +173,8 @@ class _Repo:
         value = self._load(path)
         return value if isinstance(value, dict) else {}
 
-    def modules(self) -> list[dict[str, Any]] | None:
-        """The list in modules.json, in its order; None where there is no such file."""
+    def modules(self) -> "list[_Module] | None":
+        """The modules in modules.json, in its order; None where there is no such file."""
         value = self._load("modules.json")
         if value is None:
             return None
@@ -256,19 +182,38 @@ class _Repo:
             isinstance(module, dict) and isinstance(module.get("idx", 0), int) for module in value
         ):
             raise ModelLoadError(f"{self.directory / 'modules.json'} is no list of modules", model=self.name)
-        return sorted(value, key=lambda module: int(module.get("idx", 0)))
+        return [self._module(record) for record in sorted(value, key=lambda record: int(record.get("idx", 0)))]
+
+    def _module(self, record: dict[str, Any]) -> "_Module":
+        kind, folder = record.get("type", ""), record.get("path", "")
+        if not isinstance(kind, str) or not isinstance(folder, str):
+            raise ModelLoadError(
+                f"{self.directory / 'modules.json'} has a module without type or path", model=self.name
+            )
+        folder = folder.rstrip("/").removeprefix("./")
+        if folder not in ("", "."):
+            inside(self.directory, folder)
+        return _Module(kind, "" if folder in ("", ".") else f"{folder}/")
 
     def _load(self, path: str) -> Any:
-        file = self.directory / path
-        if not file.is_file():
-            return None
-        try:
-            return json.loads(file.read_bytes())
-        except ValueError as error:
-            raise ModelLoadError(f"cannot read {file}: {error}", model=self.name) from error
+        return read_json(inside(self.directory, path))
 
     def unsupported(self, reason: str) -> UnsupportedModelError:
         return UnsupportedModelError(f"{self.name}: {reason}", model=self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """One of sentence-transformers' modules: its type, and what its files' paths begin with."""
+
+    type_name: str
+    prefix: str
+
+    @property
+    def kind(self) -> str:
+        """The last part of a type of sentence-transformers; a repo's own types keep their full name."""
+        name = self.type_name
+        return name.rsplit(".", 1)[-1] if name.startswith("sentence_transformers.") else name
 
 
 @dataclass(slots=True)
@@ -286,137 +231,189 @@ class _Pipeline:
 
 def _image(repo: _Repo) -> _Pipeline:
     """Image repos say how an image is prepared, and nothing of what becomes of the graph's output."""
+    if _IMAGE_CONFIGURATION not in repo.files:
+        raise repo.unsupported(f"it has no {_IMAGE_CONFIGURATION} that says how an image is prepared")
     overrides = repo.overrides
     return _Pipeline(
         encoder="image",
         pooling=overrides.pooling or "none",
         normalize=True if overrides.normalize is None else overrides.normalize,
+        settings=_preferring(repo, "image_embeds") if overrides.pooling in (None, "none") else {},
     )
+
+
+def _preferring(repo: _Repo, output: str) -> dict[str, object]:
+    """The setting that takes a graph's output of this name, if it has one and the caller names none."""
+    return {"output_name": output} if repo.overrides.output is None else {}
 
 
 def _read_pipeline(repo: _Repo) -> _Pipeline:
     overrides = repo.overrides
     modules = repo.modules()
-    if modules is None and repo.json("config.json").get("model_type") == "model2vec":
+    if modules is not None:
+        return _from_modules(repo, modules)
+    if repo.json("config.json").get("model_type") == "model2vec":
         return _model2vec(repo)
     if overrides.pooling is not None and overrides.normalize is not None:
-        # The caller says it all; modules that we do not know do not matter then.
         return _declared(repo, overrides.pooling, overrides.normalize)
-    if modules is None:
-        missing = [
-            f"{keyword}="
-            for keyword, value in (("pooling", overrides.pooling), ("normalize", overrides.normalize))
-            if value is None
-        ]
+    missing = [
+        f"{keyword}="
+        for keyword, value in (("pooling", overrides.pooling), ("normalize", overrides.normalize))
+        if value is None
+    ]
+    raise repo.unsupported(
+        f"there is no modules.json that says how its hidden states become one vector: say {' and '.join(missing)} "
+        '(pooling="none" where the graph has an output sentence_embedding)'
+    )
+
+
+def _from_modules(repo: _Repo, modules: Sequence[_Module]) -> _Pipeline:
+    overrides = repo.overrides
+    # The caller says it all; modules that we do not know are the graph's then.
+    is_declared = overrides.pooling is not None and overrides.normalize is not None
+    known = [module for module in modules if module.kind in _READERS]
+    unknown = [module.kind for module in modules if module.kind not in (*_READERS, "Dropout")]
+    if unknown and not is_declared:
         raise repo.unsupported(
-            f"there is no modules.json that says how its hidden states become one vector: say {' and '.join(missing)}"
+            f"its module {shown(unknown[0])} is none that we compute; if the graph does that, say pooling= and "
+            "normalize= yourself"
         )
-    return _from_modules(repo, modules)
-
-
-def _from_modules(repo: _Repo, modules: Sequence[dict[str, Any]]) -> _Pipeline:
-    kinds = [_kind(str(module.get("type", ""))) for module in modules]
-    if "Dropout" in kinds:  # does nothing outside training
-        modules = [module for module, kind in zip(modules, kinds, strict=True) if kind != "Dropout"]
-        kinds = [kind for kind in kinds if kind != "Dropout"]
+    kinds = [module.kind for module in known]
+    if is_declared and not {"Transformer", "StaticEmbedding"}.intersection(kinds):
+        kinds.insert(0, "Transformer")  # under a name of the repo's own
+    _check_order(repo, kinds, pools="Pooling" in kinds or (is_declared and "Transformer" in kinds))
     pipeline = _Pipeline()
-    for kind, module in zip(kinds, modules, strict=True):
-        folder = str(module.get("path", ""))
-        match kind:
-            case "Transformer":
-                _add_transformer(repo, folder, pipeline)
-            case "StaticEmbedding":
-                _add_static(repo, folder, pipeline)
-            case "Pooling":
-                _add_pooling(repo, folder, pipeline)
-            case "Dense":
-                _add_projection(repo, folder, pipeline)
-            case "Normalize":
-                pipeline.normalize = True
-            case unknown:
-                raise repo.unsupported(
-                    f"its module {unknown!r} is none that we compute; if the graph does that, say pooling= and "
-                    "normalize= yourself"
-                )
-    ranks = [_MODULE_ORDER[kind] for kind in kinds]
-    if ranks != sorted(ranks) or ranks[:1] != [0] or ("Transformer" in kinds) != ("Pooling" in kinds):
-        raise repo.unsupported(f"its modules come in an order that we do not compute: {', '.join(kinds)}")
-    if repo.overrides.pooling is not None:
-        pipeline.pooling = repo.overrides.pooling
-    if repo.overrides.normalize is not None:
-        pipeline.normalize = repo.overrides.normalize
+    if "Transformer" in kinds:
+        _read_limits(repo, pipeline)
+        pipeline.dim = _hidden_size(repo)
+    for module in known:
+        _READERS[module.kind](repo, module.prefix, pipeline)
+    _override(repo, pipeline)
     return pipeline
 
 
-def _kind(type_name: str) -> str:
-    """The last part of a type of sentence-transformers; a repo's own types keep their full name."""
-    return type_name.rsplit(".", 1)[-1] if type_name.startswith("sentence_transformers.") else type_name
+def _check_order(repo: _Repo, kinds: Sequence[str], *, pools: bool) -> None:
+    ranks = [_MODULE_ORDER[kind] for kind in kinds]
+    if ranks != sorted(ranks) or ranks[:1] != [0] or ("Transformer" in kinds) != pools:
+        raise repo.unsupported(f"its modules come in an order that we do not compute: {', '.join(kinds)}")
+
+
+def _override(repo: _Repo, pipeline: _Pipeline) -> None:
+    """Put what the caller says in the place of the module that says the same, and of no other."""
+    overrides = repo.overrides
+    if pipeline.encoder == "static":
+        _check_static_pooling(repo)
+    elif overrides.pooling == "none" or (
+        # A graph cannot know which tokens are a prompt's.
+        overrides.pooling in (None, pipeline.pooling) and pipeline.settings.get("include_prompt", True)
+    ):
+        _take_finished(repo, pipeline)
+    if overrides.pooling == "none":
+        # The graph's vector is what linear layers have made already.
+        pipeline.pooling, pipeline.dim, pipeline.files = "none", None, ()
+        pipeline.settings.pop("projections", None)
+    elif overrides.pooling is not None:
+        pipeline.pooling = overrides.pooling
+    if overrides.normalize is not None:
+        pipeline.normalize = overrides.normalize
+
+
+def _take_finished(repo: _Repo, pipeline: _Pipeline) -> None:
+    """Let a finished vector that the graph has as an output be taken; see `DenseEncoder`."""
+    if repo.overrides.output is None:
+        pipeline.settings["takes_finished"] = True
+
+
+def _check_static_pooling(repo: _Repo) -> None:
+    if repo.overrides.pooling not in (None, "mean"):
+        raise repo.unsupported("a static embedding is the mean of its tokens' vectors: leave out pooling=")
 
 
 _MODULE_ORDER = {"Transformer": 0, "StaticEmbedding": 0, "Pooling": 1, "Dense": 2, "Normalize": 3}
-# transformers writes 1e30 where a tokenizer has no limit.
-_NO_LIMIT = 10**15
 
 
-def _add_transformer(repo: _Repo, folder: str, pipeline: _Pipeline) -> None:
-    if folder:
+def _add_transformer(repo: _Repo, prefix: str, pipeline: _Pipeline) -> None:  # noqa: ARG001 (one signature for all)
+    if prefix and (repo.overrides.pooling is None or repo.overrides.normalize is None):
         raise repo.unsupported(
-            f"its transformer lies in the folder {folder!r}; save it with a current sentence-transformers, "
+            f"its transformer lies in the folder {shown(prefix)}; save it with a current sentence-transformers, "
             "which puts it beside modules.json"
         )
-    _read_limits(repo, pipeline)
-    pipeline.dim = _hidden_size(repo)
 
 
-def _add_static(repo: _Repo, folder: str, pipeline: _Pipeline) -> None:
+def _add_static(repo: _Repo, prefix: str, pipeline: _Pipeline) -> None:
     pipeline.encoder = "static"
     pipeline.pooling = "mean"
-    prefix = f"{folder}/" if folder else ""
     pipeline.files = (f"{prefix}{WEIGHTS}", f"{prefix}tokenizer.json")
-    pipeline.settings = {"folder": folder} if folder else {}
+    pipeline.settings = {"folder": prefix.rstrip("/")} if prefix else {}
     for path in pipeline.files:
         if path not in repo.files:
             raise repo.unsupported(f"its static embedding lacks the file {path}")
 
 
-def _add_pooling(repo: _Repo, folder: str, pipeline: _Pipeline) -> None:
-    config = repo.json(f"{folder}/config.json")
-    modes: list[Pooling] = [mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)]
-    if named := config.get("pooling_mode"):
-        names = [named] if isinstance(named, str) else list(named)
-        if unknown := [mode for mode in names if mode not in _POOLING_NAMES]:
-            raise repo.unsupported(f"its pooling mode {unknown[0]!r} is none that we compute: say pooling=")
-        modes = [_POOLING_NAMES[mode] for mode in names]
-    if len(modes) != 1 and repo.overrides.pooling is None:
-        said = f"the pooling modes {', '.join(modes)} at once" if modes else "no pooling mode that we know"
-        raise repo.unsupported(f"{folder}/config.json has {said}: say pooling=")
-    if modes:
-        pipeline.pooling = modes[0]
+def _add_pooling(repo: _Repo, prefix: str, pipeline: _Pipeline) -> None:
+    path = f"{prefix}config.json"
+    config = repo.json(path)
+    try:
+        pipeline.pooling = _pooling_of(repo, path, config)
+    except UnsupportedModelError:
+        if repo.overrides.pooling is None:
+            raise
     pipeline.dim = _integer(config, "word_embedding_dimension", "embedding_dimension") or pipeline.dim
     if config.get("include_prompt") is False:
         pipeline.settings["include_prompt"] = False
 
 
-def _add_projection(repo: _Repo, folder: str, pipeline: _Pipeline) -> None:
-    weights = f"{folder}/{WEIGHTS}"
+def _pooling_of(repo: _Repo, path: str, config: dict[str, Any]) -> Pooling:
+    modes: list[Pooling] = [mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)]
+    if named := config.get("pooling_mode"):
+        names = named if isinstance(named, list) else [named]
+        unknown = [mode for mode in names if not isinstance(mode, str) or mode not in _POOLING_NAMES]
+        if unknown:
+            raise repo.unsupported(f"its pooling mode {shown(unknown[0])} is none that we compute: say pooling=")
+        modes = [_POOLING_NAMES[mode] for mode in names]
+    if len(modes) != 1:
+        said = f"the pooling modes {', '.join(modes[:8])} at once" if modes else "no pooling mode that we know"
+        raise repo.unsupported(f"{path} has {said}: say pooling=")
+    return modes[0]
+
+
+def _add_projection(repo: _Repo, prefix: str, pipeline: _Pipeline) -> None:
+    if repo.overrides.pooling == "none":
+        return
+    weights = f"{prefix}{WEIGHTS}"
     if weights not in repo.files:
         raise repo.unsupported(
             f"its linear layer lacks {weights}: files of pickled Python (pytorch_model.bin) are not read"
         )
-    config = repo.json(f"{folder}/config.json")
+    config = repo.json(f"{prefix}config.json")
     if config.get("use_residual") or config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
         raise repo.unsupported(
-            f"its linear layer in {folder} is of a kind that we do not compute (residual, or per token)"
+            f"its linear layer in {prefix} is of a kind that we do not compute (residual, or per token)"
         )
     pipeline.dim = _integer(config, "out_features") or pipeline.dim
-    pipeline.files += (weights, f"{folder}/config.json")
+    pipeline.files += (weights, f"{prefix}config.json")
     earlier = pipeline.settings.get("projections", ())
     assert isinstance(earlier, tuple)
-    pipeline.settings["projections"] = (*earlier, folder)
+    pipeline.settings["projections"] = (*earlier, prefix.rstrip("/"))
+
+
+def _add_normalization(repo: _Repo, prefix: str, pipeline: _Pipeline) -> None:  # noqa: ARG001
+    pipeline.normalize = True
+
+
+_READERS: Mapping[str, Callable[[_Repo, str, _Pipeline], None]] = {
+    "Transformer": _add_transformer,
+    "StaticEmbedding": _add_static,
+    "Pooling": _add_pooling,
+    "Dense": _add_projection,
+    "Normalize": _add_normalization,
+}
+"""The modules that we compute: each reads its configuration into the pipeline."""
 
 
 def _model2vec(repo: _Repo) -> _Pipeline:
     """A static model as model2vec saves it, without sentence-transformers' files."""
+    _check_static_pooling(repo)
     normalize = repo.overrides.normalize
     pipeline = _Pipeline(
         normalize=bool(repo.json("config.json").get("normalize", True)) if normalize is None else normalize,
@@ -436,7 +433,7 @@ def _cross_encoder(repo: _Repo) -> _Pipeline:
     labels = _integer(config, "num_labels") or (len(id2label) if isinstance(id2label, dict) else 1)
     if labels != 1:
         raise repo.unsupported(f"it is a classifier of {labels} labels; a reranker has one, the score")
-    return _Pipeline(encoder="cross_encoder", max_length=_max_length(repo))
+    return _Pipeline(encoder="cross_encoder", max_length=_max_length(repo), settings=_preferring(repo, "logits"))
 
 
 def _splade(repo: _Repo) -> _Pipeline:
@@ -445,26 +442,31 @@ def _splade(repo: _Repo) -> _Pipeline:
     if modules is None:
         _check_task(repo, "ForMaskedLM")
     else:
-        kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
+        kinds = [module.type_name.rsplit(".", 1)[-1] for module in modules]
         if kinds != ["MLMTransformer", "SpladePooling"]:
-            raise repo.unsupported(f"its modules are {', '.join(kinds)}; SPLADE's are MLMTransformer and SpladePooling")
-        pooling = repo.json(f"{modules[1].get('path', '')}/config.json")
+            raise repo.unsupported(
+                f"its modules are {', '.join(kinds[:8])}; SPLADE's are MLMTransformer and SpladePooling"
+            )
+        pooling = repo.json(f"{modules[1].prefix}config.json")
         how = pooling.get("pooling_strategy", "max"), pooling.get("activation_function", "relu")
         if how != ("max", "relu"):
-            raise repo.unsupported(f"its pooling is {how[0]} of {how[1]}; only max of relu is computed")
-    return _Pipeline(encoder="splade", max_length=_max_length(repo))
+            raise repo.unsupported(f"its pooling is {shown(how[0])} of {shown(how[1])}; only max of relu is computed")
+    return _Pipeline(encoder="splade", max_length=_max_length(repo), settings=_preferring(repo, "logits"))
 
 
 def _check_task(repo: _Repo, task: str) -> None:
-    architectures = repo.json("config.json").get("architectures") or []
-    if not any(str(name).endswith(task) for name in architectures) and architectures:
-        raise repo.unsupported(f"config.json calls it {', '.join(map(str, architectures))}, not a model {task}")
+    architectures = repo.json("config.json").get("architectures")
+    names = architectures if isinstance(architectures, list) else [architectures] if architectures else []
+    if names and not any(isinstance(name, str) and name.endswith(task) for name in names):
+        raise repo.unsupported(f"config.json calls it {', '.join(map(shown, names[:8]))}, not a model {task}")
 
 
 def _declared(repo: _Repo, pooling: Pooling, normalize: bool) -> _Pipeline:
     pipeline = _Pipeline(pooling=pooling, normalize=normalize)
     _read_limits(repo, pipeline)
-    if pooling != "none":
+    if pooling == "none":
+        _take_finished(repo, pipeline)
+    else:
         pipeline.dim = _hidden_size(repo)
     return pipeline
 
@@ -476,14 +478,10 @@ def _read_limits(repo: _Repo, pipeline: _Pipeline) -> None:
 
 
 def _max_length(repo: _Repo) -> int | None:
-    """The limit that the repo declares beside its tokenizer; None leaves it to the tokenizer's own configuration."""
-    declared = _integer(repo.json("sentence_bert_config.json"), "max_seq_length")
-    if declared is not None:
-        return declared
-    # A tokenizer may allow more than the model has positions for; sentence-transformers takes the smaller one.
-    positions = _integer(repo.json("config.json"), "max_position_embeddings")
-    tokens = _integer(repo.json("tokenizer_config.json"), "model_max_length")
-    return positions if positions is not None and tokens is not None and positions < tokens < _NO_LIMIT else None
+    """See `repo_limit`."""
+    return repo_limit(
+        repo.json("config.json"), repo.json("tokenizer_config.json"), repo.json("sentence_bert_config.json")
+    )
 
 
 def _read_prompts(repo: _Repo) -> tuple[dict[str, str], str | None]:
@@ -491,8 +489,8 @@ def _read_prompts(repo: _Repo) -> tuple[dict[str, str], str | None]:
     declared = config.get("prompts")
     if not isinstance(declared, dict):
         declared = {}
-    prompts = {str(name): text for name, text in declared.items() if isinstance(text, str) and text}
-    # The names that sentence-transformers looks for when it encodes documents.
+    prompts = {name: text for name, text in declared.items() if isinstance(text, str)}
+    # A prompt for documents has several names; all of them may be asked for by the one that is ours.
     for synonym in ("document", "corpus"):
         if synonym in prompts:
             prompts.setdefault("passage", prompts[synonym])
@@ -501,31 +499,15 @@ def _read_prompts(repo: _Repo) -> tuple[dict[str, str], str | None]:
 
 
 def _graph_files(repo: _Repo) -> tuple[str | None, tuple[str, ...]]:
-    """The graph, and the files beside it that hold its weights; for an export, the weights themselves."""
+    """The graph, whose own weights it names itself; for an export, the files with the weights."""
     overrides = repo.overrides
     graph = choose_onnx_file(repo.files, onnx_file=overrides.onnx_file, precision=overrides.precision, model=repo.name)
     if graph is not None:
-        external = re.compile(re.escape(graph) + r"([_.]data(_\d+)?)")
-        stem = re.compile(re.escape(graph.removesuffix(".onnx")) + r"\.(data|bin)")
-        return graph, tuple(sorted(path for path in repo.files if external.fullmatch(path) or stem.fullmatch(path)))
+        return graph, ()
     if WEIGHTS in repo.files:
         return None, (WEIGHTS,)
     shards = sorted(path for path in repo.files if re.fullmatch(r"model-\d+-of-\d+\.safetensors", path))
     return None, (WEIGHTS_INDEX, *shards)
-
-
-def _precision_of(path: str) -> str | None:
-    """The precision that a graph's name tells; None where it is none that we know."""
-    stem = PurePosixPath(path).stem
-    for precision, suffixes in _PRECISIONS.items():
-        if precision != "fp32" and any(re.fullmatch(rf"\w+?{suffix}", stem) for suffix in suffixes):
-            return precision
-    # Optimised graphs (`model_O2.onnx`) hold fp32 weights; the last step, O4, turns them into fp16.
-    return "fp16" if stem.endswith("_O4") else "fp32"
-
-
-def _has_weights(files: Collection[str]) -> bool:
-    return WEIGHTS in files or WEIGHTS_INDEX in files
 
 
 def _hidden_size(repo: _Repo) -> int | None:
@@ -533,14 +515,23 @@ def _hidden_size(repo: _Repo) -> int | None:
 
 
 def _integer(config: dict[str, Any], *keys: str) -> int | None:
-    return next((config[key] for key in keys if type(config.get(key)) is int), None)
+    """The first of these entries that is a size: a number above 0 that an array could have."""
+    return next((config[key] for key in keys if type(config.get(key)) is int and 0 < config[key] < 2**31), None)
 
 
-def _listing(directory: Path) -> list[str]:
+def list_directory(directory: Path) -> list[str]:
+    """The files below a directory, as paths with "/", hidden ones left out.
+
+    Raises:
+        ModelLoadError: There is no such directory, or it cannot be read.
+    """
     if not directory.is_dir():
         raise ModelLoadError(f"there is no directory {directory}", model=str(directory))
-    return [
-        path.relative_to(directory).as_posix()
-        for path in directory.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(directory).parts)
-    ]
+    try:
+        return [
+            path.relative_to(directory).as_posix()
+            for path in directory.rglob("*")
+            if not any(part.startswith(".") for part in path.relative_to(directory).parts) and path.is_file()
+        ]
+    except OSError as error:
+        raise ModelLoadError(f"the directory {directory} cannot be read: {error}", model=str(directory)) from error

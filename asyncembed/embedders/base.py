@@ -22,12 +22,14 @@ from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
 from asyncembed.opening import prepare
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options
-from asyncembed.results import COUNT, Matrix, Output, Vector, dense
+from asyncembed.results import COUNT, Output, dense
 from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
 
 InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
-CollectedT = TypeVar("CollectedT")
+
+ModelName: TypeAlias = str | os.PathLike[str] | ModelSpec
+"""As the classes take it: a name of the catalogue, a repo on the hub, a local directory, or a spec."""
 
 PriorityName: TypeAlias = Literal["interactive", "bulk"]
 Key: TypeAlias = Callable[[Any], Any]
@@ -61,7 +63,7 @@ class Embedder(Openable):
 
     family: ClassVar[Family]
 
-    def __init__(self, model_name: str | os.PathLike[str] | ModelSpec, **options: Unpack[OptionKeywords]) -> None:
+    def __init__(self, model_name: ModelName, **options: Unpack[OptionKeywords]) -> None:
         _check_name(model_name)
         self._model_name = model_name
         parameters = signature(type(self)).parameters.values()
@@ -124,7 +126,7 @@ class Embedder(Openable):
             batch_timeout=options.batch_timeout,
         )
 
-    def _wanted(self) -> str | os.PathLike[str] | ModelSpec:
+    def _wanted(self) -> ModelName:
         """The model to open."""
         return self._model_name
 
@@ -149,7 +151,7 @@ class Embedder(Openable):
             raise StateError(f"the size of {self.model_name} is known once it is open")
         return size
 
-    def _dense_output(self, call: Call) -> Output[Vector, Matrix]:
+    def _dense_output(self, call: Call) -> Output[Any, Any]:
         """How the vectors that `call` asks for leave a stream."""
         try:
             size = call.truncate_dim or self._vector_size()
@@ -179,13 +181,13 @@ class Embedder(Openable):
         source: Source[InputT],
         measure: "Measure",
         call: Call,
-        output: Output[ResultT, CollectedT],
+        output: Output[Any, Any],
         *,
         key: Key | None,
         priority: PriorityName,
         ordered: bool,
         on_error: OnError,
-    ) -> EmbeddingStream[InputT, ResultT, CollectedT]:
+    ) -> EmbeddingStream[InputT, Any, Any]:
         opened = self._require_open()
         check_choice("priority", priority, get_args(PriorityName))
         check_choice("on_error", on_error, get_args(OnError))
@@ -209,7 +211,7 @@ class Embedder(Openable):
             on_end=end,
         )
         opened.streams.add(state)
-        return EmbeddingStream(state, source, opened.group, output)
+        return EmbeddingStream(state, source, opened.group, output.returning() if on_error == "return" else output)
 
     async def _one(self, value: object, measure: "Measure", call: Call, output: Output[ResultT, Any]) -> ResultT:
         """One input, at once: an interactive call."""
@@ -234,13 +236,17 @@ class Embedder(Openable):
     async def _count(self, source: Source[InputT], measure: "Measure", call: Call) -> int:
         """Tokens of all inputs together."""
         counted = replace(call, mode="count")
-        return await self._stream(
+        stream: EmbeddingStream[InputT, int, int] = self._stream(
             source, measure, counted, COUNT, key=None, priority="interactive", ordered=False, on_error="raise"
-        ).collect()
+        )
+        return await stream.collect()
 
     def _group_of(self, opened: Opened, call: Call) -> Group:
-        config = opened.model.config
-        return Group(opened.model.key, call, config.max_batch_tokens, config.max_batch_size or sys.maxsize)
+        model = opened.model
+        # What came up in the workers decides: a model on the CPU does not get an accelerator's batches.
+        budget = model.facts.get("max_batch_tokens")
+        max_tokens = budget if isinstance(budget, int) else model.config.max_batch_tokens
+        return Group(model.key, call, max_tokens, model.config.max_batch_size or sys.maxsize)
 
 
 Measure: TypeAlias = Callable[[object], tuple[int, int]]

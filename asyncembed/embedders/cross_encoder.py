@@ -1,22 +1,34 @@
 """Rerankers: how well a document answers a query, judged by a model that reads both together."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Unpack, cast, get_args
+from typing import Any, Literal, Unpack, cast, get_args, overload
 
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.checks import check_choice, check_count
-from asyncembed.embedders.base import Embedder, InputT, PriorityName, measure_text
+from asyncembed.embedders.base import Embedder, InputT, Key, ModelName, PriorityName, measure_text
+from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call
 from asyncembed.errors import InputError
 from asyncembed.options import OptionKeywords
 from asyncembed.results import SCORE, Scores
-from asyncembed.stream import EmbeddingStream, OnError, Source
+from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source
 
 Activation = Literal["none", "sigmoid"]
 Pair = tuple[str, str]
+
+
+class RerankStreamCall(StreamCall, total=False):
+    """What a call may say that gives a stream of scores: also an activation instead of the constructor's."""
+
+    activation: Activation | None
+
+
+class RerankReturningCall(ReturningCall, total=False):
+    """The same with errors in the place of scores."""
+
+    activation: Activation | None
 
 
 class TextCrossEncoder(Embedder):
@@ -42,7 +54,7 @@ class TextCrossEncoder(Embedder):
 
     def __init__(
         self,
-        model_name: str | os.PathLike[str] | ModelSpec,
+        model_name: ModelName,
         *,
         activation: Activation = "none",
         truncate: bool = True,
@@ -53,17 +65,38 @@ class TextCrossEncoder(Embedder):
         self._activation: Activation = activation
         self._truncate = truncate
 
+    @overload
+    def rerank(
+        self, query: str, documents: Source[str], *, key: None = None, **call: Unpack[RerankStreamCall]
+    ) -> EmbeddingStream[str, float, Scores]: ...
+    @overload
+    def rerank(
+        self, query: str, documents: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[RerankStreamCall]
+    ) -> EmbeddingStream[InputT, float, Scores]: ...
+    @overload
+    def rerank(
+        self, query: str, documents: Source[str], *, key: None = None, **call: Unpack[RerankReturningCall]
+    ) -> ReturningStream[str, float]: ...
+    @overload
     def rerank(
         self,
         query: str,
         documents: Source[InputT],
         *,
-        key: Callable[[InputT], str] | None = None,
+        key: Callable[[InputT], str],
+        **call: Unpack[RerankReturningCall],
+    ) -> ReturningStream[InputT, float]: ...
+    def rerank(
+        self,
+        query: str,
+        documents: Source[Any],
+        *,
+        key: Key | None = None,
         activation: Activation | None = None,
         priority: PriorityName = "bulk",
         ordered: bool = True,
         on_error: OnError = "raise",
-    ) -> EmbeddingStream[InputT, float, Scores]:
+    ) -> EmbeddingStream[Any, Any, Any]:
         """Score documents, from any iterable or async iterable, against one query.
 
         Args:
@@ -105,16 +138,32 @@ class TextCrossEncoder(Embedder):
             on_error=on_error,
         )
 
+    @overload
+    def rerank_pairs(
+        self, pairs: Source[Pair], *, key: None = None, **call: Unpack[RerankStreamCall]
+    ) -> EmbeddingStream[Pair, float, Scores]: ...
+    @overload
+    def rerank_pairs(
+        self, pairs: Source[InputT], *, key: Callable[[InputT], Pair], **call: Unpack[RerankStreamCall]
+    ) -> EmbeddingStream[InputT, float, Scores]: ...
+    @overload
+    def rerank_pairs(
+        self, pairs: Source[Pair], *, key: None = None, **call: Unpack[RerankReturningCall]
+    ) -> ReturningStream[Pair, float]: ...
+    @overload
+    def rerank_pairs(
+        self, pairs: Source[InputT], *, key: Callable[[InputT], Pair], **call: Unpack[RerankReturningCall]
+    ) -> ReturningStream[InputT, float]: ...
     def rerank_pairs(
         self,
-        pairs: Source[InputT],
+        pairs: Source[Any],
         *,
-        key: Callable[[InputT], Pair] | None = None,
+        key: Key | None = None,
         activation: Activation | None = None,
         priority: PriorityName = "bulk",
         ordered: bool = True,
         on_error: OnError = "raise",
-    ) -> EmbeddingStream[InputT, float, Scores]:
+    ) -> EmbeddingStream[Any, Any, Any]:
         """Score pairs (query, document), from any iterable or async iterable; see `rerank`."""
         _refuse_text(pairs, "pairs", "the pair")
         return self._stream(
@@ -128,13 +177,33 @@ class TextCrossEncoder(Embedder):
             on_error=on_error,
         )
 
+    @overload
+    async def rank(
+        self,
+        query: str,
+        documents: Source[str],
+        top_k: int | None = None,
+        *,
+        key: None = None,
+        activation: Activation | None = None,
+    ) -> list[tuple[int, float]]: ...
+    @overload
     async def rank(
         self,
         query: str,
         documents: Source[InputT],
         top_k: int | None = None,
         *,
-        key: Callable[[InputT], str] | None = None,
+        key: Callable[[InputT], str],
+        activation: Activation | None = None,
+    ) -> list[tuple[int, float]]: ...
+    async def rank(
+        self,
+        query: str,
+        documents: Source[Any],
+        top_k: int | None = None,
+        *,
+        key: Key | None = None,
         activation: Activation | None = None,
     ) -> list[tuple[int, float]]:
         """The best documents for a query. Goes before bulk work.
@@ -146,7 +215,9 @@ class TextCrossEncoder(Embedder):
             InputError: As in `rerank`.
         """
         check_count("top_k", top_k, least=1)
-        scores = await self.rerank(query, documents, key=key, activation=activation, priority="interactive").collect()
+        scores: Scores = await self.rerank(
+            query, documents, key=key or _itself, activation=activation, priority="interactive"
+        ).collect()
         order = (-scores).argsort(kind="stable")[:top_k]
         return list(zip(order.tolist(), scores[order].tolist(), strict=True))
 

@@ -1,31 +1,45 @@
 """Image embeddings: one vector per image. And what every class that takes images shares: reading and fetching them."""
 
-import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Literal, Unpack
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, overload
 
-from anyio import CancelScope, move_on_after
+from anyio import CancelScope, get_cancelled_exc_class, move_on_after
 from anyio.abc import TaskGroup
 
 from asyncembed.catalogue.from_repo import Overrides
-from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.checks import check_choice, check_count
-from asyncembed.embedders.base import Embedder, InputT, Key, Measure, ModelIntake, PriorityName
+from asyncembed.checks import check_bool, check_choice, check_count, check_seconds
+from asyncembed.embedders.base import Embedder, InputT, Key, Measure, ModelIntake, ModelName, PriorityName
 from asyncembed.embedders.fetch import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
-from asyncembed.embedders.image_source import ImageBringer, ImageInput, OneImage, as_images, measure_image, pack_image
+from asyncembed.embedders.image_source import (
+    ENCODED_BYTES_PER_TOKEN,
+    Absent,
+    ImageInput,
+    ImagePacker,
+    ImageT,
+    as_images,
+    measure_image,
+)
+from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call
-from asyncembed.encoders.image_input import MAX_IMAGE_PIXELS
+from asyncembed.encoders.image_input import MAX_IMAGE_PIXELS, describe
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
 from asyncembed.engine.supervisor import PooledModel, WorkerPool
-from asyncembed.errors import AsyncEmbedError, InputError, OptionError
+from asyncembed.errors import AsyncEmbedError, InputError, StateError
 from asyncembed.options import OptionKeywords
-from asyncembed.results import Matrix, Output, Vector
-from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
+from asyncembed.results import Output, ScalarT
+from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source, StreamState
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 CLOSE_GRACE_SECONDS = 2.0
+
+LONGEST_TIMEOUT_SECONDS = 1e9
 
 DECODING_TOKENS = 128
 """What decoding an image of ordinary size costs, in tokens, beside what its model takes for it."""
@@ -55,10 +69,10 @@ class ImageEmbedder(Embedder):
         fast_decode: Decode JPEGs at a reduced scale, at least twice of what the model needs in each direction. Several
             times as fast for large photographs; the vectors change a little (cosine about 0.999).
         apply_orientation: Turn images as their EXIF tag says. Off by default: so are the models' reference numbers.
-        max_image_pixels: Refuse images of more pixels.
+        max_image_pixels: Refuse images of more pixels, before they are decoded or sent to a worker.
         allow_private_urls: Also fetch from private, loopback and link-local addresses.
         max_url_bytes: Most bytes behind one URL.
-        url_timeout: Most seconds for one URL, redirects included.
+        url_timeout: Most seconds for one URL, redirects included, and for reading one file object.
         options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
 
     Raises:
@@ -67,7 +81,7 @@ class ImageEmbedder(Embedder):
 
     def __init__(
         self,
-        model_name: str | os.PathLike[str] | ModelSpec,
+        model_name: ModelName,
         *,
         fast_decode: bool = False,
         apply_orientation: bool = False,
@@ -78,28 +92,34 @@ class ImageEmbedder(Embedder):
         **options: Unpack[OptionKeywords],
     ) -> None:
         super().__init__(model_name, **options)
-        check_count("max_image_pixels", max_image_pixels, least=1)
-        check_count("max_url_bytes", max_url_bytes, least=1)
-        if not url_timeout > 0:
-            raise OptionError(f"url_timeout must be a positive number of seconds; got {url_timeout!r}")
+        for name, flag in (
+            ("fast_decode", fast_decode),
+            ("apply_orientation", apply_orientation),
+            ("allow_private_urls", allow_private_urls),
+        ):
+            check_bool(name, flag)
+        check_count("max_image_pixels", max_image_pixels, least=1, may_be_none=False)
+        check_count("max_url_bytes", max_url_bytes, least=1, may_be_none=False)
+        check_seconds("url_timeout", url_timeout)
+        seconds = float(min(url_timeout, LONGEST_TIMEOUT_SECONDS))
         self._decoding: dict[str, object] = {
             "fast_decode": fast_decode,
             "apply_orientation": apply_orientation,
             "max_image_pixels": max_image_pixels,
         }
-        limits = FetchLimits(
-            allow_private=allow_private_urls, max_bytes=max_url_bytes, timeout_seconds=float(url_timeout)
-        )
+        limits = FetchLimits(allow_private=allow_private_urls, max_bytes=max_url_bytes, timeout_seconds=seconds)
         self._fetcher = UrlFetcher(limits)
+        self._packer = ImagePacker(self._fetcher, max_pixels=max_image_pixels, timeout_seconds=seconds)
 
     @asynccontextmanager
     async def _lifetime(self) -> AsyncGenerator[None]:
-        async with super()._lifetime():
-            try:
+        try:
+            async with super()._lifetime():
                 yield
-            finally:
-                with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
-                    await self._fetcher.aclose()
+        finally:
+            # After the streams have ended: an image that is being fetched then is nobody's failure.
+            with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
+                await self._fetcher.aclose()
 
     def _settings(self) -> Mapping[str, object]:
         return self._decoding
@@ -108,19 +128,18 @@ class ImageEmbedder(Embedder):
         if measure is not measure_image:
             return super()._intake(group, priority, measure, key)
         opened = self._require_open()
-        bringer = ImageBringer(self._fetcher)
-        return _ImageIntake(opened.pool, opened.model, group, priority, key, bringer, opened.group)
+        return _ImageIntake(opened.pool, opened.model, group, priority, key, self._packer, opened.group)
 
     def _images(
         self,
-        source: Source[InputT] | OneImage,
+        source: Source[Any] | ImageInput,
         call: Call,
         output: Output[Any, Any],
         key: Key | None,
         priority: PriorityName,
         ordered: bool,
         on_error: OnError,
-    ) -> EmbeddingStream[InputT, Any, Any]:
+    ) -> EmbeddingStream[Any, Any, Any]:
         return self._stream(
             as_images(source),
             measure_image,
@@ -143,26 +162,31 @@ class _ImageIntake(ModelIntake):
         group: Group,
         priority: Priority,
         key: Key | None,
-        bringer: ImageBringer,
+        packer: ImagePacker,
         tasks: TaskGroup,
     ) -> None:
-        super().__init__(pool, model, group, priority, measure_image, key)
+        super().__init__(pool, model, group, priority, partial(measure_image, max_pixels=packer.max_pixels), key)
         taken = model.facts.get("tokens_per_image")
         self._tokens_per_image = DECODING_TOKENS + (taken if isinstance(taken, int) else 0)
-        self._bringer = bringer
+        self._packer = packer
         self._tasks = tasks
         # What is yet to be brought in, and the scopes of the tasks that do it.
         self._waiting: deque[Item] = deque()
         self._scopes: set[CancelScope] = set()
 
     def _make_item(self, value: object, units: int, index: int, sink: Sink) -> Item:
-        packed = value if self._bringer(value) is not None else pack_image(value)
+        try:
+            packed = self._packer(value)
+        except InputError as error:
+            self._model.failed += 1
+            error.index = index
+            raise
         return Item(packed, self._tokens_per_image + units, self.group, self._priority, sink, index)
 
     def submit(self, items: list[Item]) -> None:
         ready = []
         for item in items:
-            if self._bringer(item.value) is None:
+            if type(item.value) is not Absent:
                 ready.append(item)
             else:
                 self._waiting.append(item)
@@ -186,23 +210,46 @@ class _ImageIntake(ModelIntake):
                     await self._bring_in(self._waiting.popleft())
         finally:
             self._scopes.discard(scope)
+            if not self._scopes:
+                # None are left but where the embedder closes.
+                while self._waiting:
+                    _fail_as_closed(self._waiting.popleft())
 
     async def _bring_in(self, item: Item) -> None:
         """Fetch or read an image, and let it wait for a worker; whatever goes wrong is the image's own error."""
-        bring = self._bringer(item.value)
-        assert bring is not None
+        assert isinstance(item.value, Absent)
         try:
-            item.value = data = await bring()
-            if isinstance(item.sink, StreamState):
-                item.sink.charge(item.index, len(data))
-            self._pool.submit([item])
+            data = await item.value.bring()
+        except get_cancelled_exc_class():
+            _fail_as_closed(item)
+            raise
         except Exception as error:  # noqa: BLE001 (it travels as a value: nothing leaves a task of the group)
-            known = error if isinstance(error, AsyncEmbedError) else f"{type(error).__name__}: {error}"
+            known = error if isinstance(error, AsyncEmbedError) else describe(error)
             self._model.failed += 1
             item.sink.fail(item.index, InputError(str(known), index=item.index))
+            return
+        item.value = data
+        # What it costs to decode is known only now.
+        item.size += len(data) // ENCODED_BYTES_PER_TOKEN
+        if isinstance(item.sink, StreamState):
+            item.sink.charge(item.index, len(data))
+        self._pool.submit([item])
 
 
-class ImageEmbedding(ImageEmbedder):
+def _fail_as_closed(item: Item) -> None:
+    """Tell whoever waits for an image that nobody brings it in any more; a stream that has ended does not listen."""
+    item.sink.fail(item.index, StateError("the embedder was closed while the image was being fetched or read"))
+
+
+class ImageVectorKeywords(ImageKeywords, total=False):
+    """The keywords that do not decide about the type of a vector, for signatures; `ImageEmbedding` documents them."""
+
+    pooling: Literal["none", "cls"] | None
+    normalize: bool | None
+    truncate_dim: int | None
+
+
+class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
     """Image embeddings: one vector per image.
 
     ```python
@@ -227,9 +274,25 @@ class ImageEmbedding(ImageEmbedder):
 
     family = "image"
 
+    @overload
+    def __init__(
+        self: "ImageEmbedding[np.float32]",
+        model_name: ModelName,
+        *,
+        dtype: Literal["float32"] = "float32",
+        **keywords: Unpack[ImageVectorKeywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "ImageEmbedding[np.float16]",
+        model_name: ModelName,
+        *,
+        dtype: Literal["float16"],
+        **keywords: Unpack[ImageVectorKeywords],
+    ) -> None: ...
     def __init__(
         self,
-        model_name: str | os.PathLike[str] | ModelSpec,
+        model_name: ModelName,
         *,
         pooling: Literal["none", "cls"] | None = None,
         normalize: bool | None = None,
@@ -239,21 +302,38 @@ class ImageEmbedding(ImageEmbedder):
     ) -> None:
         super().__init__(model_name, **options)
         check_choice("pooling", pooling, (None, "none", "cls"))
+        check_bool("normalize", normalize, may_be_none=True)
         check_choice("dtype", dtype, ("float32", "float16"))
         check_count("truncate_dim", truncate_dim, least=1)
         self._pooling: Literal["none", "cls"] | None = pooling
         self._normalize = normalize
         self._call = Call(mode="image", truncate_dim=truncate_dim, dtype=dtype)
 
+    @overload
+    def embed(
+        self, images: Source[ImageT] | ImageT, *, key: None = None, **call: Unpack[StreamCall]
+    ) -> "EmbeddingStream[ImageT, NDArray[ScalarT], NDArray[ScalarT]]": ...
+    @overload
+    def embed(
+        self, images: Source[InputT], *, key: Callable[[InputT], ImageInput], **call: Unpack[StreamCall]
+    ) -> "EmbeddingStream[InputT, NDArray[ScalarT], NDArray[ScalarT]]": ...
+    @overload
+    def embed(
+        self, images: Source[ImageT] | ImageT, *, key: None = None, **call: Unpack[ReturningCall]
+    ) -> "ReturningStream[ImageT, NDArray[ScalarT]]": ...
+    @overload
+    def embed(
+        self, images: Source[InputT], *, key: Callable[[InputT], ImageInput], **call: Unpack[ReturningCall]
+    ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
     def embed(
         self,
-        images: Source[InputT] | OneImage,
+        images: Source[Any] | ImageInput,
         *,
-        key: Callable[[InputT], ImageInput] | None = None,
+        key: Key | None = None,
         priority: PriorityName = "bulk",
         ordered: bool = True,
         on_error: OnError = "raise",
-    ) -> EmbeddingStream[InputT, Vector, Matrix]:
+    ) -> EmbeddingStream[Any, Any, Any]:
         """Embed images from any iterable or async iterable.
 
         Args:
@@ -275,11 +355,11 @@ class ImageEmbedding(ImageEmbedder):
         """
         return self._images(images, self._call, self._dense_output(self._call), key, priority, ordered, on_error)
 
-    async def embed_image(self, image: ImageInput) -> Vector:
+    async def embed_image(self, image: ImageInput) -> "NDArray[ScalarT]":
         """The vector of one image: (dim,). Goes before bulk work."""
         return await self._one(image, measure_image, self._call, self._dense_output(self._call))
 
-    async def embed_images(self, images: Iterable[ImageInput]) -> Matrix:
+    async def embed_images(self, images: Iterable[ImageInput]) -> "NDArray[ScalarT]":
         """The vectors of some images: (n, dim), rows in input order. Goes before bulk work."""
         return await self.embed(images, priority="interactive").collect()
 

@@ -1,20 +1,29 @@
 """Late interaction between texts and images: a vector per token or patch, compared by MaxSim."""
 
-import os
 from collections.abc import Callable, Iterable
-from typing import Literal, Unpack
+from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, overload
 
-from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.checks import check_choice
-from asyncembed.embedders.base import InputT, PriorityName, as_source, measure_text
+from asyncembed.embedders.base import InputT, Key, ModelName, PriorityName, as_source, measure_text
 from asyncembed.embedders.image import ImageEmbedder, ImageKeywords
-from asyncembed.embedders.image_source import ImageInput, OneImage, measure_image
+from asyncembed.embedders.image_source import ImageInput, ImageT, measure_image
+from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call
-from asyncembed.results import MATRICES, Matrix
-from asyncembed.stream import EmbeddingStream, OnError, Source
+from asyncembed.results import MATRICES, ScalarT
+from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
-class LateInteractionMultimodalEmbedding(ImageEmbedder):
+class MultimodalKeywords(ImageKeywords, total=False):
+    """The keywords that do not decide about the type of a result, for signatures."""
+
+    truncate: bool
+
+
+class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
     """ColPali and ColModernVBERT: matrices of texts (the queries) and of images (pages, the documents).
 
     ```python
@@ -36,9 +45,25 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder):
 
     family = "late_interaction_multimodal"
 
+    @overload
+    def __init__(
+        self: "LateInteractionMultimodalEmbedding[np.float32]",
+        model_name: ModelName,
+        *,
+        dtype: Literal["float32"] = "float32",
+        **keywords: Unpack[MultimodalKeywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "LateInteractionMultimodalEmbedding[np.float16]",
+        model_name: ModelName,
+        *,
+        dtype: Literal["float16"],
+        **keywords: Unpack[MultimodalKeywords],
+    ) -> None: ...
     def __init__(
         self,
-        model_name: str | os.PathLike[str] | ModelSpec,
+        model_name: ModelName,
         *,
         truncate: bool = True,
         dtype: Literal["float32", "float16"] = "float32",
@@ -51,15 +76,31 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder):
 
     # ---------------------------------------------------------------- many inputs
 
+    @overload
+    def embed_text(
+        self, documents: Source[str], *, key: None = None, **call: Unpack[StreamCall]
+    ) -> "EmbeddingStream[str, NDArray[ScalarT], list[NDArray[ScalarT]]]": ...
+    @overload
+    def embed_text(
+        self, documents: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[StreamCall]
+    ) -> "EmbeddingStream[InputT, NDArray[ScalarT], list[NDArray[ScalarT]]]": ...
+    @overload
+    def embed_text(
+        self, documents: Source[str], *, key: None = None, **call: Unpack[ReturningCall]
+    ) -> "ReturningStream[str, NDArray[ScalarT]]": ...
+    @overload
+    def embed_text(
+        self, documents: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[ReturningCall]
+    ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
     def embed_text(
         self,
-        documents: Source[InputT],
+        documents: Source[Any],
         *,
-        key: Callable[[InputT], str] | None = None,
+        key: Key | None = None,
         priority: PriorityName = "bulk",
         ordered: bool = True,
         on_error: OnError = "raise",
-    ) -> EmbeddingStream[InputT, Matrix, list[Matrix]]:
+    ) -> EmbeddingStream[Any, Any, Any]:
         """Embed texts, as the queries that they are to these models.
 
         Args:
@@ -90,15 +131,31 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder):
             on_error=on_error,
         )
 
+    @overload
+    def embed_image(
+        self, images: Source[ImageT] | ImageT, *, key: None = None, **call: Unpack[StreamCall]
+    ) -> "EmbeddingStream[ImageT, NDArray[ScalarT], list[NDArray[ScalarT]]]": ...
+    @overload
+    def embed_image(
+        self, images: Source[InputT], *, key: Callable[[InputT], ImageInput], **call: Unpack[StreamCall]
+    ) -> "EmbeddingStream[InputT, NDArray[ScalarT], list[NDArray[ScalarT]]]": ...
+    @overload
+    def embed_image(
+        self, images: Source[ImageT] | ImageT, *, key: None = None, **call: Unpack[ReturningCall]
+    ) -> "ReturningStream[ImageT, NDArray[ScalarT]]": ...
+    @overload
+    def embed_image(
+        self, images: Source[InputT], *, key: Callable[[InputT], ImageInput], **call: Unpack[ReturningCall]
+    ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
     def embed_image(
         self,
-        images: Source[InputT] | OneImage,
+        images: Source[Any] | ImageInput,
         *,
-        key: Callable[[InputT], ImageInput] | None = None,
+        key: Key | None = None,
         priority: PriorityName = "bulk",
         ordered: bool = True,
         on_error: OnError = "raise",
-    ) -> EmbeddingStream[InputT, Matrix, list[Matrix]]:
+    ) -> EmbeddingStream[Any, Any, Any]:
         """Embed images; see `ImageEmbedding.embed` for the arguments and errors.
 
         Returns:
@@ -109,15 +166,15 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder):
 
     # ---------------------------------------------------------------- a few inputs, at once
 
-    async def embed_query(self, query: str) -> Matrix:
+    async def embed_query(self, query: str) -> "NDArray[ScalarT]":
         """The matrix of one text: (rows, dim). Goes before bulk work."""
         return await self._one(query, measure_text, self._text_call, MATRICES)
 
-    async def embed_images(self, images: Iterable[ImageInput]) -> list[Matrix]:
+    async def embed_images(self, images: Iterable[ImageInput]) -> "list[NDArray[ScalarT]]":
         """The matrices of some images, in input order. Goes before bulk work."""
         return await self.embed_image(images, priority="interactive").collect()
 
-    async def embed_one_image(self, image: ImageInput) -> Matrix:
+    async def embed_one_image(self, image: ImageInput) -> "NDArray[ScalarT]":
         """The matrix of one image: (rows, dim). Goes before bulk work."""
         return await self._one(image, measure_image, self._image_call, MATRICES)
 

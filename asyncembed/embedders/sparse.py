@@ -1,19 +1,20 @@
 """Sparse text embeddings: SPLADE, BM25, BM42 and miniCOIL behind one class."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Unpack, get_args
 
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.checks import check_choice
-from asyncembed.embedders.base import Embedder, InputT, Key, PriorityName, as_source, measure_text
+from asyncembed.embedders.base import ModelName, as_source, measure_text
+from asyncembed.embedders.roles import TextRoles
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.errors import OptionError
 from asyncembed.options import OptionKeywords
 from asyncembed.results import SPARSE, SparseEmbedding
-from asyncembed.stream import EmbeddingStream, OnError, Source
+from asyncembed.stream import Source
 
 if TYPE_CHECKING:
     from asyncembed.encoders.terms import Stemmer
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 CustomKind = Literal["splade", "inference_free_splade"]
 
 
-class SparseTextEmbedding(Embedder):
+class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
     """Sparse text embeddings: for each text the terms that count, and how much.
 
     ```python
@@ -59,10 +60,11 @@ class SparseTextEmbedding(Embedder):
     """
 
     family = "sparse"
+    _output = SPARSE
 
     def __init__(
         self,
-        model_name: str | os.PathLike[str] | ModelSpec,
+        model_name: ModelName,
         *,
         k: float | None = None,
         b: float | None = None,
@@ -92,71 +94,7 @@ class SparseTextEmbedding(Embedder):
         self._given = {name: value for name, value in given.items() if value is not None}
         self._truncate = truncate
 
-    # ---------------------------------------------------------------- many inputs
-
-    def embed(
-        self,
-        documents: Source[InputT],
-        *,
-        key: Callable[[InputT], str] | None = None,
-        priority: PriorityName = "bulk",
-        ordered: bool = True,
-        on_error: OnError = "raise",
-    ) -> EmbeddingStream[InputT, SparseEmbedding, list[SparseEmbedding]]:
-        """Embed documents from any iterable or async iterable.
-
-        Args:
-            documents: The texts, or records from which `key` takes the text. One `str` is one document.
-            key: Takes the text out of a record.
-            priority: "interactive" goes before "bulk".
-            ordered: Whether results come in input order, or as they are ready.
-            on_error: What becomes of an input that has no vector: "raise" ends the stream with its error, "skip"
-                leaves it out, "return" gives the error in the place of the vector.
-
-        Returns:
-            A stream of sparse vectors.
-
-        Raises:
-            StateError: The embedder is not open, or was opened on another event loop.
-            OptionError: An argument that cannot work.
-            InputError: (from the stream) an input is not a text, or is over the limit with `truncate=False`; `index`
-                says which.
-        """
-        return self._texts("embed", documents, key, priority, ordered, on_error)
-
-    def query_embed(
-        self,
-        queries: Source[InputT],
-        *,
-        key: Callable[[InputT], str] | None = None,
-        priority: PriorityName = "bulk",
-        ordered: bool = True,
-        on_error: OnError = "raise",
-    ) -> EmbeddingStream[InputT, SparseEmbedding, list[SparseEmbedding]]:
-        """`embed` for queries."""
-        return self._texts("query", queries, key, priority, ordered, on_error)
-
-    def passage_embed(
-        self,
-        passages: Source[InputT],
-        *,
-        key: Callable[[InputT], str] | None = None,
-        priority: PriorityName = "bulk",
-        ordered: bool = True,
-        on_error: OnError = "raise",
-    ) -> EmbeddingStream[InputT, SparseEmbedding, list[SparseEmbedding]]:
-        """The same as `embed`: every document is a passage."""
-        return self._texts("embed", passages, key, priority, ordered, on_error)
-
-    # ---------------------------------------------------------------- a few inputs, at once
-
-    async def embed_query(self, query: str) -> SparseEmbedding:
-        """The vector of one query. Goes before bulk work."""
-        return await self._one(query, measure_text, self._call("query"), SPARSE)
-
-    async def embed_documents(self, documents: Iterable[str]) -> list[SparseEmbedding]:
-        """The vectors of some documents, in input order. Goes before bulk work."""
-        return await self.embed(documents, priority="interactive").collect()
+    # ---------------------------------------------------------------- about texts and models
 
     async def token_count(self, texts: Source[str]) -> int:
         """How many tokens the texts have together, special tokens included, each cut at the length limit.
@@ -164,8 +102,6 @@ class SparseTextEmbedding(Embedder):
         For BM25, how many words, those that do not count included.
         """
         return await self._count(as_source(texts), measure_text, self._call("count"))
-
-    # ---------------------------------------------------------------- about models
 
     @classmethod
     def add_custom_model(
@@ -224,26 +160,6 @@ class SparseTextEmbedding(Embedder):
             # All that its files hold are stop words.
             return replace(spec, sources=(), additional_files=())
         return name
-
-    def _texts(
-        self,
-        mode: Mode,
-        source: Source[InputT],
-        key: Key | None,
-        priority: PriorityName,
-        ordered: bool,
-        on_error: OnError,
-    ) -> EmbeddingStream[InputT, SparseEmbedding, list[SparseEmbedding]]:
-        return self._stream(
-            as_source(source),
-            measure_text,
-            self._call(mode),
-            SPARSE,
-            key=key,
-            priority=priority,
-            ordered=ordered,
-            on_error=on_error,
-        )
 
     def _call(self, mode: Mode) -> Call:
         return Call(mode=mode, truncate=self._truncate)

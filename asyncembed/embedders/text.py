@@ -1,23 +1,27 @@
 """Dense text embeddings: one vector per text."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, Unpack, cast, get_args, overload
 
 from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec, Pooling
 from asyncembed.checks import check_choice, check_count
-from asyncembed.embedders.base import Embedder, InputT, Key, Opened, PriorityName, as_source, measure_text
+from asyncembed.embedders.base import Embedder, InputT, Key, ModelName, Opened, PriorityName, as_source, measure_text
+from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.errors import OptionError
 from asyncembed.options import OptionKeywords
-from asyncembed.results import Matrix, Vector
-from asyncembed.stream import EmbeddingStream, OnError, Source
+from asyncembed.results import ScalarT
+from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
+    from numpy.typing import NDArray
+
+DEFAULT_MODEL = "BAAI/bge-small-en-v1.5"
 
 
 class TextCall(TypedDict, total=False):
@@ -38,7 +42,26 @@ class TextCall(TypedDict, total=False):
     truncate_dim: int | None
 
 
-class TextEmbedding(Embedder):
+class TextStreamCall(TextCall, StreamCall, total=False):
+    """What a call may say that gives a stream."""
+
+
+class TextReturningCall(TextCall, ReturningCall, total=False):
+    """What a call may say that gives a stream with errors in the place of results."""
+
+
+class TextKeywords(OptionKeywords, total=False):
+    """The keywords that do not decide about the type of a vector, for signatures; `TextEmbedding` documents them."""
+
+    pooling: Pooling | None
+    normalize: bool | None
+    prompts: bool | Mapping[str, str] | None
+    task: str | int | None
+    truncate: bool
+    truncate_dim: int | None
+
+
+class TextEmbedding(Embedder, Generic[ScalarT]):
     """Dense text embeddings: one vector per text.
 
     ```python
@@ -71,9 +94,44 @@ class TextEmbedding(Embedder):
 
     family = "text"
 
+    @overload
+    def __init__(
+        self: "TextEmbedding[np.float32]",
+        model_name: ModelName = DEFAULT_MODEL,
+        *,
+        dtype: Literal["float32"] = "float32",
+        output: Literal["float"] = "float",
+        **keywords: Unpack[TextKeywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "TextEmbedding[np.float16]",
+        model_name: ModelName = DEFAULT_MODEL,
+        *,
+        dtype: Literal["float16"],
+        output: Literal["float"] = "float",
+        **keywords: Unpack[TextKeywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "TextEmbedding[np.int8]",
+        model_name: ModelName = DEFAULT_MODEL,
+        *,
+        output: Literal["binary"],
+        **keywords: Unpack[TextKeywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "TextEmbedding[np.int8]",
+        model_name: ModelName = DEFAULT_MODEL,
+        *,
+        output: Literal["int8"],
+        int8_ranges: "npt.ArrayLike",
+        **keywords: Unpack[TextKeywords],
+    ) -> None: ...
     def __init__(
         self,
-        model_name: str | os.PathLike[str] | ModelSpec = "BAAI/bge-small-en-v1.5",
+        model_name: ModelName = DEFAULT_MODEL,
         *,
         pooling: Pooling | None = None,
         normalize: bool | None = None,
@@ -117,16 +175,32 @@ class TextEmbedding(Embedder):
 
     # ---------------------------------------------------------------- many inputs
 
+    @overload
+    def embed(
+        self, documents: Source[str], *, key: None = None, **call: Unpack[TextStreamCall]
+    ) -> "EmbeddingStream[str, NDArray[ScalarT], NDArray[ScalarT]]": ...
+    @overload
+    def embed(
+        self, documents: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[TextStreamCall]
+    ) -> "EmbeddingStream[InputT, NDArray[ScalarT], NDArray[ScalarT]]": ...
+    @overload
+    def embed(
+        self, documents: Source[str], *, key: None = None, **call: Unpack[TextReturningCall]
+    ) -> "ReturningStream[str, NDArray[ScalarT]]": ...
+    @overload
+    def embed(
+        self, documents: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[TextReturningCall]
+    ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
     def embed(
         self,
-        documents: Source[InputT],
+        documents: Source[Any],
         *,
-        key: Callable[[InputT], str] | None = None,
+        key: Key | None = None,
         priority: PriorityName = "bulk",
         ordered: bool = True,
         on_error: OnError = "raise",
         **call: Unpack[TextCall],
-    ) -> EmbeddingStream[InputT, Vector, Matrix]:
+    ) -> EmbeddingStream[Any, Any, Any]:
         """Embed texts from any iterable or async iterable.
 
         Args:
@@ -150,35 +224,67 @@ class TextEmbedding(Embedder):
         """
         return self._texts("embed", documents, key, priority, ordered, on_error, call)
 
+    @overload
+    def query_embed(
+        self, queries: Source[str], *, key: None = None, **call: Unpack[TextStreamCall]
+    ) -> "EmbeddingStream[str, NDArray[ScalarT], NDArray[ScalarT]]": ...
+    @overload
+    def query_embed(
+        self, queries: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[TextStreamCall]
+    ) -> "EmbeddingStream[InputT, NDArray[ScalarT], NDArray[ScalarT]]": ...
+    @overload
+    def query_embed(
+        self, queries: Source[str], *, key: None = None, **call: Unpack[TextReturningCall]
+    ) -> "ReturningStream[str, NDArray[ScalarT]]": ...
+    @overload
+    def query_embed(
+        self, queries: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[TextReturningCall]
+    ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
     def query_embed(
         self,
-        queries: Source[InputT],
+        queries: Source[Any],
         *,
-        key: Callable[[InputT], str] | None = None,
+        key: Key | None = None,
         priority: PriorityName = "bulk",
         ordered: bool = True,
         on_error: OnError = "raise",
         **call: Unpack[TextCall],
-    ) -> EmbeddingStream[InputT, Vector, Matrix]:
+    ) -> EmbeddingStream[Any, Any, Any]:
         """`embed` for queries: with the query prompt or task, where the model has one and it is switched on."""
         return self._texts("query", queries, key, priority, ordered, on_error, call)
 
+    @overload
+    def passage_embed(
+        self, passages: Source[str], *, key: None = None, **call: Unpack[TextStreamCall]
+    ) -> "EmbeddingStream[str, NDArray[ScalarT], NDArray[ScalarT]]": ...
+    @overload
+    def passage_embed(
+        self, passages: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[TextStreamCall]
+    ) -> "EmbeddingStream[InputT, NDArray[ScalarT], NDArray[ScalarT]]": ...
+    @overload
+    def passage_embed(
+        self, passages: Source[str], *, key: None = None, **call: Unpack[TextReturningCall]
+    ) -> "ReturningStream[str, NDArray[ScalarT]]": ...
+    @overload
+    def passage_embed(
+        self, passages: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[TextReturningCall]
+    ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
     def passage_embed(
         self,
-        passages: Source[InputT],
+        passages: Source[Any],
         *,
-        key: Callable[[InputT], str] | None = None,
+        key: Key | None = None,
         priority: PriorityName = "bulk",
         ordered: bool = True,
         on_error: OnError = "raise",
         **call: Unpack[TextCall],
-    ) -> EmbeddingStream[InputT, Vector, Matrix]:
+    ) -> EmbeddingStream[Any, Any, Any]:
         """`embed` for passages: with the passage prompt or task, where the model has one and it is switched on."""
         return self._texts("passage", passages, key, priority, ordered, on_error, call)
 
     # ---------------------------------------------------------------- a few inputs, at once
 
-    async def embed_query(self, query: str, **call: Unpack[TextCall]) -> Vector:
+    async def embed_query(self, query: str, **call: Unpack[TextCall]) -> "NDArray[ScalarT]":
         """The vector of one query: float32 (dim,) unless `dtype` or `output` asks otherwise. Goes before bulk work.
 
         With the query prompt or task, where the model has one and it is switched on. The keywords, and the errors, are
@@ -188,7 +294,7 @@ class TextEmbedding(Embedder):
         asked = self._call_of(opened, "query", call)
         return await self._one(query, measure_text, asked, self._dense_output(asked))
 
-    async def embed_documents(self, documents: Iterable[str], **call: Unpack[TextCall]) -> Matrix:
+    async def embed_documents(self, documents: Iterable[str], **call: Unpack[TextCall]) -> "NDArray[ScalarT]":
         """The vectors of some passages: (n, dim), rows in input order. Goes before bulk work.
 
         With the passage prompt or task, where the model has one and it is switched on. The keywords, and the errors,
@@ -281,13 +387,13 @@ class TextEmbedding(Embedder):
     def _texts(
         self,
         mode: Mode,
-        source: Source[InputT],
+        source: Source[Any],
         key: Key | None,
         priority: PriorityName,
         ordered: bool,
         on_error: OnError,
         call: TextCall,
-    ) -> EmbeddingStream[InputT, Vector, Matrix]:
+    ) -> EmbeddingStream[Any, Any, Any]:
         asked = self._call_of(self._require_open(), mode, call)
         return self._stream(
             as_source(source),

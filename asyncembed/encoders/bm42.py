@@ -9,7 +9,7 @@ import numpy as np
 from asyncembed.checks import check_number
 from asyncembed.encoders.encoder import Encoder, EncoderConfig
 from asyncembed.encoders.settings import read_settings
-from asyncembed.encoders.sparse import Entries, SparseEncoder, sparse_tokenizer
+from asyncembed.encoders.sparse import NOT_FINITE, Entries, SparseEncoder, sparse_tokenizer
 from asyncembed.encoders.terms import Terms, read_stop_words, snowball
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer
 from asyncembed.encoders.word_pieces import WordPieces
@@ -62,6 +62,8 @@ class Bm42:
         is_word = ~np.isin(ids, self._special_ids)
         words, starts = self._pieces.words(ids[is_word])
         sums = np.add.reduceat(attention[is_word], starts) if len(starts) else attention[:0]
+        if not np.isfinite(sums).all():
+            return NOT_FINITE
         weights: dict[str, float] = {}
         for word, weight in zip(words, sums.tolist(), strict=True):
             stem = self._terms.stem(word)

@@ -7,7 +7,8 @@ import numpy.typing as npt
 from tokenizers import Encoding
 
 from asyncembed.encoders.dense import counted
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures
+from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.settings import NoSettings, read_settings
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer
@@ -31,12 +32,15 @@ class CrossEncoder:
         self._spec = config.spec
         self._tokenizer = TextTokenizer(config.directory, max_length=config.max_length or config.spec.max_length)
         self._graph = TextGraph(config)
+        self._graph.fit(self._tokenizer, config.max_length)
+        self._finite = self._graph.finite
         self._takes_types = "token_type_ids" in self._graph.session.input_names
         self._column = config.spec.settings.get("column")
-        self.facts = {"max_length": self._tokenizer.limit}
+        self.facts = {**self._graph.facts, "max_length": self._tokenizer.limit}
         # One short run: it tells whether there is one score, and spares the first caller the first allocations.
         self.encode([("", "")], Call(mode="pair"))
 
+    @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Score pairs, or with mode "count" count their tokens; a pair that cannot be tokenized is a failure."""
         done = self._tokenizer.encode_pairs(inputs, truncate=call.truncate)
@@ -47,13 +51,15 @@ class CrossEncoder:
         padded = 0
         for run in self._graph.plan(done.lengths):
             encodings = [done.encodings[row] for row in run.rows]
-            ids, mask = self._tokenizer.pad(encodings)
+            ids, mask = self._tokenizer.pad(encodings, length=self._graph.fixed_length)
             padded += ids.size
             types = {"token_type_ids": self._pad_types(encodings, mask)} if self._takes_types else {}
-            scores[positions[list(run.rows)]] = self._scores(self._graph.run(ids, mask, **types))
+            scores[positions[list(run.rows)]] = self._scores(self._graph.run_text(ids, mask, **types))
+        # Before the sigmoid, which turns infinity into a number. What could not be tokenized has the score 0.
+        failures: Failures = {**done.failures, **self._finite.failures(scores, range(len(scores)))}
         if ("activation", "sigmoid") in call.settings:
             scores = sigmoid(scores)
-        return Encoded(scores, done.failures, tokens=sum(done.lengths), padded_tokens=padded)
+        return Encoded(scores, failures, tokens=sum(done.lengths), padded_tokens=padded)
 
     def _pad_types(self, encodings: Sequence[Encoding], mask: IntArray) -> IntArray:
         """Which text of its pair each token belongs to, as wide as `mask`."""

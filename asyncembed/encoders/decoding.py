@@ -1,21 +1,35 @@
 """From an input to an RGB image: paths, encoded bytes, arrays and Pillow's images, in the worker.
 
-What can be wrong with an image is an `InputError`. Defined results, all as Pillow's `convert("RGB")` has them: grey is
-repeated in three channels, palettes are looked up, transparency is dropped (not blended), CMYK is converted without a
-colour profile, values of more than 8 bits are clipped at 255, of an animation the first frame counts. Orientation tags
-are ignored unless asked for.
+Only some formats are read, and only what may be decoded in bounded time and memory: see `image_limits`. What is wrong
+with an image is an `InputError`. Defined results, all as Pillow's `convert("RGB")` has them: grey is repeated in three
+channels, palettes are looked up, transparency is dropped (not blended), CMYK is converted without a colour profile,
+values of more than 8 bits are clipped at 255, of an animation the first frame counts. Orientation tags are ignored
+unless asked for.
 """
 
-from collections.abc import Callable
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from asyncembed.encoders.image_input import MAX_IMAGE_PIXELS, PillowImage, Unreadable, describe
+from asyncembed.encoders.image_input import (
+    MAX_IMAGE_PIXELS,
+    READ_FORMATS,
+    PillowImage,
+    Unreadable,
+    check_array,
+    check_decoder,
+    check_pixels,
+    describe,
+    most_bytes,
+)
+from asyncembed.encoders.image_limits import check_opened, check_unopened, readable_formats
 from asyncembed.errors import InputError
 
 _ORIENTATION_TAG = 0x0112
@@ -39,12 +53,14 @@ class DecodeOptions:
     Attributes:
         apply_orientation: Turn the image as its EXIF tag says.
         max_pixels: Refuse images of more pixels than this, before they are decoded.
+        before_decoding: Called with an image that may be decoded, before it is.
         reduce_to: From an image's width and height to the size to which a JPEG may be reduced while it is decoded; the
             result is at least that large. None: never reduce.
     """
 
     apply_orientation: bool = False
     max_pixels: int = MAX_IMAGE_PIXELS
+    before_decoding: Callable[[Image.Image], object] | None = None
     reduce_to: Callable[[tuple[int, int]], tuple[int, int] | None] | None = None
 
 
@@ -58,6 +74,10 @@ def decode(value: object, options: DecodeOptions) -> Image.Image:
         return _from_array(value, options)
     try:
         if isinstance(value, PillowImage):
+            encoded = value.encoded_bytes()
+            if encoded is not None:
+                return _from_file(BytesIO(encoded), options)
+            check_decoder(value.image)
             return _finish(value.image, options)
         if isinstance(value, str):
             return _from_path(value, options)
@@ -78,30 +98,58 @@ def decode(value: object, options: DecodeOptions) -> Image.Image:
 def _from_path(path: str, options: DecodeOptions) -> Image.Image:
     try:
         # Opened here rather than by Pillow, which keeps the files of some formats open as long as the image lives.
-        with Path(path).open("rb") as file:
+        with open_regular_file(path) as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes > most_bytes(options.max_pixels):
+                raise InputError(f"{path!r} is larger than an image of max_image_pixels={options.max_pixels} can be")
             return _from_file(file, options, path)
     except FileNotFoundError as error:
         raise InputError(f"{path!r} cannot be read: {error.strerror}") from error
 
 
+@contextmanager
+def open_regular_file(path: str) -> Iterator[BinaryIO]:
+    """Open a file to read, without waiting for whatever a pipe or a device waits for.
+
+    Raises:
+        InputError: It is no regular file.
+        OSError: It cannot be opened.
+    """
+    # Looked at before it is opened, which is enough to change some devices; and afterwards, as it may be another one.
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (any text, as it came)
+        raise InputError(f"{path!r} is a directory, a pipe or a device, not a file")
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise InputError(f"{path!r} is a directory, a pipe or a device, not a file")
+        yield file
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def _from_file(file: BinaryIO, options: DecodeOptions, path: str | None = None) -> Image.Image:
     name = "the image" if path is None else repr(path)
+    check_unopened(file)
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=readable_formats())
     except UnidentifiedImageError:
-        raise InputError(f"{name} is not an image, or of a kind that Pillow cannot read") from None
+        formats = ", ".join(READ_FORMATS)
+        raise InputError(f"{name} is not an image, or of a kind that is not read; those that are: {formats}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{name} is too large: {error}") from error
+    position = file.tell()
+    check_opened(image, file, options.max_pixels)
+    file.seek(position)
     return _finish(image, options, may_reduce=True)
 
 
 def _finish(image: Image.Image, options: DecodeOptions, *, may_reduce: bool = False) -> Image.Image:
     """Decode `image`, turn it, and bring it to RGB; `may_reduce` says that it is ours, to be decoded at any scale."""
     width, height = image.size
-    if width * height > options.max_pixels:
-        raise InputError(f"an image of {width}x{height} pixels is over max_image_pixels={options.max_pixels}")
-    if width * height == 0:
-        raise InputError(f"an image of {width}x{height} pixels is empty")
+    check_pixels(width, height, options.max_pixels)
+    if options.before_decoding is not None:
+        options.before_decoding(image)
     turn = _turn(image) if options.apply_orientation else None
     if may_reduce and options.reduce_to is not None:
         least = options.reduce_to((height, width) if turn in _SWAPS_EDGES else (width, height))
@@ -127,6 +175,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_array(array: "np.ndarray[Any, Any]", options: DecodeOptions) -> Image.Image:
+    check_array(array, options.max_pixels)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return _finish(Image.fromarray(np.ascontiguousarray(array)), options)

@@ -6,9 +6,10 @@ import numpy as np
 from tokenizers import Encoding
 
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.finite import quietly, rows_not_finite
 from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.pooling import FloatArray, IntArray, normalize, pool
-from asyncembed.encoders.postprocess import finish, spread
+from asyncembed.encoders.postprocess import encoded_rows
 from asyncembed.encoders.projection import read_projections
 from asyncembed.encoders.tokenization import TextTokenizer, Tokenized
 from asyncembed.errors import OptionError, UnsupportedModelError
@@ -41,21 +42,29 @@ class DenseEncoder:
             max_length=config.max_length or spec.max_length,
             lower_case=bool(settings.get("lower_case", False)),
         )
-        self._fixed_length = self.tokenizer.limit if settings.get("pad_to_limit") else None
         self._include_prompt = bool(settings.get("include_prompt", True))
         self._task_input = settings.get("task_input")
-        self._graph = TextGraph(config, extra_inputs=[str(self._task_input)] if self._task_input else [])
+        pads_to_limit = bool(settings.get("pad_to_limit"))
+        self._graph = TextGraph(
+            config,
+            extra_inputs=[str(self._task_input)] if self._task_input else [],
+            takes_padding=pads_to_limit,
+        )
+        self._graph.fit(self.tokenizer, config.max_length)
+        self._fixed_length = self._graph.fixed_length or (self.tokenizer.limit if pads_to_limit else None)
         self._projections = read_projections(config.directory, settings)
+        self._finite = self._graph.finite
         self._prompt_lengths: dict[str, int] = {}
         # An empty text warms the session, and shows now whether pooling and graph fit together.
         vectors, _ = self._embed(self.tokenizer.encode([""]).encodings, "", self._task(Call()))
         self.facts: dict[str, object] = {
+            **self._graph.facts,
             "max_length": self.tokenizer.limit,
             "dim": vectors.shape[1],
-            "providers": self._graph.session.providers,
             "dynamically_quantized": self._graph.is_dynamically_quantized,
         }
 
+    @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts, or count their tokens; a text that cannot be tokenized is a failure.
 
@@ -67,10 +76,15 @@ class DenseEncoder:
         if call.mode == "count":
             return counted(len(inputs), done)
         vectors, padded = self._embed(done.encodings, prompt, self._task(call))
-        results = finish(vectors, call)
-        if done.failures:
-            results = spread(results, done.positions, len(inputs))
-        return Encoded(results, done.failures, tokens=sum(done.lengths), padded_tokens=padded)
+        return encoded_rows(
+            vectors,
+            call,
+            self._finite,
+            positions=done.positions,
+            failures=done.failures,
+            tokens=sum(done.lengths),
+            padded_tokens=padded,
+        )
 
     def _embed(self, encodings: Sequence[Encoding], prompt: str, extra: Mapping[str, Array]) -> tuple[FloatArray, int]:
         """Pooled vectors in the order of `encodings`, float32 (n, dim), and the tokens computed for them."""
@@ -83,14 +97,18 @@ class DenseEncoder:
         for run in runs:
             ids, mask = self.tokenizer.pad([encodings[row] for row in run.rows], length=self._fixed_length)
             padded += ids.size
-            pooled = self._pool(self._graph.run(ids, mask, **extra), mask, prompt)
+            pooled = self._pool(self._graph.run_text(ids, mask, **extra), mask, prompt)
             if vectors is None:
                 vectors = np.empty((len(encodings), pooled.shape[1]), dtype=np.float32)
             vectors[list(run.rows)] = pooled
         if vectors is None:
             return np.empty((0, self._spec.dim or 0), dtype=np.float32), 0
-        for projection in self._projections:
-            vectors = projection(vectors)
+        if self._projections:
+            # An activation may turn infinity into a number: 1, or 0.
+            spoilt = rows_not_finite(vectors)
+            for projection in self._projections:
+                vectors = projection(vectors)
+            vectors[spoilt] = np.nan
         if self._spec.dim is not None and vectors.shape[1] != self._spec.dim:
             raise UnsupportedModelError(
                 f"the model is declared with dim={self._spec.dim}, but its vectors have {vectors.shape[1]}",

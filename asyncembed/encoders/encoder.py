@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.errors import InputError, OptionError
+from asyncembed.errors import EncodeError, InputError, OptionError
 from asyncembed.runtime.session import SessionOptions
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Results: TypeAlias = "Sequence[Any] | npt.NDArray[Any]"
 """One result per input, by position."""
+
+Failures: TypeAlias = Mapping[int, InputError | EncodeError]
+"""Position in the batch → why that input alone has no result."""
 
 Mode: TypeAlias = Literal["embed", "query", "passage", "image", "pair", "count"]
 
@@ -31,6 +34,7 @@ class EncoderConfig:
         session: How its graph runs.
         max_length: Limit in tokens that overrides the model's own; None keeps that.
         max_batch_tokens: Most tokens, padding included, that one run of the graph may compute.
+        accelerated_batch_tokens: The same where something other than the CPU computes; None: no other number there.
         max_batch_size: Most inputs that one run of the graph may take; None: no limit.
         batch_invariant: Run the inputs of a dynamically quantised graph one by one.
         settings: What the family's own constructor keywords say (k, b, language, ...).
@@ -41,6 +45,7 @@ class EncoderConfig:
     session: SessionOptions = field(default_factory=SessionOptions)
     max_length: int | None = None
     max_batch_tokens: int = 2048
+    accelerated_batch_tokens: int | None = None
     max_batch_size: int | None = None
     batch_invariant: bool = True
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -81,13 +86,14 @@ class Encoded:
 
     Attributes:
         results: One result per input, in input order; a dense batch is one array (n, dim).
-        failures: Position in the batch → why that input alone has no result; `results` holds any value there.
+        failures: Position in the batch → why that input alone has no result; `results` holds any value there. An
+            `EncodeError` where the input is right, but what the model gives for it is not finite.
         tokens: Real tokens computed.
         padded_tokens: Tokens computed, padding included.
     """
 
     results: Results
-    failures: Mapping[int, InputError] = field(default_factory=dict)
+    failures: Failures = field(default_factory=dict)
     tokens: int = 0
     padded_tokens: int = 0
 

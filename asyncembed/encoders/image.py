@@ -2,23 +2,23 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from math import ceil
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from asyncembed.encoders.decoding import DecodeOptions, decode
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
-from asyncembed.encoders.graph import find_output
+from asyncembed.encoders.finite import quietly
+from asyncembed.encoders.graph import Graph
 from asyncembed.encoders.image_input import MAX_IMAGE_PIXELS
+from asyncembed.encoders.image_limits import DecodingMemory
 from asyncembed.encoders.pooling import FloatArray, normalize
-from asyncembed.encoders.postprocess import finish, spread
+from asyncembed.encoders.postprocess import encoded_rows
 from asyncembed.encoders.preprocessing import Prepared, Preprocessor
 from asyncembed.errors import InputError, UnsupportedModelError
-from asyncembed.runtime.onnx import OnnxSession
-from asyncembed.runtime.quantization import is_dynamically_quantized
 from asyncembed.runtime.session import Array
 
 PIXELS_PER_TOKEN = 256
@@ -57,6 +57,7 @@ class ImageReader:
             max_pixels=most_pixels,
             reduce_to=self._reduced if settings.get("fast_decode", False) else None,
         )
+        self._memory = DecodingMemory(most_pixels)
         self._threads = ThreadPoolExecutor(threads, "asyncembed-decode") if threads > 1 else None
 
     @property
@@ -85,7 +86,11 @@ class ImageReader:
 
     def _read_one(self, value: object) -> Prepared | InputError:
         try:
-            return self.preprocessor(decode(value, self._options))
+            with ExitStack() as taken:
+                options = replace(
+                    self._options, before_decoding=lambda image: taken.enter_context(self._memory.taken_for(image))
+                )
+                return self.preprocessor(decode(value, options))
         except InputError as error:
             return error
         except MemoryError:
@@ -111,39 +116,30 @@ class ImageEncoder:
         spec = config.spec
         if spec.pooling not in ("none", "cls"):
             raise UnsupportedModelError(f"an image model cannot have pooling={spec.pooling!r}", model=spec.name)
-        if spec.model_file is None:
-            raise UnsupportedModelError("the model has no ONNX file: say onnx_file=", model=spec.name)
         self._spec = spec
         self._reader = ImageReader(config)
-        path = config.directory / spec.model_file
         # Images run side by side rather than one after the other with more threads: decoding has but one, and a graph
         # gains less from a second thread than a second image does.
         self._side_by_side = min(config.session.threads, MAX_SIDE_BY_SIDE)
         session = replace(config.session, threads=config.session.threads // self._side_by_side)
-        self._session = OnnxSession(path, session)
+        self._graph = Graph(replace(config, session=session))
+        self._finite = self._graph.finite
         self._threads = ThreadPoolExecutor(self._side_by_side, "asyncembed-image") if self._side_by_side > 1 else None
-        if len(self._session.input_names) != 1:
-            raise UnsupportedModelError(
-                f"the graph {spec.model_file} takes {', '.join(self._session.input_names)}; an image model takes "
-                "pixels and nothing else",
-                model=spec.name,
-            )
-        self._input = self._session.input_names[0]
-        self._dtype: np.dtype[Any] = self._session.input_dtype(self._input)
-        self._output = find_output(self._session, spec)
+        names = self._graph.session.input_names
+        if len(names) != 1:
+            raise self._graph.unsupported(f"takes {', '.join(names)}; an image model takes pixels and nothing else")
+        self._input = names[0]
+        self._check_size()
         self._tokens = self._reader.tokens_per_image
-        runs_alone = config.batch_invariant and is_dynamically_quantized(path)
-        self._run_size = 1 if runs_alone else max(1, config.max_batch_tokens // self._tokens)
-        if config.max_batch_size is not None:
-            self._run_size = min(self._run_size, config.max_batch_size)
         self._dim = self._spec.dim or 0
         self._dim = self._warm()
         self.facts: dict[str, object] = {
+            **self._graph.facts,
             "dim": self._dim,
             "tokens_per_image": self._tokens,
-            "providers": self._session.providers,
         }
 
+    @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed images; one that cannot be decoded is a failure."""
         if self._threads is None or len(inputs) < 2:
@@ -160,16 +156,33 @@ class ImageEncoder:
             positions += [start + position for position in own_positions]
             failures |= {start + position: error for position, error in own_failures.items()}
             start += len(own_positions) + len(own_failures)
-        results = finish(normalize(vectors) if self._spec.normalize else vectors, call)
-        if failures:
-            results = spread(results, positions, len(inputs))
         tokens = self._tokens * len(positions)
-        return Encoded(results, failures, tokens=tokens, padded_tokens=tokens)
+        return encoded_rows(
+            normalize(vectors) if self._spec.normalize else vectors,
+            call,
+            self._finite,
+            positions=positions,
+            failures=failures,
+            tokens=tokens,
+            padded_tokens=tokens,
+        )
 
     def _encode_part(self, inputs: Sequence[object]) -> tuple[FloatArray, list[int], dict[int, InputError]]:
         """Vectors of the usable images, where those stand among `inputs`, and the failures by position."""
         images, positions, failures = self._reader.read(inputs)
         return self._embed(images), positions, failures
+
+    def _check_size(self) -> None:
+        """Raise `UnsupportedModelError` if images are not brought to the size that the graph was made for."""
+        size = self._reader.preprocessor.output_size
+        for axis, own in zip((-2, -1), size or (None, None), strict=True):
+            shape = self._graph.session.input_shape(self._input)
+            wanted = shape[axis] if len(shape) == 4 else None
+            if wanted is not None and wanted != own:
+                prepared = "as large as they come" if own is None else f"{size[0]}x{size[1]}"  # type: ignore[index]
+                raise self._graph.unsupported(
+                    f"takes images of shape {shape[1:]} only, but preprocessor_config.json makes them {prepared}"
+                )
 
     def _warm(self) -> int:
         """Run a black image, which shows whether all parts fit together; returns the length of its vector."""
@@ -180,19 +193,15 @@ class ImageEncoder:
     def _embed(self, images: Sequence[Prepared]) -> FloatArray:
         """Vectors in the order of `images`, float32 (n, dim)."""
         # A model may take images as they are: then only those of one size can run together.
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for row, image in enumerate(images):
-            by_shape.setdefault(image.pixels.shape, []).append(row)
+        shapes = [image.pixels.shape for image in images]
         vectors: FloatArray | None = None
-        for rows in by_shape.values():
-            for start in range(0, len(rows), self._run_size):
-                run = rows[start : start + self._run_size]
-                pixels = np.concatenate([images[row].pixels for row in run])
-                (output,) = self._session.run([self._output], {self._input: pixels.astype(self._dtype, copy=False)})
-                pooled = self._pool(output)
-                if vectors is None:
-                    vectors = np.empty((len(images), pooled.shape[1]), dtype=np.float32)
-                vectors[run] = pooled
+        for run in self._graph.planner.plan_alike(shapes, [self._tokens] * len(images)):
+            pixels = np.concatenate([images[row].pixels for row in run.rows])
+            (output,) = self._graph.run([self._graph.output], {self._input: pixels})
+            pooled = self._pool(output)
+            if vectors is None:
+                vectors = np.empty((len(images), pooled.shape[1]), dtype=np.float32)
+            vectors[list(run.rows)] = pooled
         return np.empty((0, self._dim), dtype=np.float32) if vectors is None else vectors
 
     def _pool(self, output: Array) -> FloatArray:

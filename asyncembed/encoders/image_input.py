@@ -17,20 +17,47 @@ from asyncembed.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_IMAGE_PIXELS = 178_956_970
-"""Pillow's own limit: 512 MiB as 24-bit pixels."""
+MAX_IMAGE_PIXELS = 50 * 1024 * 1024
+"""The default: what today's cameras give. 200 MiB as decoded pixels; 1 GiB while the costliest kinds are decoded."""
+
+MAX_ENCODED_BYTES = 512 * 1024 * 1024
+"""Of a file, where `max_image_pixels` does not need more: some decoders read all of it first."""
+
+MAX_SLOW_PIXELS = 2_000_000
+"""Of what Pillow decodes in Python, at up to 2.5 us a pixel (plain PPM, RLE bitmaps); and of icons."""
+
+READ_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "ICO", "HEIF")
+"""The formats that are read, HEIF where the package pillow-heif is installed. Each further one is one more parser for
+anybody's bytes, and some of Pillow's start another program (EPS)."""
 
 _CHANNELS = (1, 3, 4)
 
 
-def check_array(array: "np.ndarray[Any, Any]") -> None:
-    """Raise `InputError` unless `array` is an image: uint8, (height, width) or (height, width, 1, 3 or 4)."""
+def most_bytes(max_pixels: int) -> int:
+    """The most bytes of a file that may hold an image of `max_pixels`."""
+    return max(MAX_ENCODED_BYTES, 8 * max_pixels)
+
+
+def check_array(array: "np.ndarray[Any, Any]", max_pixels: int = MAX_IMAGE_PIXELS) -> None:
+    """Raise `InputError` unless `array` is an image: uint8, (height, width) or (height, width, 1, 3 or 4).
+
+    What an array claims costs nothing (numpy broadcasts one number to any shape) until it is copied, to be sent.
+    """
     is_image = array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS))
     if not is_image:
         raise InputError(
             f"an image as an array is uint8 and (height, width) or (height, width, 1, 3 or 4); "
             f"got {array.dtype} {array.shape}"
         )
+    check_pixels(array.shape[1], array.shape[0], max_pixels)
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Raise `InputError` unless an image has as many pixels as may be decoded, and one at least."""
+    if width * height > max_pixels:
+        raise InputError(f"an image of {width}x{height} pixels is over max_image_pixels={max_pixels}")
+    if width * height == 0:
+        raise InputError(f"an image of {width}x{height} pixels is empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +84,25 @@ class PillowImage:
         """About how many bytes it keeps in memory."""
         return self.image.width * self.image.height * len(self.image.getbands())
 
+    def encoded_bytes(self) -> bytes | None:
+        """The whole file of an image that was opened and not touched since; None for any other."""
+        return _encoded_bytes(self.image)
+
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
         try:
-            encoded = _encoded_bytes(self.image)
+            encoded = self.encoded_bytes()
             if encoded is not None:
                 return bytes, (encoded,)
             image = self.image
+            check_decoder(image)
             orientation = _exif_bytes(image)
             # Pillow's own pickling keeps no EXIF, and everything else that `info` holds, whatever that is.
             kept = {"transparency": image.info["transparency"]} if "transparency" in image.info else {}
             palette = (image.palette.mode, image.palette.tobytes()) if image.palette is not None else None
             return _from_pixels, (image.mode, image.size, image.tobytes(), palette, kept, orientation)
         except Exception as error:  # noqa: BLE001 (one bad image must not fail its batch)
-            return Unreadable, (f"the image cannot be read: {describe(error)}",)
+            reason = str(error) if isinstance(error, InputError) else describe(error)
+            return Unreadable, (f"the image cannot be read: {reason}",)
 
 
 def _from_pixels(
@@ -114,8 +147,30 @@ def _encoded_bytes(image: "Image.Image") -> bytes | None:
         descriptor = file.fileno()  # type: ignore[union-attr]
     except (OSError, AttributeError):
         return None
+    size_bytes = os.fstat(descriptor).st_size
+    if size_bytes > MAX_ENCODED_BYTES:
+        raise InputError(f"its file of {size_bytes} bytes is too large")
     # Without moving the file's position, which belongs to the image.
-    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    return os.pread(descriptor, size_bytes, 0)
+
+
+def check_decoder(image: "Image.Image") -> None:
+    """Raise `InputError` if decoding `image` would take a reader that we do not use, or takes too long in Python."""
+    from PIL import Image, ImageFile
+
+    if not isinstance(image, ImageFile.ImageFile):
+        return
+    is_decoded = not image.tile and not isinstance(image, ImageFile.StubImageFile)
+    if not is_decoded and image.format not in (*READ_FORMATS, "MPO", "DIB"):
+        raise InputError(
+            f"{image.format} images are not read, only {', '.join(READ_FORMATS)}; "
+            "if you trust this one, load() it and give a copy()"
+        )
+    if image.width * image.height > MAX_SLOW_PIXELS and any(tile[0] in Image.DECODERS for tile in image.tile):
+        raise InputError(
+            f"a {image.format} image of this kind takes too long to decode at {image.width}x{image.height} pixels; "
+            "save it as PNG"
+        )
 
 
 def _exif_bytes(image: "Image.Image") -> bytes:
@@ -129,6 +184,10 @@ def is_pillow_image(value: object) -> bool:
     return module is not None and isinstance(value, module.Image)
 
 
-def describe(error: Exception) -> str:
-    """The error's type and text."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def describe(error: BaseException) -> str:
+    """The error's type and text, where it has one that can be had."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 (an input's own error)
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from asyncembed.encoders.dense import counted
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.finite import Finite, quietly
 from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.pooling import FloatArray, IntArray, normalize
 from asyncembed.encoders.postprocess import finish
 from asyncembed.encoders.tokenization import TextTokenizer, Tokenized
-from asyncembed.errors import UnsupportedModelError
+from asyncembed.errors import InputError, UnsupportedModelError
 from asyncembed.runtime.session import Array
 
 BoolArray = npt.NDArray[np.bool_]
@@ -104,13 +105,18 @@ class LateInteractionEncoder:
             max_length=config.max_length or spec.max_length,
             # An explicit limit is one for all that the graph gets.
             reserve=int(has_marker) if config.max_length else _optional_int(settings, "reserved_markers") or 0,
+            extra=int(has_marker),
             truncation_side="right" if has_marker else None,
         )
-        self.facts: dict[str, object] = {"max_length": self.tokenizer.limit + has_marker}
         self._mask_id = self._find_mask_id() if self._query_length else self.tokenizer.pad_id
         self._skipped = np.array(sorted(self._find_skipped_ids()), dtype=np.int64)
         self._graph = TextGraph(config)
+        self._graph.fit(self.tokenizer, config.max_length, reserve=int(has_marker))
+        self._check_query_length()
+        self._finite = self._graph.finite
+        self.facts: dict[str, object] = {**self._graph.facts, "max_length": self.tokenizer.limit + has_marker}
 
+    @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts, or count their tokens; a text that cannot be tokenized is a failure."""
         done = self.tokenizer.encode(inputs, prefix=call.prompt or "", truncate=call.truncate)
@@ -125,9 +131,12 @@ class LateInteractionEncoder:
         counts = [0] * len(inputs)
         for position, row in zip(done.positions, rows, strict=True):
             counts[position] = int(row.kept.sum())
-        return Encoded(
-            TokenVectors(finish(vectors, call), counts),
-            done.failures,
+        return encoded_matrices(
+            vectors,
+            counts,
+            call,
+            self._finite,
+            failures=done.failures,
             tokens=sum(len(row.ids) for row in rows),
             padded_tokens=padded,
         )
@@ -169,6 +178,14 @@ class LateInteractionEncoder:
             counts[position] = (max(length, self._query_length) if is_query else length) + (marker is not None)
         return Encoded(counts, done.failures)
 
+    def _check_query_length(self) -> None:
+        length = self._query_length + (self._query_marker is not None)
+        most = self._graph.fixed_length
+        if most is not None and length > most:
+            raise self._graph.unsupported(
+                f"takes exactly {most} tokens, but a query of this model has at least {length}"
+            )
+
     def _find_mask_id(self) -> int:
         token = str(self._spec.settings.get("mask_token", "[MASK]"))
         if token not in self.tokenizer.special_ids:
@@ -194,6 +211,25 @@ class LateInteractionEncoder:
         return skipped
 
 
+def encoded_matrices(
+    vectors: FloatArray,
+    counts: Sequence[int],
+    call: Call,
+    finite: Finite,
+    *,
+    failures: Mapping[int, InputError],
+    tokens: int,
+    padded_tokens: int,
+) -> Encoded:
+    """The answer to a batch with a matrix per input: `counts` are the rows that each of them has in `vectors`."""
+    results = finish(vectors, call)
+    owners = np.repeat(np.arange(len(counts)), counts)
+    not_finite = finite.failures_of_form(vectors, results, owners)
+    return Encoded(
+        TokenVectors(results, counts), {**failures, **not_finite}, tokens=tokens, padded_tokens=padded_tokens
+    )
+
+
 def run_rows(graph: TextGraph, rows: Sequence[Row], pad_id: int, **extra: Array) -> tuple[FloatArray | None, int]:
     """Run rows of any lengths in micro-batches.
 
@@ -212,7 +248,7 @@ def run_rows(graph: TextGraph, rows: Sequence[Row], pad_id: int, **extra: Array)
             ids[line, : len(row.ids)] = row.ids
             mask[line, : row.attended] = 1
         padded += ids.size
-        hidden = graph.run(ids, mask, **extra)
+        hidden = graph.run_text(ids, mask, **extra)
         if hidden.ndim != 3 or hidden.shape[:2] != ids.shape:
             raise UnsupportedModelError(
                 f"the graph gives an output of shape {hidden.shape} for ids of shape {ids.shape}; "

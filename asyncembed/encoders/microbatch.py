@@ -1,6 +1,6 @@
 """Which inputs of a batch run together, once their exact lengths are known."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,42 @@ class MicroBatch:
 
     rows: tuple[int, ...]
     length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """What bounds the runs of one graph: the one place that every family asks which inputs run together.
+
+    Attributes:
+        max_tokens: Most tokens of a run, padding included, unless a single input has more.
+        max_size: Most inputs of a run; None: no limit.
+        run_overhead_tokens: What a run costs on top of its tokens; 0 where inputs of one length alone may share a run.
+    """
+
+    max_tokens: int
+    max_size: int | None = None
+    run_overhead_tokens: int = CPU_RUN_OVERHEAD_TOKENS
+
+    def plan(self, lengths: Sequence[int], *, most: int | None = None) -> list[MicroBatch]:
+        """Cut inputs of these lengths into runs, none of them of more than `most` inputs."""
+        sizes = [size for size in (self.max_size, most) if size is not None]
+        return plan_microbatches(
+            lengths,
+            max_tokens=self.max_tokens,
+            max_size=min(sizes, default=None),
+            run_overhead_tokens=self.run_overhead_tokens,
+        )
+
+    def plan_alike(self, kinds: Sequence[Hashable], lengths: Sequence[int]) -> list[MicroBatch]:
+        """Likewise, where only inputs of one kind can share a run: images of one shape, which are equally long."""
+        by_kind: dict[Hashable, list[int]] = {}
+        for row, kind in enumerate(kinds):
+            by_kind.setdefault(kind, []).append(row)
+        return [
+            MicroBatch(tuple(rows[row] for row in run.rows), run.length)
+            for rows in by_kind.values()
+            for run in self.plan([lengths[row] for row in rows])
+        ]
 
 
 def plan_microbatches(

@@ -179,6 +179,7 @@ class MiniCoil:
             return ids, np.empty((0, self._vocabulary.components))
         sums = np.add.reduceat(states[order].astype(np.float32, copy=False), firsts, axis=0)
         means = sums / counts[:, np.newaxis].astype(np.float32)
+        means[~np.isfinite(means)] = np.nan  # of infinity tanh would make 1
         components = np.tanh(np.einsum("wh,whc->wc", means, self._vocabulary.weights[ids])).astype(np.float64)
         norms = np.sqrt((components**2).sum(axis=1, keepdims=True))
         return ids, np.divide(components, norms, out=components, where=norms >= _LEAST_NORM)

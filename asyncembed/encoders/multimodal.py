@@ -15,11 +15,10 @@ from tokenizers import Encoding
 
 from asyncembed.encoders.dense import counted
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.image import ImageReader
-from asyncembed.encoders.late_interaction import TokenVectors
-from asyncembed.encoders.microbatch import plan_microbatches
-from asyncembed.encoders.postprocess import finish
+from asyncembed.encoders.late_interaction import encoded_matrices
 from asyncembed.encoders.preprocessing import Grid, Prepared
 from asyncembed.encoders.tokenization import TextTokenizer
 from asyncembed.errors import InputError, ModelLoadError, UnsupportedModelError
@@ -40,13 +39,17 @@ class _MultimodalEncoder:
         self._spec = config.spec
         self._settings: Mapping[str, Any] = config.spec.settings
         self.tokenizer = TextTokenizer(config.directory, max_length=config.max_length or config.spec.max_length)
-        self.facts: dict[str, object] = {"max_length": self.tokenizer.limit}
-        self._max_tokens = config.max_batch_tokens
-        self._max_size = config.max_batch_size
         self._graph = TextGraph(config, extra_inputs=[PIXELS])
+        if self._graph.fixed_length is not None:
+            raise self._graph.unsupported(
+                f"takes exactly {self._graph.fixed_length} tokens, but texts and images of this model differ in length"
+            )
+        self.facts: dict[str, object] = {**self._graph.facts, "max_length": self.tokenizer.limit}
+        self._finite = self._graph.finite
         self._reader = ImageReader(config, threads=config.session.threads)
         self.facts["tokens_per_image"] = self._reader.tokens_per_image
 
+    @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts or images, or count tokens; an input that cannot be used is a failure."""
         if call.mode == "image":
@@ -63,23 +66,14 @@ class _MultimodalEncoder:
         images, positions, failures = self._reader.read(inputs)
         matrices: list[Array] = [np.empty(0)] * len(images)
         tokens = 0
-        for run in self._plan_images(images):
-            tokens += len(run) * len(images[run[0]].pixels) * self._reader.tokens_per_image
-            for row, matrix in zip(run, self._run_images([images[row] for row in run]), strict=True):
+        # Only those with equally many tiles run together, as tiles of padding cost as much as others.
+        kinds = [(*image.pixels.shape, *image.grid) for image in images]
+        lengths = [len(image.pixels) * self._reader.tokens_per_image for image in images]
+        for run in self._graph.planner.plan_alike(kinds, lengths):
+            tokens += len(run.rows) * run.length
+            for row, matrix in zip(run.rows, self._run_images([images[row] for row in run.rows]), strict=True):
                 matrices[row] = matrix
         return self._encoded(matrices, positions, failures, len(inputs), call, tokens, tokens)
-
-    def _plan_images(self, images: Sequence[Prepared]) -> list[list[int]]:
-        """Which images run together: only those with equally many tiles, as tiles of padding cost as much as others."""
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for row, image in enumerate(images):
-            by_shape.setdefault((*image.pixels.shape, *image.grid), []).append(row)
-        runs: list[list[int]] = []
-        for shape, rows in by_shape.items():
-            size = max(1, self._max_tokens // (shape[0] * self._reader.tokens_per_image))
-            size = min(size, self._max_size or size)
-            runs += [rows[start : start + size] for start in range(0, len(rows), size)]
-        return runs
 
     def _encoded(
         self,
@@ -96,29 +90,31 @@ class _MultimodalEncoder:
             counts[position] = len(matrix)
         dim = self._spec.dim or (matrices[0].shape[1] if matrices else 0)
         together = np.concatenate([np.empty((0, dim), np.float32), *matrices], dtype=np.float32, casting="same_kind")
-        return Encoded(TokenVectors(finish(together, call), counts), failures, tokens=tokens, padded_tokens=padded)
+        return encoded_matrices(
+            together, counts, call, self._finite, failures=failures, tokens=tokens, padded_tokens=padded
+        )
 
     def _embed_texts(self, encodings: Sequence[Encoding]) -> tuple[list[Array], int]:
         """The vectors of each text's tokens, and the tokens computed."""
         matrices: list[Array] = [np.empty(0)] * len(encodings)
         padded = 0
         lengths = [len(encoding) for encoding in encodings]
-        for run in plan_microbatches(lengths, max_tokens=self._max_tokens, max_size=self._most_texts):
+        for run in self._graph.plan(lengths, most=self._most_texts):
             ids = np.full((len(run.rows), run.length), self.tokenizer.pad_id, dtype=np.int64)
             mask = np.zeros_like(ids)
             for line, row in enumerate(run.rows):
                 ids[line, : lengths[row]] = self._text_ids(encodings[row])
                 mask[line, : lengths[row]] = 1
             padded += ids.size
-            hidden = self._graph.run(ids, mask, **{PIXELS: self._blank(len(ids))})
+            hidden = self._graph.run_text(ids, mask, **{PIXELS: self._blank(len(ids))})
             for line, row in enumerate(run.rows):
                 matrices[row] = hidden[line, : lengths[row]]
         return matrices, padded
 
     @property
     def _most_texts(self) -> int | None:
-        """Most texts of one run."""
-        return self._max_size
+        """Most texts of one run, where their own tokens do not tell."""
+        return None
 
     def _setting(self, name: str, default: Any = None) -> Any:
         value = self._settings.get(name, default)
@@ -179,8 +175,7 @@ class ColPaliEncoder(_MultimodalEncoder):
     @property
     def _most_texts(self) -> int | None:
         # The graph looks at the blank image of each text, which costs as much as an image.
-        most = max(1, self._max_tokens // len(self._patch_ids))
-        return min(most, self._max_size or most)
+        return max(1, self._graph.planner.max_tokens // len(self._patch_ids))
 
     def _blank(self, count: int) -> Array:
         return np.zeros((count, *self._blank_shape), dtype=np.float32)
@@ -188,7 +183,7 @@ class ColPaliEncoder(_MultimodalEncoder):
     def _run_images(self, images: Sequence[Prepared]) -> list[Array]:
         pixels = np.concatenate([image.pixels for image in images])
         ids = np.broadcast_to(self._patch_ids, (len(images), len(self._patch_ids)))
-        hidden = self._graph.run(ids, np.ones_like(ids), **{PIXELS: pixels})
+        hidden = self._graph.run_text(ids, np.ones_like(ids), **{PIXELS: pixels})
         return list(hidden.reshape(len(images), -1, hidden.shape[-1]))
 
 
@@ -219,7 +214,7 @@ class ColModernVBertEncoder(_MultimodalEncoder):
     def _run_images(self, images: Sequence[Prepared]) -> list[Array]:
         ids = np.array([self._image_ids(image.grid) for image in images], dtype=np.int64)
         pixels = np.stack([image.pixels for image in images])
-        hidden = self._graph.run(ids, np.ones_like(ids), **{PIXELS: pixels})
+        hidden = self._graph.run_text(ids, np.ones_like(ids), **{PIXELS: pixels})
         return list(hidden.reshape(len(images), -1, hidden.shape[-1])[:, : ids.shape[1]])
 
     def _image_ids(self, grid: Grid) -> list[int]:

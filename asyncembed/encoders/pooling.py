@@ -69,6 +69,12 @@ def max_pool(hidden: Array, mask: IntArray) -> FloatArray:
 def normalize(vectors: FloatArray) -> FloatArray:
     """Scale each row of (n, dim) to Euclidean length 1; a row of zeros stays zero."""
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    if not np.isfinite(norms).all():
+        # Squares overflow long before their vector does.
+        exact = vectors.astype(np.float64)
+        lengths = np.sqrt(np.einsum("ij,ij->i", exact, exact))
+        rescaled: FloatArray = (exact / np.maximum(lengths, 1e-12)[:, None]).astype(np.float32)
+        return rescaled
     unit: FloatArray = vectors / np.maximum(norms, np.float32(1e-12))[:, None]
     return unit
 

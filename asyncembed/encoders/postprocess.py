@@ -1,12 +1,13 @@
 """What a call may ask for on top of an embedding: fewer dimensions, half precision, or a quantised form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from asyncembed.encoders.encoder import Call
+from asyncembed.encoders.encoder import Call, Encoded
+from asyncembed.encoders.finite import Finite
 from asyncembed.encoders.pooling import FloatArray, normalize
-from asyncembed.errors import OptionError
+from asyncembed.errors import InputError, OptionError
 from asyncembed.runtime.session import Array
 
 INT8_RANGES = "int8_ranges"
@@ -32,6 +33,24 @@ def finish(vectors: FloatArray, call: Call) -> Array:
             return quantize_binary(vectors)
         case "float":
             return np.ascontiguousarray(vectors, dtype=call.dtype)
+
+
+def encoded_rows(
+    vectors: FloatArray,
+    call: Call,
+    finite: Finite,
+    *,
+    positions: Sequence[int],
+    failures: Mapping[int, InputError],
+    tokens: int,
+    padded_tokens: int,
+) -> Encoded:
+    """The answer to a batch: the rows of `vectors`, float32 (n, dim), belong to `positions`; all else are failures."""
+    results = finish(vectors, call)
+    not_finite = finite.failures_of_form(vectors, results, positions)
+    if failures:
+        results = spread(results, positions, len(positions) + len(failures))
+    return Encoded(results, {**failures, **not_finite}, tokens=tokens, padded_tokens=padded_tokens)
 
 
 def quantize_int8(vectors: FloatArray, ranges: FloatArray) -> Array:

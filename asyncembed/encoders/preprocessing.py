@@ -1,12 +1,13 @@
 """From a decoded image to the numbers that a vision model takes: what `preprocessor_config.json` asks for.
 
-The operators are those of transformers' image processors CLIP, SigLIP, ConvNeXT and Idefics3, and of Jina CLIP's own.
+The operators are those of transformers' image processors CLIP (BiT, DINOv2), SigLIP, ViT, DeiT, ConvNeXT and Idefics3,
+whatever their names there (`...FeatureExtractor`, `...Fast`, `...Pil`), and of Jina CLIP's own.
 Geometry is done on 8-bit RGB images by Pillow; the arithmetic after it maps 256 values per channel, so it is one table.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,8 +25,14 @@ Size: TypeAlias = tuple[int, int]
 
 CONFIG_FILE = "preprocessor_config.json"
 
-MAX_RESIZED_PIXELS = 178_956_970
-"""Pillow's limit for the size of a file's image; here for what resizing makes of one."""
+MAX_RESIZED_PIXELS = 32 * 1024 * 1024
+"""What a model may make of one image: 128 MiB as pixels, and 384 MiB as the numbers that its graph takes."""
+
+MAX_TILES = 1024
+"""Into which one image may be cut."""
+
+MAX_EDGE = 4096
+"""Of what a config asks for."""
 
 _CLIP = "CLIPImageProcessor"
 _WITHOUT_CROP_FROM = 384
@@ -63,8 +70,9 @@ class Preprocessor:
         Raises:
             UnsupportedModelError: It names a processor that we do not know, or lacks what that one needs.
         """
-        self._steps = _read_steps(config)
-        self._tiles = _read_tiles(config)
+        kind, config = _with_defaults(config)
+        self._steps = tuple(_READERS[kind](config))
+        self._tiles = _read_tiles(config) if kind == _IDEFICS3 else None
         self._table, self._padded_table = _read_tables(config)
 
     @classmethod
@@ -75,13 +83,13 @@ class Preprocessor:
             raise UnsupportedModelError(f"{directory} has no {CONFIG_FILE}", model=str(directory))
         try:
             config = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelLoadError(f"cannot read {path}: {error}", model=str(directory)) from error
         try:
             return cls(config)
         except UnsupportedModelError as error:
             raise UnsupportedModelError(f"{path}: {error}", model=str(directory)) from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise UnsupportedModelError(f"cannot make sense of {path}: {reason}", model=str(directory)) from error
 
@@ -89,7 +97,7 @@ class Preprocessor:
         """Prepare an RGB image.
 
         Raises:
-            InputError: It is so long and thin that resizing its shorter edge would make it gigantic.
+            InputError: What the model makes of it would be gigantic: it is long and thin, or taken as large as it is.
         """
         is_padded = False
         for step in self._steps:
@@ -102,6 +110,7 @@ class Preprocessor:
             tiles, grid = [image], (0, 0)
         else:
             tiles, grid = self._tiles(image)
+        _check_target(image.size, (tiles[0].width, tiles[0].height * len(tiles)))
         # Where a crop reached outside, the arithmetic of the original is in float32 throughout.
         table = self._padded_table if is_padded else self._table
         pixels = np.empty((len(tiles), 3, tiles[0].height, tiles[0].width), dtype=np.float32)
@@ -229,10 +238,16 @@ class Tiles:
     def __call__(self, image: Image.Image) -> tuple[list[Image.Image], Grid]:
         if not self.splits:
             return [self._square(image)], (0, 0)
-        image = image.resize(self._enlarged(image.size), self.resample)
+        enlarged = self._enlarged(image.size)
+        _check_target(image.size, enlarged)
+        image = image.resize(enlarged, self.resample)
         columns, rows = image.width // self.side, image.height // self.side
         if columns == rows == 1:
             return [image], (0, 0)
+        if columns * rows > MAX_TILES:
+            raise InputError(
+                f"an image of {image.width}x{image.height} pixels would be cut into {columns * rows} tiles"
+            )
         tiles = [
             image.crop((column * self.side, row * self.side, (column + 1) * self.side, (row + 1) * self.side))
             for row in range(rows)
@@ -260,20 +275,41 @@ class Tiles:
 def _check_target(size: Size, target: Size) -> None:
     if target[0] * target[1] > MAX_RESIZED_PIXELS:
         raise InputError(
-            f"an image of {size[0]}x{size[1]} pixels is too long and thin: the model would take it as "
-            f"{target[0]}x{target[1]} before it cuts the middle out; crop it first"
+            f"an image of {size[0]}x{size[1]} pixels is too large or too long and thin: the model would take it as "
+            f"{target[0]}x{target[1]}, at least before it cuts the middle out; crop it first"
         )
 
 
 # ---------------------------------------------------------------- reading the config
 
 
-def _read_steps(config: Mapping[str, Any]) -> tuple[Step, ...]:
-    kind = config.get("image_processor_type", _CLIP)
-    reader = _READERS.get(kind)
-    if reader is None:
-        raise UnsupportedModelError(f"the image processor {kind!r} is not supported; known are {', '.join(_READERS)}")
-    return tuple(reader(config))
+def _with_defaults(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The kind of processor, and the config with what that kind does where it says nothing.
+
+    A kind is a processor's name in transformers, as far as that does not say which of several implementations it is.
+    Configs of fastembed's models are taken as fastembed takes them: what they do not ask for is not done.
+    """
+    name = config.get("image_processor_type") or config.get("feature_extractor_type") or _CLIP
+    if name in _AS_WRITTEN:
+        return _AS_WRITTEN[name], config
+    kind = str(name).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    if kind not in _DEFAULTS:
+        known = ", ".join(dict.fromkeys([*_AS_WRITTEN, *_DEFAULTS]))
+        raise UnsupportedModelError(f"the image processor {name!r} is not supported; known are {known}")
+    said = {key: value for key, value in config.items() if value is not None}
+    size = said.get("size")
+    if isinstance(size, int) and kind in _SQUARE:
+        said["size"] = {"height": size, "width": size}
+    return kind, _DEFAULTS[kind] | said
+
+
+def _edge(value: object) -> int:
+    """One edge of an image, as a config asks for it."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise UnsupportedModelError(f"an edge of {value!r} pixels is no whole number")
+    if not 1 <= value <= MAX_EDGE:
+        raise UnsupportedModelError(f"an edge of {value} pixels is not from 1 to {MAX_EDGE}")
+    return int(value)
 
 
 def _clip_steps(config: Mapping[str, Any]) -> list[Step]:
@@ -282,57 +318,110 @@ def _clip_steps(config: Mapping[str, Any]) -> list[Step]:
         size, resample = config["size"], _filter(config, Image.Resampling.BICUBIC)
         if isinstance(size, int):
             # transformers' own reading of a bare number, which older configs have.
-            steps.append(ShortEdgeResize(size, resample))
+            steps.append(ShortEdgeResize(_edge(size), resample))
         elif "shortest_edge" in size:
-            steps.append(ShortEdgeResize(size["shortest_edge"], resample))
+            steps.append(ShortEdgeResize(_edge(size["shortest_edge"]), resample))
         elif "height" in size and "width" in size:
-            steps.append(ExactResize((size["width"], size["height"]), resample))
+            steps.append(ExactResize((_edge(size["width"]), _edge(size["height"])), resample))
         else:
             raise UnsupportedModelError("size has neither shortest_edge nor height and width")
     if config.get("do_center_crop", False):
         crop = config["crop_size"]
-        steps.append(CenterCrop((crop, crop) if isinstance(crop, int) else (crop["width"], crop["height"])))
+        width, height = (crop, crop) if isinstance(crop, int) else (crop["width"], crop["height"])
+        steps.append(CenterCrop((_edge(width), _edge(height))))
     return steps
 
 
 def _convnext_steps(config: Mapping[str, Any]) -> list[Step]:
     if not config.get("do_resize", True):
         return []
-    edge, resample = config["size"]["shortest_edge"], _filter(config, Image.Resampling.BICUBIC)
+    size = config["size"]
+    edge, resample = (
+        _edge(size if isinstance(size, int) else size["shortest_edge"]),
+        _filter(config, Image.Resampling.BICUBIC),
+    )
     if edge >= _WITHOUT_CROP_FROM:
         return [ExactResize((edge, edge), resample)]
-    return [ShortEdgeResize(int(edge / config.get("crop_pct", 0.875)), resample), CenterCrop((edge, edge))]
+    return [ShortEdgeResize(_edge(int(edge / config.get("crop_pct", 0.875))), resample), CenterCrop((edge, edge))]
 
 
 def _jina_clip_steps(config: Mapping[str, Any]) -> list[Step]:
-    size = config["size"]
+    size = _edge(config["size"])
     steps: list[Step] = []
     if config.get("resize_mode", "shortest") == "shortest":
         steps.append(ShortEdgeResize(size, _filter(config, Image.Resampling.BICUBIC, key="interpolation")))
     fill = config.get("fill_color", 0)
-    steps.append(PadToSquare((size, size), tuple(fill) if isinstance(fill, list) else fill))
+    fill = tuple(fill) if isinstance(fill, list) else fill
+    Image.new("RGB", (1, 1), fill)  # raises ValueError or TypeError where it is no colour
+    steps.append(PadToSquare((size, size), fill))
     return steps
 
 
 def _idefics3_steps(config: Mapping[str, Any]) -> list[Step]:
     if not config.get("do_resize", False):
         return []
-    return [LongestEdgeResize(config["size"]["longest_edge"], _filter(config, Image.Resampling.LANCZOS))]
+    return [LongestEdgeResize(_edge(config["size"]["longest_edge"]), _filter(config, Image.Resampling.LANCZOS))]
 
+
+_IDEFICS3 = "Idefics3ImageProcessor"
+
+_AS_WRITTEN = {
+    _CLIP: _CLIP,
+    "SiglipImageProcessor": "SiglipImageProcessor",
+    "ConvNextFeatureExtractor": "ConvNextImageProcessor",
+    "JinaCLIPImageProcessor": "JinaCLIPImageProcessor",
+    _IDEFICS3: _IDEFICS3,
+}
+"""The names that fastembed knows."""
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], list[Step]]] = {
     _CLIP: _clip_steps,
+    "ChineseCLIPImageProcessor": _clip_steps,
+    "BitImageProcessor": _clip_steps,
     "SiglipImageProcessor": _clip_steps,
-    "ConvNextFeatureExtractor": _convnext_steps,
+    "ViTImageProcessor": _clip_steps,
+    "DeiTImageProcessor": _clip_steps,
+    "DINOv3ViTImageProcessor": _clip_steps,
+    "ConvNextImageProcessor": _convnext_steps,
     "JinaCLIPImageProcessor": _jina_clip_steps,
-    "Idefics3ImageProcessor": _idefics3_steps,
+    _IDEFICS3: _idefics3_steps,
 }
 
+_SQUARE = frozenset({"ViTImageProcessor", "DeiTImageProcessor", "DINOv3ViTImageProcessor"})
+"""The kinds that take one number as both edges, not as the shorter one."""
 
-def _read_tiles(config: Mapping[str, Any]) -> Tiles | None:
-    if config.get("image_processor_type") != "Idefics3ImageProcessor":
-        return None
-    side = config.get("max_image_size", {}).get("longest_edge", 512)
+
+def _defaults(
+    size: object, mean: Sequence[float], std: Sequence[float], resample: int, **more: object
+) -> dict[str, Any]:
+    common: dict[str, Any] = {"do_resize": True, "do_rescale": True, "do_normalize": True}
+    return common | {"size": size, "image_mean": mean, "image_std": std, "resample": resample} | more
+
+
+_HALF = (0.5, 0.5, 0.5)
+_OPENAI_MEAN, _OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_SQUARE_OF_224 = {"height": 224, "width": 224}
+_CLIP_DEFAULTS = _defaults({"shortest_edge": 224}, _OPENAI_MEAN, _OPENAI_STD, 3, do_center_crop=True, crop_size=224)
+
+_DEFAULTS: Mapping[str, dict[str, Any]] = {
+    _CLIP: _CLIP_DEFAULTS,
+    "ChineseCLIPImageProcessor": _CLIP_DEFAULTS,
+    "BitImageProcessor": _CLIP_DEFAULTS,
+    "SiglipImageProcessor": _defaults(_SQUARE_OF_224, _HALF, _HALF, 3),
+    "ViTImageProcessor": _defaults(_SQUARE_OF_224, _HALF, _HALF, 2),
+    "DeiTImageProcessor": _defaults({"height": 256, "width": 256}, _HALF, _HALF, 3, do_center_crop=True, crop_size=224),
+    "DINOv3ViTImageProcessor": _defaults(_SQUARE_OF_224, _IMAGENET_MEAN, _IMAGENET_STD, 2),
+    "ConvNextImageProcessor": _defaults({"shortest_edge": 384}, _HALF, _HALF, 3),
+    _IDEFICS3: _defaults(
+        {"longest_edge": 1456}, _HALF, _HALF, 1, do_image_splitting=True, max_image_size={"longest_edge": 364}
+    ),
+}
+"""Those of transformers 5.24, whose classes are the same steps for torch tensors and for Pillow's images."""
+
+
+def _read_tiles(config: Mapping[str, Any]) -> Tiles:
+    side = _edge(config.get("max_image_size", {}).get("longest_edge", 512))
     return Tiles(side, bool(config.get("do_image_splitting", False)), _filter(config, Image.Resampling.LANCZOS))
 
 
@@ -353,6 +442,8 @@ def _read_tables(config: Mapping[str, Any]) -> tuple[FloatArray, FloatArray]:
     for values in (plain, padded):
         table = np.broadcast_to(values.astype(np.float32), (3, 256))
         if mean is not None:
+            if not np.all(_per_channel(std)):
+                raise UnsupportedModelError(f"std divides, so it cannot be 0; got {std}")
             table = (table - _per_channel(mean)) / _per_channel(std)
         tables.append(np.ascontiguousarray(table, dtype=np.float32))
     return tables[0], tables[1]
@@ -360,7 +451,7 @@ def _read_tables(config: Mapping[str, Any]) -> tuple[FloatArray, FloatArray]:
 
 def _per_channel(value: object) -> FloatArray:
     numbers = np.array(value, dtype=np.float32)
-    if numbers.shape not in ((), (3,)):
+    if numbers.shape not in ((), (3,)) or not np.isfinite(numbers).all():
         raise UnsupportedModelError(f"mean and std are one number or one for each of 3 channels; got {value}")
     return np.broadcast_to(numbers, (3,)).reshape(3, 1)
 

@@ -6,7 +6,7 @@ Learned Sparse Retrievers").
 """
 
 import json
-from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ def splade(config: EncoderConfig) -> Encoder:
     """Load a SPLADE++ model; see `build` for the errors."""
     read_settings(config, NoSettings)
     tokenizer = sparse_tokenizer(config)
-    return SparseEncoder(_within_memory(config, tokenizer), tokenizer, weigh)
+    return SparseEncoder(config, tokenizer, weigh, most_tokens=_within_memory(tokenizer))
 
 
 def inference_free_splade(config: EncoderConfig) -> Encoder:
@@ -35,7 +35,7 @@ def inference_free_splade(config: EncoderConfig) -> Encoder:
     read_settings(config, NoSettings)
     tokenizer = sparse_tokenizer(config)
     weighting = InferenceFree(tokenizer, config.directory / str(config.spec.settings.get("idf_file", "idf.json")))
-    return SparseEncoder(_within_memory(config, tokenizer), tokenizer, weighting, lookup=weighting.lookup)
+    return SparseEncoder(config, tokenizer, weighting, lookup=weighting.lookup, most_tokens=_within_memory(tokenizer))
 
 
 def weigh(ids: IntArray, output: Array, real: slice, *, is_query: bool) -> Entries:  # noqa: ARG001 (see `Weighting`)
@@ -89,9 +89,10 @@ class InferenceFree:
         return indices[has_weight], weights[has_weight]
 
 
-def _within_memory(config: EncoderConfig, tokenizer: TextTokenizer) -> EncoderConfig:
+def _within_memory(tokenizer: TextTokenizer) -> int:
+    """Most tokens of a run."""
     row_bytes = 4 * max(1, tokenizer.tokenizer.get_vocab_size())
-    return replace(config, max_batch_tokens=min(config.max_batch_tokens, max(1, MAX_LOGITS_BYTES // row_bytes)))
+    return max(1, MAX_LOGITS_BYTES // row_bytes)
 
 
 def _read_weights(path: Path) -> dict[str, float]:
@@ -99,6 +100,9 @@ def _read_weights(path: Path) -> dict[str, float]:
         raise UnsupportedModelError(f"{path} with the weights of query tokens is missing", model=str(path.parent))
     try:
         weights: dict[str, float] = json.loads(path.read_bytes())
-        return {str(token): float(weight) for token, weight in weights.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        numbers = {str(token): float(weight) for token, weight in weights.items()}
+        if not all(map(isfinite, numbers.values())):
+            raise ValueError("one of its numbers is not finite")
+        return numbers
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelLoadError(f"{path} is no object of numbers: {error}", model=str(path.parent)) from error

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.finite import Finite, quietly
 from asyncembed.encoders.pooling import FloatArray, normalize
-from asyncembed.encoders.postprocess import finish, spread
+from asyncembed.encoders.postprocess import encoded_rows
 from asyncembed.encoders.tokenization import TextTokenizer, sort_out
 from asyncembed.encoders.words import WordTable
 from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
@@ -53,6 +54,7 @@ class StaticEncoder:
             add_special_tokens=False,
             pads=False,
         )
+        self._finite = Finite(spec)
         self._words = WordTable(self._tokenizer)
         unknown = _unknown_id(self._tokenizer.tokenizer) if spec.settings.get("drop_unknown") else None
         self._unknown = -1 if unknown is None else unknown
@@ -67,6 +69,7 @@ class StaticEncoder:
                 model=spec.name,
             )
 
+    @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts, or count their tokens; what is no valid text is a failure."""
         if call.task is not None:
@@ -87,11 +90,16 @@ class StaticEncoder:
                 counts[position] = len(tokens)
             return Encoded(counts, failures)
         vectors = self._mean(ids)
-        results = finish(normalize(vectors) if self._spec.normalize else vectors, call)
-        if failures:
-            results = spread(results, positions, len(inputs))
         count = sum(map(len, ids))
-        return Encoded(results, failures, tokens=count, padded_tokens=count)
+        return encoded_rows(
+            normalize(vectors) if self._spec.normalize else vectors,
+            call,
+            self._finite,
+            positions=positions,
+            failures=failures,
+            tokens=count,
+            padded_tokens=count,
+        )
 
     def _tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         starts = [self._tokenizer.start_of(text) for text in texts]

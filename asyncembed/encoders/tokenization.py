@@ -12,15 +12,15 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, Encoding, Tokenizer, normalizers
+from tokenizers import Encoding, Tokenizer, normalizers
 
-from asyncembed.errors import InputError, ModelLoadError, OptionError, UnsupportedModelError
+from asyncembed.encoders.tokenizer_files import TokenizerSettings
+from asyncembed.errors import InputError, OptionError
 
 IntArray = npt.NDArray[np.int64]
 
 # A text is cut before tokenization only if it is longer than this many characters per token of the limit.
 _CHARACTERS_PER_TOKEN = 8
-_LARGEST_LIMIT = 2**63 - 1
 
 
 @dataclass(slots=True)
@@ -62,6 +62,7 @@ class TextTokenizer:
         lower_case: bool = False,
         add_special_tokens: bool = True,
         reserve: int = 0,
+        extra: int = 0,
         truncation_side: str | None = None,
         pads: bool = True,
     ) -> None:
@@ -70,10 +71,11 @@ class TextTokenizer:
         Args:
             directory: Where `tokenizer.json` lies.
             max_length: Limit in tokens; None: the smaller of `model_max_length` and `max_length` in
-                `tokenizer_config.json`.
+                `tokenizer_config.json`. Neither counts beyond the positions that the model has.
             lower_case: Lower the letters of each text first.
             add_special_tokens: Whether markers such as [CLS] are put around the text.
             reserve: By how many tokens the limit is lowered, for markers that the encoder itself puts in.
+            extra: How many positions of the model are taken by such markers, beside the limit.
             truncation_side: Which end is cut off, "left" or "right"; None: as the files say.
             pads: Whether `pad` will be used, so that the repo must have a pad token.
 
@@ -82,29 +84,30 @@ class TextTokenizer:
             ModelLoadError: A file is broken.
             OptionError: `max_length` leaves no room for a token of the text.
         """
-        settings = _Settings.read(directory)
+        settings = TokenizerSettings.read(directory)
         self.tokenizer = settings.tokenizer
         if lower_case:
             present = [self.tokenizer.normalizer] if self.tokenizer.normalizer is not None else []
             self.tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *present])
-        self.limit = (settings.limit if max_length is None else max_length) - reserve
         self.pad_id = settings.required_pad_id if pads else settings.pad_id or 0
         self.pad_type_id = settings.pad_type_id
         self.pads_left = settings.pads_left
         self.pad_to_multiple_of = settings.pad_to_multiple_of
         self.special_ids = settings.special_ids
         self._add_special_tokens = add_special_tokens
-        side = truncation_side or settings.truncation_side
-        self.truncates_left = side == "left"
+        self.truncates_left = (truncation_side or settings.truncation_side) == "left"
         self._cuts_early = not self.truncates_left and _is_prefix_stable(self.tokenizer)
-        markers = self.tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
-        if self.limit <= markers:
-            # The library would not truncate at all.
-            raise OptionError(
-                f"max_length={self.limit} leaves no room for text: the model adds {markers} special tokens"
-            )
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(self.limit, direction=side)
+        self._set_limit(settings.limit(max_length, reserve=reserve, extra=extra))
+
+    def lower_limit(self, most: int) -> None:
+        """Cut texts at `most` tokens, where that is less than the limit so far; before the first text only.
+
+        Raises:
+            OptionError: It leaves no room for a token of the text.
+        """
+        if most < self.limit:
+            self._set_limit(most)
 
     def encode(self, inputs: Sequence[object], *, prefix: str = "", truncate: bool = True) -> Tokenized:
         """Tokenize texts, each with `prefix` before it.
@@ -160,6 +163,14 @@ class TextTokenizer:
             ids[row, columns] = encoding.ids
             mask[row, columns] = 1
         return ids, mask
+
+    def _set_limit(self, limit: int) -> None:
+        markers = self.tokenizer.num_special_tokens_to_add(is_pair=False) if self._add_special_tokens else 0
+        if limit <= markers:
+            # The library would not truncate at all.
+            raise OptionError(f"max_length={limit} leaves no room for text: the model adds {markers} special tokens")
+        self.limit = limit
+        self.tokenizer.enable_truncation(limit, direction="left" if self.truncates_left else "right")
 
     def _encode_all(self, texts: list[str]) -> list[Encoding]:
         """Tokenize; a text far over the limit is cut first where that provably changes nothing."""
@@ -236,108 +247,6 @@ def sort_out(
     if not failures:
         return list(range(len(inputs))), failures
     return [position for position in range(len(inputs)) if position not in failures], failures
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """What the tokenizer files of a repo say."""
-
-    tokenizer: Tokenizer
-    declared_limit: int | None
-    truncation_side: str
-    pad_id: int | None
-    pad_type_id: int
-    pads_left: bool
-    pad_to_multiple_of: int | None
-    special_ids: dict[str, int]
-    directory: Path
-
-    @property
-    def limit(self) -> int:
-        if self.declared_limit is None:
-            raise UnsupportedModelError(
-                f"tokenizer_config.json in {self.directory} has no usable model_max_length: say max_length=<tokens>",
-                model=str(self.directory),
-            )
-        return self.declared_limit
-
-    @property
-    def required_pad_id(self) -> int:
-        if self.pad_id is None:
-            raise UnsupportedModelError(
-                f"no pad token in {self.directory}: tokenizer_config.json should name one (pad_token)",
-                model=str(self.directory),
-            )
-        return self.pad_id
-
-    @classmethod
-    def read(cls, directory: Path) -> "_Settings":
-        path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise UnsupportedModelError(
-                f"{directory} has no tokenizer.json: save the model's fast tokenizer there "
-                "(AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it)",
-                model=str(directory),
-            )
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise ModelLoadError(f"cannot read {path}: {error}", model=str(directory)) from error
-        config = _read_json(directory / "tokenizer_config.json")
-        limits = [
-            value
-            for value in (config.get("model_max_length"), config.get("max_length"))
-            if type(value) is int and 0 < value <= _LARGEST_LIMIT
-        ]
-        truncation = tokenizer.truncation or {}
-        padding = tokenizer.padding or {}
-        # Before the pad token is looked up: the map may be what gives it an id.
-        for value in _read_json(directory / "special_tokens_map.json").values():
-            for token in value if isinstance(value, list) else [value]:
-                tokenizer.add_special_tokens([_added_token(token)])
-        pad_token = padding.get("pad_token") or _content(config.get("pad_token"))
-        pad_id = padding.get("pad_id", _read_json(directory / "config.json").get("pad_token_id"))
-        if pad_id is None and pad_token is not None:
-            pad_id = tokenizer.token_to_id(pad_token)
-        return cls(
-            tokenizer=tokenizer,
-            declared_limit=min(limits, default=None),
-            truncation_side=config.get("truncation_side") or truncation.get("direction", "right"),
-            pad_id=pad_id if type(pad_id) is int else None,
-            pad_type_id=padding.get("pad_type_id", 0),
-            pads_left=(config.get("padding_side") or padding.get("direction", "right")) == "left",
-            pad_to_multiple_of=padding.get("pad_to_multiple_of"),
-            special_ids={
-                token.content: id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special
-            },
-            directory=directory,
-        )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`; an absent file counts as an empty one."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ModelLoadError(f"cannot read {path}: {error}", model=str(path.parent)) from error
-    return value if isinstance(value, dict) else {}
-
-
-def _content(token: object) -> str | None:
-    """The text of a token that a config file gives as a string or as an object."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
-
-
-def _added_token(token: object) -> AddedToken | str:
-    if not isinstance(token, dict):
-        return str(token)
-    known = ("single_word", "lstrip", "rstrip", "normalized")
-    flags = {name: bool(token[name]) for name in known if name in token}
-    return AddedToken(str(token.get("content", "")), special=True, **flags)
 
 
 def _why_unusable(value: object) -> str | None:

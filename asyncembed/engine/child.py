@@ -113,6 +113,8 @@ def initialize(threads: int) -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    # Here too, and not only where we import it: somebody's own encoder may import onnxruntime by itself.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # Stdout may be the parent's protocol (an MCP server's, a pipe's); nothing of a worker belongs there.
     with suppress(OSError):
         os.dup2(2, 1)

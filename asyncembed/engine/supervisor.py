@@ -631,6 +631,9 @@ class WorkerPool(Openable):
                 slot.worker.unload(model.key)  # it was removed while it was being loaded
                 return
             slot.loaded.add(model.key)
+            warning = answer.facts.get("warning")
+            if warning is not None and warning != model.facts.get("warning"):
+                logger.warning("%s: %s", model.config.spec.name, warning)
             model.facts.update(answer.facts)
             model.load_crashes = 0
             model.notify()

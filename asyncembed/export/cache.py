@@ -1,10 +1,10 @@
 """Where exported graphs are kept, so that each is built once for the same weights."""
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -59,6 +59,8 @@ def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
         with tempfile.TemporaryDirectory(prefix=_TEMPORARY_PREFIX, dir=root) as temporary:
             graph.write(Path(temporary, GRAPH_FILE), Path(temporary, DATA_FILE), DATA_FILE)
             target.mkdir(exist_ok=True)
+            if target.is_symlink():
+                raise NotADirectoryError(errno.ENOTDIR, "a link where a directory of the cache belongs", str(target))
             # The graph last: whoever sees it finds its weights. Two processes write the same bytes.
             for name in (DATA_FILE, GRAPH_FILE):
                 Path(temporary, name).replace(target / name)
@@ -91,7 +93,7 @@ def _place(directory: Path, cache_dir: Path | None) -> tuple[Path, Path, tuple[P
     weights = find_weights(directory)
     if not weights:
         raise UnsupportedModelError(f"{directory} has neither an ONNX file nor model.safetensors", model=str(directory))
-    root = (cache_dir or default_cache_dir()) / "exported"
+    root = (cache_dir or default_cache_dir()).expanduser() / "exported"
     try:
         digests = [_file_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
     except OSError as error:
@@ -113,7 +115,7 @@ def default_cache_dir() -> Path:
 
 
 def _is_complete(target: Path) -> bool:
-    return (target / GRAPH_FILE).is_file() and (target / DATA_FILE).is_file()
+    return not target.is_symlink() and (target / GRAPH_FILE).is_file() and (target / DATA_FILE).is_file()
 
 
 def _file_digest(path: Path, known: Path) -> str:
@@ -149,8 +151,10 @@ def _remember(memo: Path, digest: str) -> None:
 
 
 def _prune(root: Path) -> None:
-    """Remove what killed processes left behind."""
+    """Remove what killed processes left behind: files of our names only, and directories without any others."""
     for path in root.glob(f"{_TEMPORARY_PREFIX}*"):
-        with contextlib.suppress(FileNotFoundError):  # its owner may be done with it at this moment
-            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # its owner may be done with it at this moment
+            if time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS and not path.is_symlink():
+                for name in (GRAPH_FILE, DATA_FILE):
+                    (path / name).unlink(missing_ok=True)
+                path.rmdir()

@@ -12,6 +12,7 @@ from asyncembed.hub.external_data import loadable_model_path
 from asyncembed.hub.listing import DEFAULT_REVISION, Listing, RepoFile, Wanted
 from asyncembed.hub.progress import (
     BytesReceived,
+    CallbackFailedError,
     DownloadFinished,
     DownloadStarted,
     FileFinished,
@@ -70,6 +71,7 @@ async def fetch(
     Raises:
         DownloadError: The only source's error, or NoSourceError with each one's.
         OptionError: A repo id or a network setting that cannot work.
+        Exception: What the callback raised.
     """
     if not sources:
         raise OptionError("there is no source to fetch files from")
@@ -94,9 +96,17 @@ async def fetch(
                 return found
     except OSError as error:
         raise translate_disk_error(error, root) from error
-    failures: list[DownloadError] = []
     # What is only ever found on disk has had its chance, unless there is nothing else to name in a message.
     places = [place for place in places if not isinstance(place, CacheFolder)] or places
+    try:
+        return await _first_of(places, root, progress, may_ask=may_ask)
+    except CallbackFailedError as failure:
+        raised = failure.error
+    raise raised
+
+
+async def _first_of(places: Sequence[Place], root: Path, progress: Progress, *, may_ask: bool) -> Path:
+    failures: list[DownloadError] = []
     async with ProgressReport(progress) as report:
         for place in places:
             try:

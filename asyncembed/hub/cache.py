@@ -11,6 +11,9 @@
 Everything here blocks. Nothing reads a lock: each file appears by a rename, a listing before its files (so
 that any tool sees a half-filled snapshot for what it is), and a ref after all files it leads to (so that a
 failed update leaves the old snapshot in use).
+
+Others may write to a cache, too. Below a repo's folder only a snapshot's files may be links: what would be written or
+deleted behind a link that stands for a directory is refused, and what such a snapshot holds is not used.
 """
 
 import contextlib
@@ -19,6 +22,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +34,7 @@ from asyncembed.hub.listing import (
     RepoFile,
     Wanted,
     is_commit,
+    parse_file,
 )
 from asyncembed.hub.partial import Partial
 from asyncembed.hub.verify import is_intact
@@ -38,7 +43,10 @@ from asyncembed.repo_files import is_safe_path
 EMPTY_BLOB_ID = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
 """git's name for no bytes at all; another blob without bytes is what a crash left."""
 
+_COPY_BYTES = 2**20
 _TREE_FORMAT = 1
+_MAX_TREE_BYTES = 64 * 2**20
+_MAX_REF_BYTES = 1024
 _TAG = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
     "# This file marks a cache directory (https://bford.info/cachedir/); backup tools may leave it out.\n"
@@ -119,7 +127,7 @@ class RepoCache:
         if not is_safe_path(revision):
             return None
         try:
-            commit = (self.folder / "refs" / revision).read_text("utf-8").strip()
+            commit = _read_text(self.folder / "refs" / revision, _MAX_REF_BYTES).strip()
         except (OSError, ValueError):
             return None
         return commit if is_commit(commit) else None
@@ -128,9 +136,9 @@ class RepoCache:
         """Let `revision` name `commit`; writes only what changes."""
         if is_commit(revision) or not is_safe_path(revision):
             return
-        path = self.folder / "refs" / revision
+        path = self._directory("refs", *revision.split("/")[:-1]) / revision.rpartition("/")[2]
         try:
-            if path.read_text("utf-8") == commit:
+            if _read_text(path, _MAX_REF_BYTES) == commit:
                 return
         except (OSError, ValueError):
             pass
@@ -139,20 +147,14 @@ class RepoCache:
     def read_listing(self, revision: str, commit: str) -> Listing | None:
         """The listing of `commit` that some tool left; None if there is none that can be read."""
         try:
-            data = json.loads((self.folder / "trees" / f"{commit}.json").read_text("utf-8"))
+            data = json.loads(_read_text(self.folder / "trees" / f"{commit}.json", _MAX_TREE_BYTES))
             if data["format_version"] != _TREE_FORMAT:
                 return None
             files = tuple(
-                RepoFile(
-                    path=path,
-                    size_bytes=int(entry["size"]),
-                    blob_id=str(entry["blob_id"]),
-                    lfs_sha256=entry.get("lfs_sha256"),
-                    xet_hash=entry.get("xet_hash"),
-                )
+                parse_file(path, entry["size"], entry["blob_id"], entry.get("lfs_sha256"), entry)
                 for path, entry in data["files"].items()
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         return Listing(self.repo, revision, commit, files)
 
@@ -166,7 +168,7 @@ class RepoCache:
             if file.xet_hash is not None:
                 entry["xet_hash"] = file.xet_hash
             files[file.path] = entry
-        path = self.folder / "trees" / f"{listing.commit}.json"
+        path = self._directory("trees") / f"{listing.commit}.json"
         _write_atomically(path, json.dumps({"format_version": _TREE_FORMAT, "files": files}, indent=1))
 
     def drop_damaged(self, revision: str, wanted: Wanted) -> list[str]:
@@ -178,16 +180,16 @@ class RepoCache:
         damaged = []
         for file in listing.files:
             path = self.snapshot(listing.commit) / file.path
-            if wanted.matches(file.path) and is_safe_path(file.path) and path.is_file() and not is_intact(path, file):
+            if wanted.matches(file.path) and file.is_storable and path.is_file() and not is_intact(path, file):
                 damaged.append(file.path)
-                self.blob(file).unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
+                (self._directory("blobs") / file.etag).unlink(missing_ok=True)
+                self._pointer(listing.commit, file).unlink(missing_ok=True)
         return damaged
 
     def list_snapshot(self, revision: str) -> Listing | None:
         """What lies in the snapshot of `revision`, for want of a listing; None if there is no snapshot."""
         commit = self.read_ref(revision)
-        if commit is None or not self.snapshot(commit).is_dir():
+        if commit is None or not _is_directory(self.snapshot(commit)):
             return None
         snapshot = self.snapshot(commit)
         files = tuple(
@@ -199,15 +201,15 @@ class RepoCache:
 
     def prepare(self, files: Sequence[RepoFile]) -> None:
         """Make the directories, and see that there is room for what is missing of `files`."""
-        (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
-        (self.folder / "snapshots").mkdir(exist_ok=True)
+        self._directory("blobs")
+        self._directory("snapshots")
         tag = self.root / "CACHEDIR.TAG"
         if not tag.exists():
             with contextlib.suppress(OSError):
                 _write_atomically(tag, _TAG)
         needed = sum(file.size_bytes for file in files if not self._is_there(self.blob(file), file))
         kept = sum(
-            getattr(path.stat(), "st_blocks", 0) * 512
+            getattr(path.lstat(), "st_blocks", 0) * 512
             for path in (self.folder / "blobs").glob("*.asyncembed*.incomplete")
         )
         usage = shutil.disk_usage(self.folder)
@@ -215,14 +217,15 @@ class RepoCache:
             raise disk_full(self.folder, needed - kept, usage.free)
 
     def missing(self, commit: str, files: Sequence[RepoFile]) -> tuple[RepoFile, ...]:
-        """Those of `files` that the snapshot lacks, or has with another size."""
-        return tuple(file for file in files if not self._is_there(self.snapshot(commit) / file.path, file))
+        """Those of `files` that the snapshot lacks, or has with another size, or cannot have."""
+        snapshot = self.snapshot(commit)
+        return tuple(file for file in files if not (file.is_storable and self._is_there(snapshot / file.path, file)))
 
     def adopt(self, commit: str, file: RepoFile) -> bool:
         """Put `file` into the snapshot if its blob is there already; whether it is in the snapshot now."""
         if self._is_there(self.snapshot(commit) / file.path, file):
             return True
-        blob = self.blob(file)
+        blob = self._directory("blobs") / file.etag
         if file.size_bytes == 0 and not blob.exists():
             _write_atomically(blob, "")
         if not self._is_there(blob, file):
@@ -232,8 +235,7 @@ class RepoCache:
 
     def publish(self, partial: Partial, commit: str, file: RepoFile) -> None:
         """Make a verified partial file the blob, and put it into the snapshot."""
-        blob = self.blob(file)
-        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob = self._directory("blobs") / file.etag
         partial.finish(blob)
         self._link(blob, commit, file, may_move=True)
 
@@ -241,8 +243,7 @@ class RepoCache:
         """Make the snapshot's entry of `file` lead to `blob`; without symlinks it becomes the file itself."""
         from huggingface_hub import constants
 
-        pointer = self.snapshot(commit) / file.path
-        pointer.parent.mkdir(parents=True, exist_ok=True)
+        pointer = self._pointer(commit, file)
         if not constants.HF_HUB_DISABLE_SYMLINKS:
             with contextlib.suppress(OSError, NotImplementedError):
                 _symlink(os.path.relpath(blob, pointer.parent), pointer)
@@ -254,20 +255,42 @@ class RepoCache:
         else:
             temporary = pointer.with_name(f"{pointer.name}.{secrets.token_hex(4)}.tmp")
             try:
-                shutil.copyfile(blob, temporary)
+                with blob.open("rb") as content, temporary.open("xb") as copy:
+                    shutil.copyfileobj(content, copy, _COPY_BYTES)
                 temporary.replace(pointer)
             finally:
                 temporary.unlink(missing_ok=True)
 
+    def _pointer(self, commit: str, file: RepoFile) -> Path:
+        """The snapshot's entry of `file`, in its directory, which is there."""
+        folders, _, name = file.path.rpartition("/")
+        return self._directory("snapshots", commit, *filter(None, folders.split("/"))) / name
+
+    def _directory(self, *parts: str) -> Path:
+        """A directory below the repo's folder, made where there is none.
+
+        Raises:
+            CacheNotWritableError: A link stands for it, or for one on the way.
+        """
+        path = self.folder
+        if path.is_symlink() and not _is_trusted(path):
+            raise _behind_a_link(path)
+        for part in parts:
+            path /= part
+            if path.is_symlink():
+                raise _behind_a_link(path)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
     def _examine(self, commit: str, wanted: Wanted) -> OnDisk | None:
         snapshot = self.snapshot(commit)
-        if not snapshot.is_dir():
+        if not _is_directory(snapshot):
             return None
         listing = self.read_listing(commit, commit)
         if listing is None:
             # No one knows what should be there. A required file is either there or not; of the others, those
             # that are there count, unless none is.
-            missing = [path for path in wanted.required if not _is_plausible(snapshot / path)]
+            missing = [path for path in wanted.required if not (is_safe_path(path) and _is_plausible(snapshot / path))]
             if not wanted.required and not any(
                 wanted.matches(path.relative_to(snapshot).as_posix())
                 for path in snapshot.rglob("*")
@@ -276,8 +299,7 @@ class RepoCache:
                 missing = list(wanted.patterns)
             return OnDisk(snapshot, tuple(missing), is_certain=False)
         missing = [path for path in wanted.required if path not in listing.paths]
-        chosen = [file for file in listing.files if wanted.matches(file.path) and is_safe_path(file.path)]
-        missing += [file.path for file in self.missing(commit, chosen)]
+        missing += [file.path for file in self.missing(commit, [f for f in listing.files if wanted.matches(f.path)])]
         return OnDisk(snapshot, tuple(missing), is_certain=True)
 
     def _snapshots(self) -> list[Path]:
@@ -295,6 +317,24 @@ class RepoCache:
             return path.is_file() and path.stat().st_size == file.size_bytes and _is_readable(path)
         except OSError:
             return False
+
+
+def _behind_a_link(path: Path) -> CacheNotWritableError:
+    return CacheNotWritableError(
+        f"{path} is a link where a directory of the cache belongs, and nothing is written or deleted behind one; "
+        "remove it, or give another directory (cache_dir=, HF_HUB_CACHE or HF_HOME)",
+        source=str(path),
+    )
+
+
+def _is_trusted(link: Path) -> bool:
+    """Whether this user or the system's made the link, as one does who moves a large model to another disk."""
+    return not hasattr(os, "geteuid") or link.lstat().st_uid in (0, os.geteuid())
+
+
+def _is_directory(path: Path) -> bool:
+    """Whether it is a directory itself, and neither a link to one nor in a `snapshots` that is one."""
+    return path.is_dir() and not path.is_symlink() and not path.parent.is_symlink()
 
 
 def translate_disk_error(error: OSError, where: Path) -> DownloadError:
@@ -370,7 +410,28 @@ def _write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.write_bytes(text.encode())
+        with temporary.open("xb") as file:
+            file.write(text.encode())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _read_text(path: Path, most_bytes: int) -> str:
+    """What a small file holds.
+
+    Raises:
+        OSError: There is none, or something else: a pipe, which would never end, or a file without end.
+        ValueError: It is no text, or more than `most_bytes`.
+    """
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"{path} is larger than {most_bytes:,} bytes")
+    return content.decode()
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -10,13 +10,18 @@ import getpass
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from asyncembed.errors import ModelLoadError
 from asyncembed.files import in_disk_thread
-from asyncembed.runtime.external_data import are_within_reach, external_data_files
+from asyncembed.hub.listing import is_commit
+from asyncembed.runtime.external_data import are_within_reach, check_origin, external_data_files, snapshot_of
+
+MARK = ".made-by-asyncembed"
+"""A file in each directory of links that we made: only what holds it is ever deleted."""
 
 logger = logging.getLogger("asyncembed")
 
@@ -24,11 +29,12 @@ logger = logging.getLogger("asyncembed")
 async def loadable_model_path(directory: Path, model_file: str) -> Path:
     """The path to give to onnxruntime for `directory / model_file`: itself, where its weights can be reached from it.
 
-    Otherwise that of a hard link (or, where links cannot be made, a copy) beside those of its weights. Where neither
-    can be made anywhere it is itself, too: then the session takes the weights from memory.
+    Otherwise, in the hub's cache, that of a hard link (or, where links cannot be made, a copy) beside those of its
+    weights. Where neither can be made anywhere it is itself, too: then the session takes the weights from memory.
 
     Raises:
-        ModelLoadError: There is no such file.
+        ModelLoadError: There is no such file, or one of those that it keeps weights in is missing, or a link that
+            leads out of a directory other than the hub's cache.
     """
     return await in_disk_thread(_loadable_model_path, directory, model_file)
 
@@ -38,29 +44,43 @@ def _loadable_model_path(directory: Path, model_file: str) -> Path:
     if not model.is_file():
         raise ModelLoadError(f"there is no file {model}; onnx_file= names another graph", model=str(directory))
     names = external_data_files(model)
+    if missing := [name for name in names if not (model.parent / name).is_file()]:
+        raise ModelLoadError(
+            f"{model} keeps weights in {missing[0]}, and {model.parent} has no such file: put it there",
+            model=str(directory),
+        )
     if are_within_reach(model, names):
         return model
-    needed = [model.parent / name for name in names]
+    check_origin(model, names)
+    snapshot = snapshot_of(model)
+    assert snapshot is not None, "elsewhere weights out of reach are refused"
+    return _link_or_copy(snapshot, (model, *(model.parent / name for name in names)))
+
+
+def _link_or_copy(snapshot: Path, files: tuple[Path, ...]) -> Path:
+    """Put a graph and its weights, in this order, where onnxruntime opens them; the graph's path there."""
     problems = []
     for transfer in (os.link, shutil.copyfile):
-        for home in _homes(directory):
+        for home in _homes(snapshot):
             try:
-                for path in (model, *needed):
-                    target = home / path.relative_to(directory)
+                _make_marked(home)
+                for path in files:
+                    target = home / path.relative_to(snapshot)
+                    _check_home(home, target.parent)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     _place(path.resolve(), target, transfer)
             except OSError as error:
                 problems.append(str(error))
             else:
-                return home / model_file
+                return home / files[0].relative_to(snapshot)
     logger.warning(
         "each worker reads the weights of %s into memory, as they lie where onnxruntime does not follow and can be "
         "linked or copied nowhere (%s); a cache that can be written avoids it, and so does a download with "
         "HF_HUB_DISABLE_SHARED_BLOBS=1",
-        model,
+        files[0],
         "; ".join(problems),
     )
-    return model
+    return files[0]
 
 
 def _homes(snapshot: Path) -> Iterator[Path]:
@@ -69,19 +89,51 @@ def _homes(snapshot: Path) -> Iterator[Path]:
 
     repo, commit = snapshot.parent.parent, snapshot.name
     shared = repo / "onnx_snapshots"  # fastembed's place for the same thing
-    with contextlib.suppress(OSError):
-        # Hard links keep the bytes of a snapshot that was deleted.
-        for path in shared.iterdir():
-            if not (repo / "snapshots" / path.name).exists():
-                shutil.rmtree(path, ignore_errors=True)
-    yield shared / commit
+    if not shared.is_symlink():
+        _forget_deleted(shared, repo)
+        yield shared / commit
     yield Path(constants.HF_HOME) / "asyncembed" / "onnx_snapshots" / repo.name / commit
-    temporary = Path(tempfile.gettempdir()) / f"asyncembed-{getpass.getuser()}"
+    if (private := _private_folder()) is not None:
+        yield private / "onnx_snapshots" / repo.name / commit
+
+
+def _forget_deleted(shared: Path, repo: Path) -> None:
+    """Delete our links to snapshots that were deleted: they would keep the bytes. What others made stays."""
     with contextlib.suppress(OSError):
-        temporary.mkdir(mode=0o700, exist_ok=True)
-        # Nobody else may put a model there.
-        if not hasattr(os, "getuid") or temporary.stat().st_uid == os.getuid():
-            yield temporary / "onnx_snapshots" / repo.name / commit
+        for path in shared.iterdir():
+            is_ours = is_commit(path.name) and not path.is_symlink() and (path / MARK).is_file()
+            if is_ours and not (repo / "snapshots" / path.name).exists():
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _make_marked(home: Path) -> None:
+    """Make a directory, and mark it as ours; one that is there already stays as it is."""
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        home.mkdir()
+        (home / MARK).touch()
+
+
+def _check_home(home: Path, folder: Path) -> None:
+    """Raise OSError where a link in the place of a folder leads out of `home`."""
+    if not folder.resolve().is_relative_to(home.parent.resolve() / home.name):
+        raise NotADirectoryError(f"{folder} leads elsewhere")
+
+
+def _private_folder() -> Path | None:
+    """A folder below the temporary one that nobody else can put a model into; None where there is none."""
+    try:
+        user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+        folder = Path(tempfile.gettempdir()) / f"asyncembed-{user}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except (OSError, KeyError, ImportError):  # no folder to write to; no name for the user
+        return None
+    if not stat.S_ISDIR(status.st_mode):
+        return None
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        return None
+    return folder
 
 
 def _place(source: Path, target: Path, transfer: Callable[[Path, Path], object]) -> None:

@@ -102,6 +102,9 @@ async def _acquire(lock: "BaseFileLock", path: Path, watch: Callable[[], float])
 def _make_lock(path: Path) -> "BaseFileLock":
     from filelock import FileLock
 
+    for directory in (path.parent, path.parent.parent):
+        if directory.is_symlink():  # whoever made it chooses where we make files
+            raise OSError(errno.ELOOP, "a link where a directory for locks belongs", str(directory))
     with contextlib.suppress(PermissionError):
         path.parent.mkdir(parents=True, exist_ok=True)
     # Not tied to a thread, as each call may run in another; the mode lets other users of a shared cache lock

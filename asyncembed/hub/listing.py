@@ -1,14 +1,14 @@
 """What a repo holds: from a name and a revision to a commit, and from a commit to its files."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from asyncembed.errors import OptionError, RepoFileNotFoundError, UnexpectedAnswerError
-from asyncembed.repo_files import is_safe_path
+from asyncembed.repo_files import is_safe_path, shown
 
 if TYPE_CHECKING:
     from asyncembed.hub.client import HubClient
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 DEFAULT_REVISION = "main"
 MAX_TREE_PAGES = 1000
 """Pages of up to 1000 entries; a server that pages for ever is none that we know."""
+
+MAX_FILES = 250_000
+"""Files of a repo; the largest repos of models have tens of thousands."""
+
+MAX_FILE_BYTES = 2**50
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -39,6 +44,11 @@ class RepoFile:
     blob_id: str
     lfs_sha256: str | None = None
     xet_hash: str | None = None
+
+    @property
+    def is_storable(self) -> bool:
+        """Whether its path stays in the repo's folder, and its hash is one: both become names on this disk."""
+        return is_safe_path(self.path) and _HASH.fullmatch(self.etag) is not None
 
     @property
     def etag(self) -> str:
@@ -65,24 +75,26 @@ class Listing:
 
         Raises:
             RepoFileNotFoundError: A required file is not in the repo.
-            UnexpectedAnswerError: A file's name leads out of its directory, or its hash is none.
+            UnexpectedAnswerError: A file's name leads out of its directory, or is there twice, or its hash is none.
         """
         missing = sorted(set(wanted.required) - set(self.paths))
         if missing:
             raise RepoFileNotFoundError(
-                f"{self.repo} at revision {self.revision!r} has no {_enumerate(missing)}; "
-                f"it has {_enumerate(sorted(self.paths))}",
+                f"{self.repo} at revision {self.revision!r} has no {enumerate_names(missing)}; "
+                f"it has {enumerate_names(sorted(self.paths))}",
                 source=self.repo,
                 path=missing[0],
             )
         chosen = tuple(file for file in self.files if wanted.matches(file.path))
+        seen: set[str] = set()
         for file in chosen:
-            if not is_safe_path(file.path) or not _HASH.fullmatch(file.etag) or file.size_bytes < 0:
+            if not file.is_storable or file.path in seen:
                 raise UnexpectedAnswerError(
-                    f"the listing of {self.repo} holds a file that cannot be stored safely: {file.path!r}",
+                    f"the listing of {self.repo} holds a file that cannot be stored safely: {shown(file.path)}",
                     source=self.repo,
                     path=file.path,
                 )
+            seen.add(file.path)
         return chosen
 
 
@@ -110,22 +122,27 @@ def is_commit(revision: str) -> bool:
     return _COMMIT.fullmatch(revision) is not None
 
 
-def check_repo_id(repo: str) -> None:
+def check_repo_id(repo: object) -> None:
     """Raise OptionError unless `repo` can be the name of a repo."""
-    parts = repo.split("/")
-    if (
-        len(parts) > 2
-        or any(not _REPO_PART.fullmatch(part) or "--" in part or ".." in part for part in parts)
-        or repo.endswith(".git")
+    parts = repo.split("/") if isinstance(repo, str) and not repo.endswith(".git") else []
+    if not 1 <= len(parts) <= 2 or any(
+        not _REPO_PART.fullmatch(part) or "--" in part or ".." in part for part in parts
     ):
         raise OptionError(
-            f"{repo!r} is no repo id: it has the form 'organisation/name', of letters, digits, '-', '_' and '.'"
+            f"{shown(repo)} is no repo id: it has the form 'organisation/name', of letters, digits, '-', '_' and '.'"
         )
 
 
-def _enumerate(names: Sequence[str], limit: int = 12) -> str:
-    shown = ", ".join(names[:limit])
-    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown or "no files"
+def check_revision(revision: object) -> None:
+    """Raise OptionError unless `revision` can be the name of a branch, a tag or a commit."""
+    if not isinstance(revision, str) or not is_safe_path(revision):
+        raise OptionError(f"revision= is the name of a branch, a tag or a commit; got {shown(revision)}")
+
+
+def enumerate_names(names: Sequence[str], limit: int = 12) -> str:
+    """Some names of files, for a message."""
+    listed = ", ".join(name if name.isprintable() and len(name) < 200 else shown(name) for name in names[:limit])
+    return f"{listed} and {len(names) - limit} more" if len(names) > limit else listed or "no files"
 
 
 async def resolve_commit(client: "HubClient", repo: str, revision: str) -> str:
@@ -152,6 +169,8 @@ async def list_tree(client: "HubClient", repo: str, revision: str, commit: str) 
             return Listing(repo, revision, commit, tuple(files))
         page, address = await client.get_json(address, repo=repo, revision=commit)
         files.extend(_parse_page(page, repo))
+        if len(files) > MAX_FILES:
+            raise UnexpectedAnswerError(f"the listing of {repo} names more than {MAX_FILES:,} files", source=repo)
     raise UnexpectedAnswerError(f"the listing of {repo} does not end", source=repo)
 
 
@@ -160,17 +179,27 @@ def _parse_page(page: object, repo: str) -> Iterable[RepoFile]:
         if not isinstance(page, list):
             raise TypeError("not a list")
         return [
-            RepoFile(
-                path=str(entry["path"]),
-                size_bytes=int(entry["size"]),
-                blob_id=str(entry["oid"]),
-                lfs_sha256=str(entry["lfs"]["oid"]) if entry.get("lfs") else None,
-                xet_hash=entry.get("xetHash"),
-            )
+            parse_file(entry["path"], entry["size"], entry["oid"], (entry.get("lfs") or {}).get("oid"), entry)
             for entry in page
             if entry["type"] == "file"
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UnexpectedAnswerError(
-            f"the listing of {repo} is not in the hub's form ({error!r})", source=repo
-        ) from error
+        raise UnexpectedAnswerError(f"the listing of {repo} is not in the hub's form", source=repo) from error
+
+
+def parse_file(
+    path: object, size: object, blob_id: object, lfs_sha256: object, entry: Mapping[str, object]
+) -> RepoFile:
+    """An entry of a listing, the hub's or one in a cache, of which nothing is believed.
+
+    Raises:
+        TypeError, ValueError: It is none.
+    """
+    xet_hash = entry.get("xetHash", entry.get("xet_hash"))
+    if not isinstance(path, str) or not isinstance(blob_id, str) or type(size) is not int:
+        raise TypeError("a path or a hash that is no text, or a size that is no number")
+    if not isinstance(lfs_sha256, str | None) or not isinstance(xet_hash, str | None):
+        raise TypeError("a hash that is no text")
+    if not 0 <= size <= MAX_FILE_BYTES:
+        raise ValueError("a size that no file has")
+    return RepoFile(path, size, blob_id, lfs_sha256, xet_hash)

@@ -2,20 +2,23 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import get_args
 
 import anyio
 
-from asyncembed.catalogue.from_repo import Overrides, configuration_files, spec_from_directory
-from asyncembed.catalogue.lookup import Catalogue
-from asyncembed.catalogue.spec import Family, HubSource, ModelSpec, Source
-from asyncembed.errors import AsyncEmbedError, OptionError, UnsupportedModelError
+from asyncembed.catalogue.from_repo import Overrides, configuration_files, list_directory, spec_from_directory
+from asyncembed.catalogue.lookup import CLASSES, Catalogue
+from asyncembed.catalogue.onnx_choice import WEIGHTS_INDEX
+from asyncembed.catalogue.spec import CacheFolderSource, Family, HubSource, ModelSpec, Source
+from asyncembed.errors import DownloadError, NoSourceError, OptionError, UnsupportedModelError
 from asyncembed.files import in_disk_thread
 from asyncembed.hub import fetch, list_files
 from asyncembed.hub.listing import Listing
 from asyncembed.hub.progress import Progress
+from asyncembed.runtime.external_data import external_data_files
+from asyncembed.runtime.safetensors import find_shards
 
 CONFIGURATION = (
     "config.json",
@@ -63,6 +66,9 @@ async def download(
     """
     if not names:
         raise OptionError("name at least one model")
+    for name in names:
+        if not isinstance(name, str):
+            raise OptionError(f"names are those of the catalogue or of repos, as in 'org/name'; got {name!r}")
     if isinstance(patterns, str):
         raise OptionError("patterns= is a sequence of globs, as in ['*.json']")
     hub = HubAccess(
@@ -75,12 +81,12 @@ async def download(
         verify=verify,
     )
     directories: dict[int, Path] = {}
-    failures: list[AsyncEmbedError] = []
+    failures: list[Exception] = []
 
     async def bring(position: int, name: str) -> None:
         try:
             directories[position] = await _download(name, patterns, hub)
-        except AsyncEmbedError as error:
+        except Exception as error:  # noqa: BLE001 (a group would wrap it; it may be what the caller's callback raised)
             failures.append(error)
             group.cancel_scope.cancel()
 
@@ -100,7 +106,7 @@ class HubAccess:
     revision: str | None = None
     cache_dir: str | os.PathLike[str] | None = None
     local_files_only: bool = False
-    token: str | bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
     progress: Progress = None
     refresh: bool = False
     verify: bool = False
@@ -150,7 +156,7 @@ async def fetch_model(spec: ModelSpec, hub: HubAccess) -> Path:
     Raises:
         DownloadError: See `asyncembed.hub.fetch`.
     """
-    return await hub.fetch(spec.sources, (*CONFIGURATION, *_weights_beside(spec)), _files_of(spec))
+    return await _fetch_whole(spec, hub, CONFIGURATION, _files_of(spec))
 
 
 async def fetch_repo(
@@ -162,11 +168,11 @@ async def fetch_repo(
         The spec, and the directory with its files. It is of the first of `families` that the repo can be.
 
     Raises:
-        UnsupportedModelError: The repo does not say something that must be known.
+        UnsupportedModelError: The repo does not say something that must be known; of several families, each one's
+            reason.
         DownloadError: Its listing or its files cannot be had.
     """
     listing = await hub.list_files(repo)
-    sources = (HubSource(repo),)
     configuration = configuration_files(listing.paths)
     if not configuration:
         raise UnsupportedModelError(
@@ -175,14 +181,49 @@ async def fetch_repo(
         )
     # The files are few and small, and the bar is for what takes long.
     quiet = replace(hub, progress=False)
-    directory = await quiet.fetch(sources, configuration, configuration, commit=listing.commit)
+    directory = await quiet.fetch((HubSource(repo),), configuration, configuration, commit=listing.commit)
     spec = await in_disk_thread(_read_spec, directory, listing, families, overrides or Overrides())
-    return spec, await hub.fetch(
-        sources,
-        (*configuration, *_weights_beside(spec)),
-        (*configuration, *_files_of(spec)),
-        commit=listing.commit,
-    )
+    return spec, await _fetch_whole(spec, hub, configuration, (*configuration, *_files_of(spec)), commit=listing.commit)
+
+
+async def list_model(spec: ModelSpec, hub: HubAccess) -> tuple[str, ...]:
+    """All files of the first source of `spec` that can be had, as paths with "/".
+
+    Raises:
+        DownloadError: None of them can be.
+    """
+    failures: list[DownloadError] = []
+    for source in spec.sources:
+        try:
+            if isinstance(source, HubSource):
+                return (await hub.list_files(source.repo)).paths
+            if not isinstance(source, CacheFolderSource):  # which older tools filled with one precision only
+                return tuple(await in_disk_thread(list_directory, await hub.fetch((source,), ("*",))))
+        except DownloadError as error:
+            failures.append(error)
+    raise failures[0] if failures else NoSourceError(f"{spec.name} has no source whose files can be listed")
+
+
+async def _fetch_whole(
+    spec: ModelSpec, hub: HubAccess, patterns: Sequence[str], required: Sequence[str], *, commit: str | None = None
+) -> Path:
+    """Fetch what is known to be needed, and then what those files say that they need besides."""
+    named: tuple[str, ...] = ()
+    while True:
+        directory = await hub.fetch(spec.sources, patterns, (*required, *named), commit=commit)
+        needed = await in_disk_thread(_named_by_files, directory, spec)
+        # Not those of before, if a branch has moved in between: then once more.
+        if set(needed) <= set(named):
+            return directory
+        named = needed
+
+
+def _named_by_files(directory: Path, spec: ModelSpec) -> tuple[str, ...]:
+    """Files that others of a model's files name, as paths in its repo: a graph its weights, an index its shards."""
+    if spec.model_file is None:
+        return find_shards(directory) if WEIGHTS_INDEX in spec.additional_files else ()
+    folder = PurePosixPath(spec.model_file).parent
+    return tuple((folder / name).as_posix() for name in external_data_files(directory / spec.model_file))
 
 
 async def _download(name: str, patterns: Sequence[str] | None, hub: HubAccess) -> Path:
@@ -190,7 +231,7 @@ async def _download(name: str, patterns: Sequence[str] | None, hub: HubAccess) -
     if patterns is not None:
         return await hub.fetch(specs[0].sources if specs else (HubSource(name),), patterns)
     if not specs:
-        _, directory = await fetch_repo(name, hub, families=("text", "cross_encoder"))
+        _, directory = await fetch_repo(name, hub, families=get_args(Family))
         return directory
     # One name may stand for models of several families; the first one's directory is the answer.
     directories = [await fetch_model(spec, hub) for spec in specs]
@@ -201,14 +242,8 @@ def _files_of(spec: ModelSpec) -> tuple[str, ...]:
     return spec.additional_files if spec.model_file is None else (spec.model_file, *spec.additional_files)
 
 
-def _weights_beside(spec: ModelSpec) -> tuple[str, ...]:
-    """Globs of files with a graph's weights, which exporters call model.onnx_data or model.onnx.data."""
-    graph = spec.model_file
-    return () if graph is None else (f"{graph}?data", f"{graph}?data_*")
-
-
 def _read_spec(directory: Path, listing: Listing, families: Sequence[Family], overrides: Overrides) -> ModelSpec:
-    failures = []
+    failures: dict[Family, UnsupportedModelError] = {}
     for family in families:
         try:
             return spec_from_directory(
@@ -220,5 +255,15 @@ def _read_spec(directory: Path, listing: Listing, families: Sequence[Family], ov
                 overrides=overrides,
             )
         except UnsupportedModelError as error:
-            failures.append(error)
-    raise failures[0]
+            failures[family] = error
+    if len(failures) == 1:
+        raise failures[families[0]]
+    reasons = (
+        f"{CLASSES[family]}: {str(error).removeprefix(f'{listing.repo}: ')}" for family, error in failures.items()
+    )
+    raise UnsupportedModelError(
+        "\n".join(
+            (f"{listing.repo} is a model for none of the classes (patterns= takes files all the same):", *reasons)
+        ),
+        model=listing.repo,
+    )

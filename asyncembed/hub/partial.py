@@ -15,10 +15,13 @@ import hashlib
 import os
 import platform
 import secrets
+import stat
 import struct
 import threading
 import time
 import zlib
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -35,6 +38,11 @@ STALE_SECONDS = 24 * 3600.0
 _RECORD = struct.Struct(">QQI")
 """Start and end of a written stretch, and the crc32 of those two, so that a torn record is noticed."""
 
+_MAX_JOURNAL_BYTES = 2 * 2**20
+_MAX_STRETCHES = 1000
+"""What a journal may hold: a stretch per connection that broke, and a record per megabyte or less. A longer one is not
+ours, and every gap between its stretches would be a request."""
+
 _MARK = ".asyncembed"
 _SUFFIX = ".incomplete"
 
@@ -43,43 +51,43 @@ _active_lock = threading.Lock()
 
 
 class ByteRanges:
-    """A set of byte offsets, kept as sorted, disjoint, non-adjacent `(start, end)` stretches."""
+    """A set of byte offsets, kept as sorted, disjoint, non-adjacent `[start, end)` stretches."""
 
     def __init__(self) -> None:
-        self._stretches: list[tuple[int, int]] = []
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._total = 0
+
+    def __len__(self) -> int:
+        """How many stretches these are."""
+        return len(self._starts)
 
     def add(self, start: int, end: int) -> int:
         """Add `[start, end)`; returns how many of these bytes are new."""
-        before = self.total()
-        merged: list[tuple[int, int]] = []
-        for low, high in self._stretches:
-            if high < start or low > end:
-                merged.append((low, high))
-            else:
-                start, end = min(start, low), max(end, high)
-        merged.append((start, end))
-        self._stretches = sorted(merged)
-        return self.total() - before
+        # Those that it overlaps or touches: ends not before its start, and starts not behind its end.
+        first, last = bisect_left(self._ends, start), bisect_right(self._starts, end)
+        known = sum(high - low for low, high in zip(self._starts[first:last], self._ends[first:last], strict=True))
+        if first < last:
+            start, end = min(start, self._starts[first]), max(end, self._ends[last - 1])
+        self._starts[first:last] = [start]
+        self._ends[first:last] = [end]
+        self._total += end - start - known
+        return end - start - known
 
     def total(self) -> int:
         """How many bytes are in the set."""
-        return sum(end - start for start, end in self._stretches)
+        return self._total
 
     def gaps(self, size: int) -> list[tuple[int, int]]:
         """The stretches of `[0, size)` that are not in the set."""
-        gaps = []
-        position = 0
-        for start, end in self._stretches:
-            if start > position:
-                gaps.append((position, start))
-            position = end
-        if position < size:
-            gaps.append((position, size))
-        return gaps
+        edges = zip([0, *self._ends], [*self._starts, size], strict=True)
+        return [(start, end) for start, end in edges if start < end]
 
     def clear(self) -> None:
         """Take everything out."""
-        self._stretches.clear()
+        self._starts.clear()
+        self._ends.clear()
+        self._total = 0
 
 
 class Partial:
@@ -117,9 +125,8 @@ class Partial:
                     break
                 except OSError:  # another process was quicker, or it is not ours to move
                     continue
-            # Opened for the umask's mode, as the blob will keep it; unbuffered, as every write is large.
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-            self._file = cast(BinaryIO, os.fdopen(descriptor, "r+b", buffering=0))
+            # Unbuffered, as every write is large.
+            self._file = cast(BinaryIO, os.fdopen(_open_own(self._path), "r+b", buffering=0))
             self._read_journal()
 
     def write(self, offset: int, chunks: list[bytes]) -> int:
@@ -200,8 +207,8 @@ class Partial:
         found = []
         for path in self._blob.parent.glob(f"{self._blob.name}{_MARK}*{_SUFFIX}"):
             with contextlib.suppress(OSError):
-                status = path.stat()
-                if _is_ownerless(path) or time.time() - status.st_mtime > QUIET_SECONDS:
+                status = path.lstat()
+                if _is_own(status) and (_is_ownerless(path) or time.time() - status.st_mtime > QUIET_SECONDS):
                     found.append((getattr(status, "st_blocks", status.st_size), path))
         return [path for _, path in sorted(found, reverse=True)]
 
@@ -211,20 +218,26 @@ class Partial:
                 path.unlink()
         for path in self._blob.parent.glob(f"{self._blob.name}*{_SUFFIX}"):
             with contextlib.suppress(OSError):
-                if _MARK not in path.name and time.time() - path.stat().st_mtime > STALE_SECONDS:
+                if _MARK not in path.name and time.time() - path.lstat().st_mtime > STALE_SECONDS:
                     path.unlink()
 
     def _read_journal(self) -> None:
+        """Take what came from the journal; one that no download of ours can have written counts for nothing."""
         assert self._file is not None
         self._file.seek(self._size)
-        journal = self._file.read()
-        for position in range(0, len(journal) - _RECORD.size + 1, _RECORD.size):
-            start, end, check = _RECORD.unpack_from(journal, position)
-            if zlib.crc32(journal[position : position + 16]) != check or not start <= end <= self._size:
-                break
-            self.ranges.add(start, end)
-            self._journal_end = self._size + position + _RECORD.size
-        self._file.truncate(self._journal_end)
+        journal = self._file.read(_MAX_JOURNAL_BYTES + 1)
+        if len(journal) <= _MAX_JOURNAL_BYTES:
+            for start, end in _records(journal, self._size):
+                self.ranges.add(start, end)
+                self._journal_end += _RECORD.size
+                if len(self.ranges) > _MAX_STRETCHES:
+                    break
+        if len(journal) > _MAX_JOURNAL_BYTES or len(self.ranges) > _MAX_STRETCHES:
+            self.ranges.clear()
+            self._journal_end = self._size
+            self._file.truncate(0)
+        else:
+            self._file.truncate(self._journal_end)
 
     def _write_at(self, offset: int, data: bytes) -> None:
         assert self._file is not None
@@ -232,6 +245,39 @@ class Partial:
         view = memoryview(data)
         while view:
             view = view[self._file.write(view) :]
+
+
+def _records(journal: bytes, size: int) -> Iterable[tuple[int, int]]:
+    """The written stretches that a journal tells of, up to the first record that is torn."""
+    for position in range(0, len(journal) - _RECORD.size + 1, _RECORD.size):
+        start, end, check = _RECORD.unpack_from(journal, position)
+        if zlib.crc32(journal[position : position + 16]) != check or not start <= end <= size:
+            return
+        yield start, end
+
+
+def _open_own(path: Path) -> int:
+    """Open a partial file, or begin one, with the umask's mode, as the blob will keep it.
+
+    In a cache that others write to, something else may lie there: a link to a file of this user, or one that another
+    user holds open. It goes away.
+    """
+    flags = os.O_RDWR | os.O_CREAT
+    for name in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):
+        flags |= getattr(os, name, 0)
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, flags, 0o666)
+        if _is_own(os.fstat(descriptor)):
+            return descriptor
+        os.close(descriptor)
+    path.unlink(missing_ok=True)
+    return os.open(path, flags | os.O_EXCL, 0o666)
+
+
+def _is_own(status: os.stat_result) -> bool:
+    """Whether it is a file of this user's, and no other name leads to it."""
+    is_ours = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1 and is_ours
 
 
 def _owner_id() -> str:

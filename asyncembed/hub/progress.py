@@ -62,6 +62,14 @@ The callback runs in the event loop: it must return at once. What it raises ends
 """
 
 
+class CallbackFailedError(Exception):
+    """What the caller's callback raised, on its way to the caller: no failure of a source or a disk, whatever it is."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class ProgressReport:
     """Hands events to the callback, or to a thread that draws one bar per download. Leaving it ends the bar."""
 
@@ -77,12 +85,20 @@ class ProgressReport:
         if self._drawing is not None:
             self._drawing.events.put(None)
             with anyio.move_on_after(CLOSE_GRACE_SECONDS, shield=True):
-                await to_thread.run_sync(self._drawing.join, abandon_on_cancel=True)
+                limiter = anyio.CapacityLimiter(1)
+                await to_thread.run_sync(self._drawing.join, abandon_on_cancel=True, limiter=limiter)
 
     def __call__(self, event: ProgressEvent) -> None:
-        """Report one event."""
+        """Report one event.
+
+        Raises:
+            CallbackFailedError: The callback raised.
+        """
         if self._callback is not None:
-            self._callback(event)
+            try:
+                self._callback(event)
+            except Exception as error:
+                raise CallbackFailedError(error) from error
         elif self._shows_bar:
             if self._drawing is None:
                 self._drawing = _DrawingThread()

@@ -21,27 +21,44 @@ LONGEST_WAIT_SECONDS = 10.0
 LONGEST_PAUSE_SECONDS = 330.0
 """The longest pause that a server may ask for: the hub counts requests in windows of 300 s."""
 
+TRIES_TO_RESOLVE = 3
+"""Tries with a name that no one can resolve, at the first contact: within two seconds it is clear that this computer
+is offline, or the name is wrong."""
+
+_LONGEST_TOLD_SECONDS = 366 * 24 * 3600.0
+"""A server may ask for any pause, and a message shows it; what is longer than a year is a year."""
+
 logger = logging.getLogger("asyncembed")
 
 
 class TransientError(Exception):
     """A try failed in a way that another one may not.
 
-    `pause_seconds` is what the server asked to wait, where it did.
+    `pause_seconds` is what the server asked to wait, where it did; `is_unresolved` says that no one knows the
+    server's name.
     """
 
-    def __init__(self, message: str, *, pause_seconds: float | None = None, status: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        pause_seconds: float | None = None,
+        status: int | None = None,
+        is_unresolved: bool = False,
+    ) -> None:
         super().__init__(message)
         self.pause_seconds = pause_seconds
         self.status = status
+        self.is_unresolved = is_unresolved
 
 
 class Patience:
     """Counts failures in a row, waits between them, and ends it when there were too many."""
 
-    def __init__(self, what: str, source: str) -> None:
+    def __init__(self, what: str, source: str, *, tries_to_resolve: int | None = None) -> None:
         self._what = what
         self._source = source
+        self._tries_to_resolve = tries_to_resolve
         self._failures = 0
         self._paused_seconds = 0.0
 
@@ -66,7 +83,7 @@ class Patience:
                 source=self._source,
                 retry_after_seconds=pause,
             ) from error
-        if self._failures >= MAX_TRIES:
+        if self._failures >= self._most_tries(error):
             if error.status == 429:
                 raise RateLimitedError(
                     f"{self._what}: the server limits the number of requests; try later, or with a token (HF_TOKEN)",
@@ -85,27 +102,26 @@ class Patience:
         logger.info("%s: %s; trying again in %.1f s", self._what, error, pause)
         await anyio.sleep(pause)
 
+    def _most_tries(self, error: TransientError) -> int:
+        return min(MAX_TRIES, self._tries_to_resolve or MAX_TRIES) if error.is_unresolved else MAX_TRIES
+
 
 def requested_pause(headers: Mapping[str, str]) -> float | None:
-    """How many seconds a server wants us to stay away; None if it does not say.
+    """How many seconds a server wants us to stay away; None if it does not say, or not in a form that is one.
 
     The hub's `RateLimit: "api";r=0;t=55` (IETF draft-ietf-httpapi-ratelimit-headers) tells when the window
     ends; `Retry-After` is in seconds or a date (RFC 9110, 10.2.3).
     """
     limit = headers.get("ratelimit", "")
-    left = re.search(r";\s*r=(\d+)", limit)
-    reset = re.search(r";\s*t=(\d+)", limit)
-    if left and reset and int(left[1]) == 0:
-        return float(reset[1])
+    reset = re.search(r";\s*t=([0-9]+)", limit)
+    if reset and re.search(r";\s*r=0+(?![0-9])", limit):
+        return min(float(reset[1]), _LONGEST_TOLD_SECONDS)
     after = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", after):
-        return float(after)
-    if after:
-        try:
-            until = parsedate_to_datetime(after)
-        except ValueError:
-            return None
-        if until.tzinfo is None:
-            until = until.replace(tzinfo=UTC)
-        return max(0.0, (until - datetime.now(UTC)).total_seconds())
-    return None
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", after):
+        return min(float(after), _LONGEST_TOLD_SECONDS)
+    try:
+        until = parsedate_to_datetime(after)
+        left = (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    except (ValueError, OverflowError, TypeError, IndexError):  # whatever the parser meets in what is no date
+        return None
+    return min(max(0.0, left), _LONGEST_TOLD_SECONDS)

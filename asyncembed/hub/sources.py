@@ -10,8 +10,18 @@ from asyncembed.errors import DownloadError, NotCachedError, RepoFileNotFoundErr
 from asyncembed.files import in_disk_thread
 from asyncembed.hub.cache import RepoCache
 from asyncembed.hub.flight import only_one_task
-from asyncembed.hub.listing import Listing, Wanted, check_repo_id, is_commit, list_tree, resolve_commit
+from asyncembed.hub.listing import (
+    Listing,
+    Wanted,
+    check_repo_id,
+    check_revision,
+    enumerate_names,
+    is_commit,
+    list_tree,
+    resolve_commit,
+)
 from asyncembed.hub.progress import DownloadFinished, DownloadStarted, Reporter
+from asyncembed.repo_files import is_safe_path
 
 logger = logging.getLogger("asyncembed")
 
@@ -57,6 +67,7 @@ class HubRepo:
     ) -> None:
         """`commit` is what `revision` stands for; None: the hub is asked, where files are missing or on `refresh`."""
         check_repo_id(repo)
+        check_revision(revision)
         self.name = repo
         self._cache = RepoCache(root, repo)
         self._revision = revision
@@ -162,7 +173,7 @@ class HubRepo:
             if not files:
                 raise RepoFileNotFoundError(
                     f"{self.name} has no file that matches {', '.join(self._wanted.patterns)}; it has "
-                    f"{', '.join(listing.paths[:12]) or 'no files'}",
+                    f"{enumerate_names(listing.paths)}",
                     source=self.name,
                 )
             missing = await in_disk_thread(cache.missing, commit, files)
@@ -214,7 +225,7 @@ class LocalDirectory:
         return await in_disk_thread(self.find_usable)
 
     def _missing(self) -> list[str]:
-        return [path for path in self._wanted.required if not (self._path / path).is_file()]
+        return [path for path in self._wanted.required if not (is_safe_path(path) and (self._path / path).is_file())]
 
 
 class CacheFolder(LocalDirectory):

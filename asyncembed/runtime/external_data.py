@@ -5,30 +5,22 @@ graph, or inside the directory of the graph's own real path. In the hub's cache 
 up to whoever wrote them.
 """
 
-import mmap
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
-from asyncembed.runtime.protobuf import fields, open_message
-
-# Field numbers of onnx.proto (ModelProto, GraphProto, TensorProto, StringStringEntryProto).
-_MODEL_GRAPH = 7
-_GRAPH_INITIALIZER = 5
-_TENSOR_EXTERNAL_DATA = 13
-_ENTRY_KEY = 1
-_ENTRY_VALUE = 2
+from asyncembed.errors import ModelLoadError
+from asyncembed.runtime.onnx_file import read_onnx_file
 
 
 def external_data_files(model: Path) -> tuple[str, ...]:
     """Names of the files that hold weights of a graph, relative to the graph's directory; blocks.
 
-    Read from the graph itself: `ModelProto.graph.initializer[].external_data["location"]` (onnx.proto). What is no
-    such graph has none, and a name that leads out of the directory is none.
+    Read from the graph itself. What is no such graph has none, and a name that leads out of the directory is none.
     """
     try:
-        with open_message(model) as data:
-            names = dict.fromkeys(_locations(data))
-    except (IndexError, ValueError):
+        names = read_onnx_file(model).weights
+    except OSError:
         return ()
     return tuple(name for name in names if _stays_inside(name))
 
@@ -41,17 +33,38 @@ def are_within_reach(model: Path, names: Sequence[str]) -> bool:
     )
 
 
-def _locations(data: mmap.mmap) -> Iterator[str]:
-    for graph_start, graph_end in _members(data, 0, len(data), _MODEL_GRAPH):
-        for tensor_start, tensor_end in _members(data, graph_start, graph_end, _GRAPH_INITIALIZER):
-            for entry_start, entry_end in _members(data, tensor_start, tensor_end, _TENSOR_EXTERNAL_DATA):
-                entry = {number: data[start:end] for number, start, end in fields(data, entry_start, entry_end)}
-                if entry.get(_ENTRY_KEY) == b"location":
-                    yield entry.get(_ENTRY_VALUE, b"").decode()
+def check_origin(model: Path, names: Sequence[str]) -> None:
+    """See that these files of the graph at `model` may be read although onnxruntime would not; blocks.
+
+    That is so in the hub's cache, where a file is a link into the blobs of its repo, or into those that all repos
+    share. Elsewhere a link is as good as the stranger who made the directory: it could show any file as numbers.
+
+    Raises:
+        ModelLoadError: One of them lies elsewhere.
+    """
+    snapshot = snapshot_of(model)
+    repo = None if snapshot is None else snapshot.parent.parent.resolve()
+    allowed = (model.parent.resolve(), *(() if repo is None else (repo / "blobs", repo.parent / "blobs")))
+    for name in names:
+        target = (model.parent / name).resolve()
+        if not any(target.is_relative_to(directory) for directory in allowed):
+            raise ModelLoadError(
+                f"{model.parent / name} is a link out of its directory, to {target}, which is not read for a graph: "
+                "put the file itself there",
+                model=str(model),
+            )
 
 
-def _members(data: mmap.mmap, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
-    return ((begin, stop) for number, begin, stop in fields(data, start, end) if number == wanted)
+def snapshot_of(path: Path) -> Path | None:
+    """The snapshot of a hub's cache that a path lies in, by its name: `models--org--name/snapshots/<commit>`."""
+    for parent in path.parents:
+        if (
+            re.fullmatch(r"[0-9a-f]{40}", parent.name)
+            and parent.parent.name == "snapshots"
+            and parent.parent.parent.name.startswith("models--")
+        ):
+            return parent
+    return None
 
 
 def _stays_inside(name: str) -> bool:

@@ -1,6 +1,6 @@
 """A graph on onnxruntime: the first implementation of `Session`."""
 
-import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -8,13 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from asyncembed.errors import ModelLoadError, RuntimeMissingError
-from asyncembed.runtime.external_data import are_within_reach, external_data_files
+from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
+from asyncembed.runtime.external_data import are_within_reach, check_origin, external_data_files
 from asyncembed.runtime.memory import release_free_memory
-from asyncembed.runtime.providers import CPU, INSTALL_HINT, choose_providers, missing_after_load
+from asyncembed.runtime.providers import (
+    CPU,
+    INSTALL_HINT,
+    ON_CPU,
+    ProviderChoice,
+    choose_providers,
+    fallback_warning,
+    missing_after_load,
+)
 from asyncembed.runtime.session import Array, SessionOptions
-
-_logger = logging.getLogger("asyncembed")
 
 # The types that embedding graphs take as inputs, as onnxruntime writes them.
 _DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -32,6 +38,10 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 class OnnxSession:
     """One ONNX file, loaded. Reads the whole model when made, so making one blocks.
 
+    Attributes:
+        providers: The execution providers that came up, the one that computes first.
+        warning: What the user should know of where it runs; None: nothing.
+
     Raises:
         RuntimeMissingError: onnxruntime, or an execution provider that was asked for, is missing.
         ModelLoadError: The file is missing, broken, or needs a newer onnxruntime.
@@ -39,26 +49,23 @@ class OnnxSession:
 
     def __init__(self, path: Path, options: SessionOptions) -> None:
         onnxruntime = _import_onnxruntime()
-        choice = choose_providers(options, onnxruntime.get_available_providers())
+        available = onnxruntime.get_available_providers()
+        choice = choose_providers(options, available)
         if choice.uses_cuda and hasattr(onnxruntime, "preload_dlls"):
             # Finds the CUDA libraries that pip put into site-packages.
             onnxruntime.preload_dlls()
         if not path.is_file():
             raise ModelLoadError(f"there is no file {path}", model=str(path))
         try:
-            session_options = _session_options(onnxruntime, options.threads)
-            weights = _weights_out_of_reach(path)  # held until the session has its copy
-            if weights:
-                session_options.add_external_initializers_from_files_in_memory(
-                    list(weights), list(weights.values()), [len(content) for content in weights.values()]
-                )
-            session = onnxruntime.InferenceSession(
-                str(path),
-                session_options,
-                providers=[name for name, _ in choice.providers],
-                provider_options=[settings for _, settings in choice.providers],
-                enable_fallback=0,
-            )
+            try:
+                session = _load(onnxruntime, path, options, choice)
+            except Exception:
+                if choice.required or not choice.uses_cuda:
+                    raise
+                # CUDA may be wholly installed on a machine without a GPU: "auto" does not insist on it.
+                session = _load(onnxruntime, path, options, ON_CPU)
+        except ModelLoadError:
+            raise
         except Exception as error:
             raise ModelLoadError(
                 f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}", model=str(path)
@@ -66,18 +73,14 @@ class OnnxSession:
         active = session.get_providers()
         if missing := sorted(choice.required.difference(active)):
             raise missing_after_load(missing, active)
-        if choice.uses_cuda and choice.providers[0][0] not in active:
-            _logger.warning(
-                "CUDA is installed but did not start, so %s runs on %s; device='cuda' makes this an error, "
-                "device='cpu' silences it",
-                path.name,
-                ", ".join(active),
-            )
         self._session = session
         self._input_types = {value.name: value.type for value in session.get_inputs()}
         self._input_names = tuple(self._input_types)
-        self._output_names = tuple(value.name for value in session.get_outputs())
+        self._output_types = {value.name: value.type for value in session.get_outputs()}
+        self._output_names = tuple(self._output_types)
+        self._input_shapes = {value.name: tuple(map(_length, value.shape)) for value in session.get_inputs()}
         self.providers: tuple[str, ...] = tuple(active)
+        self.warning = fallback_warning(options, available, active)
         release_free_memory()
 
     @property
@@ -97,12 +100,45 @@ class OnnxSession:
 
     def input_dtype(self, name: str) -> np.dtype[Any]:
         """The element type that the input `name` takes."""
-        return _DTYPES[self._input_types[name]]
+        kind = self._input_types[name]
+        if kind not in _DTYPES:
+            raise UnsupportedModelError(f"the graph's input {name} is a {kind}, which no family of models feeds")
+        return _DTYPES[kind]
+
+    def input_shape(self, name: str) -> tuple[int | None, ...]:
+        """The shape that the input `name` takes; None for a dimension that may be of any length."""
+        return self._input_shapes[name]
+
+    def output_type(self, name: str) -> str:
+        """The element type that the output `name` has, by numpy's name where numpy has it."""
+        kind = self._output_types[name]
+        return _DTYPES[kind].name if kind in _DTYPES else kind
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
         """Compute `outputs`, in that order, from `inputs`."""
         results: list[Array] = self._session.run(list(outputs), dict(inputs))
         return results
+
+
+def _length(dimension: object) -> int | None:
+    """A dimension as onnxruntime states it: a number, a name, or nothing."""
+    return dimension if isinstance(dimension, int) and dimension > 0 else None
+
+
+def _load(onnxruntime: ModuleType, path: Path, options: SessionOptions, choice: ProviderChoice) -> Any:
+    session_options = _session_options(onnxruntime, options.threads)
+    weights = _weights_out_of_reach(path)  # held until the session has its copy
+    if weights:
+        session_options.add_external_initializers_from_files_in_memory(
+            list(weights), list(weights.values()), [len(content) for content in weights.values()]
+        )
+    return onnxruntime.InferenceSession(
+        str(path),
+        session_options,
+        providers=[name for name, _ in choice.providers],
+        provider_options=[settings for _, settings in choice.providers],
+        enable_fallback=0,
+    )
 
 
 def _session_options(onnxruntime: ModuleType, threads: int) -> Any:
@@ -127,10 +163,13 @@ def _weights_out_of_reach(path: Path) -> dict[str, np.ndarray[Any, np.dtype[np.u
     names = external_data_files(path)
     if are_within_reach(path, names):
         return {}
+    check_origin(path, names)
     return {name: np.memmap(path.parent / name, mode="r") for name in names}
 
 
 def _import_onnxruntime() -> ModuleType:
+    # From 1.29 on it reports to its maker; nobody was asked. Read when the module is loaded, so set before that.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

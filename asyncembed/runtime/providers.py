@@ -6,6 +6,7 @@ chooses among what is installed: work never moves from a GPU to the CPU without 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 from asyncembed.errors import RuntimeMissingError
 from asyncembed.runtime.session import SessionOptions
@@ -34,6 +35,9 @@ class ProviderChoice:
         return any(name == CUDA for name, _ in self.providers)
 
 
+ON_CPU = ProviderChoice(((CPU, {}),), frozenset({CPU}))
+
+
 def choose_providers(options: SessionOptions, available: Sequence[str]) -> ProviderChoice:
     """Turn `options` into providers, given the names that the installed onnxruntime was built with.
 
@@ -54,7 +58,33 @@ def choose_providers(options: SessionOptions, available: Sequence[str]) -> Provi
         return ProviderChoice(((CUDA, device_options), (CPU, {})), frozenset({CUDA}))
     if options.device == "auto" and CUDA in available:
         return ProviderChoice(((CUDA, device_options), (CPU, {})), frozenset())
-    return ProviderChoice(((CPU, {}),), frozenset({CPU}))
+    return ON_CPU
+
+
+def fallback_warning(options: SessionOptions, available: Sequence[str], active: Sequence[str]) -> str | None:
+    """What to tell somebody who is set up for CUDA, but whose session with `device="auto"` runs without it."""
+    if options.providers is not None or options.device != "auto" or CUDA in active:
+        return None
+    if CUDA in available:
+        reason = "onnxruntime has CUDA, but it did not start here; its own message is on standard error"
+    elif is_gpu_package_installed():
+        reason = (
+            f"onnxruntime-gpu is installed, but what is loaded has only {_joined(available)}: another package, "
+            "mostly onnxruntime, has replaced its files (pip uninstall onnxruntime onnxruntime-gpu; "
+            'pip install "asyncembed[gpu]")'
+        )
+    else:
+        return None
+    return f'{reason}. device="cuda" makes this an error, device="cpu" silences it.'
+
+
+def is_gpu_package_installed() -> bool:
+    """Whether the package with CUDA is installed; that it works is another matter."""
+    try:
+        version("onnxruntime-gpu")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def missing_after_load(missing: Sequence[str], active: Sequence[str]) -> RuntimeMissingError:

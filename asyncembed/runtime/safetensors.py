@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
+from asyncembed.repo_files import is_safe_path, read_object, shown
 from asyncembed.runtime.session import Array
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-# The reference implementation refuses longer headers too, so that a broken length cannot exhaust the memory.
-MAX_HEADER_BYTES = 100_000_000
+# Far more than the header of any encoder, and few enough that parsing one cannot exhaust the memory.
+MAX_HEADER_BYTES = 2**24
+_MAX_DIMENSIONS = 32
 
 _DTYPES: Mapping[str, np.dtype[np.generic]] = {
     "F64": np.dtype("<f8"),
@@ -49,20 +51,30 @@ def find_weights(directory: Path) -> tuple[Path, ...]:
     """
     if (single := directory / SINGLE_FILE).is_file():
         return (single,)
+    names = find_shards(directory)
+    for name in names:
+        if not (directory / name).is_file():
+            raise _broken(directory / INDEX_FILE, f"the file {name} that it names is missing")
+    return tuple(directory / name for name in names)
+
+
+def find_shards(directory: Path) -> tuple[str, ...]:
+    """The names of the files that the index in `directory` names, in order; none where there is no index.
+
+    Raises:
+        ModelLoadError: The index is broken, or names a file elsewhere.
+    """
     index = directory / INDEX_FILE
     if not index.is_file():
         return ()
-    try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _broken(index, "it is no index of safetensors files") from error
-    for name in names:
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise _broken(index, "it is no index of safetensors files")
+    for name in weight_map.values():
         # The index comes from a repo: it may name the files beside it, and nothing else on this machine.
-        if not isinstance(name, str) or Path(name).name != name:
-            raise _broken(index, f"it names {name!r}, which is no file of the same directory")
-        if not (directory / name).is_file():
-            raise _broken(index, f"the file {name} that it names is missing")
-    return tuple(directory / name for name in sorted(names))
+        if not isinstance(name, str) or "/" in name or not is_safe_path(name):
+            raise _broken(index, f"it names {shown(name)}, which is no file of the same directory")
+    return tuple(sorted(set(weight_map.values())))
 
 
 def read_tensors(*paths: Path) -> "Tensors":
@@ -156,22 +168,30 @@ def _read_header(path: Path, data: mmap.mmap) -> dict[str, _Entry]:
     entries: dict[str, _Entry] = {}
     for name, fields in header.items():
         try:
-            dtype, shape = str(fields["dtype"]), tuple(map(_natural, fields["shape"]))
+            dtype, shape = fields["dtype"], tuple(map(_natural, fields["shape"]))
             begin, end = map(_natural, fields["data_offsets"])
         except (ValueError, LookupError, TypeError) as error:
-            raise _broken(path, f"its header does not describe the tensor {name}") from error
+            raise _broken(path, f"its header does not describe the tensor {shown(name)}") from error
         if not begin <= end <= len(data) - 8 - length:
-            raise _broken(path, f"it is cut short: the tensor {name} ends beyond the end of the file")
-        if dtype in _DTYPES and end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
-            raise _broken(path, f"the tensor {name} of {dtype} {list(shape)} cannot be {end - begin} bytes long")
+            raise _broken(path, f"it is cut short: the tensor {shown(name)} ends beyond the end of the file")
+        if not isinstance(dtype, str) or not _may_be_shape(shape, end - begin, _DTYPES.get(dtype)):
+            described = f"{shown(dtype)} {list(shape[:8])}"
+            raise _broken(path, f"the tensor {shown(name)} of {described} cannot be {end - begin} bytes long")
         entries[name] = _Entry(path, data, dtype, shape, 8 + length + begin)
     return entries
 
 
 def _natural(value: object) -> int:
-    if not isinstance(value, int) or value < 0:
+    if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(f"{value!r} is no size")
     return value
+
+
+def _may_be_shape(shape: tuple[int, ...], size_bytes: int, dtype: np.dtype[np.generic] | None) -> bool:
+    """Whether a tensor of this shape takes so many bytes, as far as its element type is one that we know."""
+    if len(shape) > _MAX_DIMENSIONS or math.prod(max(1, length) for length in shape) >= 2**60:
+        return False  # numpy has no such arrays, not even empty ones
+    return dtype is None or size_bytes == math.prod(shape) * dtype.itemsize
 
 
 def _broken(path: Path, reason: str) -> ModelLoadError:

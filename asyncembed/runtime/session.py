@@ -28,6 +28,10 @@ class Session(Protocol):
         """The element type that the input `name` takes."""
         ...
 
+    def input_shape(self, name: str) -> tuple[int | None, ...]:
+        """The shape that the input `name` takes; None for a dimension that may be of any length."""
+        ...
+
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
         """Compute `outputs`, in that order, from `inputs`."""
         ...

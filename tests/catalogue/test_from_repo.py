@@ -100,7 +100,7 @@ def test_prompts_projections_and_the_rest_are_carried_over(tmp_path: Path) -> No
             },
         )
     )
-    assert spec.prompts == {"query": "query: ", "document": "passage: ", "passage": "passage: "}
+    assert spec.prompts == {"query": "query: ", "document": "passage: ", "passage": "passage: ", "empty": ""}
     assert spec.default_prompt == "query"
     assert spec.max_length is None
     assert not spec.normalize
@@ -157,7 +157,8 @@ def test_a_listing_stands_for_files_that_are_not_there_yet(tmp_path: Path) -> No
     write_repo(tmp_path, files=())
     listing = ["README.md", "tokenizer.json", "onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_q4.onnx"]
     spec = spec_from_directory(tmp_path, name="org/name", files=listing, source=HubSource("org/name"))
-    assert (spec.model_file, spec.additional_files) == ("onnx/model.onnx", ("onnx/model.onnx_data",))
+    # The graph itself tells which files it needs, once it is there.
+    assert (spec.model_file, spec.additional_files) == ("onnx/model.onnx", ())
     assert spec.name == "org/name"
 
 

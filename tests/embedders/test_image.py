@@ -1,18 +1,21 @@
 """Images end to end: every kind of input, through real workers."""
 
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 from fastembed import ImageEmbedding as ReferenceImageEmbedding
 from PIL import Image
 
-from asyncembed import ImageEmbedding
-from asyncembed.errors import InputError, OptionError
+from asyncembed import ImageEmbedding, LateInteractionMultimodalEmbedding
+from asyncembed.embedders.fetch import CONCURRENCY
+from asyncembed.errors import InputError, OptionError, StateError
 from tests.support.images import encoded, picture, write_image_model
 from tests.support.waiting import until
 from tests.support.web import WebServer
@@ -163,6 +166,225 @@ async def test_a_directory_is_a_model(model_path: Path, paths: list[Path], expec
     async with ImageEmbedding(str(model_path), workers=0) as model:
         np.testing.assert_allclose(await model.embed_images(list(paths)), expected, atol=1e-6)
         assert model.embedding_size == 512
+
+
+# ---------------------------------------------------------------- inputs that misbehave
+
+
+class _Raising:
+    """A path, or a file object, that raises `error` wherever it is touched."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def read(self, size: int = -1) -> bytes:
+        raise self._error
+
+
+class _RaisingPath(os.PathLike[str]):
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __fspath__(self) -> str:
+        raise self._error
+
+
+class _BytesPath(os.PathLike[bytes]):
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __fspath__(self) -> bytes:
+        return os.fsencode(self._path)
+
+
+class _Silent:
+    """A file object that does not answer before `answers` is set."""
+
+    def __init__(self, answers: threading.Event) -> None:
+        self._answers = answers
+
+    def read(self, size: int = -1) -> bytes:
+        self._answers.wait(60)
+        return b""
+
+
+class _Asynchronous:
+    async def read(self, size: int = -1) -> bytes:
+        return b""
+
+
+class _SpeechlessError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+class _Liar:
+    __class__ = np.ndarray  # type: ignore[assignment]
+
+
+def _released() -> memoryview:
+    view = memoryview(b"released")
+    view.release()
+    return view
+
+
+async def test_whatever_an_input_raises_is_its_own_error(
+    model_path: Path, paths: list[Path], expected: Any, tmp_path: Path
+) -> None:
+    closed = BytesIO(b"closed")
+    closed.close()
+    misbehaving: list[Any] = [
+        _RaisingPath(OSError("no path")),
+        _RaisingPath(SystemExit(3)),
+        _RaisingPath(MemoryError()),
+        _Raising(ValueError("no bytes")),
+        _Raising(SystemExit(3)),
+        _Raising(GeneratorExit()),
+        _Raising(_SpeechlessError()),
+        _Asynchronous(),
+        StringIO("text"),
+        closed,
+        _released(),
+        _Liar(),
+        np.broadcast_to(np.uint8(0), (500_000, 500_000, 3)),
+        np.broadcast_to(np.uint8(0), (2**40,)).data,
+        np.zeros((0, 5, 3), np.uint8),
+        np.uint8(7),
+    ]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.jpg")
+        misbehaving.append(tmp_path / "pipe.jpg")
+    records: list[Any] = [paths[0], *misbehaving, _BytesPath(paths[1])]
+    async with ImageEmbedding(NAME, model_path=model_path, workers=1) as model:
+        with anyio.fail_after(60):
+            returned: list[Any] = [result async for result in model.embed(records, on_error="return")]
+        np.testing.assert_allclose(np.stack([returned[0], returned[-1]]), expected[:2], atol=1e-6)
+        assert [type(result) for result in returned[1:-1]] == [InputError] * len(misbehaving)
+        assert [result.index for result in returned[1:-1]] == list(range(1, len(misbehaving) + 1))
+        assert model.stats().failed == len(misbehaving)
+        for one in misbehaving:
+            with pytest.raises(InputError) as caught:
+                await model.embed_image(one)
+            assert caught.value.index is None
+        np.testing.assert_allclose(await model.embed_image(paths[0]), expected[0], atol=1e-6)
+
+
+async def test_a_file_object_that_does_not_answer_holds_up_nobody(model_path: Path, paths: list[Path]) -> None:
+    """Its input fails after a time; other calls, and closing, do not wait for it."""
+    answers = threading.Event()
+    silent: Any = _Silent(answers)
+    try:
+        async with ImageEmbedding(NAME, model_path=model_path, workers=0, url_timeout=0.5) as model:
+            with pytest.raises(InputError, match=r"did not answer within url_timeout=0\.5 s"):
+                await model.embed_image(silent)
+        with anyio.fail_after(30):
+            async with ImageEmbedding(NAME, model_path=model_path, workers=0) as model:
+                stream = model.embed([silent] * 20)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_first, stream)
+                    await until(lambda: sum(t.name == "asyncembed-image" for t in threading.enumerate()) >= 16)
+                    with paths[0].open("rb") as file:
+                        await model.embed_image(file)
+                    group.cancel_scope.cancel()
+    finally:
+        answers.set()
+    await until(lambda: not any(thread.name == "asyncembed-image" for thread in threading.enumerate()))
+
+
+async def _first(stream: Any) -> None:
+    async for _ in stream:
+        break
+
+
+async def test_an_image_that_is_being_fetched_as_the_embedder_closes_has_not_failed(
+    model_path: Path, server: WebServer
+) -> None:
+    """Its stream, or its caller, is told that the embedder was closed; no image counts as a bad one."""
+    ends: list[BaseException | None] = []
+
+    async def embed_all(model: ImageEmbedding) -> None:
+        try:
+            await model.embed([f"{server.url}/stall"] * 40, on_error="skip").collect()
+        except StateError as error:
+            ends.append(error)
+
+    async def embed_one(model: ImageEmbedding) -> None:
+        with pytest.raises(StateError, match="closed") as caught:
+            await model.embed_image(f"{server.url}/stall")
+        ends.append(caught.value)
+
+    async with anyio.create_task_group() as group:
+        async with ImageEmbedding(NAME, model_path=model_path, workers=0, allow_private_urls=True) as model:
+            group.start_soon(embed_all, model)
+            group.start_soon(embed_one, model)
+            await until(lambda: len(server.requests) >= CONCURRENCY)
+            pooled = model._opened.model  # type: ignore[union-attr]
+    assert [type(end) for end in ends] == [StateError, StateError]
+    assert pooled.failed == 0
+
+
+async def test_a_fetched_image_costs_what_its_bytes_cost(
+    model_path: Path, paths: list[Path], server: WebServer
+) -> None:
+    """As if it had been at hand: batches are formed from images of like cost, and the window is charged with it."""
+    large = encoded(picture(900, 700), "PNG")
+    server.files["/large.png"] = large
+    async with ImageEmbedding(NAME, model_path=model_path, workers=0, allow_private_urls=True) as model:
+        waiting: list[Any] = []
+        opened = model._require_open()
+        submit = opened.pool.submit
+
+        def watched(items: Any) -> None:
+            waiting.extend(items)
+            submit(items)
+
+        opened.pool.submit = watched  # type: ignore[method-assign]
+        images: list[Any] = [large, f"{server.url}/large.png", BytesIO(large)]
+        await model.embed(images).collect()
+        sizes = {item.size for item in waiting}
+        assert len(waiting) == 3
+        assert len(sizes) == 1
+        assert sizes.pop() > len(large) // 4096
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"fast_decoding": True},
+        {"max_url_bytes": 0},
+        {"max_url_bytes": None},
+        {"max_url_bytes": 1.5},
+        {"max_image_pixels": None},
+        {"max_image_pixels": "50"},
+        {"max_image_pixels": True},
+        {"url_timeout": 0},
+        {"url_timeout": "5"},
+        {"url_timeout": None},
+        {"url_timeout": float("nan")},
+        {"url_timeout": True},
+        {"allow_private_urls": "false"},
+        {"allow_private_urls": None},
+        {"allow_private_urls": 1},
+        {"fast_decode": "no"},
+        {"apply_orientation": 0},
+        {"normalize": "no"},
+        {"truncate_dim": "5"},
+        {"dtype": np.float32},
+        {"pooling": "mean"},
+    ],
+    ids=str,
+)
+def test_every_option_is_checked_at_the_door(keywords: dict[str, Any]) -> None:
+    with pytest.raises(OptionError):
+        ImageEmbedding(NAME, **keywords)
+    if "normalize" not in keywords and "pooling" not in keywords and "truncate_dim" not in keywords:
+        with pytest.raises(OptionError):
+            LateInteractionMultimodalEmbedding("Qdrant/colmodernvbert", **keywords)
+
+
+def test_a_timeout_may_be_as_long_as_one_likes() -> None:
+    for seconds in (float("inf"), 10**400, 1e-3):
+        ImageEmbedding(NAME, url_timeout=seconds)
 
 
 def test_wrong_options_are_refused() -> None:

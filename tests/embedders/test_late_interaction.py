@@ -1,6 +1,7 @@
 """Late interaction end to end, through real workers."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,8 @@ async def test_a_wrong_input_is_skipped(tmp_path: Path) -> None:
     spec = write_late_interaction_model(tmp_path, NAME)
     async with LateInteractionTextEmbedding(spec, workers=0, truncate=False) as model:
         long = "the " * 500
-        assert len(await model.embed(["the", 3, long, "way"], on_error="skip").collect()) == 2
+        inputs: list[Any] = ["the", 3, long, "way"]
+        assert len(await model.embed(inputs, on_error="skip").collect()) == 2
         with pytest.raises(InputError) as caught:
             await model.embed(["the", long]).collect()
         assert caught.value.index == 1
@@ -64,6 +66,6 @@ def test_sizes_and_options() -> None:
     assert LateInteractionTextEmbedding(NAME).embedding_size == 128
     assert len(LateInteractionTextEmbedding.list_supported_models()) == 6
     with pytest.raises(OptionError, match="truncate"):
-        LateInteractionTextEmbedding(NAME, truncated=True)  # type: ignore[call-arg]
+        LateInteractionTextEmbedding(NAME, truncated=True)  # type: ignore[call-overload]
     with pytest.raises(OptionError, match="dtype"):
-        LateInteractionTextEmbedding(NAME, dtype="int8")  # type: ignore[arg-type]
+        LateInteractionTextEmbedding(NAME, dtype="int8")  # type: ignore[call-overload]

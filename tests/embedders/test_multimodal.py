@@ -41,4 +41,4 @@ async def test_texts_and_images_share_a_model(tmp_path: Path) -> None:
         assert counts[1] - counts[0] == 10 * len(TEXTS)
         assert model.embedding_size == 128
         with pytest.raises(InputError, match="expected a str"):
-            await model.embed_text([paths[0]]).collect()
+            await model.embed_text([paths[0]]).collect()  # type: ignore[list-item]

@@ -119,7 +119,7 @@ async def test_wrong_input_is_told_which_and_why(pool: WorkerPool, tmp_path: Pat
             ("lone \udc00", r"lone surrogate \(U\+DC00\) at character 5"),
         ):
             with pytest.raises(InputError, match=f"^input 1: .*{why}") as caught:
-                await model.embed(["fine", wrong, "fine"]).collect()
+                await model.embed(["fine", wrong, "fine"]).collect()  # type: ignore[list-item]
             assert caught.value.index == 1
             with pytest.raises(InputError, match=f"^(?!input).*{why}") as caught:
                 await model.embed_query(wrong)  # type: ignore[arg-type]

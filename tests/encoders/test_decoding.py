@@ -1,5 +1,6 @@
 """Decoding: every kind of image has a defined result or is refused with a reason."""
 
+import os
 import pickle
 import struct
 import zlib
@@ -238,6 +239,26 @@ def test_each_broken_image_has_a_reason(value: object, reason: str) -> None:
 def test_a_directory_is_no_image(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"(?i)directory|permission"):
         decode(str(tmp_path), PLAIN)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system here")
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "a.jpg"
+    os.mkfifo(pipe)
+    (tmp_path / "link.jpg").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link.jpg", Path("/dev/zero"), Path("/dev/tty")):
+        with pytest.raises(InputError, match=r"not a file|No such"):
+            decode(str(path), PLAIN)
+
+
+def test_an_array_is_looked_at_before_it_is_copied() -> None:
+    """Broadcast, it is a byte that says it is a terabyte."""
+    array = np.broadcast_to(np.uint8(0), (500_000, 500_000, 3))
+    with pytest.raises(InputError, match="max_image_pixels"):
+        decode(array, PLAIN)
+    with pytest.raises(InputError, match="max_image_pixels"):
+        check_array(array)
+    check_array(np.zeros((10, 10), np.uint8), 100)
 
 
 def test_an_image_over_the_pixel_limit_is_not_decoded() -> None:

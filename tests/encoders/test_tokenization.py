@@ -166,3 +166,15 @@ def test_a_tokenizer_that_may_look_ahead_gets_the_whole_text(tmp_path: Path) -> 
     tokenizer.pre_tokenizer = pre_tokenizers.Split("the way", "isolated")
     write_tokenizer(tmp_path, tokenizer)
     assert not TextTokenizer(tmp_path)._cuts_early
+
+
+@pytest.mark.parametrize("wanted", [None, 16, 14])
+@pytest.mark.parametrize("limit", [16, 100, 10**9])
+def test_no_limit_exceeds_the_positions_of_the_model(limit: int, wanted: int | None, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, wordpiece(), limit=limit)
+    config = {"model_type": "roberta", "max_position_embeddings": 16}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert TextTokenizer(tmp_path, max_length=wanted).encode(["the " * 50]).lengths == [14]
+    # A marker of the encoder's own takes a position, too.
+    assert TextTokenizer(tmp_path, max_length=wanted, extra=1).limit == 13
+    assert TextTokenizer(tmp_path, max_length=12).limit == 12

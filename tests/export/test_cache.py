@@ -193,3 +193,18 @@ except RuntimeMissingError as error:
 def test_importing_the_export_loads_neither_onnx_nor_a_runtime() -> None:
     code = "import sys, asyncembed.export; print(sorted({'onnx', 'onnxruntime', 'torch', 'httpx'} & set(sys.modules)))"
     assert run(code) == "[]"
+
+
+def test_nothing_is_written_behind_a_link(tmp_path: Path) -> None:
+    graph = ensure_graph(DATA / "bert", cache_dir=tmp_path / "cache")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for path in graph.parent.iterdir():
+        path.unlink()
+        (elsewhere / path.name).write_bytes(b"someone's own")
+    graph.parent.rmdir()
+    graph.parent.symlink_to(elsewhere)
+    with pytest.raises(ModelLoadError, match="a link where a directory"):
+        ensure_graph(DATA / "bert", cache_dir=tmp_path / "cache")
+    assert {path.read_bytes() for path in elsewhere.iterdir()} == {b"someone's own"}
+    assert find_graph(DATA / "bert", cache_dir=tmp_path / "cache") is None

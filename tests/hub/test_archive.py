@@ -1,21 +1,31 @@
 """Files from a `.tar.gz` at any URL."""
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import io
 import random
 import tarfile
+import tempfile
+import time
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from asyncembed.catalogue.spec import ArchiveSource, HubSource
 from asyncembed.errors import ArchiveError, CorruptFileError, DownloadError, NotCachedError, RepoFileNotFoundError
+from asyncembed.hub import archive as archive_module
 from asyncembed.hub import fetch
 from asyncembed.hub.archive import extract
 from tests.hub.server import Fault, HubServer
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -146,3 +156,145 @@ async def test_nothing_of_a_bad_archive_stays(hub: HubServer, cache: Path) -> No
     with pytest.raises(ArchiveError):
         await fetch([ArchiveSource(f"{hub.url}/archives/bad.tar.gz", FOLDER)], patterns=["*"])
     assert {path.name for path in cache.iterdir()} == {".locks"}
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header that says whatever one likes, also of the size of what follows."""
+    member = tarfile.TarInfo(name)
+    member.size = size
+    member.type = kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(keywords: dict[str, str]) -> bytes:
+    return tarfile.TarInfo.create_pax_global_header(keywords)
+
+
+def zeros(size_mb: int, start: bytes = b"", end: bytes = b"") -> bytes:
+    """A gzip that expands a thousandfold."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    parts = [start, *[bytes(2**20)] * size_mb, end]
+    return b"".join([*map(packer.compress, parts), packer.flush()])
+
+
+whole = io.BytesIO(gzip.decompress(make_archive())).read().rstrip(b"\0") + bytes(1024)
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "a name of 300 MB": lambda: zeros(300, header("x", 300 * 2**20, tarfile.GNUTYPE_LONGNAME)),
+    "a link's name of 300 MB": lambda: zeros(300, header("x", 300 * 2**20, tarfile.GNUTYPE_LONGLINK)),
+    "keywords of 300 MB": lambda: zeros(300, header("x", 300 * 2**20, tarfile.XHDTYPE)),
+    "keywords for all of 300 MB": lambda: zeros(300, header("x", 300 * 2**20, tarfile.XGLTYPE)),
+    "a name that says it has 8 GB": lambda: gzip.compress(header("x", 2**33, tarfile.GNUTYPE_LONGNAME)),
+    "a name of a negative size": lambda: gzip.compress(header("x", -512, tarfile.GNUTYPE_LONGNAME)),
+    "a file of a negative size": lambda: gzip.compress(header(f"{FOLDER}/x", -512) + whole),
+    "500 MB outside the folder": lambda: zeros(500, header("other/x", 500 * 2**20), whole),
+    "500 MB in the folder": lambda: zeros(500, header(f"{FOLDER}/x", 500 * 2**20), whole),
+    "500 MB behind the end": lambda: zeros(500, whole),
+    "a hole of 8 EB": lambda: gzip.compress(sparse_header(2**62)),
+    "a list of holes without end": lambda: zeros(300, sparse_header(2**30, goes_on=True)),
+    "a map of holes without end": lambda: zeros(
+        300, pax({"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": f"{FOLDER}/x"})
+        + header(f"{FOLDER}/x", 300 * 2**20) + b"9999999\n0\n"
+    ),
+    "5,000 names of the same file": lambda: gzip.compress(
+        b"".join(header("x", 1, tarfile.GNUTYPE_LONGNAME) + b"x".ljust(512, b"\0") for _ in range(5000)) + whole
+    ),
+    "a size of 5,000 digits": lambda: gzip.compress(pax({"size": "9" * 2000}) + whole),
+    "a size that is endless": lambda: gzip.compress(pax({"size": "1e999"}) + header(f"{FOLDER}/x", 4)),
+}  # fmt: skip
+
+
+def sparse_header(size: int, *, goes_on: bool = False) -> bytes:
+    """GNU's: real size, and whether more of the list of holes follows."""
+    raw = bytearray(header(f"{FOLDER}/x", 0, tarfile.GNUTYPE_SPARSE))
+    raw[482] = goes_on
+    raw[483:495] = b"\x80\0\0\0" + size.to_bytes(8, "big")
+    raw[148:156] = b"%06o\0 " % (sum(raw[:148]) + sum(raw[156:]) + 8 * 32)
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_archive_is_refused_soon_and_in_little_memory(name: str, tmp_path: Path) -> None:
+    archive = tmp_path / "model.tar.gz"
+    archive.write_bytes(HOSTILE[name]())
+    started = time.process_time()
+    tracemalloc.start()
+    with pytest.raises(ArchiveError):
+        extract(archive, tmp_path / "into", FOLDER, "the archive")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 16 * 2**20
+    assert time.process_time() - started < 5
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 128 * 2**20
+
+
+def test_an_archive_may_hold_other_folders_too(tmp_path: Path) -> None:
+    archive = tmp_path / "model.tar.gz"
+    archive.write_bytes(make_archive(lambda archive: add(archive, "README", GRAPH)))
+    extract(archive, tmp_path / "into", FOLDER, "the archive")
+    assert [path.name for path in (tmp_path / "into").iterdir()] == [FOLDER]
+
+
+def test_long_names_are_names(tmp_path: Path) -> None:
+    name = "/".join(["part" * 40] * 5)
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w:gz", format=form) as archive:
+            add(archive, f"{FOLDER}/{name}", b"content")
+        (tmp_path / "model.tar.gz").write_bytes(file.getvalue())
+        extract(tmp_path / "model.tar.gz", tmp_path / str(form), FOLDER, "the archive")
+        assert (tmp_path / str(form) / FOLDER / name).read_bytes() == b"content"
+
+
+@given(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=6), st.integers(0, 8000))
+@settings(max_examples=150, deadline=None)
+def test_an_archive_of_any_bytes_is_extracted_or_refused(changes: list[tuple[int, int]], kept: int) -> None:
+    content = bytearray(whole)
+    for position, value in changes:
+        # Mostly in the headers, where the numbers are.
+        content[position % 2048 if value % 2 else position] = value
+    with tempfile.TemporaryDirectory() as name:
+        archive = Path(name, "model.tar.gz")
+        archive.write_bytes(gzip.compress(content[: len(content) - kept], 1))
+        with contextlib.suppress(ArchiveError, OSError):
+            extract(archive, Path(name, "into"), FOLDER, "the archive")
+        assert {path.name for path in Path(name).iterdir()} <= {"model.tar.gz", "into"}
+
+
+async def test_an_endless_archive_is_given_up(
+    source: ArchiveSource, hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_module, "MAX_ARCHIVE_BYTES", 300_000)
+    for fault in (Fault("content", no_length=True), Fault("content")):
+        hub.faults.append(fault)
+        with pytest.raises(ArchiveError, match="larger than 300,000 bytes"):
+            await fetch([source], patterns=["*"])
+    assert {path.name for path in cache.iterdir()} == {".locks"}
+
+
+async def test_the_extraction_of_an_archive_can_be_cancelled(hub: HubServer, cache: Path) -> None:
+    """Half a gigabyte, of which a few megabytes are extracted when the download's scope is cancelled."""
+    noise = random.Random(5).randbytes(6 * 2**20)  # else it is refused for what it expands to
+    hub.archives["large.tar.gz"] = zeros(500, noise_archive(noise))
+    extracting = False
+
+    async def watch() -> None:
+        nonlocal extracting
+        await until(lambda: bool(list(cache.glob(f".{FOLDER}.*/{FOLDER}/noise"))))
+        extracting = True
+        group.cancel_scope.cancel()
+
+    started = time.perf_counter()
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch)
+        await fetch([ArchiveSource(f"{hub.url}/archives/large.tar.gz", FOLDER)], patterns=["*"], progress=False)
+        group.cancel_scope.cancel()
+    assert extracting
+    assert group.cancel_scope.cancelled_caught
+    assert {path.name for path in cache.iterdir()} == {".locks"}
+    assert time.perf_counter() - started < 60
+
+
+def noise_archive(noise: bytes) -> bytes:
+    padding = bytes(-len(noise) % 512)
+    return header(f"{FOLDER}/noise", len(noise)) + noise + padding + header(f"{FOLDER}/big", 500 * 2**20)

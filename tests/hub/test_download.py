@@ -4,9 +4,12 @@ import asyncio
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import threading
+import time
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -399,3 +402,46 @@ async def test_files_get_the_mode_that_the_umask_gives(repo: Repo, umask: None, 
     await fetch_weights()
     modes = {path.stat().st_mode & 0o777 for path in cache.rglob("*") if path.is_file()}
     assert modes == {0o664}
+
+
+def forged(folder: Path, records: list[tuple[int, int]]) -> tuple[Path, RepoFile]:
+    """A leftover whose journal says whatever one likes, and the file that it seems to be of."""
+    file = RepoFile("model.bin", 2**30, blob_id(b"a gigabyte"))
+    blob = folder / file.etag
+    with blob.with_name(f"{blob.name}.asyncembed.incomplete").open("wb") as leftover:
+        leftover.truncate(2**30)
+        leftover.seek(2**30)
+        for start, end in records:
+            stretch = struct.pack(">QQ", start, end)
+            leftover.write(stretch + struct.pack(">I", zlib.crc32(stretch)))
+    return blob, file
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [(2 * n, 2 * n + 1) for n in range(100_000)],  # as many gaps, each of which would be a request
+        [(2 * n, 2 * n + 1) for n in range(1_000_000)],
+        [(0, 2**30)] * 1_000_000,
+    ],
+    ids=["many gaps", "many more", "the same one"],
+)
+def test_a_journal_that_no_download_wrote_counts_for_nothing(records: list[tuple[int, int]], tmp_path: Path) -> None:
+    blob, file = forged(tmp_path, records)
+    partial = Partial(blob, file)
+    started = time.process_time()
+    partial.open()
+    assert time.process_time() - started < 2
+    assert partial.ranges.total() == 0
+    assert partial.path.stat().st_size == 0
+    partial.discard()
+
+
+def test_a_journal_of_many_writes_is_believed(tmp_path: Path) -> None:
+    """A megabyte each, in any order: as many as a file of 80 GB has."""
+    order = random.Random(6).sample(range(900), 900)
+    blob, file = forged(tmp_path, [(n * 2**20, (n + 1) * 2**20) for n in order] + [(0, 2**20)] * 80_000)
+    partial = Partial(blob, file)
+    partial.open()
+    assert partial.ranges.gaps(2**30) == [(900 * 2**20, 2**30)]
+    partial.discard()

@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from onnx import TensorProto, helper, numpy_helper
 
 from asyncembed.catalogue.spec import HubSource
+from asyncembed.errors import ModelLoadError
 from asyncembed.hub import fetch, loadable_model_path
 from asyncembed.runtime.onnx import OnnxSession
 from asyncembed.runtime.session import SessionOptions
@@ -92,13 +93,110 @@ async def test_weights_in_the_shared_store_load_through_hard_links(
     assert await loadable_model_path(snapshot, "onnx/model.onnx") == path
 
 
-async def test_links_of_deleted_snapshots_are_removed(hub: HubServer, files: dict[str, bytes | memoryview]) -> None:
+async def test_links_of_deleted_snapshots_are_removed_and_nothing_else(
+    hub: HubServer, files: dict[str, bytes | memoryview]
+) -> None:
     snapshot = await fetch_model(hub, files)
     move_into_shared_store(snapshot)
-    gone = snapshot.parents[1] / "onnx_snapshots" / ("a" * 40)
-    gone.mkdir(parents=True)
-    await loadable_model_path(snapshot, "onnx/model.onnx")
-    assert not gone.exists()
+    links = snapshot.parents[1] / "onnx_snapshots"
+    ours = await loadable_model_path(snapshot, "onnx/model.onnx")
+    assert ours.is_relative_to(links / snapshot.name)
+    newer = snapshot.with_name("d" * 40)
+    snapshot.rename(newer)
+    others = [links / ("a" * 40) / "model.onnx", links / "notes" / "notes.txt"]
+    for path in others:
+        path.parent.mkdir()
+        path.write_bytes(b"of another program")
+    await loadable_model_path(newer, "onnx/model.onnx")
+    assert not (links / snapshot.name).exists()
+    assert all(path.exists() for path in others)
+
+
+@pytest.mark.parametrize("folder", ["mine", f"snapshots/{'c' * 40}"])
+async def test_folders_beside_a_local_model_are_left_alone(
+    folder: str, files: dict[str, bytes | memoryview], tmp_path: Path
+) -> None:
+    """Its weights are a link, as versioning tools make them, and a folder nearby has the name that fastembed uses."""
+    directory = local_model(tmp_path / "work" / folder, files)
+    photo = tmp_path / "work" / "onnx_snapshots" / ("a" * 40) / "photo.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(b"the only copy")
+    link_weights(directory, tmp_path / "store" / "weights")
+    with pytest.raises(ModelLoadError, match="link out of its directory"):
+        await loadable_model_path(directory, "onnx/model.onnx")
+    assert photo.read_bytes() == b"the only copy"
+
+
+def local_model(directory: Path, files: dict[str, bytes | memoryview]) -> Path:
+    for path, content in files.items():
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_bytes(content)
+    return directory
+
+
+def link_weights(directory: Path, target: Path) -> None:
+    """Move the weights to `target`, and leave a link."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (directory / "onnx/model.onnx_data").rename(target)
+    (directory / "onnx/model.onnx_data").symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    "layout", ["model", f"models--org--name/snapshots/{'c' * 40}", "models--org--name/snapshots/main"]
+)
+async def test_no_file_outside_the_model_is_read_as_weights(
+    layout: str, files: dict[str, bytes | memoryview], tmp_path: Path
+) -> None:
+    """Whoever makes a directory could otherwise have any file come out as a vector; a cache's layout is no help."""
+    directory = local_model(tmp_path / layout, files)
+    (tmp_path / layout.partition("/")[0] / "blobs").mkdir(exist_ok=True)
+    link_weights(directory, tmp_path / "home" / "secret")
+    with pytest.raises(ModelLoadError, match="link out of its directory"):
+        await loadable_model_path(directory, "onnx/model.onnx")
+    with pytest.raises(ModelLoadError, match="link out of its directory"):
+        OnnxSession(directory / "onnx/model.onnx", SessionOptions(device="cpu"))
+    assert not list(tmp_path.rglob("onnx_snapshots"))
+
+
+async def test_a_link_that_stays_in_the_directory_is_followed(
+    files: dict[str, bytes | memoryview], tmp_path: Path
+) -> None:
+    directory = local_model(tmp_path / "model", files)
+    link_weights(directory, directory / "onnx" / "weights" / "part")
+    run(await loadable_model_path(directory, "onnx/model.onnx"))
+
+
+async def test_weights_that_are_missing_are_named(files: dict[str, bytes | memoryview], tmp_path: Path) -> None:
+    directory = local_model(tmp_path / "model", files)
+    (directory / "onnx/model.onnx_data").unlink()
+    with pytest.raises(ModelLoadError, match=r"keeps weights in model\.onnx_data, and .*onnx has no such file"):
+        await loadable_model_path(directory, "onnx/model.onnx")
+
+
+async def test_nothing_is_put_where_others_can_write_or_a_link_leads_elsewhere(
+    hub: HubServer, files: dict[str, bytes | memoryview], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = await fetch_model(hub, files)
+    move_into_shared_store(snapshot)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    links = snapshot.parents[1] / "onnx_snapshots"
+    links.mkdir()
+    (links / snapshot.name).symlink_to(elsewhere)
+    blocked = tmp_path / "blocked"
+    blocked.write_bytes(b"")
+    monkeypatch.setattr(constants, "HF_HOME", str(blocked))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    private = temporary / f"asyncembed-{os.getuid()}"
+    private.mkdir()
+    private.chmod(0o777)
+    assert await loadable_model_path(snapshot, "onnx/model.onnx") == snapshot / "onnx/model.onnx"
+    assert not list(elsewhere.iterdir())
+    assert not list(private.iterdir())
+    private.chmod(0o700)
+    assert (await loadable_model_path(snapshot, "onnx/model.onnx")).is_relative_to(private)
 
 
 async def test_where_links_cannot_be_made_copies_serve(

@@ -15,9 +15,19 @@ import pytest
 from anyio import run_process
 
 import asyncembed
-from asyncembed.errors import NotCachedError, OptionError, RepoNotFoundError, UnsupportedModelError
+from asyncembed.catalogue.lookup import CLASSES
+from asyncembed.errors import (
+    DownloadError,
+    NotCachedError,
+    OptionError,
+    RepoFileNotFoundError,
+    RepoNotFoundError,
+    UnsupportedModelError,
+)
+from asyncembed.hub import FileFinished
 from asyncembed.hub.models import HubAccess, fetch_repo
 from tests.hub.server import HubServer, Repo
+from tests.support.external_data import CONSTANT_FILE, graph_naming
 
 pytestmark = pytest.mark.slow
 
@@ -43,8 +53,9 @@ SENTENCE_TRANSFORMERS: Mapping[str, bytes] = {
     "sentence_bert_config.json": b'{"max_seq_length": 256}',
     "tokenizer.json": b"{}",
     "tokenizer_config.json": b"{}",
-    "onnx/model.onnx": b"graph",
+    "onnx/model.onnx": graph_naming("model.onnx_data"),
     "onnx/model.onnx_data": b"weights",
+    "onnx/model.onnx.data": b"not wanted",
     "onnx/model_quantized.onnx": b"not wanted",
     "pytorch_model.bin": b"not wanted",
 }
@@ -80,9 +91,96 @@ async def test_a_catalogued_model_is_downloaded_by_its_name_in_any_case() -> Non
 async def test_a_repo_outside_the_catalogue_says_itself_what_it_needs() -> None:
     directory = await asyncembed.download("org/own", progress=False)
     assert isinstance(directory, Path)
-    assert names_in(directory) == {name for name in SENTENCE_TRANSFORMERS if "quantized" not in name} - {
-        "pytorch_model.bin"
-    }
+    assert names_in(directory) == {path for path, content in SENTENCE_TRANSFORMERS.items() if content != b"not wanted"}
+
+
+async def test_a_graph_says_which_files_it_needs(hub: HubServer) -> None:
+    """As that of BAAI/bge-m3 does, with a file that no naming rule knows."""
+    graph = graph_naming("model.onnx_data", CONSTANT_FILE, "parts/rest")
+    weights = {f"onnx/{name}": name.encode() for name in ("model.onnx_data", CONSTANT_FILE, "parts/rest")}
+    hub.repos["org/named"] = Repo({**SENTENCE_TRANSFORMERS, **weights, "onnx/model.onnx": graph, "onnx/other": b"no"})
+    directory = await asyncembed.download("org/named", progress=False)
+    assert isinstance(directory, Path)
+    assert weights.keys() <= names_in(directory)
+    assert "onnx/other" not in names_in(directory)
+    asked = [request.path.rpartition("/")[2] for request in hub.requests if request.route == "resolve"]
+    assert asked.index("model.onnx") < asked.index(CONSTANT_FILE)
+    hub.requests.clear()
+    assert await asyncembed.download("org/named", local_files_only=True) == directory
+    (directory / "onnx" / CONSTANT_FILE).unlink()
+    with pytest.raises(NotCachedError, match=CONSTANT_FILE):
+        await asyncembed.download("org/named", local_files_only=True)
+    assert hub.requests == []
+    assert await asyncembed.download("org/named", progress=False) == directory
+    assert (directory / "onnx" / CONSTANT_FILE).read_bytes() == CONSTANT_FILE.encode()
+
+
+async def test_the_graph_of_a_catalogued_model_says_so_too(hub: HubServer, cache: Path) -> None:
+    files = {**FILES, "model_optimized.onnx": graph_naming("weights")}
+    hub.repos[ITS_REPO] = Repo({**files, "weights": b"weights"})
+    directory = await asyncembed.download(CATALOGUED, progress=False)
+    assert isinstance(directory, Path)
+    assert (directory / "weights").read_bytes() == b"weights"
+    folder = cache / "fast-bge-small-en"
+    folder.mkdir()
+    for name in ("model_optimized.onnx", "config.json"):
+        (folder / name).write_bytes(files[name])
+    (directory / "weights").unlink()
+    with pytest.raises(DownloadError, match="weights"):
+        await asyncembed.download(CATALOGUED, local_files_only=True)
+    (folder / "weights").write_bytes(b"weights")
+    assert await asyncembed.download(CATALOGUED, local_files_only=True) == folder
+
+
+async def test_a_file_that_the_graph_names_and_the_repo_lacks_is_told(hub: HubServer) -> None:
+    hub.repos["org/named"] = Repo({**SENTENCE_TRANSFORMERS, "onnx/model.onnx": graph_naming("absent", "../outside")})
+    with pytest.raises(RepoFileNotFoundError, match=r"has no onnx/absent"):
+        await asyncembed.download("org/named", progress=False)
+
+
+async def test_an_index_says_which_shards_there_are(hub: HubServer) -> None:
+    index = {"weight_map": {"a": "one.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    files = {path: content for path, content in SENTENCE_TRANSFORMERS.items() if not path.startswith("onnx/")}
+    shards = dict.fromkeys(index["weight_map"].values(), b"weights")
+    hub.repos["org/sharded"] = Repo(files | shards | {"model.safetensors.index.json": json.dumps(index).encode()})
+    directory = await asyncembed.download("org/sharded", progress=False)
+    assert isinstance(directory, Path)
+    assert shards.keys() <= names_in(directory)
+
+
+MLM = b'{"architectures": ["BertForMaskedLM"], "model_type": "bert"}'
+CLASSIFIER = b'{"architectures": ["BertForSequenceClassification"], "num_labels": 1}'
+LOOKUP_MODULES = json.dumps([{"idx": 0, "path": "", "type": "sentence_transformers.models.StaticEmbedding"}]).encode()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": MLM, "onnx/model.onnx": b"graph"},
+        {"config.json": CLASSIFIER, "onnx/model.onnx": b"graph"},
+        {"preprocessor_config.json": b"{}", "config.json": b'{"architectures": ["ViTModel"]}', "model.onnx": b"graph"},
+        {"modules.json": LOOKUP_MODULES, "tokenizer.json": b"{}", "model.safetensors": b"weights"},
+    ],
+    ids=["sparse", "cross-encoder", "image", "static"],
+)
+async def test_what_any_class_opens_is_downloaded(files: dict[str, bytes], hub: HubServer) -> None:
+    hub.repos["org/some"] = Repo({**files, "README.md": b"not wanted"})
+    directory = await asyncembed.download("org/some", progress=False)
+    assert isinstance(directory, Path)
+    assert names_in(directory) == set(files)
+
+
+async def test_what_no_class_opens_is_refused_with_each_ones_reason(hub: HubServer) -> None:
+    hub.repos["org/decoder"] = Repo(
+        {"config.json": b'{"architectures": ["LlamaForCausalLM"]}', "model.safetensors": b"weights"}
+    )
+    with pytest.raises(UnsupportedModelError) as caught:
+        await asyncembed.download("org/decoder", progress=False)
+    message = str(caught.value)
+    assert all(f"\n{name}: " in message for name in CLASSES.values())
+    assert "TextEmbedding: there is no modules.json" in message
+    assert "TextCrossEncoder: config.json calls it LlamaForCausalLM" in message
+    assert "ImageEmbedding: it has no preprocessor_config.json" in message
 
 
 async def test_the_folder_of_an_earlier_fastembed_serves_too(hub: HubServer, cache: Path) -> None:
@@ -239,3 +337,46 @@ async def test_a_cached_model_loads_no_client_either(tmp_path: Path) -> None:
     await asyncembed.download("org/own", patterns=["*.json"], cache_dir=tmp_path, progress=False)
     done = await run_process([sys.executable, "-c", CACHED, str(tmp_path)], check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", [3, None, b"org/own", ["org/own"]])
+async def test_a_name_that_is_no_text_is_told(name: object) -> None:
+    with pytest.raises(OptionError, match="names are"):
+        await asyncembed.download("org/own", name, progress=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["no such thing", "", "a/b/c", "../x", "org/\ud800", "org/" + "x" * 5000])
+async def test_a_name_that_no_repo_has_is_told(name: str, hub: HubServer) -> None:
+    with pytest.raises(OptionError, match="no repo id"):
+        await asyncembed.download(name, progress=False)
+    assert hub.requests == []
+
+
+class OwnError(Exception):
+    """Of a caller's callback."""
+
+
+@pytest.mark.parametrize("error", [OwnError("enough"), BrokenPipeError("gone"), NotCachedError("mine"), TimeoutError()])
+@pytest.mark.parametrize("names", [["org/own"], ["org/own", CATALOGUED]])
+async def test_what_a_callback_raises_ends_the_download_as_it_is(error: Exception, names: list[str]) -> None:
+    """Whatever it is: it is no failure of the hub or of the disk, and no group of errors."""
+
+    def complain(event: object) -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        await asyncembed.download(*names, progress=complain)
+    assert caught.value is error
+
+
+async def test_what_a_callback_raises_late_ends_the_download_as_it_is() -> None:
+    """In one of the tasks that fetch files at once."""
+    error = OSError("no window")
+
+    def complain(event: object) -> None:
+        if isinstance(event, FileFinished):
+            raise error
+
+    with pytest.raises(OSError, match="no window") as caught:
+        await asyncembed.download("org/own", progress=complain)
+    assert caught.value is error

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 
 from asyncembed.errors import RuntimeMissingError
-from asyncembed.runtime.providers import CPU, CUDA, choose_providers, missing_after_load
+from asyncembed.runtime.providers import CPU, CUDA, choose_providers, fallback_warning, missing_after_load
 from asyncembed.runtime.session import SessionOptions
+from tests.support.packages import pretend_gpu_package
 
 OPENVINO = "OpenVINOExecutionProvider"
 
@@ -38,3 +41,27 @@ def test_a_provider_that_did_not_start_is_named_with_the_way_out() -> None:
     assert CUDA in message
     assert CPU in message
     assert 'device="cpu"' in message
+
+
+def test_cuda_that_did_not_start_is_a_warning_where_it_was_not_asked_for() -> None:
+    warning = fallback_warning(SessionOptions(), [CUDA, CPU], [CPU])
+    assert warning is not None
+    assert "did not start here" in warning
+    assert 'device="cpu" silences it' in warning
+    assert fallback_warning(SessionOptions(), [CUDA, CPU], [CUDA, CPU]) is None
+    assert fallback_warning(SessionOptions(device="cpu"), [CUDA, CPU], [CPU]) is None
+    assert fallback_warning(SessionOptions(providers=((CPU, ()),)), [CUDA, CPU], [CPU]) is None
+
+
+def test_a_gpu_package_that_another_has_overwritten_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installing onnxruntime after onnxruntime-gpu replaces its files, while both stay in the list of packages."""
+    assert fallback_warning(SessionOptions(), [CPU], [CPU]) is None
+    pretend_gpu_package(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    warning = fallback_warning(SessionOptions(), [CPU], [CPU])
+    assert warning is not None
+    assert "onnxruntime-gpu is installed, but what is loaded has only CPUExecutionProvider" in warning
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in warning
+    assert fallback_warning(SessionOptions(device="cpu"), [CPU], [CPU]) is None

@@ -65,6 +65,8 @@ def write_text_graph(
     heads: int = 3,
     labels: int = 1,
     wrap_ids: bool = False,
+    fixed: tuple[int | None, int | None] = (None, None),
+    overflows: int | None = None,
     seed: int = 0,
 ) -> Path:
     """A one-layer attention encoder over (batch, tokens) ids; padding is masked out as in BERT.
@@ -79,8 +81,10 @@ def write_text_graph(
     - "scores" (batch, labels), or (batch,) with `labels` 0.
 
     `wrap_ids` lets any id stand for one of the vocabulary. `task_count` adds the scalar input task_id, which selects a
-    vector that is added to every token.
+    vector that is added to every token. `fixed` is the one batch size and the one length that it takes. `overflows` is
+    a token whose states are beyond what half precision holds.
     """
+    batch, tokens = fixed[0] or "batch", fixed[1] or "tokens"
     build = GraphBuilder(seed)
     names = ["input_ids", *(["attention_mask"] if mask else []), *(["token_type_ids"] if token_types else [])]
     ids = build.add("Mod", "input_ids", build.constant(np.int64(VOCABULARY))) if wrap_ids else "input_ids"
@@ -101,13 +105,15 @@ def write_text_graph(
         scores = build.add("Add", scores, penalty)
     attention = build.add("Softmax", scores, axis=-1)
     mixed = build.add("Add", build.add("MatMul", attention, hidden), hidden)
-    hidden = _linear(build, mixed, dim, quantized=dynamic_quantization)
+    hidden = linear(build, mixed, dim, quantized=dynamic_quantization)
+    if overflows is not None:
+        hidden = overflowing(build, ids, hidden, overflows, 1e6)
     element = _TYPES[dtype]
     results: dict[str, tuple[str, list[str | int]]] = {}
-    results["last_hidden_state"] = (hidden, ["batch", "tokens", dim])
+    results["last_hidden_state"] = (hidden, [batch, tokens, dim])
     first, last = build.constant(np.int64(0)), build.constant(np.int64(-1))
-    results["text_embeds"] = (build.add("Gather", hidden, first, axis=1), ["batch", dim])
-    results["pooler_output"] = (build.add("Gather", hidden, last, axis=1), ["batch", dim])
+    results["text_embeds"] = (build.add("Gather", hidden, first, axis=1), [batch, dim])
+    results["pooler_output"] = (build.add("Gather", hidden, last, axis=1), [batch, dim])
     averaged = None
     if weights_of_mask is not None:
         column = build.add("Unsqueeze", weights_of_mask, build.constant(np.array([2], dtype=np.int64)))
@@ -119,33 +125,46 @@ def write_text_graph(
         )
         count = build.add("ReduceSum", column, build.constant(np.array([1], dtype=np.int64)), keepdims=0)
         averaged = build.add("Div", summed, count)
-        results["sentence_embedding"] = (averaged, ["batch", dim])
+        results["sentence_embedding"] = (averaged, [batch, dim])
     if "logits" in outputs:
         results["logits"] = (
             build.add("MatMul", hidden, build.random(dim, VOCABULARY)),
-            ["batch", "tokens", VOCABULARY],
+            [batch, tokens, VOCABULARY],
         )
     if "attention_6" in outputs:
         by_head = build.add("Unsqueeze", attention, build.constant(np.array([1], dtype=np.int64)))
         scale = build.constant(np.linspace(0.5, 1.5, heads, dtype=np.float32).reshape(1, heads, 1, 1))
-        results["attention_6"] = (build.add("Mul", by_head, scale), ["batch", heads, "tokens", "tokens"])
+        by_head = build.add("Mul", by_head, scale)
+        if overflows is not None:
+            by_head = overflowing(build, ids, by_head, overflows, 1e6, axes=(1, 2))
+        results["attention_6"] = (by_head, [batch, heads, tokens, tokens])
     if "scores" in outputs:
         pooled = averaged or build.add("ReduceMean", hidden, axes=[1], keepdims=0)
         weights = build.random(dim, labels) if labels else build.random(dim)
-        results["scores"] = (build.add("MatMul", pooled, weights), ["batch", labels] if labels else ["batch"])
+        results["scores"] = (build.add("MatMul", pooled, weights), [batch, labels] if labels else [batch])
     infos = []
     for name in outputs:
         source, shape = results[name]
         build.add("Cast", source, output=name, to=element)
         infos.append(helper.make_tensor_value_info(name, element, shape))
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"]) for name in names]
-    inputs += [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"]) for name in extra_inputs]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, [batch, tokens]) for name in names]
+    inputs += [helper.make_tensor_value_info(name, TensorProto.INT64, [batch, tokens]) for name in extra_inputs]
     if task_count is not None:
         inputs.append(helper.make_tensor_value_info("task_id", TensorProto.INT64, []))
     return build.save(path, inputs, infos)
 
 
-def _linear(build: GraphBuilder, hidden: str, dim: int, *, quantized: bool) -> str:
+def overflowing(
+    build: GraphBuilder, ids: str, values: str, id_: int, magnitude: float, axes: Sequence[int] = (2,)
+) -> str:
+    """What there is for each of `ids`, with `magnitude` added for the token `id_`; `axes` are those beside theirs."""
+    is_it = build.add("Equal", ids, build.constant(np.int64(id_)))
+    huge = build.add("Where", is_it, build.constant(np.float32(magnitude)), build.constant(np.float32(0)))
+    return build.add("Add", values, build.add("Unsqueeze", huge, build.constant(np.array(axes, dtype=np.int64))))
+
+
+def linear(build: GraphBuilder, hidden: str, dim: int, *, quantized: bool) -> str:
+    """States times a constant matrix."""
     weights = np.random.default_rng(1).standard_normal((dim, dim)).astype(np.float32)
     if not quantized:
         return build.add("MatMul", hidden, build.constant(weights))

@@ -140,11 +140,20 @@ def encoded(image: Image.Image, format: str = "JPEG", **options: Any) -> bytes: 
     return file.getvalue()
 
 
-def write_image_graph(path: Path, dim: int, output: str = "flat", channels: int = 3) -> Path:
+def write_image_graph(
+    path: Path,
+    dim: int,
+    output: str = "flat",
+    channels: int = 3,
+    *,
+    fixed: tuple[int | None, int | None] = (None, None),
+    overflows: bool = False,
+) -> Path:
     """A vision graph whose outputs look at every part of an image.
 
     `output`: "flat" (batch, dim); "spatial" (batch, dim, 1, 1); "tokens" (batch, 5, dim); "named", tokens first and
-    then `pooler_output` (batch, dim).
+    then `pooler_output` (batch, dim). `fixed` is the one batch size and the one edge that it takes. `overflows`: an
+    image without red has infinite components.
     """
     build = GraphBuilder(3)
     # Four strides of different phase, so that the order of rows, columns and channels all count.
@@ -156,10 +165,15 @@ def write_image_graph(path: Path, dim: int, output: str = "flat", channels: int 
     mean = build.add("GlobalAveragePool", hidden)
     shape = build.constant(np.array([0, -1], np.int64))
     flat = build.add("Reshape", mean, shape)
-    batch, pixels = (
-        "batch",
-        helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", channels, "h", "w"]),
-    )
+    if overflows:
+        red = build.add("Gather", build.add("GlobalAveragePool", "pixel_values"), build.constant(np.int64(0)), axis=1)
+        is_black = build.add(
+            "Less", build.add("Squeeze", red, build.constant(np.array([2], np.int64))), build.constant(np.float32(-1))
+        )
+        flat = build.add("Where", is_black, build.constant(np.float32(np.inf)), flat)
+    batch = fixed[0] or "batch"
+    shape_of_pixels = [batch, channels, fixed[1] or "h", fixed[1] or "w"]
+    pixels = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, shape_of_pixels)
     one = build.constant(np.array([1], np.int64))
     tokens = build.add("Mul", build.add("Unsqueeze", flat, one), build.random(1, 5, dim))
     infos = []
@@ -191,12 +205,12 @@ IMAGE_MODELS: dict[str, tuple[dict[str, Any], str]] = {
 """Name → its preprocessing, and what its graph's output looks like."""
 
 
-def write_image_model(directory: Path, name: str = "Qdrant/clip-ViT-B-32-vision") -> ModelSpec:
+def write_image_model(directory: Path, name: str = "Qdrant/clip-ViT-B-32-vision", **graph: Any) -> ModelSpec:
     """A small model of the kind of `name`, with its real number of dimensions."""
     config, output = IMAGE_MODELS[name]
     spec = Catalogue.builtin().lookup(name, "image")
     assert spec.model_file is not None
     assert spec.dim is not None
-    write_image_graph(directory / spec.model_file, spec.dim, output)
+    write_image_graph(directory / spec.model_file, spec.dim, output, **graph)
     (directory / "preprocessor_config.json").write_text(json.dumps(config), encoding="utf-8")
     return replace(spec, sources=(LocalSource(directory),))

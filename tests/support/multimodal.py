@@ -1,15 +1,17 @@
 """Small models of the kinds of ColPali and ColModernVBERT."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
 
 from asyncembed.catalogue.lookup import Catalogue
 from asyncembed.catalogue.spec import LocalSource, ModelSpec
-from tests.support.graphs import VOCABULARY, GraphBuilder
+from tests.support.graphs import VOCABULARY, GraphBuilder, linear, overflowing
 from tests.support.images import COLPALI, SMALL_IDEFICS3
 from tests.support.tokenizers import byte_level_bpe, unigram, write_tokenizer
 
@@ -19,7 +21,7 @@ NAMES = (COLPALI_NAME, COLMODERNVBERT_NAME)
 TILE_TOKENS = 4
 
 
-def write_multimodal_model(directory: Path, name: str) -> ModelSpec:
+def write_multimodal_model(directory: Path, name: str, **graph: Any) -> ModelSpec:
     """A model of the kind of `name`; its images are tiles of 32 pixels if that is ColModernVBERT."""
     spec = Catalogue.builtin().lookup(name, "late_interaction_multimodal")
     assert spec.model_file is not None
@@ -38,11 +40,19 @@ def write_multimodal_model(directory: Path, name: str) -> ModelSpec:
         (directory / "processor_config.json").write_text(json.dumps({"image_seq_len": TILE_TOKENS}))
         (directory / "config.json").write_text(json.dumps({"vision_config": {"image_size": 32}}))
     (directory / "preprocessor_config.json").write_text(json.dumps(preprocessing))
-    write_multimodal_graph(directory / spec.model_file, spec.dim, dimensions)
+    write_multimodal_graph(directory / spec.model_file, spec.dim, dimensions, **graph)
     return replace(spec, sources=(LocalSource(directory),), additional_files=())
 
 
-def write_multimodal_graph(path: Path, dim: int, dimensions: int) -> Path:
+def write_multimodal_graph(
+    path: Path,
+    dim: int,
+    dimensions: int,
+    *,
+    dynamic_quantization: bool = False,
+    overflows: int | None = None,
+    fixed: tuple[int | None, int | None] = (None, None),
+) -> Path:
     """Token vectors (batch, tokens, dim) of ids and pixels; pixels have 4 or, with tiles, 5 dimensions.
 
     Masked out tokens and blank tiles change nothing, and each token sees its neighbours and the image.
@@ -64,13 +74,16 @@ def write_multimodal_graph(path: Path, dim: int, dimensions: int) -> Path:
     if dimensions == 5:
         features = build.add("ReduceSum", features, one, keepdims=0)
     hidden = build.add("Add", hidden, build.add("Unsqueeze", features, one))
+    if dynamic_quantization:
+        hidden = linear(build, hidden, dim, quantized=True)
+    if overflows is not None:
+        hidden = overflowing(build, ids, hidden, overflows, math.inf)
     norm = build.add("ReduceL2", hidden, axes=[2], keepdims=1)
     build.add("Div", hidden, norm, output="embeddings")
-    pixel_shape: list[str | int | None] = (
-        ["images", 3, edge, edge] if dimensions == 4 else ["images", "tiles", 3, edge, edge]
-    )
-    inputs = [
-        helper.make_tensor_value_info(key, TensorProto.INT64, ["b", "s"]) for key in ("input_ids", "attention_mask")
-    ]
-    inputs.append(helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, pixel_shape))
-    return build.save(path, inputs, [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["b", "s", dim])])
+    batch, tokens = fixed[0] or "b", fixed[1] or "s"
+    images: list[str | int | None] = [fixed[0] or "images", *(["tiles"] if dimensions == 5 else [])]
+    pixel_shape = [*images, 3, edge, edge]
+    describe = helper.make_tensor_value_info
+    inputs = [describe(name, TensorProto.INT64, [batch, tokens]) for name in ("input_ids", "attention_mask")]
+    inputs.append(describe("pixel_values", TensorProto.FLOAT, pixel_shape))
+    return build.save(path, inputs, [describe("embeddings", TensorProto.FLOAT, [batch, tokens, dim])])

@@ -1,5 +1,6 @@
 """A small web server on a real socket, which gives files and misbehaves as its paths say."""
 
+import ssl
 import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,10 +9,17 @@ from typing import Self
 
 
 class WebServer:
-    """Serves `files` by path. Other paths: /status/N, /redirect/TARGET, /endless, /stall, /packed, /loop."""
+    """Serves `files` by path. Other paths: /status/N, /redirect/TARGET, /endless, /stall, /packed, /loop, /together.
 
-    def __init__(self, files: Mapping[str, bytes]) -> None:
+    What asks for /together is answered when as many ask for it as `meeting` says.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], *, meeting: int = 2, tls: ssl.SSLContext | None = None) -> None:
         self.files = dict(files)
+        self.headers: list[tuple[str, Mapping[str, str]]] = []
+        self.connections = 0
+        self._scheme = "http" if tls is None else "https"
+        self._meeting = threading.Barrier(meeting)
         self.requests: list[str] = []
         self.busiest = 0
         self._busy = 0
@@ -19,12 +27,18 @@ class WebServer:
         self._released = threading.Event()
         handler = type("Handler", (_Handler,), {"site": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -48,6 +62,9 @@ class WebServer:
         with self._lock:
             self._busy -= 1
 
+    def meet(self) -> None:
+        self._meeting.wait(30)
+
     def wait_for_release(self) -> None:
         self._released.wait(30)
 
@@ -59,7 +76,12 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
         pass
 
+    def setup(self) -> None:
+        super().setup()
+        self.site.connections += 1
+
     def do_GET(self) -> None:
+        self.site.headers.append((self.path, dict(self.headers)))
         self.site.enter(self.path)
         try:
             self._answer()
@@ -78,6 +100,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(302, b"", Location="/loop")
             case ["packed"]:
                 self._send(200, b"x", **{"Content-Encoding": "gzip"})
+            case ["together"]:
+                self.site.meet()
+                self._send(200, b"picture")
+            case ["cookie"]:
+                self._send(200, b"picture", **{"Set-Cookie": "secret=1; Path=/"})
             case ["stall"]:
                 self.site.wait_for_release()
             case ["endless"]:

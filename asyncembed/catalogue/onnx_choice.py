@@ -1,0 +1,150 @@
+"""Which of a repo's ONNX files is meant: the plain one, or that of a precision, the best one for this machine.
+
+Exporters write the precision into the name, each in its own way: sentence-transformers `model_qint8_avx512_vnni.onnx`
+(one per kind of CPU), transformers.js `model_quantized.onnx` and `model_int8.onnx` (two names of one kind).
+"""
+
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import PurePosixPath
+
+from asyncembed.catalogue.cpu import this_cpu
+from asyncembed.errors import OptionError, UnsupportedModelError
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+logger = logging.getLogger("asyncembed")
+
+_KINDS: Mapping[str, tuple[str, ...]] = {
+    "fp32": ("",),
+    # Graphs that optimum has optimised hold fp32 weights; its last step, O4, turns them into fp16.
+    "fp16": ("fp16", "f16", "float16", "O4"),
+    "int8": ("quantized", "int8", "i8", "uint8"),
+    "uint8": ("uint8",),
+    "q4": ("q4",),
+    "q4f16": ("q4f16",),
+    "bnb4": ("bnb4",),
+}
+"""What stands behind the last part of a graph's name, by precision, in the order of preference."""
+
+_INT8_FOR_CPU: Mapping[str, tuple[str, ...]] = {
+    "arm64": ("qint8_arm64",),
+    "avx512_vnni": ("qint8_avx512_vnni", "qint8_avx512", "quint8_avx2"),
+    "avx512": ("qint8_avx512", "quint8_avx2"),
+    "avx2": ("quint8_avx2",),
+    "other": (),
+}
+"""The files of sentence-transformers that suit a CPU, the best first; on x86 without VNNI, sums with signed weights can
+overflow."""
+
+_FOR_ANY_CPU = {"int8": ("qint8", "quint8"), "uint8": ("quint8",)}
+"""How the names of files begin that are made for a certain CPU: they run on the others, too."""
+_SUFFIX = re.compile(r"(.+?)_(fp16|f16|float16|O4|quantized|int8|i8|uint8|qu?int8(?:_\w+)?|q4|q4f16|bnb4)")
+_SYNONYMS = {"q8": "int8"}  # as transformers.js says
+
+
+def choose_onnx_file(
+    files: Collection[str],
+    *,
+    onnx_file: str | None = None,
+    precision: str | None = None,
+    model: str = "",
+    cpu: str | None = None,
+) -> str | None:
+    """Which graph of a repo is meant: the plain fp32 one unless another is asked for.
+
+    Args:
+        files: The repo's files, as paths with "/".
+        onnx_file: The path of the graph that the caller wants.
+        precision: The precision that the caller wants; "int8" is the file that suits `cpu` best.
+        model: Its name, for messages.
+        cpu: The kind of CPU, as `this_cpu` gives it; None: this machine's.
+
+    Returns:
+        Its path, or None where the repo has weights that can be exported, but no fp32 graph.
+
+    Raises:
+        UnsupportedModelError: There is none that fits, or several; the message lists them.
+        OptionError: `precision` is no precision that we know the file names of.
+    """
+    graphs = sorted(path for path in files if path.endswith(".onnx"))
+    if onnx_file is not None:
+        if onnx_file not in graphs:
+            raise UnsupportedModelError(f"{model} has no {onnx_file}; its ONNX files: {_listed(graphs)}", model=model)
+        return onnx_file
+    wanted = _SYNONYMS.get(precision or "fp32", precision or "fp32")
+    if wanted not in _KINDS:
+        raise OptionError(f"precision must be one of {', '.join(_KINDS)}, not {precision!r}")
+    if cpu is None:
+        cpu = this_cpu() if wanted == "int8" else "other"
+    fitting, chosen = _best(graphs, wanted, cpu)
+    if chosen is not None:
+        if precision is not None:
+            logger.info("%s: precision=%r is %s here (CPU: %s)", model, precision, chosen, cpu)
+        return chosen
+    if not fitting and wanted == "fp32" and has_weights(files):
+        return None
+    raise _unclear(graphs, has_several=bool(fitting), precision=precision, files=files, model=model)
+
+
+def precision_of(path: str) -> str:
+    """The precision that a graph's name tells: "fp32" where it tells none."""
+    kind = _parts(path)[1]
+    if kind.startswith(_FOR_ANY_CPU["int8"]):
+        return "uint8" if kind.startswith("quint8") else "int8"
+    return next(
+        precision for precision, kinds in _KINDS.items() if kind in kinds and (precision, kind) != ("int8", "uint8")
+    )
+
+
+def has_weights(files: Collection[str]) -> bool:
+    """Whether there are weights that a graph can be built from."""
+    return WEIGHTS in files or WEIGHTS_INDEX in files
+
+
+def _best(graphs: Sequence[str], precision: str, cpu: str) -> tuple[list[str], str | None]:
+    """Those of `graphs` that are of a precision, and the one that is meant, if that is clear."""
+    parts = {path: _parts(path) for path in graphs}
+    kinds = (*_INT8_FOR_CPU.get(cpu, ()), *_KINDS["int8"]) if precision == "int8" else _KINDS[precision]
+    others = sorted(kind for _, kind in parts.values() if kind.startswith(_FOR_ANY_CPU.get(precision, ())))
+    ranks = {kind: rank for rank, kind in reversed(list(enumerate((*kinds, *others))))}
+    fitting = [path for path in graphs if parts[path][1] in ranks]
+    candidates = [path for path in fitting if parts[path][0] == "model"] or fitting
+    best = min((ranks[parts[path][1]] for path in candidates), default=0)
+    candidates = [path for path in candidates if ranks[parts[path][1]] == best]
+    if len(candidates) > 1:
+        # One folder only, or the one that the hub's tools use.
+        candidates = [path for path in candidates if path.startswith("onnx/")]
+    return fitting, candidates[0] if len(candidates) == 1 else None
+
+
+def _parts(path: str) -> tuple[str, str]:
+    """What a graph's name is without its precision, and what tells the precision: "" for fp32."""
+    stem = PurePosixPath(path).stem
+    match = _SUFFIX.fullmatch(stem)
+    return (stem, "") if match is None else (match[1], match[2])
+
+
+def _unclear(
+    graphs: Sequence[str], *, has_several: bool, precision: str | None, files: Collection[str], model: str
+) -> UnsupportedModelError:
+    if not graphs:
+        return UnsupportedModelError(
+            f"{model} has no ONNX file; its weights can be exported, but with precision fp32"
+            if has_weights(files)
+            else f"{model} has neither an ONNX file nor model.safetensors",
+            model=model,
+        )
+    wanted = f"of precision {precision}" if precision else "of plain fp32"
+    return UnsupportedModelError(
+        f"{model} has {'several ONNX files' if has_several else 'no ONNX file'} {wanted}, of these: {_listed(graphs)}; "
+        "say which one with onnx_file= or precision=",
+        model=model,
+    )
+
+
+def _listed(graphs: Sequence[str], limit: int = 20) -> str:
+    shown = ", ".join(graphs[:limit]) or "none"
+    return f"{shown} and {len(graphs) - limit} more" if len(graphs) > limit else shown
