@@ -114,6 +114,7 @@ async def test_weights_without_a_graph_are_exported_once(hub: HubServer, tmp_pat
     assert graphs[0].stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 async def test_a_graph_is_exported_to_the_cache_that_the_user_names(
     workers: int, hub: HubServer, tmp_path: Path

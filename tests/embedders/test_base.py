@@ -140,6 +140,7 @@ async def test_nothing_is_left_of_an_embedder(workers: int) -> None:
                 assert (await model.embed_documents(["#1", "#2"]))[:, 2].tolist() == [1, 2]
 
 
+@pytest.mark.slow
 async def test_an_exception_of_the_block_comes_out_as_itself() -> None:
     error = KeyError("mine")
     async with nothing_left_behind():

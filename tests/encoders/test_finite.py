@@ -181,6 +181,7 @@ def test_the_rows_found_are_those_with_nan_or_infinity(values: Any) -> None:
     assert rows_not_finite(values).tolist() == expected
 
 
+@pytest.mark.slow
 async def test_the_consumer_of_a_stream_sees_which_input_it_was(tmp_path: Path) -> None:
     file = "onnx/model_fp16.onnx"
     write_model(tmp_path, model_file=file, dtype="float16", overflows=wordpiece().token_to_id(WORD))
