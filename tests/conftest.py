@@ -1,5 +1,6 @@
 """What all tests share: both backends, a time limit, and the line between the fast half and the rest."""
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,11 @@ settings.register_profile("fast", max_examples=25, deadline=None)
 def pytest_configure(config: pytest.Config) -> None:
     """The fast half tries fewer examples of each property."""
     settings.load_profile("fast" if config.option.markexpr == "not slow" else "whole")
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays: the collector need not look at it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])

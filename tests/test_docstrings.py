@@ -3,6 +3,7 @@
 import ast
 import doctest
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -16,8 +17,13 @@ ROOT = Path(asyncembed.__file__).parents[1]
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def docstrings() -> Iterator[tuple[str, str, str]]:
+@cache
+def docstrings() -> list[tuple[str, str, str]]:
     """Module, name and docstring of everything in the package that has one."""
+    return list(_docstrings())
+
+
+def _docstrings() -> Iterator[tuple[str, str, str]]:
     for path in sorted((ROOT / "asyncembed").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

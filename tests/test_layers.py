@@ -50,23 +50,30 @@ def layer_of(path: Path) -> str:
 
 
 @cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """All of a file that runs: what is imported for types only is left out."""
+    found: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    for node in found:  # it grows on the way
+        match node:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                found += node.orelse
+            case _:
+                found += ast.iter_child_nodes(node)
+    return tuple(found)
+
+
+@cache
 def imports_of(path: Path) -> set[str]:
     """Every module that a file imports anywhere, those for types only excepted."""
     found: set[str] = set()
-    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    while pending:
-        node = pending.pop()
+    for node in nodes_of(path):
         match node:
-            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
-                pending += node.orelse
-                continue
             case ast.Import():
                 found |= {alias.name for alias in node.names}
             case ast.ImportFrom(module=str(module), level=0):
                 found |= {f"{module}.{alias.name}" for alias in node.names}
             case ast.ImportFrom():
                 pytest.fail(f"{path} imports relatively, which this test does not read")
-        pending += ast.iter_child_nodes(node)
     return found
 
 
@@ -104,7 +111,7 @@ def test_a_layer_knows_nothing_of_what_others_are_for(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_waits_for_the_threads_of_the_program(path: Path) -> None:
     """The default limiter of anyio is the program's, which may have filled it, and which would wait for us in turn."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="to_thread"), attr="run_sync"), keywords=keywords):
                 assert "limiter" in {keyword.arg for keyword in keywords}, f"line {node.lineno} has no limiter of ours"

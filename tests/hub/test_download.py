@@ -426,6 +426,7 @@ def forged(folder: Path, records: list[tuple[int, int]]) -> tuple[Path, RepoFile
     ],
     ids=["many gaps", "many more", "the same one"],
 )
+@pytest.mark.slow
 def test_a_journal_that_no_download_wrote_counts_for_nothing(records: list[tuple[int, int]], tmp_path: Path) -> None:
     blob, file = forged(tmp_path, records)
     partial = Partial(blob, file)
