@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # makes an environment first, and may download it
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
