@@ -7,6 +7,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 ```
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from asyncembed.scoring import maxsim, maxsim_scores
     from asyncembed.stream import EmbeddingStream
 
-    __version__: str
+__version__ = "0.1.0"
 
 __all__ = [
     "EmbeddingStream",
@@ -71,12 +72,16 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return import_module("importlib.metadata").version(__name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__, "__version__"])
+    return sorted([*globals(), *__all__])
+
+
+if getattr(sys, "frozen", False):
+    from asyncembed.engine.frozen import become_child
+
+    become_child()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import anyio
 import click
 
+from asyncembed import __version__
 from asyncembed.catalogue.spec import Family
 from asyncembed.errors import AsyncEmbedError
 
@@ -16,16 +17,8 @@ if TYPE_CHECKING:
     from asyncembed.catalogue.spec import ModelSpec
 
 
-def _show_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:  # noqa: ARG001
-    if value:
-        from asyncembed.http import own_version
-
-        click.echo(f"asyncembed, version {own_version()}")
-        context.exit()
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show it.")
+@click.version_option(__version__)
 def main() -> None:
     """Local embedding models: download them, and see which there are."""
 

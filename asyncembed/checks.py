@@ -7,10 +7,100 @@ number, True is no 1.
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from typing import TypeGuard
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import wraps
+from inspect import iscoroutinefunction, signature
+from typing import Any, TypeGuard, TypeVar, Unpack, cast, get_args, get_origin
 
 from asyncembed.errors import OptionError
+from asyncembed.migration import KEYWORDS
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+_PROVIDERS: Mapping[str, str] = {
+    "mps": "CoreMLExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "rocm": "MIGraphXExecutionProvider",
+    "dml": "DmlExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "npu": "QNNExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+"""By device: the execution provider for it, as onnxruntime calls it."""
+
+_PRECISIONS: Mapping[str, str] = {
+    "float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "quantized": "int8"
+}  # fmt: skip
+"""By another library's word for a precision: ours."""
+
+
+# ---------------------------------------------------------------- names
+
+
+def checks_keywords(method: FunctionT) -> FunctionT:
+    """Decorate a public method: a keyword it does not take is an `OptionError` that says what to use instead.
+
+    So is a further argument without a keyword, which in other libraries is a batch size.
+    """
+    most = method.__code__.co_argcount
+    names: list[str] = []
+
+    def check(arguments: Sequence[object], keywords: Iterable[str]) -> None:
+        if not names:
+            names.extend(keywords_of(method))
+        for name in keywords:
+            if name not in names:
+                raise _refused(name, names, method, arguments[0])
+        if len(arguments) > most:
+            name = type(arguments[0]).__name__ if method.__name__ == "__init__" else method.__name__
+            raise OptionError(
+                f"{name} takes no further argument without its name; got {arguments[most]!r} (a batch size is "
+                "max_batch_size= of the constructor)"
+            )
+
+    @wraps(method)
+    def checked(*arguments: Any, **keywords: Any) -> object:
+        check(arguments, keywords)
+        return method(*arguments, **keywords)
+
+    @wraps(method)
+    async def checked_async(*arguments: Any, **keywords: Any) -> object:
+        check(arguments, keywords)
+        return await method(*arguments, **keywords)
+
+    return cast(FunctionT, checked_async if iscoroutinefunction(method) else checked)
+
+
+def keywords_of(method: Callable[..., Any]) -> list[str]:
+    """The names that a method takes: its keywords, those of an unpacked `TypedDict`, and what may come by position."""
+    parameters = [*signature(method).parameters.values()][1:]
+    found = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+    for one in parameters:
+        if one.kind is one.VAR_KEYWORD and get_origin(one.annotation) is Unpack:
+            found += get_args(one.annotation)[0].__annotations__
+    return found + [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+
+
+def unknown_keyword(name: str, known: Collection[str]) -> OptionError:
+    """The error for a keyword that is none of `known`: what to use instead, or the one that is like it, or all."""
+    if name in KEYWORDS:
+        hint = f": {KEYWORDS[name]}"
+    elif close := get_close_matches(name, known, 1):
+        hint = f"; did you mean {close[0]!r}?"
+    else:
+        hint = f"; known are: {', '.join(dict.fromkeys(known))}"
+    return OptionError(f"unknown keyword {name!r}{hint}")
+
+
+def _refused(name: str, known: Collection[str], method: Callable[..., Any], owner: object) -> OptionError:
+    if name not in KEYWORDS and method.__name__ != "__init__" and name in keywords_of(type(owner).__init__):
+        return OptionError(f"{method.__name__} has no keyword {name!r}: the constructor takes it")
+    return unknown_keyword(name, known)
+
+
+# ---------------------------------------------------------------- values
 
 
 def check_bool(name: str, value: object, *, may_be_none: bool = False) -> None:
@@ -33,8 +123,10 @@ def check_count(name: str, value: object, *, least: int, may_be_none: bool = Tru
         raise OptionError(f"{name} must be a whole number, {least} or more{', or None' * may_be_none}; got {value!r}")
 
 
-def check_number(name: str, value: object, *, least: float, most: float = math.inf) -> None:
-    """Raise `OptionError` unless `value` is a number from `least` to `most`."""
+def check_number(name: str, value: object, *, least: float, most: float = math.inf, may_be_none: bool = False) -> None:
+    """Raise `OptionError` unless `value` is a number from `least` to `most`, or None where that means something."""
+    if value is None and may_be_none:
+        return
     if not _is_number(value) or not least <= value <= most:
         bounds = f"from {least:g} to {most:g}" if most != math.inf else f"of at least {least:g}"
         raise OptionError(f"{name} must be a number {bounds}; got {value!r}")
@@ -50,15 +142,48 @@ def check_text(name: str, value: object, *, may_be_none: bool = True, may_be_emp
     """Raise `OptionError` unless `value` is a str, which is not empty unless that means something."""
     if value is None and may_be_none:
         return
-    if not isinstance(value, str) or not (value or may_be_empty):
+    if not isinstance(value, str) or not (value or may_be_empty) or "\0" in value:
         raise OptionError(f"{name} must be a text{', or None' * may_be_none}; got {value!r}")
+
+
+def check_token(token: object) -> None:
+    """Raise `OptionError` unless this is an access token, True, False or None; the message has nothing of it."""
+    if token is None or isinstance(token, bool):
+        return
+    if not isinstance(token, str):
+        raise OptionError(
+            f"token must be a text, True, False or None; got something of the type {type(token).__name__}"
+        )
+    if not token or not all("!" <= character <= "~" for character in token):
+        raise OptionError(
+            "token has characters that no access token has (a space, a line's end, a letter beyond ASCII)"
+        )
+
+
+def check_model_name(name: object) -> None:
+    """Raise `OptionError` unless this can name a model or a directory."""
+    if not isinstance(name, str | os.PathLike):
+        raise OptionError(f"model_name must be a name, a directory or a ModelSpec; got {name!r}")
+    check_path("model_name", name, may_be_none=False)
+    if isinstance(name, str) and name.startswith(("http://", "https://")):
+        raise OptionError(f"model_name is a repo's name, as in 'organisation/name', not its address; got {name!r}")
+
+
+def check_words(name: str, value: object) -> tuple[str, ...] | None:
+    """The words of any iterable, or None. Raises `OptionError` for anything else, one text included."""
+    words = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else None
+    if value is not None and (words is None or not all(isinstance(word, str) for word in words)):
+        what = "one string" if isinstance(value, str) else repr(value)
+        raise OptionError(f"{name} must be a collection of words, not {what}")
+    return words
 
 
 def check_path(name: str, value: object, *, may_be_none: bool = True) -> None:
     """Raise `OptionError` unless `value` is a path: a str that is not empty, or a `Path`."""
     if value is None and may_be_none:
         return
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value) or isinstance(os.fspath(value), bytes):
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str) or not path or "\0" in path:
         raise OptionError(f"{name} must be a path{', or None' * may_be_none}; got {value!r}")
 
 
@@ -66,6 +191,34 @@ def check_callable(name: str, value: object, *, what: str) -> None:
     """Raise `OptionError` unless `value` can be called, or is None; `what` says what it is to do."""
     if value is not None and not callable(value):
         raise OptionError(f"{name} must be {what}; got {value!r}")
+
+
+def check_device(device: object, choices: Sequence[str]) -> None:
+    """Raise `OptionError` unless this is one of `choices`; for the ways of torch and others, with what to write."""
+    text = str(device)  # of torch.device, too
+    number = re.fullmatch(r"(?:cuda:)?(\d+)", text)
+    if number is not None:
+        raise OptionError(f'for device={device!r} write device="cuda", device_ids=[{number[1]}]')
+    if isinstance(device, Sequence) and not isinstance(device, str):
+        raise OptionError(
+            f'device is one for all workers, as in device="cuda"; device_ids= deals out numbers: {device!r}'
+        )
+    if text in _PROVIDERS:
+        raise OptionError(f"for device={text!r} write providers=[{_PROVIDERS[text]!r}, 'CPUExecutionProvider']")
+    if text == "gpu" or (text in choices and not isinstance(device, str)):
+        raise OptionError(f'for device={device!r} write device="{"cuda" if text == "gpu" else text}"')
+    check_choice("device", device, choices)
+
+
+def check_precision(precision: object) -> None:
+    """Raise `OptionError` unless this can name one of a repo's files: which there are is known when the repo is."""
+    check_text("precision", precision)
+    if precision in ("binary", "ubinary"):
+        raise OptionError(
+            f'precision= chooses a model file; for precision="{precision}" write output="binary" (TextEmbedding)'
+        )
+    if isinstance(precision, str) and precision in _PRECISIONS:
+        raise OptionError(f'for precision="{precision}" write precision="{_PRECISIONS[precision]}"')
 
 
 def check_providers(providers: object) -> None:
@@ -85,7 +238,7 @@ def check_pool_options(
     check_count("threads", threads, least=1)
     check_count("interactive_workers", interactive_workers, least=0, may_be_none=False)
     if device_ids is not None:
-        if not isinstance(device_ids, Sequence) or isinstance(device_ids, str) or not device_ids:
+        if not isinstance(device_ids, Sequence) or isinstance(device_ids, str | bytes) or not device_ids:
             raise OptionError(f"device_ids must be a list of the devices' numbers, or None; got {device_ids!r}")
         for device_id in device_ids:
             check_count("device_ids", device_id, least=0, may_be_none=False)

@@ -3,6 +3,7 @@
 ```
 AsyncEmbedError
 ├── OptionError (ValueError)          a keyword or value that cannot work
+├── UsageError (TypeError)            used as if it were synchronous; says what to write
 ├── InputError (ValueError)           one input cannot be embedded; `index` says which
 ├── StateError (RuntimeError)         used before opening, after closing, or from another event loop
 ├── ModelError
@@ -27,6 +28,7 @@ AsyncEmbedError
 │   ├── ArchiveError                       an archive is damaged or unsafe to extract
 │   └── NoSourceError                      every source of a model failed; `failures` has each one's error
 └── WorkerError
+    ├── WorkersImpossible             this process can have no worker processes; `workers=0` computes in threads
     ├── EncodeError                   the encoder itself failed on a batch, or gave no finite result for an input
     └── WorkerCrashed                 the worker died or hung on this very input; `index` says which
 ```
@@ -43,6 +45,10 @@ class AsyncEmbedError(Exception):
 
 class OptionError(AsyncEmbedError, ValueError):
     """A keyword or a value that cannot work; the message names the valid choices."""
+
+
+class UsageError(AsyncEmbedError, TypeError):
+    """An embedder or stream was used as if it were synchronous; the message says what to write."""
 
 
 class InputError(AsyncEmbedError, ValueError):
@@ -192,6 +198,10 @@ class WorkerError(AsyncEmbedError):
         return _at(self.index, super().__str__())
 
 
+class WorkersImpossible(WorkerError):  # noqa: N818 (says what is the matter)
+    """This process can have no worker processes, however often it is tried; `workers=0` computes in threads of it."""
+
+
 class EncodeError(WorkerError):
     """The encoder raised while it computed the batch that holds this input, or gave NaN or infinity for this input."""
 
@@ -206,6 +216,15 @@ concern whatever comes."""
 
 InputFailure: TypeAlias = InputError | EncodeError | WorkerCrashed
 """What stands in the place of a result with `on_error="return"`: one of `OF_ONE_INPUT`."""
+
+
+def in_words(error: BaseException) -> str:
+    """The class and the message of an error that is not ours, whatever asking for its message does."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 (it is the caller's own class)
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _at(index: int | None, message: str) -> str:

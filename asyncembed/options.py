@@ -3,10 +3,22 @@
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypedDict, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard, get_args
 
-from asyncembed.checks import check_choice, check_count, check_pool_options, check_providers
+from asyncembed.checks import (
+    check_bool,
+    check_callable,
+    check_count,
+    check_device,
+    check_path,
+    check_pool_options,
+    check_precision,
+    check_providers,
+    check_text,
+    check_token,
+    unknown_keyword,
+)
 from asyncembed.engine.supervisor import BATCH_TIMEOUT_SECONDS, WorkerPool
 from asyncembed.errors import OptionError
 from asyncembed.runtime.session import Device
@@ -26,12 +38,6 @@ MAX_BATCH_TOKENS_WITHOUT_GRAPH = 32768
 
 MAX_IN_FLIGHT = 1024
 MAX_IN_FLIGHT_BYTES = 64 * 1024 * 1024
-
-_NAMES_IN_FASTEMBED = {
-    "cuda": 'device="cuda" or device="cpu"',
-    "parallel": "workers=",
-}
-"""Those for which no name here is like it."""
 
 _POOL_KEYWORDS = ("workers", "threads", "interactive_workers", "device_ids", "batch_timeout")
 
@@ -55,6 +61,7 @@ class OptionKeywords(TypedDict, total=False):
     batch_timeout: float | None
     precision: str | None
     onnx_file: str | None
+    output_name: str | int | None
     max_length: int | None
     max_batch_tokens: int | None
     max_batch_size: int | None
@@ -84,8 +91,11 @@ class Options:
         providers: Execution providers by name, or (name, options), instead of `device`.
         pool: A pool shared with other embedders; it decides all that concerns the workers.
         batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None: never.
-        precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", ...), where it has several.
+        precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", "uint8", "q4", "q4f16", "bnb4"), where
+            it has several; of several for one precision, the one that suits this machine's CPU.
         onnx_file: The ONNX file to take, as a path inside the repo.
+        output_name: The output of the graph to take, by its name or position. None takes what the model's files say,
+            and a finished vector (`sentence_embedding`) where a graph has one and they say nothing else.
         max_length: Limit of an input in tokens, instead of the model's own; what is longer is cut.
         max_batch_tokens: Most tokens, padding included, computed in one run of the graph.
         max_batch_size: Most inputs computed in one run of the graph.
@@ -111,6 +121,7 @@ class Options:
     batch_timeout: float | None = BATCH_TIMEOUT_SECONDS
     precision: str | None = None
     onnx_file: str | None = None
+    output_name: str | int | None = None
     max_length: int | None = None
     max_batch_tokens: int | None = None
     max_batch_size: int | None = None
@@ -124,7 +135,24 @@ class Options:
             "max_length", "max_batch_tokens", "max_batch_size", "max_in_flight", "max_in_flight_bytes",
         ):  # fmt: skip
             check_count(name, getattr(self, name), least=1)
-        check_choice("device", self.device, get_args(Device))
+        for name in ("model_path", "cache_dir"):
+            path = getattr(self, name)
+            check_path(name, path)
+            # Now, as the program may change its working directory before it opens the model.
+            object.__setattr__(self, name, None if path is None else absolute(path))
+        for name in ("revision", "onnx_file"):
+            check_text(name, getattr(self, name))
+        for name in ("local_files_only", "batch_invariant"):
+            check_bool(name, getattr(self, name))
+        check_token(self.token)
+        if not isinstance(self.progress, bool):
+            check_callable("progress", self.progress, what="a function that takes events, False for no bar, or None")
+        check_precision(self.precision)
+        check_device(self.device, get_args(Device))
+        if isinstance(self.output_name, int):
+            check_count("output_name", self.output_name, least=0)
+        else:
+            check_text("output_name", self.output_name)
         if self.providers is not None:
             check_providers(self.providers)
             if self.device != "auto":
@@ -149,14 +177,7 @@ class Options:
         known = OptionKeywords.__annotations__
         for name in keywords:
             if name not in known:
-                close = get_close_matches(name, [*known, *own], 1)
-                if name in _NAMES_IN_FASTEMBED:
-                    hint = f": fastembed's {name}= is {_NAMES_IN_FASTEMBED[name]} here"
-                elif close:
-                    hint = f"; did you mean {close[0]!r}?"
-                else:
-                    hint = f"; known are: {', '.join(dict.fromkeys([*own, *known]))}"
-                raise OptionError(f"unknown keyword {name!r}{hint}")
+                raise unknown_keyword(name, [*own, *known])
         return cls(**keywords)
 
     def batch_tokens(self, *, has_graph: bool) -> int:
@@ -181,3 +202,19 @@ class Options:
                 (name, tuple(sorted((key, str(value)) for key, value in settings.items()))) for name, settings in pairs
             )
         )
+
+
+def is_path(model_name: object) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether it is certainly a directory: a `Path`, or a text that is written as a path and as no name."""
+    if isinstance(model_name, str):
+        return model_name.startswith((".", "~")) or os.path.isabs(model_name)  # noqa: PTH117 (a name is no path)
+    return isinstance(model_name, os.PathLike)
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """A path that stays valid when the working directory changes; "~" is the home directory."""
+    expanded = os.path.expanduser(path)  # noqa: PTH111 (leaves a "~" that nobody has; pathlib raises)
+    try:
+        return Path(expanded).absolute()
+    except FileNotFoundError:  # the working directory is gone
+        return Path(expanded)

@@ -8,12 +8,17 @@ names all of them. Every reader gets from such a name to a path by `inside`, and
 import json
 import re
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 from asyncembed.errors import ModelLoadError
 
 MAX_JSON_BYTES = 32 * 2**20
 """Far more than a configuration has; what is parsed takes up to twenty times as much memory."""
+
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9_./-]{1,120}")
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxdict = 2, 120, 4, 2
 
 _LONGEST_PATH = 1000
 _LONGEST_NAME_BYTES = 255  # of one part of a path, on every file system of Linux, macOS and Windows
@@ -68,17 +73,14 @@ def read_object(file: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any
     return value if isinstance(value, dict) else {}
 
 
-def shown(value: object, limit: int = 120) -> str:
-    """A value of a stranger's file as a message may show it: printable, on one line, and not long."""
-    match value:
-        case str() if len(value) <= limit and re.fullmatch(r"[A-Za-z0-9_.-]+", value):
-            return value
-        case str():
-            return ascii(value if len(value) <= limit else f"{value[:limit]}...")
-        case None | bool() | int() | float():
-            return ascii(value)
-        case _:
-            return f"a {type(value).__name__}"
+def shown(value: object) -> str:
+    """A value of a stranger's file as a message may show it: a plain word as it is, anything else as `quoted`."""
+    return value if isinstance(value, str) and _PLAIN_WORD.fullmatch(value) else quoted(value)
+
+
+def quoted(value: object) -> str:
+    """The `repr` of a value of a stranger's file, cut to what a message bears: printable, on one line."""
+    return _SHORT.repr(value)
 
 
 def _is_name(part: str) -> bool:

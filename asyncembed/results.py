@@ -1,8 +1,9 @@
 """Result types, and how many results become one."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from time import sleep
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias, TypeVar, overload
 
 if TYPE_CHECKING:
@@ -26,7 +27,11 @@ Matrix: TypeAlias = "npt.NDArray[np.float32]"
 Scores: TypeAlias = "npt.NDArray[np.float32]"
 """Scores of a reranker: float32 (n,)."""
 
-ROWS_PER_COPY = 1024
+PORTION_BYTES = 1024 * 1024
+"""What is copied at once. A thread that copies keeps the event loop from going on until it stops for a moment."""
+
+PORTION_RESULTS = 256
+"""Likewise, for results that are copied one by one."""
 
 ResultT = TypeVar("ResultT")
 CollectedT = TypeVar("CollectedT")
@@ -153,7 +158,7 @@ class Output(Generic[ResultT, CollectedT]):
     def returning(self) -> "Output[ResultT | InputFailure, list[ResultT | InputFailure]]":
         """The same where errors come in the place of results: several are always a list."""
         own: Callable[[Any], Any] = self.own
-        return Output(own=own, assemble=lambda results: [own(result) for result in results])
+        return Output(own=own, assemble=partial(own_each, own=own))
 
     def paired(self) -> "Output[tuple[Any, ResultT], tuple[list[Any], CollectedT]]":
         """The same for (input, result) pairs."""
@@ -175,16 +180,23 @@ def stack_rows(rows: list[Any], *, dim: int, dtype: str) -> Any:
     if not rows:
         return np.empty((0, dim), dtype)
     matrix = np.empty((len(rows), *rows[0].shape), rows[0].dtype)
-    # In parts, since numpy keeps the event loop's thread waiting for as long as one copy takes.
-    for start in range(0, len(rows), ROWS_PER_COPY):
-        part = rows[start : start + ROWS_PER_COPY]
+    at_once = max(1, PORTION_BYTES // max(1, rows[0].nbytes))
+    for start in range(0, len(rows), at_once):
+        if start:
+            sleep(0)
+        part = rows[start : start + at_once]
         np.concatenate(part, out=matrix[start : start + len(part)].reshape(-1))
     return matrix
 
 
-def own_rows(matrices: list[Any]) -> list[Any]:
-    """Copies of matrices, as a list."""
-    return [own_row(matrix) for matrix in matrices]
+def own_each(results: list[Any], own: Callable[[Any], Any]) -> list[Any]:
+    """Copies of results, as a list."""
+    copies: list[Any] = []
+    for start in range(0, len(results), PORTION_RESULTS):
+        if start:
+            sleep(0)
+        copies += map(own, results[start : start + PORTION_RESULTS])
+    return copies
 
 
 def own_sparse(vector: Any) -> Any:
@@ -192,11 +204,6 @@ def own_sparse(vector: Any) -> Any:
     if isinstance(vector, Exception):
         return vector
     return SparseEmbedding(vector.indices.copy(), vector.values.copy())
-
-
-def own_all_sparse(vectors: Iterable[Any]) -> list[Any]:
-    """Copies of vectors, as a list."""
-    return [own_sparse(vector) for vector in vectors]
 
 
 def own_score(score: Any) -> Any:
@@ -218,7 +225,9 @@ def dense(dim: int, dtype: str) -> Output[Vector, Matrix]:
     return Output(own=own_row, assemble=partial(stack_rows, dim=dim, dtype=dtype))
 
 
-MATRICES: Output[Any, list[Any]] = Output(own=own_row, assemble=own_rows)
-SPARSE: Output[SparseEmbedding, list[SparseEmbedding]] = Output(own=own_sparse, assemble=own_all_sparse)
+MATRICES: Output[Any, list[Any]] = Output(own=own_row, assemble=partial(own_each, own=own_row))
+SPARSE: Output[SparseEmbedding, list[SparseEmbedding]] = Output(
+    own=own_sparse, assemble=partial(own_each, own=own_sparse)
+)
 SCORE: Output[float, Scores] = Output(own=own_score, assemble=stack_scores)
 COUNT: Output[int, int] = Output(own=int, assemble=sum)

@@ -23,7 +23,7 @@ import numpy as np
 
 from asyncembed import ImageEmbedding, TextEmbedding, WorkerPool
 from asyncembed.errors import DownloadError
-from asyncembed.sources import image_paths
+from asyncembed.readers import image_paths
 
 TEXT_MODEL = "Qdrant/clip-ViT-B-32-text"
 IMAGE_MODEL = "Qdrant/clip-ViT-B-32-vision"

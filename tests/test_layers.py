@@ -10,18 +10,20 @@ import asyncembed
 
 PACKAGE = Path(asyncembed.__file__).parent
 
-EVERYBODYS = {"errors", "checks"}
+EVERYBODYS = {"errors", "checks", "__version__"}
 
 # What a layer may import of the package, besides itself and what is everybody's.
 MAY_IMPORT = {
     "errors": set[str](),
-    "checks": set[str](),
+    "checks": {"migration"},
+    "migration": set[str](),
     "files": set[str](),
     "http": set[str](),
     "repo_files": set[str](),
     "results": set[str](),
     "scoring": set[str](),
-    "sources": {"files"},
+    "readers": set[str](),
+    "sources": {"readers"},
     "muvera": set[str](),
     "catalogue": {"repo_files"},
     "runtime": {"repo_files"},
@@ -29,10 +31,10 @@ MAY_IMPORT = {
     "engine": {"encoders"},
     "stream": {"engine", "results"},
     "hub": {"catalogue", "files", "http", "repo_files", "runtime"},
-    "export": {"runtime"},
+    "export": {"repo_files", "runtime"},
     "options": {"engine", "runtime"},
-    "opening": {"catalogue", "encoders", "engine", "export", "files", "hub", "options"},
-    "__main__": {"catalogue", "http", "hub"},
+    "opening": {"catalogue", "encoders", "engine", "export", "files", "hub", "options", "repo_files", "runtime"},
+    "__main__": {"catalogue", "hub"},
 }
 
 FOREIGN = {

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from asyncembed import TextEmbedding
+from asyncembed import SparseTextEmbedding, TextEmbedding
 from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.errors import (
     AsyncEmbedError,
     ModelLoadError,
@@ -24,6 +25,8 @@ from asyncembed.errors import (
     UnsupportedModelError,
 )
 from tests.hub.server import HubServer, Repo
+from tests.support.external_data import CONSTANT_FILE, move_weights_out
+from tests.support.graphs import write_text_graph
 from tests.support.models import TEXTS, files_of, write_model
 from tests.support.waiting import nothing_left_behind
 
@@ -92,6 +95,113 @@ async def test_a_repo_that_no_catalogue_lists_is_computed_as_its_own_files_say(h
         # max_seq_length, special tokens included
         assert await remote.token_count([TEXTS[-1]]) == 16
         assert remote.embedding_size == vectors.shape[1]
+
+
+async def test_a_repo_laid_out_as_bge_m3_opens_from_the_hub_and_from_a_directory(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    """Its graph keeps a constant in a file that no naming rule knows."""
+    directory = write_model(tmp_path / "m", dim=32, outputs=("last_hidden_state", "sentence_embedding"))
+    as_sentence_transformers(directory)
+    async with TextEmbedding(directory, workers=0) as model:
+        expected = await model.embed(TEXTS).collect()
+    move_weights_out(directory / "onnx" / "model.onnx")
+    files = every_file_of(directory)
+    assert {f"onnx/{CONSTANT_FILE}", "onnx/model.onnx_data"} <= files.keys()
+    hub.repos["org/m3"] = Repo(files, large=frozenset({f"onnx/{CONSTANT_FILE}", "onnx/model.onnx_data"}))
+    async with TextEmbedding("org/m3", workers=1) as model:
+        assert np.array_equal(await model.embed(TEXTS).collect(), expected)
+    hub.requests.clear()
+    async with TextEmbedding("org/m3", workers=0, local_files_only=True) as model:
+        assert np.array_equal(await model.embed(TEXTS).collect(), expected)
+    assert hub.requests == []
+    async with TextEmbedding(directory, workers=0) as model:
+        assert np.array_equal(await model.embed(TEXTS).collect(), expected)
+    (directory / "onnx" / CONSTANT_FILE).unlink()
+    with pytest.raises(ModelLoadError, match=f"keeps weights in {CONSTANT_FILE}"):
+        async with TextEmbedding(directory, workers=0):
+            pass
+
+
+def every_file_of(directory: Path) -> dict[str, bytes | memoryview]:
+    """As `files_of`, also those without a suffix."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+async def test_a_finished_vector_and_a_named_output_reach_the_worker(tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=32, outputs=("last_hidden_state", "sentence_embedding", "text_embeds"))
+    as_sentence_transformers(directory, pooling="pooling_mode_lasttoken")
+
+    async def vector(**keywords: Any) -> Any:
+        async with TextEmbedding(directory, workers=0, **keywords) as model:
+            return await model.embed_query("the day")
+
+    mean = await vector(pooling="mean")
+    assert np.allclose(await vector(), mean, atol=1e-6)
+    assert np.allclose(await vector(pooling="none"), mean, atol=1e-6)
+    assert np.allclose(await vector(pooling="last_token"), mean, atol=1e-6)
+    first = await vector(pooling="cls")
+    assert not np.allclose(first, mean, atol=1e-3)
+    assert np.allclose(await vector(output_name="text_embeds"), first, atol=1e-6)
+    assert np.allclose(await vector(output_name=2), first, atol=1e-6)
+    with pytest.raises(UnsupportedModelError, match="no output 'vectors', only last_hidden_state, sentence_embedding"):
+        await vector(output_name="vectors")
+    for wrong in ("", -1, True, ["text_embeds"]):
+        with pytest.raises(OptionError, match="output_name"):
+            TextEmbedding(directory, output_name=wrong)  # type: ignore[arg-type]
+
+
+INT8_FILES = ("qint8_arm64", "qint8_avx512", "qint8_avx512_vnni", "quint8_avx2", "quantized", "int8")
+
+
+def with_precisions(directory: Path, *suffixes: str, quantized: bool = True) -> dict[str, bytes | memoryview]:
+    """The files of a model with a graph for each of these kinds, which differ in their numbers."""
+    for seed, suffix in enumerate(suffixes, 1):
+        write_text_graph(directory / f"onnx/model_{suffix}.onnx", dim=384, seed=seed, dynamic_quantization=quantized)
+    return dict(files_of(directory))
+
+
+async def test_a_precision_of_a_catalogued_model_is_the_file_for_this_cpu(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the catalogue's source has but one, that of the repo which the model is named after."""
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    plain = files_of(write_model(tmp_path / "q", model_file="model.onnx", dim=384))
+    hub.repos["Qdrant/all-MiniLM-L6-v2-onnx"] = Repo(plain)
+    hub.repos[name] = Repo(with_precisions(write_model(tmp_path / "m", dim=384), *INT8_FILES))
+    with caplog.at_level("INFO", "asyncembed"):
+        async with TextEmbedding(name, workers=0, precision="int8") as model:
+            vector = await model.embed_query("the day")
+    chosen = choose_onnx_file(list(hub.repos[name].files), precision="int8")
+    assert chosen is not None
+    assert f"precision='int8' is {chosen} here" in caplog.text
+    assert {path.name for path in (tmp_path / "hub").rglob("*.onnx")} == {Path(chosen).name}
+    async with TextEmbedding(name, workers=0, onnx_file=chosen, model_path=tmp_path / "m") as model:
+        assert np.array_equal(await model.embed_query("the day"), vector)
+    async with TextEmbedding(name, workers=0, precision="int8", model_path=tmp_path / "m") as model:
+        assert np.array_equal(await model.embed_query("the day"), vector)
+    with pytest.raises(UnsupportedModelError, match=r"no ONNX file of precision q4, of these: model\.onnx"):
+        async with TextEmbedding(name, workers=0, precision="q4"):
+            pass
+    hub.requests.clear()
+    async with TextEmbedding(name, workers=0, precision="int8", local_files_only=True) as model:
+        assert np.array_equal(await model.embed_query("the day"), vector)
+    assert hub.requests == []
+
+
+async def test_a_file_that_is_quantised_under_a_plain_name_is_not_taken_for_fp32(tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=384, model_file="model_optimized.onnx", dynamic_quantization=True)
+    with pytest.raises(UnsupportedModelError, match=r"model_optimized\.onnx is quantised although its name"):
+        async with TextEmbedding("BAAI/bge-small-en-v1.5", model_path=directory, workers=0, precision="fp32"):
+            pass
+
+
+async def test_a_model_without_a_graph_has_no_precisions() -> None:
+    with pytest.raises(OptionError, match="there is nothing that precision= could choose"):
+        async with SparseTextEmbedding("Qdrant/bm25", workers=0, precision="int8"):
+            pass
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """Streams over real workers: order, window, sources, and every way to leave one."""
 
 import gc
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +23,7 @@ from asyncembed.embedders.text import TextEmbedding
 from asyncembed.engine.supervisor import WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
 from asyncembed.stream import (
+    FEED_SECONDS,
     FIRST_READ,
     TURN_SECONDS,
     WAITING_BATCHES,
@@ -232,6 +235,117 @@ async def test_results_that_wait_count_towards_the_window(pool: WorkerPool) -> N
             await anyio.wait_all_tasks_blocked()
             # A result is 12 bytes beside some 50 of its text, which is given back.
             assert source.pulled < 2000 / 12
+
+
+class Sized:
+    """Texts of given sizes in every kind of source; checks the window's bound whenever one is asked for."""
+
+    def __init__(self, sizes: list[int], bound: int) -> None:
+        self.sizes = sizes
+        self.taken_bytes = 0
+        self.most_held = 0
+        self._bound = bound
+        self._read_bytes = 0
+
+    def load(self, index: int) -> str:
+        """Make the text, as a source or a `key` does that reads a file."""
+        self.most_held = max(self.most_held, self._read_bytes - self.taken_bytes)
+        text = self.text(index)
+        self._read_bytes += sys.getsizeof(text)
+        return text
+
+    def text(self, index: int) -> str:
+        return f"#{index} " + "x" * self.sizes[index]
+
+    def of_kind(self, kind: str) -> Any:
+        match kind:
+            case "generator":
+                return map(self.load, range(len(self.sizes)))
+            case "async generator":
+                return self._awaited()
+            case "list with key":
+                return list(range(len(self.sizes)))
+        raise AssertionError(kind)
+
+    async def _awaited(self) -> AsyncGenerator[str]:
+        for index in range(len(self.sizes)):
+            yield self.load(index)
+
+
+@pytest.mark.parametrize("kind", ["generator", "async generator", "list with key"])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.one_of(st.integers(0, 30), st.integers(1000, 20_000)), max_size=80),
+    bound=st.integers(100, 50_000),
+)
+async def test_a_window_holds_its_bound_and_one_record_at_most_whatever_their_sizes(
+    kind: str, sizes: list[int], bound: int, pool: WorkerPool
+) -> None:
+    source = Sized(sizes, bound)
+    key = source.load if kind == "list with key" else None
+    async with TextEmbedding(ECHO, pool=pool, max_in_flight_bytes=bound) as model:
+        index = 0
+        async for row in model.embed(source.of_kind(kind), key=key):
+            assert number(row) == index
+            source.taken_bytes += sys.getsizeof(source.text(index))
+            index += 1
+    assert index == len(sizes)
+    # Each time that a record was asked for, the window was not full: it may come on top of that.
+    assert source.most_held < bound
+
+
+@pytest.mark.parametrize("kind", ["generator", "async generator", "list with key"])
+async def test_small_records_do_not_foretell_the_large_ones_after_them(kind: str, pool: WorkerPool) -> None:
+    source = Sized([10] * 16 + [100_000] * 100, 500_000)
+    key = source.load if kind == "list with key" else None
+    async with TextEmbedding(ECHO, pool=pool, max_in_flight_bytes=500_000) as model:
+        async with model.embed(source.of_kind(kind), key=key) as stream:
+            await anext(stream)
+            await until(lambda: source.most_held > 300_000)
+            await until(lambda: model.stats().queued + model.stats().in_flight == 0)
+            await anyio.wait_all_tasks_blocked()
+            assert source.most_held < 500_000
+
+
+async def test_results_count_before_they_come_as_the_earlier_ones_were(pool: WorkerPool, gate: Path) -> None:
+    """Of results far larger than their inputs, the next ones are not awaited by the hundred."""
+    may_go_on = anyio.Event()
+    pulled = 0
+
+    async def source() -> AsyncGenerator[str]:
+        nonlocal pulled
+        for pulled in range(1, 101):
+            if pulled == 2:
+                await may_go_on.wait()
+            yield f"#{pulled - 1}" + f" wait:{gate}" * (pulled > 1)
+
+    async with TextEmbedding(with_settings(width="10000"), pool=pool, max_in_flight_bytes=400_000) as model:
+        async with model.embed(source()) as stream:
+            assert (await anext(stream)).nbytes == 40_000
+            may_go_on.set()
+            async with anyio.create_task_group() as group:
+                group.start_soon(anext, stream)
+                await until(lambda: pulled >= 9)
+                await anyio.wait_all_tasks_blocked()
+                assert pulled <= 12
+                gate.touch()
+            assert await numbers(stream) == list(range(2, 100))
+
+
+async def test_a_record_kept_beside_its_text_counts(pool: WorkerPool) -> None:
+    made: list[int] = []
+
+    async def records() -> AsyncGenerator[dict[str, object]]:
+        for i in range(100):
+            made.append(i)
+            yield {"text": f"#{i}", "photo": bytes(10_000)}
+
+    async with TextEmbedding(ECHO, pool=pool, max_in_flight_bytes=100_000) as model:
+        stream = model.embed(records(), key=lambda record: str(record["text"])).with_inputs()
+        async with stream:
+            await anext(stream)
+            await anyio.wait_all_tasks_blocked()
+            assert len(made) <= 12
 
 
 async def test_only_some_dozens_of_batches_of_a_stream_wait(pool: WorkerPool, tmp_path: Path, gate: Path) -> None:
@@ -453,6 +567,207 @@ async def test_a_key_that_fails_is_an_error_of_its_input(model: TextEmbedding) -
     assert isinstance(caught.value.__cause__, KeyError)
 
 
+async def test_a_source_hands_over_an_error_in_the_place_of_a_record(model: TextEmbedding) -> None:
+    """In every kind of source; also the same error several times."""
+    broken = InputError("a page is missing")
+    source: list[str | InputError] = ["#0", broken, "#2", broken, "#4"]
+
+    async def awaited() -> AsyncIterator[str | InputError]:
+        for record in source:
+            yield record
+
+    for one in (source, iter(source), awaited()):
+        failed = model.stats().failed
+        results: list[Any] = await model.embed(one, key=str.strip, on_error="return").collect()
+        assert [getattr(result, "index", None) for result in results] == [None, 1, None, 3, None]
+        assert str(results[3]) == "input 3: a page is missing"
+        assert model.stats().failed == failed + 2
+    stream = model.embed(iter(source), on_error="skip").with_inputs()
+    assert [record async for record, _ in stream] == ["#0", "#2", "#4"]
+    assert stream.skipped == 2
+    with pytest.raises(InputError, match="input 1: a page is missing"):
+        await model.embed(source).collect()
+
+
+class LyingClass:
+    @property
+    def __class__(self) -> Any:
+        return str
+
+    @__class__.setter
+    def __class__(self, value: object) -> None: ...
+
+
+class RaisingClass:
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    @property
+    def __class__(self) -> Any:
+        raise self._error
+
+    @__class__.setter
+    def __class__(self, value: object) -> None: ...
+
+
+class Unspeakable(Exception):  # noqa: N818
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+class LongerThanItSays(str):
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return -1
+
+    def __sizeof__(self) -> int:
+        raise SystemExit(4)
+
+
+def released() -> memoryview:
+    view = memoryview(b"text")
+    view.release()
+    return view
+
+
+class Panic(BaseException):
+    """As native code raises, which no `except Exception` catches."""
+
+
+WILD: dict[str, Callable[[], Any]] = {
+    "lying class": LyingClass,
+    "raising class": lambda: RaisingClass(RuntimeError("no class")),
+    "out of memory": lambda: RaisingClass(MemoryError()),
+    "end of the program": lambda: RaisingClass(SystemExit(3)),
+    "panic": lambda: RaisingClass(Panic("at the disco")),
+    "unspeakable": lambda: RaisingClass(Unspeakable()),
+    "released": released,
+    "bytes": lambda: b"bytes",
+}
+every_source = pytest.mark.parametrize("kind", ["list", "generator", "async generator"])
+
+
+def in_source(kind: str, records: list[Any]) -> Any:
+    return records if kind == "list" else Source(records.__getitem__, end=len(records)).of_kind(kind)
+
+
+@every_source
+@pytest.mark.parametrize("what", WILD)
+async def test_an_input_that_raises_when_it_is_looked_at_fails_alone(
+    kind: str, what: str, model: TextEmbedding
+) -> None:
+    wild = WILD[what]()
+    with anyio.fail_after(20):
+        results = await model.embed(in_source(kind, ["#0", wild, "#2"]), on_error="return").collect()
+        assert isinstance(results[1], InputError)
+        assert results[1].index == 1
+        assert [number(results[0]), number(results[2])] == [0, 2]
+        stream = model.embed(in_source(kind, ["#0", wild, "#2"]), on_error="skip").with_inputs()
+        assert [record async for record, _ in stream] == ["#0", "#2"]
+        with pytest.raises(InputError):
+            await model.embed_query(wild)
+
+
+async def test_what_a_text_says_of_itself_is_not_believed(model: TextEmbedding) -> None:
+    assert await numbers(model.embed([LongerThanItSays("#0"), "#1"])) == [0, 1]
+
+
+@every_source
+@pytest.mark.parametrize("error", [Panic("!"), GeneratorExit(), Unspeakable(), MemoryError(), InputError("empty")])
+async def test_a_key_that_raises_anything_fails_for_its_record_alone(
+    kind: str, error: BaseException, model: TextEmbedding
+) -> None:
+    def key(record: str) -> str:
+        if record == "#1":
+            raise error
+        return record
+
+    results: list[Any] = await model.embed(in_source(kind, ["#0", "#1", "#2"]), key=key, on_error="return").collect()
+    assert [type(result) for result in results] == [np.ndarray, InputError, np.ndarray]
+    assert results[1].index == 1
+    assert type(error).__name__ in str(results[1]) or str(results[1]) == "input 1: empty"
+
+
+@every_source
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+async def test_a_key_may_end_the_program_and_harms_no_other_stream(
+    kind: str, end: type[BaseException], model: TextEmbedding, gate: Path
+) -> None:
+    def key(record: str) -> str:
+        if record == "#20":
+            raise end
+        return record
+
+    other = model.embed([f"#{i} wait:{gate}" for i in range(30)])
+    async with other, anyio.create_task_group() as group:
+        group.start_soon(anext, other)
+        await until(lambda: model.stats().in_flight > 0)
+        gate.touch()
+        seen: list[int] = []
+        with pytest.raises(end):
+            async for row in model.embed(in_source(kind, texts(40)), key=key):
+                seen.append(number(row))  # noqa: PERF401 (they are wanted in spite of the exception)
+        assert seen == list(range(20))
+    assert await numbers(model.embed(texts(3))) == [0, 1, 2]
+
+
+@every_kind
+@pytest.mark.parametrize("error", [Panic("!"), KeyboardInterrupt()])
+async def test_whatever_a_source_raises_ends_its_own_stream_only(
+    kind: str, error: BaseException, model: TextEmbedding
+) -> None:
+    def make(i: int) -> str:
+        if i == 5:
+            raise error
+        return f"#{i}"
+
+    stream = model.embed(Source(make).of_kind(kind))
+    for i in range(5):
+        assert number(await anext(stream)) == i
+    with pytest.raises(type(error)):
+        await anext(stream)
+    assert await numbers(model.embed(texts(3))) == [0, 1, 2]
+
+
+async def test_a_list_of_a_kind_of_its_own_is_read_in_a_thread(model: TextEmbedding) -> None:
+    """What it does to give its elements may block."""
+
+    class Lazy(list[str]):
+        thread = 0
+
+        def __iter__(self) -> Iterator[str]:
+            Lazy.thread = threading.get_ident()
+            return super().__iter__()
+
+    assert await numbers(model.embed(Lazy(texts(5)))) == list(range(5))
+    assert Lazy.thread not in (0, threading.get_ident())
+
+
+async def test_a_key_that_takes_long_leaves_turns_to_others(model: TextEmbedding) -> None:
+    turns_between: list[int] = []
+    turns = 0
+
+    def key(record: str) -> str:
+        turns_between.append(turns)
+        busy_until = time.monotonic() + FEED_SECONDS
+        while time.monotonic() < busy_until:
+            pass
+        return record
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(count_turns)
+        assert await numbers(model.embed(texts(20), key=key)) == list(range(20))
+        group.cancel_scope.cancel()
+    assert len(set(turns_between)) >= 8  # trio shuffles the tasks of each turn
+
+
 async def test_inputs_are_asked_for_before_the_start(model: TextEmbedding) -> None:
     stream = model.embed(texts(3))
     await anext(stream)
@@ -469,6 +784,42 @@ async def test_batches_are_arrays_of_so_many_rows(model: TextEmbedding) -> None:
     for size in (0, 2.5, "3", None):
         with pytest.raises(OptionError, match="size must be a whole number, 1 or more; got"):
             model.embed(texts(3)).batches(cast(Any, size))
+
+
+async def test_large_batches_are_put_together_in_a_thread_and_small_ones_at_once(model: TextEmbedding) -> None:
+    places: list[tuple[int, bool]] = []
+    here = threading.get_ident()
+
+    def noted(stream: Stream) -> Stream:
+        assemble = stream.output.assemble
+
+        def note(rows: list[Any]) -> Any:
+            places.append((len(rows), threading.get_ident() == here))
+            return assemble(rows)
+
+        stream.output = replace(stream.output, assemble=note)
+        return stream
+
+    batches = [batch async for batch in noted(model.embed(texts(1500))).batches(1000)]
+    assert np.concatenate(batches)[:, 2].tolist() == list(range(1500))
+    inputs, _ = await anext(noted(model.embed(texts(5)).with_inputs()).batches(5))
+    assert inputs == texts(5)
+    assert len(await noted(model.embed(texts(1500))).collect()) == 1500
+    assert len(await noted(model.embed(texts(2))).collect()) == 2
+    assert places == [(1000, False), (500, False), (5, True), (1500, False), (2, True)]
+
+
+async def test_cancelling_while_a_large_batch_is_put_together_loses_no_result(model: TextEmbedding) -> None:
+    stream: Stream = model.embed(texts(900))
+    batches = stream.batches(400)
+    with anyio.CancelScope() as scope:
+        batches._taken = await stream.take_some(256)  # what an earlier call had taken
+        while len(batches._taken) < 400:
+            batches._taken += await stream.take_some(400 - len(batches._taken))
+        scope.cancel()
+        await anext(batches)
+    assert scope.cancelled_caught
+    assert [number(row) async for rows in batches for row in rows] == list(range(900))
 
 
 async def test_collecting_gives_one_array(model: TextEmbedding) -> None:
@@ -828,6 +1179,40 @@ def test_a_stream_dropped_after_its_loop_has_ended_is_no_trouble(anyio_backend: 
     stream = run_in_a_loop_of_its_own(make, anyio_backend)
     del stream
     gc.collect()
+
+
+@pytest.mark.parametrize("way", ["next", "batch", "collect"])
+async def test_a_stream_begun_on_one_loop_is_not_taken_from_on_another(
+    way: str, narrow: TextEmbedding, anyio_backend: str
+) -> None:
+    """Nothing would ever wake whoever waits there."""
+    source = Source()
+    stream = narrow.embed(source.async_generator())
+    assert number(await anext(stream)) == 0
+
+    async def elsewhere() -> None:
+        with anyio.fail_after(20), pytest.raises(StateError, match="begun on another event loop"):
+            match way:
+                case "next":
+                    while True:
+                        await anext(stream)
+                case "batch":
+                    await anext(stream.batches(100))
+                case "collect":
+                    await stream.collect()
+
+    await anyio.to_thread.run_sync(run_in_a_loop_of_its_own, elsewhere, anyio_backend)
+    if way != "collect":
+        assert number(await anext(stream)) >= 1
+
+
+async def test_a_stream_closed_on_another_loop_ends_on_its_own(narrow: TextEmbedding, anyio_backend: str) -> None:
+    source = Source()
+    stream = narrow.embed(source.async_generator())
+    assert number(await anext(stream)) == 0
+    await anyio.to_thread.run_sync(run_in_a_loop_of_its_own, stream.aclose, anyio_backend)
+    await until(lambda: source.is_closed)
+    assert await numbers(stream) == []
 
 
 def test_a_stream_belongs_to_its_loop(anyio_backend: str) -> None:

@@ -22,13 +22,15 @@ from asyncembed.catalogue.spec import Family, LocalSource, ModelSpec, Pooling, S
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.repo_files import inside, is_safe_path, read_json, shown
 
-_IMAGE_CONFIGURATION = "preprocessor_config.json"
+_IMAGE_CONFIGURATION = ("preprocessor_config.json", "processor_config.json")
+"""Either says how an image is prepared: transformers 5 writes it into the latter, with the rest of a processor's."""
+
 _ROOT_CONFIGURATION = frozenset(
     {
         "config.json",
         "config_sentence_transformers.json",
         "modules.json",
-        _IMAGE_CONFIGURATION,
+        *_IMAGE_CONFIGURATION,
         "sentence_bert_config.json",
         "special_tokens_map.json",
         "tokenizer.json",
@@ -231,8 +233,8 @@ class _Pipeline:
 
 def _image(repo: _Repo) -> _Pipeline:
     """Image repos say how an image is prepared, and nothing of what becomes of the graph's output."""
-    if _IMAGE_CONFIGURATION not in repo.files:
-        raise repo.unsupported(f"it has no {_IMAGE_CONFIGURATION} that says how an image is prepared")
+    if not any(name in repo.files for name in _IMAGE_CONFIGURATION):
+        raise repo.unsupported(f"it has no {_IMAGE_CONFIGURATION[0]} that says how an image is prepared")
     overrides = repo.overrides
     return _Pipeline(
         encoder="image",
@@ -319,9 +321,8 @@ def _override(repo: _Repo, pipeline: _Pipeline) -> None:
 
 
 def _take_finished(repo: _Repo, pipeline: _Pipeline) -> None:
-    """Let a finished vector that the graph has as an output be taken; see `DenseEncoder`."""
-    if repo.overrides.output is None:
-        pipeline.settings["takes_finished"] = True
+    """Let a graph's finished vector be taken, any or the one that the caller names; see `find_output`."""
+    pipeline.settings["takes_finished"] = "any" if repo.overrides.output is None else "named"
 
 
 def _check_static_pooling(repo: _Repo) -> None:
@@ -445,7 +446,7 @@ def _splade(repo: _Repo) -> _Pipeline:
         kinds = [module.type_name.rsplit(".", 1)[-1] for module in modules]
         if kinds != ["MLMTransformer", "SpladePooling"]:
             raise repo.unsupported(
-                f"its modules are {', '.join(kinds[:8])}; SPLADE's are MLMTransformer and SpladePooling"
+                f"its modules are {', '.join(map(shown, kinds[:8]))}; SPLADE's are MLMTransformer and SpladePooling"
             )
         pooling = repo.json(f"{modules[1].prefix}config.json")
         how = pooling.get("pooling_strategy", "max"), pooling.get("activation_function", "relu")

@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncembed.catalogue.spec import (
     ArchiveSource,
@@ -23,7 +24,11 @@ from asyncembed.catalogue.spec import (
 )
 from asyncembed.errors import OptionError, UnknownModelError
 
-_DATA = Path(__file__).with_name("models.json")
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+_DATA = files("asyncembed.catalogue") / "models.json"
+"""Read as a resource: the package may lie in a zip."""
 
 CLASSES: Mapping[Family, str] = {
     "text": "TextEmbedding",
@@ -83,7 +88,9 @@ class Catalogue:
 
     def similar(self, name: str, family: Family) -> list[str]:
         """Names of a family that `name` may be a misspelling of, the likeliest first."""
-        known = {spec.name.lower(): spec.name for spec in self.list_models(family)}
+        names = [spec.name for spec in self.list_models(family)]
+        # Many leave the organisation out: then the rest decides.
+        known = {(each if "/" in name else each.rpartition("/")[2]).lower(): each for each in names}
         return [known[match] for match in get_close_matches(name.lower(), list(known), n=3)]
 
     def list_models(self, family: Family | None = None) -> list[ModelSpec]:
@@ -127,8 +134,8 @@ def _key(family: Family, name: str) -> tuple[Family, str]:
     return family, name.lower()
 
 
-def _read(path: Path) -> Catalogue:
-    records = json.loads(path.read_bytes())
+def _read(data: "Traversable") -> Catalogue:
+    records = json.loads(data.read_bytes())
     aliases = [record.pop("aliases", ()) for record in records]
     specs = [_spec(record) for record in records]
     catalogue = Catalogue(specs)

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from inspect import signature
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeAlias, TypeVar, Unpack, cast, get_args
 
 from anyio import Event
 from anyio.abc import TaskGroup
@@ -14,14 +14,16 @@ from anyio.abc import TaskGroup
 from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.lookup import Catalogue, describe
 from asyncembed.catalogue.spec import Family, ModelSpec
-from asyncembed.checks import check_bool, check_choice
+from asyncembed.checks import check_bool, check_choice, check_model_name
 from asyncembed.encoders.encoder import Call
-from asyncembed.engine.lifetime import Openable, owned_task_group
+from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
 from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool
-from asyncembed.errors import InputError, OptionError, StateError
+from asyncembed.engine.wakeup import Turnstile
+from asyncembed.errors import InputError, OptionError, StateError, in_words
+from asyncembed.migration import ATTRIBUTES
 from asyncembed.opening import prepare
-from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options
+from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
 from asyncembed.results import COUNT, Output, dense
 from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
 
@@ -35,6 +37,10 @@ PriorityName: TypeAlias = Literal["interactive", "bulk"]
 Key: TypeAlias = Callable[[Any], Any]
 
 
+CALLS_PER_TURN = 32
+"""Coroutine calls that begin in one turn of the event loop: each takes some tens of microseconds to begin."""
+
+
 @dataclass(slots=True)
 class Opened:
     """What exists only between opening and closing."""
@@ -43,6 +49,7 @@ class Opened:
     model: PooledModel
     group: TaskGroup
     spec: ModelSpec
+    turnstile: Turnstile
     streams: set[StreamState[Any]] = field(default_factory=set)
 
 
@@ -64,8 +71,11 @@ class Embedder(Openable):
     family: ClassVar[Family]
 
     def __init__(self, model_name: ModelName, **options: Unpack[OptionKeywords]) -> None:
-        _check_name(model_name)
+        if not isinstance(model_name, ModelSpec):
+            check_model_name(model_name)
         self._model_name = model_name
+        # Now, as the program may change its working directory before it opens the model.
+        self._place = None if isinstance(model_name, ModelSpec) else absolute(model_name)
         parameters = signature(type(self)).parameters.values()
         self._options = Options.from_keywords(
             options, own=[one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
@@ -83,13 +93,18 @@ class Embedder(Openable):
             else:
                 pool.check_loop()
             config = await prepare(
-                self._wanted(), self.family, self._options, overrides=self._overrides(), settings=self._settings()
+                self._wanted(),
+                self.family,
+                self._options,
+                place=self._place,
+                overrides=self._overrides(),
+                settings=self._settings(),
             )
             model = pool.add_model(config)
             stack.callback(pool.remove_model, model)
             await pool.warm(model)
             group = await stack.enter_async_context(owned_task_group())
-            opened = self._opened = Opened(pool, model, group, config.spec)
+            opened = self._opened = Opened(pool, model, group, config.spec, Turnstile(pool.loop, CALLS_PER_TURN))
             try:
                 yield
             finally:
@@ -108,6 +123,12 @@ class Embedder(Openable):
     def list_supported_models(cls) -> list[dict[str, object]]:
         """The catalogued models of this class, added ones included, with the keys that fastembed's users know."""
         return [describe(spec) for spec in Catalogue.builtin().list_models(cls.family)]
+
+    if not TYPE_CHECKING:  # type checkers know all names there are
+
+        def __getattr__(self, name: str) -> NoReturn:
+            hint = f": {ATTRIBUTES[name]}" if name in ATTRIBUTES else ""
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}", name=name, obj=self)
 
     def stats(self) -> Stats:
         """What this model has computed, and the state of its pool: a snapshot."""
@@ -133,7 +154,12 @@ class Embedder(Openable):
     def _overrides(self) -> Overrides:
         """What the caller says instead of the model's own configuration."""
         options = self._options
-        return Overrides(max_length=options.max_length, onnx_file=options.onnx_file, precision=options.precision)
+        return Overrides(
+            max_length=options.max_length,
+            onnx_file=options.onnx_file,
+            precision=options.precision,
+            output=options.output_name,
+        )
 
     def _settings(self) -> Mapping[str, object]:
         """The family's own keywords that its encoder reads."""
@@ -213,14 +239,27 @@ class Embedder(Openable):
         opened.streams.add(state)
         return EmbeddingStream(state, source, opened.group, output.returning() if on_error == "return" else output)
 
+    @uninterrupted
+    async def _turn(self) -> Opened:
+        """Wait until one more call may begin: first of all, in every method that is a coroutine.
+
+        Raises:
+            StateError: The embedder is not open, or was opened on another event loop.
+        """
+        if self._opened is not None:
+            await self._opened.turnstile.enter()
+        return self._require_open()
+
+    @uninterrupted
     async def _one(self, value: object, measure: "Measure", call: Call, output: Output[ResultT, Any]) -> ResultT:
-        """One input, at once: an interactive call."""
+        """One input, at once: an interactive call; after `_turn`."""
         opened = self._require_open()
         intake = self._intake(self._group_of(opened, call), Priority.INTERACTIVE, measure, None)
         request = _Request()
         try:
             item, _ = intake.item(value, 0, request)
         except InputError as error:
+            intake.count_failure()
             error.index = None
             raise
         intake.submit([item])
@@ -230,14 +269,17 @@ class Embedder(Openable):
             intake.close()
 
     def _intake(self, group: Group, priority: Priority, measure: "Measure", key: Key | None) -> "ModelIntake":
-        opened = self._require_open()
+        opened = self._opened
+        assert opened is not None, "asked for by those who have looked"
         return ModelIntake(opened.pool, opened.model, group, priority, measure, key)
 
     async def _count(self, source: Source[InputT], measure: "Measure", call: Call) -> int:
-        """Tokens of all inputs together."""
+        """Tokens of all inputs together; after `_turn`."""
         counted = replace(call, mode="count")
+        # A text alone is a single call; a corpus waits in the lane of the streams.
+        priority: PriorityName = "interactive" if type(source) is list and len(source) == 1 else "bulk"
         stream: EmbeddingStream[InputT, int, int] = self._stream(
-            source, measure, counted, COUNT, key=None, priority="interactive", ordered=False, on_error="raise"
+            source, measure, counted, COUNT, key=None, priority=priority, ordered=False, on_error="raise"
         )
         return await stream.collect()
 
@@ -279,18 +321,34 @@ class ModelIntake:
 
     def item(self, record: object, index: int, sink: Sink) -> tuple[Item, int]:
         """See `asyncembed.stream.Intake`."""
-        try:
-            value = record if self._key is None else self._key(record)
-        except Exception as error:
-            self._model.failed += 1
-            raise InputError(f"key= failed: {type(error).__name__}: {error}", index=index) from error
+        # By its type: what an object says of its class may be anything, or raise.
+        if type(record) is not str and issubclass(type(record), InputError):
+            raise _at_index(cast(InputError, record), index)  # a source's word on a record that it could not give
+        value = record if self._key is None else self._take(record, index)
         try:
             units, size_bytes = self._measure(value)
+            return self._make_item(value, units, index, sink), size_bytes
         except InputError as error:
-            self._model.failed += 1
-            error.index = index
+            raise _at_index(error, index) from error.__cause__
+        except KeyboardInterrupt:
             raise
-        return self._make_item(value, units, index, sink), size_bytes
+        except BaseException as error:
+            raise InputError(f"the input cannot be read: {in_words(error)}", index=index) from error
+
+    def _take(self, record: object, index: int) -> object:
+        assert self._key is not None
+        try:
+            return self._key(record)
+        except InputError as error:
+            raise _at_index(error, index) from error.__cause__
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            raise InputError(f"key= failed: {in_words(error)}", index=index) from error
+
+    def count_failure(self) -> None:
+        """See `asyncembed.stream.Intake`."""
+        self._model.failed += 1
 
     def submit(self, items: list[Item]) -> None:
         """See `asyncembed.stream.Intake`."""
@@ -339,34 +397,65 @@ class _Request:
 
 def measure_text(value: object) -> tuple[int, int]:
     """Characters and bytes of a text."""
-    if not isinstance(value, str):
+    text = value if type(value) is str else plain_text(value)
+    if text is None:
         hint = "; decode it first" if isinstance(value, bytes) else ""
         raise InputError(f"expected a str, got {type(value).__name__}{hint}")
-    return len(value), sys.getsizeof(value)
+    return len(text), sys.getsizeof(text)
+
+
+def plain_text(value: object) -> str | None:
+    """A text as `str` itself, None for what is none.
+
+    A subclass may not survive pickling, or bring much along; pyarrow's scalars of strings are no subclasses.
+    """
+    if issubclass(type(value), str):
+        return str.__str__(cast(str, value))
+    if type(value).__module__.partition(".")[0] == "pyarrow" and hasattr(value, "as_py"):
+        text = value.as_py()
+        return text if type(text) is str else None
+    return None
 
 
 def _plain(value: object) -> object:
-    """A text, or the texts of a pair, as `str` itself: a subclass may not survive pickling, or bring much along."""
-    if isinstance(value, str):
-        return str.__str__(value)
+    """A text, or the texts of a pair, as `str` itself."""
     if isinstance(value, tuple | list):
         return tuple(map(_plain, value))
-    return value
+    return value if (text := plain_text(value)) is None else text
 
 
-def _check_name(model_name: object) -> None:
-    if not isinstance(model_name, str | os.PathLike | ModelSpec) or model_name == "":
-        raise OptionError(f"model_name must be a name, a directory or a ModelSpec; got {model_name!r}")
+def _at_index(error: InputError, index: int) -> InputError:
+    """The error with its index; another one for what was handed over before, as a source may do several times."""
+    if error.index not in (None, index):
+        again = InputError(*error.args, index=index)
+        again.__cause__ = error.__cause__
+        return again
+    error.index = index
+    return error
+
+
+_TABLES = frozenset({"DataFrame", "DataFrameGroupBy", "LazyFrame", "DataArray", "RecordBatchReader"})
+"""Names of the tables that do not say so by `__dataframe__`, as those of pandas, polars, pyarrow and others do."""
 
 
 def _check_source(source: object) -> None:
+    """Refuse what is no source, and what iterates as something other than its records."""
+    kind = type(source)
     if isinstance(source, bytes | bytearray | memoryview):
-        raise InputError(f"the source is {type(source).__name__}, whose elements are numbers: decode it first")
+        raise InputError(f"the source is {kind.__name__}, whose elements are numbers: decode it first")
     if isinstance(source, Mapping):
         # Iterating over it gives its keys, which is hardly ever what is meant.
-        raise InputError("the source is a dict: give its keys(), its values(), or a list of records with key=")
-    if not hasattr(source, "__aiter__") and not hasattr(source, "__iter__"):
-        raise InputError(f"the source must be iterable or async iterable; got {type(source).__name__}")
+        name = "dict" if kind is dict else f"mapping ({kind.__name__})"
+        raise InputError(f"the source is a {name}: give its keys(), its values(), or a list of records with key=")
+    if hasattr(kind, "__dataframe__") or any(base.__name__ in _TABLES for base in kind.__mro__):
+        raise InputError(
+            f"the source is a table ({kind.__module__.partition('.')[0]}.{kind.__name__}), which iterates as something "
+            'other than its rows: give a column, as table["text"] or array.values, or its rows as dicts, with key='
+        )
+    if getattr(source, "ndim", None) == 0:
+        raise InputError(f"the source is a single value ({kind.__name__} of no dimension): put it into a list")
+    if not hasattr(kind, "__aiter__") and not hasattr(kind, "__iter__") and not hasattr(kind, "__getitem__"):
+        raise InputError(f"the source must be iterable or async iterable; got {kind.__name__}")
 
 
 def as_source(texts: Source[InputT]) -> Source[InputT]:

@@ -2,17 +2,18 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, Unpack, cast, get_args, overload
 
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.checks import check_choice, check_count
+from asyncembed.checks import check_bool, check_choice, check_count, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, ModelName, PriorityName, measure_text
 from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call
 from asyncembed.errors import InputError
 from asyncembed.options import OptionKeywords
-from asyncembed.results import SCORE, Scores
+from asyncembed.results import SCORE, Output, Scores, own_score, stack_scores
 from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source
 
 Activation = Literal["none", "sigmoid"]
@@ -52,6 +53,7 @@ class TextCrossEncoder(Embedder):
 
     family = "cross_encoder"
 
+    @checks_keywords
     def __init__(
         self,
         model_name: ModelName,
@@ -62,6 +64,7 @@ class TextCrossEncoder(Embedder):
     ) -> None:
         super().__init__(model_name, **options)
         check_choice("activation", activation, get_args(Activation))
+        check_bool("truncate", truncate)
         self._activation: Activation = activation
         self._truncate = truncate
 
@@ -86,6 +89,7 @@ class TextCrossEncoder(Embedder):
         key: Callable[[InputT], str],
         **call: Unpack[RerankReturningCall],
     ) -> ReturningStream[InputT, float]: ...
+    @checks_keywords
     def rerank(
         self,
         query: str,
@@ -154,6 +158,7 @@ class TextCrossEncoder(Embedder):
     def rerank_pairs(
         self, pairs: Source[InputT], *, key: Callable[[InputT], Pair], **call: Unpack[RerankReturningCall]
     ) -> ReturningStream[InputT, float]: ...
+    @checks_keywords
     def rerank_pairs(
         self,
         pairs: Source[Any],
@@ -197,6 +202,7 @@ class TextCrossEncoder(Embedder):
         key: Callable[[InputT], str],
         activation: Activation | None = None,
     ) -> list[tuple[int, float]]: ...
+    @checks_keywords
     async def rank(
         self,
         query: str,
@@ -214,15 +220,19 @@ class TextCrossEncoder(Embedder):
         Raises:
             InputError: As in `rerank`.
         """
+        await self._turn()
         check_count("top_k", top_k, least=1)
-        scores: Scores = await self.rerank(
+        stream: EmbeddingStream[Any, float, Any] = self.rerank(
             query, documents, key=key or _itself, activation=activation, priority="interactive"
-        ).collect()
-        order = (-scores).argsort(kind="stable")[:top_k]
-        return list(zip(order.tolist(), scores[order].tolist(), strict=True))
+        )
+        # Where the scores of many documents are put together they are sorted too: in a thread.
+        stream.output = Output(own=own_score, assemble=partial(_best, top_k=top_k))
+        return cast("list[tuple[int, float]]", await stream.collect())
 
+    @checks_keywords
     async def token_count(self, pairs: Source[Pair]) -> int:
         """How many tokens the pairs have together, special tokens included, each cut at the length limit."""
+        await self._turn()
         _refuse_text(pairs, "pairs", "the pair")
         return await self._count(pairs, measure_pair, self._call(None))
 
@@ -271,6 +281,12 @@ class TextCrossEncoder(Embedder):
         chosen = activation or self._activation
         settings = () if chosen == "none" else (("activation", chosen),)
         return Call(mode="pair", truncate=self._truncate, settings=settings)
+
+
+def _best(scores: list[Any], top_k: int | None) -> list[tuple[int, float]]:
+    stacked = stack_scores(scores)
+    order = (-stacked).argsort(kind="stable")[:top_k]
+    return list(zip(order.tolist(), stacked[order].tolist(), strict=True))
 
 
 def measure_pair(value: object) -> tuple[int, int]:

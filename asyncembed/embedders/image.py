@@ -11,7 +11,7 @@ from anyio import CancelScope, get_cancelled_exc_class, move_on_after
 from anyio.abc import TaskGroup
 
 from asyncembed.catalogue.from_repo import Overrides
-from asyncembed.checks import check_bool, check_choice, check_count, check_seconds
+from asyncembed.checks import check_bool, check_choice, check_count, check_seconds, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, Measure, ModelIntake, ModelName, PriorityName
 from asyncembed.embedders.fetch import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.embedders.image_source import (
@@ -62,7 +62,8 @@ class ImageEmbedder(Embedder):
     An image is a path, a URL (http or https), a file's bytes, a file object, an image of Pillow's, or an array of
     uint8 pixels, (height, width) or (height, width, 1, 3 or 4). It is decoded in a worker; see
     `asyncembed.encoders.decoding` for what becomes of alpha, palettes, CMYK and so on. Paths are opened there too. URLs
-    are fetched and file objects read beforehand, up to 16 at a time; see `asyncembed.embedders.fetch`.
+    are fetched and file objects read beforehand, up to 16 at a time (and none while a stream holds more than
+    `max_in_flight_bytes`); see `asyncembed.embedders.fetch`.
 
     Args:
         model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`.
@@ -173,15 +174,12 @@ class _ImageIntake(ModelIntake):
         # What is yet to be brought in, and the scopes of the tasks that do it.
         self._waiting: deque[Item] = deque()
         self._scopes: set[CancelScope] = set()
+        # How many are being brought in, and the bytes of the largest one so far.
+        self._on_the_way = 0
+        self._largest = 0
 
     def _make_item(self, value: object, units: int, index: int, sink: Sink) -> Item:
-        try:
-            packed = self._packer(value)
-        except InputError as error:
-            self._model.failed += 1
-            error.index = index
-            raise
-        return Item(packed, self._tokens_per_image + units, self.group, self._priority, sink, index)
+        return Item(self._packer(value), self._tokens_per_image + units, self.group, self._priority, sink, index)
 
     def submit(self, items: list[Item]) -> None:
         ready = []
@@ -219,16 +217,25 @@ class _ImageIntake(ModelIntake):
         """Fetch or read an image, and let it wait for a worker; whatever goes wrong is the image's own error."""
         assert isinstance(item.value, Absent)
         try:
-            data = await item.value.bring()
+            if isinstance(item.sink, StreamState):
+                await item.sink.wait_bytes(item.index, self._largest * self._on_the_way)
+            self._on_the_way += 1
+            try:
+                data = await item.value.bring()
+            finally:
+                self._on_the_way -= 1
         except get_cancelled_exc_class():
             _fail_as_closed(item)
             raise
-        except Exception as error:  # noqa: BLE001 (it travels as a value: nothing leaves a task of the group)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 (it travels as a value: nothing leaves a task of the group)
             known = error if isinstance(error, AsyncEmbedError) else describe(error)
             self._model.failed += 1
             item.sink.fail(item.index, InputError(str(known), index=item.index))
             return
         item.value = data
+        self._largest = max(self._largest, len(data))
         # What it costs to decode is known only now.
         item.size += len(data) // ENCODED_BYTES_PER_TOKEN
         if isinstance(item.sink, StreamState):
@@ -290,6 +297,7 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         dtype: Literal["float16"],
         **keywords: Unpack[ImageVectorKeywords],
     ) -> None: ...
+    @checks_keywords
     def __init__(
         self,
         model_name: ModelName,
@@ -325,6 +333,7 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
     def embed(
         self, images: Source[InputT], *, key: Callable[[InputT], ImageInput], **call: Unpack[ReturningCall]
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
+    @checks_keywords
     def embed(
         self,
         images: Source[Any] | ImageInput,
@@ -355,12 +364,16 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         """
         return self._images(images, self._call, self._dense_output(self._call), key, priority, ordered, on_error)
 
+    @checks_keywords
     async def embed_image(self, image: ImageInput) -> "NDArray[ScalarT]":
         """The vector of one image: (dim,). Goes before bulk work."""
+        await self._turn()
         return await self._one(image, measure_image, self._call, self._dense_output(self._call))
 
+    @checks_keywords
     async def embed_images(self, images: Iterable[ImageInput]) -> "NDArray[ScalarT]":
         """The vectors of some images: (n, dim), rows in input order. Goes before bulk work."""
+        await self._turn()
         return await self.embed(images, priority="interactive").collect()
 
     @property

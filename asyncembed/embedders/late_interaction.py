@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Generic, Literal, Unpack, overload
 
-from asyncembed.checks import check_bool, check_choice
+from asyncembed.checks import check_bool, check_choice, checks_keywords
 from asyncembed.embedders.base import ModelName, as_source, measure_text
 from asyncembed.embedders.roles import TextRoles
 from asyncembed.encoders.encoder import Call, Mode
@@ -64,6 +64,7 @@ class LateInteractionTextEmbedding(TextRoles["NDArray[ScalarT]", "list[NDArray[S
         dtype: Literal["float16"],
         **keywords: Unpack[TruncateKeywords],
     ) -> None: ...
+    @checks_keywords
     def __init__(
         self,
         model_name: ModelName,
@@ -80,6 +81,7 @@ class LateInteractionTextEmbedding(TextRoles["NDArray[ScalarT]", "list[NDArray[S
 
     # ---------------------------------------------------------------- about texts and models
 
+    @checks_keywords
     async def token_count(self, texts: Source[str], is_doc: bool = True, include_extension: bool = False) -> int:
         """How many tokens the texts have together, special tokens included, each cut at the length limit.
 
@@ -88,6 +90,9 @@ class LateInteractionTextEmbedding(TextRoles["NDArray[ScalarT]", "list[NDArray[S
             is_doc: Whether they are documents, rather than queries.
             include_extension: Whether the model's marker, and the mask tokens that lengthen a query, count too.
         """
+        await self._turn()
+        check_bool("is_doc", is_doc)
+        check_bool("include_extension", include_extension)
         role = "document" if is_doc else "query"
         call = Call(truncate=self._truncate, settings=(("include_extension", include_extension), ("role", role)))
         return await self._count(as_source(texts), measure_text, call)

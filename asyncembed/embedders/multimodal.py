@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, overload
 
-from asyncembed.checks import check_choice
+from asyncembed.checks import check_bool, check_choice, checks_keywords
 from asyncembed.embedders.base import InputT, Key, ModelName, PriorityName, as_source, measure_text
 from asyncembed.embedders.image import ImageEmbedder, ImageKeywords
 from asyncembed.embedders.image_source import ImageInput, ImageT, measure_image
@@ -61,6 +61,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
         dtype: Literal["float16"],
         **keywords: Unpack[MultimodalKeywords],
     ) -> None: ...
+    @checks_keywords
     def __init__(
         self,
         model_name: ModelName,
@@ -71,6 +72,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
     ) -> None:
         super().__init__(model_name, **options)
         check_choice("dtype", dtype, ("float32", "float16"))
+        check_bool("truncate", truncate)
         self._text_call = Call(mode="query", truncate=truncate, dtype=dtype)
         self._image_call = Call(mode="image", dtype=dtype)
 
@@ -92,6 +94,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
     def embed_text(
         self, documents: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[ReturningCall]
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
+    @checks_keywords
     def embed_text(
         self,
         documents: Source[Any],
@@ -147,6 +150,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
     def embed_image(
         self, images: Source[InputT], *, key: Callable[[InputT], ImageInput], **call: Unpack[ReturningCall]
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
+    @checks_keywords
     def embed_image(
         self,
         images: Source[Any] | ImageInput,
@@ -166,23 +170,32 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
 
     # ---------------------------------------------------------------- a few inputs, at once
 
+    @checks_keywords
     async def embed_query(self, query: str) -> "NDArray[ScalarT]":
         """The matrix of one text: (rows, dim). Goes before bulk work."""
+        await self._turn()
         return await self._one(query, measure_text, self._text_call, MATRICES)
 
+    @checks_keywords
     async def embed_images(self, images: Iterable[ImageInput]) -> "list[NDArray[ScalarT]]":
         """The matrices of some images, in input order. Goes before bulk work."""
+        await self._turn()
         return await self.embed_image(images, priority="interactive").collect()
 
+    @checks_keywords
     async def embed_one_image(self, image: ImageInput) -> "NDArray[ScalarT]":
         """The matrix of one image: (rows, dim). Goes before bulk work."""
+        await self._turn()
         return await self._one(image, measure_image, self._image_call, MATRICES)
 
+    @checks_keywords
     async def token_count(self, texts: Source[str], include_extension: bool = False) -> int:
         """How many tokens the texts have together, each cut at the length limit.
 
         With `include_extension` those count too that make a query of a text.
         """
+        await self._turn()
+        check_bool("include_extension", include_extension)
         call = Call(truncate=self._text_call.truncate, settings=(("include_extension", include_extension),))
         return await self._count(as_source(texts), measure_text, call)
 

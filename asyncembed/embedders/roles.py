@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Generic, Literal, Required, TypedDict, Unpack, overload
 
+from asyncembed.checks import checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, PriorityName, as_source, measure_text
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.results import CollectedT, Output, ResultT
@@ -62,6 +63,7 @@ class TextRoles(Embedder, Generic[ResultT, CollectedT]):
     def embed(
         self, documents: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[ReturningCall]
     ) -> ReturningStream[InputT, ResultT]: ...
+    @checks_keywords
     def embed(
         self,
         documents: Source[Any],
@@ -108,6 +110,7 @@ class TextRoles(Embedder, Generic[ResultT, CollectedT]):
     def query_embed(
         self, queries: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[ReturningCall]
     ) -> ReturningStream[InputT, ResultT]: ...
+    @checks_keywords
     def query_embed(
         self,
         queries: Source[Any],
@@ -136,6 +139,7 @@ class TextRoles(Embedder, Generic[ResultT, CollectedT]):
     def passage_embed(
         self, passages: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[ReturningCall]
     ) -> ReturningStream[InputT, ResultT]: ...
+    @checks_keywords
     def passage_embed(
         self,
         passages: Source[Any],
@@ -150,12 +154,16 @@ class TextRoles(Embedder, Generic[ResultT, CollectedT]):
 
     # ---------------------------------------------------------------- a few inputs, at once
 
+    @checks_keywords
     async def embed_query(self, query: str) -> ResultT:
         """The result of one query. Goes before bulk work."""
+        await self._turn()
         return await self._one(query, measure_text, self._call("query"), self._output)
 
+    @checks_keywords
     async def embed_documents(self, documents: Iterable[str]) -> CollectedT:
         """The results of some documents, in input order. Goes before bulk work."""
+        await self._turn()
         return await self.embed(documents, priority="interactive").collect()
 
     # ---------------------------------------------------------------- parts

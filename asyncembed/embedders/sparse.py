@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Literal, Unpack, get_args
 
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.checks import check_choice
+from asyncembed.checks import (
+    check_bool,
+    check_choice,
+    check_count,
+    check_number,
+    check_text,
+    check_words,
+    checks_keywords,
+)
 from asyncembed.embedders.base import ModelName, as_source, measure_text
 from asyncembed.embedders.roles import TextRoles
 from asyncembed.encoders.encoder import Call, Mode
@@ -62,6 +70,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
     family = "sparse"
     _output = SPARSE
 
+    @checks_keywords
     def __init__(
         self,
         model_name: ModelName,
@@ -79,8 +88,8 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         **options: Unpack[OptionKeywords],
     ) -> None:
         super().__init__(model_name, **options)
-        if isinstance(stopwords, str):
-            raise OptionError("stopwords must be a collection of words, not one string")
+        check_bool("truncate", truncate)
+        words = check_words("stopwords", stopwords)
         if type(stemmer).__module__ == "__main__" and self._options.workers != 0:
             raise OptionError(
                 "the class of stemmer= is defined in the program's main module, which workers do not import: "
@@ -89,18 +98,21 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         given = {
             "k": k, "b": b, "avg_len": avg_len, "language": language, "token_max_length": token_max_length,
             "disable_stemmer": disable_stemmer, "stemmer": stemmer, "alpha": alpha,
-            "stopwords": None if stopwords is None else tuple(stopwords),
+            "stopwords": words,
         }  # fmt: skip
+        _check(given)
         self._given = {name: value for name, value in given.items() if value is not None}
         self._truncate = truncate
 
     # ---------------------------------------------------------------- about texts and models
 
+    @checks_keywords
     async def token_count(self, texts: Source[str]) -> int:
         """How many tokens the texts have together, special tokens included, each cut at the length limit.
 
         For BM25, how many words, those that do not count included.
         """
+        await self._turn()
         return await self._count(as_source(texts), measure_text, self._call("count"))
 
     @classmethod
@@ -163,3 +175,16 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
 
     def _call(self, mode: Mode) -> Call:
         return Call(mode=mode, truncate=self._truncate)
+
+
+def _check(given: Mapping[str, object]) -> None:
+    check_number("k", given["k"], least=0, may_be_none=True)
+    check_number("b", given["b"], least=0, most=1, may_be_none=True)
+    check_number("avg_len", given["avg_len"], least=1e-9, may_be_none=True)
+    check_number("alpha", given["alpha"], least=0, may_be_none=True)
+    check_count("token_max_length", given["token_max_length"], least=1)
+    check_bool("disable_stemmer", given["disable_stemmer"], may_be_none=True)
+    check_text("language", given["language"])
+    stemmer = given["stemmer"]
+    if stemmer is not None and not callable(getattr(stemmer, "stem_word", None)):
+        raise OptionError(f"stemmer must have a method stem_word(word) that gives the stem; got {stemmer!r}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, Unpack, cast
 from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec, Pooling
-from asyncembed.checks import check_choice, check_count
+from asyncembed.checks import check_bool, check_choice, check_count, check_text, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, ModelName, Opened, PriorityName, as_source, measure_text
 from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call, Mode
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEFAULT_MODEL = "BAAI/bge-small-en-v1.5"
+
+
+_PROMPTS_OF_ROLES: Mapping[Mode, tuple[str, ...]] = {"query": ("query",), "passage": ("document", "passage", "corpus")}
+"""What the prompt of a role may be called, as in sentence-transformers: the first that there is counts, also an empty
+one. A role without any has none, as the default prompt is for texts without a role."""
 
 
 class TextCall(TypedDict, total=False):
@@ -78,8 +83,9 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         pooling: From hidden states to one vector, instead of what the model's files say: "cls", "mean", "max",
             "weighted_mean", "mean_sqrt_len", "last_token", or "none" for a graph that pools by itself.
         normalize: Whether vectors are scaled to unit length, instead of what the model's files say.
-        prompts: Texts put before inputs, by name: "query" for queries, "passage" for passages (`embed_documents` is
-            for passages), other names for `prompt_name=`; `embed` puts none, except a repo's declared default.
+        prompts: Texts put before inputs, by name: "query" for queries, "document" or "passage" for passages
+            (`embed_documents` is for passages), other names for `prompt_name=`. An empty text is a prompt, too; a role
+            without one gets none. `embed` puts none, except a repo's declared default.
             True takes the model's own, False none; a mapping takes their place. None is True for a repo that is
             configured for sentence-transformers, and False for a catalogued model, as fastembed does.
         task: Task of a multi-task model, by name or number, for `embed` where a call names none. Queries and passages
@@ -129,6 +135,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         int8_ranges: "npt.ArrayLike",
         **keywords: Unpack[TextKeywords],
     ) -> None: ...
+    @checks_keywords
     def __init__(
         self,
         model_name: ModelName = DEFAULT_MODEL,
@@ -149,9 +156,9 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         check_choice("dtype", dtype, ("float32", "float16"))
         check_choice("output", output, ("float", "int8", "binary"))
         check_count("truncate_dim", truncate_dim, least=1)
+        check_bool("truncate", truncate)
+        check_bool("normalize", normalize, may_be_none=True)
         _check_task(task)
-        if normalize is not None and not isinstance(normalize, bool):
-            raise OptionError(f"normalize must be True, False or None; got {normalize!r}")
         if not (prompts is None or isinstance(prompts, bool) or _is_prompts(prompts)):
             raise OptionError(f'prompts must be True, False, or texts by name, as in {{"query": ...}}; got {prompts!r}')
         if dtype != "float32" and output != "float":
@@ -191,6 +198,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
     def embed(
         self, documents: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[TextReturningCall]
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
+    @checks_keywords
     def embed(
         self,
         documents: Source[Any],
@@ -240,6 +248,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
     def query_embed(
         self, queries: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[TextReturningCall]
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
+    @checks_keywords
     def query_embed(
         self,
         queries: Source[Any],
@@ -269,6 +278,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
     def passage_embed(
         self, passages: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[TextReturningCall]
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
+    @checks_keywords
     def passage_embed(
         self,
         passages: Source[Any],
@@ -284,27 +294,31 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
 
     # ---------------------------------------------------------------- a few inputs, at once
 
+    @checks_keywords
     async def embed_query(self, query: str, **call: Unpack[TextCall]) -> "NDArray[ScalarT]":
         """The vector of one query: float32 (dim,) unless `dtype` or `output` asks otherwise. Goes before bulk work.
 
         With the query prompt or task, where the model has one and it is switched on. The keywords, and the errors, are
         those of `embed`; an `InputError` has no `index`.
         """
-        opened = self._require_open()
+        opened = await self._turn()
         asked = self._call_of(opened, "query", call)
         return await self._one(query, measure_text, asked, self._dense_output(asked))
 
+    @checks_keywords
     async def embed_documents(self, documents: Iterable[str], **call: Unpack[TextCall]) -> "NDArray[ScalarT]":
         """The vectors of some passages: (n, dim), rows in input order. Goes before bulk work.
 
         With the passage prompt or task, where the model has one and it is switched on. The keywords, and the errors,
         are those of `embed`; for more than some hundred passages `passage_embed` is the better way.
         """
+        await self._turn()
         return await self.passage_embed(documents, priority="interactive", **call).collect()
 
+    @checks_keywords
     async def token_count(self, texts: Source[str], **call: Unpack[TextCall]) -> int:
         """How many tokens the texts have together, special tokens included, each cut at the length limit."""
-        opened = self._require_open()
+        opened = await self._turn()
         return await self._count(as_source(texts), measure_text, self._call_of(opened, "embed", call))
 
     # ---------------------------------------------------------------- about models
@@ -407,10 +421,9 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         )
 
     def _call_of(self, opened: Opened, mode: Mode, call: TextCall) -> Call:
-        unknown = set(call) - set(TextCall.__annotations__)
-        if unknown:
-            raise OptionError(f"unknown keyword {min(unknown)!r}; known are: {', '.join(TextCall.__annotations__)}")
         check_count("truncate_dim", call.get("truncate_dim"), least=1)
+        check_text("prompt", call.get("prompt"), may_be_empty=True)
+        check_text("prompt_name", call.get("prompt_name"))
         base = self._call
         task = call.get("task")
         _check_task(task)
@@ -431,8 +444,6 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
     def _prompt(self, spec: ModelSpec, mode: Mode, call: TextCall) -> str | None:
         prompt, name = call.get("prompt"), call.get("prompt_name")
         if prompt is not None:
-            if not isinstance(prompt, str):
-                raise OptionError(f"prompt must be a text; got {prompt!r}")
             return prompt or None
         known = self._prompts if isinstance(self._prompts, Mapping) else spec.prompts
         if name is not None:
@@ -443,7 +454,8 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         is_on = not spec.is_catalogued if self._prompts is None else self._prompts is not False
         if not is_on:
             return None
-        return known.get(mode, known.get(spec.default_prompt or "")) or None
+        names = _PROMPTS_OF_ROLES.get(mode) or ((spec.default_prompt,) if spec.default_prompt else ())
+        return next((known[name] for name in names if name in known), "") or None
 
 
 def _check_task(task: object) -> None:
@@ -459,6 +471,11 @@ def _as_float32_bytes(values: "npt.ArrayLike") -> bytes:
     import numpy as np
 
     try:
-        return np.ascontiguousarray(values, dtype=np.float32).tobytes()
+        ranges = np.ascontiguousarray(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise OptionError(f"int8_ranges must be an array of the shape (2, dim): {error}") from error
+    if ranges.ndim != 2 or len(ranges) != 2 or not (ranges[0] <= ranges[1]).all():
+        raise OptionError(
+            f"int8_ranges must be an array of the shape (2, dim), smallest values first; got the shape {ranges.shape}"
+        )
+    return ranges.tobytes()

@@ -9,11 +9,12 @@ unless asked for.
 
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -29,7 +30,7 @@ from asyncembed.encoders.image_input import (
     describe,
     most_bytes,
 )
-from asyncembed.encoders.image_limits import check_opened, check_unopened, readable_formats
+from asyncembed.encoders.image_limits import MeteredFile, check_opened, check_unopened, readable_formats
 from asyncembed.errors import InputError
 
 _ORIENTATION_TAG = 0x0112
@@ -131,8 +132,9 @@ def _open_without_waiting(path: str, flags: int) -> int:
 def _from_file(file: BinaryIO, options: DecodeOptions, path: str | None = None) -> Image.Image:
     name = "the image" if path is None else repr(path)
     check_unopened(file)
+    metered = MeteredFile(file)
     try:
-        image = Image.open(file, formats=readable_formats())
+        image = Image.open(cast(BinaryIO, metered), formats=readable_formats())
     except UnidentifiedImageError:
         formats = ", ".join(READ_FORMATS)
         raise InputError(f"{name} is not an image, or of a kind that is not read; those that are: {formats}") from None
@@ -141,6 +143,8 @@ def _from_file(file: BinaryIO, options: DecodeOptions, path: str | None = None) 
     position = file.tell()
     check_opened(image, file, options.max_pixels)
     file.seek(position)
+    if any(tile[0] in Image.DECODERS for tile in image.tile):
+        metered.reads_left = sys.maxsize  # Pillow's decoders in Python read byte by byte
     return _finish(image, options, may_reduce=True)
 
 

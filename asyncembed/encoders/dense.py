@@ -1,19 +1,23 @@
 """One vector per text, from a transformer's graph."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Encoding
 
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.encoders.finite import quietly, rows_not_finite
-from asyncembed.encoders.graph import TextGraph
+from asyncembed.encoders.graph import TextGraph, is_finished
 from asyncembed.encoders.pooling import FloatArray, IntArray, normalize, pool
 from asyncembed.encoders.postprocess import encoded_rows
 from asyncembed.encoders.projection import read_projections
 from asyncembed.encoders.tokenization import TextTokenizer, Tokenized
 from asyncembed.errors import OptionError, UnsupportedModelError
 from asyncembed.runtime.session import Array
+
+if TYPE_CHECKING:
+    from asyncembed.catalogue.spec import Pooling
 
 
 class DenseEncoder:
@@ -27,7 +31,7 @@ class DenseEncoder:
         include_prompt: Whether the tokens of a prompt count in the pooling (default True).
         projections: Folders of linear layers between pooling and normalisation, as sentence-transformers has
             them.
-        output_name: Graph output that is taken where the graph has it, rather than `spec.output`.
+        output_name, takes_finished: See `find_output`. A finished vector is neither pooled nor projected.
         task_input, tasks, query_task, passage_task, default_task: A multi-task model's graph input, its tasks
             (name → number), and which of them a call means that names none.
     """
@@ -52,7 +56,10 @@ class DenseEncoder:
         )
         self._graph.fit(self.tokenizer, config.max_length)
         self._fixed_length = self._graph.fixed_length or (self.tokenizer.limit if pads_to_limit else None)
-        self._projections = read_projections(config.directory, settings)
+        # A finished vector has been through all that the repo lists after the hidden states.
+        has_finished = is_finished(self._graph.session, spec, self._graph.output)
+        self._pooling: Pooling = "none" if has_finished else spec.pooling
+        self._projections = [] if has_finished else read_projections(config.directory, settings)
         self._finite = self._graph.finite
         self._prompt_lengths: dict[str, int] = {}
         # An empty text warms the session, and shows now whether pooling and graph fit together.
@@ -117,7 +124,7 @@ class DenseEncoder:
         return normalize(vectors) if self._spec.normalize else vectors, padded
 
     def _pool(self, output: Array, mask: IntArray, prompt: str) -> FloatArray:
-        how = self._spec.pooling
+        how = self._pooling
         if output.ndim == 2 and how in ("none", "cls"):
             # Some graphs of models with CLS pooling do that themselves.
             pooled: FloatArray = output.astype(np.float32, copy=False)

@@ -25,6 +25,9 @@ from asyncembed.runtime.session import Array, Session
 _KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
+_FINISHED_OUTPUTS = ("sentence_embedding", "sentence_embeddings", "text_embeds", "dense_vecs")
+"""What exporters call the vector of a whole text. It is not `pooler_output`, which only served to train the model."""
+
 # More than any two runs can save by padding less.
 _FEWEST_RUNS = 2**40
 
@@ -205,6 +208,10 @@ class TextGraph(Graph):
 def find_output(session: Session, spec: ModelSpec) -> str:
     """Name of the graph's output that `spec` means.
 
+    Of `spec.settings` it reads:
+        output_name: The output that is taken where the graph has it, rather than `spec.output`.
+        takes_finished: "any" takes a finished vector (batch, dim) where the graph has one.
+
     Raises:
         UnsupportedModelError: The graph has no such output.
     """
@@ -213,10 +220,43 @@ def find_output(session: Session, spec: ModelSpec) -> str:
     preferred = spec.settings.get("output_name")
     if preferred in names:
         return str(preferred)
+    if spec.settings.get("takes_finished") == "any" and (finished := _finished_output(session, spec.dim)):
+        return finished
     if isinstance(wanted, str) and wanted in names:
         return wanted
     if isinstance(wanted, int) and wanted < len(names):
-        return names[wanted]
+        return _with_states(session, names[wanted]) if _asks_for_states(spec) else names[wanted]
     raise UnsupportedModelError(
         f"the graph {spec.model_file} has no output {wanted!r}, only {', '.join(names)}", model=spec.name
     )
+
+
+def is_finished(session: Session, spec: ModelSpec, output: str) -> bool:
+    """Whether this output is a vector to which nothing of what the repo says is to be done, but unit length."""
+    return bool(spec.settings.get("takes_finished")) and _may_be_vectors(session, output, spec.dim)
+
+
+def _finished_output(session: Session, dim: int | None) -> str | None:
+    names = session.output_names
+    candidates = (*_FINISHED_OUTPUTS, *(names if len(names) == 1 else ()))
+    return next((name for name in candidates if name in names and _may_be_vectors(session, name, dim)), None)
+
+
+def _may_be_vectors(session: Session, output: str, dim: int | None) -> bool:
+    shape = session.output_shape(output)
+    if not shape:  # not stated: then the name has to do
+        return output in _FINISHED_OUTPUTS
+    return len(shape) == 2 and (dim is None or shape[1] in (None, dim))
+
+
+def _asks_for_states(spec: ModelSpec) -> bool:
+    """Whether hidden states are to be pooled, and nobody says which output they are."""
+    is_named = spec.is_catalogued or spec.output != 0 or spec.settings.get("takes_finished") == "named"
+    return spec.pooling != "none" and not is_named
+
+
+def _with_states(session: Session, output: str) -> str:
+    """This output if it may have hidden states, else the first that has."""
+    if len(session.output_shape(output)) != 2:
+        return output
+    return next((name for name in session.output_names if len(session.output_shape(name)) > 2), output)

@@ -5,7 +5,6 @@ as many entries; any other word gets one entry by its hash, as in BM25. See Qdra
 Sparse Neural Retrieval" (2025).
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from asyncembed.encoders.terms import (
 from asyncembed.encoders.tokenization import IntArray
 from asyncembed.encoders.word_pieces import WordPieces
 from asyncembed.errors import ModelLoadError
+from asyncembed.repo_files import read_object
 from asyncembed.runtime.session import Array
 
 VOCABULARY_FILE = "minicoil.triplet.model.vocab"
@@ -105,15 +105,15 @@ class Vocabulary:
             ModelLoadError: One of them is missing or broken.
         """
         try:
-            record = json.loads((directory / VOCABULARY_FILE).read_bytes())
+            record = read_object(directory / VOCABULARY_FILE)
             # Mapped, so that the workers share its memory.
             weights = np.load(directory / WEIGHTS_FILE, mmap_mode="r")
             vocabulary = cls(record["vocab"], record["stem_mapping"], weights, stop_words, terms)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, OverflowError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelLoadError(
                 f"cannot read {VOCABULARY_FILE} and {WEIGHTS_FILE}: {error!r}", model=str(directory)
             ) from error
-        if weights.ndim != 3 or len(weights) <= len(vocabulary.words):
+        if weights.ndim != 3 or weights.dtype.kind != "f" or len(weights) <= len(vocabulary.words):
             raise ModelLoadError(
                 f"{WEIGHTS_FILE} of shape {weights.shape} does not fit {len(vocabulary.words)} words",
                 model=str(directory),

@@ -5,7 +5,6 @@ graph, each with a stand-in for the other. What a graph computes for padding is 
 does not depend on its batch.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.graph import TextGraph
 from asyncembed.encoders.image import ImageReader
 from asyncembed.encoders.late_interaction import encoded_matrices
-from asyncembed.encoders.preprocessing import Grid, Prepared
+from asyncembed.encoders.preprocessing import MAX_EDGE, Grid, Prepared
 from asyncembed.encoders.tokenization import TextTokenizer
 from asyncembed.errors import InputError, ModelLoadError, UnsupportedModelError
+from asyncembed.repo_files import read_object, shown
 from asyncembed.runtime.session import Array
 
 PIXELS = "pixel_values"
@@ -199,9 +199,10 @@ class ColModernVBertEncoder(_MultimodalEncoder):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         processor = _read_object(config.directory / "processor_config.json")
-        vision = _read_object(config.directory / "config.json").get("vision_config", {})
-        self._tile_tokens = int(processor.get("image_seq_len", self._setting("image_seq_len_default", 64)))
-        self._blank_edge = int(vision.get("image_size", self._setting("tile", 512)))
+        vision = _read_object(config.directory / "config.json").get("vision_config")
+        self._tile_tokens = _size(processor, "image_seq_len", self._setting("image_seq_len_default", 64))
+        vision = vision if isinstance(vision, dict) else {}
+        self._blank_edge = _size(vision, "image_size", self._setting("tile", 512))
         self._suffix = str(self._setting("query_suffix_token")) * int(self._setting("query_suffix_count"))
         self._prompt_ids: dict[Grid, list[int]] = {}
 
@@ -234,11 +235,15 @@ class ColModernVBertEncoder(_MultimodalEncoder):
         return "".join(lines) + ("\n" if lines else "") + f"{mark}<global-img>{patches}{mark}"
 
 
+def _size(record: Mapping[str, Any], key: str, default: Any) -> int:
+    """An entry of a configuration that is a size."""
+    value = record.get(key, default)
+    if type(value) is not int or not 0 < value <= MAX_EDGE:
+        raise ModelLoadError(f"{key} in the model's configuration must be from 1 to {MAX_EDGE}; it is {shown(value)}")
+    return value
+
+
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UnsupportedModelError(f"{path.parent} has no {path.name}", model=str(path.parent)) from None
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"cannot read {path}: {error}", model=str(path.parent)) from error
-    return value if isinstance(value, dict) else {}
+    if not path.is_file():
+        raise UnsupportedModelError(f"{path.parent} has no {path.name}", model=str(path.parent))
+    return read_object(path)

@@ -5,7 +5,6 @@ whatever their names there (`...FeatureExtractor`, `...Fast`, `...Pil`), and of 
 Geometry is done on 8-bit RGB images by Pillow; the arithmetic after it maps 256 values per channel, so it is one table.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from asyncembed.errors import InputError, ModelLoadError, UnsupportedModelError
+from asyncembed.errors import InputError, UnsupportedModelError
+from asyncembed.repo_files import quoted, read_json, read_object
 
 FloatArray = npt.NDArray[np.float32]
 Grid: TypeAlias = tuple[int, int]
@@ -79,18 +79,21 @@ class Preprocessor:
     def read(cls, directory: Path) -> "Preprocessor":
         """The preprocessor of the model in `directory`."""
         path = directory / CONFIG_FILE
-        if not path.is_file():
+        config = read_json(path)
+        if config is None:
+            # Written by transformers 5, with the rest of what a processor is.
+            path = directory / "processor_config.json"
+            config = read_object(path).get("image_processor")
+        if config is None:
             raise UnsupportedModelError(f"{directory} has no {CONFIG_FILE}", model=str(directory))
         try:
-            config = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelLoadError(f"cannot read {path}: {error}", model=str(directory)) from error
-        try:
-            return cls(config)
+            # What overflows is not finite, and told as such.
+            with np.errstate(all="ignore"):
+                return cls(config)
         except UnsupportedModelError as error:
             raise UnsupportedModelError(f"{path}: {error}", model=str(directory)) from None
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)[:500]
             raise UnsupportedModelError(f"cannot make sense of {path}: {reason}", model=str(directory)) from error
 
     def __call__(self, image: Image.Image) -> Prepared:
@@ -295,7 +298,7 @@ def _with_defaults(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     kind = str(name).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     if kind not in _DEFAULTS:
         known = ", ".join(dict.fromkeys([*_AS_WRITTEN, *_DEFAULTS]))
-        raise UnsupportedModelError(f"the image processor {name!r} is not supported; known are {known}")
+        raise UnsupportedModelError(f"the image processor {quoted(name)} is not supported; known are {known}")
     said = {key: value for key, value in config.items() if value is not None}
     size = said.get("size")
     if isinstance(size, int) and kind in _SQUARE:
@@ -306,7 +309,7 @@ def _with_defaults(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 def _edge(value: object) -> int:
     """One edge of an image, as a config asks for it."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-        raise UnsupportedModelError(f"an edge of {value!r} pixels is no whole number")
+        raise UnsupportedModelError(f"an edge of {quoted(value)} pixels is no whole number")
     if not 1 <= value <= MAX_EDGE:
         raise UnsupportedModelError(f"an edge of {value} pixels is not from 1 to {MAX_EDGE}")
     return int(value)
@@ -443,16 +446,18 @@ def _read_tables(config: Mapping[str, Any]) -> tuple[FloatArray, FloatArray]:
         table = np.broadcast_to(values.astype(np.float32), (3, 256))
         if mean is not None:
             if not np.all(_per_channel(std)):
-                raise UnsupportedModelError(f"std divides, so it cannot be 0; got {std}")
+                raise UnsupportedModelError(f"std divides, so it cannot be 0; got {quoted(std)}")
             table = (table - _per_channel(mean)) / _per_channel(std)
         tables.append(np.ascontiguousarray(table, dtype=np.float32))
+    if not np.isfinite(tables).all():
+        raise UnsupportedModelError("rescale_factor, mean and std give pixels that are not finite")
     return tables[0], tables[1]
 
 
 def _per_channel(value: object) -> FloatArray:
     numbers = np.array(value, dtype=np.float32)
     if numbers.shape not in ((), (3,)) or not np.isfinite(numbers).all():
-        raise UnsupportedModelError(f"mean and std are one number or one for each of 3 channels; got {value}")
+        raise UnsupportedModelError(f"mean and std are one number or one for each of 3 channels; got {quoted(value)}")
     return np.broadcast_to(numbers, (3,)).reshape(3, 1)
 
 
@@ -462,6 +467,6 @@ def _filter(config: Mapping[str, Any], default: Image.Resampling, key: str = "re
         return default
     if isinstance(value, str):
         if value.lower() not in _FILTERS:
-            raise UnsupportedModelError(f"{key}={value!r} is none of {', '.join(_FILTERS)}")
+            raise UnsupportedModelError(f"{key}={quoted(value)} is none of {', '.join(_FILTERS)}")
         return _FILTERS[value.lower()]
     return Image.Resampling(value)

@@ -1,6 +1,5 @@
 """Linear layers after the pooling: sentence-transformers' module `Dense`."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 
 from asyncembed.encoders.pooling import FloatArray
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
+from asyncembed.repo_files import inside, read_object, shown
 
 
 def _sigmoid(values: FloatArray) -> FloatArray:
@@ -36,7 +36,16 @@ class Projection:
     activation: Callable[[FloatArray], FloatArray]
 
     def __call__(self, vectors: FloatArray) -> FloatArray:
-        """Project (n, in) to (n, out)."""
+        """Project (n, in) to (n, out).
+
+        Raises:
+            UnsupportedModelError: The vectors are of another length.
+        """
+        if vectors.shape[1] != self.weight.shape[1]:
+            raise UnsupportedModelError(
+                f"the model has vectors of length {vectors.shape[1]}, and a linear layer for those of length "
+                f"{self.weight.shape[1]}"
+            )
         values: FloatArray = vectors @ self.weight.T
         return self.activation(values if self.bias is None else values + self.bias)
 
@@ -46,32 +55,41 @@ def read_projections(directory: Path, settings: Mapping[str, object]) -> list[Pr
 
     Raises:
         UnsupportedModelError: An activation that we do not know, or weights that are not safetensors.
-        ModelLoadError: A file is broken.
+        ModelLoadError: A file is missing or broken, or a folder lies elsewhere.
     """
     folders = settings.get("projections", ())
     assert isinstance(folders, tuple | list)
-    return [_read_projection(directory / str(folder)) for folder in folders]
+    return [_read_projection(inside(directory, str(folder))) for folder in folders]
 
 
 def _read_projection(folder: Path) -> Projection:
+    model = str(folder.parent)
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(f"the linear layer in {folder} has no config.json", model=model)
+    name = read_object(folder / "config.json").get("activation_function", "torch.nn.modules.activation.Tanh")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"the activation {shown(name)} in {folder} is not supported; those that are: {', '.join(ACTIVATIONS)}",
+            model=model,
+        )
+    if not (folder / "model.safetensors").is_file():
+        raise UnsupportedModelError(
+            f"the linear layer in {folder} has no model.safetensors; files of pickled Python are not read", model=model
+        )
+    weight, bias = _read_layer(folder / "model.safetensors")
+    return Projection(weight, bias, ACTIVATIONS[name])
+
+
+def _read_layer(path: Path) -> tuple[FloatArray, FloatArray | None]:
+    """Weight (out, in) and bias (out,) of a linear layer."""
     from asyncembed.runtime.safetensors import read_tensors
 
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"cannot read {folder / 'config.json'}: {error}", model=str(folder.parent)) from error
-    name = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    if name not in ACTIVATIONS:
-        raise UnsupportedModelError(
-            f"the activation {name} in {folder} is not supported; those that are: {', '.join(ACTIVATIONS)}",
-            model=str(folder.parent),
+    tensors = read_tensors(path)
+    weight, bias = tensors.get("linear.weight"), tensors.get("linear.bias")
+    if weight is None or weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        shapes = ", ".join(f"{shown(name)} {list(tensors.shape(name))}" for name in list(tensors)[:4])
+        raise ModelLoadError(
+            f"{path} is no linear layer, which has linear.weight (out, in) and maybe linear.bias (out), but {shapes}",
+            model=str(path.parent.parent),
         )
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise UnsupportedModelError(
-            f"the linear layer in {folder} has no model.safetensors; files of pickled Python are not read",
-            model=str(folder.parent),
-        )
-    tensors = read_tensors(weights)
-    bias = tensors["linear.bias"].astype(np.float32) if "linear.bias" in tensors else None
-    return Projection(tensors["linear.weight"].astype(np.float32), bias, ACTIVATIONS[name])
+    return weight.astype(np.float32), None if bias is None else bias.astype(np.float32)

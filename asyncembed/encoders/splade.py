@@ -5,7 +5,6 @@ inference-free variant looks queries up (Geng et al. 2024, "Towards Competitive 
 Learned Sparse Retrievers").
 """
 
-import json
 from math import isfinite
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from asyncembed.encoders.settings import NoSettings, read_settings
 from asyncembed.encoders.sparse import Entries, SparseEncoder, sparse_tokenizer
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
+from asyncembed.repo_files import read_json
 from asyncembed.runtime.session import Array
 
 MAX_LOGITS_BYTES = 64 * 1024 * 1024
@@ -98,11 +98,11 @@ def _within_memory(tokenizer: TextTokenizer) -> int:
 def _read_weights(path: Path) -> dict[str, float]:
     if not path.is_file():
         raise UnsupportedModelError(f"{path} with the weights of query tokens is missing", model=str(path.parent))
+    weights = read_json(path)
     try:
-        weights: dict[str, float] = json.loads(path.read_bytes())
         numbers = {str(token): float(weight) for token, weight in weights.items()}
         if not all(map(isfinite, numbers.values())):
             raise ValueError("one of its numbers is not finite")
         return numbers
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ModelLoadError(f"{path} is no object of numbers: {error}", model=str(path.parent)) from error

@@ -6,7 +6,7 @@ token where the vocabulary was reduced), and the module `StaticEmbedding` of sen
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from asyncembed.encoders.postprocess import encoded_rows
 from asyncembed.encoders.tokenization import TextTokenizer, sort_out
 from asyncembed.encoders.words import WordTable
 from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
-from asyncembed.runtime.safetensors import read_tensors
+from asyncembed.repo_files import shown
+from asyncembed.runtime.safetensors import Tensors, read_tensors
 from asyncembed.runtime.session import Array
 
 # For models that state no limit.
@@ -28,6 +29,7 @@ _UNLIMITED = 2**31 - 1
 
 # Texts within the usual limit are added up in one go; longer ones in blocks, which keeps float32 exact enough.
 _BLOCK_TOKENS = 512
+_PER_TOKEN = ("mapping", "weights")
 _ONES = np.ones(_BLOCK_TOKENS, dtype=np.float32)
 
 
@@ -106,8 +108,9 @@ class StaticEncoder:
         ids, are_cut = self._words.encode(starts)
         for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
             # The start of a long text that did not fill the limit says nothing about the rest.
-            if len(start) < len(text) and not are_cut[row]:
-                (ids[row],), (are_cut[row],) = self._words.encode([text])
+            while len(start) < len(text) and not are_cut[row]:
+                start = self._tokenizer.start_of(text, after=start)
+                (ids[row],), (are_cut[row],) = self._words.encode([start])
         return ids, are_cut
 
     def _mean(self, ids: Sequence[Sequence[int]]) -> FloatArray:
@@ -133,15 +136,31 @@ class StaticEncoder:
         return total
 
 
-def _matrix(tensors: Mapping[str, Array], folder: Path) -> FloatArray:
+def _matrix(tensors: Tensors, folder: Path) -> FloatArray:
     """The token vectors, float32 (rows, dim); a float32 file is mapped, so that workers share its memory."""
     for name in ("embeddings", "embedding.weight"):
         if name in tensors:
+            _check_shapes(tensors, name, folder)
             return tensors[name].astype(np.float32, copy=False)
     raise ModelLoadError(
         f"{folder / 'model.safetensors'} has no tensor `embeddings`, only {', '.join(tensors)}",
         model=str(folder),
     )
+
+
+def _check_shapes(tensors: Tensors, name: str, folder: Path) -> None:
+    """See that the matrix `name` is one, and that what leads to its rows leads to no others."""
+    shape = tensors.shape(name)
+    is_sound = len(shape) == 2 and all(len(tensors.shape(extra)) == 1 for extra in _PER_TOKEN if extra in tensors)
+    if is_sound and "mapping" in tensors:
+        rows = tensors["mapping"]
+        is_sound = rows.dtype.kind in "iu" and (not rows.size or (rows.min() >= 0 and rows.max() < shape[0]))
+    if not is_sound:
+        shapes = ", ".join(f"{shown(each)} {list(tensors.shape(each))}" for each in list(tensors)[:4])
+        raise ModelLoadError(
+            f"{folder / 'model.safetensors'} has no matrix with a row for each token: it has {shapes}",
+            model=str(folder),
+        )
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:

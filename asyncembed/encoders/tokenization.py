@@ -4,16 +4,17 @@ The rules are those of transformers' fast tokenizers, read from the same files: 
 `tokenizer_config.json`, `special_tokens_map.json` and `config.json`.
 """
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer, normalizers
 
+from asyncembed.encoders.long_texts import Cutter
 from asyncembed.encoders.tokenizer_files import TokenizerSettings
 from asyncembed.errors import InputError, OptionError
 
@@ -21,6 +22,10 @@ IntArray = npt.NDArray[np.int64]
 
 # A text is cut before tokenization only if it is longer than this many characters per token of the limit.
 _CHARACTERS_PER_TOKEN = 8
+# How much of a text is counted at once.
+_COUNTED_CHARACTERS = 2**16
+# How much longer the next start is, where one was too short to tell.
+_GROWTH = 4
 
 
 @dataclass(slots=True)
@@ -96,7 +101,8 @@ class TextTokenizer:
         self.special_ids = settings.special_ids
         self._add_special_tokens = add_special_tokens
         self.truncates_left = (truncation_side or settings.truncation_side) == "left"
-        self._cuts_early = not self.truncates_left and _is_prefix_stable(self.tokenizer)
+        self._cutter = Cutter(self.tokenizer)
+        self._cuts_early = not self.truncates_left and self._cutter.at_spaces
         self.tokenizer.no_padding()
         self._set_limit(settings.limit(max_length, reserve=reserve, extra=extra))
 
@@ -178,25 +184,32 @@ class TextTokenizer:
         encodings = self.tokenizer.encode_batch_fast(starts, add_special_tokens=self._add_special_tokens)
         for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
             # A start that did not fill the limit (long words, white space, ...) says nothing about the rest.
-            if len(start) < len(text) and not encodings[row].overflowing:
-                encodings[row] = self.tokenizer.encode_batch_fast([text], add_special_tokens=self._add_special_tokens)[
-                    0
-                ]
+            while len(start) < len(text) and not encodings[row].overflowing:
+                start = self.start_of(text, after=start)
+                (encodings[row],) = self.tokenizer.encode_batch_fast(
+                    [start], add_special_tokens=self._add_special_tokens
+                )
         return encodings
 
-    def start_of(self, text: str) -> str:
-        """As much of `text` as will probably fill the limit, up to a space after a word.
+    def start_of(self, text: str, *, after: str = "") -> str:
+        """As much of `text` as will probably fill the limit, and several times as much as the start `after`.
 
         Its tokens begin like those of `text`; if they are over the limit, the rest of `text` does not matter.
         """
-        enough = self.limit * _CHARACTERS_PER_TOKEN
-        if not self._cuts_early or len(text) <= 2 * enough:
-            return text
-        end = text.rfind(" ", 0, enough)
-        while end > 0 and text[end - 1].isspace():
-            end -= 1
-        # Cutting exactly before a single space, with a word before it, cannot touch the tokens of that word.
-        return text[:end] if end > 0 and text[end] == " " else text
+        size = max(self.limit * _CHARACTERS_PER_TOKEN, len(after) * _GROWTH)
+        while len(text) > 2 * size and not self.truncates_left:
+            end = self._cutter.end(text, size, self.limit)
+            if end is not None:
+                return text[:end]
+            size *= _GROWTH
+        return text
+
+    def _filling_start_of(self, text: str) -> str:
+        """The first start that is over the limit; else the text."""
+        start = self.start_of(text)
+        while len(start) < len(text) and not self._is_over_limit(start):
+            start = self.start_of(text, after=start)
+        return start
 
     def _starts_of_pair(self, pair: Sequence[str]) -> tuple[str, str]:
         """A pair, or as much of its texts as truncation can leave something of.
@@ -205,26 +218,41 @@ class TextTokenizer:
         library's time grows with the product of two such texts' lengths.
         """
         first, second = pair
-        starts = self.start_of(first), self.start_of(second)
-        if starts == (first, second):
+        starts = self._filling_start_of(first), self._filling_start_of(second)
+        if starts == (first, second) or not all(map(self._is_over_limit, starts)):
+            # At most one is over the limit, and then it stays the longer.
             return starts
-        if not self._is_over_limit(starts[0]):
-            # The first is short, or its start does not tell; the second may be cut if it stays the longer.
-            return first, starts[1] if not self._is_over_limit(first) and self._is_over_limit(starts[1]) else second
-        if not self._is_over_limit(starts[1]):
-            return starts[0] if not self._is_over_limit(second) else first, second
+        if (self.limit - self.tokenizer.num_special_tokens_to_add(is_pair=True)) % 2 == 0:
+            return starts  # the two get equally many
         is_first_longer = self._count(first) > self._count(second)
-        if (self._count(starts[0]) > self._count(starts[1])) == is_first_longer:
-            return starts
-        return (first, starts[1]) if is_first_longer else (starts[0], second)
+        return self._grown_to_order(pair, starts, is_first_longer=is_first_longer)
+
+    def _grown_to_order(
+        self, pair: Sequence[str], starts: tuple[str, str], *, is_first_longer: bool
+    ) -> tuple[str, str]:
+        """The starts of two texts, one of them lengthened until it is the longer as it is in the pair."""
+        first, second = starts
+        while (self._count(first) > self._count(second)) != is_first_longer:
+            if is_first_longer:
+                first = self.start_of(pair[0], after=first)
+            else:
+                second = self.start_of(pair[1], after=second)
+        return first, second
 
     def _is_over_limit(self, text: str) -> bool:
         return bool(self.tokenizer.encode(text, add_special_tokens=False).overflowing)
 
     def _count(self, text: str) -> int:
-        """Tokens of `text` before truncation."""
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        return len(encoding) + sum(map(len, encoding.overflowing))
+        """Tokens of `text` before truncation, without special ones; piece by piece, as they take much memory."""
+        pieces = self._cutter.pieces(text, _COUNTED_CHARACTERS)
+        return sum(len(self._untruncated.encode(piece, add_special_tokens=False)) for piece in pieces)
+
+    @cached_property
+    def _untruncated(self) -> Tokenizer:
+        """A copy for counting: what truncation cuts off, the library keeps, at a price that grows with its square."""
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        tokenizer.no_truncation()
+        return tokenizer
 
     def _reject_truncated(self, done: Tokenized) -> None:
         kept = [row for row, encoding in enumerate(done.encodings) if not encoding.overflowing]
@@ -266,67 +294,3 @@ def _why_unusable_pair(value: object) -> str | None:
     if not isinstance(value, tuple | list) or len(value) != 2:
         return f"expected a pair of strings, got {type(value).__name__}"
     return _why_unusable(value[0]) or _why_unusable(value[1])
-
-
-# What is known to tokenize the words before a space without regard to what follows it.
-LOCAL_NORMALIZERS = frozenset(
-    {
-        "BertNormalizer",
-        "NFC",
-        "NFD",
-        "NFKC",
-        "NFKD",
-        "Nmt",
-        "Lowercase",
-        "StripAccents",
-        "Strip",
-        "Precompiled",
-        "Prepend",
-    }
-)
-SPLITS_AT_SPACES = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
-LOCAL_PRE_TOKENIZERS = SPLITS_AT_SPACES | {"Metaspace", "ByteLevel", "Digits", "Punctuation"}
-_SPACE_PATTERNS = ({"String": " "}, {"Regex": " {2,}"})
-
-
-def _is_prefix_stable(tokenizer: Tokenizer) -> bool:
-    """Whether the tokens of a text's beginning, up to a space after a word, do not depend on the rest."""
-    if any(" " in token.content for token in tokenizer.get_added_tokens_decoder().values()):
-        return False
-    for part in components(tokenizer.normalizer, "normalizers"):
-        is_space_rule = part["type"] == "Replace" and part["pattern"] in _SPACE_PATTERNS
-        if part["type"] not in LOCAL_NORMALIZERS and not is_space_rule:
-            return False
-    pre_tokenizers = components(tokenizer.pre_tokenizer, "pretokenizers")
-    return all(part["type"] in LOCAL_PRE_TOKENIZERS for part in pre_tokenizers) and any(
-        _separates_words(part) for part in pre_tokenizers
-    )
-
-
-def _separates_words(pre_tokenizer: dict[str, Any]) -> bool:
-    match pre_tokenizer["type"]:
-        case "Metaspace":
-            return bool(pre_tokenizer.get("split", True))
-        case "ByteLevel":
-            return bool(pre_tokenizer.get("use_regex", True))
-        case kind:
-            return kind in SPLITS_AT_SPACES
-
-
-def components(component: Any, members: str) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer of the library as plain records, a sequence of them taken apart.
-
-    `members` is what the library calls the parts of a sequence: "normalizers" or "pretokenizers".
-    """
-    if component is None:
-        return []
-    record = json.loads(component.__getstate__())
-    return list(_flattened(record, members))
-
-
-def _flattened(record: dict[str, Any], members: str) -> Iterator[dict[str, Any]]:
-    if record["type"] == "Sequence":
-        for part in record[members]:
-            yield from _flattened(part, members)
-    else:
-        yield record

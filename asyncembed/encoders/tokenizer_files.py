@@ -6,6 +6,7 @@ count for nothing beside it). But a tokenizer of BERT's kind is built anew by it
 flags in `tokenizer_config.json`, whatever normalizer and pre-tokenizer `tokenizer.json` has.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,15 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from asyncembed.catalogue.limits import bounded, tokenizer_limit
+from asyncembed.encoders.long_texts import components
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.repo_files import read_object
+
+MAX_GROWTH = 64
+"""How many times as long as its text a normalized one may be: Unicode's own forms stay below 20."""
+
+_LONGEST_REPLACEMENTS = 10_000  # characters of all rules together
+_LARGEST_MULTIPLE = 4096
 
 MAX_TOKENIZER_BYTES = 256 * 2**20
 """Several times the largest vocabulary in use."""
@@ -113,6 +121,8 @@ class TokenizerSettings:
         pad_id = padding.get("pad_id", model_config.get("pad_token_id"))
         if pad_id is None and pad_token is not None:
             pad_id = tokenizer.token_to_id(pad_token)
+        multiple: Any = padding.get("pad_to_multiple_of")
+        _check_growth(tokenizer, directory)
         return cls(
             tokenizer=tokenizer,
             declared_limit=tokenizer_limit(config),
@@ -120,7 +130,7 @@ class TokenizerSettings:
             pad_id=pad_id if _is_id(pad_id) else None,
             pad_type_id=padding.get("pad_type_id", 0),
             pads_left=(_side(config.get("padding_side")) or padding.get("direction", "right")) == "left",
-            pad_to_multiple_of=padding.get("pad_to_multiple_of"),
+            pad_to_multiple_of=multiple if _is_id(multiple) and 0 < multiple <= _LARGEST_MULTIPLE else None,
             special_ids={
                 token.content: id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special
             },
@@ -147,6 +157,36 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise ModelLoadError(f"cannot read {path}: {error}", model=str(path.parent)) from error
+
+
+def _check_growth(tokenizer: Tokenizer, directory: Path) -> None:
+    """Raise `UnsupportedModelError` if normalizing can make a text many times as long, as rules that double a letter.
+
+    What the rules put in is tried out, as it is what later rules find, one rule after the other.
+    """
+    replacements = [
+        part
+        for part in components(tokenizer.normalizer, "normalizers")
+        if part["type"] in ("Replace", "Prepend") and isinstance(part.get("content", part.get("prepend")), str)
+    ]
+    found = [str(part.get("content", part.get("prepend"))) for part in replacements]
+    found += [part["pattern"].get("String", "") for part in replacements if part["type"] == "Replace"]
+    probe = "".join(found)
+    most = max(len(probe), 1) * MAX_GROWTH
+    for part in replacements:
+        if len(probe) > most:
+            break
+        probe = _single_rule(part).normalize_str(probe)
+    if len(probe) > most or sum(map(len, found)) > _LONGEST_REPLACEMENTS:
+        raise UnsupportedModelError(
+            f"the normalizer in {directory / 'tokenizer.json'} makes a text more than {MAX_GROWTH} times as long",
+            model=str(directory),
+        )
+
+
+def _single_rule(part: Mapping[str, Any]) -> Any:
+    record = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    return Tokenizer.from_str(json.dumps(record | {"normalizer": part})).normalizer
 
 
 def _is_of_berts_kind(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> bool:

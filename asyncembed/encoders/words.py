@@ -12,13 +12,8 @@ from typing import TypeAlias
 
 from tokenizers import Tokenizer
 
-from asyncembed.encoders.tokenization import (
-    LOCAL_NORMALIZERS,
-    LOCAL_PRE_TOKENIZERS,
-    SPLITS_AT_SPACES,
-    TextTokenizer,
-    components,
-)
+from asyncembed.encoders.long_texts import LOCAL_NORMALIZERS, LOCAL_PRE_TOKENIZERS, SPLITS_AT_SPACES, components
+from asyncembed.encoders.tokenization import TextTokenizer
 
 Ids: TypeAlias = tuple[int, ...]
 

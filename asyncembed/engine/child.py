@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 PARENT_GONE_EXIT_CODE = 70
 
+PARENT_WATCH_SECONDS = 1.0
+"""How long a worker may outlive a parent that was killed and has children of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hello:
@@ -70,7 +73,7 @@ class Host:
             return Loaded(dict(facts))
         except AsyncEmbedError as error:
             return Failed(error)
-        except Exception as error:  # noqa: BLE001 (a foreign error travels as text: it may not survive pickling)
+        except BaseException as error:  # noqa: BLE001 (a foreign error travels as text: it may not survive pickling)
             return Failed(
                 ModelLoadError(f"{config.spec.name} cannot be loaded: {_describe(error)}", model=config.spec.name)
             )
@@ -87,14 +90,14 @@ class Host:
                 raise ValueError(f"{len(encoded.results)} results for {len(values)} inputs")
         except AsyncEmbedError as error:
             return Failed(error)
-        except Exception as error:  # noqa: BLE001 (as above)
+        except BaseException as error:  # noqa: BLE001 (as above; an exit is the input's that asked for it, too)
             return Failed(
                 EncodeError(f"the encoder failed: {_describe(error)}", worker_traceback=traceback.format_exc())
             )
         return Computed(encoded.results, encoded.failures, encoded.tokens, encoded.padded_tokens)
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -145,6 +148,11 @@ def _end_with_parent() -> None:
     # An executor's worker holds the write end of its own call queue, so it would wait for ever for the next call of a
     # parent that was killed. Linux's parent-death signal follows the starting *thread*, which may be short-lived.
     parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(PARENT_GONE_EXIT_CODE)
+    if parent is None:
+        return
+    adopted_by = os.getppid()
+    # What tells of the parent's end is a pipe, and a process that the parent has forked holds it open as well. So the
+    # parent's id is looked at, too; on Windows that never changes.
+    while parent.is_alive() and os.getppid() == adopted_by:
+        parent.join(PARENT_WATCH_SECONDS)
+    os._exit(PARENT_GONE_EXIT_CODE)

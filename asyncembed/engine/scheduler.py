@@ -190,6 +190,10 @@ class Scheduler:
         """How many items of this priority wait."""
         return len(self._lanes[priority].by_age)
 
+    def oldest(self, priority: Priority) -> Item | None:
+        """The item of this priority that leads its next batch."""
+        return next(iter(self._lanes[priority].by_age.values()), None)
+
     @property
     def tokens(self) -> int:
         """Estimated tokens of all that waits, without padding."""
@@ -235,10 +239,10 @@ class Scheduler:
         """
         if priority is None:
             priority = self.turn()
-        if priority is None or not self.waiting(priority):
+        leader = None if priority is None else self.oldest(priority)
+        if priority is None or leader is None:
             return None
         lane = self._lanes[priority]
-        leader = next(iter(lane.by_age.values()))
         group = leader.group
         budget = group.max_batch_tokens
         if idle_workers > 1:

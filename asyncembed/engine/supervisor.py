@@ -5,29 +5,29 @@ between two awaits; a worker's answers arrive there through `Loop.post`. Nothing
 """
 
 import os
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from logging import getLogger
 from math import ceil, inf
-from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 from anyio import CancelScope, CapacityLimiter, Event, to_thread
 
-from asyncembed.checks import check_count as check_count  # still imported from here
 from asyncembed.checks import check_pool_options
 from asyncembed.engine import child
-from asyncembed.engine.lifetime import Openable, owned_task_group
-from asyncembed.engine.scheduler import Batch, Item, Priority, Scheduler
+from asyncembed.engine.cores import available_cores as available_cores
+from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
+from asyncembed.engine.model import Speed
+from asyncembed.engine.scheduler import Batch, Group, Item, Priority, Scheduler
 from asyncembed.engine.wakeup import Loop, completion
-from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone, WorkersImpossible
+from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone
 from asyncembed.errors import (
     OF_ONE_INPUT,
     AsyncEmbedError,
@@ -37,6 +37,7 @@ from asyncembed.errors import (
     StateError,
     WorkerCrashed,
     WorkerError,
+    WorkersImpossible,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +72,10 @@ MAX_WORKERS_BY_DEFAULT = 4
 """Each worker holds the model once, so more than a few are for the user to ask for."""
 
 KILLS_BEFORE_SPLITTING = 2
+
 MAX_FAILED_STARTS = 5
+"""After so many in a row nobody waits for a worker any more; it is tried again all the same, and may come back."""
+
 MAX_LOAD_CRASHES = 3
 CRASHES_BEFORE_BACKOFF = 4
 MAX_BACKOFF_SECONDS = 5.0
@@ -143,12 +147,17 @@ class PooledModel:
         self.changed = Event()
         self.batches = self.items = self.failed = self.tokens = self.padded_tokens = 0
         self.batch_seconds: deque[float] = deque(maxlen=64)
+        self._speeds: defaultdict[Hashable, Speed] = defaultdict(Speed)
         # Tokens per character of English, with the weight of one short text.
         self._seen_units, self._seen_tokens = 100.0, 30.0
 
     def estimate_tokens(self, units: int) -> int:
         """Tokens of an input of `units` (characters of a text), by what was computed so far."""
         return int(units * self._seen_tokens / self._seen_units) + SPECIAL_TOKENS
+
+    def speed(self, group: Group) -> Speed:
+        """How fast it computes what is asked of it in `group`'s mode: to count tokens takes less than to embed."""
+        return self._speeds[getattr(group.call, "mode", None)]
 
     def record(self, batch: Batch, answer: child.Computed, seconds: float) -> None:
         """Count a computed batch, and learn from it."""
@@ -179,6 +188,7 @@ class _Running:
     batch: Batch | None
     future: "Future[child.Computed | child.Failed] | Future[child.Loaded | child.Failed]"
     started: float
+    speed: Speed = field(default_factory=Speed)
     size: int = 0
 
 
@@ -200,30 +210,26 @@ class _Slot:
     crashes_in_a_row: int = 0
     fatal_model: int | None = None
     """The model whose loading killed the last worker."""
-    batch_seconds: float = 0.0
-    seconds_per_token: float = 0.0
     is_given_up: bool = False
+    """Whether nobody waits for it any more, as it could not be started several times."""
 
     @property
     def is_idle(self) -> bool:
         return self.worker is not None and not self.in_flight and self.death is None
-
-    def measure(self, seconds: float, size: int) -> None:
-        """Learn how long a batch took."""
-        weight = 0.2 if self.batch_seconds else 1.0
-        self.batch_seconds += weight * (seconds - self.batch_seconds)
-        self.seconds_per_token += weight * (seconds / size - self.seconds_per_token)
 
     @property
     def has_room(self) -> bool:
         """Whether one more batch may be sent: as many are in flight as hide the round trip, and no more."""
         if not self.in_flight:
             return True
-        if not self.batch_seconds or len(self.in_flight) > ceil(ROUND_TRIP_SECONDS / self.batch_seconds):
+        if len(self.in_flight) >= MAX_DEPTH or not all(running.speed.is_known for running in self.in_flight):
+            return False
+        typical_seconds = mean(running.speed.batch_seconds for running in self.in_flight)
+        if len(self.in_flight) > ceil(ROUND_TRIP_SECONDS / typical_seconds):
             return False
         # By size, too: what was computed lately may have been much smaller than what is in flight.
-        in_flight_seconds = self.seconds_per_token * sum(running.size for running in self.in_flight)
-        return len(self.in_flight) < MAX_DEPTH and in_flight_seconds < ROUND_TRIP_SECONDS / ROUND_TRIP_SHARE
+        in_flight_seconds = sum(running.speed.seconds(running.size) for running in self.in_flight)
+        return in_flight_seconds < ROUND_TRIP_SECONDS / ROUND_TRIP_SHARE
 
 
 class WorkerPool(Openable):
@@ -239,7 +245,8 @@ class WorkerPool(Openable):
     ```
 
     Args:
-        workers: Worker processes; None chooses from the cores that this process may use, 0 takes one thread of this
+        workers: Worker processes; None chooses from the cores that this process may use, and takes a thread where it
+            may have no children (a worker of Celery's, say). 0 always takes one thread of this
             process instead (no isolation: a crash of the runtime is a crash of the program, and a batch that hangs
             cannot be ended).
         threads: Threads that each worker computes with; None shares the cores out.
@@ -264,10 +271,12 @@ class WorkerPool(Openable):
         batch_timeout: float | None = BATCH_TIMEOUT_SECONDS,
     ) -> None:
         check_pool_options(workers, threads, interactive_workers, device_ids, batch_timeout)
+        self._may_use_threads = workers is None
         cores = available_cores()
         if workers is None:
             workers = len(device_ids) if device_ids else min(cores, MAX_WORKERS_BY_DEFAULT)
         self._in_thread = workers == 0
+        self._threads_alone = cores if threads is None else threads
         self._threads = max(1, cores // max(1, workers)) if threads is None else threads
         self._device_ids = tuple(device_ids or ())
         self._batch_timeout = None if self._in_thread else batch_timeout
@@ -313,6 +322,7 @@ class WorkerPool(Openable):
         """How many workers it has."""
         return len(self._slots)
 
+    @uninterrupted
     def add_model(self, config: "EncoderConfig") -> PooledModel:
         """Make a model known; workers load it when `warm` asks, or with its first batch."""
         self._check_open()
@@ -321,6 +331,7 @@ class WorkerPool(Openable):
         self._models[model.key] = model
         return model
 
+    @uninterrupted
     def remove_model(self, model: PooledModel) -> None:
         """Forget a model; its waiting items get a `StateError`, and the workers drop it."""
         if self._models.pop(model.key, None) is None:
@@ -331,6 +342,7 @@ class WorkerPool(Openable):
                 slot.loaded.discard(model.key)
                 slot.worker.unload(model.key)
 
+    @uninterrupted
     async def warm(self, model: PooledModel) -> None:
         """Wait until every worker has loaded `model`.
 
@@ -358,6 +370,7 @@ class WorkerPool(Openable):
         finally:
             model.is_warming = False
 
+    @uninterrupted
     def submit(self, items: Iterable[Item]) -> None:
         """Let items wait for a worker. Their sinks hear of each of them exactly once, unless withdrawn.
 
@@ -376,6 +389,7 @@ class WorkerPool(Openable):
         self._scheduler.add(known)
         self._wake_idle()
 
+    @uninterrupted
     def withdraw(self, items: Sequence[Item]) -> None:
         """Forget `items`: those that wait are not computed, and what a worker computes already is dropped."""
         for item in items:
@@ -413,10 +427,7 @@ class WorkerPool(Openable):
         """Raise `StateError` unless the pool is open and the caller runs on its event loop."""
         self._check_open()
         assert self._loop is not None
-        if not self._loop.is_running_here():
-            raise StateError(
-                "this was opened on another event loop, or none runs here; use it there, or open another one here"
-            )
+        self._loop.check()
 
     @property
     def loop(self) -> Loop:
@@ -438,6 +449,7 @@ class WorkerPool(Openable):
 
     # ---------------------------------------------------------------- the life of one worker
 
+    @uninterrupted
     async def _serve(self, slot: _Slot) -> None:
         failed_starts = 0
         while True:
@@ -448,11 +460,11 @@ class WorkerPool(Openable):
                     await self._start(worker)
                 except WorkerError as error:
                     failed_starts += 1
-                    logger.warning("worker %d: %s", slot.index, error)
-                    if failed_starts >= MAX_FAILED_STARTS or isinstance(error, WorkersImpossible):
-                        self._give_up(slot, error)
-                        return
-                    continue
+                    if self._may_try_again(slot, error, failed_starts):
+                        continue
+                    return
+                if slot.is_given_up:
+                    self._take_back(slot)
                 failed_starts = 0
                 await self._drive(slot, worker)
             finally:
@@ -461,12 +473,15 @@ class WorkerPool(Openable):
                     worker.kill()
                 slot.worker = None
                 with CancelScope(shield=True):
-                    await self._in_own_thread(worker.stop)
+                    await self._stop(worker)
             self._after_death(slot, worker)
 
     async def _start(self, worker: Worker) -> None:
         """Start `worker` and wait for its first word."""
-        greeting = await self._in_own_thread(worker.start)
+        try:
+            greeting = await self._in_own_thread(worker.start)
+        except (RuntimeError, OSError, MemoryError) as error:
+            raise WorkerError(f"no thread can be started that would start a worker ({error})") from error
         try:
             with anyio.fail_after(START_TIMEOUT_SECONDS):
                 await completion(greeting)
@@ -474,6 +489,16 @@ class WorkerPool(Openable):
             raise WorkerError(f"a worker did not start within {START_TIMEOUT_SECONDS:.0f} s") from None
         except BrokenProcessPool as error:
             raise WorkerError("a worker process ended while it started; see its stderr") from error
+
+    async def _stop(self, worker: Worker) -> None:
+        """End `worker`; while there is no thread that could wait for its end, only kill it."""
+        for attempt in range(MAX_FAILED_STARTS):
+            try:
+                await self._in_own_thread(worker.stop)
+                return
+            except (RuntimeError, OSError, MemoryError):
+                worker.kill()
+                await anyio.sleep(_backoff_seconds(attempt + 1))
 
     async def _drive(self, slot: _Slot, worker: Worker) -> None:
         """Feed `worker` and take its answers until it dies."""
@@ -496,6 +521,7 @@ class WorkerPool(Openable):
                     worker.kill()
                     break
 
+    @uninterrupted
     async def _watch_death(self, slot: _Slot, worker: Worker) -> None:
         # A worker with work in flight reports its death through its futures, after the answers that it sent before; an
         # idle one only here.
@@ -566,10 +592,17 @@ class WorkerPool(Openable):
         idle = sum(other.is_idle and self._may_take(other, priority) for other in self._slots)
         if slot.in_flight and idle:
             return None  # those begin at once, while here it would only wait
-        seconds = self._scheduler.tokens * slot.seconds_per_token
+        seconds = self._seconds_waiting(priority)
         if seconds:
             idle = min(idle, 1 + int(seconds / WORTH_SHARING_SECONDS))
         return self._scheduler.next_batch(idle, priority=priority)
+
+    def _seconds_waiting(self, priority: Priority) -> float:
+        """About how long all that waits would take one worker, by the speed of what comes next; 0 if not known yet."""
+        leader = self._scheduler.oldest(priority)
+        if leader is None:
+            return 0.0
+        return self._models[leader.group.model].speed(leader.group).seconds(self._scheduler.tokens)
 
     def _first_retry(self, slot: _Slot) -> Batch | None:
         self._retries = [batch for batch in self._retries if _drop_withdrawn(batch)]
@@ -599,7 +632,8 @@ class WorkerPool(Openable):
         batch = slot.held
         future = worker.run(model.key, [item.value for item in batch.items], batch.group.call)
         slot.held = None
-        self._track(slot, _Running(model, batch, future, anyio.current_time(), batch.size))
+        speed = model.speed(batch.group)
+        self._track(slot, _Running(model, batch, future, anyio.current_time(), speed, batch.size))
 
     def _track(self, slot: _Slot, running: _Running) -> None:
         slot.in_flight.append(running)
@@ -621,7 +655,7 @@ class WorkerPool(Openable):
             if running.batch is None:
                 self._on_loaded(slot, running.model, answer)
             else:
-                slot.measure(now - running.started, running.size)
+                running.speed.measure(now - running.started, running.size)
                 self._on_computed(slot, running.model, running.batch, answer, now - running.started)
 
     def _on_loaded(self, slot: _Slot, model: PooledModel, answer: object) -> None:
@@ -685,7 +719,6 @@ class WorkerPool(Openable):
         logger.warning("worker %d (pid %s) %s and is replaced", slot.index, worker.pid, reason)
         self._restarts += 1
         slot.crashes_in_a_row += 1
-        slot.batch_seconds = slot.seconds_per_token = 0.0
         slot.loaded.clear()
         slot.fatal_model = None
         running, slot.in_flight = list(slot.in_flight), deque()
@@ -743,6 +776,27 @@ class WorkerPool(Openable):
                 ),
             )
 
+    def _may_try_again(self, slot: _Slot, error: WorkerError, failed_starts: int) -> bool:
+        """What comes of a worker that could not be started: most shortages pass, sooner or later."""
+        if isinstance(error, WorkersImpossible):
+            if self._may_use_threads and not self._in_thread:
+                self._compute_in_threads(error)
+            if self._in_thread:
+                return slot in self._slots
+            self._give_up(slot, error)
+            return False
+        if failed_starts <= MAX_FAILED_STARTS:
+            logger.warning("worker %d: %s", slot.index, error)
+        if failed_starts == MAX_FAILED_STARTS:
+            self._give_up(slot, error)
+        return True
+
+    def _compute_in_threads(self, error: WorkersImpossible) -> None:
+        """Do without processes, from now on: the user has left it to the pool."""
+        logger.warning("computing in a thread of this process, as with workers=0: %s", error)
+        self._in_thread, self._threads, self._batch_timeout = True, self._threads_alone, None
+        self._slots = [slot for slot in self._slots if slot.index == 0 or slot.is_reserved]
+
     def _give_up(self, slot: _Slot, error: AsyncEmbedError) -> None:
         slot.is_given_up = True
         if all(other.is_given_up for other in self._slots):
@@ -751,6 +805,11 @@ class WorkerPool(Openable):
         for model in self._models.values():
             model.notify()
         self._wake_idle()  # a reserved worker may be the only one left for what waits
+
+    def _take_back(self, slot: _Slot) -> None:
+        logger.warning("worker %d could be started again", slot.index)
+        slot.is_given_up = False
+        self._failure = None
 
     def _fail_load(self, model: PooledModel, error: AsyncEmbedError) -> None:
         model.load_error = error
@@ -805,7 +864,7 @@ _NOBODY = _Nobody()
 
 
 def _backoff_seconds(failures: int) -> float:
-    return 0.0 if failures <= 0 else min(MAX_BACKOFF_SECONDS, 0.05 * 2.0**failures)
+    return 0.0 if failures <= 0 else min(MAX_BACKOFF_SECONDS, 0.05 * 2.0 ** min(failures, 10))
 
 
 def _wake(slot: _Slot) -> None:
@@ -833,17 +892,3 @@ def _as_failure(error: BaseException) -> child.Failed:
             f"the batch could not be computed, or not sent (it travels by pickle): {type(error).__name__}: {error}"
         )
     )
-
-
-def available_cores() -> int:
-    """Cores that this process may use: its affinity, its container's quota, shared out among server processes.
-
-    `WEB_CONCURRENCY`, which web servers set or read for their number of processes, divides them.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    with suppress(ValueError):
-        cores //= max(1, int(os.environ.get("WEB_CONCURRENCY", "1")))
-    return max(1, cores)

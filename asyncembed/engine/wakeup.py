@@ -1,12 +1,19 @@
 """Waking the event loop from another thread, without that thread ever waiting for the loop."""
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from time import monotonic
 from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
 
 from anyio import Event, NoEventLoopError
 from anyio.lowlevel import current_token
+
+from asyncembed.errors import StateError
+
+BURST_SECONDS = 0.001
+"""Callers that come no further apart are taken for one burst, all in one turn of the loop."""
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
@@ -44,6 +51,59 @@ class Loop:
             return current_token().native_token is self._native
         except NoEventLoopError:
             return False
+
+    def check(self) -> None:
+        """Raise `StateError` unless the caller runs on this very loop."""
+        if not self.is_running_here():
+            raise StateError(
+                "this was opened on another event loop, or none runs here; use it there, or open another one here"
+            )
+
+
+class Turnstile:
+    """Lets some callers at a time begin: a turn of the loop in which a thousand begin would hold up everybody else.
+
+    Who comes while others wait, waits behind them. Whoever comes alone passes at once.
+    """
+
+    def __init__(self, loop: Loop, per_turn: int) -> None:
+        self._loop = loop
+        self._per_turn = per_turn
+        self._passed = 0
+        self._last_came = 0.0
+        # Those who wait, in groups that begin together; all but the last one are full.
+        self._groups: deque[Event] = deque()
+        self._in_last_group = 0
+
+    async def enter(self) -> None:
+        """Wait for a turn of the loop in which the caller may begin.
+
+        Raises:
+            StateError: The caller runs on another loop, and would wait for ever.
+        """
+        if not self._groups:
+            now = monotonic()
+            if now - self._last_came > BURST_SECONDS:
+                self._passed = 0
+            self._last_came = now
+            if self._passed < self._per_turn:
+                self._passed += 1
+                return
+        if not self._groups or self._in_last_group == self._per_turn:
+            self._loop.check()
+            if not self._groups:
+                self._loop.post(self._begin_turn)
+            self._groups.append(Event())
+            self._in_last_group = 0
+        self._in_last_group += 1
+        await self._groups[-1].wait()
+
+    def _begin_turn(self) -> None:
+        self._groups.popleft().set()
+        self._last_came = monotonic()
+        self._passed = self._per_turn
+        if self._groups:
+            self._loop.post(self._begin_turn)
 
 
 async def completion(future: Future[T]) -> T:

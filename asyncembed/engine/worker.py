@@ -5,20 +5,15 @@ or, with `workers=0`, one thread. Both take the same calls and give `concurrent.
 answers of `asyncembed.engine.child`. All methods that may block say so; they are for a thread, never for the loop.
 """
 
-import functools
-import multiprocessing
-import signal
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker, spawn
-from multiprocessing.context import SpawnContext, SpawnProcess
+from contextlib import suppress
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeAlias, TypeVar
 
-from asyncembed.engine import child
+from asyncembed.engine import child, spawn
 from asyncembed.errors import StateError, WorkerError
 
 if TYPE_CHECKING:
@@ -35,10 +30,6 @@ LoadAnswer: TypeAlias = "Future[child.Loaded | child.Failed]"
 
 class WorkerGone(WorkerError):  # noqa: N818 (reads as the event it reports)
     """The worker's process ended; whatever it was computing has no answer."""
-
-
-class WorkersImpossible(WorkerError):  # noqa: N818 (says what is the matter)
-    """This process can have no worker processes, however often it is tried."""
 
 
 class Worker(Protocol):
@@ -58,7 +49,8 @@ class Worker(Protocol):
         """Start it; the future is its first word. Blocks for some milliseconds.
 
         Raises:
-            WorkerError: It cannot be started.
+            WorkerError: It cannot be started now.
+            WorkersImpossible: It never can be, here.
         """
         ...
 
@@ -88,7 +80,7 @@ class ProcessWorker:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._context = _WorkerContext()
+        self._context = spawn.WorkerContext()
         self._executor: ProcessPoolExecutor | None = None
 
     @property
@@ -102,17 +94,15 @@ class ProcessWorker:
         return None if process is None or process.pid is None else process.sentinel
 
     def start(self) -> "Future[child.Hello]":
-        self._executor = ProcessPoolExecutor(
-            1, mp_context=self._context, initializer=child.initialize, initargs=(self._threads,)
-        )
-        try:
+        spawn.check_daemonic()
+        with spawn.launching():
+            with spawn.making_queues():
+                self._executor = ProcessPoolExecutor(
+                    1, mp_context=self._context, initializer=child.initialize, initargs=(self._threads,)
+                )
             greeting = self._executor.submit(child.hello)
             self._context.close_result_writer()
-            return greeting
-        except AssertionError as error:  # multiprocessing's own check
-            raise WorkersImpossible("this process is daemonic and may not start workers; use workers=0 here") from error
-        except OSError as error:
-            raise WorkerError(f"a worker process cannot be started: {error}") from error
+        return greeting
 
     def load(self, key: int, config: "EncoderConfig") -> LoadAnswer:
         return self.call(child.load, key, config)
@@ -145,10 +135,23 @@ class ProcessWorker:
         # The executor's own threads are waited for too, so that nothing is left when this returns.
         killer = threading.Timer(STOP_GRACE_SECONDS, self.kill)
         killer.daemon = True
-        killer.start()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        try:
+            killer.start()
+        except RuntimeError:
+            self.kill()  # there is no thread that could do it later
+        with suppress(RuntimeError, OSError):  # as where its own threads could not be started
+            self._executor.shutdown(wait=True, cancel_futures=True)
         killer.cancel()
-        killer.join()
+        if killer.is_alive():
+            killer.join()
+        self._reap()
+
+    def _reap(self) -> None:
+        """End the process, if an executor that failed to start has left it behind."""
+        process = self._context.process
+        if process is not None and process.pid is not None and process.exitcode is None:
+            self.kill()
+            process.join(STOP_GRACE_SECONDS)
 
 
 class ThreadWorker:
@@ -167,7 +170,10 @@ class ThreadWorker:
         self._thread = threading.Thread(target=self._work, name="asyncembed-worker", daemon=True)
 
     def start(self) -> "Future[child.Hello]":
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise WorkerError(f"the thread that computes cannot be started ({error})") from error
         return self._call(child.hello)
 
     def load(self, key: int, config: "EncoderConfig") -> LoadAnswer:
@@ -208,98 +214,3 @@ class ThreadWorker:
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
-
-
-# ---------------------------------------------------------------- processes that do not import the caller's main
-
-
-class _WorkerProcess(SpawnProcess):
-    """A process whose `__main__` stays empty: the caller's script is not run again in it.
-
-    So scripts work without a main guard, from stdin, and without their heavy imports in every worker.
-    """
-
-    @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802 (overrides multiprocessing's launching hook)
-        _install_preparation_wrapper()
-        # Launching starts this helper of multiprocessing's on demand, which would let SIGINT through again.
-        resource_tracker.ensure_running()
-        _launch.is_ours = True
-        try:
-            with _sigint_blocked():
-                return SpawnProcess._Popen(process_obj)  # noqa: SLF001
-        finally:
-            _launch.is_ours = False
-
-
-class _WorkerContext(SpawnContext):
-    """The spawn context, with our process class; remembers the one process that its executor starts, and its results.
-
-    The executor keeps a writing end of the pipe of results for itself. While that is open, the death of a worker in the
-    middle of a result leaves the executor waiting for the rest of it, for ever.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.process: _WorkerProcess | None = None
-        self._results: Any = None
-
-    def SimpleQueue(self) -> Any:  # noqa: N802 (what the executor calls, once)
-        self._results = super().SimpleQueue()
-        return self._results
-
-    def close_result_writer(self) -> None:
-        """Leave the worker the only writer of results, once it has been started."""
-        if self._results is not None:
-            self._results._writer.close()  # noqa: SLF001 (there is no public way)
-            self._results = None
-
-    def Process(self, *args: Any, **kwargs: Any) -> _WorkerProcess:  # type: ignore[override]  # noqa: N802
-        self.process = _WorkerProcess(*args, **kwargs)
-        return self.process
-
-
-class _Launch(threading.local):
-    is_ours = False
-
-
-_launch = _Launch()
-_install_lock = threading.Lock()
-
-
-def _install_preparation_wrapper() -> None:
-    # multiprocessing has no option for this: the two entries that make a spawned child re-run the main module come out
-    # of one function. The wrapper drops them for a thread that is launching one of our workers, and for nobody else.
-    with _install_lock:
-        original = spawn.get_preparation_data
-        if hasattr(original, "_knows_asyncembed"):
-            return
-
-        @functools.wraps(original)
-        def get_preparation_data(name: str) -> dict[str, Any]:
-            if not _launch.is_ours:
-                return original(name)
-            was_undecided = multiprocessing.get_start_method(allow_none=True) is None
-            data = original(name)
-            if was_undecided:
-                # Asking for it has decided it; the program may still want to.
-                multiprocessing.set_start_method(None, force=True)
-            data.pop("init_main_from_name", None)
-            data.pop("init_main_from_path", None)
-            return data
-
-        get_preparation_data._knows_asyncembed = True  # type: ignore[attr-defined]  # noqa: SLF001
-        spawn.get_preparation_data = get_preparation_data
-
-
-@contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    # A child inherits the mask of the thread that starts it; it lets SIGINT through again once it ignores it.
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

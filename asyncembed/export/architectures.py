@@ -1,6 +1,5 @@
 """Which architectures can be exported: a new one is a record here, or a module beside `bert_like`."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -8,6 +7,7 @@ from typing import Protocol
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.export import bert_like
 from asyncembed.export.graph import Graph
+from asyncembed.repo_files import quoted, read_json
 from asyncembed.runtime.safetensors import Tensors, find_weights
 
 
@@ -58,17 +58,14 @@ def read_config(directory: Path) -> tuple[Architecture, Mapping[str, object]]:
         UnsupportedModelError: The architecture is not known, or something in the config is not computed.
     """
     model = str(directory)
-    try:
-        config = json.loads((directory / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{directory / 'config.json'} cannot be read: {error}", model=model) from error
+    config = read_json(directory / "config.json")
     if not isinstance(config, dict):
         raise ModelLoadError(f"{directory / 'config.json'} cannot be read: it is no JSON object", model=model)
     name = config.get("model_type")
     architecture = ARCHITECTURES.get(name) if isinstance(name, str) else None
     if architecture is None:
         raise UnsupportedModelError(
-            f"{model} has no ONNX file, and one cannot be built for its architecture {name!r}: "
+            f"{model} has no ONNX file, and one cannot be built for its architecture {quoted(name)}: "
             f"those known are {', '.join(ARCHITECTURES)}",
             model=model,
         )
@@ -76,7 +73,7 @@ def read_config(directory: Path) -> tuple[Architecture, Mapping[str, object]]:
     if isinstance(custom, dict) and "AutoModel" in custom:
         raise UnsupportedModelError(
             f"{model} has no ONNX file, and one cannot be built: its config.json says {name!r}, "
-            f"but also that the model brings code of its own (auto_map: {custom['AutoModel']})",
+            f"but also that the model brings code of its own (auto_map: {quoted(custom['AutoModel'])})",
             model=model,
         )
     architecture.check(config, model)

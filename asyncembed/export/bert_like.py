@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.export.graph import Graph
+from asyncembed.repo_files import quoted
 from asyncembed.runtime.safetensors import Tensors
 from asyncembed.runtime.session import Array
 
@@ -141,22 +142,22 @@ class _Numbers:
 
         def size(key: str, default: int | None = None) -> int:
             value = config.get(key, default)
-            if not isinstance(value, int) or value < 0:
+            if not isinstance(value, int) or not 0 <= value < 2**31:
                 raise refuse(f"has no usable {key}")
             return value
 
         for key, computed in _COMPUTED.items():
             if config.get(key) not in (None, computed):
-                raise refuse(f"has {key} = {config[key]!r}, and only {computed!r} is computed")
+                raise refuse(f"has {key} = {quoted(config[key])}, and only {computed!r} is computed")
         keys = architecture.keys
         heads, hidden = size(keys.heads), size(keys.hidden)
         if heads == 0 or hidden % heads:
             raise refuse(f"has {keys.heads} = {heads}, which does not divide {keys.hidden} = {hidden}")
         name = config.get(keys.activation, "gelu")
         if not isinstance(name, str) or name not in ACTIVATIONS:
-            raise refuse(f"has {keys.activation} = {name!r}, and those computed are {', '.join(ACTIVATIONS)}")
+            raise refuse(f"has {keys.activation} = {quoted(name)}, and those computed are {', '.join(ACTIVATIONS)}")
         eps = config.get("layer_norm_eps", architecture.norm_eps)
-        if not isinstance(eps, float | int):
+        if not isinstance(eps, float | int) or not 0 <= eps <= 1:
             raise refuse("has no usable layer_norm_eps")
         return cls(
             layers=size(keys.layers),

@@ -15,6 +15,7 @@ from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 import anyio
 
+from asyncembed import __version__
 from asyncembed.errors import (
     AccessDeniedError,
     BadTokenError,
@@ -28,7 +29,7 @@ from asyncembed.errors import (
     UnreachableError,
 )
 from asyncembed.files import in_disk_thread
-from asyncembed.http import httpx, own_version
+from asyncembed.http import httpx
 from asyncembed.hub.addresses import Secrets, origin, proxy_addresses, shown_address, split_login
 from asyncembed.hub.retry import (
     LONGEST_PAUSE_SECONDS,
@@ -513,7 +514,7 @@ def _build(token: str | bool | None) -> HubClient:
     if token is not None and not isinstance(token, str | bool):  # its value is not shown
         raise OptionError(f"token= is a text, True, False or None, and not a {type(token).__name__}")
     try:
-        headers = build_hf_headers(token=token, library_name="asyncembed", library_version=own_version())
+        headers = build_hf_headers(token=token, library_name="asyncembed", library_version=__version__)
     except OSError as error:  # token=True and none is stored, or the token file cannot be read
         raise BadTokenError(f"the token cannot be read: {error}") from error
     if not all(re.fullmatch("[ -~]*", value) for value in headers.values()):

@@ -2,26 +2,28 @@
 
 A *transfer* brings one blob. Its streams write into one partial file; each stream is one connection that
 fetches one stretch, and tries again from where it was when it breaks. Who runs: one task per missing file,
-and in it one task per stream, all in the task group that `download_files` opens; connections are counted
-by a semaphore that all downloads of the event loop share.
+and in it one task per stream and one that watches for laggards (see `asyncembed.hub.pace`), all in the task group
+that `download_files` opens; connections are counted by a semaphore that all downloads of the event loop share.
 """
 
 import logging
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.lowlevel import RunVar
 
 from asyncembed.errors import CorruptFileError
 from asyncembed.files import in_disk_thread
+from asyncembed.hub import pace
 from asyncembed.hub.cache import RepoCache, is_disk_full, translate_disk_error
 from asyncembed.hub.client import Answer, HubClient
 from asyncembed.hub.flight import only_one
 from asyncembed.hub.listing import Listing, RepoFile
+from asyncembed.hub.pace import Stretch
 from asyncembed.hub.partial import Partial
 from asyncembed.hub.progress import BytesReceived, FileFinished, Reporter
 from asyncembed.hub.retry import Patience, TransientError
@@ -43,6 +45,12 @@ LEAST_PROGRESS_BYTES = 64 * 2**10
 
 MAX_MISMATCHES = 2
 """Downloads from zero after the bytes turned out wrong."""
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+_NUMBER = "[0-9]{1,18}"
+_CONTENT_RANGE = rf"bytes ({_NUMBER})-({_NUMBER})/({_NUMBER}|\*)"
 
 logger = logging.getLogger("asyncembed")
 
@@ -91,14 +99,6 @@ async def _bring(client: HubClient, cache: RepoCache, listing: Listing, file: Re
             await _Transfer(client, cache, listing, file, report).run()
 
 
-@dataclass(eq=False, slots=True)
-class _Stretch:
-    """What one stream has to fetch: `[position, end)`."""
-
-    position: int
-    end: int
-
-
 class _RangeFaultError(Exception):
     """The server answers a range with something else than that range."""
 
@@ -118,8 +118,11 @@ class _Transfer:
         self._locating = anyio.Lock()
         self._uses_ranges = True
         self._max_streams = CONNECTIONS
-        self._whole: _Stretch | None = None  # the one stream left, when the server sends the whole file
-        self._streams: anyio.CancelScope | None = None
+        self._whole: Stretch | None = None  # the one stream left, when the server sends the whole file
+        self._streams: TaskGroup | None = None
+        self._watch_scope = anyio.CancelScope()
+        self._stretches: set[Stretch] = set()
+        self._finished_rates: list[float] = []
         self._failure: Exception | None = None
 
     async def run(self) -> None:
@@ -163,10 +166,12 @@ class _Transfer:
         while gaps := self._partial.ranges.gaps(self._file.size_bytes):
             self._whole = None
             self._failure = None
+            self._watch_scope = anyio.CancelScope()
             async with anyio.create_task_group() as group:
-                self._streams = group.cancel_scope
+                self._streams = group
                 for start, end in self._plan(gaps):
-                    group.start_soon(self._stream, _Stretch(start, end))
+                    self._begin(Stretch(start, end))
+                group.start_soon(self._watch)
             if isinstance(self._failure, _RangeFaultError):
                 faults += 1
                 logger.info("%s: %s; going on without ranges", self._file.path, self._failure)
@@ -198,7 +203,33 @@ class _Transfer:
             stretches.sort(key=lambda gap: gap[0] - gap[1])
         return sorted(stretches)
 
-    async def _stream(self, stretch: _Stretch) -> None:
+    def _begin(self, stretch: Stretch) -> None:
+        assert self._streams is not None
+        self._stretches.add(stretch)
+        self._streams.start_soon(self._stream, stretch)
+
+    async def _watch(self) -> None:
+        """Let idle connections take over from slow ones, as long as there are streams."""
+        with self._watch_scope:
+            while True:
+                await anyio.sleep(pace.WATCH_SECONDS)
+                self._relieve(anyio.current_time())
+
+    def _relieve(self, now: float) -> None:
+        for stretch in self._stretches:
+            stretch.sample(now)
+        if not self._uses_ranges or self._whole is not None:
+            return  # a part cannot be asked for
+        for stretch in pace.find_laggards(self._stretches, self._finished_rates, now):
+            logger.info("%s: a connection brings next to nothing; asking for its rest anew", self._file.path)
+            stretch.replace(now)
+        if idle_connections() and len(self._stretches) < self._max_streams:
+            slowest = pace.find_slowest(self._stretches, self._finished_rates)
+            if slowest is not None:
+                logger.info("%s: an idle connection takes over half of a slow one's rest", self._file.path)
+                self._begin(slowest.halve())
+
+    async def _stream(self, stretch: Stretch) -> None:
         """Fetch one stretch, in as many tries as it takes; a failure is noted and ends the other streams."""
         patience = Patience(f"downloading {self._file.path} of {self._listing.repo}", self._listing.repo)
         try:
@@ -219,19 +250,28 @@ class _Transfer:
             if self._failure is None:
                 self._failure = error
             assert self._streams is not None
-            self._streams.cancel()
+            self._streams.cancel_scope.cancel()
+        finally:
+            self._stretches.discard(stretch)
+            if not self._stretches:
+                self._watch_scope.cancel()
 
-    async def _try(self, stretch: _Stretch) -> None:
+    async def _try(self, stretch: Stretch) -> None:
         """One connection's worth."""
         if not self._uses_ranges:
             stretch.position = 0
         is_split = stretch.end - stretch.position < self._file.size_bytes >= LEAST_SPLIT_BYTES
         url = await self._locate() if is_split else self._resolve_url
         async with connection_slot():
-            if self._whole in (None, stretch):
-                await self._receive(url, stretch, is_located=is_split)
+            if self._whole not in (None, stretch):
+                return
+            try:
+                with anyio.CancelScope() as stretch.connection:
+                    await self._receive(url, stretch, is_located=is_split)
+            finally:
+                stretch.connection = None
 
-    async def _receive(self, url: str, stretch: _Stretch, *, is_located: bool) -> None:
+    async def _receive(self, url: str, stretch: Stretch, *, is_located: bool) -> None:
         """Ask for a stretch; everything that comes is written, also when it breaks off."""
         size = self._file.size_bytes
         async with self._client.open_content(
@@ -245,43 +285,51 @@ class _Transfer:
         ) as answer:
             if not self._accepts(answer, stretch):
                 return
+            stretch.connected(anyio.current_time())
+            asked_end = stretch.end
             chunks: list[bytes] = []
-            gathered = 0
             try:
                 # Read to its end, and not only to the last byte we want: else the connection cannot be used again.
                 while chunk := await answer.receive():
-                    if stretch.position + gathered + len(chunk) > stretch.end:
+                    room = max(0, stretch.end - stretch.received)
+                    if len(chunk) > room and stretch.end == asked_end:
                         raise TransientError(f"more than the {stretch.end} bytes expected came")
-                    chunks.append(chunk)
-                    gathered += len(chunk)
-                    if gathered >= WRITE_BYTES:
-                        written, chunks, gathered = chunks, [], 0
-                        await self._write(stretch, written)
-                if stretch.position + gathered < stretch.end:
-                    raise TransientError(f"the connection ended after {stretch.position + gathered} of {size} bytes")
+                    chunks.append(chunk[:room])
+                    stretch.received += len(chunks[-1])
+                    if stretch.received - stretch.position >= WRITE_BYTES:
+                        await self._write(stretch, chunks)
+                        chunks = []
+                    if stretch.received >= stretch.end < asked_end:
+                        break  # another connection brings the rest
+                self._finished_rates.append(stretch.average_rate(anyio.current_time()))
+                if stretch.received < stretch.end:
+                    raise TransientError(f"the connection ended after {stretch.received} of {size} bytes")
             finally:
                 if chunks:
                     with anyio.CancelScope(shield=True):
                         await self._write(stretch, chunks)
 
-    def _accepts(self, answer: Answer, stretch: _Stretch) -> bool:
+    def _accepts(self, answer: Answer, stretch: Stretch) -> bool:
         """Whether the answer is to be read; a whole file makes its stream the only one."""
         size = self._file.size_bytes
         length = answer.headers.get("content-length", "")
         if answer.status == 206 and not answer.is_encoded:
-            match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.headers.get("content-range", ""))
+            match = re.fullmatch(_CONTENT_RANGE, answer.headers.get("content-range", ""))
             if match is None or int(match[1]) != stretch.position or match[3] not in ("*", str(size)):
                 raise _RangeFaultError(
                     f"asked for bytes from {stretch.position} of {size}, got "
-                    f"{answer.headers.get('content-range', 'no content-range')!r}"
+                    f"{answer.headers.get('content-range', 'no content-range')[:80]!a}"
                 )
             return True
         if answer.status == 206:
             raise _RangeFaultError("a compressed part")
-        if not answer.is_encoded and length.isdigit() and int(length) != size:
+        if not answer.is_encoded and re.fullmatch(_NUMBER, length) and int(length) != size:
             raise TransientError(f"the server has {length} bytes where the listing says {size}")
         if self._whole not in (None, stretch):
             return False
+        asked_for_all = stretch.position == 0 and stretch.end == size
+        if asked_for_all and self._uses_ranges and _serves_ranges(answer):
+            return True
         self._whole = stretch
         stretch.position, stretch.end = 0, size
         return True
@@ -298,7 +346,7 @@ class _Transfer:
                     )
             return self._location
 
-    async def _write(self, stretch: _Stretch, chunks: list[bytes]) -> None:
+    async def _write(self, stretch: Stretch, chunks: list[bytes]) -> None:
         await in_disk_thread(self._partial.write, stretch.position, chunks)
         stretch.position += sum(map(len, chunks))
         self._report(
@@ -315,6 +363,16 @@ async def connection_slot() -> AsyncIterator[None]:
         _connections.set(slots)
     async with slots:
         yield
+
+
+def idle_connections() -> int:
+    """How many of the event loop's connections nobody uses or waits for."""
+    slots = _connections.get(None)
+    return CONNECTIONS if slots is None else slots.value
+
+
+def _serves_ranges(answer: Answer) -> bool:
+    return not answer.is_encoded and answer.headers.get("accept-ranges", "").strip().lower() == "bytes"
 
 
 def _newest_write(blob: Path) -> float:

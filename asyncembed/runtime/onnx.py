@@ -79,6 +79,7 @@ class OnnxSession:
         self._output_types = {value.name: value.type for value in session.get_outputs()}
         self._output_names = tuple(self._output_types)
         self._input_shapes = {value.name: tuple(map(_length, value.shape)) for value in session.get_inputs()}
+        self._output_shapes = {value.name: tuple(map(_length, value.shape or ())) for value in session.get_outputs()}
         self.providers: tuple[str, ...] = tuple(active)
         self.warning = fallback_warning(options, available, active)
         release_free_memory()
@@ -108,6 +109,10 @@ class OnnxSession:
     def input_shape(self, name: str) -> tuple[int | None, ...]:
         """The shape that the input `name` takes; None for a dimension that may be of any length."""
         return self._input_shapes[name]
+
+    def output_shape(self, name: str) -> tuple[int | None, ...]:
+        """The shape of the output `name`, None for a dimension of any length; empty also where it is not stated."""
+        return self._output_shapes[name]
 
     def output_type(self, name: str) -> str:
         """The element type that the output `name` has, by numpy's name where numpy has it."""

@@ -32,6 +32,10 @@ class Session(Protocol):
         """The shape that the input `name` takes; None for a dimension that may be of any length."""
         ...
 
+    def output_shape(self, name: str) -> tuple[int | None, ...]:
+        """The shape of the output `name`, None for a dimension of any length; empty also where it is not stated."""
+        ...
+
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
         """Compute `outputs`, in that order, from `inputs`."""
         ...

@@ -153,6 +153,117 @@ def test_what_the_caller_says_wins(tmp_path: Path) -> None:
     assert (spec.pooling, spec.normalize, spec.max_length, spec.output) == ("mean", False, 5, "text_embeds")
 
 
+WITH_LINEAR = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("Normalize", "3_Normalize")]
+
+
+def write_with_linear(directory: Path) -> Path:
+    write_repo(directory, modules=WITH_LINEAR, files=("onnx/model.onnx", "2_Dense/model.safetensors"))
+    (directory / "2_Dense/config.json").write_text(json.dumps({"in_features": 8, "out_features": 4}))
+    return directory
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [Overrides(pooling="mean"), Overrides(normalize=True), Overrides(pooling="mean", normalize=True)],
+)
+def test_a_keyword_that_restates_what_the_repo_says_changes_nothing(overrides: Overrides, tmp_path: Path) -> None:
+    write_with_linear(tmp_path)
+    assert spec_from_directory(tmp_path, overrides=overrides) == spec_from_directory(tmp_path)
+
+
+@pytest.mark.parametrize("normalize", [None, True, False])
+@pytest.mark.parametrize("pooling", [None, "cls", "last_token", "none"])
+def test_a_keyword_overrides_its_own_module_and_no_other(
+    pooling: Pooling | None, normalize: bool | None, tmp_path: Path
+) -> None:
+    spec = spec_from_directory(write_with_linear(tmp_path), overrides=Overrides(pooling=pooling, normalize=normalize))
+    assert spec.pooling == (pooling or "mean")
+    assert spec.normalize == (True if normalize is None else normalize)
+    # A graph that pools by itself has been through the linear layer, too.
+    has_linear = pooling != "none"
+    assert ("2_Dense/model.safetensors" in spec.additional_files) == has_linear
+    assert spec.settings.get("projections", ()) == (("2_Dense",) if has_linear else ())
+    assert spec.dim == (4 if has_linear else None)
+    assert spec.max_length == 128
+
+
+def test_modules_of_the_repos_own_are_the_graphs_where_the_caller_says_the_rest(tmp_path: Path) -> None:
+    write_with_linear(tmp_path)
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    modules[0]["type"] = "custom_st.Transformer"
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(
+        UnsupportedModelError, match=r"custom_st.Transformer is none that we compute.*pooling= and norm"
+    ):
+        spec_from_directory(tmp_path, overrides=Overrides(pooling="mean"))
+    spec = spec_from_directory(tmp_path, overrides=Overrides(pooling="mean", normalize=True))
+    assert (spec.settings["projections"], spec.dim) == (("2_Dense",), 4)
+
+
+def test_a_linear_layer_that_cannot_be_read_is_not_left_out_because_of_a_keyword(tmp_path: Path) -> None:
+    (write_with_linear(tmp_path) / "2_Dense/model.safetensors").unlink()
+    with pytest.raises(UnsupportedModelError, match=r"lacks 2_Dense/model\.safetensors"):
+        spec_from_directory(tmp_path, overrides=Overrides(pooling="mean", normalize=True))
+    assert spec_from_directory(tmp_path, overrides=Overrides(pooling="none")).pooling == "none"
+
+
+@pytest.mark.parametrize("as_module", [True, False])
+def test_keywords_leave_a_static_model_static(as_module: bool, tmp_path: Path) -> None:
+    write_repo(
+        tmp_path,
+        modules=[("StaticEmbedding", ""), ("Normalize", "1_Normalize")],
+        files=("model.safetensors", "tokenizer.json"),
+        config={"model_type": "model2vec", "normalize": True},
+    )
+    if not as_module:
+        (tmp_path / "modules.json").unlink()
+    plain = spec_from_directory(tmp_path)
+    assert spec_from_directory(tmp_path, overrides=Overrides(pooling="mean", normalize=True)) == plain
+    assert not spec_from_directory(tmp_path, overrides=Overrides(normalize=False)).normalize
+    with pytest.raises(UnsupportedModelError, match="leave out pooling="):
+        spec_from_directory(tmp_path, overrides=Overrides(pooling="cls"))
+
+
+@pytest.mark.parametrize("mode", [5, [5], {"mean": True}, ["mean", ["cls"]], True, 1e999, "x" * 10_000, "\ud800"])
+def test_a_pooling_mode_of_any_shape_is_our_error_unless_the_caller_says_another(mode: object, tmp_path: Path) -> None:
+    write_repo(tmp_path, pooling={"pooling_mode": mode})
+    with pytest.raises(UnsupportedModelError, match="say pooling=") as caught:
+        spec_from_directory(tmp_path)
+    assert len(str(caught.value)) < 1000
+    assert spec_from_directory(tmp_path, overrides=Overrides(pooling="cls")).pooling == "cls"
+
+
+@pytest.mark.parametrize(
+    "folder", ["../elsewhere", "/etc", "a/../..", "C:\\x", "\ud800", "x" * 5000, 5, None, ["1_Pooling"]]
+)
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_no_module_leads_out_of_the_repo(folder: object, position: int, tmp_path: Path) -> None:
+    repo = write_with_linear(tmp_path / "repo")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
+    modules = json.loads((repo / "modules.json").read_text())
+    modules[position]["path"] = folder
+    (repo / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ModelLoadError):
+        spec_from_directory(repo)
+
+
+def test_names_in_a_listing_that_lead_elsewhere_count_as_absent(tmp_path: Path) -> None:
+    write_repo(tmp_path, files=())
+    listing = [
+        "../config.json",
+        "/etc/config.json",
+        "a\\config.json",
+        "onnx/model.onnx",
+        "../model.onnx",
+        "x/../model.onnx",
+    ]
+    assert configuration_files(listing) == ()
+    assert spec_from_directory(tmp_path, files=listing).model_file == "onnx/model.onnx"
+    with pytest.raises(UnsupportedModelError):
+        spec_from_directory(tmp_path, files=listing, overrides=Overrides(onnx_file="../model.onnx"))
+
+
 def test_a_listing_stands_for_files_that_are_not_there_yet(tmp_path: Path) -> None:
     write_repo(tmp_path, files=())
     listing = ["README.md", "tokenizer.json", "onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_q4.onnx"]

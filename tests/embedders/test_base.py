@@ -1,5 +1,6 @@
 """Opening, one-item calls, closing, and misuse: what all embedders share."""
 
+from collections import Counter
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -7,13 +8,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import numpy as np
 import pytest
 
+from asyncembed.embedders.base import CALLS_PER_TURN
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.engine.supervisor import WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
-from tests.support.encoders import ECHO
+from tests.support.encoders import ECHO, with_settings
 from tests.support.waiting import nothing_left_behind, run_in_a_loop_of_its_own, until
 
 
@@ -45,6 +48,46 @@ async def test_a_query_gives_one_vector(model: TextEmbedding) -> None:
 async def test_documents_give_a_matrix(model: TextEmbedding) -> None:
     matrix = await model.embed_documents([f"#{i}" for i in range(40)])
     assert matrix[:, 2].tolist() == list(range(40))
+
+
+async def test_only_a_text_alone_is_counted_before_bulk_work(pool: WorkerPool, gate: Path, tmp_path: Path) -> None:
+    """A corpus waits in the lane of the streams, as long as it may be."""
+    log = tmp_path / "log"
+    async with TextEmbedding(with_settings(log=str(log)), pool=pool, max_batch_size=1) as model:
+        async with anyio.create_task_group() as group:
+            group.start_soon(model.token_count, [f"corpus #{i} wait:{gate}" for i in range(60)])
+            await until(lambda: model.stats().queued_bulk >= 50)
+            assert model.stats().queued_interactive == 0
+            group.start_soon(model.token_count, "alone #1")
+            await until(lambda: model.stats().queued + model.stats().in_flight == 61)
+            gate.touch()
+    order = [line.split()[1] for line in log.read_text().splitlines()]
+    assert order.index("alone") <= 10  # before it only what the workers had by then
+
+
+async def test_a_thousand_queries_at_once_leave_turns_to_others(model: TextEmbedding) -> None:
+    """Some begin in each turn of the loop, and whoever else wants it has it in between."""
+    turns = 0
+    begun_at: dict[int, int] = {}
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async def ask(number: int) -> None:
+        await model._turn()
+        begun_at[number] = turns
+        assert (await model.embed_query(f"#{number}"))[2] == number
+
+    async with anyio.create_task_group() as counting:
+        counting.start_soon(count_turns)
+        async with anyio.create_task_group() as group:
+            for number in range(1000):
+                group.start_soon(ask, number)
+        counting.cancel_scope.cancel()
+    assert max(Counter(begun_at.values()).values()) <= 2 * CALLS_PER_TURN
 
 
 @pytest.mark.slow
@@ -313,3 +356,65 @@ async def test_a_pool_is_opened_before_its_embedders() -> None:
 def test_keywords_that_cannot_work_are_refused_at_once(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         TextEmbedding(ECHO, **options)
+
+
+# ---------------------------------------------------------------- tables and columns
+
+
+def tables() -> dict[str, Any]:
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+    import xarray as xr
+
+    columns = {"text": ["#1", "#2"], "id": ["a", "b"]}
+    return {
+        "pandas": pd.DataFrame(columns),
+        "pandas, grouped": pd.DataFrame(columns).groupby("id"),
+        "polars": pl.DataFrame(columns),
+        "polars, lazy": pl.LazyFrame(columns),
+        "pyarrow": pa.table(columns),
+        "pyarrow, a batch": pa.record_batch(columns),
+        "pyarrow, batches": pa.table(columns).to_reader(),
+        "xarray": xr.Dataset({"text": ("row", ["#1", "#2"])}),
+        "xarray, an array": xr.DataArray(["#1", "#2"]),
+        "numpy, no dimension": np.array("#1"),
+        "dict": columns,
+        "bytes": b"#1",
+    }
+
+
+async def test_a_table_is_refused_and_told_how_its_texts_are_given(model: TextEmbedding) -> None:
+    """Iterating over it gives its columns, or their names, which would be embedded without a word."""
+    for name, table in tables().items():
+        with pytest.raises(InputError, match="give |decode it|into a list"):
+            model.embed(table)
+            pytest.fail(f"{name} was taken")
+
+
+async def test_columns_and_rows_of_tables_are_sources(model: TextEmbedding) -> None:
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
+    texts = ["#1", "#2"]
+    table = pa.table({"text": texts})
+    columns = {
+        "pandas": pd.DataFrame({"text": texts})["text"],
+        "pandas, strings": pd.Series(texts, dtype="string"),
+        "polars": pl.Series(texts),
+        "pyarrow": table["text"],
+        "pyarrow, an array": pa.array(texts),
+        "pyarrow, large": pa.array(texts, pa.large_string()),
+        "pyarrow, a dictionary": pa.array(texts).dictionary_encode(),
+        "numpy": np.array(texts),
+        "numpy, objects": np.array(texts, object),
+    }
+    for name, column in columns.items():
+        found = [int(vector[2]) async for vector in model.embed(column)]
+        assert found == [1, 2], name
+    rows = table.to_pylist()
+    assert (await model.embed(rows, key=lambda row: str(row["text"])).collect())[:, 2].tolist() == [1, 2]
+    assert (await model.embed_query(table["text"][1]))[2] == 2
+    with pytest.raises(InputError, match="expected a str, got StringScalar"):
+        await model.embed(pa.array(["#1", None])).collect()

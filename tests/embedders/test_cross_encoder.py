@@ -1,6 +1,7 @@
 """Rerankers through the public class, with real workers."""
 
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from fastembed.rerank.cross_encoder import TextCrossEncoder as Reference
 
 from asyncembed import TextCrossEncoder
 from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.embedders import cross_encoder
 from asyncembed.errors import InputError, OptionError, StateError, UnsupportedModelError
 from tests.support.sparse_models import RERANKER, TEXTS, write_reranker
 
@@ -57,6 +59,22 @@ async def test_rank_gives_the_best_first(directory: Path, expected: list[float])
         assert await model.rank(QUERY, records, 2, key=lambda record: record["text"]) == ranked[:2]
         with pytest.raises(OptionError, match="top_k"):
             await model.rank(QUERY, documents, top_k=0)
+
+
+async def test_many_scores_are_sorted_off_the_loop(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[bool] = []
+    here = threading.get_ident()
+
+    def sorted_where(scores: list[Any], top_k: int | None) -> list[tuple[int, float]]:
+        places.append(threading.get_ident() == here)
+        return best(scores, top_k)
+
+    best = cross_encoder._best
+    monkeypatch.setattr(cross_encoder, "_best", sorted_where)
+    async with TextCrossEncoder(RERANKER, model_path=directory, workers=0) as model:
+        assert len(await model.rank(QUERY, TEXTS[:1] * 300, top_k=7)) == 7
+        assert len(await model.rank(QUERY, TEXTS[:1] * 5)) == 5
+    assert places == [False, True]
 
 
 async def test_activation_is_chosen_by_the_model_or_by_the_call(directory: Path, expected: list[float]) -> None:

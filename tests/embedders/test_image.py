@@ -1,5 +1,6 @@
 """Images end to end: every kind of input, through real workers."""
 
+import json
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -166,6 +167,18 @@ async def test_a_directory_is_a_model(model_path: Path, paths: list[Path], expec
     async with ImageEmbedding(str(model_path), workers=0) as model:
         np.testing.assert_allclose(await model.embed_images(list(paths)), expected, atol=1e-6)
         assert model.embedding_size == 512
+
+
+async def test_a_directory_as_transformers_5_writes_it_is_a_model(
+    tmp_path: Path, paths: list[Path], expected: Any
+) -> None:
+    write_image_model(tmp_path, NAME)
+    config = tmp_path / "preprocessor_config.json"
+    nested = {"image_processor": json.loads(config.read_text()), "processor_class": "CLIPProcessor"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(nested))
+    config.unlink()
+    async with ImageEmbedding(tmp_path, workers=0) as model:
+        np.testing.assert_allclose(await model.embed_images(list(paths)), expected, atol=1e-6)
 
 
 # ---------------------------------------------------------------- inputs that misbehave
@@ -347,6 +360,20 @@ async def test_a_fetched_image_costs_what_its_bytes_cost(
         assert sizes.pop() > len(large) // 4096
 
 
+async def test_no_more_is_fetched_while_the_window_is_full(model_path: Path) -> None:
+    """An address is small, and what is behind it is not: what came counts before the next one is fetched."""
+    large = encoded(picture(1200, 1200), "PNG", compress_level=0)
+    with WebServer({"/large.png": large}) as server:
+        async with ImageEmbedding(
+            NAME, model_path=model_path, workers=0, allow_private_urls=True, max_in_flight_bytes=40 * 2**20
+        ) as model:
+            stream = model.embed([f"{server.url}/large.png"] * 40)
+            await anext(stream)
+            await until(lambda: CONCURRENCY <= model.stats().items == len(server.requests))
+            assert len(server.requests) < 30
+            assert len(await stream.collect()) == 39
+
+
 @pytest.mark.parametrize(
     "keywords",
     [
@@ -391,3 +418,59 @@ def test_wrong_options_are_refused() -> None:
     for keywords in ({"fast_decoding": True}, {"max_url_bytes": 0}, {"url_timeout": 0}, {"pooling": "mean"}):
         with pytest.raises(OptionError):
             ImageEmbedding(NAME, **keywords)
+
+
+async def test_large_images_are_fetched_no_further_ahead_than_the_window_holds(model_path: Path) -> None:
+    """How large they are is known only when they have come."""
+    with WebServer({"/large": bytes(8 * 1024 * 1024)}) as server:
+        async with ImageEmbedding(
+            NAME, model_path=model_path, workers=0, allow_private_urls=True, max_in_flight_bytes=40 * 1024 * 1024
+        ) as model:
+            stream = model.embed([f"{server.url}/large"] * 42, on_error="return")
+            async with stream:
+                assert isinstance(await anext(stream), InputError)
+                await until(lambda: model.stats().failed >= CONCURRENCY)
+                await anyio.wait_all_tasks_blocked()
+                assert len(server.requests) <= CONCURRENCY + 1
+                assert len(await stream.collect()) == 41
+
+
+class UnspeakablePath:
+    """A path that raises when it is looked at."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __fspath__(self) -> str:
+        raise self._error
+
+
+class UnspeakableFile:
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def read(self) -> bytes:
+        raise self._error
+
+
+async def test_an_image_that_raises_when_it_is_looked_at_fails_alone(model_path: Path, paths: list[Path]) -> None:
+    released = memoryview(bytearray(b"image"))
+    released.release()
+    wild: list[Any] = [
+        b"photos/a.png",
+        released,
+        UnspeakablePath(RuntimeError("no path")),
+        UnspeakablePath(MemoryError()),
+        UnspeakablePath(SystemExit(3)),
+        UnspeakablePath(BaseException("neither")),
+        UnspeakableFile(MemoryError()),
+        UnspeakableFile(SystemExit(3)),
+    ]
+    async with ImageEmbedding(NAME, model_path=model_path, workers=0) as model:
+        with anyio.fail_after(60):
+            for source in ([paths[0], *wild, paths[0]], iter([paths[0], *wild, paths[0]])):
+                failed = model.stats().failed
+                results: list[Any] = await model.embed(source, on_error="return").collect()
+                assert [type(result) for result in results] == [np.ndarray, *[InputError] * len(wild), np.ndarray]
+                assert [result.index for result in results[1:-1]] == list(range(1, len(wild) + 1))
+                assert model.stats().failed == failed + len(wild)

@@ -1,5 +1,6 @@
 """`TextEmbedding` as a user calls it: real workers, against fastembed on the same small directories."""
 
+import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,50 @@ async def test_prompts_are_off_on_or_ones_own(pool: WorkerPool, tmp_path: Path) 
             own.embed(["the day"], prompt_name="clustering")
         with pytest.raises(OptionError, match="prompt must be a text"):
             await own.embed_query("the day", prompt=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("declared", "default", "query", "passage", "plain"),
+    [
+        ({"query": "find ", "document": ""}, "query", "find ", "", "find "),
+        ({"query": "", "document": "the "}, "document", "", "the ", "the "),
+        ({"query": "find "}, "query", "find ", "", "find "),
+        ({"make": "make "}, "make", "", "", "make "),
+        ({"query": "", "document": ""}, None, "", "", ""),
+        ({"query": "find ", "passage": "the "}, None, "find ", "the ", ""),
+        ({"corpus": "the "}, None, "", "the ", ""),
+        ({"document": "", "passage": "the ", "corpus": "make "}, None, "", "", ""),
+        ({"query": "find ", "embed": "make "}, None, "find ", "", ""),
+    ],
+)
+@pytest.mark.parametrize("are_own", [False, True])
+async def test_a_role_gets_its_own_prompt_the_empty_one_included_and_never_the_default_one(
+    declared: dict[str, str], default: str | None, query: str, passage: str, plain: str, are_own: bool, tmp_path: Path
+) -> None:
+    """As `encode_query` and `encode_document` of sentence-transformers do; the default is for `encode`."""
+    directory = as_sentence_transformers(write_model(tmp_path, dim=32))
+    config = {
+        "prompts": {default: "not this one "} if are_own and default else declared,
+        "default_prompt_name": default,
+    }
+    (directory / "config_sentence_transformers.json").write_text(json.dumps(config))
+    async with TextEmbedding(directory, workers=0, prompts=declared if are_own else None) as model:
+        expected = {prompt: await model.embed_query("day", prompt=prompt) for prompt in (query, passage, plain)}
+        assert np.array_equal(await model.embed_query("day"), expected[query])
+        assert np.array_equal((await model.embed_documents(["day"]))[0], expected[passage])
+        assert np.array_equal((await model.embed(["day"]).collect())[0], expected[plain])
+        for name, prompt in declared.items():
+            named = await model.embed_query("day", prompt_name=name)
+            assert np.array_equal(named, await model.embed_query("day", prompt=prompt))
+
+
+def as_sentence_transformers(directory: Path) -> Path:
+    kinds = {"Transformer": "", "Pooling": "1_Pooling"}
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds.items()]
+    (directory / "modules.json").write_text(json.dumps(modules))
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+    return directory
 
 
 async def test_wrong_input_is_told_which_and_why(pool: WorkerPool, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from asyncembed.runtime.onnx import OnnxSession
 from asyncembed.runtime.session import Array, SessionOptions
 from tests.support.graphs import DIM
 from tests.support.models import MODEL_FILE, TEXTS, spec_for, write_model
+from tests.support.safetensors_files import write_tensors
 from tests.support.tokenizers import byte_level_bpe, unigram
 
 TOLERANCE = 1e-5
@@ -290,6 +291,59 @@ def test_an_output_that_does_not_fit_is_refused(
     write_model(tmp_path, **graph)
     with pytest.raises(UnsupportedModelError, match=message):
         vectors(small_encoder(tmp_path, **fields))
+
+
+BOTH: dict[str, Any] = {"outputs": ("last_hidden_state", "sentence_embedding")}
+
+
+@pytest.mark.parametrize(
+    ("graph", "fields", "finished"),
+    [
+        (BOTH, {"takes_finished": "any"}, "sentence_embedding"),
+        ({"outputs": ("sentence_embedding", "last_hidden_state")}, {"takes_finished": "any"}, "sentence_embedding"),
+        ({"outputs": ("last_hidden_state", "text_embeds")}, {"takes_finished": "any"}, "text_embeds"),
+        ({"outputs": ("pooler_output",)}, {"takes_finished": "any"}, "pooler_output"),
+        # What served to train the model is no vector of a text.
+        ({"outputs": ("last_hidden_state", "pooler_output")}, {"takes_finished": "any"}, None),
+        ({}, {"takes_finished": "any"}, None),
+        (BOTH, {}, None),
+        ({"outputs": ("sentence_embedding", "last_hidden_state")}, {}, None),
+    ],
+)
+def test_a_finished_vector_is_taken_where_the_repo_says_nothing_else(
+    graph: dict[str, Any], fields: dict[str, Any], finished: str | None, tmp_path: Path
+) -> None:
+    write_model(tmp_path, **graph)
+    encoder = small_encoder(tmp_path, pooling="last_token", is_catalogued=False, settings=fields)
+    taken, how = (finished, "none") if finished else ("last_hidden_state", "last_token")
+    expected = small_encoder(tmp_path, pooling=how, output=taken)
+    np.testing.assert_allclose(vectors(encoder), vectors(expected), atol=TOLERANCE)
+
+
+def test_what_the_repo_lists_after_a_finished_vector_is_not_done_again(tmp_path: Path) -> None:
+    write_model(tmp_path, **BOTH)
+    (tmp_path / "2_Dense").mkdir()
+    write_tensors(tmp_path / "2_Dense/model.safetensors", {"linear.weight": np.eye(DIM, dtype=np.float32) * 2})
+    (tmp_path / "2_Dense/config.json").write_text('{"activation_function": "torch.nn.modules.linear.Identity"}')
+    settings = {"projections": ("2_Dense",)}
+    finished = small_encoder(tmp_path, pooling="mean", settings=settings | {"takes_finished": "any"})
+    computed = small_encoder(tmp_path, pooling="mean", settings=settings)
+    np.testing.assert_allclose(vectors(finished) * 2, vectors(computed), atol=TOLERANCE)
+    # A vector of another length is not what the repo's modules end with: it is computed as they say.
+    with pytest.raises(UnsupportedModelError, match="dim=7"):
+        small_encoder(tmp_path, pooling="mean", dim=7, settings=settings | {"takes_finished": "any"})
+
+
+def test_an_output_that_is_named_is_taken_as_it_is_or_pooled(tmp_path: Path) -> None:
+    write_model(tmp_path, outputs=("last_hidden_state", "text_embeds", "sentence_embedding"))
+    settings = {"takes_finished": "named"}
+    for output in ("text_embeds", 1):
+        encoder = small_encoder(tmp_path, pooling="mean", output=output, settings=settings)
+        expected = small_encoder(tmp_path, pooling="cls", output="last_hidden_state")
+        np.testing.assert_allclose(vectors(encoder), vectors(expected), atol=TOLERANCE)
+    states = small_encoder(tmp_path, pooling="mean", output="last_hidden_state", settings=settings)
+    expected = small_encoder(tmp_path, pooling="none", output="sentence_embedding")
+    np.testing.assert_allclose(vectors(states), vectors(expected), atol=TOLERANCE)
 
 
 def test_graphs_with_position_ids_get_them(tmp_path: Path) -> None:

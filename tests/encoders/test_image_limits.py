@@ -170,6 +170,72 @@ def test_every_format_is_refused_over_the_pixel_limit(kind: str) -> None:
     refused(encoded(picture(101, 100), kind), "max_image_pixels=10000", DecodeOptions(max_pixels=10_000))
 
 
+# ---------------------------------------------------------------- metadata in countless pieces
+
+
+def _after_start(data: bytes, length: int, pieces: bytes) -> bytes:
+    return data[:length] + pieces + data[length:]
+
+
+_JPEG, _PNG = encoded(picture(20, 20)), encoded(picture(20, 20), "PNG")
+_COMMENT = b"\xff\xfe\0\4ab"
+_EXIF = b"\xff\xe1\0\x0aExif\0\0ab"
+_PROFILE = b"\xff\xe2\0\x12ICC_PROFILE\0\1\1ab"
+_GIF = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + bytes(6)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (_after_start(_JPEG, 2, _COMMENT * 200_000), "too many pieces"),
+        (_after_start(_JPEG, 2, _PROFILE * 200_000), "too many pieces"),
+        (_after_start(_JPEG, 2, _EXIF * 1000), "too many pieces"),
+        (_after_start(_PNG, 33, _chunk(b"teST", b"") * 200_000), "too many pieces"),
+        (_after_start(_PNG, 33, b"".join(_chunk(b"tEXt", b"k\0v") for _ in range(200_000))), "too many pieces"),
+        (_PNG[:-12] + _chunk(b"teST", b"") * 200_000 + _PNG[-12:], "too many pieces"),
+        (_GIF + b"!\xfe\3abc\0" * 100_000, "bytes of comments"),
+        (_GIF + b"!\xfe" + b"\1a" * 200_000 + b"\0", "bytes of comments"),
+    ],
+    ids=[
+        "comments",
+        "profiles",
+        "exif",
+        "chunks",
+        "texts",
+        "chunks at the end",
+        "gif comments",
+        "gif comment in pieces",
+    ],
+)
+def test_metadata_in_countless_pieces_is_refused(data: bytes, reason: str) -> None:
+    """Each takes microseconds, and where they are joined one by one (EXIF, comments) that many times their bytes."""
+    refused(data, reason)
+
+
+def test_ordinary_metadata_is_no_matter() -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 5000
+    whole = encoded(picture(300, 200), exif=exif, icc_profile=b"p" * 300_000, comment=b"c" * 60_000)
+    assert decode(_after_start(whole, 2, _COMMENT * 1000), PLAIN).size == (300, 200)
+    frames = [picture(40, 40, seed=seed) for seed in range(3)]
+    gif = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], comment=b"c" * 10_000)
+    assert decode(gif, PLAIN).size == (40, 40)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_a_tiff_comes_in_few_parts(order: str) -> None:
+    def tiff(count: int, fields: int) -> bytes:
+        head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
+        return head + struct.pack(order + "H", fields) + struct.pack(order + "HHII", 273, 4, count, 8) + bytes(4)
+
+    refused(tiff(2_000_000, 1), "2000000 parts")
+    refused(tiff(1, 60_000), "60000 fields")
+    refused(tiff(1, 1), "not an image|cannot be decoded")
+    for broken in (b"II*\0", b"MM\0+\0\x08\0\0" + b"\xff" * 8, b"II+\0" + b"\xff" * 30):
+        refused(broken, "not an image|cannot be decoded")
+    assert decode(encoded(picture(30, 4000), "TIFF", compression="tiff_deflate"), PLAIN).size == (30, 4000)
+
+
 # ---------------------------------------------------------------- what threads take together
 
 

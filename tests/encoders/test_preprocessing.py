@@ -182,6 +182,16 @@ def test_a_config_may_not_ask_for_what_no_model_has(tmp_path: Path, config: obje
         Preprocessor.read(tmp_path)
 
 
+def test_the_config_may_lie_among_the_rest_of_a_processors(tmp_path: Path) -> None:
+    """Transformers 5 writes it there; a file of its own goes first."""
+    image = picture(100, 80)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": SIGLIP, "image_seq_len": 64}))
+    nested = Preprocessor.read(tmp_path)(image)
+    np.testing.assert_array_equal(nested.pixels, Preprocessor(SIGLIP)(image).pixels)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(CLIP))
+    np.testing.assert_array_equal(Preprocessor.read(tmp_path)(image).pixels, Preprocessor(CLIP)(image).pixels)
+
+
 def test_a_missing_or_broken_config(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"no preprocessor_config\.json"):
         Preprocessor.read(tmp_path)

@@ -105,3 +105,22 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     write_tensors(tmp_path / "model.safetensors", {"vectors": np.zeros((2, 2), dtype=np.float32)})
     with pytest.raises(ModelLoadError, match="no tensor `embeddings`, only vectors"):
         static_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"embeddings": np.zeros(DIM, np.float32)},
+        {"embeddings": np.zeros((7, DIM, 1), np.float32)},
+        {"weights": np.zeros((5, 5), np.float32)},
+        {"mapping": np.zeros((5, 5), np.int64)},
+        {"mapping": np.full(90, 7, np.int64)},
+        {"mapping": np.full(90, -1, np.int64)},
+        {"mapping": np.zeros(90, np.float32)},
+    ],
+)
+def test_tensors_of_shapes_that_do_not_fit_are_a_load_error(changed: dict[str, Array], tmp_path: Path) -> None:
+    write_static(tmp_path, wordpiece(), reduced=True)
+    write_tensors(tmp_path / "model.safetensors", {"embeddings": np.zeros((7, DIM), np.float32)} | changed)
+    with pytest.raises(ModelLoadError, match="no matrix with a row for each token"):
+        static_encoder(tmp_path)

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 from fastembed.common.preprocessor_utils import load_tokenizer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from asyncembed.encoders.tokenization import TextTokenizer
 from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
@@ -178,3 +178,97 @@ def test_no_limit_exceeds_the_positions_of_the_model(limit: int, wanted: int | N
     # A marker of the encoder's own takes a position, too.
     assert TextTokenizer(tmp_path, max_length=wanted, extra=1).limit == 13
     assert TextTokenizer(tmp_path, max_length=12).limit == 12
+
+
+RUNS = st.sampled_from(
+    [
+        *WORDS[:12], "日本", "中文", "東", "。", "\uff0c", "ひらがな", "한국어", "x" * 30, "ab1", "!?", "'re", "'", "é",
+        "ß", "[MASK]", "<mask>", "\u0301", "ﬁ", "\u0e33", "\u200b", "\x00", " ", "the way",
+    ]
+)  # fmt: skip
+LONG_KINDS = {**KINDS, "plain unigram": (unigram(), {"pad_token": "<pad>"})}
+LONG_KINDS["plain unigram"][0].pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram", "plain unigram"])
+def test_cutting_a_run_without_spaces_changes_no_token(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    tokenizer, options = LONG_KINDS[kind]
+    directory = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(directory, tokenizer, limit=6, **options)
+    ours = TextTokenizer(directory)
+    reference, _ = load_tokenizer(directory)
+    reference.no_padding()
+    assert ours._cutter.within_runs
+    was_cut = False
+
+    @given(st.lists(RUNS, min_size=40, max_size=120))
+    def check(parts: list[str]) -> None:
+        nonlocal was_cut
+        text = "".join(parts)
+        was_cut |= len(ours.start_of(text)) < len(text)
+        done = ours.encode([text], truncate=True)
+        assert done.encodings[0].ids == reference.encode(text).ids
+        assert bool(done.encodings[0].overflowing) == bool(reference.encode(text).overflowing)
+
+    check()
+    assert was_cut
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram", "plain unigram"])
+@pytest.mark.parametrize("piece", ["the, way。", "日本 the", "aGVsbG8+", "中文the"])
+def test_of_megabytes_without_a_space_only_the_beginning_is_tokenized(kind: str, piece: str, tmp_path: Path) -> None:
+    tokenizer, options = LONG_KINDS[kind]
+    write_tokenizer(tmp_path, tokenizer, limit=32, **options)
+    ours = TextTokenizer(tmp_path)
+    text = piece * (2**18 // len(piece))
+    start = ours.start_of(text)
+    assert len(start) < 20_000
+    assert ours.encode([text]).encodings[0].ids == ours.encode([text[: 4 * len(start)]]).encodings[0].ids
+    assert ours.encode([text]).lengths == [32]
+    assert [len(part) < 50_000 for part in ours._starts_of_pair((text, text + piece))] == [True, True]
+
+
+@pytest.mark.parametrize("limit", [9, 10])
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_pairs_are_those_of_the_library_however_long_their_texts_are(
+    kind: str, limit: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tokenizer, options = KINDS[kind]
+    directory = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(directory, tokenizer, limit=limit, **options)
+    ours = TextTokenizer(directory)
+    reference, _ = load_tokenizer(directory)
+    reference.no_padding()
+    were_cut = False
+    # Not longer: the library's own time grows with the product of the two lengths.
+    runs = st.lists(RUNS, max_size=15) | st.lists(RUNS, min_size=40, max_size=45)
+    words = st.lists(st.tuples(PIECES, SEPARATORS).map("".join), min_size=25, max_size=28)
+    text = (runs | words).map("".join)
+
+    @settings(max_examples=25)
+    @given(text, text)
+    def check(first: str, second: str) -> None:
+        nonlocal were_cut
+        were_cut |= ours._starts_of_pair((first, second)) != (first, second)
+        (encoding,) = ours.encode_pairs([(first, second)]).encodings
+        expected = reference.encode(first, second)
+        assert encoding.ids == expected.ids
+        assert encoding.type_ids == expected.type_ids
+        assert bool(encoding.overflowing) == bool(expected.overflowing)
+
+    check()
+    assert were_cut
+
+
+def test_a_replacement_that_doubles_again_and_again_is_refused(tmp_path: Path) -> None:
+    doubling = [normalizers.Replace("a", "aa")] * 30
+    for rules in (doubling, [normalizers.Replace("a", "b" * 20_000)], [normalizers.Prepend("b" * 20_000)]):
+        tokenizer = wordpiece()
+        tokenizer.normalizer = normalizers.Sequence(rules)
+        write_tokenizer(tmp_path, tokenizer)
+        with pytest.raises(UnsupportedModelError, match="64 times as long"):
+            TextTokenizer(tmp_path)
+    # Each of these has its own letter.
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(mark, f" {mark} ") for mark in "!?.,;:()[]"])
+    write_tokenizer(tmp_path, tokenizer)
+    assert TextTokenizer(tmp_path).encode(["the!way"]).lengths == [5]

@@ -1,13 +1,18 @@
 """Waking the loop from other threads."""
 
 import threading
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio import to_thread
 
-from asyncembed.engine.wakeup import Loop, completion
+from asyncembed.engine.wakeup import Loop, Turnstile, completion
+from asyncembed.errors import StateError
+from tests.support.waiting import run_in_a_loop_of_its_own
 
 
 async def test_a_post_from_another_thread_runs_on_the_loop() -> None:
@@ -84,3 +89,71 @@ async def test_cancelling_who_waits_for_a_future_leaves_the_future_alone() -> No
     assert scope.cancelled_caught
     future.set_result(1)
     assert await completion(future) == 1
+
+
+# ---------------------------------------------------------------- who begins in which turn
+
+
+async def test_a_thousand_callers_begin_some_at_a_time_and_in_their_order() -> None:
+    turnstile = Turnstile(Loop(), per_turn=10)
+    turn = 0
+    began: list[tuple[int, int]] = []
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turn += 1
+
+    async def call(number: int) -> None:
+        await turnstile.enter()
+        began.append((number, turn))
+
+    async with anyio.create_task_group() as counting:
+        counting.start_soon(count_turns)
+        async with anyio.create_task_group() as group:
+            for number in range(1000):
+                group.start_soon(call, number)
+        counting.cancel_scope.cancel()
+    assert sorted(number for number, _ in began) == list(range(1000))
+    # A turn of the counter may take a group more, as tasks run in any order within a turn.
+    counts = Counter(turn for _, turn in began)
+    assert max(counts.values()) <= 20
+    assert len(counts) >= 50
+
+
+async def test_callers_who_come_one_after_another_need_not_wait() -> None:
+    turnstile = Turnstile(Loop(), per_turn=2)
+    for _ in range(50):
+        await turnstile.enter()
+
+
+async def test_a_caller_who_gives_up_waiting_holds_up_nobody() -> None:
+    turnstile = Turnstile(Loop(), per_turn=1)
+    passed: list[int] = []
+
+    async def call(number: int) -> None:
+        await turnstile.enter()
+        passed.append(number)
+
+    async with anyio.create_task_group() as group:
+        await turnstile.enter()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            with suppress(anyio.get_cancelled_exc_class()):
+                await turnstile.enter()
+        for number in range(5):
+            group.start_soon(call, number)
+    assert sorted(passed) == list(range(5))
+
+
+async def test_nobody_waits_on_another_loop_for_a_turn(anyio_backend: str) -> None:
+    """It would never come there."""
+    turnstile = Turnstile(Loop(), per_turn=1)
+
+    async def elsewhere() -> None:
+        with anyio.fail_after(20), pytest.raises(StateError, match="another event loop"):
+            while True:
+                await turnstile.enter()
+
+    await to_thread.run_sync(run_in_a_loop_of_its_own, elsewhere, anyio_backend)

@@ -73,6 +73,8 @@ class Fault:
     reset_after: int | None = None
     stall_after: int | None = None
     trickle: bool = False
+    bytes_per_second: int | None = None
+    slow_after: int = 0
     slow_headers: bool = False
     corrupt: bool = False
     ignore_range: bool = False
@@ -428,6 +430,10 @@ class _Handler(BaseHTTPRequestHandler):
             body = bytes(byte ^ 0xFF for byte in bytes(body[:3])) + bytes(body[3:])
         if fault.trickle:
             self._trickle(body)
+        if fault.bytes_per_second is not None:
+            self._write(memoryview(body)[: fault.slow_after])
+            self._drip(memoryview(body)[fault.slow_after :], fault.bytes_per_second)
+            return
         limit = min(n for n in (fault.cut_after, fault.reset_after, fault.stall_after, len(body)) if n is not None)
         self._write(memoryview(body)[:limit])
         if fault.cut_after is not None:
@@ -457,6 +463,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _trickle(self, body: Content) -> None:
         for position in range(len(body)):
             self.wfile.write(body[position : position + 1])
+            if self.hub.closing.wait(0.05):
+                return
+
+    def _drip(self, body: memoryview, bytes_per_second: int) -> None:
+        portion = max(1, bytes_per_second // 20)
+        for position in range(0, len(body), portion):
+            self.wfile.write(body[position : position + portion])
             if self.hub.closing.wait(0.05):
                 return
 

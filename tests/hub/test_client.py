@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import anyio
 import pytest
 import trustme
 from huggingface_hub import constants
 
 import asyncembed
 from asyncembed.catalogue.spec import HubSource
-from asyncembed.errors import DownloadError, OptionError, UnreachableError
+from asyncembed.errors import DownloadError, GatedRepoError, OptionError, UnreachableError
 from asyncembed.hub import fetch, retry
 from tests.hub.server import Fault, HubServer, Repo
 
@@ -213,3 +214,49 @@ def test_one_module_imports_the_http_client() -> None:
         path.name for path in package.rglob("*.py") if re.search(r"(?m)^\s*(import|from) httpx", path.read_text())
     ]
     assert importers == ["http.py"]
+
+
+class TestUnreachable:
+    @pytest.mark.parametrize("endpoint", ["http://hub.invalid", "http://no-such-name.hub.invalid:8080"])
+    async def test_a_host_that_cannot_be_resolved_is_told_at_once_and_given_up_soon(
+        self, endpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """With the pauses that a user has, and not the tests' short ones."""
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.5)
+        with anyio.fail_after(5), pytest.raises(UnreachableError, match="failed 3 times.*HF_ENDPOINT"):
+            await fetch_all()
+        (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert "hub.invalid" in warning.getMessage()
+        assert "cannot be reached" in warning.getMessage()
+
+    async def test_a_hub_that_answers_nobody_is_told_once(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+        with pytest.raises(UnreachableError, match="failed 6 times"):
+            await fetch_all()
+        (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert "http://127.0.0.1:1 cannot be reached" in warning.getMessage()
+
+    async def test_one_that_answers_the_next_time_is_no_warning(
+        self, hub: HubServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        hub.faults.append(Fault("info", times=2, close_at_once=True))
+        await fetch_all()
+        assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+class TestGated:
+    @pytest.fixture(autouse=True)
+    def _gated(self, hub: HubServer) -> None:
+        hub.known_tokens = {"hf_right"}
+        hub.faults.append(Fault("resolve", times=9, status=403, headers={"X-Error-Code": "GatedRepo"}))
+
+    async def test_without_a_token_one_is_asked_for(self) -> None:
+        with pytest.raises(GatedRepoError, match="no token was given.*HF_TOKEN"):
+            await fetch_all(token=False)
+
+    async def test_a_token_without_access_is_told_from_none(self) -> None:
+        with pytest.raises(GatedRepoError, match="the token that was given has no access.*fine-grained"):
+            await fetch_all(token="hf_right")

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import anyio
 import pytest
+from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncembed.catalogue.spec import HubSource
-from asyncembed.hub import BytesReceived, ProgressEvent, download, fetch
+from asyncembed.hub import BytesReceived, ProgressEvent, download, fetch, pace
 from asyncembed.hub.listing import RepoFile
 from asyncembed.hub.partial import ByteRanges, Partial
 from tests.hub.server import Fault, HubServer, Repo, blob_id
@@ -446,3 +447,71 @@ def test_a_journal_of_many_writes_is_believed(tmp_path: Path) -> None:
     partial.open()
     assert partial.ranges.gaps(2**30) == [(900 * 2**20, 2**30)]
     partial.discard()
+
+
+class TestLaggards:
+    @pytest.fixture(autouse=True)
+    def _soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A quarter of a second stands for five, and so on."""
+        monkeypatch.setattr(pace, "WATCH_SECONDS", 0.05)
+        monkeypatch.setattr(pace, "LAG_SECONDS", 0.25)
+        monkeypatch.setattr(pace, "LONG_SECONDS", 0.5)
+
+    async def test_other_connections_take_over_the_rest_of_one_that_trickles(self, repo: Repo, hub: HubServer) -> None:
+        """At 2 KB/s its half megabyte would take four minutes."""
+        hub.faults.append(Fault("content", path="onnx", bytes_per_second=2000))
+        with anyio.fail_after(30):
+            assert await fetch_weights() == WEIGHTS
+        assert download.CONNECTIONS < len(ranges_asked(hub)) <= download.CONNECTIONS + 4
+        assert asked_again(hub) <= 2**20
+
+    async def test_several_that_trickle_hold_up_nothing(self, repo: Repo, hub: HubServer) -> None:
+        """Most of the first connections, and some of those that take over."""
+        hub.faults.append(Fault("content", path="onnx", times=5, bytes_per_second=2000))
+        hub.faults.append(Fault("content", path="onnx", times=2, skip=4, bytes_per_second=2000))
+        with anyio.fail_after(60):
+            assert await fetch_weights() == WEIGHTS
+
+    @pytest.mark.parametrize("slow_after", [0, 1_000_000])
+    async def test_a_file_of_one_stream_is_shared_when_it_trickles(
+        self, slow_after: int, repo: Repo, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """There is nothing to compare it with, so an idle connection tries half of the rest."""
+        monkeypatch.setattr(download, "LEAST_SPLIT_BYTES", SIZE + 1)
+        hub.faults.append(Fault("content", path="onnx", bytes_per_second=2000, slow_after=slow_after))
+        with anyio.fail_after(30):
+            assert await fetch_weights() == WEIGHTS
+        first, *others = ranges_asked(hub)
+        assert first == "all"
+        assert others
+        assert asked_again(hub) <= SIZE
+
+    async def test_a_stalled_connection_is_taken_over_before_its_timeout(self, repo: Repo, hub: HubServer) -> None:
+        hub.faults.append(Fault("content", path="onnx", stall_after=100_000))
+        with anyio.fail_after(constants.HF_HUB_DOWNLOAD_TIMEOUT / 2):
+            assert await fetch_weights() == WEIGHTS
+
+    async def test_a_server_without_ranges_is_read_to_its_end(self, repo: Repo, hub: HubServer) -> None:
+        """Its slow connection is the only one there is."""
+        hub.faults.append(
+            Fault("content", path="onnx", times=99, ignore_range=True, bytes_per_second=400_000, slow_after=3_600_000)
+        )
+        with anyio.fail_after(30):
+            assert await fetch_weights() == WEIGHTS
+
+    async def test_what_a_slow_connection_brought_is_kept(self, repo: Repo, hub: HubServer) -> None:
+        received: list[int] = []
+
+        def watch(event: ProgressEvent) -> None:
+            if isinstance(event, BytesReceived):
+                received.append(event.received_bytes)
+
+        hub.faults.append(Fault("content", path="onnx", bytes_per_second=20_000))
+        with anyio.fail_after(30):
+            await fetch([HubSource(REPO)], patterns=["model.onnx"], progress=watch)
+        assert received == sorted(received)
+        assert received[-1] == SIZE
+
+
+def asked_again(hub: HubServer) -> int:
+    return asked_bytes(hub) - SIZE

@@ -38,7 +38,8 @@ class EchoEncoder:
     Its settings: `log`, a file that gets a line "count first-text" per batch; `load_log`, one that gets a line "pid
     device threads" per load; `refuse`, the message of the error that loading raises; `refuse_if`, a file whose
     existence makes loading fail; `die`, `die_if`: likewise, but loading kills the worker; `only_first`, a file that the
-    first loading makes, and whose existence kills the others; `hang`: loading never ends.
+    first loading makes, and whose existence kills the others; `hang`: loading never ends; `width`: the length of the
+    vectors, zeros after the first three.
     """
 
     facts: ClassVar = {"dim": 3}
@@ -61,6 +62,7 @@ class EchoEncoder:
                 os.kill(os.getpid(), signal.SIGKILL)
         if "hang" in settings:
             time.sleep(3600)
+        self._width = int(settings.get("width", 3))
         self._log = Path(settings["log"]) if "log" in settings else None
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
@@ -83,6 +85,8 @@ class EchoEncoder:
         lengths = [len(text) for text in texts]
         results = np.array([lengths, [os.getpid()] * len(texts), numbers], np.float32).T.copy()
         total, longest = sum(lengths), max(lengths, default=0)
+        if self._width > 3:
+            results = np.pad(results, ((0, 0), (0, self._width - 3)))
         if "unpicklable" in words:
             return Encoded([lambda: None] * len(texts))
         if "odd-count" in words:

@@ -38,7 +38,7 @@ def move_weights_out(path: Path) -> Path:
     value.ClearField("raw_data")
     value.data_location = TensorProto.EXTERNAL
     value.external_data.add(key="location", value=CONSTANT_FILE)
-    onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}_data", size_threshold=0)
+    onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}_data", size_threshold=100)
     model = onnx.load(path, load_external_data=False)
     model.graph.node.insert(0, helper.make_node("Constant", [], [constant.name], value=value))
     path.write_bytes(model.SerializeToString())

@@ -30,7 +30,7 @@ def records_without_a_key(
     sparse.embed(records)  # type: ignore[arg-type]
     sparse.passage_embed(records, on_error="skip")  # type: ignore[call-overload]
     matrices.query_embed(records)  # type: ignore[arg-type]
-    images.embed([3, 4])  # type: ignore[type-var]
+    images.embed([3, 4])  # type: ignore[list-item]
     pages.embed_text([Path("page.png")])  # type: ignore[list-item]
     pages.embed_image(records, key=lambda record: len(record))  # type: ignore[arg-type, return-value]
     reranker.rerank("query", records)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from asyncembed import (
 )
 from asyncembed.embedders.image_source import ImageInput
 from asyncembed.errors import OF_ONE_INPUT, EncodeError, InputError, WorkerCrashed
+from asyncembed.readers import csv_records, text_lines
 from asyncembed.stream import OnError
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -52,6 +53,13 @@ async def dense(model: TextEmbedding, texts: list[str], lines: AsyncIterator[str
     assert_type(await model.token_count(texts), int)
     async for batch in model.embed(texts, on_error="skip", ordered=False, priority="interactive").batches(8):
         assert_type(batch, Floats)
+
+
+async def broken_records(model: TextEmbedding) -> None:
+    """A source may hand over errors in the place of records; `key` and the pairs are of the records."""
+    async for pair in model.embed(csv_records("a.csv"), key=lambda record: record["text"]).with_inputs():
+        assert_type(pair, tuple[dict[str, str], Floats])
+    assert_type(await model.embed(text_lines("a.txt")).collect(), Floats)
 
 
 async def records(model: TextEmbedding, many: list[Record], some: Iterator[Record]) -> None:

@@ -1,0 +1,155 @@
+"""What the names of fastembed and sentence-transformers are called here: data, for the errors that refuse them.
+
+Only what is refused is looked up, so a name that means something here too (`device` in a constructor) is answered where
+it means nothing (in a call).
+"""
+
+from collections.abc import Mapping
+
+_PROMPTS = (
+    "TextEmbedding puts prompts before texts (prompts= of its constructor, prompt= and prompt_name= of its calls); "
+    "elsewhere put them there yourself, as in key=lambda text: prompt + text"
+)
+_PLAIN_ARRAYS = "leave it out: results are numpy arrays"
+_BY_POSITION = "what is to be computed comes first, without a keyword"
+_OF_THE_REPO = (
+    "leave it out: what the repo's files say holds; pooling=, normalize=, max_length= and onnx_file= change it"
+)
+_MODEL_ARGUMENTS = "onnx_file= or precision= for the file, device= or providers= for where it runs, dtype= for results"
+_TRAINING = "leave it out: models are neither trained nor saved here"
+_WORKERS = "workers= of the constructor: its processes serve every call"
+_COMPARE = "`matrix @ query` compares vectors of unit length, `maxsim_scores` the matrices of late interaction"
+_DEVICE = 'device= of the constructor ("auto", "cuda", "cpu") and device_ids='
+_ACTIVATION = 'activation="sigmoid" or activation="none"'
+_TRUNCATE_DIM = "TextEmbedding and ImageEmbedding cut vectors: truncate_dim= of their constructors"
+
+KEYWORDS: Mapping[str, str] = {
+    # fastembed
+    "cuda": 'device="cuda", or device="cpu"',
+    "parallel": _WORKERS,
+    "batch_size": (
+        "batches form by themselves; max_batch_size= and max_batch_tokens= of the constructor bound them, and "
+        "stream.batches(n) gives n results at a time"
+    ),
+    "lazy_load": "leave it out: the model is loaded when `async with` opens it",
+    "device_id": "device_ids=[...] of the constructor, which deals devices out to the workers",
+    "specific_model_path": "model_path=, or the directory in the place of the name",
+    "enable_cpu_mem_arena": "leave it out: it is on; max_batch_tokens= bounds what it holds",
+    "mmap": "leave it out: weights are mapped into memory where the runtime can",
+    "task_id": "task=, which takes its name or number",
+    "documents": _BY_POSITION,
+    "query": _BY_POSITION,
+    "queries": _BY_POSITION,
+    "passages": _BY_POSITION,
+    "texts": _BY_POSITION,
+    "text": _BY_POSITION,
+    "images": _BY_POSITION,
+    "pairs": _BY_POSITION,
+    # sentence-transformers: constructors
+    "model_name_or_path": "model_name=, or the name first, without a keyword",
+    "model": "model_name=, or the name first, without a keyword",
+    "modules": "leave it out: a model is read from its files; a ModelSpec describes one that says too little",
+    "device": _DEVICE,
+    "prompts": _PROMPTS,
+    "default_prompt_name": "prompt_name= or prompt= of each call; a default that the repo declares is put by itself",
+    "cache_folder": "cache_dir=",
+    "trust_remote_code": "leave it out: no code of a repo is ever run",
+    "use_auth_token": "token=",
+    "model_kwargs": _MODEL_ARGUMENTS,
+    "model_args": _MODEL_ARGUMENTS,
+    "automodel_args": _MODEL_ARGUMENTS,
+    "processor_kwargs": "max_length= for the length limit; the rest is read from the repo's files",
+    "tokenizer_kwargs": "max_length= for the length limit; the rest is read from the repo's files",
+    "tokenizer_args": "max_length= for the length limit; the rest is read from the repo's files",
+    "config_kwargs": _OF_THE_REPO,
+    "config_args": _OF_THE_REPO,
+    "classifier_dropout": _TRAINING,
+    "model_card_data": _TRAINING,
+    "backend": "leave it out: every model is run by ONNX Runtime",
+    "similarity_fn_name": f"leave it out: {_COMPARE}",
+    "truncate_dim": _TRUNCATE_DIM,
+    "max_active_dims": "leave it out, and keep the largest entries: vector.values.argsort()[-n:]",
+    "num_labels": "leave it out: a reranker gives one score per pair",
+    "max_seq_length": "max_length= of the constructor",
+    "activation_fn": _ACTIVATION,
+    "activation_fct": _ACTIVATION,
+    "default_activation_function": _ACTIVATION,
+    "keep_in_fp32_modules": "leave it out: precision= or onnx_file= chooses a file as a whole",
+    # sentence-transformers: encode, predict and rank
+    "inputs": _BY_POSITION,
+    "sentences": _BY_POSITION,
+    "prompt": _PROMPTS,
+    "prompt_name": _PROMPTS,
+    "task": "TextEmbedding has tasks, where the model has; queries and passages have methods of their own everywhere",
+    "show_progress_bar": "count the results as they come; progress= of the constructor is about downloads",
+    "output_value": "TextEmbedding gives a vector per text; LateInteractionTextEmbedding one per token",
+    "precision": (
+        'output="int8" or output="binary" of TextEmbedding\'s constructor makes vectors small; precision= of any '
+        "constructor chooses one of a repo's model files"
+    ),
+    "convert_to_numpy": _PLAIN_ARRAYS,
+    "convert_to_tensor": f"{_PLAIN_ARRAYS}, of which torch.from_numpy makes tensors",
+    "convert_to_sparse_tensor": "leave it out: indices and values of a sparse vector are numpy arrays",
+    "save_to_cpu": _PLAIN_ARRAYS,
+    "normalize_embeddings": "normalize= of the constructors of TextEmbedding and ImageEmbedding",
+    "pool": "pool= of the constructor, which takes a WorkerPool; without one the embedder has workers of its own",
+    "chunk_size": "leave it out: work is dealt out batch by batch; max_in_flight= bounds how far a stream reads ahead",
+    "token_pooling": "leave it out: a matrix has a row per token; Muvera makes one vector of it",
+    "target_devices": "device_ids=[...] of the constructor, which deals devices out to the workers",
+    "apply_softmax": _ACTIVATION,
+    "return_documents": "leave it out: `rank` gives positions, and documents[position] the text",
+    "top_k": "`rank(query, documents, top_k=...)` gives the best; a stream gives all scores, in input order",
+    "num_workers": _WORKERS,
+    # What is said to a call here, and to a constructor elsewhere.
+    "key": "the calls take it, as in embed(records, key=...)",
+    "on_error": "the calls take it, as in embed(texts, on_error=...)",
+    "priority": "the calls that give a stream take it, as in embed(texts, priority=...)",
+    "ordered": "the calls that give a stream take it, as in embed(texts, ordered=...)",
+}
+"""By keyword: what to use instead."""
+
+_ENCODE = "`embed(texts)` is a stream, for `async for` or `.collect()`; `await embed_documents(texts)` is for a few"
+
+ATTRIBUTES: Mapping[str, str] = {
+    "encode": _ENCODE,
+    "encode_query": "`await embed_query(text)`, or `query_embed(texts)` for many",
+    "encode_document": "`await embed_documents(texts)`, or `passage_embed(texts)` for many",
+    "encode_multi_process": _WORKERS,
+    "start_multi_process_pool": _WORKERS,
+    "stop_multi_process_pool": _WORKERS,
+    "rank": "TextCrossEncoder has it",
+    "rerank": "TextCrossEncoder has it",
+    "rerank_pairs": "TextCrossEncoder has it",
+    "predict": "`rerank_pairs(pairs)` is a stream of scores; TextCrossEncoder has it",
+    "similarity": _COMPARE,
+    "similarity_pairwise": _COMPARE,
+    "similarity_fn_name": _COMPARE,
+    "tokenize": "texts are tokenized in the workers; `await token_count(texts)` counts",
+    "tokenizer": "texts are tokenized in the workers; `await token_count(texts)` counts",
+    "processor": "inputs are prepared in the workers",
+    "preprocess": "inputs are prepared in the workers",
+    "max_seq_length": "max_length= of the constructor",
+    "get_max_seq_length": "max_length= of the constructor sets it",
+    "max_length": "max_length= of the constructor",
+    "get_sentence_embedding_dimension": "`embedding_size`",
+    "get_embedding_dimension": "`embedding_size`",
+    "truncate_sentence_embeddings": _TRUNCATE_DIM,
+    "truncate_embeddings": _TRUNCATE_DIM,
+    "device": _DEVICE,
+    "to": _DEVICE,
+    "cpu": _DEVICE,
+    "cuda": _DEVICE,
+    "half": 'precision="fp16" for the model, dtype="float16" for the vectors',
+    "eval": "leave it out: models only compute here",
+    "compile": "leave it out: ONNX Runtime optimises the graph when it loads it",
+    "save": _TRAINING,
+    "save_pretrained": _TRAINING,
+    "save_to_hub": _TRAINING,
+    "push_to_hub": _TRAINING,
+    "fit": _TRAINING,
+    "evaluate": _TRAINING,
+    "load_onnx_model": "`async with` loads the model",
+    "raw_embed": "`embed(texts)`",
+    "model_description": "`list_supported_models()`",
+}
+"""By attribute or method: what to use instead."""

@@ -1,0 +1,245 @@
+"""Files as sources: a folder of images, and the records of JSONL, CSV and text files.
+
+Each is a plain generator on the standard library's own readers, to be handed to `embed`. A stream reads it in a thread
+of its own, and only while its window has room: a file of any length takes the memory of some records, and neither disk
+nor parser runs on the event loop.
+
+```python
+stream = image_model.embed(image_paths("photos"), on_error="skip").with_inputs()
+stream = text_model.embed(json_lines("articles.jsonl"), key=lambda record: record["text"]).with_inputs()
+```
+
+A broken record is the failure of that record and of no other: an `InputError` comes in its place, which a stream treats
+as any input's failure. A source of your own may do the same.
+"""
+
+import codecs
+import csv
+import json
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from asyncembed.errors import InputError, OptionError
+
+IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+UTF8_MARK = codecs.BOM_UTF8
+"""A byte order mark at the start of a file, which some programs write, is no part of its text."""
+
+_UNDECODED = re.compile("[\udc80-\udcff]")
+"""What the error handler "surrogateescape" puts in the place of bytes that are not of a file's encoding."""
+
+
+def image_paths(
+    folder: str | os.PathLike[str], *, suffixes: Collection[str] = IMAGE_SUFFIXES, recursive: bool = True
+) -> Iterator[Path]:
+    """The image files of a folder by name, then those of the folders in it.
+
+    Links to folders are not followed, and what cannot be listed is left out, as in `os.walk`.
+
+    Args:
+        folder: Where to look.
+        suffixes: Which files count, by their ending in lower case.
+        recursive: Whether the folders in it count too.
+
+    Raises:
+        NotADirectoryError: (while it is read) `folder` is none.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root} is no directory")
+    for directory, folders, names in os.walk(root):
+        if recursive:
+            folders.sort()
+        else:
+            folders.clear()
+        for name in sorted(names):
+            if Path(name).suffix.lower() in suffixes:
+                yield Path(directory, name)
+
+
+def text_lines(path: str | os.PathLike[str], *, encoding: str = "utf-8") -> Iterator[str | InputError]:
+    """The lines of a text file, without their ends; empty ones are left out.
+
+    A line that is not valid in this encoding is an `InputError`.
+
+    Raises:
+        OptionError: There is no such encoding.
+        OSError: (while it is read) the file cannot be read.
+    """
+    return _text_lines(Path(path), _codec(encoding))
+
+
+def json_lines(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """The values of a JSONL file, one for each line that is not empty. A line that is no JSON is an `InputError`.
+
+    Raises:
+        OSError: (while it is read) the file cannot be read.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            text = (line.removeprefix(UTF8_MARK) if number == 1 else line).strip()
+            if text:
+                try:
+                    value = json.loads(text)
+                except (ValueError, RecursionError) as error:
+                    value = _failure(path, f"line {number} is no JSON: {error}", error)
+                yield value
+
+
+def csv_records(
+    path: str | os.PathLike[str], *, encoding: str = "utf-8", delimiter: str = ",", quotechar: str | None = '"'
+) -> Iterator[dict[str, str] | InputError]:
+    """The records of a CSV file with a header line: column → field, as `csv.DictReader` reads them.
+
+    Quoted fields may hold line ends; `quotechar=None` takes quotes for ordinary characters. A record that has not as
+    many fields as the header, is not valid in this encoding, or has a field over `csv.field_size_limit()`, is an
+    `InputError`.
+
+    Raises:
+        OptionError: There is no such encoding, or `delimiter` or `quotechar` is no single character.
+        InputError: (while it is read) the header itself is broken.
+        OSError: (while it is read) the file cannot be read.
+    """
+    dialect: dict[str, Any] = {"delimiter": delimiter, "quotechar": quotechar}
+    if quotechar is None:
+        dialect["quoting"] = csv.QUOTE_NONE
+    try:
+        csv.reader((), **dialect)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"delimiter and quotechar must be single characters: {error}") from error
+    return _csv_records(Path(path), _codec(encoding), dialect)
+
+
+# ---------------------------------------------------------------- text
+
+
+def _codec(encoding: str) -> str:
+    """The name by which to decode a file: with its byte order mark, where it may have one."""
+    try:
+        name = codecs.lookup(encoding).name
+    except (LookupError, TypeError, ValueError) as error:
+        raise OptionError(f"there is no encoding {encoding!r}") from error
+    return "utf-8-sig" if name == "utf-8" else name
+
+
+def _text_lines(path: Path, encoding: str) -> Iterator[str | InputError]:
+    with path.open(encoding=encoding, errors="surrogateescape") as file:
+        for number, line in enumerate(_decoded(file, path, encoding), 1):
+            text = line.rstrip("\n")
+            if text:
+                problem = _undecoded(text, encoding)
+                yield text if problem is None else _failure(path, f"line {number}{problem}")
+
+
+def _decoded(file: Iterable[str], path: Path, encoding: str) -> Iterator[str]:
+    """The lines of a file; raises `InputError` where its encoding leaves no way to go on."""
+    try:
+        yield from file
+    except UnicodeError as error:
+        raise _failure(path, f"no {encoding}: {error}") from error
+
+
+def _undecoded(text: str, encoding: str) -> str | None:
+    """What is wrong with a text of which some bytes could not be decoded."""
+    # All ASCII is the rule, and known without a look at it.
+    broken = None if text.isascii() else _UNDECODED.search(text)
+    if broken is None:
+        return None
+    return f" is no {encoding.removesuffix('-sig')}: byte 0x{ord(broken[0]) - 0xDC00:02x} at {broken.start()}"
+
+
+def _failure(path: Path, problem: str, cause: BaseException | None = None) -> InputError:
+    error = InputError(f"{path}: {problem}")
+    error.__cause__ = cause
+    return error
+
+
+# ---------------------------------------------------------------- CSV
+
+
+class _Lines:
+    """The lines of a file, of which those of the record that is being read are kept."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self.number = 0
+        self.of_record: list[str] = []
+        self._lines = lines
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.number += 1
+        self.of_record.append(line)
+        return line
+
+    def again(self) -> Iterator[str]:
+        """Those of the record from its beginning, then the others; none is kept."""
+        begun, self.of_record = self.of_record, []
+        for line in chain(begun, self):
+            self.of_record.clear()
+            yield line
+
+
+def _csv_records(path: Path, encoding: str, dialect: dict[str, Any]) -> Iterator[dict[str, str] | InputError]:
+    with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
+        header: list[str] | None = None
+        for place, row, error in _rows(_Lines(_decoded(file, path, encoding)), dialect):
+            problem = _undecoded("\n".join(row), encoding)
+            if error is not None:
+                problem = f": {error}; csv.field_size_limit() sets it"
+            elif header is not None and len(row) != len(header):
+                problem = f": {len(row)} fields, but the header has {len(header)}"
+            if problem is not None:
+                failure = _failure(path, f"{place}{problem}", error)
+                if header is None:
+                    raise failure
+                yield failure
+            elif header is None:
+                header = row
+            else:
+                yield dict(zip(header, row, strict=True))
+
+
+def _rows(lines: _Lines, dialect: dict[str, Any]) -> Iterator[tuple[str, list[str], csv.Error | None]]:
+    """The rows that are not empty, each with the lines where it stands, or with the error in its place."""
+    rows = csv.reader(lines, **dialect)
+    while True:
+        first, failure = lines.number + 1, None
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            _pass_by(lines, dialect)
+            row, failure = [], error
+        lines.of_record.clear()
+        if row or failure is not None:
+            place = f"line {first}" if lines.number == first else f"lines {first} to {lines.number}"
+            yield place, row, failure
+
+
+def _pass_by(lines: _Lines, dialect: dict[str, Any]) -> None:
+    """Have the lines read that still belong to a record of which one field is too large.
+
+    The reader itself would take what follows inside that field for records. Line by line, and with every run of
+    ordinary characters (which open and close nothing) as one, it tells whether a line ends inside a quoted field.
+    """
+    quote = dialect["quotechar"] or ""
+    ordinary = re.compile(f"[^{re.escape(dialect['delimiter'] + quote)}\r\n]+")
+    is_inside = False
+    for line in lines.again():
+        taken = iter((quote * is_inside + ordinary.sub("x", line), ""))
+        with suppress(csv.Error):
+            next(csv.reader(taken, **dialect))
+        is_inside = next(taken, None) is None
+        if not is_inside:
+            return

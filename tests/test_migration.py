@@ -1,0 +1,288 @@
+"""What users of fastembed and sentence-transformers write is taken, or answered with what to write here."""
+
+import inspect
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fastembed
+import fastembed.rerank.cross_encoder
+import numpy as np
+import pytest
+from fastembed.image.onnx_embedding import OnnxImageEmbedding
+from fastembed.late_interaction.colbert import Colbert
+from fastembed.late_interaction_multimodal.colpali import ColPali
+from fastembed.rerank.cross_encoder.onnx_text_cross_encoder import OnnxTextCrossEncoder
+from fastembed.sparse.bm25 import Bm25
+from fastembed.sparse.bm42 import Bm42
+from fastembed.sparse.minicoil import MiniCOIL
+from fastembed.sparse.splade_pp import SpladePP
+from fastembed.text.multitask_embedding import JinaEmbeddingV3
+from fastembed.text.onnx_embedding import OnnxTextEmbedding
+from fastembed.text.static_embedding import StaticTextEmbedding
+
+import asyncembed
+from asyncembed import (
+    ImageEmbedding,
+    LateInteractionMultimodalEmbedding,
+    LateInteractionTextEmbedding,
+    SparseTextEmbedding,
+    TextCrossEncoder,
+    TextEmbedding,
+    WorkerPool,
+)
+from asyncembed.errors import OptionError, StateError, UnknownModelError, UsageError
+from asyncembed.migration import ATTRIBUTES
+from tests.support.encoders import ECHO
+from tests.support.models import write_model
+
+FASTEMBED: dict[type[Any], tuple[type[Any], ...]] = {
+    TextEmbedding: (fastembed.TextEmbedding, OnnxTextEmbedding, JinaEmbeddingV3, StaticTextEmbedding),
+    SparseTextEmbedding: (fastembed.SparseTextEmbedding, Bm25, Bm42, MiniCOIL, SpladePP),
+    LateInteractionTextEmbedding: (fastembed.LateInteractionTextEmbedding, Colbert),
+    ImageEmbedding: (fastembed.ImageEmbedding, OnnxImageEmbedding),
+    LateInteractionMultimodalEmbedding: (fastembed.LateInteractionMultimodalEmbedding, ColPali),
+    TextCrossEncoder: (fastembed.rerank.cross_encoder.TextCrossEncoder, OnnxTextCrossEncoder),
+}
+HIDDEN = {"__init__": ("local_files_only", "enable_cpu_mem_arena", "task_id"), "embed": ("task_id",)}
+"""Keywords that fastembed takes out of its `**kwargs`."""
+
+# sentence-transformers 6.2, earlier names included.
+_LOADING = (
+    "model_name_or_path modules device prompts default_prompt_name cache_folder trust_remote_code revision "
+    "local_files_only token use_auth_token model_kwargs processor_kwargs tokenizer_kwargs config_kwargs "
+    "model_card_data backend similarity_fn_name"
+)
+_ENCODING = "inputs sentences prompt_name prompt batch_size show_progress_bar device pool chunk_size task"
+_DENSE = f"{_ENCODING} output_value precision convert_to_numpy convert_to_tensor normalize_embeddings truncate_dim"
+_SPARSE = f"{_ENCODING} convert_to_tensor convert_to_sparse_tensor save_to_cpu max_active_dims"
+_MATRICES = f"{_ENCODING} output_value convert_to_numpy normalize_embeddings token_pooling"
+_RANKING = (
+    "inputs sentences query documents prompt_name prompt batch_size show_progress_bar activation_fn activation_fct "
+    "apply_softmax convert_to_numpy convert_to_tensor device pool chunk_size num_workers return_documents top_k"
+)
+_OLD = "automodel_args tokenizer_args config_args model_args classifier_dropout max_seq_length target_devices"
+SENTENCE_TRANSFORMERS: dict[type[Any], dict[str, str]] = {
+    TextEmbedding: {
+        "__init__": f"{_LOADING} {_OLD} truncate_dim",
+        "embed": f"{_DENSE} target_devices",
+        "embed_query": _DENSE,
+        "embed_documents": _DENSE,
+        "query_embed": _DENSE,
+        "passage_embed": _DENSE,
+        "token_count": "texts sentences",
+    },
+    SparseTextEmbedding: {
+        "__init__": f"{_LOADING} {_OLD} max_active_dims",
+        "embed": _SPARSE,
+        "embed_query": _SPARSE,
+        "embed_documents": _SPARSE,
+    },
+    LateInteractionTextEmbedding: {
+        "__init__": f"{_LOADING} {_OLD}",
+        "embed": _MATRICES,
+        "embed_query": _MATRICES,
+        "embed_documents": _MATRICES,
+    },
+    ImageEmbedding: {"__init__": f"{_LOADING} truncate_dim", "embed": _DENSE, "embed_images": _DENSE},
+    TextCrossEncoder: {
+        "__init__": f"{_LOADING} {_OLD} num_labels max_length activation_fn default_activation_function "
+        "keep_in_fp32_modules model_name cache_dir",
+        "rerank": _RANKING,
+        "rerank_pairs": _RANKING,
+        "rank": _RANKING,
+    },
+}
+
+
+def of_fastembed() -> Iterator[tuple[type[Any], str, str]]:
+    for ours, theirs in FASTEMBED.items():
+        for kind in theirs:
+            for name, method in inspect.getmembers(kind, inspect.isfunction):
+                if (name == "__init__" or not name.startswith("_")) and hasattr(ours, name):
+                    taken = [*inspect.signature(method).parameters][1:]
+                    for keyword in (*taken, *HIDDEN.get(name, ())):
+                        if keyword not in ("args", "kwargs"):
+                            yield ours, name, keyword
+
+
+def of_sentence_transformers() -> Iterator[tuple[type[Any], str, str]]:
+    for ours, methods in SENTENCE_TRANSFORMERS.items():
+        for name, keywords in methods.items():
+            for keyword in keywords.split():
+                yield ours, name, keyword
+
+
+ALL = sorted({*of_fastembed(), *of_sentence_transformers()}, key=lambda case: (case[0].__name__, *case[1:]))
+
+
+async def refusal(kind: type[Any], method: str, keyword: str) -> str:
+    """What the keyword is answered with; empty if it is taken."""
+    try:
+        if method == "__init__":
+            kind(**{"model_name": "a/b"} | {keyword: "auto" if keyword == "device" else None})
+            return ""
+        result = getattr(kind("a/b"), method)("a text", **{keyword: None})
+        if inspect.isawaitable(result):
+            await result
+    except OptionError as error:
+        return str(error) if "unknown keyword" in str(error) else ""
+    except (StateError, TypeError):  # of what comes after the keywords: not open; a query without documents
+        return ""
+    raise AssertionError("it cannot work, as it is not open")
+
+
+def test_the_other_libraries_were_read() -> None:
+    assert (TextEmbedding, "embed", "batch_size") in ALL
+    assert (TextEmbedding, "__init__", "mmap") in ALL
+    assert (SparseTextEmbedding, "__init__", "enable_cpu_mem_arena") in ALL
+    assert (LateInteractionTextEmbedding, "token_count", "batch_size") in ALL
+    assert len(ALL) > 250
+
+
+async def test_every_keyword_of_the_other_libraries_is_taken_or_answered() -> None:
+    unanswered = []
+    answers = set()
+    for kind, method, keyword in ALL:
+        answer = await refusal(kind, method, keyword)
+        if answer:
+            answers.add(answer)
+            if "known are" in answer or "did you mean" in answer:
+                unanswered.append(f"{kind.__name__}.{method}({keyword}=): {answer}")
+    assert not unanswered
+    assert len(answers) > 40
+
+
+@pytest.mark.parametrize(
+    ("method", "keyword", "answer"),
+    [
+        ("embed", "batch_size", r"max_batch_size= and max_batch_tokens= .* stream\.batches\(n\)"),
+        ("embed", "parallel", "workers="),
+        ("embed", "precision", 'output="int8"'),
+        ("embed", "device", "device= of the constructor"),
+        ("embed", "normalize", "^embed has no keyword 'normalize': the constructor takes it"),
+        ("embed", "prompts_name", "did you mean 'prompt_name'"),
+        ("query_embed", "query", "comes first, without a keyword"),
+        ("passage_embed", "texts", "comes first, without a keyword"),
+        ("embed_query", "normalize_embeddings", "normalize= of the constructor"),
+        ("token_count", "batch_size", "max_batch_size="),
+    ],
+)
+async def test_a_call_says_what_to_use_instead(method: str, keyword: str, answer: str) -> None:
+    with pytest.raises(OptionError, match=answer):
+        result = getattr(TextEmbedding(), method)("text", **{keyword: 3})
+        await result
+
+
+def test_a_second_argument_is_no_batch_size() -> None:
+    model: Any = TextEmbedding()
+    with pytest.raises(OptionError, match=r"embed takes no further argument .* got 256 .*max_batch_size="):
+        model.embed(["a text"], 256)
+    kind: Any = TextEmbedding
+    with pytest.raises(OptionError, match="TextEmbedding takes no further argument without its name; got '/cache'"):
+        kind("a/model", "/cache")
+
+
+@pytest.mark.parametrize(
+    ("device", "answer"),
+    [
+        ("cuda:1", r'device="cuda", device_ids=\[1\]'),
+        (0, r'device="cuda", device_ids=\[0\]'),
+        ("gpu", 'device="cuda"'),
+        ("mps", r"providers=\['CoreMLExecutionProvider', 'CPUExecutionProvider'\]"),
+        (["cuda:0", "cuda:1"], "device_ids="),
+        (True, "device must be one of 'auto', 'cpu', 'cuda'; got True"),
+        ("xpu", "device must be one of"),
+    ],
+)
+def test_the_ways_of_torch_to_name_a_device(device: Any, answer: str) -> None:
+    with pytest.raises(OptionError, match=answer):
+        TextEmbedding("a/b", device=device)
+
+
+@pytest.mark.parametrize(
+    ("precision", "answer"),
+    [("binary", 'output="binary"'), ("ubinary", 'output="binary"'), ("float32", 'precision="fp32"'), (8, "a text")],
+)
+def test_the_words_of_others_for_precisions(precision: Any, answer: str) -> None:
+    with pytest.raises(OptionError, match=answer):
+        TextEmbedding("a/b", precision=precision)
+
+
+@pytest.mark.parametrize("name", sorted(ATTRIBUTES))
+def test_methods_of_others_say_what_to_call(name: str) -> None:
+    model = TextCrossEncoder("a/b") if name == "predict" else SparseTextEmbedding("a/b")
+    assert not hasattr(model, name)
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}': .") as caught:
+        getattr(model, name)
+    assert caught.value.name == name
+
+
+def test_a_misspelt_method_is_an_ordinary_error() -> None:
+    with pytest.raises(AttributeError, match="^TextEmbedding has no attribute 'embd'$"):
+        getattr(TextEmbedding(), "embd")  # noqa: B009 (a type checker would see it)
+
+
+async def test_what_is_asynchronous_says_how_it_is_used() -> None:
+    async with TextEmbedding(ECHO, workers=0) as model:
+        for stream in (model.embed(["#1"]), model.embed(["#1"]).batches(2)):
+            anything: Any = stream
+            for use in (list, iter, next, np.asarray, np.array):
+                with pytest.raises(UsageError, match=r"`async for .*await stream\.collect\(\)`"):
+                    use(anything)
+            with pytest.raises(UsageError, match=r"await stream\.collect\(\)"):
+                await anything
+            assert anything
+            await anything.aclose()
+        assert len(await model.embed(model.embed(["#1"]), key=lambda vector: f"#{int(vector[0])}").collect()) == 1
+    for kind in (model, WorkerPool(workers=0)):
+        opened: Any = kind
+        with pytest.raises(UsageError, match="async with"), opened:
+            pass
+        with pytest.raises(UsageError, match="async with"):
+            await opened
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("all-MiniLM-L6-v2", "did you mean sentence-transformers/all-MiniLM-L6-v2"),
+        ("BGE-small-en-v1.5", "did you mean BAAI/bge-small-en-v1.5"),
+        ("all-distilroberta-v1", "sentence-transformers/all-distilroberta-v1 is what sentence-transformers would take"),
+    ],
+)
+async def test_a_name_without_its_organisation_suggests_the_full_one(name: str, answer: str) -> None:
+    with pytest.raises(UnknownModelError, match=answer):
+        async with TextEmbedding(name, workers=0, local_files_only=True):
+            pass
+
+
+@pytest.mark.parametrize("form", ["path", "text", "model_path", "home"])
+async def test_a_relative_path_stays_valid_when_the_working_directory_changes(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    write_model(tmp_path / "m", dim=384)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    keywords: Any = {"workers": 1, "pooling": "cls", "normalize": True, "max_length": 64}
+    if form == "model_path":
+        keywords |= {
+            "model_name": "sentence-transformers/all-MiniLM-L6-v2",
+            "model_path": "m",
+            "onnx_file": "onnx/model.onnx",
+        }
+    else:
+        keywords["model_name"] = {"path": Path("m"), "text": "./m", "home": "~/m"}[form]
+    model = TextEmbedding(**keywords)
+    os.chdir(tmp_path / "elsewhere")
+    async with model:
+        assert len(await model.embed_query("the day")) == 384
+        assert model.model_name == os.fspath(keywords["model_name"])
+
+
+def test_every_public_class_is_compared() -> None:
+    classes = {name for name in asyncembed.__all__ if name.endswith(("Embedding", "Encoder"))} - {"SparseEmbedding"}
+    assert classes == {kind.__name__ for kind in FASTEMBED}
