@@ -190,6 +190,7 @@ LONG_KINDS = {**KINDS, "plain unigram": (unigram(), {"pad_token": "<pad>"})}
 LONG_KINDS["plain unigram"][0].pre_tokenizer = pre_tokenizers.Metaspace(split=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram", "plain unigram"])
 def test_cutting_a_run_without_spaces_changes_no_token(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     tokenizer, options = LONG_KINDS[kind]
@@ -214,6 +215,7 @@ def test_cutting_a_run_without_spaces_changes_no_token(kind: str, tmp_path_facto
     assert was_cut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram", "plain unigram"])
 @pytest.mark.parametrize("piece", ["the, way。", "日本 the", "aGVsbG8+", "中文the"])
 def test_of_megabytes_without_a_space_only_the_beginning_is_tokenized(kind: str, piece: str, tmp_path: Path) -> None:
@@ -228,6 +230,7 @@ def test_of_megabytes_without_a_space_only_the_beginning_is_tokenized(kind: str,
     assert [len(part) < 50_000 for part in ours._starts_of_pair((text, text + piece))] == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [9, 10])
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_pairs_are_those_of_the_library_however_long_their_texts_are(
