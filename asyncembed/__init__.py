@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from asyncembed.embedders.sparse import SparseTextEmbedding
     from asyncembed.embedders.text import TextCall, TextEmbedding
     from asyncembed.engine.supervisor import Stats, WorkerPool
-    from asyncembed.hub.models import download
+    from asyncembed.hub.model_files import download
     from asyncembed.muvera import Muvera
     from asyncembed.options import Options
     from asyncembed.results import SparseEmbedding
@@ -65,7 +65,7 @@ _HOMES = {
     "TextCrossEncoder": "asyncembed.embedders.cross_encoder",
     "TextEmbedding": "asyncembed.embedders.text",
     "WorkerPool": "asyncembed.engine.supervisor",
-    "download": "asyncembed.hub.models",
+    "download": "asyncembed.hub.model_files",
     "maxsim": "asyncembed.scoring",
     "maxsim_scores": "asyncembed.scoring",
 }

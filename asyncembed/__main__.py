@@ -49,7 +49,7 @@ def download(
     NAME is a model of the catalogue (see `models`) or a repo of the hub. What is interrupted goes on from where it was
     when it is called again.
     """
-    from asyncembed.hub.models import download
+    from asyncembed.hub.model_files import download
 
     call = partial(
         download,

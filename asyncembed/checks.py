@@ -62,12 +62,14 @@ def checks_keywords(method: FunctionT) -> FunctionT:
 
     @wraps(method)
     def checked(*arguments: Any, **keywords: Any) -> object:
-        check(arguments, keywords)
+        if keywords or len(arguments) > most:
+            check(arguments, keywords)
         return method(*arguments, **keywords)
 
     @wraps(method)
     async def checked_async(*arguments: Any, **keywords: Any) -> object:
-        check(arguments, keywords)
+        if keywords or len(arguments) > most:
+            check(arguments, keywords)
         return await method(*arguments, **keywords)
 
     return cast(FunctionT, checked_async if iscoroutinefunction(method) else checked)
@@ -169,13 +171,20 @@ def check_model_name(name: object) -> None:
         raise OptionError(f"model_name is a repo's name, as in 'organisation/name', not its address; got {name!r}")
 
 
-def check_words(name: str, value: object) -> tuple[str, ...] | None:
-    """The words of any iterable, or None. Raises `OptionError` for anything else, one text included."""
+def check_words(name: str, value: object, *, what: str = "words") -> tuple[str, ...] | None:
+    """The texts of any iterable, or None. Raises `OptionError` for anything else, one text included."""
     words = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else None
     if value is not None and (words is None or not all(isinstance(word, str) for word in words)):
-        what = "one string" if isinstance(value, str) else repr(value)
-        raise OptionError(f"{name} must be a collection of words, not {what}")
+        got = "one string" if isinstance(value, str) else repr(value)
+        raise OptionError(f"{name} must be a collection of {what}, not {got}")
     return words
+
+
+def check_custom_model(model: object, model_file: object, additional_files: object) -> tuple[str, ...]:
+    """The paths of the further files. Raises `OptionError` unless a model can be called so and have such files."""
+    check_text("model", model, may_be_none=False)
+    check_text("model_file", model_file, may_be_none=False)
+    return check_words("additional_files", additional_files, what="paths") or ()
 
 
 def check_path(name: str, value: object, *, may_be_none: bool = True) -> None:

@@ -31,7 +31,7 @@ from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, InputFa
 from asyncembed.results import Output
 
 if TYPE_CHECKING:
-    from asyncembed.engine.wakeup import Loop
+    from asyncembed.wakeup import Loop
 
 InputT = TypeVar("InputT")
 RecordT = TypeVar("RecordT", contravariant=True)
@@ -209,6 +209,7 @@ class StreamState(Generic[InputT]):
         self._consumer_wake = Event()
         self._feeder_wake = Event()
         self._bytes_wake = Event()
+        self._waits_for_bytes = False
         # What part of the window the feeder waits for; None while it does not wait.
         self._wanted_share: float | None = None
 
@@ -304,6 +305,11 @@ class StreamState(Generic[InputT]):
         if pending is not None:
             self._bytes += size_bytes - pending.size_bytes
             pending.size_bytes = size_bytes
+            self._look_at_bytes()
+
+    def _look_at_bytes(self) -> None:
+        self._waits_for_bytes = False
+        self._bytes_wake.set()
 
     async def wait_bytes(self, index: int, expected_bytes: int) -> None:
         """Wait until an input that was pushed may be fetched or read, for which so many bytes may come.
@@ -311,7 +317,8 @@ class StreamState(Generic[InputT]):
         The one that is to be taken first never waits: everything else may be waiting for it.
         """
         while self._bytes + expected_bytes > self._max_bytes and next(iter(self._window), index) != index:
-            if self._bytes_wake.is_set():
+            if not self._waits_for_bytes:
+                self._waits_for_bytes = True
                 self._bytes_wake = Event()
             await self._bytes_wake.wait()
 
@@ -374,7 +381,8 @@ class StreamState(Generic[InputT]):
             pending = self._window.pop(index)
             self._taken += 1
             self._bytes -= pending.size_bytes
-            self._bytes_wake.set()
+            if self._waits_for_bytes:
+                self._look_at_bytes()
             if self._wanted_share is not None:
                 self._wake_feeder(self._wanted_share)
             if type(outcome) is _Failure:

@@ -193,6 +193,39 @@ def test_pools_and_encodings_are_checked_alike() -> None:
             Muvera(**keywords)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model": ""},
+        {"model": None},
+        {"model_file": 3},
+        {"additional_files": "model.onnx_data"},
+        {"additional_files": [Path("x")]},
+        {"sources": 5},
+        {"dim": None},
+        {"normalization": "yes"},
+        {"output_name": 0},
+        {"pooling": "median"},
+        {"kind": "dense"},
+    ],
+    ids=str,
+)
+def test_a_model_of_ones_own_is_checked_alike(wrong: dict[str, Any]) -> None:
+    dense = {"pooling": "mean", "normalization": True, "dim": 3}
+    for kind, more in ((TextEmbedding, dense), (SparseTextEmbedding, {"kind": "splade"}), (TextCrossEncoder, {})):
+        known = {
+            "model": "mine/checked",
+            "sources": "mine/checked",
+            "model_file": "m.onnx",
+            "additional_files": [],
+            **more,
+        }
+        if known.keys() >= wrong.keys():
+            anything: Any = kind
+            with pytest.raises(OptionError, match="source" if "sources" in wrong else next(iter(wrong))):
+                anything.add_custom_model(**known | wrong)
+
+
 def test_what_can_work_is_taken() -> None:
     for value in (True, False):
         check_bool("x", value)

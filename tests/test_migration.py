@@ -219,6 +219,14 @@ def test_methods_of_others_say_what_to_call(name: str) -> None:
     assert caught.value.name == name
 
 
+def test_a_pool_answers_alike() -> None:
+    anything: Any = WorkerPool
+    with pytest.raises(OptionError, match="workers= of the constructor"):
+        anything(parallel=2)
+    with pytest.raises(OptionError, match="did you mean 'threads'"):
+        anything(threds=2)
+
+
 def test_a_misspelt_method_is_an_ordinary_error() -> None:
     with pytest.raises(AttributeError, match="^TextEmbedding has no attribute 'embd'$"):
         getattr(TextEmbedding(), "embd")  # noqa: B009 (a type checker would see it)

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asyncembed.catalogue.from_repo import Overrides, spec_from_directory
+from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
 from asyncembed.catalogue.spec import Family
-from asyncembed.encoders.preprocessing import Preprocessor
 from asyncembed.encoders.projection import read_projections
 from asyncembed.errors import AsyncEmbedError, ModelLoadError
 from asyncembed.export.architectures import ARCHITECTURES, read_config
+from asyncembed.images.preprocess import Preprocessor
 from asyncembed.repo_files import inside, is_safe_path, read_json, read_object, shown
 from asyncembed.runtime.safetensors import find_weights, read_tensors
 from tests.export.conftest import DATA

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeAlias, T
 from anyio import Event
 from anyio.abc import TaskGroup
 
-from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.lookup import Catalogue, describe
+from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.checks import check_bool, check_choice, check_model_name
 from asyncembed.encoders.encoder import Call
 from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
 from asyncembed.engine.scheduler import Group, Item, Priority, Sink
 from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool
-from asyncembed.engine.wakeup import Turnstile
 from asyncembed.errors import InputError, OptionError, StateError, in_words
+from asyncembed.loading import prepare
 from asyncembed.migration import ATTRIBUTES
-from asyncembed.opening import prepare
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
 from asyncembed.results import COUNT, Output, dense
 from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
+from asyncembed.wakeup import Turnstile
 
 InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")

@@ -7,7 +7,7 @@ from typing import Any, Literal, Unpack, cast, get_args, overload
 
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.checks import check_bool, check_choice, check_count, checks_keywords
+from asyncembed.checks import check_bool, check_choice, check_count, check_custom_model, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, ModelName, PriorityName, measure_text
 from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call
@@ -262,6 +262,7 @@ class TextCrossEncoder(Embedder):
         Raises:
             OptionError: The name is taken, or there is no source.
         """
+        files = check_custom_model(model, model_file, additional_files)
         Catalogue.builtin().register(
             ModelSpec(
                 name=model,
@@ -269,7 +270,7 @@ class TextCrossEncoder(Embedder):
                 encoder="cross_encoder",
                 sources=parse_sources(sources, model),
                 model_file=model_file,
-                additional_files=tuple(additional_files or ()),
+                additional_files=files,
                 description=description,
                 license=license,
                 size_in_gb=size_in_gb,

@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, overload
 from anyio import CancelScope, get_cancelled_exc_class, move_on_after
 from anyio.abc import TaskGroup
 
-from asyncembed.catalogue.from_repo import Overrides
+from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.checks import check_bool, check_choice, check_count, check_seconds, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, Measure, ModelIntake, ModelName, PriorityName
-from asyncembed.embedders.fetch import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
-from asyncembed.embedders.image_source import (
+from asyncembed.embedders.roles import ReturningCall, StreamCall
+from asyncembed.encoders.encoder import Call
+from asyncembed.engine.scheduler import Group, Item, Priority, Sink
+from asyncembed.engine.supervisor import PooledModel, WorkerPool
+from asyncembed.errors import AsyncEmbedError, InputError, StateError
+from asyncembed.images.inputs import MAX_IMAGE_PIXELS, describe
+from asyncembed.images.intake import (
     ENCODED_BYTES_PER_TOKEN,
     Absent,
     ImageInput,
@@ -23,12 +28,7 @@ from asyncembed.embedders.image_source import (
     as_images,
     measure_image,
 )
-from asyncembed.embedders.roles import ReturningCall, StreamCall
-from asyncembed.encoders.encoder import Call
-from asyncembed.encoders.image_input import MAX_IMAGE_PIXELS, describe
-from asyncembed.engine.scheduler import Group, Item, Priority, Sink
-from asyncembed.engine.supervisor import PooledModel, WorkerPool
-from asyncembed.errors import AsyncEmbedError, InputError, StateError
+from asyncembed.images.urls import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.options import OptionKeywords
 from asyncembed.results import Output, ScalarT
 from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source, StreamState
@@ -61,9 +61,10 @@ class ImageEmbedder(Embedder):
 
     An image is a path, a URL (http or https), a file's bytes, a file object, an image of Pillow's, or an array of
     uint8 pixels, (height, width) or (height, width, 1, 3 or 4). It is decoded in a worker; see
-    `asyncembed.encoders.decoding` for what becomes of alpha, palettes, CMYK and so on. Paths are opened there too. URLs
+    `asyncembed.images.decode` for what becomes of alpha, palettes, CMYK and so on. Read are JPEG, PNG, GIF, BMP,
+    PPM, WebP, TIFF, AVIF, JPEG 2000, ICO, and HEIF where pillow-heif is installed. Paths are opened there too. URLs
     are fetched and file objects read beforehand, up to 16 at a time (and none while a stream holds more than
-    `max_in_flight_bytes`); see `asyncembed.embedders.fetch`.
+    `max_in_flight_bytes`); see `asyncembed.images.urls`.
 
     Args:
         model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`.

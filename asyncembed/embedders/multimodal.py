@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, overload
 from asyncembed.checks import check_bool, check_choice, checks_keywords
 from asyncembed.embedders.base import InputT, Key, ModelName, PriorityName, as_source, measure_text
 from asyncembed.embedders.image import ImageEmbedder, ImageKeywords
-from asyncembed.embedders.image_source import ImageInput, ImageT, measure_image
 from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call
+from asyncembed.images.intake import ImageInput, ImageT, measure_image
 from asyncembed.results import MATRICES, ScalarT
 from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source
 

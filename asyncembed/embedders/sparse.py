@@ -11,6 +11,7 @@ from asyncembed.checks import (
     check_bool,
     check_choice,
     check_count,
+    check_custom_model,
     check_number,
     check_text,
     check_words,
@@ -25,7 +26,7 @@ from asyncembed.results import SPARSE, SparseEmbedding
 from asyncembed.stream import Source
 
 if TYPE_CHECKING:
-    from asyncembed.encoders.terms import Stemmer
+    from asyncembed.encoders.stemming import Stemmer
 
 CustomKind = Literal["splade", "inference_free_splade"]
 
@@ -53,7 +54,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         b: BM25, miniCOIL: how much a long document is discounted, 0 to 1 (0.75).
         avg_len: BM25, miniCOIL: terms of an average document of the collection (256; miniCOIL 150).
         language: BM25: decides the stemmer and the stop words ("english"). The names are those of
-            `asyncembed.encoders.terms.LANGUAGES`.
+            `asyncembed.encoders.stemming.LANGUAGES`.
         token_max_length: BM25: a word of more characters does not count (40).
         disable_stemmer: BM25: take words as they are; without `stopwords`, no stop words either.
         stemmer: BM25: an object with the method `stem_word(word) -> stem`; an empty stem drops the word. It is sent to
@@ -145,7 +146,8 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
             OptionError: The name is taken, there is no source, or no such kind.
         """
         check_choice("kind", kind, get_args(CustomKind))
-        files = dict.fromkeys([*(additional_files or ()), *(["idf.json"] if kind == "inference_free_splade" else [])])
+        given = check_custom_model(model, model_file, additional_files)
+        files = dict.fromkeys([*given, *(["idf.json"] if kind == "inference_free_splade" else [])])
         Catalogue.builtin().register(
             ModelSpec(
                 name=model,

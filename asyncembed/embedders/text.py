@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, Unpack, cast, get_args, overload
 
-from asyncembed.catalogue.from_repo import Overrides
 from asyncembed.catalogue.lookup import Catalogue, parse_sources
+from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import ModelSpec, Pooling
-from asyncembed.checks import check_bool, check_choice, check_count, check_text, checks_keywords
+from asyncembed.checks import check_bool, check_choice, check_count, check_custom_model, check_text, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, ModelName, Opened, PriorityName, as_source, measure_text
 from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call, Mode
@@ -371,7 +371,10 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         Raises:
             OptionError: The name is taken, there is no source, or the pooling is not known.
         """
-        check_count("dim", dim, least=1)
+        files = check_custom_model(model, model_file, additional_files)
+        check_count("dim", dim, least=1, may_be_none=False)
+        check_bool("normalization", normalization)
+        check_text("output_name", output_name)
         wanted = str(getattr(pooling, "value", pooling)).lower()
         wanted = {"disabled": "none"}.get(wanted, wanted)
         check_choice("pooling", wanted, get_args(Pooling))
@@ -382,7 +385,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
                 encoder="dense",
                 sources=parse_sources(sources, model),
                 model_file=model_file,
-                additional_files=tuple(additional_files or ()),
+                additional_files=files,
                 dim=dim,
                 pooling=cast(Pooling, wanted),
                 normalize=normalization,

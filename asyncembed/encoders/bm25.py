@@ -14,7 +14,7 @@ import numpy.typing as npt
 from asyncembed.checks import check_number
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.encoders.settings import read_settings
-from asyncembed.encoders.terms import WORD, Stemmer, Terms, is_punctuation_mark, read_stop_words, snowball
+from asyncembed.encoders.stemming import WORD, Stemmer, Terms, is_punctuation_mark, read_stop_words, snowball
 from asyncembed.errors import InputError, OptionError
 from asyncembed.results import SparseBatch
 
@@ -52,7 +52,7 @@ class Bm25Settings:
 
     Attributes:
         k, b, avg_len: See `TermFrequency`.
-        language: Decides the stemmer and the list of stop words: one of `asyncembed.encoders.terms.LANGUAGES`.
+        language: Decides the stemmer and the list of stop words: one of `asyncembed.encoders.stemming.LANGUAGES`.
         token_max_length: A word of more characters does not count.
         disable_stemmer: Take words as they are; without `stopwords`, no stop words either.
         stemmer: A stemmer of your own; an instance of an importable class, since it travels to the workers.

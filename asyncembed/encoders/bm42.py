@@ -9,8 +9,8 @@ import numpy as np
 from asyncembed.checks import check_number
 from asyncembed.encoders.encoder import Encoder, EncoderConfig
 from asyncembed.encoders.settings import read_settings
-from asyncembed.encoders.sparse import NOT_FINITE, Entries, SparseEncoder, sparse_tokenizer
-from asyncembed.encoders.terms import Terms, read_stop_words, snowball
+from asyncembed.encoders.sparse_graph import NOT_FINITE, Entries, SparseEncoder, sparse_tokenizer
+from asyncembed.encoders.stemming import Terms, read_stop_words, snowball
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer
 from asyncembed.encoders.word_pieces import WordPieces
 from asyncembed.runtime.session import Array

@@ -8,10 +8,10 @@ from tokenizers import Encoding
 
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.encoders.finite import quietly, rows_not_finite
-from asyncembed.encoders.graph import TextGraph, is_finished
 from asyncembed.encoders.pooling import FloatArray, IntArray, normalize, pool
 from asyncembed.encoders.postprocess import encoded_rows
 from asyncembed.encoders.projection import read_projections
+from asyncembed.encoders.text_graph import TextGraph, is_finished
 from asyncembed.encoders.tokenization import TextTokenizer, Tokenized
 from asyncembed.errors import OptionError, UnsupportedModelError
 from asyncembed.runtime.session import Array

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from asyncembed.encoders.bm25 import TermFrequency
 from asyncembed.encoders.encoder import Encoder, EncoderConfig
 from asyncembed.encoders.settings import read_settings
-from asyncembed.encoders.sparse import Entries, SparseEncoder, sparse_tokenizer
-from asyncembed.encoders.terms import (
+from asyncembed.encoders.sparse_graph import Entries, SparseEncoder, sparse_tokenizer
+from asyncembed.encoders.stemming import (
     LARGEST_INDEX,
     WORD,
     Terms,

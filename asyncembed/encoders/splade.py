@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from asyncembed.encoders.encoder import Encoder, EncoderConfig
 from asyncembed.encoders.settings import NoSettings, read_settings
-from asyncembed.encoders.sparse import Entries, SparseEncoder, sparse_tokenizer
+from asyncembed.encoders.sparse_graph import Entries, SparseEncoder, sparse_tokenizer
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.repo_files import read_json

@@ -18,7 +18,7 @@ from asyncembed.encoders.finite import Finite, quietly
 from asyncembed.encoders.pooling import FloatArray, normalize
 from asyncembed.encoders.postprocess import encoded_rows
 from asyncembed.encoders.tokenization import TextTokenizer, sort_out
-from asyncembed.encoders.words import WordTable
+from asyncembed.encoders.word_table import WordTable
 from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
 from asyncembed.repo_files import shown
 from asyncembed.runtime.safetensors import Tensors, read_tensors

@@ -5,16 +5,15 @@ that does not would run again as a whole in each worker, open its embedders ther
 does it for the program, at its import: before that, nothing can have been opened.
 """
 
-import multiprocessing
 import sys
-from multiprocessing import process
+from multiprocessing import process, spawn
 
 
 def become_child() -> None:
     """If this process was started to be a worker, be one, and end with it; else return."""
     if getattr(process.current_process(), "_inheriting", False):
         return  # it is one already, and imports this package for its work
-    multiprocessing.freeze_support()
+    spawn.freeze_support()  # multiprocessing's own name for it does nothing but on Windows
     if len(sys.argv) > 2 and sys.argv[-2] == "-c" and sys.argv[-1].startswith("from multiprocessing.resource_tracker "):
         exec(sys.argv[-1], {})  # noqa: S102 (multiprocessing's own helper, started as it starts it)
         sys.exit()

@@ -14,19 +14,18 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from logging import getLogger
 from math import ceil, inf
-from statistics import mean, median
+from statistics import median
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 from anyio import CancelScope, CapacityLimiter, Event, to_thread
 
-from asyncembed.checks import check_pool_options
+from asyncembed.checks import check_pool_options, checks_keywords
 from asyncembed.engine import child
 from asyncembed.engine.cores import available_cores as available_cores
 from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
 from asyncembed.engine.model import Speed
 from asyncembed.engine.scheduler import Batch, Group, Item, Priority, Scheduler
-from asyncembed.engine.wakeup import Loop, completion
 from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone
 from asyncembed.errors import (
     OF_ONE_INPUT,
@@ -39,6 +38,7 @@ from asyncembed.errors import (
     WorkerError,
     WorkersImpossible,
 )
+from asyncembed.wakeup import Loop, completion
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -224,7 +224,7 @@ class _Slot:
             return True
         if len(self.in_flight) >= MAX_DEPTH or not all(running.speed.is_known for running in self.in_flight):
             return False
-        typical_seconds = mean(running.speed.batch_seconds for running in self.in_flight)
+        typical_seconds = sum(running.speed.batch_seconds for running in self.in_flight) / len(self.in_flight)
         if len(self.in_flight) > ceil(ROUND_TRIP_SECONDS / typical_seconds):
             return False
         # By size, too: what was computed lately may have been much smaller than what is in flight.
@@ -261,6 +261,7 @@ class WorkerPool(Openable):
         WorkerError: (on opening) no worker could be started.
     """
 
+    @checks_keywords
     def __init__(
         self,
         *,

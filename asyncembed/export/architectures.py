@@ -6,7 +6,7 @@ from typing import Protocol
 
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.export import bert_like
-from asyncembed.export.graph import Graph
+from asyncembed.export.onnx_builder import Graph
 from asyncembed.repo_files import quoted, read_json
 from asyncembed.runtime.safetensors import Tensors, find_weights
 

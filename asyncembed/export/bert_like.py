@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
-from asyncembed.export.graph import Graph
+from asyncembed.export.onnx_builder import Graph
 from asyncembed.repo_files import quoted
 from asyncembed.runtime.safetensors import Tensors
 from asyncembed.runtime.session import Array

@@ -8,8 +8,8 @@ from asyncembed.errors import DownloadError, NoSourceError, OptionError
 from asyncembed.files import in_disk_thread
 from asyncembed.hub.archive import Archive
 from asyncembed.hub.cache import cache_root, translate_disk_error
-from asyncembed.hub.external_data import loadable_model_path
 from asyncembed.hub.listing import DEFAULT_REVISION, Listing, RepoFile, Wanted
+from asyncembed.hub.loadable_path import loadable_model_path
 from asyncembed.hub.progress import (
     BytesReceived,
     CallbackFailedError,
@@ -20,7 +20,7 @@ from asyncembed.hub.progress import (
     ProgressEvent,
     ProgressReport,
 )
-from asyncembed.hub.sources import CacheFolder, HubRepo, LocalDirectory, Place
+from asyncembed.hub.repo import CacheFolder, HubRepo, LocalDirectory, Place
 
 __all__ = [
     "BytesReceived",

@@ -22,8 +22,8 @@ from anyio import from_thread
 from asyncembed.errors import ArchiveError, CorruptFileError, NotCachedError, RepoFileNotFoundError
 from asyncembed.files import BinaryFile, in_disk_thread, open_file
 from asyncembed.hub.addresses import shown_address
-from asyncembed.hub.flight import only_one
 from asyncembed.hub.listing import Wanted
+from asyncembed.hub.locks import only_one
 from asyncembed.hub.progress import BytesReceived, DownloadFinished, DownloadStarted, FileFinished, Reporter
 from asyncembed.hub.retry import Patience, TransientError
 from asyncembed.repo_files import is_safe_path, shown
@@ -116,11 +116,22 @@ class Archive:
         return found
 
     def _install(self, extracted: Path) -> None:
-        """Put the folder in its place; what an interrupted tool left there goes away: of a link, only itself."""
-        if self._target.exists() or self._target.is_symlink():
-            leftover = extracted.with_name("leftover")
-            self._target.rename(leftover)
-        extracted.rename(self._target)
+        """Put the folder in its place: of a link there, only itself goes away; of a folder, what the archive has."""
+        if self._target.is_symlink():
+            self._target.unlink()
+        if not self._target.exists():
+            extracted.rename(self._target)
+            return
+        # An interrupted tool's, or somebody's own of this name: what else is in it stays.
+        home = self._target.resolve()
+        for path in sorted(extracted.rglob("*")):
+            place = self._target / path.relative_to(extracted)
+            if not place.parent.resolve().is_relative_to(home):
+                raise ArchiveError(f"{place.parent} is a link out of {home}; take it away", source=self.name)
+            if path.is_dir():
+                place.mkdir(exist_ok=True)
+            else:
+                path.replace(place)
 
     async def _download(self, archive: Path, report: Reporter) -> int:
         """Download the archive; going on where it broke off, if the server still has the same one."""

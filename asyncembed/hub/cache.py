@@ -82,7 +82,13 @@ def cache_root(cache_dir: str | Path | None) -> Path:
     """The cache's root: `cache_dir`, else where huggingface_hub keeps its own."""
     from huggingface_hub import constants
 
-    return Path(cache_dir if cache_dir is not None else constants.HF_HUB_CACHE).expanduser().resolve()
+    root = Path(cache_dir if cache_dir is not None else constants.HF_HUB_CACHE)
+    try:
+        return root.expanduser().resolve()
+    except RuntimeError as error:  # a user without an entry in passwd, as in a container, and no HOME
+        raise CacheNotWritableError(
+            f"the cache {root} cannot be found, as this user has no home; set HOME or HF_HOME, or give cache_dir="
+        ) from error
 
 
 class RepoCache:

@@ -21,8 +21,8 @@ from asyncembed.files import in_disk_thread
 from asyncembed.hub import pace
 from asyncembed.hub.cache import RepoCache, is_disk_full, translate_disk_error
 from asyncembed.hub.client import Answer, HubClient
-from asyncembed.hub.flight import only_one
 from asyncembed.hub.listing import Listing, RepoFile
+from asyncembed.hub.locks import only_one
 from asyncembed.hub.pace import Stretch
 from asyncembed.hub.partial import Partial
 from asyncembed.hub.progress import BytesReceived, FileFinished, Reporter

@@ -7,6 +7,7 @@ attributes and the heads of tensors are walked through once, in all subgraphs an
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
 from pathlib import Path
 
 from asyncembed.runtime.protobuf import Message, open_message
@@ -73,9 +74,19 @@ class OnnxFile:
 def read_onnx_file(path: Path) -> OnnxFile:
     """Read what the file at `path` says; blocks. A file that is no ONNX model says nothing: that is for the runtime.
 
+    The latest answers are remembered, as several ask for the same file when it is loaded.
+
     Raises:
         ModelLoadError: It has more parts than any graph that we know of.
+        OSError: It cannot be read.
     """
+    status = path.stat()
+    return _read(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=16)
+def _read(path: Path, _: tuple[int, ...]) -> OnnxFile:
+    """The answer for the file that `path` leads to, which the second argument tells from others."""
     weights: dict[str, None] = {}
     is_dynamically_quantized = False
     try:

@@ -15,8 +15,8 @@ from fastembed import ImageEmbedding as ReferenceImageEmbedding
 from PIL import Image
 
 from asyncembed import ImageEmbedding, LateInteractionMultimodalEmbedding
-from asyncembed.embedders.fetch import CONCURRENCY
 from asyncembed.errors import InputError, OptionError, StateError
+from asyncembed.images.urls import CONCURRENCY
 from tests.support.images import encoded, picture, write_image_model
 from tests.support.waiting import until
 from tests.support.web import WebServer

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from asyncembed import LateInteractionMultimodalEmbedding, maxsim_scores
-from asyncembed.encoders.build import build
 from asyncembed.encoders.encoder import Call, EncoderConfig
+from asyncembed.encoders.registry import build
 from asyncembed.errors import InputError
 from tests.support.images import picture
 from tests.support.models import TEXTS

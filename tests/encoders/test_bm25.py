@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from asyncembed.encoders import build
 from asyncembed.encoders.bm25 import split_words
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
-from asyncembed.encoders.terms import LANGUAGES
+from asyncembed.encoders.stemming import LANGUAGES
 from asyncembed.errors import ModelLoadError, OptionError
 from asyncembed.results import SparseBatch
 from tests.support.sparse_models import BM25, catalogued, write_bm25

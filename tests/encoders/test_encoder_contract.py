@@ -11,7 +11,6 @@ import pytest
 
 from asyncembed.catalogue.lookup import Catalogue
 from asyncembed.encoders import build
-from asyncembed.encoders.build import build as build_function
 from asyncembed.encoders.encoder import Call, Encoded, Encoder, EncoderConfig, Mode
 from asyncembed.errors import InputError
 from asyncembed.results import SparseEmbedding
@@ -91,7 +90,7 @@ def encode(encoder: Encoder, mode: Mode, inputs: Sequence[object]) -> Encoded:
 
 
 def test_no_encoder_is_forgotten() -> None:
-    tree = ast.parse(inspect.getsource(build_function))
+    tree = ast.parse(inspect.getsource(build))
     patterns = [node for node in ast.walk(tree) if isinstance(node, ast.MatchValue)]
     known = {ast.literal_eval(pattern.value) for pattern in patterns}
     assert known == WRITE.keys()

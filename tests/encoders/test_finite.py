@@ -20,8 +20,8 @@ from asyncembed.encoders.finite import rows_not_finite
 from asyncembed.encoders.pooling import normalize
 from asyncembed.errors import EncodeError, InputError, ModelLoadError
 from asyncembed.runtime.safetensors import read_tensors
-from tests.encoders.test_graph import TEXT_FAMILIES, results_of
 from tests.encoders.test_static import static_encoder
+from tests.encoders.test_text_graph import TEXT_FAMILIES, results_of
 from tests.support.images import encoded, picture, write_image_model
 from tests.support.models import spec_for, write_model
 from tests.support.multimodal import NAMES, write_multimodal_model

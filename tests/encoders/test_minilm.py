@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asyncembed.catalogue.from_repo import spec_from_directory
 from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.export import ensure_graph

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fastembed import TextEmbedding
 
-from asyncembed.catalogue.from_repo import spec_from_directory
 from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, Encoder, EncoderConfig

@@ -3,6 +3,8 @@
 import pickle
 from pathlib import Path
 
+import pytest
+
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.engine import child
@@ -92,3 +94,29 @@ def test_every_answer_survives_pickling() -> None:
         host.run(0, ["raise"], Call()),
     ):
         assert type(pickle.loads(pickle.dumps(answer))) is type(answer)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "exit",
+        "raise-KeyboardInterrupt",
+        "raise-GeneratorExit",
+        "raise-MemoryError",
+        "raise-RecursionError",
+        "raise-own",
+    ],
+)
+def test_whatever_an_input_raises_is_an_error_of_the_batch(name: str) -> None:
+    answer = loaded_host().run(0, ["a", name], Call())
+    assert isinstance(answer, child.Failed)
+    assert isinstance(answer.error, EncodeError)
+    assert pickle.loads(pickle.dumps(answer)).error.worker_traceback
+
+
+@pytest.mark.parametrize("name", ["SystemExit", "KeyboardInterrupt"])
+def test_whatever_loading_raises_is_an_error_of_the_model(name: str) -> None:
+    answer = child.Host().load(0, config_of(with_settings(raises=name)))
+    assert isinstance(answer, child.Failed)
+    assert isinstance(answer.error, ModelLoadError)
+    assert name in str(answer.error)

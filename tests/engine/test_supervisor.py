@@ -219,6 +219,96 @@ async def test_an_input_withdrawn_after_it_killed_a_worker_is_not_tried_again(tm
         assert model.stats().workers_restarted == 1
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("word", ["raise-KeyboardInterrupt", "raise-GeneratorExit", "raise-MemoryError", "raise-own"])
+async def test_whatever_an_input_raises_it_fails_alone(word: str, workers: int) -> None:
+    async with TextEmbedding(ECHO, workers=workers) as model:
+        error = only_error(await numbers(model, numbered(4, at_2=word)), 2)
+        assert isinstance(error, EncodeError)
+        assert model.stats().workers_restarted == 0
+
+
+# ---------------------------------------------------------------- shortages
+
+SHORTAGE = """
+import os, resource, signal, sys, threading
+import anyio
+from asyncembed.embedders.text import TextEmbedding
+from asyncembed.errors import WorkerError
+from tests.support.encoders import ECHO
+
+def descriptors(is_short):
+    most = len(os.listdir("/proc/self/fd")) + 2 if is_short else before[0]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+
+def threads(is_short):
+    threading.Thread.start = refuse if is_short else start
+
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+
+before, start = resource.getrlimit(resource.RLIMIT_NOFILE), threading.Thread.start
+shorten = globals()[sys.argv[1]]
+
+async def main():
+    async with TextEmbedding(ECHO, workers=1) as model:
+        pool = model._opened.pool
+        (pid,) = pool.worker_pids()
+        shorten(True)
+        os.kill(pid, signal.SIGKILL)
+        try:
+            with anyio.fail_after(30):
+                await model.embed_query("a")
+        except WorkerError as error:
+            print(type(error).__name__, "cannot be started" in str(error) or "no thread can be started" in str(error))
+        shorten(False)
+        with anyio.fail_after(30):
+            while not pool.worker_pids():
+                await anyio.sleep(0.01)
+            print(len(await model.embed_documents(["a", "b"])))
+
+anyio.run(main, backend=sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("what", ["descriptors", "threads"])
+def test_a_worker_that_dies_in_a_shortage_is_replaced_when_it_has_passed(
+    what: str, tmp_path: Path, anyio_backend: str
+) -> None:
+    done = programs.run(SHORTAGE, tmp_path, what, anyio_backend)
+    assert done.stdout == "WorkerError True\n2\n"
+    assert "Traceback" not in done.stderr
+
+
+LIMITED = """
+import resource, sys
+import anyio
+from asyncembed.embedders.text import TextEmbedding
+from asyncembed.errors import WorkerError
+from tests.support.encoders import ECHO
+
+async def main():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for most in map(int, sys.argv[2:]):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+        try:
+            async with TextEmbedding(ECHO, workers=2) as model:
+                print(len(await model.embed_documents(["a", "b"])))
+        except WorkerError as error:
+            print(2 if "workers=0" in str(error) else error)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+def test_with_too_few_descriptors_opening_works_or_says_so(tmp_path: Path, anyio_backend: str) -> None:
+    limits = [str(most) for most in range(12, 29, 4)]
+    done = programs.run(LIMITED, tmp_path, anyio_backend, *limits)
+    assert done.stdout == "2\n" * len(limits)
+    assert "Traceback" not in done.stderr
+
+
 # ---------------------------------------------------------------- failures that kill nobody
 
 
@@ -512,6 +602,38 @@ async def test_concurrent_queries_become_few_batches(pool: WorkerPool) -> None:
                 group.start_soon(ask, i)
         assert results == {i: i for i in range(64)}
         assert model.stats().batches <= 6
+
+
+async def test_cheap_batches_do_not_make_costly_ones_pile_up(tmp_path: Path, gate: Path) -> None:
+    """What was learnt of a fast model in the same pool says nothing of a slow one: a query would wait for them all."""
+    async with (
+        WorkerPool(workers=1) as pool,
+        TextEmbedding(ECHO, pool=pool, max_batch_size=1) as cheap,
+        TextEmbedding(replace(ECHO, name="costly"), pool=pool, max_batch_size=1) as costly,
+    ):
+        for _ in range(3):
+            await numbers(cheap, numbered(200))
+        async with costly.embed([f"{text} wait:{gate}" for text in numbered(10)]) as stream:
+            async with anyio.create_task_group() as group:
+                group.start_soon(anext, stream)
+                await until(lambda: costly.stats().in_flight > 0 and costly.stats().queued_bulk > 0)
+                await anyio.wait_all_tasks_blocked()
+                assert costly.stats().in_flight == 1
+                gate.touch()
+
+
+async def test_counting_tokens_says_nothing_of_embedding_them(gate: Path) -> None:
+    async with WorkerPool(workers=1) as pool, TextEmbedding(ECHO, pool=pool, max_batch_size=1) as model:
+        inbox, group = Inbox(), Group(cast(Any, model)._opened.model.key, Call(mode="count"), 2048, 1)
+        pool.submit([Item("a", 3, group, Priority.BULK, inbox, index) for index in range(300)])
+        await until(lambda: len(inbox.heard) == 300)
+        async with model.embed([f"{text} wait:{gate}" for text in numbered(10)]) as stream:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anext, stream)
+                await until(lambda: model.stats().in_flight > 0 and model.stats().queued_bulk > 0)
+                await anyio.wait_all_tasks_blocked()
+                assert model.stats().in_flight == 1
+                gate.touch()
 
 
 # ---------------------------------------------------------------- workers kept free for interactive work

@@ -244,3 +244,31 @@ def test_no_worker_outlives_a_parent_that_is_killed(text: str, tmp_path: Path) -
     parent.communicate()
     _, alive = psutil.wait_procs(workers, timeout=5)
     assert not alive
+
+
+def test_no_worker_outlives_a_parent_that_has_forked_and_is_killed(tmp_path: Path) -> None:
+    """The forked child holds the pipe open whose end would tell a worker."""
+    source = """
+import os, sys, time, warnings
+warnings.simplefilter("ignore")
+from asyncembed.engine.worker import ProcessWorker
+worker = ProcessWorker(threads=1)
+worker.start().result()
+child = os.fork()
+if not child:
+    os.close(1), os.close(2)
+    time.sleep(3600)
+print(worker.pid, child, flush=True)
+time.sleep(3600)
+"""
+    parent = programs.start(source, tmp_path)
+    assert parent.stdout is not None
+    worker, child = map(psutil.Process, map(int, parent.stdout.readline().split()))
+    parent.kill()
+    parent.wait()
+    try:
+        _, alive = psutil.wait_procs([worker], timeout=10)
+        assert not alive
+    finally:
+        child.kill()
+        parent.communicate()

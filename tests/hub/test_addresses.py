@@ -15,7 +15,7 @@ from asyncembed.catalogue.spec import ArchiveSource, HubSource
 from asyncembed.errors import AsyncEmbedError, BadTokenError, DownloadError, OptionError, UnreachableError
 from asyncembed.hub import fetch, retry
 from asyncembed.hub.addresses import LONGEST_QUOTE, Secrets, passwords_in, shown_address, split_login
-from asyncembed.hub.models import HubAccess
+from asyncembed.hub.model_files import HubAccess
 from asyncembed.options import Options
 from tests.hub.server import Fault, HubServer, Repo
 

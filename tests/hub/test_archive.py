@@ -19,12 +19,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncembed.catalogue.spec import ArchiveSource, HubSource
+from asyncembed.catalogue.spec import ArchiveSource, HubSource, ModelSpec
 from asyncembed.errors import ArchiveError, CorruptFileError, DownloadError, NotCachedError, RepoFileNotFoundError
 from asyncembed.hub import archive as archive_module
 from asyncembed.hub import fetch
 from asyncembed.hub.archive import extract
+from asyncembed.hub.model_files import HubAccess, fetch_model
 from tests.hub.server import Fault, HubServer
+from tests.support.external_data import graph_naming
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -103,9 +105,43 @@ async def test_the_stores_own_hash_is_checked(source: ArchiveSource, hub: HubSer
 
 
 async def test_a_half_extracted_folder_of_another_tool_is_replaced(source: ArchiveSource, cache: Path) -> None:
-    (cache / FOLDER).mkdir(parents=True)
-    (cache / FOLDER / "config.json").write_bytes(b"{}")
+    (cache / FOLDER / "sub").mkdir(parents=True)
+    (cache / FOLDER / "sub/config.json").write_bytes(b"half")
     assert_whole(await fetch([source], patterns=["*"], required=["model.onnx"]), cache)
+
+
+async def test_what_else_is_in_a_folder_of_the_archives_name_stays(source: ArchiveSource, cache: Path) -> None:
+    """A cache may be any directory of the user's, and the folder in it his own."""
+    (cache / FOLDER / "sub").mkdir(parents=True)
+    (cache / FOLDER / "sub/config.json").write_bytes(b"half")
+    (cache / FOLDER / "notes.txt").write_bytes(b"the only copy")
+    directory = await fetch([source], patterns=["*"], required=["model.onnx"])
+    assert (directory / "notes.txt").read_bytes() == b"the only copy"
+    assert (directory / "sub/config.json").read_bytes() == b"{}"
+
+
+async def test_an_archive_is_not_extracted_through_a_link(source: ArchiveSource, cache: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (cache / FOLDER).mkdir(parents=True)
+    (cache / FOLDER / "sub").symlink_to(elsewhere)
+    with pytest.raises(DownloadError, match="is a link out of"):
+        await fetch([source], patterns=["*"], required=["model.onnx"])
+    assert not list(elsewhere.iterdir())
+
+
+async def test_the_graph_of_an_archive_says_which_files_it_needs(hub: HubServer, cache: Path) -> None:
+    def add_graph(archive: tarfile.TarFile) -> None:
+        add(archive, f"{FOLDER}/graph.onnx", graph_naming("weights", "absent"))
+        add(archive, f"{FOLDER}/weights", b"weights")
+
+    hub.archives["named.tar.gz"] = make_archive(add_graph)
+    source = ArchiveSource(f"{hub.url}/archives/named.tar.gz", FOLDER)
+    spec = ModelSpec(name="x", family="text", encoder="dense", sources=(source,), model_file="graph.onnx")
+    with pytest.raises(RepoFileNotFoundError, match="absent"):
+        await fetch_model(spec, HubAccess(progress=False))
+    (cache / FOLDER / "absent").write_bytes(b"weights")
+    assert await fetch_model(spec, HubAccess(local_files_only=True)) == cache / FOLDER
 
 
 async def test_an_archive_that_is_gone_is_told_at_once(source: ArchiveSource, hub: HubServer) -> None:

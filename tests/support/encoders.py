@@ -6,13 +6,15 @@ What an input does is written in it, in words divided by spaces:
 - `hang`: never ends; `wait:PATH`: ends when there is a file PATH; `mark:PATH`: writes the process id there
 - `bad`: is refused; `raise`, `raise-input`: fails the batch, with a foreign error or with an `InputError`
 - `die-answering`: the worker kills itself when half of the batch's result is on its way
-- `exit`: calls `sys.exit`; `print`: writes to stdout; `odd-count`: gives one result too few
+- `exit`: calls `sys.exit`; `raise-NAME`: raises the built-in exception of that name; `raise-own`: a `BaseException`
+  that cannot be sent anywhere; `print`: writes to stdout; `odd-count`: gives one result too few
 - `unpicklable`: has a result that cannot be pickled
 - `#7`: puts 7 into the result
 
 Every result is a vector (length of the text, process id, number after "#" or -1).
 """
 
+import builtins
 import os
 import signal
 import sys
@@ -36,7 +38,8 @@ class EchoEncoder:
     """Gives the length of each text; obeys the words that are orders.
 
     Its settings: `log`, a file that gets a line "count first-text" per batch; `load_log`, one that gets a line "pid
-    device threads" per load; `refuse`, the message of the error that loading raises; `refuse_if`, a file whose
+    device threads" per load; `refuse`, the message of the error that loading raises; `raises`,
+    the name of a built-in exception that it raises; `refuse_if`, a file whose
     existence makes loading fail; `die`, `die_if`: likewise, but loading kills the worker; `only_first`, a file that the
     first loading makes, and whose existence kills the others; `hang`: loading never ends; `width`: the length of the
     vectors, zeros after the first three.
@@ -51,6 +54,8 @@ class EchoEncoder:
                 file.write(f"{os.getpid()} {config.session.device_id} {config.session.threads}\n")
         if "refuse" in settings:
             raise RuntimeError(settings["refuse"])
+        if "raises" in settings:
+            raise cast(type[BaseException], getattr(builtins, settings["raises"]))
         if "refuse_if" in settings and Path(settings["refuse_if"]).exists():
             raise RuntimeError("told to refuse")
         if "die" in settings or ("die_if" in settings and Path(settings["die_if"]).exists()):
@@ -117,8 +122,17 @@ def _obey(word: str) -> None:
             raise InputError("told to refuse all")
         case "exit":
             sys.exit(3)
+        case "raise-own":
+            raise _Unsendable(word)
+        case _ if order.startswith("raise-"):
+            raise cast(type[BaseException], getattr(builtins, order.removeprefix("raise-")))("told to")
         case "print":
             print("a word on stdout", flush=True)  # noqa: T201
+
+
+class _Unsendable(BaseException):
+    def __reduce__(self) -> str:
+        raise TypeError("not over the wire")
 
 
 def _send_half_and_die(connection: Connection, message: memoryview) -> None:

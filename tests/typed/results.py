@@ -17,8 +17,8 @@ from asyncembed import (
     TextCrossEncoder,
     TextEmbedding,
 )
-from asyncembed.embedders.image_source import ImageInput
 from asyncembed.errors import OF_ONE_INPUT, EncodeError, InputError, WorkerCrashed
+from asyncembed.images.intake import ImageInput
 from asyncembed.readers import csv_records, text_lines
 from asyncembed.stream import OnError
 

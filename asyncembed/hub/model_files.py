@@ -1,0 +1,270 @@
+"""From a model's name to its files: what the catalogue or the repo itself says it needs, and no more."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import get_args
+
+import anyio
+
+from asyncembed.catalogue.lookup import CLASSES, Catalogue
+from asyncembed.catalogue.onnx_choice import WEIGHTS_INDEX
+from asyncembed.catalogue.pipeline import Overrides, configuration_files, list_directory, spec_from_directory
+from asyncembed.catalogue.spec import CacheFolderSource, Family, HubSource, ModelSpec, Source
+from asyncembed.errors import DownloadError, NoSourceError, OptionError, UnsupportedModelError
+from asyncembed.files import in_disk_thread
+from asyncembed.hub import fetch, list_files
+from asyncembed.hub.listing import Listing
+from asyncembed.hub.progress import Progress
+from asyncembed.runtime.external_data import external_data_files
+from asyncembed.runtime.safetensors import find_shards
+
+CONFIGURATION = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+)
+"""Small files that a catalogued model may need: those that fastembed downloads, so its models count as complete."""
+
+
+async def download(
+    *names: str,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    patterns: Sequence[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    progress: Progress = None,
+    refresh: bool = False,
+    verify: bool = False,
+) -> Path | list[Path]:
+    """Download models, so that opening them needs no network; what is complete on this disk is used as it is.
+
+    That holds for a branch, too: once some tool has downloaded it, it stays at that commit, unless `refresh` is given.
+
+    Args:
+        names: Names of the catalogue (letter case does not matter), or repos of the hub.
+        revision: Branch, tag or commit on the hub; None: the default branch.
+        cache_dir: Cache instead of the one that huggingface_hub uses.
+        patterns: Globs of the files to take (`*` also matches `/`) instead of those that the model needs.
+        local_files_only: Ask no network; raise if something is missing.
+        token: Access token for the hub; None: the usual one, False: none.
+        progress: A callback for events (see `asyncembed.hub.progress`); False: no bar; None: a bar in a terminal.
+        refresh: Ask the hub where the branch is now, and download what is new. Where the hub cannot be asked, what is
+            in the cache is used.
+        verify: Also read what is in the cache already, and replace what is damaged.
+
+    Returns:
+        The directory with the files; for several names a list of them, in their order.
+
+    Raises:
+        DownloadError: A model cannot be had.
+        UnsupportedModelError: A repo outside the catalogue is a model for none of the six classes; the message has each
+            one's reason.
+    """
+    if not names:
+        raise OptionError("name at least one model")
+    for name in names:
+        if not isinstance(name, str):
+            raise OptionError(f"names are those of the catalogue or of repos, as in 'org/name'; got {name!r}")
+    if isinstance(patterns, str):
+        raise OptionError("patterns= is a sequence of globs, as in ['*.json']")
+    hub = HubAccess(
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
+        progress=progress,
+        refresh=refresh,
+        verify=verify,
+    )
+    directories: dict[int, Path] = {}
+    failures: list[Exception] = []
+
+    async def bring(position: int, name: str) -> None:
+        try:
+            directories[position] = await _download(name, patterns, hub)
+        except Exception as error:  # noqa: BLE001 (a group would wrap it; it may be what the caller's callback raised)
+            failures.append(error)
+            group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        for position, name in enumerate(names):
+            group.start_soon(bring, position, name)
+    if failures:
+        raise failures[0]
+    found = [directories[position] for position in range(len(names))]
+    return found if len(found) > 1 else found[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubAccess:
+    """How the hub and its cache are used: the keywords of `fetch` that concern no files, passed on whole."""
+
+    revision: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    token: str | bool | None = field(default=None, repr=False)
+    progress: Progress = None
+    refresh: bool = False
+    verify: bool = False
+
+    async def list_files(self, repo: str) -> Listing:
+        """See `asyncembed.hub.list_files`."""
+        return await list_files(
+            repo,
+            revision=self.revision,
+            cache_dir=self._cache_dir,
+            local_files_only=self.local_files_only,
+            token=self.token,
+            refresh=self.refresh,
+        )
+
+    async def fetch(
+        self,
+        sources: Sequence[Source],
+        patterns: Sequence[str],
+        required: Sequence[str] = (),
+        *,
+        commit: str | None = None,
+    ) -> Path:
+        """See `asyncembed.hub.fetch`."""
+        return await fetch(
+            sources,
+            patterns=patterns,
+            required=required,
+            revision=self.revision,
+            commit=commit,
+            cache_dir=self._cache_dir,
+            local_files_only=self.local_files_only,
+            token=self.token,
+            progress=self.progress,
+            refresh=self.refresh,
+            verify=self.verify,
+        )
+
+    @property
+    def _cache_dir(self) -> Path | None:
+        return None if self.cache_dir is None else Path(self.cache_dir)
+
+
+async def fetch_model(spec: ModelSpec, hub: HubAccess) -> Path:
+    """Give a directory with all files that `spec` needs: its graph with its weights, tokenizer and configuration.
+
+    Raises:
+        DownloadError: See `asyncembed.hub.fetch`.
+    """
+    return await _fetch_whole(spec, hub, CONFIGURATION, _files_of(spec))
+
+
+async def fetch_repo(
+    repo: str, hub: HubAccess, *, families: Sequence[Family], overrides: Overrides | None = None
+) -> tuple[ModelSpec, Path]:
+    """Read the spec of a repo that no catalogue knows from its own small files, and fetch what it names.
+
+    Returns:
+        The spec, and the directory with its files. It is of the first of `families` that the repo can be.
+
+    Raises:
+        UnsupportedModelError: The repo does not say something that must be known; of several families, each one's
+            reason.
+        DownloadError: Its listing or its files cannot be had.
+    """
+    listing = await hub.list_files(repo)
+    configuration = configuration_files(listing.paths)
+    if not configuration:
+        raise UnsupportedModelError(
+            f"{repo} has no configuration of a model, only {', '.join(listing.paths[:12]) or 'no files at all'}",
+            model=repo,
+        )
+    # The files are few and small, and the bar is for what takes long.
+    quiet = replace(hub, progress=False)
+    directory = await quiet.fetch((HubSource(repo),), configuration, configuration, commit=listing.commit)
+    spec = await in_disk_thread(_read_spec, directory, listing, families, overrides or Overrides())
+    return spec, await _fetch_whole(spec, hub, configuration, (*configuration, *_files_of(spec)), commit=listing.commit)
+
+
+async def list_model(spec: ModelSpec, hub: HubAccess) -> tuple[str, ...]:
+    """All files of the first source of `spec` that can be had, as paths with "/".
+
+    Raises:
+        DownloadError: None of them can be.
+    """
+    failures: list[DownloadError] = []
+    for source in spec.sources:
+        try:
+            if isinstance(source, HubSource):
+                return (await hub.list_files(source.repo)).paths
+            if not isinstance(source, CacheFolderSource):  # which older tools filled with one precision only
+                return tuple(await in_disk_thread(list_directory, await hub.fetch((source,), ("*",))))
+        except DownloadError as error:
+            failures.append(error)
+    raise failures[0] if failures else NoSourceError(f"{spec.name} has no source whose files can be listed")
+
+
+async def _fetch_whole(
+    spec: ModelSpec, hub: HubAccess, patterns: Sequence[str], required: Sequence[str], *, commit: str | None = None
+) -> Path:
+    """Fetch what is known to be needed, and then what those files say that they need besides."""
+    named: tuple[str, ...] = ()
+    while True:
+        directory = await hub.fetch(spec.sources, patterns, (*required, *named), commit=commit)
+        needed = await in_disk_thread(_named_by_files, directory, spec)
+        # Not those of before, if a branch has moved in between: then once more.
+        if set(needed) <= set(named):
+            return directory
+        named = needed
+
+
+def _named_by_files(directory: Path, spec: ModelSpec) -> tuple[str, ...]:
+    """Files that others of a model's files name, as paths in its repo: a graph its weights, an index its shards."""
+    if spec.model_file is None:
+        return find_shards(directory) if WEIGHTS_INDEX in spec.additional_files else ()
+    folder = PurePosixPath(spec.model_file).parent
+    return tuple((folder / name).as_posix() for name in external_data_files(directory / spec.model_file))
+
+
+async def _download(name: str, patterns: Sequence[str] | None, hub: HubAccess) -> Path:
+    specs = [spec for family in get_args(Family) if (spec := Catalogue.builtin().find(name, family))]
+    if patterns is not None:
+        return await hub.fetch(specs[0].sources if specs else (HubSource(name),), patterns)
+    if not specs:
+        _, directory = await fetch_repo(name, hub, families=get_args(Family))
+        return directory
+    # One name may stand for models of several families; the first one's directory is the answer.
+    directories = [await fetch_model(spec, hub) for spec in specs]
+    return directories[0]
+
+
+def _files_of(spec: ModelSpec) -> tuple[str, ...]:
+    return spec.additional_files if spec.model_file is None else (spec.model_file, *spec.additional_files)
+
+
+def _read_spec(directory: Path, listing: Listing, families: Sequence[Family], overrides: Overrides) -> ModelSpec:
+    failures: dict[Family, UnsupportedModelError] = {}
+    for family in families:
+        try:
+            return spec_from_directory(
+                directory,
+                name=listing.repo,
+                family=family,
+                files=listing.paths,
+                source=HubSource(listing.repo),
+                overrides=overrides,
+            )
+        except UnsupportedModelError as error:
+            failures[family] = error
+    if len(failures) == 1:
+        raise failures[families[0]]
+    reasons = (
+        f"{CLASSES[family]}: {str(error).removeprefix(f'{listing.repo}: ')}" for family, error in failures.items()
+    )
+    raise UnsupportedModelError(
+        "\n".join(
+            (f"{listing.repo} is a model for none of the classes (patterns= takes files all the same):", *reasons)
+        ),
+        model=listing.repo,
+    )

@@ -1,0 +1,282 @@
+"""From a name to what a worker needs: the catalogue, the hub, a directory's own configuration, the export."""
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from anyio import CancelScope
+
+from asyncembed.catalogue.limits import most_tokens
+from asyncembed.catalogue.lookup import CLASSES, Catalogue
+from asyncembed.catalogue.onnx_choice import choose_onnx_file
+from asyncembed.catalogue.pipeline import Overrides, list_directory, spec_from_directory
+from asyncembed.catalogue.spec import Family, HubSource, ModelSpec
+from asyncembed.encoders.encoder import EncoderConfig
+from asyncembed.engine.worker import ProcessWorker
+from asyncembed.errors import (
+    DownloadError,
+    ModelLoadError,
+    OptionError,
+    RepoNotFoundError,
+    UnknownModelError,
+    UnsupportedModelError,
+    WorkersImpossible,
+)
+from asyncembed.files import in_disk_thread
+from asyncembed.hub import loadable_model_path
+from asyncembed.hub.model_files import HubAccess, fetch_model, fetch_repo, list_model
+from asyncembed.options import Options, is_path
+from asyncembed.repo_files import read_object
+from asyncembed.runtime.quantization import is_dynamically_quantized
+from asyncembed.wakeup import completion
+
+_WITHOUT_GRAPH = frozenset({"static", "bm25"})
+"""Encoders whose models have no graph: none is exported for them, and a token costs next to nothing."""
+
+
+async def prepare(
+    name: str | os.PathLike[str] | ModelSpec,
+    family: Family,
+    options: Options,
+    *,
+    place: Path | None,
+    overrides: Overrides,
+    settings: Mapping[str, object],
+) -> EncoderConfig:
+    """Find a model, bring its files onto disk, and say how a worker is to run it.
+
+    Args:
+        name: As `Embedder` takes it. A name of the catalogue comes before a directory of the same relative path;
+            "./name" is always a directory.
+        family: Which public class asks.
+        options: The shared options.
+        place: Where the name would be a directory, as a path that does not depend on the working directory.
+        overrides: What the caller says instead of the repo's own configuration.
+        settings: The family's own constructor keywords.
+
+    Raises:
+        UnknownModelError: No catalogue entry, directory or hub repo has this name.
+        UnsupportedModelError: The files do not say how to compute the model, or ask for what is not supported.
+        DownloadError: The files cannot be had.
+        OptionError: `max_length` is more than the model can compute.
+    """
+    spec, directory = await _locate(name, family, options, place, overrides)
+    if options.precision == "fp32" and spec.model_file is not None:
+        await in_disk_thread(_check_is_fp32, directory, spec)
+    if options.max_length is not None:
+        await in_disk_thread(_check_max_length, directory, options.max_length)
+    if spec.model_file is None and spec.encoder not in _WITHOUT_GRAPH and ":" not in spec.encoder:
+        # Beside the hub's files, where the user wants those elsewhere; their caches take what is in it for repos.
+        cache_dir = None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
+        spec = replace(spec, model_file=str(await _export(directory, cache_dir, workers=options.workers)))
+    elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
+        # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
+        path = await loadable_model_path(directory, spec.model_file)
+        spec = replace(spec, model_file=str(path.relative_to(directory) if path.is_relative_to(directory) else path))
+    return EncoderConfig(
+        spec=spec,
+        directory=directory,
+        session=options.session_options(),
+        max_length=options.max_length,
+        max_batch_tokens=options.batch_tokens(has_graph=spec.encoder not in _WITHOUT_GRAPH),
+        accelerated_batch_tokens=options.accelerated_batch_tokens(),
+        max_batch_size=options.max_batch_size,
+        batch_invariant=options.batch_invariant,
+        settings=settings,
+    )
+
+
+async def _locate(
+    name: str | os.PathLike[str] | ModelSpec,
+    family: Family,
+    options: Options,
+    place: Path | None,
+    overrides: Overrides,
+) -> tuple[ModelSpec, Path]:
+    hub = HubAccess(
+        revision=options.revision,
+        cache_dir=options.cache_dir,
+        local_files_only=options.local_files_only,
+        token=options.token,
+        progress=options.progress,
+    )
+    if isinstance(name, ModelSpec):
+        if name.family != family:
+            raise OptionError(f"{name.name} is a model for {CLASSES[name.family]}, not for {CLASSES[family]}")
+        spec: ModelSpec | None = name
+        label = name.name
+    else:
+        label = os.fspath(name)
+        spec = Catalogue.builtin().find(label, family) if isinstance(name, str) else None
+    given = None
+    if options.model_path is not None:
+        given = await _existing_directory(Path(options.model_path), os.fspath(options.model_path), label)
+    if spec is not None:
+        if overrides.precision is not None:
+            spec = await _with_precision(spec, overrides.precision, given, hub)
+        spec = _override(spec, overrides)
+        if given is not None:
+            return spec, given
+        return spec, await fetch_model(spec, hub) if spec.sources else Path()
+    if given is None and place is not None and (is_path(name) or await in_disk_thread(_is_so, place.is_dir)):
+        given = await _existing_directory(place, label, label)
+    if given is not None:
+        return await in_disk_thread(
+            lambda: spec_from_directory(given, name=label, family=family, overrides=overrides)
+        ), given
+    return await _from_hub(label, family, hub, overrides)
+
+
+def _is_so(question: Callable[[], bool]) -> bool:
+    """The answer about a path; no where there can be no such path, as its name may be of any length."""
+    try:
+        return question()
+    except OSError:
+        return False
+
+
+async def _existing_directory(path: Path, as_given: str, model: str) -> Path:
+    if await in_disk_thread(_is_so, path.is_dir):
+        return path
+    message = f"there is no directory {as_given!r}"
+    if str(path) != as_given:
+        message += f" ({path})"
+    if await in_disk_thread(_is_so, path.is_file):
+        message += ", but a file; give its directory, and onnx_file= where that has several graphs"
+    raise UnknownModelError(message, model=model)
+
+
+async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overrides) -> tuple[ModelSpec, Path]:
+    catalogue = Catalogue.builtin()
+    is_repo_id = name.count("/") == 1
+    if catalogue.families_of(name) or not is_repo_id:
+        try:
+            catalogue.lookup(name, family)
+        except UnknownModelError as error:
+            if is_repo_id:
+                raise
+            short = "" if "/" in name else f"; sentence-transformers/{name} is what sentence-transformers would take"
+            raise UnknownModelError(
+                f"{error}; it is neither a directory nor a hub repo, which is called organisation/name{short}",
+                model=name,
+            ) from None
+    try:
+        return await fetch_repo(name, hub, families=(family,), overrides=overrides)
+    except RepoNotFoundError as error:
+        if near := catalogue.similar(name, family):
+            raise RepoNotFoundError(
+                f"{error}; did you mean {' or '.join(near)}?", source=error.source, path=error.path
+            ) from error
+        raise
+
+
+def _check_max_length(directory: Path, max_length: int) -> None:
+    try:
+        config = read_object(directory / "config.json")
+    except ModelLoadError:
+        return  # whether the file is needed, and what it must say, is not for here
+    most = most_tokens(config)
+    if most is not None and max_length > most:
+        raise OptionError(f"max_length={max_length} is more than the {most} tokens that the model has positions for")
+
+
+async def _with_precision(spec: ModelSpec, precision: str, given: Path | None, hub: HubAccess) -> ModelSpec:
+    """The spec of a catalogued model with its file of another precision: from its source, else from its own repo."""
+    if spec.model_file is None:
+        raise OptionError(f"{spec.name} has no graph, so there is nothing that precision= could choose")
+    if given is not None:
+        return _with_graph(spec, _choose(spec, precision, await in_disk_thread(list_directory, given)))
+    try:
+        return _with_graph(spec, _choose(spec, precision, await list_model(spec, hub)))
+    except (UnsupportedModelError, DownloadError):
+        # The catalogue's sources often have one precision only; the repo that the model is named after has more.
+        own = HubSource(spec.name)
+        if own in spec.sources or spec.name.count("/") != 1:
+            raise
+        with contextlib.suppress(UnsupportedModelError, DownloadError):
+            named = replace(spec, sources=(own,))
+            return _with_graph(named, _choose(named, precision, await list_model(named, hub)))
+        raise
+
+
+def _choose(spec: ModelSpec, precision: str, files: Collection[str]) -> str:
+    chosen = choose_onnx_file([path for path in files if path.endswith(".onnx")], precision=precision, model=spec.name)
+    assert chosen is not None, "without weights to export there is a graph or an error"
+    return chosen
+
+
+def _with_graph(spec: ModelSpec, graph: str) -> ModelSpec:
+    return replace(
+        spec,
+        model_file=graph,
+        # The weights of one graph are of no use to another.
+        additional_files=tuple(
+            path
+            for path in spec.additional_files
+            if graph == spec.model_file or not path.startswith(f"{spec.model_file}")
+        ),
+    )
+
+
+def _override(spec: ModelSpec, overrides: Overrides) -> ModelSpec:
+    if overrides.onnx_file is not None:
+        spec = _with_graph(spec, overrides.onnx_file)
+    settings = dict(spec.settings)
+    if overrides.output is not None or overrides.pooling not in (None, spec.pooling):
+        settings.pop("output_name", None)  # it goes with the catalogue's pooling
+    if overrides.pooling == "none" and spec.pooling != "none":
+        settings["takes_finished"] = "any" if overrides.output is None else "named"
+    return replace(
+        spec,
+        pooling=overrides.pooling or spec.pooling,
+        normalize=spec.normalize if overrides.normalize is None else overrides.normalize,
+        output=spec.output if overrides.output is None else overrides.output,
+        settings=settings,
+    )
+
+
+def _check_is_fp32(directory: Path, spec: ModelSpec) -> None:
+    """See that a file whose name tells no precision is not a quantised one, as some conversions are."""
+    assert spec.model_file is not None
+    path = directory / spec.model_file
+    if path.is_file() and is_dynamically_quantized(path):
+        raise UnsupportedModelError(
+            f"{spec.name}: {spec.model_file} is quantised although its name does not say so: "
+            "leave out precision=, or name an fp32 file with onnx_file=",
+            model=spec.name,
+        )
+
+
+async def _export(directory: Path, cache_dir: Path | None, *, workers: int | None) -> Path:
+    """The graph of the weights in `directory`: from the cache, or built, in a process of its own.
+
+    Building holds the interpreter's lock for long stretches, so a thread would stall the event loop.
+    """
+    from asyncembed import export
+
+    found = await in_disk_thread(partial(export.find_graph, directory, cache_dir=cache_dir))
+    if found is not None:
+        return found
+    build = partial(export.ensure_graph, directory, cache_dir=cache_dir)
+    if workers == 0:
+        return await in_disk_thread(build)
+    try:
+        return await _in_process(build)
+    except WorkersImpossible:
+        if workers is not None:
+            raise
+        return await in_disk_thread(build)
+
+
+async def _in_process(build: Callable[[], Path]) -> Path:
+    builder = ProcessWorker(threads=1)
+    try:
+        await in_disk_thread(builder.start)
+        return await completion(builder.call(build))
+    finally:
+        builder.kill()
+        with CancelScope(shield=True):
+            await in_disk_thread(builder.stop)

@@ -1,0 +1,470 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncembed.catalogue.pipeline import (
+    Overrides,
+    choose_onnx_file,
+    configuration_files,
+    most_tokens,
+    spec_from_directory,
+)
+from asyncembed.catalogue.spec import Family, HubSource, LocalSource, Pooling
+from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
+
+MODULE = "sentence_transformers.models."
+
+
+def write_repo(
+    directory: Path,
+    *,
+    modules: list[tuple[str, str]] | None = None,
+    pooling: dict[str, Any] | None = None,
+    files: tuple[str, ...] = ("onnx/model.onnx", "tokenizer.json"),
+    **configs: dict[str, Any],
+) -> Path:
+    """A directory as sentence-transformers lays it out; the files that hold no configuration are empty."""
+    if modules is None:
+        modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    contents: dict[str, Any] = {
+        "modules.json": [
+            {"idx": index, "name": str(index), "path": path, "type": kind if "." in kind else MODULE + kind}
+            for index, (kind, path) in enumerate(modules)
+        ],
+        "config.json": {"model_type": "bert", "hidden_size": 8},
+        "sentence_bert_config.json": {"max_seq_length": 128, "do_lower_case": False},
+        "1_Pooling/config.json": pooling or {"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True},
+    }
+    contents |= {f"{name}.json": value for name, value in configs.items()}
+    for path, content in contents.items():
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_text(json.dumps(content), encoding="utf-8")
+    for path in files:
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).touch()
+    return directory
+
+
+def test_a_plain_repo_is_read_as_it_stands(tmp_path: Path) -> None:
+    spec = spec_from_directory(write_repo(tmp_path))
+    assert spec.sources == (LocalSource(tmp_path),)
+    assert (spec.encoder, spec.model_file, spec.additional_files) == ("dense", "onnx/model.onnx", ())
+    assert (spec.pooling, spec.normalize, spec.dim, spec.max_length) == ("mean", True, 8, 128)
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_max_tokens": True}, "max"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len"),
+        ({"pooling_mode_weightedmean_tokens": True}, "weighted_mean"),
+        ({"pooling_mode_lasttoken": True}, "last_token"),
+        ({"pooling_mode": "lasttoken"}, "last_token"),
+        ({"pooling_mode": ["mean"]}, "mean"),
+    ],
+)
+def test_every_pooling_mode_is_understood(config: dict[str, Any], pooling: Pooling, tmp_path: Path) -> None:
+    assert spec_from_directory(write_repo(tmp_path, pooling=config)).pooling == pooling
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+        {"word_embedding_dimension": 8},
+        {"pooling_mode": "attention"},
+    ],
+)
+def test_a_pooling_that_is_not_clear_is_asked_for(config: dict[str, Any], tmp_path: Path) -> None:
+    directory = write_repo(tmp_path, pooling=config)
+    with pytest.raises(UnsupportedModelError, match="say pooling="):
+        spec_from_directory(directory)
+    declared = Overrides(pooling="cls", normalize=False)
+    assert spec_from_directory(directory, overrides=declared).pooling == "cls"
+
+
+def test_prompts_projections_and_the_rest_are_carried_over(tmp_path: Path) -> None:
+    spec = spec_from_directory(
+        write_repo(
+            tmp_path,
+            modules=[("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")],
+            pooling={"pooling_mode_mean_tokens": True, "include_prompt": False},
+            files=("onnx/model.onnx", "2_Dense/model.safetensors"),
+            sentence_bert_config={"max_seq_length": None, "do_lower_case": True},
+            config_sentence_transformers={
+                "prompts": {"query": "query: ", "document": "passage: ", "empty": ""},
+                "default_prompt_name": "query",
+            },
+        )
+    )
+    assert spec.prompts == {"query": "query: ", "document": "passage: ", "passage": "passage: ", "empty": ""}
+    assert spec.default_prompt == "query"
+    assert spec.max_length is None
+    assert not spec.normalize
+    assert spec.settings == {
+        "lower_case": True,
+        "include_prompt": False,
+        "projections": ("2_Dense",),
+    }
+    assert spec.additional_files == ("2_Dense/model.safetensors", "2_Dense/config.json")
+
+
+def test_a_linear_layer_that_is_pickled_is_refused(tmp_path: Path) -> None:
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")]
+    write_repo(tmp_path, modules=modules, files=("onnx/model.onnx", "2_Dense/pytorch_model.bin"))
+    with pytest.raises(UnsupportedModelError, match=r"2_Dense/model\.safetensors"):
+        spec_from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        [("Transformer", ""), ("Pooling", "1_Pooling"), ("LSTM", "2_LSTM")],
+        [("custom_st.Transformer", ""), ("Pooling", "1_Pooling")],
+        [("Transformer", ""), ("Normalize", "2"), ("Pooling", "1_Pooling")],
+        [("Transformer", "")],
+        [("Transformer", "0_Transformer"), ("Pooling", "1_Pooling")],
+        [("CLIPModel", "")],
+        [],
+    ],
+)
+def test_modules_that_we_do_not_compute_are_refused(modules: list[tuple[str, str]], tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError):
+        spec_from_directory(write_repo(tmp_path, modules=modules))
+
+
+def test_without_sentence_transformers_files_the_caller_decides(tmp_path: Path) -> None:
+    directory = write_repo(tmp_path)
+    (directory / "modules.json").unlink()
+    with pytest.raises(UnsupportedModelError, match="say pooling= and normalize="):
+        spec_from_directory(directory)
+    with pytest.raises(UnsupportedModelError, match="say normalize="):
+        spec_from_directory(directory, overrides=Overrides(pooling="cls"))
+    spec = spec_from_directory(directory, overrides=Overrides(pooling="cls", normalize=True, max_length=16))
+    assert (spec.pooling, spec.normalize, spec.dim, spec.max_length) == ("cls", True, 8, 16)
+
+
+def test_what_the_caller_says_wins(tmp_path: Path) -> None:
+    overrides = Overrides(normalize=False, max_length=5, output="text_embeds")
+    spec = spec_from_directory(write_repo(tmp_path), overrides=overrides)
+    assert (spec.pooling, spec.normalize, spec.max_length, spec.output) == ("mean", False, 5, "text_embeds")
+
+
+WITH_LINEAR = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("Normalize", "3_Normalize")]
+
+
+def write_with_linear(directory: Path) -> Path:
+    write_repo(directory, modules=WITH_LINEAR, files=("onnx/model.onnx", "2_Dense/model.safetensors"))
+    (directory / "2_Dense/config.json").write_text(json.dumps({"in_features": 8, "out_features": 4}))
+    return directory
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [Overrides(pooling="mean"), Overrides(normalize=True), Overrides(pooling="mean", normalize=True)],
+)
+def test_a_keyword_that_restates_what_the_repo_says_changes_nothing(overrides: Overrides, tmp_path: Path) -> None:
+    write_with_linear(tmp_path)
+    assert spec_from_directory(tmp_path, overrides=overrides) == spec_from_directory(tmp_path)
+
+
+@pytest.mark.parametrize("normalize", [None, True, False])
+@pytest.mark.parametrize("pooling", [None, "cls", "last_token", "none"])
+def test_a_keyword_overrides_its_own_module_and_no_other(
+    pooling: Pooling | None, normalize: bool | None, tmp_path: Path
+) -> None:
+    spec = spec_from_directory(write_with_linear(tmp_path), overrides=Overrides(pooling=pooling, normalize=normalize))
+    assert spec.pooling == (pooling or "mean")
+    assert spec.normalize == (True if normalize is None else normalize)
+    # A graph that pools by itself has been through the linear layer, too.
+    has_linear = pooling != "none"
+    assert ("2_Dense/model.safetensors" in spec.additional_files) == has_linear
+    assert spec.settings.get("projections", ()) == (("2_Dense",) if has_linear else ())
+    assert spec.dim == (4 if has_linear else None)
+    assert spec.max_length == 128
+
+
+def test_modules_of_the_repos_own_are_the_graphs_where_the_caller_says_the_rest(tmp_path: Path) -> None:
+    write_with_linear(tmp_path)
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    modules[0]["type"] = "custom_st.Transformer"
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(
+        UnsupportedModelError, match=r"custom_st.Transformer is none that we compute.*pooling= and norm"
+    ):
+        spec_from_directory(tmp_path, overrides=Overrides(pooling="mean"))
+    spec = spec_from_directory(tmp_path, overrides=Overrides(pooling="mean", normalize=True))
+    assert (spec.settings["projections"], spec.dim) == (("2_Dense",), 4)
+
+
+def test_a_linear_layer_that_cannot_be_read_is_not_left_out_because_of_a_keyword(tmp_path: Path) -> None:
+    (write_with_linear(tmp_path) / "2_Dense/model.safetensors").unlink()
+    with pytest.raises(UnsupportedModelError, match=r"lacks 2_Dense/model\.safetensors"):
+        spec_from_directory(tmp_path, overrides=Overrides(pooling="mean", normalize=True))
+    assert spec_from_directory(tmp_path, overrides=Overrides(pooling="none")).pooling == "none"
+
+
+@pytest.mark.parametrize("as_module", [True, False])
+def test_keywords_leave_a_static_model_static(as_module: bool, tmp_path: Path) -> None:
+    write_repo(
+        tmp_path,
+        modules=[("StaticEmbedding", ""), ("Normalize", "1_Normalize")],
+        files=("model.safetensors", "tokenizer.json"),
+        config={"model_type": "model2vec", "normalize": True},
+    )
+    if not as_module:
+        (tmp_path / "modules.json").unlink()
+    plain = spec_from_directory(tmp_path)
+    assert spec_from_directory(tmp_path, overrides=Overrides(pooling="mean", normalize=True)) == plain
+    assert not spec_from_directory(tmp_path, overrides=Overrides(normalize=False)).normalize
+    with pytest.raises(UnsupportedModelError, match="leave out pooling="):
+        spec_from_directory(tmp_path, overrides=Overrides(pooling="cls"))
+
+
+@pytest.mark.parametrize("mode", [5, [5], {"mean": True}, ["mean", ["cls"]], True, 1e999, "x" * 10_000, "\ud800"])
+def test_a_pooling_mode_of_any_shape_is_our_error_unless_the_caller_says_another(mode: object, tmp_path: Path) -> None:
+    write_repo(tmp_path, pooling={"pooling_mode": mode})
+    with pytest.raises(UnsupportedModelError, match="say pooling=") as caught:
+        spec_from_directory(tmp_path)
+    assert len(str(caught.value)) < 1000
+    assert spec_from_directory(tmp_path, overrides=Overrides(pooling="cls")).pooling == "cls"
+
+
+@pytest.mark.parametrize(
+    "folder", ["../elsewhere", "/etc", "a/../..", "C:\\x", "\ud800", "x" * 5000, 5, None, ["1_Pooling"]]
+)
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_no_module_leads_out_of_the_repo(folder: object, position: int, tmp_path: Path) -> None:
+    repo = write_with_linear(tmp_path / "repo")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
+    modules = json.loads((repo / "modules.json").read_text())
+    modules[position]["path"] = folder
+    (repo / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ModelLoadError):
+        spec_from_directory(repo)
+
+
+def test_names_in_a_listing_that_lead_elsewhere_count_as_absent(tmp_path: Path) -> None:
+    write_repo(tmp_path, files=())
+    listing = [
+        "../config.json",
+        "/etc/config.json",
+        "a\\config.json",
+        "onnx/model.onnx",
+        "../model.onnx",
+        "x/../model.onnx",
+    ]
+    assert configuration_files(listing) == ()
+    assert spec_from_directory(tmp_path, files=listing).model_file == "onnx/model.onnx"
+    with pytest.raises(UnsupportedModelError):
+        spec_from_directory(tmp_path, files=listing, overrides=Overrides(onnx_file="../model.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("family", "output"), [("image", "image_embeds"), ("cross_encoder", "logits"), ("sparse", "logits")]
+)
+def test_the_output_that_a_family_computes_with_is_preferred_unless_the_caller_names_one(
+    family: Family, output: str, tmp_path: Path
+) -> None:
+    directory = write_repo(tmp_path, files=("onnx/model.onnx", "preprocessor_config.json"))
+    (directory / "modules.json").unlink()
+    assert spec_from_directory(directory, family=family).settings == {"output_name": output}
+    named = spec_from_directory(directory, family=family, overrides=Overrides(output="states"))
+    assert (named.settings, named.output) == ({}, "states")
+
+
+def test_a_repo_that_says_nothing_of_images_is_no_image_model(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"no preprocessor_config\.json"):
+        spec_from_directory(write_repo(tmp_path), family="image")
+
+
+def test_a_listing_stands_for_files_that_are_not_there_yet(tmp_path: Path) -> None:
+    write_repo(tmp_path, files=())
+    listing = ["README.md", "tokenizer.json", "onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_q4.onnx"]
+    spec = spec_from_directory(tmp_path, name="org/name", files=listing, source=HubSource("org/name"))
+    # The graph itself tells which files it needs, once it is there.
+    assert (spec.model_file, spec.additional_files) == ("onnx/model.onnx", ())
+    assert spec.name == "org/name"
+
+
+def test_weights_without_a_graph_are_named_for_the_export(tmp_path: Path) -> None:
+    spec = spec_from_directory(write_repo(tmp_path, files=("model.safetensors",)))
+    assert (spec.model_file, spec.additional_files) == (None, ("model.safetensors",))
+    shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    sharded = spec_from_directory(tmp_path, files=[*shards, "model.safetensors.index.json"])
+    assert sharded.additional_files == ("model.safetensors.index.json", *shards)
+
+
+@pytest.mark.parametrize("as_module", [True, False])
+def test_static_models_have_no_graph(as_module: bool, tmp_path: Path) -> None:
+    modules = [("StaticEmbedding", ""), ("Normalize", "1_Normalize")]
+    directory = write_repo(
+        tmp_path,
+        modules=modules,
+        files=("model.safetensors", "tokenizer.json"),
+        config={"model_type": "model2vec", "normalize": True, "hidden_dim": 4},
+    )
+    if not as_module:
+        (directory / "modules.json").unlink()
+    spec = spec_from_directory(directory)
+    assert (spec.encoder, spec.model_file, spec.pooling, spec.normalize) == ("static", None, "mean", True)
+    assert spec.settings.get("drop_unknown", False) == (not as_module)
+
+
+def test_a_reranker_needs_no_pooling(tmp_path: Path) -> None:
+    (write_repo(tmp_path) / "modules.json").unlink()
+    spec = spec_from_directory(tmp_path, family="cross_encoder")
+    assert (spec.encoder, spec.model_file) == ("cross_encoder", "onnx/model.onnx")
+    with pytest.raises(UnsupportedModelError, match="catalogue"):
+        spec_from_directory(tmp_path, family="late_interaction")
+
+
+def test_broken_and_missing_directories_say_so(tmp_path: Path) -> None:
+    write_repo(tmp_path)
+    (tmp_path / "modules.json").write_text("[", encoding="utf-8")
+    with pytest.raises(ModelLoadError, match=r"modules\.json"):
+        spec_from_directory(tmp_path)
+    with pytest.raises(ModelLoadError, match="no directory"):
+        spec_from_directory(tmp_path / "absent")
+
+
+HUB_FILES = ["onnx/model.onnx", "onnx/model_O2.onnx", "onnx/model_O4.onnx", "onnx/model_fp16.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("files", "keywords", "chosen"),
+    [
+        (HUB_FILES, {}, "onnx/model.onnx"),
+        (HUB_FILES, {"precision": "fp32"}, "onnx/model.onnx"),
+        (HUB_FILES, {"onnx_file": "onnx/model_O2.onnx"}, "onnx/model_O2.onnx"),
+        ([*HUB_FILES, "model.onnx"], {}, "onnx/model.onnx"),
+        (["model_optimized.onnx"], {}, "model_optimized.onnx"),
+        (
+            ["onnx/model.onnx", "onnx/model_quantized.onnx"],
+            {"precision": "int8"},
+            "onnx/model_quantized.onnx",
+        ),
+        (["onnx/model_qint8_avx512_vnni.onnx"], {"precision": "int8"}, "onnx/model_qint8_avx512_vnni.onnx"),
+        (["onnx/model_q4.onnx", "onnx/model_q4f16.onnx"], {"precision": "q4"}, "onnx/model_q4.onnx"),
+        (["onnx/model_fp16.onnx", "model.safetensors"], {}, None),
+    ],
+)
+def test_the_plain_graph_is_taken_unless_another_is_asked_for(
+    files: list[str], keywords: dict[str, str], chosen: str | None
+) -> None:
+    assert choose_onnx_file(files, **keywords) == chosen
+
+
+@pytest.mark.parametrize(
+    ("files", "keywords", "message"),
+    [
+        (["onnx/model_fp16.onnx"], {}, "onnx_file="),
+        (["a/model.onnx", "b/model.onnx"], {}, "several"),
+        (["onnx/model.onnx", "model.safetensors"], {"precision": "int8"}, "no ONNX file of precision int8"),
+        (["onnx/model.onnx"], {"onnx_file": "model.onnx"}, r"its ONNX files: onnx/model\.onnx"),
+        (["model.safetensors"], {"precision": "int8"}, "no ONNX file; its weights can be exported"),
+        (["pytorch_model.bin"], {}, r"neither an ONNX file nor model\.safetensors"),
+    ],
+)
+def test_a_graph_that_is_not_clear_is_asked_for(files: list[str], keywords: dict[str, str], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        choose_onnx_file(files, **keywords)
+
+
+def test_an_unknown_precision_is_an_option_error() -> None:
+    with pytest.raises(OptionError, match="fp16"):
+        choose_onnx_file(["onnx/model.onnx"], precision="half")
+
+
+def test_only_small_files_are_needed_to_decide() -> None:
+    listing = [
+        "modules.json",
+        "1_Pooling/config.json",
+        "model.safetensors",
+        "onnx/model.onnx",
+        "a/b/config.json",
+    ]
+    assert configuration_files(listing) == ("1_Pooling/config.json", "modules.json")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": ["XLMRobertaForSequenceClassification"], "num_labels": 1},
+        {"architectures": ["NewForSequenceClassification"], "id2label": {"0": "LABEL_0"}},
+        {"model_type": "bert"},
+    ],
+)
+def test_a_classifier_of_one_label_is_a_reranker(config: dict[str, Any], tmp_path: Path) -> None:
+    (write_repo(tmp_path, config=config) / "modules.json").unlink()
+    spec = spec_from_directory(tmp_path, family="cross_encoder")
+    assert (spec.family, spec.encoder, spec.model_file) == ("cross_encoder", "cross_encoder", "onnx/model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architectures": ["BertForSequenceClassification"], "num_labels": 2}, "a classifier of 2 labels"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "a classifier of 3 labels"),
+        ({"architectures": ["BertModel"]}, "BertModel, not a model ForSequenceClassification"),
+    ],
+)
+def test_what_is_no_reranker_is_refused_as_one(config: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        spec_from_directory(write_repo(tmp_path, config=config), family="cross_encoder")
+
+
+def test_weights_of_a_reranker_are_not_exported(tmp_path: Path) -> None:
+    write_repo(tmp_path, files=("model.safetensors",))
+    with pytest.raises(UnsupportedModelError, match="no ONNX file"):
+        spec_from_directory(tmp_path, family="cross_encoder")
+
+
+def test_sparse_encoders_of_sentence_transformers_are_splade(tmp_path: Path) -> None:
+    prefix = "sentence_transformers.sparse_encoder.models."
+    modules = [(f"{prefix}MLMTransformer", ""), (f"{prefix}SpladePooling", "1_SpladePooling")]
+    write_repo(tmp_path, modules=modules)
+    pooling = tmp_path / "1_SpladePooling" / "config.json"
+    pooling.parent.mkdir()
+    pooling.write_text(json.dumps({"pooling_strategy": "max", "activation_function": "relu"}))
+    spec = spec_from_directory(tmp_path, family="sparse")
+    assert (spec.encoder, spec.max_length) == ("splade", 128)
+    pooling.write_text(json.dumps({"pooling_strategy": "sum", "activation_function": "relu"}))
+    with pytest.raises(UnsupportedModelError, match="sum of relu"):
+        spec_from_directory(tmp_path, family="sparse")
+    write_repo(tmp_path, modules=[("Transformer", ""), ("Pooling", "1_Pooling")])
+    with pytest.raises(UnsupportedModelError, match="MLMTransformer and SpladePooling"):
+        spec_from_directory(tmp_path, family="sparse")
+    (tmp_path / "modules.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"]}))
+    assert spec_from_directory(tmp_path, family="sparse").encoder == "splade"
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '[{"idx": "first"}]', "["])
+def test_a_broken_list_of_modules_is_told(content: str, tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text(content)
+    with pytest.raises(ModelLoadError, match="modules.json"):
+        spec_from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 512}, 512),
+        ({"model_type": "distilbert", "max_position_embeddings": 512}, 512),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
+        ({"model_type": "mpnet", "max_position_embeddings": 514}, 512),
+        ({"model_type": "bert", "max_position_embeddings": 512, "position_embedding_type": "absolute"}, 512),
+        ({"model_type": "bert", "max_position_embeddings": 8192, "position_embedding_type": "alibi"}, None),
+        ({"model_type": "modernbert", "max_position_embeddings": 8192}, None),
+        ({"model_type": "bert"}, None),
+        ({}, None),
+    ],
+)
+def test_learnt_positions_bound_an_input(config: dict[str, object], most: int | None) -> None:
+    """Where positions are computed, as by rotation, a longer input can be computed all the same."""
+    assert most_tokens(config) == most

@@ -1,0 +1,231 @@
+"""What holds for the graphs of all families: one planner, the budget of what came up, graphs made for one shape."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from asyncembed.encoders import build
+from asyncembed.encoders.encoder import Call, EncoderConfig
+from asyncembed.encoders.microbatch import ACCELERATOR_RUN_OVERHEAD_TOKENS, CPU_RUN_OVERHEAD_TOKENS
+from asyncembed.encoders.text_graph import TextGraph
+from asyncembed.errors import OptionError, UnsupportedModelError
+from asyncembed.runtime.session import SessionOptions
+from tests.support.images import encoded, picture, write_image_model
+from tests.support.late_interaction import write_late_interaction_model
+from tests.support.models import TEXTS, spec_for, write_model
+from tests.support.multimodal import COLPALI_NAME, NAMES, write_multimodal_model
+from tests.support.sparse_models import (
+    BM42,
+    IF_SPLADE,
+    MINICOIL,
+    RERANKER,
+    SPLADE,
+    catalogued,
+    write_bm42,
+    write_if_splade,
+    write_minicoil,
+    write_reranker,
+    write_splade,
+)
+from tests.support.tokenizers import byte_level_bpe
+
+# A provider that every onnxruntime has, that is not the CPU's, and that leaves all the work to it.
+ELSEWHERE = SessionOptions(providers=(("AzureExecutionProvider", ()), ("CPUExecutionProvider", ())))
+FIXED_LENGTH = 40
+
+
+def load(spec: Any, directory: Path, **fields: Any) -> Any:
+    return build(EncoderConfig(spec=spec, directory=directory, **fields))
+
+
+def dense(directory: Path, **graph: Any) -> Any:
+    return spec_for(write_model(directory, **graph), pooling="mean")
+
+
+def left_padded(directory: Path, **graph: Any) -> Any:
+    options = {"pad_token": "<pad>", "padding_side": "left"}
+    write_model(directory, tokenizer=byte_level_bpe(), tokenizer_options=options, **graph)
+    return spec_for(directory, pooling="last_token")
+
+
+def late_interaction(directory: Path, **graph: Any) -> Any:
+    return write_late_interaction_model(directory, "colbert-ir/colbertv2.0", **graph)
+
+
+def sparse(name: str, write: Callable[..., Path]) -> Callable[..., Any]:
+    def make(directory: Path, **graph: Any) -> Any:
+        write(directory, **graph)
+        return catalogued(name)
+
+    return make
+
+
+def reranker(directory: Path, **graph: Any) -> Any:
+    write_reranker(directory, **graph)
+    return catalogued(RERANKER, "cross_encoder")
+
+
+TEXT_FAMILIES: dict[str, Callable[..., Any]] = {
+    "dense": dense,
+    "dense, padded on the left": left_padded,
+    "late interaction": late_interaction,
+    "splade": sparse(SPLADE, write_splade),
+    "inference-free splade": sparse(IF_SPLADE, write_if_splade),
+    "bm42": sparse(BM42, write_bm42),
+    "minicoil": sparse(MINICOIL, write_minicoil),
+    "reranker": reranker,
+}
+
+
+def results_of(encoder: Any, name: str, texts: Any = TEXTS) -> list[Any]:
+    """The results as plain arrays, whatever the family."""
+    if name == "reranker":
+        return [np.array(score) for score in encoder.encode([(text, "the way") for text in texts], Call()).results]
+    results = encoder.encode(texts, Call(mode="passage")).results
+    return [getattr(result, "values", result) for result in results]
+
+
+def assert_same(results: list[Any], expected: list[Any]) -> None:
+    for result, right in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, right, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TEXT_FAMILIES)
+def test_what_came_up_decides_the_budget_of_every_family(name: str, tmp_path: Path) -> None:
+    spec = TEXT_FAMILIES[name](tmp_path)
+    budgets = {"max_batch_tokens": 300, "accelerated_batch_tokens": 9000}
+    on_cpu = load(spec, tmp_path, session=SessionOptions(device="cpu"), **budgets)
+    results = results_of(on_cpu, name)
+    elsewhere = load(spec, tmp_path, session=ELSEWHERE, **budgets)
+    assert_same(results_of(elsewhere, name), results)
+    assert elsewhere.facts["max_batch_tokens"] == 9000
+    assert on_cpu.facts.get("max_batch_tokens", 300) == 300
+    assert on_cpu._graph.planner.max_tokens <= 300
+    assert elsewhere._graph.planner.max_tokens > 300
+    assert on_cpu._graph.planner.run_overhead_tokens == CPU_RUN_OVERHEAD_TOKENS
+    assert elsewhere._graph.planner.run_overhead_tokens == ACCELERATOR_RUN_OVERHEAD_TOKENS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_multimodal_models_are_planned_as_all_others(name: str, tmp_path: Path) -> None:
+    spec = write_multimodal_model(tmp_path, name, dynamic_quantization=True)
+    budgets = {"max_batch_tokens": 5000, "accelerated_batch_tokens": 9000}
+    encoder = load(spec, tmp_path, session=SessionOptions(device="cpu"), **budgets)
+    elsewhere = load(spec, tmp_path, session=ELSEWHERE, **budgets)
+    assert elsewhere.facts["max_batch_tokens"] == 9000
+    assert elsewhere._graph.planner.run_overhead_tokens == ACCELERATOR_RUN_OVERHEAD_TOKENS
+    images = [encoded(picture(*size), "PNG") for size in ((64, 200), (90, 90), (64, 200), (90, 91))]
+    for inputs, mode in ((TEXTS, "query"), (images, "image")):
+        call = Call(mode=mode)  # type: ignore[arg-type]
+        together = encoder.encode(inputs, call).results
+        alone = [encoder.encode([value], call).results[0] for value in inputs]
+        for result, right in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(result, right)
+        # And without being asked to be careful they do depend on their neighbours, so the above shows something.
+        batched = load(spec, tmp_path, batch_invariant=False, **budgets).encode(inputs, call).results
+        assert any(not np.array_equal(result, right) for result, right in zip(batched, alone, strict=True))
+
+
+@pytest.mark.parametrize("fixed", [(None, FIXED_LENGTH), (3, None), (3, FIXED_LENGTH), (1, FIXED_LENGTH)])
+@pytest.mark.parametrize("name", TEXT_FAMILIES)
+def test_a_graph_made_for_one_shape_gives_the_results_of_one_for_any(
+    name: str, fixed: tuple[int | None, int | None], tmp_path: Path
+) -> None:
+    spec = TEXT_FAMILIES[name](tmp_path / "any")
+    limit = FIXED_LENGTH if fixed[1] else None
+    expected = results_of(load(spec, tmp_path / "any", max_length=limit), name)
+    spec = TEXT_FAMILIES[name](tmp_path / "fixed", fixed=fixed)
+    encoder = load(spec, tmp_path / "fixed", max_batch_tokens=64)
+    assert_same(results_of(encoder, name), expected)
+    if limit:
+        encoder.encode([("the", "way")] if name == "reranker" else ["the"], Call())
+        assert (encoder._graph.fixed_length, encoder._graph.session.input_shape("input_ids")) == (limit, fixed)
+
+
+def test_a_graph_of_one_length_lowers_the_limit_and_refuses_a_higher_one(tmp_path: Path) -> None:
+    spec = dense(tmp_path, fixed=(None, FIXED_LENGTH))
+    assert load(spec, tmp_path).facts["max_length"] == FIXED_LENGTH
+    assert load(spec, tmp_path, max_length=12).facts["max_length"] == 12
+    with pytest.raises(OptionError, match="max_length=41 is more than the 40 tokens that the graph was made for"):
+        load(spec, tmp_path, max_length=41)
+
+
+@pytest.mark.parametrize("name", TEXT_FAMILIES)
+def test_no_family_computes_more_tokens_than_the_model_has_positions(name: str, tmp_path: Path) -> None:
+    spec = TEXT_FAMILIES[name](tmp_path)
+    # Enough for the queries of late interaction models.
+    config = {"model_type": "xlm-roberta", "max_position_embeddings": 42}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for spec_limit in (None, 42, 512):
+        encoder = load(replace(spec, max_length=spec_limit), tmp_path)
+        text = "the way " * 100
+        encoded = encoder.encode([(text, text)] if name == "reranker" else [text], Call(mode="passage"))
+        assert encoded.tokens == encoder.facts["max_length"] == 40
+
+
+def test_graphs_of_one_shape_that_cannot_run_say_so_in_a_sentence(tmp_path: Path) -> None:
+    spec = dense(tmp_path / "no mask", fixed=(None, FIXED_LENGTH), mask=False)
+    with pytest.raises(UnsupportedModelError, match=r"exactly 40 tokens and no attention_mask.*export it"):
+        load(spec, tmp_path / "no mask")
+    spec = write_multimodal_model(tmp_path / "both", COLPALI_NAME, fixed=(None, FIXED_LENGTH))
+    with pytest.raises(UnsupportedModelError, match="exactly 40 tokens, but texts and images"):
+        load(spec, tmp_path / "both")
+    spec = late_interaction(tmp_path / "queries", fixed=(None, 20))
+    with pytest.raises(UnsupportedModelError, match=r"exactly 20 tokens, but a query of this model has at least 3\d"):
+        load(spec, tmp_path / "queries")
+
+
+def test_a_graph_of_one_length_without_a_mask_runs_where_the_model_pads_to_its_limit(tmp_path: Path) -> None:
+    settings = {"pad_to_limit": True}
+    for name, fixed in (("any", None), ("fixed", 64)):
+        write_model(tmp_path / name, mask=False, outputs=("pooler_output",), fixed=(None, fixed))
+    texts = ["the way", "of it"]
+    vectors = [
+        load(spec_for(tmp_path / name, settings=settings), tmp_path / name).encode(texts, Call()).results
+        for name in ("any", "fixed")
+    ]
+    np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_multimodal_graphs_of_one_batch_size_run(name: str, tmp_path: Path) -> None:
+    images = [encoded(picture(*size), "PNG") for size in ((64, 200), (90, 90), (64, 200), (64, 200), (64, 200))]
+    specs = {fixed: write_multimodal_model(tmp_path / str(fixed), name, fixed=(fixed, None)) for fixed in (None, 3)}
+    for inputs, mode in ((TEXTS, "query"), (images, "image")):
+        call = Call(mode=mode)  # type: ignore[arg-type]
+        expected, results = (
+            load(spec, tmp_path / str(fixed)).encode(inputs, call).results for fixed, spec in specs.items()
+        )
+        assert_same(list(results), list(expected))
+
+
+@pytest.mark.parametrize("fixed", [(1, 224), (4, None), (2, 224)])
+def test_image_graphs_of_one_shape_run(fixed: tuple[int | None, int | None], tmp_path: Path) -> None:
+    images = [encoded(picture(*size), "PNG") for size in ((64, 200), (90, 90), (300, 227), (90, 90), (31, 40))]
+    expected = load(write_image_model(tmp_path / "any"), tmp_path / "any").encode(images, Call()).results
+    spec = write_image_model(tmp_path / "fixed", fixed=fixed)
+    for threads in (1, 2):
+        encoder = load(spec, tmp_path / "fixed", session=SessionOptions(threads=threads))
+        np.testing.assert_allclose(encoder.encode(images, Call()).results, expected, atol=1e-6)
+
+
+def test_an_image_graph_of_another_size_says_so_in_a_sentence(tmp_path: Path) -> None:
+    spec = write_image_model(tmp_path, fixed=(None, 336))
+    with pytest.raises(UnsupportedModelError, match=r"images of shape \(3, 336, 336\) only.*makes them 224x224"):
+        load(spec, tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"do_resize": false}', encoding="utf-8")
+    with pytest.raises(UnsupportedModelError, match="as large as they come"):
+        load(spec, tmp_path)
+
+
+def test_a_graph_of_one_batch_size_runs_as_seldom_as_it_can(tmp_path: Path) -> None:
+    """Each run costs the whole batch, so that padding is cheaper than another run."""
+    spec = dense(tmp_path, fixed=(4, None))
+    graph = TextGraph(EncoderConfig(spec=spec, directory=tmp_path, max_batch_tokens=32))
+    assert [len(run.rows) for run in graph.plan([60, 2, 2, 2])] == [4]
+    assert len(graph.plan([60] * 9)) == 3

@@ -1,0 +1,65 @@
+"""Turns among tasks and processes: none waits for ever, and each can be cancelled."""
+
+from pathlib import Path
+
+import anyio
+import pytest
+from filelock import FileLock
+
+from asyncembed.hub import locks as flight
+from asyncembed.hub.locks import only_one, only_one_task
+
+
+def nothing_written() -> float:
+    return 0.0
+
+
+async def test_waiting_for_another_process_can_be_cancelled(tmp_path: Path) -> None:
+    path = tmp_path / "locks/file.lock"
+    path.parent.mkdir()
+    with FileLock(path):
+        with anyio.move_on_after(0.2) as scope:
+            async with only_one(path, nothing_written):
+                raise AssertionError("the lock is taken")
+        assert scope.cancelled_caught
+    async with only_one(path, nothing_written):
+        pass
+
+
+async def test_a_holder_that_does_nothing_holds_no_one_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flight, "STUCK_SECONDS", 0.2)
+    path = tmp_path / "file.lock"
+    with FileLock(path), anyio.fail_after(20):
+        async with only_one(path, nothing_written):
+            pass
+
+
+async def test_the_next_task_gets_its_turn_when_one_is_cancelled_or_fails() -> None:
+    order: list[str] = []
+    inside = anyio.Event()
+    first = anyio.CancelScope()
+
+    async def hold() -> None:
+        with first:
+            async with only_one_task("key"):
+                inside.set()
+                await anyio.sleep_forever()
+
+    async def follow(name: str) -> None:
+        async with only_one_task("key"):
+            order.append(name)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(hold)
+        await inside.wait()
+        group.start_soon(follow, "second")
+        group.start_soon(follow, "third")
+        await anyio.wait_all_tasks_blocked()
+        assert order == []
+        first.cancel()
+    assert sorted(order) == ["second", "third"]
+
+
+async def test_different_things_do_not_wait_for_each_other() -> None:
+    async with only_one_task("one"), only_one_task("other"):
+        pass
