@@ -97,6 +97,7 @@ async def test_a_repo_that_no_catalogue_lists_is_computed_as_its_own_files_say(h
         assert remote.embedding_size == vectors.shape[1]
 
 
+@pytest.mark.slow
 async def test_a_repo_laid_out_as_bge_m3_opens_from_the_hub_and_from_a_directory(
     hub: HubServer, tmp_path: Path
 ) -> None:
@@ -163,6 +164,7 @@ def with_precisions(directory: Path, *suffixes: str, quantized: bool = True) -> 
     return dict(files_of(directory))
 
 
+@pytest.mark.slow
 async def test_a_precision_of_a_catalogued_model_is_the_file_for_this_cpu(
     hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -50,6 +50,7 @@ async def test_documents_give_a_matrix(model: TextEmbedding) -> None:
     assert matrix[:, 2].tolist() == list(range(40))
 
 
+@pytest.mark.slow
 async def test_only_a_text_alone_is_counted_before_bulk_work(pool: WorkerPool, gate: Path, tmp_path: Path) -> None:
     """A corpus waits in the lane of the streams, as long as it may be."""
     log = tmp_path / "log"
@@ -65,6 +66,7 @@ async def test_only_a_text_alone_is_counted_before_bulk_work(pool: WorkerPool, g
     assert order.index("alone") <= 10  # before it only what the workers had by then
 
 
+@pytest.mark.slow
 async def test_a_thousand_queries_at_once_leave_turns_to_others(model: TextEmbedding) -> None:
     """Some begin in each turn of the loop, and whoever else wants it has it in between."""
     turns = 0
@@ -384,6 +386,7 @@ def tables() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 async def test_a_table_is_refused_and_told_how_its_texts_are_given(model: TextEmbedding) -> None:
     """Iterating over it gives its columns, or their names, which would be embedded without a word."""
     for name, table in tables().items():
@@ -392,6 +395,7 @@ async def test_a_table_is_refused_and_told_how_its_texts_are_given(model: TextEm
             pytest.fail(f"{name} was taken")
 
 
+@pytest.mark.slow
 async def test_columns_and_rows_of_tables_are_sources(model: TextEmbedding) -> None:
     import pandas as pd
     import polars as pl

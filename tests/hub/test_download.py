@@ -449,6 +449,7 @@ def test_a_journal_of_many_writes_is_believed(tmp_path: Path) -> None:
     partial.discard()
 
 
+@pytest.mark.slow
 class TestLaggards:
     @pytest.fixture(autouse=True)
     def _soon(self, monkeypatch: pytest.MonkeyPatch) -> None:

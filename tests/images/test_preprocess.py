@@ -96,6 +96,7 @@ _HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 _DINO = {"image_mean": CONVNEXT["image_mean"], "image_std": CONVNEXT["image_std"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "steps"),
     [
