@@ -120,7 +120,7 @@ def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.
         case "RGBA" | "RGB":
             return Image.fromarray(np.ascontiguousarray(rgba[:, :, : len(mode)]))
         case "CMYK":
-            return Image.fromarray(rgba, "CMYK")
+            return Image.frombytes("CMYK", (width, height), rgba.tobytes())
         case "I;16":
             return Image.fromarray((values[:, :, 0].clip(0) * 3).astype(np.uint16))
         case "I":
