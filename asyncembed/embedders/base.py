@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeAlias, T
 from anyio import Event
 from anyio.abc import TaskGroup
 
-from asyncembed.catalogue.lookup import Catalogue, describe
+from asyncembed.catalogue.lookup import describe, find_model, list_models, require_model
 from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.checks import check_bool, check_choice, check_model_name
 from asyncembed.encoders.encoder import Call
 from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
-from asyncembed.engine.scheduler import Group, Item, Priority, Sink
-from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool
+from asyncembed.engine.model import PooledModel, Stats
+from asyncembed.engine.pool import WorkerPool, engine_of
+from asyncembed.engine.scheduler import BatchKey, Item, Priority, Sink
+from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, OptionError, StateError, in_words
 from asyncembed.loading import prepare
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
-from asyncembed.results import COUNT, Output, dense
-from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
+from asyncembed.results import COUNT, Assembly, dense
+from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState, returning
 from asyncembed.wakeup import Turnstile
 
 InputT = TypeVar("InputT")
@@ -45,7 +47,7 @@ CALLS_PER_TURN = 32
 class Opened:
     """What exists only between opening and closing."""
 
-    pool: WorkerPool
+    engine: Supervisor
     model: PooledModel
     group: TaskGroup
     spec: ModelSpec
@@ -90,8 +92,8 @@ class Embedder(Openable):
             if pool is None:
                 # The workers start while the files are being found.
                 pool = await stack.enter_async_context(self._new_pool())
-            else:
-                pool.check_loop()
+            engine = engine_of(pool)
+            engine.check_open()
             config = await prepare(
                 self._wanted(),
                 self.family,
@@ -100,11 +102,11 @@ class Embedder(Openable):
                 overrides=self._overrides(),
                 settings=self._settings(),
             )
-            model = pool.add_model(config)
-            stack.callback(pool.remove_model, model)
-            await pool.warm(model)
+            model = engine.add_model(config)
+            stack.callback(engine.remove_model, model)
+            await engine.warm(model)
             group = await stack.enter_async_context(owned_task_group())
-            opened = self._opened = Opened(pool, model, group, config.spec, Turnstile(pool.loop, CALLS_PER_TURN))
+            opened = self._opened = Opened(engine, model, group, config.spec, Turnstile(engine.loop, CALLS_PER_TURN))
             try:
                 yield
             finally:
@@ -122,7 +124,7 @@ class Embedder(Openable):
     @classmethod
     def list_supported_models(cls) -> list[dict[str, object]]:
         """The catalogued models of this class, added ones included, with the keys that fastembed's users know."""
-        return [describe(spec) for spec in Catalogue.builtin().list_models(cls.family)]
+        return [describe(spec) for spec in list_models(cls.family)]
 
     if not TYPE_CHECKING:  # type checkers know all names there are
 
@@ -133,7 +135,7 @@ class Embedder(Openable):
     def stats(self) -> Stats:
         """What this model has computed, and the state of its pool: a snapshot."""
         opened = self._require_open()
-        return opened.pool.stats(opened.model)
+        return opened.engine.stats(opened.model)
 
     # ---------------------------------------------------------------- opening
 
@@ -158,7 +160,7 @@ class Embedder(Openable):
             max_length=options.max_length,
             onnx_file=options.onnx_file,
             precision=options.precision,
-            output=options.output_name,
+            graph_output=options.output_name,
         )
 
     def _settings(self) -> Mapping[str, object]:
@@ -168,16 +170,16 @@ class Embedder(Openable):
     def _vector_size(self) -> int:
         """Length of the model's vectors. Raises `StateError` where it is known only while the model is open."""
         if self._opened is not None:
-            size = self._opened.spec.dim or self._opened.model.facts.get("dim")
+            size = self._opened.spec.dim or self._opened.model.info.dim
         else:
             name = self._model_name
-            spec = name if isinstance(name, ModelSpec) else Catalogue.builtin().find(os.fspath(name), self.family)
+            spec = name if isinstance(name, ModelSpec) else find_model(os.fspath(name), self.family)
             size = spec.dim if spec is not None else None
         if not isinstance(size, int):
             raise StateError(f"the size of {self.model_name} is known once it is open")
         return size
 
-    def _dense_output(self, call: Call) -> Output[Any, Any]:
+    def _dense_output(self, call: Call) -> Assembly[Any, Any]:
         """How the vectors that `call` asks for leave a stream."""
         try:
             size = call.truncate_dim or self._vector_size()
@@ -189,7 +191,7 @@ class Embedder(Openable):
 
     @classmethod
     def _catalogued_size(cls, model_name: str) -> int:
-        size = Catalogue.builtin().lookup(model_name, cls.family).dim
+        size = require_model(model_name, cls.family).dim
         assert size is not None, f"every catalogued model of the family {cls.family} has a size"
         return size
 
@@ -197,7 +199,7 @@ class Embedder(Openable):
         if self._opened is None:
             state = "was closed" if self._was_closed else "is not open"
             raise StateError(f"{type(self).__name__} {state}: use it inside `async with`")
-        self._opened.pool.check_loop()
+        self._opened.engine.loop.check()
         return self._opened
 
     # ---------------------------------------------------------------- dispatching
@@ -207,7 +209,7 @@ class Embedder(Openable):
         source: Source[InputT],
         measure: "Measure",
         call: Call,
-        output: Output[Any, Any],
+        assembly: Assembly[Any, Any],
         *,
         key: Key | None,
         priority: PriorityName,
@@ -221,14 +223,14 @@ class Embedder(Openable):
         if key is not None and not callable(key):
             raise OptionError(f"key must be a function that takes the input out of a record; got {key!r}")
         _check_source(source)
-        intake = self._intake(self._group_of(opened, call), Priority[priority.upper()], measure, key)
+        intake = self._intake(self._batch_key(opened, call), Priority[priority.upper()], measure, key)
 
         def end(state: StreamState[InputT]) -> None:
             opened.streams.discard(state)
             intake.close()
 
         state: StreamState[InputT] = StreamState(
-            opened.pool,
+            opened.engine,
             intake,
             max_items=self._options.max_in_flight or MAX_IN_FLIGHT,
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
@@ -237,7 +239,7 @@ class Embedder(Openable):
             on_end=end,
         )
         opened.streams.add(state)
-        return EmbeddingStream(state, source, opened.group, output.returning() if on_error == "return" else output)
+        return EmbeddingStream(state, source, opened.group, returning(assembly) if on_error == "return" else assembly)
 
     @uninterrupted
     async def _turn(self) -> Opened:
@@ -251,10 +253,10 @@ class Embedder(Openable):
         return self._require_open()
 
     @uninterrupted
-    async def _one(self, value: object, measure: "Measure", call: Call, output: Output[ResultT, Any]) -> ResultT:
+    async def _one(self, value: object, measure: "Measure", call: Call, assembly: Assembly[ResultT, Any]) -> ResultT:
         """One input, at once: an interactive call; after `_turn`."""
         opened = self._require_open()
-        intake = self._intake(self._group_of(opened, call), Priority.INTERACTIVE, measure, None)
+        intake = self._intake(self._batch_key(opened, call), Priority.INTERACTIVE, measure, None)
         request = _Request()
         try:
             item, _ = intake.item(value, 0, request)
@@ -264,14 +266,14 @@ class Embedder(Openable):
             raise
         intake.submit([item])
         try:
-            return output.own(await request.wait(opened.pool, item))
+            return assembly.detach(await request.wait(opened.engine, item))
         finally:
             intake.close()
 
-    def _intake(self, group: Group, priority: Priority, measure: "Measure", key: Key | None) -> "ModelIntake":
+    def _intake(self, batch_key: BatchKey, priority: Priority, measure: "Measure", key: Key | None) -> "ModelIntake":
         opened = self._opened
         assert opened is not None, "asked for by those who have looked"
-        return ModelIntake(opened.pool, opened.model, group, priority, measure, key)
+        return ModelIntake(opened.engine, opened.model, batch_key, priority, measure, key)
 
     async def _count(self, source: Source[InputT], measure: "Measure", call: Call) -> int:
         """Tokens of all inputs together; after `_turn`."""
@@ -283,12 +285,11 @@ class Embedder(Openable):
         )
         return await stream.collect()
 
-    def _group_of(self, opened: Opened, call: Call) -> Group:
+    def _batch_key(self, opened: Opened, call: Call) -> BatchKey:
         model = opened.model
         # What came up in the workers decides: a model on the CPU does not get an accelerator's batches.
-        budget = model.facts.get("max_batch_tokens")
-        max_tokens = budget if isinstance(budget, int) else model.config.max_batch_tokens
-        return Group(model.key, call, max_tokens, model.config.max_batch_size or sys.maxsize)
+        max_tokens = model.info.max_batch_tokens or model.config.max_batch_tokens
+        return BatchKey(model.key, call, max_tokens, model.config.max_batch_size or sys.maxsize)
 
 
 Measure: TypeAlias = Callable[[object], tuple[int, int]]
@@ -303,21 +304,20 @@ class ModelIntake:
 
     def __init__(
         self,
-        pool: WorkerPool,
+        engine: Supervisor,
         model: PooledModel,
-        group: Group,
+        batch_key: BatchKey,
         priority: Priority,
         measure: Measure,
         key: Key | None,
     ) -> None:
-        self._pool = pool
+        self._engine = engine
         self._model = model
-        self.group = group
+        self.batch_key = batch_key
         self._priority = priority
         self._measure = measure
         self._key = key
-        limit = model.config.max_length or model.facts.get("max_length")
-        self._most_tokens = limit if isinstance(limit, int) else sys.maxsize
+        self._most_tokens = model.config.max_length or model.info.max_length or sys.maxsize
 
     def item(self, record: object, index: int, sink: Sink) -> tuple[Item, int]:
         """See `asyncembed.stream.Intake`."""
@@ -352,7 +352,7 @@ class ModelIntake:
 
     def submit(self, items: list[Item]) -> None:
         """See `asyncembed.stream.Intake`."""
-        self._pool.submit(items)
+        self._engine.submit(items)
 
     def close(self) -> None:
         """Forget what was not submitted yet."""
@@ -363,7 +363,7 @@ class ModelIntake:
             tokens, units = self._most_tokens, 0  # cut: says nothing of how many tokens a unit is
         if type(value) is not str:
             value = _plain(value)
-        return Item(value, tokens, self.group, self._priority, sink, index, units)
+        return Item(value, tokens, self.batch_key, self._priority, sink, index, units)
 
 
 class _Request:
@@ -384,11 +384,11 @@ class _Request:
         self._error = error
         self._event.set()
 
-    async def wait(self, pool: WorkerPool, item: Item) -> object:
+    async def wait(self, engine: Supervisor, item: Item) -> object:
         try:
             await self._event.wait()
         except BaseException:
-            pool.withdraw([item])
+            engine.withdraw([item])
             raise
         if self._error is not None:
             raise self._error

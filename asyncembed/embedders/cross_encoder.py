@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Unpack, cast, get_args, overload
 
-from asyncembed.catalogue.lookup import Catalogue, parse_sources
+from asyncembed.catalogue.lookup import parse_origins, register
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.checks import check_bool, check_choice, check_count, check_custom_model, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, ModelName, PriorityName, measure_text
@@ -13,7 +13,7 @@ from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call
 from asyncembed.errors import InputError
 from asyncembed.options import OptionKeywords
-from asyncembed.results import SCORE, Output, Scores, own_score, stack_scores
+from asyncembed.results import SCORE, Assembly, Scores, stack_scores
 from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source
 
 Activation = Literal["none", "sigmoid"]
@@ -122,25 +122,7 @@ class TextCrossEncoder(Embedder):
             InputError: The query is no text, or `documents` is one text; (from the stream) a document is not a text, or
                 its pair is over the limit with `truncate=False`: `index` says which.
         """
-        query_units, _ = measure_text(query)
-        _refuse_text(documents, "documents", "the document")
-        text_of: Callable[[Any], str] = key or _itself
-
-        def measure(value: object) -> tuple[int, int]:
-            assert isinstance(value, tuple)
-            units, size_bytes = measure_text(value[1])
-            return query_units + units, size_bytes
-
-        return self._stream(
-            documents,
-            measure,
-            self._call(activation),
-            SCORE,
-            key=lambda record: (query, text_of(record)),
-            priority=priority,
-            ordered=ordered,
-            on_error=on_error,
-        )
+        return self._scores(query, documents, SCORE, key, activation, priority, ordered, on_error)
 
     @overload
     def rerank_pairs(
@@ -222,12 +204,11 @@ class TextCrossEncoder(Embedder):
         """
         await self._turn()
         check_count("top_k", top_k, least=1)
-        stream: EmbeddingStream[Any, float, Any] = self.rerank(
-            query, documents, key=key or _itself, activation=activation, priority="interactive"
-        )
         # Where the scores of many documents are put together they are sorted too: in a thread.
-        stream.output = Output(own=own_score, assemble=partial(_best, top_k=top_k))
-        return cast("list[tuple[int, float]]", await stream.collect())
+        best = Assembly(float, partial(_best, top_k=top_k))
+        ranked: list[tuple[int, float]]
+        ranked = await self._scores(query, documents, best, key, activation, "interactive").collect()
+        return ranked
 
     @checks_keywords
     async def token_count(self, pairs: Source[Pair]) -> int:
@@ -263,18 +244,49 @@ class TextCrossEncoder(Embedder):
             OptionError: The name is taken, or there is no source.
         """
         files = check_custom_model(model, model_file, additional_files)
-        Catalogue.builtin().register(
+        register(
             ModelSpec(
                 name=model,
                 family=cls.family,
                 encoder="cross_encoder",
-                sources=parse_sources(sources, model),
+                sources=parse_origins(sources, model),
                 model_file=model_file,
                 additional_files=files,
                 description=description,
                 license=license,
                 size_in_gb=size_in_gb,
             )
+        )
+
+    def _scores(
+        self,
+        query: str,
+        documents: Source[Any],
+        assembly: Assembly[Any, Any],
+        key: Key | None,
+        activation: Activation | None,
+        priority: PriorityName,
+        ordered: bool = True,
+        on_error: OnError = "raise",
+    ) -> EmbeddingStream[Any, Any, Any]:
+        query_units, _ = measure_text(query)
+        _refuse_text(documents, "documents", "the document")
+        text_of: Callable[[Any], str] = key or _itself
+
+        def measure(value: object) -> tuple[int, int]:
+            assert isinstance(value, tuple)
+            units, size_bytes = measure_text(value[1])
+            return query_units + units, size_bytes
+
+        return self._stream(
+            documents,
+            measure,
+            self._call(activation),
+            assembly,
+            key=lambda record: (query, text_of(record)),
+            priority=priority,
+            ordered=ordered,
+            on_error=on_error,
         )
 
     def _call(self, activation: Activation | None) -> Call:

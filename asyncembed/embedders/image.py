@@ -15,8 +15,9 @@ from asyncembed.checks import check_bool, check_choice, check_count, check_secon
 from asyncembed.embedders.base import Embedder, InputT, Key, Measure, ModelIntake, ModelName, PriorityName
 from asyncembed.embedders.roles import ReturningCall, StreamCall
 from asyncembed.encoders.encoder import Call
-from asyncembed.engine.scheduler import Group, Item, Priority, Sink
-from asyncembed.engine.supervisor import PooledModel, WorkerPool
+from asyncembed.engine.model import PooledModel
+from asyncembed.engine.scheduler import BatchKey, Item, Priority, Sink
+from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import AsyncEmbedError, InputError, StateError
 from asyncembed.images.inputs import MAX_IMAGE_PIXELS, describe
 from asyncembed.images.intake import (
@@ -30,7 +31,7 @@ from asyncembed.images.intake import (
 )
 from asyncembed.images.urls import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.options import OptionKeywords
-from asyncembed.results import Output, ScalarT
+from asyncembed.results import Assembly, ScalarT
 from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source, StreamState
 
 if TYPE_CHECKING:
@@ -126,17 +127,17 @@ class ImageEmbedder(Embedder):
     def _settings(self) -> Mapping[str, object]:
         return self._decoding
 
-    def _intake(self, group: Group, priority: Priority, measure: Measure, key: Key | None) -> ModelIntake:
+    def _intake(self, batch_key: BatchKey, priority: Priority, measure: Measure, key: Key | None) -> ModelIntake:
         if measure is not measure_image:
-            return super()._intake(group, priority, measure, key)
+            return super()._intake(batch_key, priority, measure, key)
         opened = self._require_open()
-        return _ImageIntake(opened.pool, opened.model, group, priority, key, self._packer, opened.group)
+        return _ImageIntake(opened.engine, opened.model, batch_key, priority, key, self._packer, opened.group)
 
     def _images(
         self,
         source: Source[Any] | ImageInput,
         call: Call,
-        output: Output[Any, Any],
+        assembly: Assembly[Any, Any],
         key: Key | None,
         priority: PriorityName,
         ordered: bool,
@@ -146,7 +147,7 @@ class ImageEmbedder(Embedder):
             as_images(source),
             measure_image,
             call,
-            output,
+            assembly,
             key=key,
             priority=priority,
             ordered=ordered,
@@ -159,17 +160,16 @@ class _ImageIntake(ModelIntake):
 
     def __init__(
         self,
-        pool: WorkerPool,
+        engine: Supervisor,
         model: PooledModel,
-        group: Group,
+        batch_key: BatchKey,
         priority: Priority,
         key: Key | None,
         packer: ImagePacker,
         tasks: TaskGroup,
     ) -> None:
-        super().__init__(pool, model, group, priority, partial(measure_image, max_pixels=packer.max_pixels), key)
-        taken = model.facts.get("tokens_per_image")
-        self._tokens_per_image = DECODING_TOKENS + (taken if isinstance(taken, int) else 0)
+        super().__init__(engine, model, batch_key, priority, partial(measure_image, max_pixels=packer.max_pixels), key)
+        self._tokens_per_image = DECODING_TOKENS + model.info.tokens_per_image
         self._packer = packer
         self._tasks = tasks
         # What is yet to be brought in, and the scopes of the tasks that do it.
@@ -180,7 +180,7 @@ class _ImageIntake(ModelIntake):
         self._largest = 0
 
     def _make_item(self, value: object, units: int, index: int, sink: Sink) -> Item:
-        return Item(self._packer(value), self._tokens_per_image + units, self.group, self._priority, sink, index)
+        return Item(self._packer(value), self._tokens_per_image + units, self.batch_key, self._priority, sink, index)
 
     def submit(self, items: list[Item]) -> None:
         ready = []
@@ -194,7 +194,7 @@ class _ImageIntake(ModelIntake):
                     self._scopes.add(scope)
                     self._tasks.start_soon(self._bring_all, scope)
         if ready:
-            self._pool.submit(ready)
+            self._engine.submit(ready)
 
     def close(self) -> None:
         self._waiting.clear()
@@ -241,7 +241,7 @@ class _ImageIntake(ModelIntake):
         item.size += len(data) // ENCODED_BYTES_PER_TOKEN
         if isinstance(item.sink, StreamState):
             item.sink.charge(item.index, len(data))
-        self._pool.submit([item])
+        self._engine.submit([item])
 
 
 def _fail_as_closed(item: Item) -> None:

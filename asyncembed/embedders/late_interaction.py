@@ -46,7 +46,7 @@ class LateInteractionTextEmbedding(TextRoles["NDArray[ScalarT]", "list[NDArray[S
     """
 
     family = "late_interaction"
-    _output = MATRICES
+    _assembly = MATRICES
 
     @overload
     def __init__(

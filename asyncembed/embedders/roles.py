@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, Literal, Required, TypedDict, Unpack,
 from asyncembed.checks import checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, PriorityName, as_source, measure_text
 from asyncembed.encoders.encoder import Call, Mode
-from asyncembed.results import CollectedT, Output, ResultT
+from asyncembed.results import Assembly, CollectedT, ResultT
 from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source
 
 
@@ -42,7 +42,7 @@ class ReturningCall(TypedDict, total=False):
 class TextRoles(Embedder, Generic[ResultT, CollectedT]):
     """Queries, passages and documents, each as a stream or a few at once."""
 
-    _output: ClassVar[Output[Any, Any]]
+    _assembly: ClassVar[Assembly[Any, Any]]
     """How a result leaves a stream."""
 
     # ---------------------------------------------------------------- many inputs
@@ -158,7 +158,7 @@ class TextRoles(Embedder, Generic[ResultT, CollectedT]):
     async def embed_query(self, query: str) -> ResultT:
         """The result of one query. Goes before bulk work."""
         await self._turn()
-        return await self._one(query, measure_text, self._call("query"), self._output)
+        return await self._one(query, measure_text, self._call("query"), self._assembly)
 
     @checks_keywords
     async def embed_documents(self, documents: Iterable[str]) -> CollectedT:
@@ -185,7 +185,7 @@ class TextRoles(Embedder, Generic[ResultT, CollectedT]):
             as_source(source),
             measure_text,
             self._call(mode),
-            self._output,
+            self._assembly,
             key=key,
             priority=priority,
             ordered=ordered,

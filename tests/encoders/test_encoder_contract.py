@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.lookup import list_models
 from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, Encoded, Encoder, EncoderConfig, Mode
 from asyncembed.errors import InputError
@@ -94,7 +94,7 @@ def test_no_encoder_is_forgotten() -> None:
     patterns = [node for node in ast.walk(tree) if isinstance(node, ast.MatchValue)]
     known = {ast.literal_eval(pattern.value) for pattern in patterns}
     assert known == WRITE.keys()
-    assert {spec.encoder for spec in Catalogue.builtin().list_models()} <= known
+    assert {spec.encoder for spec in list_models()} <= known
 
 
 @pytest.mark.parametrize(("name", "mode"), EVERY_MODE)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fastembed import TextEmbedding
 
-from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.lookup import require_model
 from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.encoders import build
@@ -27,7 +27,7 @@ MIXED = (*TEXTS, "日本 the", "the way " * 700, "[MASK] of Été", "日本", "o
 
 
 def static_encoder(directory: Path, **fields: Any) -> Encoder:
-    spec = Catalogue.builtin().lookup(NAME, "text")
+    spec = require_model(NAME, "text")
     known = {field: getattr(spec, field) for field in ModelSpec.__dataclass_fields__}
     return build(EncoderConfig(spec=ModelSpec(**(known | {"dim": DIM} | fields)), directory=directory))
 

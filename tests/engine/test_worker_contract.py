@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from asyncembed.encoders.encoder import Call, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.engine import child
 from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone
 from asyncembed.errors import EncodeError, InputError, ModelLoadError, UnsupportedModelError
@@ -46,13 +46,13 @@ def worker(make: Make) -> Iterator[Worker]:
     worker.stop()
 
 
-def lengths(answer: "Future[child.Computed | child.Failed]") -> list[int]:
+def lengths(answer: "Future[Encoded | child.Failed]") -> list[int]:
     computed = answer.result(ANSWER_SECONDS)
-    assert isinstance(computed, child.Computed)
+    assert isinstance(computed, Encoded)
     return [int(row[0]) for row in computed.results]
 
 
-def error_of(answer: "Future[child.Loaded | child.Failed] | Future[child.Computed | child.Failed]") -> Exception:
+def error_of(answer: "Future[child.Loaded | child.Failed] | Future[Encoded | child.Failed]") -> Exception:
     failed = answer.result(ANSWER_SECONDS)
     assert isinstance(failed, child.Failed)
     return failed.error
@@ -67,7 +67,7 @@ def test_its_first_word_says_which_process_it_is(make: Make) -> None:
 def test_a_model_says_what_it_is_and_loads_once(worker: Worker, tmp_path: Path) -> None:
     config = replace(CONFIG, spec=with_settings(load_log=str(tmp_path / "loads")))
     for _ in range(2):
-        assert worker.load(1, config).result(ANSWER_SECONDS) == child.Loaded({"dim": 3})
+        assert worker.load(1, config).result(ANSWER_SECONDS) == child.Loaded(ModelInfo(dim=3))
     assert len((tmp_path / "loads").read_text().splitlines()) == 1
 
 
@@ -89,7 +89,7 @@ def test_a_refused_input_leaves_its_batch_alone(worker: Worker) -> None:
     answer = worker.run(0, ["a", "bad", "abc"], Call())
     assert lengths(answer) == [1, 3, 3]
     computed = answer.result()
-    assert isinstance(computed, child.Computed)
+    assert isinstance(computed, Encoded)
     assert {position: type(error) for position, error in computed.failures.items()} == {1: InputError}
     assert (computed.tokens, computed.padded_tokens) == (7, 9)
 
@@ -106,7 +106,7 @@ def test_a_dropped_model_is_no_longer_there(worker: Worker) -> None:
     worker.unload(0)
     worker.unload(7)  # never was there
     assert isinstance(error_of(worker.run(0, ["a"], Call())), EncodeError)
-    assert worker.load(0, CONFIG).result(ANSWER_SECONDS) == child.Loaded({"dim": 3})
+    assert worker.load(0, CONFIG).result(ANSWER_SECONDS) == child.Loaded(ModelInfo(dim=3))
     assert lengths(worker.run(0, ["abc"], Call())) == [3]
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.lookup import require_model
 from asyncembed.catalogue.spec import LocalSource, ModelSpec
 from tests.support.graphs import DIM
 from tests.support.images import write_image_model
@@ -39,16 +39,16 @@ def _dense(directory: Path) -> ModelSpec:
 
 def _static(directory: Path) -> ModelSpec:
     write_static(directory, wordpiece())
-    spec = Catalogue.builtin().lookup("minishlab/potion-base-8M", "text")
+    spec = require_model("minishlab/potion-base-8M", "text")
     return replace(spec, dim=STATIC_DIM, sources=(LocalSource(directory),))
 
 
 def _sparse(directory: Path, *, name: str, write: Callable[[Path], Path]) -> ModelSpec:
-    return replace(Catalogue.builtin().lookup(name, "sparse"), sources=(LocalSource(write(directory)),))
+    return replace(require_model(name, "sparse"), sources=(LocalSource(write(directory)),))
 
 
 def _reranker(directory: Path) -> ModelSpec:
-    spec = Catalogue.builtin().lookup(RERANKER, "cross_encoder")
+    spec = require_model(RERANKER, "cross_encoder")
     return replace(spec, sources=(LocalSource(write_reranker(directory)),), dim=DIM)
 
 

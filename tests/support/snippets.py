@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import asyncembed
-from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.lookup import list_models
 from asyncembed.catalogue.spec import HubSource
 from tests.hub.server import HubServer, Repo
 from tests.support.images import picture, write_image_model
@@ -61,7 +61,7 @@ def fenced(text: str) -> list[str]:
 
 def serve(hub: HubServer, snippet: str, directory: Path) -> None:
     """Put small models on the hub for all that the snippet names."""
-    for spec in Catalogue.builtin().list_models():
+    for spec in list_models():
         if spec.name in SMALL and spec.name in " ".join([snippet, *GIVEN.values()]):
             folder = directory / spec.name.replace("/", "--")
             SMALL[spec.name](folder)
