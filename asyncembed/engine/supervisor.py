@@ -174,6 +174,10 @@ class PooledModel:
             self._seen_units = ESTIMATE_MEMORY * self._seen_units + sum(units)
             self._seen_tokens = ESTIMATE_MEMORY * self._seen_tokens + tokens
 
+    def count_failure(self) -> None:
+        """Count an input that never reached a worker."""
+        self.failed += 1
+
     def notify(self) -> None:
         """Wake whoever waits for the model to be loaded."""
         self.changed.set()
