@@ -10,10 +10,10 @@ from pathlib import Path
 from anyio import CancelScope
 
 from asyncembed.catalogue.limits import most_tokens
-from asyncembed.catalogue.lookup import CLASSES, Catalogue
+from asyncembed.catalogue.lookup import CLASSES, families_of, find_model, require_model, similar_names
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.catalogue.pipeline import Overrides, list_directory, spec_from_directory
-from asyncembed.catalogue.spec import Family, HubSource, ModelSpec
+from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.engine.worker import ProcessWorker
 from asyncembed.errors import (
@@ -26,11 +26,11 @@ from asyncembed.errors import (
     WorkersImpossible,
 )
 from asyncembed.files import in_disk_thread
-from asyncembed.hub import loadable_model_path
 from asyncembed.hub.model_files import HubAccess, fetch_model, fetch_repo, list_model
 from asyncembed.options import Options, is_path
 from asyncembed.repo_files import read_object
-from asyncembed.runtime.quantization import is_dynamically_quantized
+from asyncembed.runtime.loadable_path import loadable_model_path
+from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.wakeup import completion
 
 _WITHOUT_GRAPH = frozenset({"static", "bm25"})
@@ -74,7 +74,7 @@ async def prepare(
         spec = replace(spec, model_file=str(await _export(directory, cache_dir, workers=options.workers)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
-        path = await loadable_model_path(directory, spec.model_file)
+        path = await in_disk_thread(loadable_model_path, directory, spec.model_file)
         spec = replace(spec, model_file=str(path.relative_to(directory) if path.is_relative_to(directory) else path))
     return EncoderConfig(
         spec=spec,
@@ -110,7 +110,7 @@ async def _locate(
         label = name.name
     else:
         label = os.fspath(name)
-        spec = Catalogue.builtin().find(label, family) if isinstance(name, str) else None
+        spec = find_model(label, family) if isinstance(name, str) else None
     given = None
     if options.model_path is not None:
         given = await _existing_directory(Path(options.model_path), os.fspath(options.model_path), label)
@@ -150,11 +150,10 @@ async def _existing_directory(path: Path, as_given: str, model: str) -> Path:
 
 
 async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overrides) -> tuple[ModelSpec, Path]:
-    catalogue = Catalogue.builtin()
     is_repo_id = name.count("/") == 1
-    if catalogue.families_of(name) or not is_repo_id:
+    if families_of(name) or not is_repo_id:
         try:
-            catalogue.lookup(name, family)
+            require_model(name, family)
         except UnknownModelError as error:
             if is_repo_id:
                 raise
@@ -166,7 +165,7 @@ async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overri
     try:
         return await fetch_repo(name, hub, families=(family,), overrides=overrides)
     except RepoNotFoundError as error:
-        if near := catalogue.similar(name, family):
+        if near := similar_names(name, family):
             raise RepoNotFoundError(
                 f"{error}; did you mean {' or '.join(near)}?", source=error.source, path=error.path
             ) from error
@@ -193,7 +192,7 @@ async def _with_precision(spec: ModelSpec, precision: str, given: Path | None, h
         return _with_graph(spec, _choose(spec, precision, await list_model(spec, hub)))
     except (UnsupportedModelError, DownloadError):
         # The catalogue's sources often have one precision only; the repo that the model is named after has more.
-        own = HubSource(spec.name)
+        own = HubOrigin(spec.name)
         if own in spec.sources or spec.name.count("/") != 1:
             raise
         with contextlib.suppress(UnsupportedModelError, DownloadError):
@@ -225,15 +224,15 @@ def _override(spec: ModelSpec, overrides: Overrides) -> ModelSpec:
     if overrides.onnx_file is not None:
         spec = _with_graph(spec, overrides.onnx_file)
     settings = dict(spec.settings)
-    if overrides.output is not None or overrides.pooling not in (None, spec.pooling):
+    if overrides.graph_output is not None or overrides.pooling not in (None, spec.pooling):
         settings.pop("output_name", None)  # it goes with the catalogue's pooling
     if overrides.pooling == "none" and spec.pooling != "none":
-        settings["takes_finished"] = "any" if overrides.output is None else "named"
+        settings["takes_finished"] = "any" if overrides.graph_output is None else "named"
     return replace(
         spec,
         pooling=overrides.pooling or spec.pooling,
         normalize=spec.normalize if overrides.normalize is None else overrides.normalize,
-        output=spec.output if overrides.output is None else overrides.output,
+        graph_output=spec.graph_output if overrides.graph_output is None else overrides.graph_output,
         settings=settings,
     )
 
@@ -242,7 +241,7 @@ def _check_is_fp32(directory: Path, spec: ModelSpec) -> None:
     """See that a file whose name tells no precision is not a quantised one, as some conversions are."""
     assert spec.model_file is not None
     path = directory / spec.model_file
-    if path.is_file() and is_dynamically_quantized(path):
+    if read_onnx_file(path).is_dynamically_quantized:
         raise UnsupportedModelError(
             f"{spec.name}: {spec.model_file} is quantised although its name does not say so: "
             "leave out precision=, or name an fp32 file with onnx_file=",

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, 
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from queue import SimpleQueue
 from sys import getsizeof
@@ -25,10 +26,10 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from asyncembed.checks import check_count
 from asyncembed.engine.lifetime import uninterrupted
-from asyncembed.engine.scheduler import Group, Item, Sink
-from asyncembed.engine.supervisor import WorkerPool
+from asyncembed.engine.scheduler import BatchKey, Item, Sink
+from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, InputFailure, StateError, UsageError
-from asyncembed.results import Output
+from asyncembed.results import Assembly, detach_each
 
 if TYPE_CHECKING:
     from asyncembed.wakeup import Loop
@@ -92,7 +93,7 @@ class Intake(Protocol[RecordT]):
     """How a record of the source becomes an item: chosen by the family, fixed for the stream."""
 
     @property
-    def group(self) -> Group:
+    def batch_key(self) -> BatchKey:
         """What its items have in common."""
         ...
 
@@ -179,7 +180,7 @@ class StreamState(Generic[InputT]):
 
     def __init__(
         self,
-        pool: WorkerPool,
+        pool: Supervisor,
         intake: Intake[InputT],
         *,
         max_items: int,
@@ -204,8 +205,8 @@ class StreamState(Generic[InputT]):
         self._bytes = 0
         self._waiting_tokens = 0.0
         waiting_batches = WAITING_BATCHES + WAITING_BATCHES_PER_WORKER * pool.size
-        self._max_waiting_tokens = waiting_batches * intake.group.max_batch_tokens
-        self._least_tokens = intake.group.least_size
+        self._max_waiting_tokens = waiting_batches * intake.batch_key.max_batch_tokens
+        self._least_tokens = intake.batch_key.minimum_size
         # Of all results so far, to know what to expect of the next ones.
         self._arrived = 0
         self._result_bytes = 0
@@ -483,12 +484,12 @@ class EmbeddingStream(_Asynchronous, Generic[InputT, ResultT, CollectedT]):
         state: StreamState[InputT],
         source: Source[InputT],
         group: TaskGroup,
-        output: Output[ResultT, CollectedT],
+        assembly: Assembly[ResultT, CollectedT],
     ) -> None:
         self._state = state
         self._source: Source[InputT] | None = source
         self._group = group
-        self.output = output
+        self._assembly = assembly
         self._loop: Loop = state.pool.loop
         self._turn_ends = 0.0
 
@@ -509,7 +510,7 @@ class EmbeddingStream(_Asynchronous, Generic[InputT, ResultT, CollectedT]):
         while (outcome := state.take()) is _NOT_READY:
             self._check_loop()
             await state.wait_ready()
-        return self.output.own(cast(ResultT, outcome))
+        return self._assembly.detach(cast(ResultT, outcome))
 
     @uninterrupted
     async def aclose(self) -> None:
@@ -548,7 +549,7 @@ class EmbeddingStream(_Asynchronous, Generic[InputT, ResultT, CollectedT]):
             raise StateError("with_inputs() comes before the first result is asked for")
         self._state.keeps_inputs = True
         stream = cast("EmbeddingStream[InputT, tuple[InputT, ResultT], tuple[list[InputT], CollectedT]]", self)
-        stream.output = self.output.paired()
+        stream._assembly = _paired(self._assembly)  # noqa: SLF001 (its own)
         return stream
 
     def batches(self, size: int) -> "BatchStream[ResultT, CollectedT]":
@@ -611,13 +612,13 @@ class EmbeddingStream(_Asynchronous, Generic[InputT, ResultT, CollectedT]):
     async def assemble(self, results: list[ResultT]) -> CollectedT:
         """Put results together as `collect` gives them: many of them in a thread, as all are copied."""
         if len(results) <= FEED_CHUNK and sum(map(_result_bytes, results)) <= ASSEMBLED_AT_ONCE_BYTES:
-            return self.output.assemble(results)
-        return await to_thread.run_sync(self.output.assemble, results, limiter=self._state.pool.limiter)
+            return self._assembly.assemble(results)
+        return await to_thread.run_sync(self._assembly.assemble, results, limiter=self._state.pool.limiter)
 
     @uninterrupted
     def _start(self) -> None:
         if self._source is not None and not self._state.is_closed:
-            self._state.pool.check_loop()
+            self._state.pool.loop.check()
             source, self._source = self._source, None
             self._group.start_soon(_feed, self._state, source)
 
@@ -627,6 +628,25 @@ class EmbeddingStream(_Asynchronous, Generic[InputT, ResultT, CollectedT]):
             raise StateError(
                 "this stream was begun on another event loop; take from it there, or begin another one here"
             )
+
+
+def returning(assembly: Assembly[ResultT, Any]) -> Assembly[ResultT | InputFailure, list[ResultT | InputFailure]]:
+    """The same where errors come in the place of results: several are always a list."""
+
+    def detach(result: Any) -> ResultT | InputFailure:
+        return result if isinstance(result, OF_ONE_INPUT) else assembly.detach(result)
+
+    return Assembly(detach, partial(detach_each, detach=detach))
+
+
+def _paired(
+    assembly: Assembly[ResultT, CollectedT],
+) -> Assembly[tuple[Any, ResultT], tuple[list[Any], CollectedT]]:
+    """The same for (input, result) pairs."""
+    return Assembly(
+        lambda pair: (pair[0], assembly.detach(pair[1])),
+        lambda pairs: ([pair[0] for pair in pairs], assembly.assemble([pair[1] for pair in pairs])),
+    )
 
 
 ReturningStream: TypeAlias = EmbeddingStream[InputT, ResultT | InputFailure, list[ResultT | InputFailure]]

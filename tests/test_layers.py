@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "sources": {"readers"},
     "muvera": set[str](),
     "catalogue": {"repo_files"},
-    "runtime": {"catalogue", "repo_files"},
+    "runtime": {"files", "repo_files"},
     "encoders": {"catalogue", "images", "repo_files", "results", "runtime", "scoring"},
     "engine": {"catalogue", "encoders", "runtime", "wakeup"},
     "stream": {"engine", "results", "wakeup"},

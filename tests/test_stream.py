@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asyncembed.embedders.text import TextEmbedding
-from asyncembed.engine.supervisor import WorkerPool
+from asyncembed.engine.pool import WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
 from asyncembed.stream import (
     FEED_SECONDS,
@@ -789,13 +789,13 @@ async def test_large_batches_are_put_together_in_a_thread_and_small_ones_at_once
     here = threading.get_ident()
 
     def noted(stream: Stream) -> Stream:
-        assemble = stream.output.assemble
+        assemble = stream._assembly.assemble
 
         def note(rows: list[Any]) -> Any:
             places.append((len(rows), threading.get_ident() == here))
             return assemble(rows)
 
-        stream.output = replace(stream.output, assemble=note)
+        stream._assembly = replace(stream._assembly, assemble=note)
         return stream
 
     batches = [batch async for batch in noted(model.embed(texts(1500))).batches(1000)]

@@ -22,21 +22,23 @@ from typing import (
 from anyio import Event
 from anyio.abc import TaskGroup
 
-from asyncembed.catalogue.lookup import Catalogue, describe, parse_sources
+from asyncembed.catalogue.lookup import describe, find_model, list_models, parse_origins, require_model
 from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.checks import check_bool, check_callable, check_choice, check_custom_model, check_model_name
 from asyncembed.embedders.intake import Door, InputT, Key, check_source
 from asyncembed.encoders.encoder import Call
 from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
+from asyncembed.engine.model import PooledModel, Stats
+from asyncembed.engine.pool import WorkerPool, engine_of
 from asyncembed.engine.scheduler import Item, Priority
-from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool
+from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, StateError
 from asyncembed.loading import prepare
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
-from asyncembed.results import COUNT, CollectedT, Output, ResultT, dense
-from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source, StreamState
+from asyncembed.results import COUNT, Assembly, CollectedT, ResultT, dense
+from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source, StreamState, returning
 from asyncembed.wakeup import Turnstile
 
 ModelName: TypeAlias = str | os.PathLike[str] | ModelSpec
@@ -109,7 +111,7 @@ CALLS_PER_TURN = 32
 class Opened:
     """What exists only between opening and closing."""
 
-    pool: WorkerPool
+    engine: Supervisor
     model: PooledModel
     group: TaskGroup
     spec: ModelSpec
@@ -154,8 +156,8 @@ class Embedder(Openable):
             if pool is None:
                 # The workers start while the files are being found.
                 pool = await stack.enter_async_context(self._new_pool())
-            else:
-                pool.check_loop()
+            engine = engine_of(pool)
+            engine.check_open()
             config = await prepare(
                 self._wanted(),
                 self.family,
@@ -164,11 +166,11 @@ class Embedder(Openable):
                 overrides=self._overrides(),
                 settings=self._settings(),
             )
-            model = pool.add_model(config)
-            stack.callback(pool.remove_model, model)
-            await pool.warm(model)
+            model = engine.add_model(config)
+            stack.callback(engine.remove_model, model)
+            await engine.warm(model)
             group = await stack.enter_async_context(owned_task_group())
-            opened = self._opened = Opened(pool, model, group, config.spec, Turnstile(pool.loop, CALLS_PER_TURN))
+            opened = self._opened = Opened(engine, model, group, config.spec, Turnstile(engine.loop, CALLS_PER_TURN))
             try:
                 yield
             finally:
@@ -186,7 +188,7 @@ class Embedder(Openable):
     @classmethod
     def list_supported_models(cls) -> list[dict[str, object]]:
         """The catalogued models of this class, added ones included, with the keys that fastembed's users know."""
-        return [describe(spec) for spec in Catalogue.builtin().list_models(cls.family)]
+        return [describe(spec) for spec in list_models(cls.family)]
 
     if not TYPE_CHECKING:  # type checkers know all names there are
 
@@ -197,7 +199,7 @@ class Embedder(Openable):
     def stats(self) -> Stats:
         """What this model has computed, and the state of its pool: a snapshot."""
         opened = self._require_open()
-        return opened.pool.stats(opened.model)
+        return opened.engine.stats(opened.model)
 
     # ---------------------------------------------------------------- opening
 
@@ -222,7 +224,7 @@ class Embedder(Openable):
             max_length=options.max_length,
             onnx_file=options.onnx_file,
             precision=options.precision,
-            output=options.output_name,
+            graph_output=options.output_name,
         )
 
     def _settings(self) -> Mapping[str, object]:
@@ -232,17 +234,16 @@ class Embedder(Openable):
     def _known_spec(self) -> ModelSpec | None:
         """The spec of the model if it was given, or is catalogued."""
         name = self._model_name
-        return name if isinstance(name, ModelSpec) else Catalogue.builtin().find(os.fspath(name), self.family)
+        return name if isinstance(name, ModelSpec) else find_model(os.fspath(name), self.family)
 
     def _known_size(self) -> int | None:
         """Length of the model's vectors; None where it is not known, or not yet."""
         if self._opened is None:
             spec = self._known_spec()
             return None if spec is None else spec.dim
-        size = self._opened.spec.dim or self._opened.model.facts.get("dim")
-        return size if isinstance(size, int) else None
+        return self._opened.spec.dim or self._opened.model.info.dim
 
-    def _dense_output(self, call: Call) -> Output[Any, Any]:
+    def _dense_assembly(self, call: Call) -> Assembly[Any, Any]:
         """How the vectors that `call` asks for leave a stream."""
         # An image model outside the catalogue tells with its first vector.
         size = call.truncate_dim or self._known_size() or 0
@@ -266,7 +267,7 @@ class Embedder(Openable):
             family=cls.family,
             encoder=encoder,
             additional_files=check_custom_model(name, model_file, additional_files),
-            sources=parse_sources(sources, name),
+            sources=parse_origins(sources, name),
             model_file=model_file,
             **for_people,
         )
@@ -275,7 +276,7 @@ class Embedder(Openable):
         if self._opened is None:
             state = "was closed" if self._was_closed else "is not open"
             raise StateError(f"{type(self).__name__} {state}: use it inside `async with`")
-        self._opened.pool.check_loop()
+        self._opened.engine.loop.check()
         return self._opened
 
     # ---------------------------------------------------------------- dispatching
@@ -286,7 +287,7 @@ class Embedder(Openable):
         source: Source[InputT],
         door: Door,
         call: Call,
-        output: Output[ResultT, CollectedT],
+        assembly: Assembly[ResultT, CollectedT],
         keywords: StreamKeywords,
     ) -> AnyStream[InputT, ResultT, CollectedT]:
         key, priority = keywords.get("key"), keywords.get("priority", "bulk")
@@ -296,14 +297,14 @@ class Embedder(Openable):
         check_bool("ordered", ordered)
         check_callable("key", key, what="a function that takes the input out of a record")
         check_source(source)
-        intake = door(opened.pool, opened.model, call, Priority[priority.upper()], key)
+        intake = door(opened.engine, opened.model, call, Priority[priority.upper()], key)
 
         def end(state: StreamState[InputT]) -> None:
             opened.streams.discard(state)
             intake.close()
 
         state: StreamState[InputT] = StreamState(
-            opened.pool,
+            opened.engine,
             intake,
             max_items=self._options.max_in_flight or MAX_IN_FLIGHT,
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
@@ -313,8 +314,8 @@ class Embedder(Openable):
         )
         opened.streams.add(state)
         if on_error == "return":
-            return EmbeddingStream(state, source, opened.group, output.returning())
-        return EmbeddingStream(state, source, opened.group, output)
+            return EmbeddingStream(state, source, opened.group, returning(assembly))
+        return EmbeddingStream(state, source, opened.group, assembly)
 
     @uninterrupted
     async def _turn(self) -> Opened:
@@ -329,10 +330,10 @@ class Embedder(Openable):
 
     @uninterrupted
     async def _one(
-        self, opened: Opened, value: object, door: Door, call: Call, output: Output[ResultT, Any]
+        self, opened: Opened, value: object, door: Door, call: Call, assembly: Assembly[ResultT, Any]
     ) -> ResultT:
         """One input, at once: an interactive call; after `_turn`."""
-        intake = door(opened.pool, opened.model, call, Priority.INTERACTIVE, None)
+        intake = door(opened.engine, opened.model, call, Priority.INTERACTIVE, None)
         request = _Request()
         try:
             item, _ = intake.item(value, 0, request)
@@ -342,7 +343,7 @@ class Embedder(Openable):
             raise
         intake.submit([item])
         try:
-            return output.own(await request.wait(opened.pool, item))
+            return assembly.detach(await request.wait(opened.engine, item))
         finally:
             intake.close()
 
@@ -375,7 +376,7 @@ class HasVectors(Embedder):
     @classmethod
     def get_embedding_size(cls, model_name: str) -> int:
         """Length of a catalogued model's vectors. Raises `UnknownModelError`."""
-        size = Catalogue.builtin().lookup(model_name, cls.family).dim
+        size = require_model(model_name, cls.family).dim
         assert size is not None, f"every catalogued model of the family {cls.family} has a size"
         return size
 
@@ -404,11 +405,11 @@ class _Request:
     async def wait_bytes(self, index: int, expected_bytes: int) -> None:
         """Likewise."""
 
-    async def wait(self, pool: WorkerPool, item: Item) -> object:
+    async def wait(self, engine: Supervisor, item: Item) -> object:
         try:
             await self._event.wait()
         except BaseException:
-            pool.withdraw([item])
+            engine.withdraw([item])
             raise
         if self._error is not None:
             raise self._error

@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Unpack, cast, get_args, overload
 
-from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.lookup import register
 from asyncembed.checks import check_bool, check_choice, check_count, checks_keywords
 from asyncembed.embedders.base import AnyStream, Embedder, ModelName, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.intake import Door, InputT, Intake, Key, accept_pair, accept_text
 from asyncembed.encoders.encoder import Call
 from asyncembed.errors import InputError
 from asyncembed.options import OptionKeywords
-from asyncembed.results import SCORE, Output, Scores, own_score, stack_scores
+from asyncembed.results import SCORE, Assembly, CollectedT, Scores, stack_scores
 from asyncembed.stream import EmbeddingStream, ReturningStream, Source
 
 Activation = Literal["none", "sigmoid"]
@@ -114,14 +114,7 @@ class TextCrossEncoder(Embedder):
         Raises:
             InputError: The query is no text, or `documents` is one text.
         """
-        text, query_units, _ = accept_text(query)
-        _refuse_text(documents, "documents", "the document")
-
-        def accept(value: object) -> tuple[Pair, int, int]:
-            document, units, size_bytes = accept_text(value)
-            return (text, document), query_units + units, size_bytes
-
-        return self._pairs(documents, partial(Intake, accept), call)
+        return self._with_query(query, documents, SCORE, call)
 
     @overload
     def rerank_pairs(
@@ -143,7 +136,7 @@ class TextCrossEncoder(Embedder):
     def rerank_pairs(self, pairs: Source[Any], **call: Unpack[RerankKeywords]) -> AnyStream[Any, float, Scores]:
         """Score pairs (query, document), from any iterable or async iterable; see `rerank`."""
         _refuse_text(pairs, "pairs", "the pair")
-        return self._pairs(pairs, PAIRS, call)
+        return self._pairs(pairs, PAIRS, SCORE, call)
 
     @overload
     async def rank(
@@ -185,12 +178,10 @@ class TextCrossEncoder(Embedder):
         """
         await self._turn()
         check_count("top_k", top_k, least=1)
-        stream: EmbeddingStream[Any, float, Any] = self.rerank(
-            query, documents, key=key or _itself, activation=activation, priority="interactive"
-        )
         # Where the scores of many documents are put together they are sorted too: in a thread.
-        stream.output = Output(own=own_score, assemble=partial(_best, top_k=top_k))
-        return cast("list[tuple[int, float]]", await stream.collect())
+        best = Assembly(float, partial(_best, top_k=top_k))
+        call: RerankKeywords = {"key": key, "activation": activation, "priority": "interactive"}
+        return cast("list[tuple[int, float]]", await self._with_query(query, documents, best, call).collect())
 
     @checks_keywords
     async def token_count(self, pairs: Source[Pair]) -> int:
@@ -225,7 +216,7 @@ class TextCrossEncoder(Embedder):
         Raises:
             OptionError: The name is taken, or there is no source.
         """
-        Catalogue.builtin().register(
+        register(
             cls._custom_spec(
                 model,
                 "cross_encoder",
@@ -238,8 +229,22 @@ class TextCrossEncoder(Embedder):
             )
         )
 
-    def _pairs(self, source: Source[InputT], door: Door, call: RerankKeywords) -> AnyStream[InputT, float, Scores]:
-        return self._stream(self._require_open(), source, door, self._call(call.get("activation")), SCORE, call)
+    def _with_query(
+        self, query: str, documents: Source[InputT], assembly: Assembly[float, CollectedT], call: RerankKeywords
+    ) -> AnyStream[InputT, float, CollectedT]:
+        text, query_units, _ = accept_text(query)
+        _refuse_text(documents, "documents", "the document")
+
+        def accept(value: object) -> tuple[Pair, int, int]:
+            document, units, size_bytes = accept_text(value)
+            return (text, document), query_units + units, size_bytes
+
+        return self._pairs(documents, partial(Intake, accept), assembly, call)
+
+    def _pairs(
+        self, source: Source[InputT], door: Door, assembly: Assembly[float, CollectedT], call: RerankKeywords
+    ) -> AnyStream[InputT, float, CollectedT]:
+        return self._stream(self._require_open(), source, door, self._call(call.get("activation")), assembly, call)
 
     def _call(self, activation: Activation | None) -> Call:
         check_choice("activation", activation, (None, *get_args(Activation)))
@@ -257,7 +262,3 @@ def _best(scores: list[Any], top_k: int | None) -> list[tuple[int, float]]:
 def _refuse_text(source: object, name: str, what: str) -> None:
     if isinstance(source, str | bytes):
         raise InputError(f"{name} must be an iterable; put {what} into a list")
-
-
-def _itself(record: object) -> str:
-    return cast(str, record)

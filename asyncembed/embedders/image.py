@@ -17,8 +17,9 @@ from asyncembed.checks import check_bool, check_choice, check_count, check_secon
 from asyncembed.embedders.base import AnyStream, HasVectors, ModelName, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.intake import InputT, Intake, Key
 from asyncembed.encoders.encoder import Call
+from asyncembed.engine.model import PooledModel
 from asyncembed.engine.scheduler import Item, Priority
-from asyncembed.engine.supervisor import PooledModel, WorkerPool
+from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import AsyncEmbedError, InputError, StateError, in_words
 from asyncembed.images.inputs import (
     ENCODED_BYTES_PER_TOKEN,
@@ -33,7 +34,7 @@ from asyncembed.images.inputs import (
 )
 from asyncembed.images.urls import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.options import OptionKeywords
-from asyncembed.results import CollectedT, Output, ResultT, ScalarT
+from asyncembed.results import Assembly, CollectedT, ResultT, ScalarT
 from asyncembed.stream import EmbeddingStream, Recipient, ReturningStream, Source
 from asyncembed.wakeup import completion, start_thread
 
@@ -132,19 +133,19 @@ class ImageEmbedder(HasVectors):
     def _settings(self) -> Mapping[str, object]:
         return self._decoding
 
-    def _door(self, pool: WorkerPool, model: PooledModel, call: Call, priority: Priority, key: Key | None) -> Intake:
+    def _door(self, engine: Supervisor, model: PooledModel, call: Call, priority: Priority, key: Key | None) -> Intake:
         tasks = self._require_open().group
-        return _ImageIntake(self._loader, tasks, pool, model, call, priority, key)
+        return _ImageIntake(self._loader, tasks, engine, model, call, priority, key)
 
     def _images(
         self,
         source: Source[InputT] | ImageInput,
         call: Call,
-        output: Output[ResultT, CollectedT],
+        assembly: Assembly[ResultT, CollectedT],
         keywords: StreamKeywords,
     ) -> AnyStream[InputT, ResultT, CollectedT]:
         images = cast("Source[InputT]", [source] if is_one_image(source) else source)
-        return self._stream(self._require_open(), images, self._door, call, output, keywords)
+        return self._stream(self._require_open(), images, self._door, call, assembly, keywords)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +163,14 @@ class _ImageIntake(Intake):
         self,
         loader: "ImageLoader",
         tasks: TaskGroup,
-        pool: WorkerPool,
+        engine: Supervisor,
         model: PooledModel,
         call: Call,
         priority: Priority,
         key: Key | None,
     ) -> None:
-        super().__init__(partial(accept_image, max_pixels=loader.max_pixels), pool, model, call, priority, key)
-        taken = model.facts.get("tokens_per_image")
-        self._tokens_per_image = DECODING_TOKENS + (taken if isinstance(taken, int) else 0)
+        super().__init__(partial(accept_image, max_pixels=loader.max_pixels), engine, model, call, priority, key)
+        self._tokens_per_image = DECODING_TOKENS + model.info.tokens_per_image
         self._loader = loader
         self._tasks = tasks
         # What is yet to be brought in, and the scopes of the tasks that do it.
@@ -183,7 +183,7 @@ class _ImageIntake(Intake):
     def _make_item(self, value: object, units: int, index: int, sink: Recipient) -> Item:
         if type(value) is ToFetch:
             value = _Absent(value, sink)
-        return Item(value, self._tokens_per_image + units, self.group, self._priority, sink, index)
+        return Item(value, self._tokens_per_image + units, self.batch_key, self._priority, sink, index)
 
     def submit(self, items: list[Item]) -> None:
         absent = [item for item in items if type(item.value) is _Absent]
@@ -410,7 +410,7 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         Returns:
             A stream of arrays (dim,).
         """
-        return self._images(images, self._call, self._dense_output(self._call), call)
+        return self._images(images, self._call, self._dense_assembly(self._call), call)
 
     @checks_keywords
     async def embed_image(self, image: ImageInput) -> "NDArray[ScalarT]":
@@ -418,7 +418,7 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
 
         The name is fastembed's; where matrices come of images, `embed_image` is the stream of many.
         """
-        return await self._one(await self._turn(), image, self._door, self._call, self._dense_output(self._call))
+        return await self._one(await self._turn(), image, self._door, self._call, self._dense_assembly(self._call))
 
     @checks_keywords
     async def embed_images(self, images: Iterable[ImageInput]) -> "NDArray[ScalarT]":

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from asyncembed.encoders.encoder import Call
-from asyncembed.engine.scheduler import Group, Item, Priority
-from asyncembed.engine.supervisor import PooledModel, WorkerPool
+from asyncembed.engine.model import PooledModel
+from asyncembed.engine.scheduler import Item, Priority
+from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, in_words
 from asyncembed.stream import Recipient, Source
 
@@ -26,16 +27,14 @@ class Intake:
     """From a record of the source to an item of one model, for one stream or one call."""
 
     def __init__(
-        self, accept: Accept, pool: WorkerPool, model: PooledModel, call: Call, priority: Priority, key: Key | None
+        self, accept: Accept, engine: Supervisor, model: PooledModel, call: Call, priority: Priority, key: Key | None
     ) -> None:
-        limit = model.config.max_length or model.facts.get("max_length")
-        self.group = batch_key(model, call)
+        self.batch_key = model.batch_key(call)
         self._accept = accept
-        self._pool = pool
+        self._engine = engine
         self._model = model
         self._priority = priority
         self._key = key
-        self._most_tokens = limit if isinstance(limit, int) else sys.maxsize
 
     def item(self, record: object, index: int, sink: Recipient) -> tuple[Item, int]:
         """See `asyncembed.stream.Intake`."""
@@ -65,10 +64,7 @@ class Intake:
             raise InputError(f"key= failed: {in_words(error)}", index=index) from error
 
     def _make_item(self, value: object, units: int, index: int, sink: Recipient) -> Item:
-        tokens = self._model.estimate_tokens(units)
-        if tokens >= self._most_tokens:
-            tokens, units = self._most_tokens, 0  # cut: says nothing of how many tokens a unit is
-        return Item(value, tokens, self.group, self._priority, sink, index, units)
+        return self._model.item(value, units, self.batch_key, self._priority, sink, index)
 
     def count_failure(self) -> None:
         """See `asyncembed.stream.Intake`."""
@@ -76,7 +72,7 @@ class Intake:
 
     def submit(self, items: list[Item]) -> None:
         """See `asyncembed.stream.Intake`."""
-        self._pool.submit(items)
+        self._engine.submit(items)
 
     def close(self) -> None:
         """Forget what was not submitted yet."""
@@ -86,16 +82,8 @@ class Door(Protocol):
     """Makes the intake of a stream or call: what its inputs are is settled, and the rest is not."""
 
     def __call__(
-        self, pool: WorkerPool, model: PooledModel, call: Call, priority: Priority, key: Key | None, /
+        self, engine: Supervisor, model: PooledModel, call: Call, priority: Priority, key: Key | None, /
     ) -> Intake: ...
-
-
-def batch_key(model: PooledModel, call: Call) -> Group:
-    """What inputs must have in common with those of `call` to share a batch with them."""
-    # What came up in the workers decides: a model on the CPU does not get an accelerator's batches.
-    budget = model.facts.get("max_batch_tokens")
-    max_tokens = budget if isinstance(budget, int) else model.config.max_batch_tokens
-    return Group(model.key, call, max_tokens, model.config.max_batch_size or sys.maxsize)
 
 
 def accept_text(value: object) -> tuple[str, int, int]:

@@ -8,7 +8,7 @@ from asyncembed.embedders.intake import as_source
 from asyncembed.embedders.roles import TEXTS, TextRoles
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.options import OptionKeywords
-from asyncembed.results import MATRICES, Output, ScalarT
+from asyncembed.results import MATRICES, Assembly, ScalarT
 from asyncembed.stream import Source
 
 if TYPE_CHECKING:
@@ -104,5 +104,5 @@ class LateInteractionTextEmbedding(
     def _call(self, opened: Opened, mode: Mode, asked: StreamKeywords) -> Call:  # noqa: ARG002 (it asks for nothing)
         return Call(mode=mode, truncate=self._truncate, dtype=self._dtype)
 
-    def _output(self, call: Call) -> "Output[NDArray[ScalarT], list[NDArray[ScalarT]]]":  # noqa: ARG002 (of one kind)
+    def _assembly(self, call: Call) -> "Assembly[NDArray[ScalarT], list[NDArray[ScalarT]]]":  # noqa: ARG002 (of one kind)
         return MATRICES

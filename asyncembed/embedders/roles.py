@@ -9,7 +9,7 @@ from asyncembed.checks import checks_keywords
 from asyncembed.embedders.base import AnyStream, Embedder, Opened, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.intake import InputT, Intake, accept_text, as_source
 from asyncembed.encoders.encoder import Call, Mode
-from asyncembed.results import CollectedT, Output, ResultT
+from asyncembed.results import Assembly, CollectedT, ResultT
 from asyncembed.stream import EmbeddingStream, ReturningStream, Source
 
 TEXTS = partial(Intake, accept_text)
@@ -113,7 +113,7 @@ class TextRoles(Embedder, Generic[ResultT, CollectedT]):
         """What the worker is to do with texts of a role, given what the caller asked for."""
 
     @abstractmethod
-    def _output(self, call: Call) -> Output[ResultT, CollectedT]:
+    def _assembly(self, call: Call) -> Assembly[ResultT, CollectedT]:
         """How a result of `call` leaves a stream."""
 
     def _texts(
@@ -121,9 +121,9 @@ class TextRoles(Embedder, Generic[ResultT, CollectedT]):
     ) -> AnyStream[InputT, ResultT, CollectedT]:
         opened = self._require_open()
         call = self._call(opened, mode, asked)
-        return self._stream(opened, as_source(source), TEXTS, call, self._output(call), asked)
+        return self._stream(opened, as_source(source), TEXTS, call, self._assembly(call), asked)
 
     async def _query(self, query: str, asked: StreamKeywords) -> ResultT:
         opened = await self._turn()
         call = self._call(opened, "query", asked)
-        return await self._one(opened, query, TEXTS, call, self._output(call))
+        return await self._one(opened, query, TEXTS, call, self._assembly(call))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Unpack, get_args
 
-from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.lookup import register
 from asyncembed.checks import (
     check_bool,
     check_choice,
@@ -20,7 +20,7 @@ from asyncembed.embedders.roles import TEXTS, TextRoles
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.errors import OptionError
 from asyncembed.options import OptionKeywords
-from asyncembed.results import SPARSE, Output, SparseEmbedding
+from asyncembed.results import SPARSE, Assembly, SparseEmbedding
 from asyncembed.stream import Source
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         )
         if kind == "inference_free_splade":
             spec = replace(spec, additional_files=tuple(dict.fromkeys([*spec.additional_files, "idf.json"])))
-        Catalogue.builtin().register(spec)
+        register(spec)
 
     # ---------------------------------------------------------------- parts
 
@@ -172,7 +172,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
     def _call(self, opened: Opened, mode: Mode, asked: StreamKeywords | None = None) -> Call:  # noqa: ARG002 (of one kind)
         return Call(mode=mode, truncate=self._truncate)
 
-    def _output(self, call: Call) -> Output[SparseEmbedding, list[SparseEmbedding]]:  # noqa: ARG002 (of one kind)
+    def _assembly(self, call: Call) -> Assembly[SparseEmbedding, list[SparseEmbedding]]:  # noqa: ARG002 (of one kind)
         return SPARSE
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, Unpack, cast, get_args, overload
 
-from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.lookup import register
 from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import ModelSpec, Pooling
 from asyncembed.checks import check_bool, check_choice, check_count, check_text, checks_keywords
@@ -22,7 +22,7 @@ from asyncembed.embedders.roles import TEXTS, TextRoles
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.errors import OptionError
 from asyncembed.options import OptionKeywords
-from asyncembed.results import Output, ScalarT
+from asyncembed.results import Assembly, ScalarT
 from asyncembed.stream import EmbeddingStream, ReturningStream, Source
 
 if TYPE_CHECKING:
@@ -355,17 +355,15 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
             size_in_gb=size_in_gb,
         )
         output = output_name if output_name is not None else 0
-        Catalogue.builtin().register(
-            replace(spec, dim=dim, pooling=cast(Pooling, wanted), normalize=normalization, output=output)
-        )
+        register(replace(spec, dim=dim, pooling=cast(Pooling, wanted), normalize=normalization, graph_output=output))
 
     # ---------------------------------------------------------------- parts
 
     def _overrides(self) -> Overrides:
         return replace(super()._overrides(), pooling=self._pooling, normalize=self._normalize)
 
-    def _output(self, call: Call) -> "Output[NDArray[ScalarT], NDArray[ScalarT]]":
-        return self._dense_output(call)
+    def _assembly(self, call: Call) -> "Assembly[NDArray[ScalarT], NDArray[ScalarT]]":
+        return self._dense_assembly(call)
 
     def _call(self, opened: Opened, mode: Mode, asked: StreamKeywords | TextCall) -> Call:
         call = cast(TextCall, asked)

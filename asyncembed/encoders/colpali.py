@@ -6,6 +6,7 @@ does not depend on its batch.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,14 @@ class _MultimodalEncoder:
             raise self._graph.unsupported(
                 f"takes exactly {self._graph.fixed_length} tokens, but texts and images of this model differ in length"
             )
-        self.facts: dict[str, object] = {**self._graph.facts, "max_length": self.tokenizer.limit}
         self._finite = self._graph.finite
         self._reader = ImageReader(config, threads=config.session.threads)
-        self.facts["tokens_per_image"] = self._reader.tokens_per_image
+        self.info = replace(
+            self._graph.info,
+            max_length=self.tokenizer.limit,
+            special_tokens=self.tokenizer.special_tokens(),
+            tokens_per_image=self._reader.tokens_per_image,
+        )
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:

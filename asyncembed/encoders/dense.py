@@ -1,6 +1,7 @@
 """One vector per text, from a transformer's graph."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,12 +65,12 @@ class DenseEncoder:
         self._prompt_lengths: dict[str, int] = {}
         # An empty text warms the session, and shows now whether pooling and graph fit together.
         vectors, _ = self._embed(self.tokenizer.encode([""]).encodings, "", self._task(Call()))
-        self.facts: dict[str, object] = {
-            **self._graph.facts,
-            "max_length": self.tokenizer.limit,
-            "dim": vectors.shape[1],
-            "dynamically_quantized": self._graph.is_dynamically_quantized,
-        }
+        self.info = replace(
+            self._graph.info,
+            max_length=self.tokenizer.limit,
+            special_tokens=self.tokenizer.special_tokens(),
+            dim=vectors.shape[1],
+        )
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:

@@ -80,9 +80,34 @@ class Call:
             raise OptionError(f"truncate must be True or False; got {self.truncate!r}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What an encoder knows of its model once that is loaded; travels to the parent by pickle.
+
+    Attributes:
+        max_length: Most tokens of an input, special tokens included; None: no limit.
+        special_tokens: How many of them are put around every input.
+        dim: Length of the vectors, where all have one.
+        tokens_per_image: What an image counts; 0 for a model of texts.
+        max_batch_tokens: Most tokens of a batch, by what computes them; None: as the config says.
+        dynamically_quantized: Whether a result would depend on its neighbours in a run of the graph.
+        providers: The execution providers that came up, the one that computes first; empty without a graph.
+        warning: What the user should know of where the model runs; None: nothing.
+    """
+
+    max_length: int | None = None
+    special_tokens: int = 2
+    dim: int | None = None
+    tokens_per_image: int = 0
+    max_batch_tokens: int | None = None
+    dynamically_quantized: bool = False
+    providers: tuple[str, ...] = ()
+    warning: str | None = None
+
+
 @dataclass(slots=True)
 class Encoded:
-    """What an encoder makes of one batch.
+    """What an encoder makes of one batch; travels to the parent by pickle.
 
     Attributes:
         results: One result per input, in input order; a dense batch is one array (n, dim).
@@ -99,7 +124,12 @@ class Encoded:
 
 
 class Encoder(Protocol):
-    """One model, loaded."""
+    """One model, loaded. One of somebody else's may do without `info`."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is known of the model; never changes."""
+        ...
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Compute one batch.

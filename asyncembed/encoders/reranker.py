@@ -1,6 +1,7 @@
 """Cross-encoders: one score for a query and a document that the graph reads together."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,6 @@ class CrossEncoder:
 
     Of the call's settings it reads `activation`: "sigmoid" maps the logits to 0..1. Of `spec.settings` it reads
     `column`: which output is the score, for a graph with several.
-
-    Attributes:
-        facts: The length limit of a pair in tokens.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -36,7 +34,11 @@ class CrossEncoder:
         self._finite = self._graph.finite
         self._takes_types = "token_type_ids" in self._graph.session.input_names
         self._column = config.spec.settings.get("column")
-        self.facts = {**self._graph.facts, "max_length": self._tokenizer.limit}
+        self.info = replace(
+            self._graph.info,
+            max_length=self._tokenizer.limit,
+            special_tokens=self._tokenizer.special_tokens(is_pair=True),
+        )
         # One short run: it tells whether there is one score, and spares the first caller the first allocations.
         self.encode([("", "")], Call(mode="pair"))
 

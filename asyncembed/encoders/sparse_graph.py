@@ -1,6 +1,7 @@
 """Sparse vectors from a graph: what the families share. They differ in how a text's output becomes entries."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
@@ -8,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from asyncembed.encoders.dense import counted
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures, ModelInfo
 from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.text_graph import TextGraph
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer, Tokenized
 from asyncembed.errors import EncodeError
-from asyncembed.results import SparseBatch
+from asyncembed.results import Ragged, SparseEmbedding, sparse_batch
 from asyncembed.runtime.providers import is_gpu_package_installed
 from asyncembed.runtime.session import Array
 
@@ -49,9 +50,6 @@ class SparseEncoder:
 
     With a `lookup`, queries need no inference, and the first document loads the graph: a worker that sees nothing but
     queries needs neither a runtime nor the memory.
-
-    Attributes:
-        facts: The length limit in tokens.
     """
 
     def __init__(
@@ -69,11 +67,11 @@ class SparseEncoder:
         self._tokenizer = tokenizer
         self._weighting = weighting
         self._lookup = lookup
-        self.facts: dict[str, object] = {}
+        info = ModelInfo()
         if lookup is None or _may_be_accelerated(config):
-            self.facts |= self._graph.facts
+            info = self._graph.info
             self._tokenizer = self._documents
-        self.facts["max_length"] = self._tokenizer.limit
+        self.info = replace(info, max_length=self._tokenizer.limit, special_tokens=self._tokenizer.special_tokens())
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
@@ -93,7 +91,7 @@ class SparseEncoder:
         for position, (own_indices, own_values) in zip(done.positions, entries, strict=True):
             indices[position] = own_indices.astype(np.int32, copy=False)
             values[position] = own_values.astype(np.float32, copy=False)
-        batch = SparseBatch.join(indices, values)
+        batch = sparse_batch(indices, values)
         failures: Failures = {**done.failures, **self._not_finite(batch)}
         return Encoded(batch, failures, tokens=sum(done.lengths), padded_tokens=padded)
 
@@ -110,11 +108,11 @@ class SparseEncoder:
         self._graph.fit(tokenizer, self._config.max_length)
         return tokenizer
 
-    def _not_finite(self, batch: SparseBatch) -> dict[int, EncodeError]:
-        values = batch.values
+    def _not_finite(self, batch: Ragged[SparseEmbedding]) -> dict[int, EncodeError]:
+        _, values = batch.arrays
         if np.isfinite(values).all():
             return {}
-        owners = np.repeat(np.arange(len(batch)), np.diff(batch.offsets))
+        owners = np.repeat(np.arange(len(batch)), np.diff(batch.bounds))
         # Weights of queries are checked when they are read, so this comes from the graph.
         return self._graph.finite.failures(values, owners)
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import Finite, quietly
 from asyncembed.encoders.pooling import FloatArray, normalize
 from asyncembed.encoders.postprocess import encoded_rows
@@ -64,7 +64,7 @@ class StaticEncoder:
         self._vectors = _matrix(tensors, folder)
         self._rows = tensors.get("mapping")
         self._weights = tensors["weights"].astype(np.float32) if "weights" in tensors else None
-        self.facts: dict[str, object] = {"max_length": self._tokenizer.limit, "dim": self._vectors.shape[1]}
+        self.info = ModelInfo(max_length=self._tokenizer.limit, special_tokens=0, dim=self._vectors.shape[1])
         if spec.dim is not None and spec.dim != self._vectors.shape[1]:
             raise UnsupportedModelError(
                 f"the model is declared with dim={spec.dim}, but its vectors have {self._vectors.shape[1]}",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.encoders.encoder import EncoderConfig
+from asyncembed.encoders.encoder import EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import Finite
 from asyncembed.encoders.microbatch import (
     ACCELERATOR_RUN_OVERHEAD_TOKENS,
@@ -18,7 +18,7 @@ from asyncembed.encoders.microbatch import (
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer
 from asyncembed.errors import OptionError, UnsupportedModelError
 from asyncembed.runtime.onnx import OnnxSession
-from asyncembed.runtime.quantization import is_dynamically_quantized
+from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.runtime.session import Array, Session
 
 # What a graph may ask for and gets made up from the ids; whatever else it asks for, a family must supply.
@@ -40,10 +40,10 @@ class Graph:
 
     Attributes:
         session: Where it runs.
-        output: Name of the output that `spec.output` means.
+        output: Name of the output that `spec.graph_output` means.
         planner: Which inputs run together.
         is_dynamically_quantized: Whether a result would depend on its neighbours in the run.
-        facts: What the engine should know of where and how it runs.
+        info: What the engine should know of where and how it runs.
         finite: Finds results that must not be handed on.
     """
 
@@ -62,17 +62,18 @@ class Graph:
         self._spec = spec
         self.session = OnnxSession(path, config.session)
         self.output = find_output(self.session, spec)
-        self.is_dynamically_quantized = is_dynamically_quantized(path)
+        self.is_dynamically_quantized = read_onnx_file(path).is_dynamically_quantized
         names = self.session.input_names
         self._dtypes: Mapping[str, np.dtype[Any]] = {name: self.session.input_dtype(name) for name in names}
         self._batch_sizes = {name: self.fixed_dimension(0, name) for name in names}
         self._batch_size = self._batch_sizes["input_ids" if "input_ids" in names else names[0]]
         budget = self._budget(config)
-        self.facts: dict[str, object] = {
-            "providers": self.session.providers,
-            "max_batch_tokens": budget,
-            "warning": self.session.warning,
-        }
+        self.info = ModelInfo(
+            providers=self.session.providers,
+            max_batch_tokens=budget,
+            dynamically_quantized=self.is_dynamically_quantized,
+            warning=self.session.warning,
+        )
         self.finite = Finite(spec, element=self.session.output_type(self.output), provider=self.session.providers[0])
         self.planner = self._planner(config, budget if most_tokens is None else min(budget, most_tokens))
 
@@ -209,14 +210,14 @@ def find_output(session: Session, spec: ModelSpec) -> str:
     """Name of the graph's output that `spec` means.
 
     Of `spec.settings` it reads:
-        output_name: The output that is taken where the graph has it, rather than `spec.output`.
+        output_name: The output that is taken where the graph has it, rather than `spec.graph_output`.
         takes_finished: "any" takes a finished vector (batch, dim) where the graph has one.
 
     Raises:
         UnsupportedModelError: The graph has no such output.
     """
     names = session.output_names
-    wanted = spec.output
+    wanted = spec.graph_output
     preferred = spec.settings.get("output_name")
     if preferred in names:
         return str(preferred)
@@ -251,7 +252,7 @@ def _may_be_vectors(session: Session, output: str, dim: int | None) -> bool:
 
 def _asks_for_states(spec: ModelSpec) -> bool:
     """Whether hidden states are to be pooled, and nobody says which output they are."""
-    is_named = spec.is_catalogued or spec.output != 0 or spec.settings.get("takes_finished") == "named"
+    is_named = spec.is_catalogued or spec.graph_output != 0 or spec.settings.get("takes_finished") == "named"
     return spec.pooling != "none" and not is_named
 
 

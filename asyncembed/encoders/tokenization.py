@@ -106,6 +106,10 @@ class TextTokenizer:
         self.tokenizer.no_padding()
         self._set_limit(settings.limit(max_length, reserve=reserve, extra=extra))
 
+    def special_tokens(self, *, is_pair: bool = False) -> int:
+        """How many special tokens are put around an input."""
+        return self.tokenizer.num_special_tokens_to_add(is_pair) if self._add_special_tokens else 0
+
     def lower_limit(self, most: int) -> None:
         """Cut texts at `most` tokens, where that is less than the limit so far; before the first text only.
 
@@ -171,7 +175,7 @@ class TextTokenizer:
         return ids, mask
 
     def _set_limit(self, limit: int) -> None:
-        markers = self.tokenizer.num_special_tokens_to_add(is_pair=False) if self._add_special_tokens else 0
+        markers = self.special_tokens()
         if limit <= markers:
             # The library would not truncate at all.
             raise OptionError(f"max_length={limit} leaves no room for text: the model adds {markers} special tokens")
@@ -222,7 +226,7 @@ class TextTokenizer:
         if starts == (first, second) or not all(map(self._is_over_limit, starts)):
             # At most one is over the limit, and then it stays the longer.
             return starts
-        if (self.limit - self.tokenizer.num_special_tokens_to_add(is_pair=True)) % 2 == 0:
+        if (self.limit - self.special_tokens(is_pair=True)) % 2 == 0:
             return starts  # the two get equally many
         is_first_longer = self._count(first) > self._count(second)
         return self._grown_to_order(pair, starts, is_first_longer=is_first_longer)

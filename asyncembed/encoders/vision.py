@@ -133,11 +133,7 @@ class ImageEncoder:
         self._tokens = self._reader.tokens_per_image
         self._dim = self._spec.dim or 0
         self._dim = self._warm()
-        self.facts: dict[str, object] = {
-            **self._graph.facts,
-            "dim": self._dim,
-            "tokens_per_image": self._tokens,
-        }
+        self.info = replace(self._graph.info, dim=self._dim, tokens_per_image=self._tokens)
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:

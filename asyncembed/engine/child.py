@@ -8,16 +8,18 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from asyncembed.errors import AsyncEmbedError, EncodeError, ModelLoadError
 
 if TYPE_CHECKING:
-    from asyncembed.encoders.encoder import Encoder, EncoderConfig, Results
+    from asyncembed.encoders.encoder import Encoded, Encoder, EncoderConfig, ModelInfo
+
+AnswerT = TypeVar("AnswerT")
 
 PARENT_GONE_EXIT_CODE = 70
 
@@ -34,19 +36,9 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model is ready; `facts` are what its encoder says of itself."""
+    """A model is ready; `info` is what its encoder says of it."""
 
-    facts: Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """A batch's results: see `asyncembed.encoders.encoder.Encoded`."""
-
-    results: "Results"
-    failures: Mapping[int, AsyncEmbedError]
-    tokens: int
-    padded_tokens: int
+    info: "ModelInfo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +58,11 @@ class Host:
         """Load a model, unless it is there already."""
         try:
             from asyncembed.encoders import build
+            from asyncembed.encoders.encoder import ModelInfo
 
             if key not in self._encoders:
                 self._encoders[key] = build(config)
-            facts = getattr(self._encoders[key], "facts", {})
-            return Loaded(dict(facts))
+            return Loaded(_own(ModelInfo, getattr(self._encoders[key], "info", ModelInfo())))
         except AsyncEmbedError as error:
             return Failed(error)
         except BaseException as error:  # noqa: BLE001 (a foreign error travels as text: it may not survive pickling)
@@ -82,10 +74,12 @@ class Host:
         """Drop a model that no embedder uses any more."""
         self._encoders.pop(key, None)
 
-    def run(self, key: int, values: Sequence[object], call: Hashable) -> Computed | Failed:
+    def run(self, key: int, values: Sequence[object], call: Hashable) -> "Encoded | Failed":
         """Compute one batch."""
         try:
-            encoded = self._encoders[key].encode(values, call)  # type: ignore[arg-type]
+            from asyncembed.encoders.encoder import Encoded
+
+            encoded = _own(Encoded, self._encoders[key].encode(values, call))  # type: ignore[arg-type]
             if len(encoded.results) != len(values):
                 raise ValueError(f"{len(encoded.results)} results for {len(values)} inputs")
         except AsyncEmbedError as error:
@@ -94,7 +88,14 @@ class Host:
             return Failed(
                 EncodeError(f"the encoder failed: {_describe(error)}", worker_traceback=traceback.format_exc())
             )
-        return Computed(encoded.results, encoded.failures, encoded.tokens, encoded.padded_tokens)
+        return encoded
+
+
+def _own(kind: type[AnswerT], answer: object) -> AnswerT:
+    """What an encoder says, if it is of our own class: others may not be known where it goes."""
+    if type(answer) is kind:
+        return answer
+    raise TypeError(f"an encoder gave a {type(answer).__name__} instead of {kind.__name__}")
 
 
 def _describe(error: BaseException) -> str:
@@ -139,7 +140,7 @@ def unload(key: int) -> None:
     _host.unload(key)
 
 
-def run(key: int, values: Sequence[object], call: Hashable) -> Computed | Failed:
+def run(key: int, values: Sequence[object], call: Hashable) -> "Encoded | Failed":
     """`Host.run` of this process."""
     return _host.run(key, values, call)
 

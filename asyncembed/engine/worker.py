@@ -17,14 +17,14 @@ from asyncembed.engine import child, spawn
 from asyncembed.errors import StateError, WorkerError
 
 if TYPE_CHECKING:
-    from asyncembed.encoders.encoder import EncoderConfig
+    from asyncembed.encoders.encoder import Encoded, EncoderConfig
 
 STOP_GRACE_SECONDS = 2.0
 """How long an idle worker may take to end by itself."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Answer: TypeAlias = "Future[child.Computed | child.Failed]"
+Answer: TypeAlias = "Future[Encoded | child.Failed]"
 LoadAnswer: TypeAlias = "Future[child.Loaded | child.Failed]"
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from asyncembed.embedders.base import CALLS_PER_TURN
 from asyncembed.embedders.text import TextEmbedding
-from asyncembed.engine.supervisor import WorkerPool
+from asyncembed.engine.pool import WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
 from tests.support.encoders import ECHO, with_settings
 from tests.support.waiting import nothing_left_behind, run_in_a_loop_of_its_own, until

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from asyncembed.embedders.intake import batch_key
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.encoders.encoder import Call
 from asyncembed.options import MAX_BATCH_TOKENS, MAX_BATCH_TOKENS_ACCELERATED
@@ -19,7 +18,7 @@ ELSEWHERE = ["AzureExecutionProvider", "CPUExecutionProvider"]
 
 def budget(model: TextEmbedding) -> int:
     """Tokens that the engine puts into one batch."""
-    return batch_key(model._require_open().model, Call()).max_batch_tokens
+    return model._require_open().model.batch_key(Call()).max_batch_tokens
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -103,8 +103,8 @@ def test_what_came_up_decides_the_budget_of_every_family(name: str, tmp_path: Pa
     results = results_of(on_cpu, name)
     elsewhere = load(spec, tmp_path, session=ELSEWHERE, **budgets)
     assert_same(results_of(elsewhere, name), results)
-    assert elsewhere.facts["max_batch_tokens"] == 9000
-    assert on_cpu.facts.get("max_batch_tokens", 300) == 300
+    assert elsewhere.info.max_batch_tokens == 9000
+    assert on_cpu.info.max_batch_tokens in (None, 300)
     assert on_cpu._graph.planner.max_tokens <= 300
     assert elsewhere._graph.planner.max_tokens > 300
     assert on_cpu._graph.planner.run_overhead_tokens == CPU_RUN_OVERHEAD_TOKENS
@@ -117,7 +117,7 @@ def test_multimodal_models_are_planned_as_all_others(name: str, tmp_path: Path) 
     budgets = {"max_batch_tokens": 5000, "accelerated_batch_tokens": 9000}
     encoder = load(spec, tmp_path, session=SessionOptions(device="cpu"), **budgets)
     elsewhere = load(spec, tmp_path, session=ELSEWHERE, **budgets)
-    assert elsewhere.facts["max_batch_tokens"] == 9000
+    assert elsewhere.info.max_batch_tokens == 9000
     assert elsewhere._graph.planner.run_overhead_tokens == ACCELERATOR_RUN_OVERHEAD_TOKENS
     images = [encoded(picture(*size), "PNG") for size in ((64, 200), (90, 90), (64, 200), (90, 91))]
     for inputs, mode in ((TEXTS, "query"), (images, "image")):
@@ -149,8 +149,8 @@ def test_a_graph_made_for_one_shape_gives_the_results_of_one_for_any(
 
 def test_a_graph_of_one_length_lowers_the_limit_and_refuses_a_higher_one(tmp_path: Path) -> None:
     spec = dense(tmp_path, fixed=(None, FIXED_LENGTH))
-    assert load(spec, tmp_path).facts["max_length"] == FIXED_LENGTH
-    assert load(spec, tmp_path, max_length=12).facts["max_length"] == 12
+    assert load(spec, tmp_path).info.max_length == FIXED_LENGTH
+    assert load(spec, tmp_path, max_length=12).info.max_length == 12
     with pytest.raises(OptionError, match="max_length=41 is more than the 40 tokens that the graph was made for"):
         load(spec, tmp_path, max_length=41)
 
@@ -165,7 +165,7 @@ def test_no_family_computes_more_tokens_than_the_model_has_positions(name: str, 
         encoder = load(replace(spec, max_length=spec_limit), tmp_path)
         text = "the way " * 100
         encoded = encoder.encode([(text, text)] if name == "reranker" else [text], Call(mode="passage"))
-        assert encoded.tokens == encoder.facts["max_length"] == 40
+        assert encoded.tokens == encoder.info.max_length == 40
 
 
 def test_graphs_of_one_shape_that_cannot_run_say_so_in_a_sentence(tmp_path: Path) -> None:

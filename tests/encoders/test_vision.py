@@ -100,7 +100,7 @@ def test_fast_decoding_changes_little(tmp_path: Path) -> None:
 
 def test_the_size_of_an_image_is_its_patches(tmp_path: Path) -> None:
     encoder = load(tmp_path)
-    assert encoder.facts["tokens_per_image"] == 14 * 14
+    assert encoder.info.tokens_per_image == 14 * 14
     batch = encoder.encode([encoded(picture(100, 90))] * 3, Call(mode="image"))
     assert batch.tokens == batch.padded_tokens == 3 * 14 * 14
 

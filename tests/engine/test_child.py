@@ -1,12 +1,14 @@
 """What runs inside a worker, called here without a process around it."""
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.encoders.encoder import Call, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.engine import child
 from asyncembed.errors import EncodeError, InputError, ModelLoadError, UnsupportedModelError
 from tests.support.encoders import ECHO, with_settings
@@ -22,8 +24,8 @@ def loaded_host() -> child.Host:
     return host
 
 
-def test_loading_tells_the_facts_of_the_encoder() -> None:
-    assert child.Host().load(0, config_of(ECHO)) == child.Loaded({"dim": 3})
+def test_loading_tells_what_the_encoder_knows_of_its_model() -> None:
+    assert child.Host().load(0, config_of(ECHO)) == child.Loaded(ModelInfo(dim=3))
 
 
 def test_a_model_is_loaded_once(tmp_path: Path) -> None:
@@ -54,7 +56,7 @@ def test_our_own_error_of_loading_travels_as_it_is() -> None:
 
 def test_an_input_that_is_refused_leaves_the_others_their_results() -> None:
     answer = loaded_host().run(0, ["a", "bad", "abc"], Call())
-    assert isinstance(answer, child.Computed)
+    assert isinstance(answer, Encoded)
     assert list(answer.failures) == [1]
     assert [answer.results[i][0] for i in (0, 2)] == [1, 3]
     assert (answer.tokens, answer.padded_tokens) == (7, 9)
@@ -120,3 +122,26 @@ def test_whatever_loading_raises_is_an_error_of_the_model(name: str) -> None:
     assert isinstance(answer, child.Failed)
     assert isinstance(answer.error, ModelLoadError)
     assert name in str(answer.error)
+
+
+class PlainEncoder:
+    """Somebody's own, without `info`; its answer is of a class that only a worker knows."""
+
+    def __init__(self, config: EncoderConfig) -> None: ...
+
+    def encode(self, inputs: Sequence[object], call: Call) -> object:
+        return SimpleNamespace(results=inputs, failures={}, tokens=1, padded_tokens=1)
+
+
+def test_an_encoder_without_info_has_that_of_a_model_of_which_nothing_is_known() -> None:
+    spec = ModelSpec(name="x", family="text", encoder=f"{__name__}:PlainEncoder", sources=())
+    assert child.Host().load(0, config_of(spec)) == child.Loaded(ModelInfo())
+
+
+def test_only_our_own_classes_leave_a_worker() -> None:
+    spec = ModelSpec(name="x", family="text", encoder=f"{__name__}:PlainEncoder", sources=())
+    host = child.Host()
+    host.load(0, config_of(spec))
+    answer = host.run(0, ["a"], Call())
+    assert isinstance(answer, child.Failed)
+    assert "SimpleNamespace instead of Encoded" in str(answer.error)

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from asyncembed.encoders.encoder import Call, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.engine import child
 from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone
 from asyncembed.errors import StateError
@@ -37,9 +37,9 @@ def test_a_worker_loads_computes_and_stops(make: type[ThreadWorker]) -> None:
     worker: Worker = make()
     threads = threading.active_count()
     worker.start().result(ANSWER_SECONDS)
-    assert worker.load(5, CONFIG).result(ANSWER_SECONDS) == child.Loaded({"dim": 3})
+    assert worker.load(5, CONFIG).result(ANSWER_SECONDS) == child.Loaded(ModelInfo(dim=3))
     answer = worker.run(5, ["a", "bad", "abc"], Call()).result(ANSWER_SECONDS)
-    assert isinstance(answer, child.Computed)
+    assert isinstance(answer, Encoded)
     assert [row[0] for row in answer.results] == [1, 3, 3]
     assert str(answer.failures[1]) == "refused"
     worker.unload(5)

@@ -161,7 +161,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_the_default_place_of_the_cache(tmp_path: Path) -> None:
-    code = "from asyncembed.export.graph_cache import default_cache_dir; print(default_cache_dir())"
+    code = "from asyncembed.files import default_cache_dir; print(default_cache_dir())"
     env = {name: value for name, value in os.environ.items() if name not in {"ASYNCEMBED_CACHE", "HF_HOME"}}
     own, home, xdg = (str(tmp_path / name) for name in ("own", "home", "xdg"))
     assert run(code, env=env | {"ASYNCEMBED_CACHE": own, "HF_HOME": home}) == own

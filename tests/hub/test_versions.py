@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("huggingface-hub>=2.4,<3", "onnxruntime==1.24.2", "onnx>=1.17", "psutil>=7", "pytest>=9", "trio>=0.31")
-TESTS = ("tests/hub/test_interop.py", "tests/hub/test_loadable_path.py")
+TESTS = ("tests/hub/test_interop.py", "tests/runtime/test_loadable_path.py")
 SHOW_VERSIONS = "import huggingface_hub as h, onnxruntime as o; print('versions', h.__version__, o.__version__)"
 
 

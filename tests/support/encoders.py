@@ -23,12 +23,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import cast
 
 import numpy as np
 
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.errors import InputError
 
 ECHO = ModelSpec(name="echo", family="text", encoder="tests.support.encoders:EchoEncoder", sources=(), dim=3)
@@ -45,7 +45,7 @@ class EchoEncoder:
     vectors, zeros after the first three.
     """
 
-    facts: ClassVar = {"dim": 3}
+    info = ModelInfo(dim=3)
 
     def __init__(self, config: EncoderConfig) -> None:
         settings = {name: str(value) for name, value in config.spec.settings.items()}
