@@ -77,6 +77,18 @@ _IN_MEMORY = frozenset({list, tuple, set, frozenset, deque, range, type({}.keys(
 """Sources that are read on the loop, because reading them cannot block; a subclass might."""
 
 
+class Recipient(Sink, Protocol):
+    """Whom a result concerns, and who bounds what waits for it."""
+
+    def charge(self, index: int, size_bytes: int) -> None:
+        """Learn how many bytes an input really keeps that was fetched or read after it had been taken in."""
+        ...
+
+    async def wait_bytes(self, index: int, expected_bytes: int) -> None:
+        """Wait until an input may be fetched or read, for which so many bytes may come."""
+        ...
+
+
 class Intake(Protocol[RecordT]):
     """How a record of the source becomes an item: chosen by the family, fixed for the stream."""
 
@@ -85,7 +97,7 @@ class Intake(Protocol[RecordT]):
         """What its items have in common."""
         ...
 
-    def item(self, record: RecordT | InputError, index: int, sink: Sink) -> tuple[Item, int]:
+    def item(self, record: RecordT | InputError, index: int, sink: Recipient) -> tuple[Item, int]:
         """The item, and about how many bytes it keeps in memory; in the thread that reads the source.
 
         Raises:

@@ -20,7 +20,7 @@ ELSEWHERE = ["AzureExecutionProvider", "CPUExecutionProvider"]
 
 def budget(model: TextEmbedding) -> int:
     """Tokens that the engine puts into one batch."""
-    return model._batch_key(model._require_open(), Call()).max_batch_tokens
+    return model._require_open().model.batch_key(Call()).max_batch_tokens
 
 
 @pytest.mark.parametrize("workers", [0, 2])
