@@ -20,7 +20,7 @@ from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.errors import OF_ONE_INPUT, InputFailure, StateError, UsageError
 from asyncembed.feeding import OnError as OnError
 from asyncembed.feeding import Source as Source
-from asyncembed.feeding import StreamState as StreamState
+from asyncembed.feeding import StreamState
 from asyncembed.results import Assembly, detach_each
 
 InputT = TypeVar("InputT")
