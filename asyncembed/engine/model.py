@@ -1,5 +1,6 @@
 """A model in a pool: how to load it, what it has computed, and what is learnt of it while it computes."""
 
+import sys
 from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 from anyio import Event
 
 from asyncembed.encoders.encoder import Encoded, ModelInfo
-from asyncembed.engine.scheduler import Batch, Group
+from asyncembed.engine.scheduler import Batch, BatchKey, Item, Priority, Sink
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -118,13 +119,31 @@ class PooledModel:
         # Tokens per character of English, with the weight of one short text.
         self._seen_units, self._seen_tokens = 100.0, 30.0
 
+    def batch_key(self, call: "Hashable") -> BatchKey:
+        """What inputs must have in common with those of `call` to share a batch with them."""
+        # What came up in the workers decides: a model on the CPU does not get an accelerator's batches.
+        max_tokens = self.info.max_batch_tokens or self.config.max_batch_tokens
+        return BatchKey(self.key, call, max_tokens, self.config.max_batch_size or sys.maxsize)
+
+    def item(self, value: object, units: int, batch_key: BatchKey, priority: Priority, sink: Sink, index: int) -> Item:
+        """An input of `units`, with about as many tokens as they will turn out to be."""
+        tokens = self.estimate_tokens(units)
+        limit = self.config.max_length or self.info.max_length
+        if limit is not None and tokens >= limit:
+            tokens, units = limit, 0  # cut: says nothing of how many tokens a unit is
+        return Item(value, tokens, batch_key, priority, sink, index, units)
+
+    def count_failure(self) -> None:
+        """Count an input that never reached a worker."""
+        self.failed += 1
+
     def estimate_tokens(self, units: int) -> int:
         """Tokens of an input of `units` (characters of a text), by what was computed so far."""
         return int(units * self._seen_tokens / self._seen_units) + SPECIAL_TOKENS
 
-    def speed(self, group: Group) -> Speed:
-        """How fast it computes what is asked of it in `group`'s mode: to count tokens takes less than to embed."""
-        return self._speeds[getattr(group.call, "mode", None)]
+    def speed(self, batch_key: BatchKey) -> Speed:
+        """How fast it computes what is asked of it in `batch_key`'s mode: to count tokens takes less than to embed."""
+        return self._speeds[getattr(batch_key.call, "mode", None)]
 
     def record(self, batch: Batch, answer: Encoded, seconds: float) -> None:
         """Count a computed batch, and learn from it."""

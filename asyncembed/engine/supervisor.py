@@ -261,7 +261,7 @@ class Supervisor:
             return
         known = []
         for item in items:
-            if item.group.model in self._models:
+            if item.batch_key.model in self._models:
                 known.append(item)
             else:
                 _fail_item(item, StateError("the worker pool, or the embedder, was closed"))
@@ -419,7 +419,7 @@ class Supervisor:
                 batch = self._next_batch(slot)
                 if batch is None:
                     return
-                model = self._models[batch.group.model]
+                model = self._models[batch.batch_key.model]
                 slot.held = batch
                 if model.key not in slot.loaded:
                     model.load_error = None
@@ -476,7 +476,7 @@ class Supervisor:
         leader = self._scheduler.oldest(priority)
         if leader is None:
             return 0.0
-        return self._models[leader.group.model].speed(leader.group).seconds(self._scheduler.tokens)
+        return self._models[leader.batch_key.model].speed(leader.batch_key).seconds(self._scheduler.tokens)
 
     def _first_retry(self, slot: _Slot) -> Batch | None:
         self._retries = [batch for batch in self._retries if _drop_withdrawn(batch)]
@@ -505,9 +505,9 @@ class Supervisor:
     def _send_batch(self, slot: _Slot, worker: Worker, model: PooledModel) -> None:
         assert slot.held is not None
         batch = slot.held
-        future = worker.run(model.key, [item.value for item in batch.items], batch.group.call)
+        future = worker.run(model.key, [item.value for item in batch.items], batch.batch_key.call)
         slot.held = None
-        speed = model.speed(batch.group)
+        speed = model.speed(batch.batch_key)
         self._track(slot, _Running(model, batch, future, anyio.current_time(), speed, batch.size))
 
     def _track(self, slot: _Slot, running: _Running) -> None:
@@ -613,9 +613,9 @@ class Supervisor:
 
     def _retry(self, batches: Sequence[Batch], error: AsyncEmbedError, *, first: bool = False) -> None:
         """Have `batches` computed before anything that waits; those of a model that is gone get `error`."""
-        known = [batch for batch in batches if batch.group.model in self._models]
+        known = [batch for batch in batches if batch.batch_key.model in self._models]
         for batch in batches:
-            if batch.group.model not in self._models:
+            if batch.batch_key.model not in self._models:
                 for item in batch.items:
                     _fail_item(item, error)
         self._retries = [*known, *self._retries] if first else [*self._retries, *known]
@@ -632,8 +632,8 @@ class Supervisor:
             # One kill to their name already: the next one splits them again.
             self._retry(batch.halves(kills=KILLS_BEFORE_SPLITTING - 1), error)
         else:
-            if batch.group.model in self._models:
-                self._models[batch.group.model].failed += 1
+            if batch.batch_key.model in self._models:
+                self._models[batch.batch_key.model].failed += 1
             _fail_item(batch.items[0], error)
 
     def _blame_load(self, model: PooledModel, reason: str) -> None:
@@ -695,7 +695,7 @@ class Supervisor:
         """Give `error` to all that waits for `model`; what a worker has is computed all the same."""
         items = self._scheduler.withdraw_model(model.key)
         for batch in self._batches_put_back():
-            if batch.group.model == model.key:
+            if batch.batch_key.model == model.key:
                 items += batch.items
                 batch.items = []
         for item in items:

@@ -19,7 +19,7 @@ from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.engine.cores import available_cores
 from asyncembed.engine.model import Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
-from asyncembed.engine.scheduler import Group, Item, Priority
+from asyncembed.engine.scheduler import BatchKey, Item, Priority
 from asyncembed.errors import (
     EncodeError,
     InputError,
@@ -34,6 +34,8 @@ from tests.support.waiting import WAIT_SECONDS, nothing_left_behind, until
 
 if TYPE_CHECKING:
     from asyncembed.options import OptionKeywords
+
+pytestmark = pytest.mark.slow
 
 
 class Inbox:
@@ -350,8 +352,10 @@ async def test_an_input_that_cannot_be_pickled_fails_alone(pool: WorkerPool) -> 
     model = engine_of(pool).add_model(EncoderConfig(spec=ECHO, directory=Path()))
     inbox = Inbox()
     values: list[object] = ["#0", "#1", Stubborn(), "#3"]
-    group = Group(model.key, Call(), 2048, 8)
-    engine_of(pool).submit([Item(value, 3, group, Priority.BULK, inbox, index) for index, value in enumerate(values)])
+    batch_key = BatchKey(model.key, Call(), 2048, 8)
+    engine_of(pool).submit(
+        [Item(value, 3, batch_key, Priority.BULK, inbox, index) for index, value in enumerate(values)]
+    )
     await until(lambda: len(inbox.heard) == 4)
     engine_of(pool).remove_model(model)
     error = inbox.heard.pop(2)
@@ -441,7 +445,7 @@ async def test_a_model_loads_with_its_first_batch_or_ahead_of_it(tmp_path: Path)
         model = engine_of(pool).add_model(config)
         assert not log.exists()
         inbox = Inbox()
-        engine_of(pool).submit([Item("#7", 3, Group(model.key, Call(), 2048, 8), Priority.BULK, inbox, 0)])
+        engine_of(pool).submit([Item("#7", 3, BatchKey(model.key, Call(), 2048, 8), Priority.BULK, inbox, 0)])
         await until(lambda: 0 in inbox.heard)
         assert len(log.read_text().splitlines()) == 1
         await engine_of(pool).warm(model)
@@ -500,9 +504,9 @@ async def test_a_pool_that_closes_fails_what_waits_and_what_runs(tmp_path: Path)
     inbox = Inbox()
     async with nothing_left_behind(), WorkerPool(workers=1) as pool:
         model = engine_of(pool).add_model(EncoderConfig(spec=ECHO, directory=Path()))
-        group = Group(model.key, Call(), 2048, 1)
+        batch_key = BatchKey(model.key, Call(), 2048, 1)
         engine_of(pool).submit(
-            Item(text, 3, group, Priority.BULK, inbox, i) for i, text in enumerate([f"mark:{mark} hang", "a"])
+            Item(text, 3, batch_key, Priority.BULK, inbox, i) for i, text in enumerate([f"mark:{mark} hang", "a"])
         )
         await until(mark.exists)
     assert [type(inbox.heard[i]) for i in (0, 1)] == [StateError, StateError]
@@ -554,7 +558,7 @@ async def test_a_mistake_of_the_engine_surfaces() -> None:
         with pytest.raises(ZeroDivisionError, match="a bug"):
             async with WorkerPool(workers=0) as pool:
                 model = engine_of(pool).add_model(EncoderConfig(spec=ECHO, directory=Path()))
-                engine_of(pool).submit([Item("a", 3, Group(model.key, Call(), 2048, 8), Priority.BULK, Broken(), 0)])
+                engine_of(pool).submit([Item("a", 3, BatchKey(model.key, Call(), 2048, 8), Priority.BULK, Broken(), 0)])
                 await anyio.sleep_forever()
 
 
@@ -626,8 +630,8 @@ async def test_cheap_batches_do_not_make_costly_ones_pile_up(tmp_path: Path, gat
 
 async def test_counting_tokens_says_nothing_of_embedding_them(gate: Path) -> None:
     async with WorkerPool(workers=1) as pool, TextEmbedding(ECHO, pool=pool, max_batch_size=1) as model:
-        inbox, group = Inbox(), Group(cast(Any, model)._opened.model.key, Call(mode="count"), 2048, 1)
-        engine_of(pool).submit([Item("a", 3, group, Priority.BULK, inbox, index) for index in range(300)])
+        inbox, batch_key = Inbox(), BatchKey(cast(Any, model)._opened.model.key, Call(mode="count"), 2048, 1)
+        engine_of(pool).submit([Item("a", 3, batch_key, Priority.BULK, inbox, index) for index in range(300)])
         await until(lambda: len(inbox.heard) == 300)
         async with model.embed([f"{text} wait:{gate}" for text in numbered(10)]) as stream:
             async with anyio.create_task_group() as tasks:
