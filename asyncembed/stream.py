@@ -559,7 +559,7 @@ class EmbeddingStream(_Asynchronous, Generic[InputT, ResultT, CollectedT]):
         `on_error="return"` always lists. Only the last one is smaller. Made for ingest into a database; `with_inputs`
         comes before it.
         """
-        check_count("size", size, least=1, may_be_none=False)
+        check_count("size", size, minimum=1, may_be_none=False)
         return BatchStream(self, size)
 
     async def collect(self) -> CollectedT:

@@ -177,7 +177,7 @@ class TextCrossEncoder(Embedder):
             InputError: As in `rerank`.
         """
         await self._turn()
-        check_count("top_k", top_k, least=1)
+        check_count("top_k", top_k, minimum=1)
         # Where the scores of many documents are put together they are sorted too: in a thread.
         best = Assembly(float, partial(_best, top_k=top_k))
         call: RerankKeywords = {"key": key, "activation": activation, "priority": "interactive"}

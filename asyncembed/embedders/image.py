@@ -108,8 +108,8 @@ class ImageEmbedder(HasVectors):
             ("allow_private_urls", allow_private_urls),
         ):
             check_bool(name, flag)
-        check_count("max_image_pixels", max_image_pixels, least=1, may_be_none=False)
-        check_count("max_url_bytes", max_url_bytes, least=1, may_be_none=False)
+        check_count("max_image_pixels", max_image_pixels, minimum=1, may_be_none=False)
+        check_count("max_url_bytes", max_url_bytes, minimum=1, may_be_none=False)
         check_seconds("url_timeout", url_timeout)
         seconds = float(min(url_timeout, LONGEST_TIMEOUT_SECONDS))
         self._decoding: dict[str, object] = {
@@ -375,7 +375,7 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         check_choice("pooling", pooling, (None, "none", "cls"))
         check_bool("normalize", normalize, may_be_none=True)
         check_choice("dtype", dtype, ("float32", "float16"))
-        check_count("truncate_dim", truncate_dim, least=1)
+        check_count("truncate_dim", truncate_dim, minimum=1)
         self._truncate_dim = truncate_dim
         self._pooling: Literal["none", "cls"] | None = pooling
         self._normalize = normalize

@@ -177,11 +177,11 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
 
 
 def _check(given: Mapping[str, object]) -> None:
-    check_number("k", given["k"], least=0, may_be_none=True)
-    check_number("b", given["b"], least=0, most=1, may_be_none=True)
-    check_number("avg_len", given["avg_len"], least=1e-9, may_be_none=True)
-    check_number("alpha", given["alpha"], least=0, may_be_none=True)
-    check_count("token_max_length", given["token_max_length"], least=1)
+    check_number("k", given["k"], minimum=0, may_be_none=True)
+    check_number("b", given["b"], minimum=0, maximum=1, may_be_none=True)
+    check_number("avg_len", given["avg_len"], minimum=1e-9, may_be_none=True)
+    check_number("alpha", given["alpha"], minimum=0, may_be_none=True)
+    check_count("token_max_length", given["token_max_length"], minimum=1)
     check_bool("disable_stemmer", given["disable_stemmer"], may_be_none=True)
     check_text("language", given["language"])
     stemmer = given["stemmer"]

@@ -168,7 +168,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         check_choice("pooling", pooling, (None, *get_args(Pooling)))
         check_choice("dtype", dtype, ("float32", "float16"))
         check_choice("output", output, ("float", "int8", "binary"))
-        check_count("truncate_dim", truncate_dim, least=1)
+        check_count("truncate_dim", truncate_dim, minimum=1)
         check_bool("truncate", truncate)
         check_bool("normalize", normalize, may_be_none=True)
         _check_task(task)
@@ -338,7 +338,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         Raises:
             OptionError: The name is taken, there is no source, or the pooling is not known.
         """
-        check_count("dim", dim, least=1, may_be_none=False)
+        check_count("dim", dim, minimum=1, may_be_none=False)
         check_bool("normalization", normalization)
         check_text("output_name", output_name)
         wanted = str(getattr(pooling, "value", pooling)).lower()
@@ -367,7 +367,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
 
     def _call(self, opened: Opened, mode: Mode, asked: StreamKeywords | TextCall) -> Call:
         call = cast(TextCall, asked)
-        check_count("truncate_dim", call.get("truncate_dim"), least=1)
+        check_count("truncate_dim", call.get("truncate_dim"), minimum=1)
         check_text("prompt", call.get("prompt"), may_be_empty=True)
         check_text("prompt_name", call.get("prompt_name"))
         base = self._base_call
