@@ -34,6 +34,8 @@ from asyncembed.stream import (
 from tests.support.encoders import ECHO, with_settings
 from tests.support.waiting import nothing_left_behind, run_in_a_loop_of_its_own, until
 
+pytestmark = pytest.mark.slow
+
 Stream = EmbeddingStream[Any, Any, Any]
 
 

@@ -12,6 +12,8 @@ from asyncembed.options import MAX_BATCH_TOKENS, MAX_BATCH_TOKENS_ACCELERATED
 from tests.support.models import spec_for, write_model
 from tests.support.packages import pretend_gpu_package
 
+pytestmark = pytest.mark.slow
+
 ELSEWHERE = ["AzureExecutionProvider", "CPUExecutionProvider"]
 """A provider that every onnxruntime has, that is not the CPU's, and that leaves all the work to it."""
 

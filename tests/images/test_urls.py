@@ -18,6 +18,8 @@ from asyncembed.images.urls import CONCURRENCY, FetchLimits, UrlFetcher, is_publ
 from tests.support.waiting import until
 from tests.support.web import WebServer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server() -> Iterator[WebServer]:
