@@ -205,8 +205,8 @@ class TextCrossEncoder(Embedder):
 
         Args:
             model: Its name; must not be taken.
-            sources: Where its files come from: a hub repo ("organisation/name"), the URL of a `.tar.gz`, a source of
-                `asyncembed.catalogue.spec`, any object with the attributes `hf` and `url`, or several of these.
+            sources: Where its files come from: a hub repo ("organisation/name"), the URL of a `.tar.gz`, a directory
+                as a `Path`, an `asyncembed.Origin`, any object with the attributes `hf` and `url`, or several of these.
             model_file: Path of the ONNX graph in the repo; its first output is (batch, 1) or (batch,).
             description: For people.
             license: For people.

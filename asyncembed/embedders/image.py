@@ -68,11 +68,13 @@ class ImageEmbedder(HasVectors):
     """What the classes that take images share.
 
     An image is a path, a URL (http or https), a file's bytes, a file object, an image of Pillow's, or an array of
-    uint8 pixels, (height, width) or (height, width, 1, 3 or 4). It is decoded in a worker; see
-    `asyncembed.images.decode` for what becomes of alpha, palettes, CMYK and so on. Read are JPEG, PNG, GIF, BMP,
-    PPM, WebP, TIFF, AVIF, JPEG 2000, ICO, and HEIF where pillow-heif is installed. Paths are opened there too. URLs
-    are fetched and file objects read beforehand, up to 16 at a time (and none while a stream holds more than
-    `max_in_flight_bytes`); see `asyncembed.images.urls`.
+    uint8 pixels, (height, width) or (height, width, 1, 3 or 4). It is decoded in a worker, as Pillow's
+    `convert("RGB")` has it: grey is repeated in three channels, palettes are looked up, transparency is dropped (not
+    blended), CMYK is converted without a colour profile; of an animation the first frame counts. Read are JPEG, PNG,
+    GIF, BMP, PPM, WebP, TIFF, AVIF, JPEG 2000, ICO, and HEIF where pillow-heif is installed. Paths are opened there,
+    too. URLs are fetched and file objects read beforehand, up to 16 at a time (and none while a stream holds more than
+    `max_in_flight_bytes`). A host name is resolved once, and nothing but public addresses is connected to, also where
+    an answer redirects.
 
     Args:
         model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class TruncateKeywords(OptionKeywords, total=False):
+class LateInteractionKeywords(OptionKeywords, total=False):
     """The keywords that do not decide about the type of a result, for signatures."""
 
     truncate: bool
@@ -56,7 +56,7 @@ class LateInteractionTextEmbedding(
         model_name: ModelName,
         *,
         dtype: Literal["float32"] = "float32",
-        **keywords: Unpack[TruncateKeywords],
+        **keywords: Unpack[LateInteractionKeywords],
     ) -> None: ...
     @overload
     def __init__(
@@ -64,7 +64,7 @@ class LateInteractionTextEmbedding(
         model_name: ModelName,
         *,
         dtype: Literal["float16"],
-        **keywords: Unpack[TruncateKeywords],
+        **keywords: Unpack[LateInteractionKeywords],
     ) -> None: ...
     @checks_keywords
     def __init__(

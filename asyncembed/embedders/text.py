@@ -325,8 +325,8 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
             model: Its name; must not be taken.
             pooling: As in the constructor; fastembed's "CLS", "MEAN", "LAST_TOKEN" and "DISABLED" are understood.
             normalization: Whether vectors are scaled to unit length.
-            sources: Where its files come from: a hub repo ("organisation/name"), the URL of a `.tar.gz`, a source of
-                `asyncembed.catalogue.spec`, any object with the attributes `hf` and `url`, or several of these.
+            sources: Where its files come from: a hub repo ("organisation/name"), the URL of a `.tar.gz`, a directory
+                as a `Path`, an `asyncembed.Origin`, any object with the attributes `hf` and `url`, or several of these.
             dim: Length of its vectors.
             model_file: Path of the ONNX graph in the repo.
             description: For people.
