@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from asyncembed.encoders.stemming import Stemmer
     from asyncembed.engine.model import Stats
     from asyncembed.engine.pool import PoolKeywords, WorkerPool
+    from asyncembed.feeding import OnError, Source
     from asyncembed.hub.model_files import download
     from asyncembed.images.inputs import ImageInput
     from asyncembed.muvera import Muvera
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from asyncembed.results import SparseEmbedding
     from asyncembed.runtime.session import Device, SessionOptions
     from asyncembed.scoring import maxsim, maxsim_scores
-    from asyncembed.stream import BatchStream, EmbeddingStream, OnError, ReturningStream, Source
+    from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
 
 __version__ = "0.1.0"
 
@@ -151,7 +152,7 @@ _HOMES = {
     "ModelSpec": "asyncembed.catalogue.spec",
     "MultimodalKeywords": "asyncembed.embedders.multimodal",
     "Muvera": "asyncembed.muvera",
-    "OnError": "asyncembed.stream",
+    "OnError": "asyncembed.feeding",
     "OptionKeywords": "asyncembed.options",
     "Options": "asyncembed.options",
     "Origin": "asyncembed.catalogue.spec",
@@ -164,7 +165,7 @@ _HOMES = {
     "ReturningCall": "asyncembed.embedders.base",
     "ReturningStream": "asyncembed.stream",
     "SessionOptions": "asyncembed.runtime.session",
-    "Source": "asyncembed.stream",
+    "Source": "asyncembed.feeding",
     "SparseEmbedding": "asyncembed.results",
     "SparseTextEmbedding": "asyncembed.embedders.sparse",
     "Stats": "asyncembed.engine.model",

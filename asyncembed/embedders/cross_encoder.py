@@ -10,9 +10,10 @@ from asyncembed.embedders.base import AnyStream, Embedder, ModelName, ReturningC
 from asyncembed.embedders.intake import Door, InputT, Intake, Key, accept_pair, accept_text
 from asyncembed.encoders.encoder import Call
 from asyncembed.errors import InputError
+from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
 from asyncembed.results import SCORE, Assembly, CollectedT, Scores, stack_scores
-from asyncembed.stream import EmbeddingStream, ReturningStream, Source
+from asyncembed.stream import EmbeddingStream, ReturningStream
 
 Activation = Literal["none", "sigmoid"]
 Pair = tuple[str, str]

@@ -7,9 +7,9 @@ from asyncembed.embedders.base import HasVectors, ModelName, Opened, StreamKeywo
 from asyncembed.embedders.intake import as_source
 from asyncembed.embedders.roles import TEXTS, TextRoles
 from asyncembed.encoders.encoder import Call, Mode
+from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
 from asyncembed.results import MATRICES, Assembly, ScalarT
-from asyncembed.stream import Source
 
 if TYPE_CHECKING:
     import numpy as np

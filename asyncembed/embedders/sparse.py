@@ -19,9 +19,9 @@ from asyncembed.embedders.intake import as_source
 from asyncembed.embedders.roles import TEXTS, TextRoles
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.errors import OptionError
+from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
 from asyncembed.results import SPARSE, Assembly, SparseEmbedding
-from asyncembed.stream import Source
 
 if TYPE_CHECKING:
     from asyncembed.encoders.stemming import Stemmer

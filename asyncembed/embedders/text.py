@@ -21,14 +21,16 @@ from asyncembed.embedders.intake import InputT, as_source
 from asyncembed.embedders.roles import TEXTS, TextRoles
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.errors import OptionError
+from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
 from asyncembed.results import Assembly, ScalarT
-from asyncembed.stream import EmbeddingStream, ReturningStream, Source
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from numpy.typing import NDArray
+
+    from asyncembed.stream import EmbeddingStream, ReturningStream
 
 DEFAULT_MODEL = "BAAI/bge-small-en-v1.5"
 
