@@ -314,10 +314,9 @@ class ModelIntake:
         self._engine = engine
         self._model = model
         self.batch_key = batch_key
-        self._priority = priority
         self._measure = measure
         self._key = key
-        self._most_tokens = model.config.max_length or model.info.max_length or sys.maxsize
+        self._maker = model.item_maker(batch_key, priority)
 
     def item(self, record: object, index: int, sink: Sink) -> tuple[Item, int]:
         """See `asyncembed.stream.Intake`."""
@@ -348,7 +347,7 @@ class ModelIntake:
 
     def count_failure(self) -> None:
         """See `asyncembed.stream.Intake`."""
-        self._model.failed += 1
+        self._model.count_failure()
 
     def submit(self, items: list[Item]) -> None:
         """See `asyncembed.stream.Intake`."""
@@ -358,12 +357,9 @@ class ModelIntake:
         """Forget what was not submitted yet."""
 
     def _make_item(self, value: object, units: int, index: int, sink: Sink) -> Item:
-        tokens = self._model.estimate_tokens(units)
-        if tokens >= self._most_tokens:
-            tokens, units = self._most_tokens, 0  # cut: says nothing of how many tokens a unit is
         if type(value) is not str:
             value = _plain(value)
-        return Item(value, tokens, self.batch_key, self._priority, sink, index, units)
+        return self._maker.item(value, units, sink, index)
 
 
 class _Request:

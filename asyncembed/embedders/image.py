@@ -180,7 +180,7 @@ class _ImageIntake(ModelIntake):
         self._largest = 0
 
     def _make_item(self, value: object, units: int, index: int, sink: Sink) -> Item:
-        return Item(self._packer(value), self._tokens_per_image + units, self.batch_key, self._priority, sink, index)
+        return self._maker.sized_item(self._packer(value), self._tokens_per_image + units, sink, index)
 
     def submit(self, items: list[Item]) -> None:
         ready = []
@@ -232,7 +232,7 @@ class _ImageIntake(ModelIntake):
             raise
         except BaseException as error:  # noqa: BLE001 (it travels as a value: nothing leaves a task of the group)
             known = error if isinstance(error, AsyncEmbedError) else describe(error)
-            self._model.failed += 1
+            self._model.count_failure()
             item.sink.fail(item.index, InputError(str(known), index=item.index))
             return
         item.value = data
