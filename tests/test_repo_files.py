@@ -17,7 +17,7 @@ from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
 from asyncembed.catalogue.spec import Family
 from asyncembed.encoders.projection import read_projections
 from asyncembed.errors import AsyncEmbedError, ModelLoadError
-from asyncembed.export.architectures import ARCHITECTURES, read_config
+from asyncembed.export.bert_like import ARCHITECTURES, read_config
 from asyncembed.images.preprocess import Preprocessor
 from asyncembed.repo_files import inside, is_safe_path, read_json, read_object, shown
 from asyncembed.runtime.safetensors import find_weights, read_tensors
@@ -160,6 +160,7 @@ def only_our_errors() -> Iterator[None]:
     assert len(message) < 3000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", REPO)
 @FUZZ
 @given(data=st.data())
@@ -217,6 +218,7 @@ READERS: Mapping[str, tuple[str, Any, Callable[[Path], object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 @FUZZ
 @given(data=st.data())

@@ -142,6 +142,12 @@ class PooledModel:
         """As its spec calls it."""
         return self.config.spec.name
 
+    def batch_key(self, call: Hashable) -> BatchKey:
+        """What inputs must have in common with those of `call` to share a batch with them."""
+        # What came up in the workers decides: a model on the CPU does not get an accelerator's batches.
+        max_tokens = self.info.max_batch_tokens or self.config.max_batch_tokens
+        return BatchKey(self.key, call, max_tokens, self.config.max_batch_size or sys.maxsize)
+
     def speed(self, batch_key: BatchKey) -> Speed:
         """How fast it computes what is asked of it in this mode."""
         return self._speeds[_mode(batch_key)]

@@ -20,7 +20,10 @@ class WorkerPool(Openable):
 
     ```python
     async with WorkerPool(workers=4) as pool:
-        async with TextEmbedding("a/model", pool=pool) as dense, TextCrossEncoder("b/model", pool=pool) as rerank:
+        async with (
+            TextEmbedding("BAAI/bge-small-en-v1.5", pool=pool) as embedder,
+            TextCrossEncoder("Xenova/ms-marco-MiniLM-L-6-v2", pool=pool) as reranker,
+        ):
             ...
     ```
 

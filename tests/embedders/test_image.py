@@ -21,6 +21,8 @@ from tests.support.images import encoded, picture, write_image_model
 from tests.support.waiting import until
 from tests.support.web import WebServer
 
+pytestmark = pytest.mark.slow
+
 NAME = "Qdrant/clip-ViT-B-32-vision"
 
 

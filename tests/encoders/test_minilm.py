@@ -12,9 +12,11 @@ from asyncembed.catalogue.lookup import require_model
 from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, EncoderConfig
-from asyncembed.export import ensure_graph
+from asyncembed.export.graph_cache import ensure_graph
 from asyncembed.runtime.session import Array, SessionOptions
 from tests.support.minilm import MINILM
+
+pytestmark = pytest.mark.slow  # 90 MB of weights
 
 REFERENCE = Path(__file__).parents[1] / "export" / "data"
 

@@ -35,6 +35,8 @@ from tests.support.waiting import WAIT_SECONDS, nothing_left_behind, until
 if TYPE_CHECKING:
     from asyncembed.options import OptionKeywords
 
+pytestmark = pytest.mark.slow
+
 
 class Inbox:
     """A sink that keeps what it hears."""

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from asyncembed.errors import ModelLoadError
-from asyncembed.export import ensure_graph
 from asyncembed.export import graph_cache as cache
-from asyncembed.export.graph_cache import find_graph
+from asyncembed.export.graph_cache import ensure_graph, find_graph
 from tests.export.conftest import DATA, Variant
 
 
@@ -86,6 +85,7 @@ def test_a_changed_config_never_gets_the_old_graph(variant: Variant, tmp_path: P
     assert ensure_graph(directory, cache_dir=tmp_path / "cache") != old
 
 
+@pytest.mark.slow
 def test_weights_that_did_not_change_are_not_read_again(
     variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +104,7 @@ def run_traced_opens(directory: Path, cache_dir: Path) -> str:
     code = """
 import sys
 from pathlib import Path
-from asyncembed.export import ensure_graph
+from asyncembed.export.graph_cache import ensure_graph
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 print(ensure_graph(Path(sys.argv[1]), cache_dir=Path(sys.argv[2])), *opened, sep="\\n")
@@ -121,6 +121,7 @@ def test_a_graph_without_its_weights_is_built_again(tmp_path: Path) -> None:
     assert data.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_several_processes_at_once_make_one_graph(tmp_path: Path) -> None:
     with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
         graphs = set(pool.map(build, [str(tmp_path)] * 6))
@@ -160,6 +161,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ensure_graph(DATA / "bert", cache_dir=tmp_path / "file" / "cache")
 
 
+@pytest.mark.slow
 def test_the_default_place_of_the_cache(tmp_path: Path) -> None:
     code = "from asyncembed.files import default_cache_dir; print(default_cache_dir())"
     env = {name: value for name, value in os.environ.items() if name not in {"ASYNCEMBED_CACHE", "HF_HOME"}}
@@ -169,13 +171,14 @@ def test_the_default_place_of_the_cache(tmp_path: Path) -> None:
     assert Path(run(code, env=env | {"XDG_CACHE_HOME": xdg})) == Path(xdg, "huggingface", "asyncembed")
 
 
+@pytest.mark.slow
 def test_without_the_onnx_package_only_building_fails(tmp_path: Path) -> None:
     code = """
 import sys
 sys.modules["onnx"] = None
 from pathlib import Path
 from asyncembed.errors import RuntimeMissingError
-from asyncembed.export import ensure_graph
+from asyncembed.export.graph_cache import ensure_graph
 try:
     print(ensure_graph(Path(sys.argv[1]), cache_dir=Path(sys.argv[2])))
 except RuntimeMissingError as error:
@@ -186,8 +189,13 @@ except RuntimeMissingError as error:
     assert run(code, DATA / "bert", tmp_path) == str(graph)
 
 
+@pytest.mark.slow
 def test_importing_the_export_loads_neither_onnx_nor_a_runtime() -> None:
-    code = "import sys, asyncembed.export; print(sorted({'onnx', 'onnxruntime', 'torch', 'httpx'} & set(sys.modules)))"
+    code = """
+import sys
+import asyncembed.export.graph_cache
+print(sorted({'onnx', 'onnxruntime', 'torch', 'httpx'} & set(sys.modules)))
+"""
     assert run(code) == "[]"
 
 

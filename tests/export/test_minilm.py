@@ -9,9 +9,11 @@ import onnxruntime
 import pytest
 from tokenizers import Tokenizer
 
-from asyncembed.export import ensure_graph
+from asyncembed.export.graph_cache import ensure_graph
 from tests.export.conftest import DATA
 from tests.support.minilm import MINILM
+
+pytestmark = pytest.mark.slow  # 90 MB of weights
 
 TEXTS: list[str] = json.loads((DATA / "texts.json").read_bytes())
 

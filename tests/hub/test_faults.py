@@ -40,6 +40,8 @@ from asyncembed.errors import (
 from asyncembed.hub import BytesReceived, ProgressEvent, download, fetch, list_files, retry
 from tests.hub.server import Fault, HubServer, Repo
 
+pytestmark = pytest.mark.slow
+
 REPO = "org/model"
 SIZE = 1_500_000
 WEIGHTS = random.Random(3).randbytes(SIZE)

@@ -16,6 +16,8 @@ from asyncembed.hub import fetch
 from tests.hub.server import HubServer, Repo
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 REPO = "org/model"
 FILES: dict[str, bytes | memoryview] = {
     "config.json": b'{"model_type": "bert"}',

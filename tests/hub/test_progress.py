@@ -23,6 +23,8 @@ from asyncembed.hub import (
 )
 from tests.hub.server import HubServer, Repo
 
+pytestmark = pytest.mark.slow
+
 FILES: dict[str, bytes | memoryview] = {"config.json": b"{}", "model.onnx": bytes(300_000), "empty.txt": b""}
 
 

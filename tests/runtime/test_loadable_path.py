@@ -21,6 +21,7 @@ from asyncembed.runtime.session import SessionOptions
 from tests.hub import conftest
 from tests.hub.server import HubServer, Repo
 
+pytestmark = pytest.mark.slow
 hub, _environment = conftest.hub, conftest._environment
 
 WEIGHTS = np.arange(5000, dtype=np.float32)

@@ -119,6 +119,7 @@ def test_bytes_that_are_no_graph_say_nothing_at_once(content: bytes, tmp_path: P
     assert time.process_time() - before < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [
