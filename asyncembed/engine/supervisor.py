@@ -387,12 +387,11 @@ class Supervisor:
 
 def _deliver(items: Sequence[Item], answer: Encoded) -> None:
     """Hand each item its result, or its own error."""
-    results, failures = answer.results, answer.failures
-    for position, item in enumerate(items):
-        if failures and position in failures:
-            _tell([FailedItem(item, failures[position])])
+    for position, (item, result) in enumerate(zip(items, answer.results, strict=True)):
+        if answer.failures and position in answer.failures:
+            _tell([FailedItem(item, answer.failures[position])])
         else:
-            item.sink.deliver(item.index, results[position])
+            item.sink.deliver(item.index, result)
 
 
 def _tell(failed: Iterable[FailedItem]) -> None:
