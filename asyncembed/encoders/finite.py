@@ -33,7 +33,7 @@ class Finite:
 
     def __init__(self, spec: ModelSpec, *, element: str = "float32", provider: str | None = None) -> None:
         """Say whose results these are: of which element type the graph gives them, and what computes them."""
-        self._spec = spec
+        self.spec = spec
         self._element = element
         self._provider = provider
 
@@ -56,7 +56,7 @@ class Finite:
 
     def error(self) -> EncodeError:
         """The failure of an input."""
-        spec = self._spec
+        spec = self.spec
         file = spec.model_file or "its weights"
         precision = self._precision()
         ways = [] if precision == "fp32" else ['its fp32 file (precision="fp32", or onnx_file=)']
@@ -73,8 +73,8 @@ class Finite:
         """By the file's name, or, where that says nothing, by what the graph gives."""
         from asyncembed.catalogue.onnx_choice import precision_of
 
-        named = "fp32" if self._spec.model_file is None else precision_of(self._spec.model_file)
+        named = "fp32" if self.spec.model_file is None else precision_of(self.spec.model_file)
         return self._element if named == "fp32" and self._element != "float32" else named
 
     def _too_large(self) -> EncodeError:
-        return EncodeError(f'{self._spec.name} gives numbers over 65504 for this input, too large for dtype="float16"')
+        return EncodeError(f'{self.spec.name} gives numbers over 65504 for this input, too large for dtype="float16"')

@@ -72,7 +72,7 @@ def test_token_counts_equal_the_reference(tmp_path: Path, name: str) -> None:
     counter = reference(tmp_path, name)
     for role in ("document", "query"):
         for extended in (False, True):
-            call = Call(mode="count", settings=(("include_extension", extended), ("role", role)))
+            call = Call(mode="count", include_extension=extended, role=role)
             counts = encoder.encode(DOCUMENTS, call).results
             if name.endswith("-tokens"):
                 assert sum(counts) == counter.token_count(list(DOCUMENTS))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncembed.encoders.microbatch import MicroBatch, plan_microbatches
+from asyncembed.encoders.text_graph import MicroBatch, Planner
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 
@@ -13,7 +13,7 @@ LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 def test_every_input_runs_once_and_within_the_bounds(
     lengths: list[int], max_tokens: int, max_size: int | None, overhead: int
 ) -> None:
-    runs = plan_microbatches(lengths, max_tokens=max_tokens, max_size=max_size, run_overhead_tokens=overhead)
+    runs = Planner(max_tokens=max_tokens, max_size=max_size, run_overhead_tokens=overhead).plan(lengths)
     assert sorted(itertools.chain.from_iterable(run.rows for run in runs)) == list(range(len(lengths)))
     for run in runs:
         assert run.length == max(lengths[row] for row in run.rows)
@@ -23,7 +23,7 @@ def test_every_input_runs_once_and_within_the_bounds(
 
 @given(st.lists(st.integers(1, 30), max_size=7), st.integers(1, 80), st.integers(0, 40))
 def test_no_other_cut_costs_less(lengths: list[int], max_tokens: int, overhead: int) -> None:
-    runs = plan_microbatches(lengths, max_tokens=max_tokens, run_overhead_tokens=overhead)
+    runs = Planner(max_tokens=max_tokens, run_overhead_tokens=overhead).plan(lengths)
     ordered = sorted(lengths, reverse=True)
 
     def least(remaining: list[int]) -> int:
@@ -39,18 +39,18 @@ def test_no_other_cut_costs_less(lengths: list[int], max_tokens: int, overhead: 
 
 
 def test_an_input_over_the_budget_runs_alone() -> None:
-    assert plan_microbatches([3, 900, 3], max_tokens=100) == [
+    assert Planner(max_tokens=100).plan([3, 900, 3]) == [
         MicroBatch((1,), 900),
         MicroBatch((0, 2), 3),
     ]
 
 
 def test_inputs_of_one_length_keep_their_order_and_fill_the_budget() -> None:
-    runs = plan_microbatches([10] * 5, max_tokens=20)
+    runs = Planner(max_tokens=20).plan([10] * 5)
     assert [row for run in runs for row in run.rows] == [0, 1, 2, 3, 4]
     assert len(runs) == 3
 
 
 @pytest.mark.parametrize(("overhead", "count"), [(0, 3), (1000, 1)])
 def test_a_costly_run_is_worth_some_padding(overhead: int, count: int) -> None:
-    assert len(plan_microbatches([10, 11, 12], max_tokens=100, run_overhead_tokens=overhead)) == count
+    assert len(Planner(max_tokens=100, run_overhead_tokens=overhead).plan([10, 11, 12])) == count

@@ -11,8 +11,9 @@ import pytest
 
 from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, EncoderConfig
-from asyncembed.encoders.microbatch import ACCELERATOR_RUN_OVERHEAD_TOKENS, CPU_RUN_OVERHEAD_TOKENS
-from asyncembed.encoders.text_graph import TextGraph
+from asyncembed.encoders.settings import GraphSettings
+from asyncembed.encoders.text_graph import ACCELERATOR_RUN_OVERHEAD_TOKENS, CPU_RUN_OVERHEAD_TOKENS, TextGraph
+from asyncembed.encoders.tokenization import TextTokenizer
 from asyncembed.errors import OptionError, UnsupportedModelError
 from asyncembed.runtime.session import SessionOptions
 from tests.support.images import encoded, picture, write_image_model
@@ -226,6 +227,7 @@ def test_an_image_graph_of_another_size_says_so_in_a_sentence(tmp_path: Path) ->
 def test_a_graph_of_one_batch_size_runs_as_seldom_as_it_can(tmp_path: Path) -> None:
     """Each run costs the whole batch, so that padding is cheaper than another run."""
     spec = dense(tmp_path, fixed=(4, None))
-    graph = TextGraph(EncoderConfig(spec=spec, directory=tmp_path, max_batch_tokens=32))
-    assert [len(run.rows) for run in graph.plan([60, 2, 2, 2])] == [4]
-    assert len(graph.plan([60] * 9)) == 3
+    config = EncoderConfig(spec=spec, directory=tmp_path, max_batch_tokens=32)
+    graph = TextGraph(config, GraphSettings(), TextTokenizer(tmp_path))
+    assert [len(run.rows) for run in graph.runs([[5] * length for length in (60, 2, 2, 2)])] == [4]
+    assert len(graph.runs([[5] * 60] * 9)) == 3

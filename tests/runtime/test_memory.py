@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import psutil
 
-from asyncembed.runtime.memory import release_free_memory
+from asyncembed.runtime.onnx import _release_free_memory
 
 
 def test_freed_memory_goes_back_to_the_system() -> None:
@@ -14,7 +14,7 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     kept = blocks.pop()
     before = psutil.Process().memory_info().rss
     blocks.clear()
-    release_free_memory()
+    _release_free_memory()
     after = psutil.Process().memory_info().rss
     assert kept.all()
     assert after < before - 50_000_000 or not sys.platform.startswith("linux")
