@@ -7,9 +7,9 @@ import numpy as np
 
 from asyncembed.encoders.encoder import Encoder, EncoderConfig
 from asyncembed.encoders.settings import Bm42Settings, read_settings
-from asyncembed.encoders.sparse_graph import NOT_FINITE, Entries, SparseEncoder, sparse_tokenizer
+from asyncembed.encoders.sparse_graph import NOT_FINITE, Entries, SparseEncoder
 from asyncembed.encoders.stemming import Terms, read_stop_words, snowball
-from asyncembed.encoders.tokenization import IntArray, TextTokenizer
+from asyncembed.encoders.tokenization import IntArray, TextTokenizer, tokenizer_of
 from asyncembed.encoders.word_pieces import WordPieces
 from asyncembed.runtime.session import Array
 
@@ -17,7 +17,7 @@ from asyncembed.runtime.session import Array
 def bm42(config: EncoderConfig) -> Encoder:
     """Load a BM42 model: its graph gives attentions (batch, heads, tokens, tokens), `stopwords.txt` the stop words."""
     settings = read_settings(Bm42Settings, config.spec, config.keywords)
-    tokenizer = sparse_tokenizer(config)
+    tokenizer = tokenizer_of(config)
     stop_words = read_stop_words(config.directory / "stopwords.txt") | set(punctuation)
     terms = Terms(snowball(settings.language), is_dropped=stop_words.__contains__)
     weighting = Bm42(tokenizer, terms, settings.alpha)

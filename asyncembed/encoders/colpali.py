@@ -18,7 +18,7 @@ from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.postprocess import encoded_matrices
 from asyncembed.encoders.settings import ColModernVBertSettings, ColPaliSettings, ReaderSettings, read_settings
 from asyncembed.encoders.text_graph import TextGraph
-from asyncembed.encoders.tokenization import TextTokenizer, count_tokens
+from asyncembed.encoders.tokenization import TextTokenizer, count_tokens, tokenizer_of
 from asyncembed.encoders.vision import ImageReader
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.images.preprocess import MAX_EDGE, Grid, Prepared
@@ -136,7 +136,7 @@ def colpali(config: EncoderConfig) -> MultimodalEncoder:
         image_ids=lambda _: patch_ids,
         join=np.concatenate,
     )
-    return MultimodalEncoder(config, settings, _tokenizer(config), variant)
+    return MultimodalEncoder(config, settings, tokenizer_of(config), variant)
 
 
 def colmodernvbert(config: EncoderConfig) -> MultimodalEncoder:
@@ -147,7 +147,7 @@ def colmodernvbert(config: EncoderConfig) -> MultimodalEncoder:
     tile_tokens = _size(processor, "image_seq_len", settings.image_seq_len_default)
     edge = _size(vision if isinstance(vision, dict) else {}, "image_size", settings.tile)
     suffix = settings.query_suffix_token * settings.query_suffix_count
-    tokenizer = _tokenizer(config)
+    tokenizer = tokenizer_of(config)
 
     @cache
     def image_ids(grid: Grid) -> list[int]:
@@ -175,10 +175,6 @@ def _image_prompt(rows: int, columns: int, patches: str) -> str:
     tiles = "".join(lines) + ("\n" if lines else "")
     image = f"{tiles}{mark}<global-img>{patches}{mark}"
     return f"<|begin_of_text|>User:{image}Describe the image.<end_of_utterance>\nAssistant:"
-
-
-def _tokenizer(config: EncoderConfig) -> TextTokenizer:
-    return TextTokenizer(config.directory, max_length=config.max_length or config.spec.max_length)
 
 
 def _size(record: Mapping[str, Any], key: str, default: Any) -> int:

@@ -13,7 +13,7 @@ from asyncembed.encoders.postprocess import check_dim, encoded_rows
 from asyncembed.encoders.projection import read_projections
 from asyncembed.encoders.settings import DenseSettings, read_settings
 from asyncembed.encoders.text_graph import TextGraph
-from asyncembed.encoders.tokenization import TextTokenizer, Tokenized, count_tokens
+from asyncembed.encoders.tokenization import Tokenized, count_tokens, tokenizer_of
 from asyncembed.errors import OptionError, UnsupportedModelError
 from asyncembed.runtime.session import Array
 
@@ -33,9 +33,7 @@ class DenseEncoder:
         """Load tokenizer and graph; see `build` for the errors."""
         self._spec = spec = config.spec
         self._settings = settings = read_settings(DenseSettings, spec, config.keywords)
-        tokenizer = TextTokenizer(
-            config.directory, max_length=config.max_length or spec.max_length, lower_case=settings.lower_case
-        )
+        tokenizer = tokenizer_of(config, lower_case=settings.lower_case)
         self._graph = TextGraph(
             config,
             settings,

@@ -37,18 +37,14 @@ class Finite:
         self._element = element
         self._provider = provider
 
-    def failures(self, values: Array, owners: Sequence[int] | npt.NDArray[np.intp]) -> dict[int, EncodeError]:
-        """An error for each input with a row of `values` that is not finite; `owners` are the inputs of the rows."""
-        rows = rows_not_finite(values)
-        return {int(owners[row]): self.error() for row in rows} if len(rows) else {}
-
-    def failures_of_form(
-        self, vectors: Array, results: Array, owners: Sequence[int] | npt.NDArray[np.intp]
+    def failures(
+        self, vectors: Array, owners: Sequence[int] | npt.NDArray[np.intp], *, results: Array | None = None
     ) -> dict[int, EncodeError]:
-        """Likewise for float32 `vectors` and the `results` made of them, which may be of a type that holds less."""
-        if results.dtype.kind != "f":
-            return self.failures(vectors, owners)
-        rows = rows_not_finite(results)
+        """An error for each input with a row of `vectors` that is not finite; `owners` are the inputs of the rows.
+
+        `results` may be made of them, of a type that holds less.
+        """
+        rows = rows_not_finite(vectors if results is None or results.dtype.kind != "f" else results)
         if not len(rows):
             return {}
         lost = set(rows[np.isfinite(vectors[rows]).reshape(len(rows), -1).all(axis=1)].tolist())

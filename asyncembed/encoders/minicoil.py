@@ -15,7 +15,7 @@ import numpy.typing as npt
 from asyncembed.encoders.bm25 import TermFrequency
 from asyncembed.encoders.encoder import Encoder, EncoderConfig
 from asyncembed.encoders.settings import MiniCoilSettings, read_settings
-from asyncembed.encoders.sparse_graph import Entries, SparseEncoder, sparse_tokenizer
+from asyncembed.encoders.sparse_graph import Entries, SparseEncoder
 from asyncembed.encoders.stemming import (
     LARGEST_INDEX,
     WORD,
@@ -25,7 +25,7 @@ from asyncembed.encoders.stemming import (
     read_stop_words,
     snowball,
 )
-from asyncembed.encoders.tokenization import IntArray
+from asyncembed.encoders.tokenization import IntArray, tokenizer_of
 from asyncembed.encoders.word_pieces import WordPieces
 from asyncembed.errors import ModelLoadError
 from asyncembed.repo_files import read_object
@@ -45,7 +45,7 @@ _LEAST_NORM = 1e-8
 def minicoil(config: EncoderConfig) -> Encoder:
     """Load a miniCOIL model; see `build` for the errors."""
     settings = read_settings(MiniCoilSettings, config.spec, config.keywords)
-    tokenizer = sparse_tokenizer(config)
+    tokenizer = tokenizer_of(config)
     stop_words = read_stop_words(config.directory / "stopwords.txt")
     weighting = MiniCoil(
         WordPieces(tokenizer),

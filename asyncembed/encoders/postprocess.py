@@ -42,7 +42,7 @@ def encoded_rows(
 ) -> Encoded:
     """The answer to a batch: `vectors`, float32 (n, dim), one per usable input."""
     results = finish(vectors, call)
-    not_finite = finite.failures_of_form(vectors, results, inputs.positions)
+    not_finite = finite.failures(vectors, inputs.positions, results=results)
     return Encoded(
         inputs.scatter(results), {**inputs.failures, **not_finite}, tokens=tokens, padded_tokens=padded_tokens
     )
@@ -66,7 +66,7 @@ def encoded_matrices(
         vectors = normalize(vectors)
     results = finish(vectors, call)
     counts = inputs.in_batch(map(len, matrices), 0)
-    not_finite = finite.failures_of_form(vectors, results, np.repeat(np.arange(len(counts)), counts))
+    not_finite = finite.failures(vectors, np.repeat(np.arange(len(counts)), counts), results=results)
     return Encoded(
         matrix_batch(results, counts), {**inputs.failures, **not_finite}, tokens=tokens, padded_tokens=padded_tokens
     )

@@ -10,7 +10,7 @@ from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.projection import sigmoid
 from asyncembed.encoders.settings import RerankerSettings, read_settings
 from asyncembed.encoders.text_graph import TextGraph, TextRun
-from asyncembed.encoders.tokenization import TextTokenizer, Tokenized, count_tokens
+from asyncembed.encoders.tokenization import Tokenized, count_tokens, tokenizer_of
 from asyncembed.errors import UnsupportedModelError
 from asyncembed.runtime.session import Array
 
@@ -22,8 +22,7 @@ class CrossEncoder:
         """Load tokenizer and graph; see `build` for the errors."""
         self._spec = spec = config.spec
         self._settings = read_settings(RerankerSettings, spec, config.keywords)
-        tokenizer = TextTokenizer(config.directory, max_length=config.max_length or spec.max_length)
-        self._graph = TextGraph(config, self._settings, tokenizer)
+        self._graph = TextGraph(config, self._settings, tokenizer_of(config))
         self._tokenizer = self._graph.tokenizer
         self._takes_types = "token_type_ids" in self._graph.session.input_names
         self.info = replace(self._graph.info, special_tokens=self._tokenizer.special_tokens(is_pair=True))

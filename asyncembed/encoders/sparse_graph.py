@@ -39,11 +39,6 @@ class Weighting(Protocol):
         ...
 
 
-def sparse_tokenizer(config: EncoderConfig) -> TextTokenizer:
-    """The tokenizer of the model, with the length limit that applies."""
-    return TextTokenizer(config.directory, max_length=config.max_length or config.spec.max_length)
-
-
 class SparseEncoder:
     """The encoder of the sparse models that have a graph.
 

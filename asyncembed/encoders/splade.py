@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from asyncembed.encoders.encoder import Encoder, EncoderConfig
 from asyncembed.encoders.settings import InferenceFreeSettings, SparseSettings, read_settings
-from asyncembed.encoders.sparse_graph import Entries, SparseEncoder, sparse_tokenizer
-from asyncembed.encoders.tokenization import IntArray, TextTokenizer
+from asyncembed.encoders.sparse_graph import Entries, SparseEncoder
+from asyncembed.encoders.tokenization import IntArray, TextTokenizer, tokenizer_of
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.repo_files import read_json
 from asyncembed.runtime.session import Array
@@ -26,14 +26,14 @@ MAX_LOGITS_BYTES = 64 * 1024 * 1024
 def splade(config: EncoderConfig) -> Encoder:
     """Load a SPLADE++ model; see `build` for the errors."""
     settings = read_settings(SparseSettings, config.spec, config.keywords)
-    tokenizer = sparse_tokenizer(config)
+    tokenizer = tokenizer_of(config)
     return SparseEncoder(config, settings, tokenizer, weigh, most_tokens=_within_memory(tokenizer))
 
 
 def inference_free_splade(config: EncoderConfig) -> Encoder:
     """Load an inference-free model: its graph computes documents, a table gives the weights of a query's tokens."""
     settings = read_settings(InferenceFreeSettings, config.spec, config.keywords)
-    tokenizer = sparse_tokenizer(config)
+    tokenizer = tokenizer_of(config)
     weighting = InferenceFree(tokenizer, config.directory / settings.idf_file)
     most = _within_memory(tokenizer)
     return SparseEncoder(config, settings, tokenizer, weighting, lookup=weighting.lookup, most_tokens=most)

@@ -140,7 +140,8 @@ class Graph:
         self._dtypes: Mapping[str, np.dtype[Any]] = {name: self.session.input_dtype(name) for name in names}
         self._batch_sizes = {name: self.fixed_dimension(0, name) for name in names}
         self._batch_size = self._batch_sizes["input_ids" if "input_ids" in names else names[0]]
-        budget = self._budget(config)
+        elsewhere = None if self.session.runs_on_cpu else config.accelerated_batch_tokens
+        budget = config.max_batch_tokens if elsewhere is None else elsewhere
         self.info = ModelInfo(
             providers=self.session.providers,
             max_batch_tokens=budget,
@@ -150,14 +151,14 @@ class Graph:
         self.finite = Finite(spec, element=self.session.output_type(self.output), provider=self.session.providers[0])
         self.planner = self._planner(config, budget if most_tokens is None else min(budget, most_tokens))
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """Several outputs by name, from all inputs by name, brought to the element types that the graph takes."""
+    def run(self, feeds: Mapping[str, Array]) -> Array:
+        """The output, from all inputs by name, brought to the element types that the graph takes."""
         count = len(next(iter(feeds.values())))
         inputs = {
             name: self._filled(name, array.astype(self._dtypes[name], copy=False)) for name, array in feeds.items()
         }
-        results = self.session.run(outputs, inputs)
-        return results if self._batch_size in (None, count) else [result[:count] for result in results]
+        (output,) = self.session.run([self.output], inputs)
+        return output if self._batch_size is None else output[:count]
 
     def fixed_dimension(self, axis: int, *names: str) -> int | None:
         """The length of an axis of the inputs `names`, where the graph takes no other."""
@@ -170,12 +171,6 @@ class Graph:
     def unsupported(self, reason: str) -> UnsupportedModelError:
         """The error of a graph that we cannot run."""
         return UnsupportedModelError(f"the graph {self._spec.model_file} {reason}", model=self._spec.name)
-
-    def _budget(self, config: EncoderConfig) -> int:
-        """Tokens of a run, by what has come up."""
-        if self.session.runs_on_cpu or config.accelerated_batch_tokens is None:
-            return config.max_batch_tokens
-        return config.accelerated_batch_tokens
 
     def _planner(self, config: EncoderConfig, max_tokens: int) -> Planner:
         sizes = [size for size in (config.max_batch_size, self._batch_size) if size is not None]
@@ -293,7 +288,7 @@ class TextGraph(Graph):
         if "position_ids" in self._dtypes:
             feeds["position_ids"] = np.maximum(mask.cumsum(axis=1) - 1, 0)
         feeds.update(extra)
-        return self.run([self.output], feeds)[0]
+        return self.run(feeds)
 
     @property
     def _has_mask(self) -> bool:

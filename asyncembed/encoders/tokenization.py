@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from asyncembed.encoders.batch import Usable, read_pair, read_text, split
-from asyncembed.encoders.encoder import Encoded
+from asyncembed.encoders.encoder import Encoded, EncoderConfig
 from asyncembed.encoders.long_texts import Cutter
 from asyncembed.encoders.tokenizer_files import TokenizerFiles
 from asyncembed.errors import OptionError
@@ -40,6 +40,7 @@ class TextTokenizer:
     """The tokenizer of the model in `directory`.
 
     Attributes:
+        files: What they say.
         limit: Most tokens of one input, special tokens included.
         pad_id: Id that fills a row of a batch.
         pads_left: Whether that filling comes before the tokens.
@@ -77,7 +78,7 @@ class TextTokenizer:
             ModelLoadError: A file is broken.
             OptionError: `max_length` leaves no room for a token of the text.
         """
-        self._files = files = TokenizerFiles.read(directory, lower_case=lower_case)
+        self.files = files = TokenizerFiles.read(directory, lower_case=lower_case)
         self._library = files.tokenizer
         self._library.no_padding()
         self.pad_id = files.required_pad_id if pads else files.pad_id or 0
@@ -89,11 +90,6 @@ class TextTokenizer:
         self._cutter = Cutter(files)
         self._cuts_early = not self.truncates_left and self._cutter.at_spaces
         self._set_limit(files.limit(max_length, reserve=reserve, extra=extra))
-
-    @property
-    def files(self) -> TokenizerFiles:
-        """What they say."""
-        return self._files
 
     @property
     def vocabulary(self) -> dict[str, int]:
@@ -168,7 +164,7 @@ class TextTokenizer:
         width = max(map(len, rows), default=1) or 1
         if length is not None:
             width = max(width, length)
-        elif multiple := self._files.pad_to_multiple_of:
+        elif multiple := self.files.pad_to_multiple_of:
             width = -(-width // multiple) * multiple
         ids = np.full((len(rows), width), self.pad_id if filler is None else filler, dtype=np.int64)
         mask = np.zeros((len(rows), width), dtype=np.int64)
@@ -268,6 +264,13 @@ class TextTokenizer:
         tokenizer = Tokenizer.from_str(self._library.to_str())
         tokenizer.no_truncation()
         return tokenizer
+
+
+def tokenizer_of(config: EncoderConfig, *, lower_case: bool = False) -> TextTokenizer:
+    """The tokenizer of a model, with the limit that applies."""
+    return TextTokenizer(
+        config.directory, max_length=config.max_length or config.spec.max_length, lower_case=lower_case
+    )
 
 
 def count_tokens(texts: Tokenized, extra: Callable[[int], int] = int) -> Encoded:

@@ -166,7 +166,7 @@ class ImageEncoder:
 
     def _run(self, images: Sequence[Prepared]) -> FloatArray:
         pixels = np.concatenate([image.pixels for image in images])
-        return self._pool(self._graph.run([self._graph.output], {self._input: pixels})[0])
+        return self._pool(self._graph.run({self._input: pixels}))
 
     def _pool(self, output: Array) -> FloatArray:
         if output.ndim > 2 and self._spec.pooling == "cls":

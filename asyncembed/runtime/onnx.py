@@ -37,7 +37,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 
 
 class OnnxSession:
-    """One ONNX file, loaded: see `open_session`."""
+    """One ONNX file, loaded: see `open_session`, and `Session` for its attributes."""
 
     def __init__(self, path: Path, options: SessionOptions) -> None:
         onnxruntime = _import_onnxruntime()
@@ -67,24 +67,14 @@ class OnnxSession:
             raise missing_after_load(missing, active)
         self._session = session
         self._input_types = {value.name: value.type for value in session.get_inputs()}
-        self._input_names = tuple(self._input_types)
+        self.input_names = tuple(self._input_types)
         self._output_types = {value.name: value.type for value in session.get_outputs()}
-        self._output_names = tuple(self._output_types)
+        self.output_names = tuple(self._output_types)
         self._input_shapes = {value.name: tuple(map(_length, value.shape)) for value in session.get_inputs()}
         self._output_shapes = {value.name: tuple(map(_length, value.shape or ())) for value in session.get_outputs()}
         self.providers: tuple[str, ...] = tuple(active)
         self.warning = fallback_warning(options, available, active)
         _release_free_memory()
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the graph's inputs, in its order."""
-        return self._input_names
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the graph's outputs, in its order."""
-        return self._output_names
 
     @property
     def runs_on_cpu(self) -> bool:
