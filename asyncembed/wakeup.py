@@ -61,6 +61,29 @@ class Loop:
             )
 
 
+class Signal:
+    """Wakes all who wait for a change; they look then whether it is the one that they wait for, and may wait again.
+
+    Whoever looks and waits has no await between the two, so no change is missed.
+    """
+
+    def __init__(self) -> None:
+        self._event: Event | None = None
+        """Of those who wait since the last change."""
+
+    def notify(self) -> None:
+        """Wake them; on the event loop."""
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+    async def wait(self) -> None:
+        """Wait for the next change."""
+        if self._event is None:
+            self._event = Event()
+        await self._event.wait()
+
+
 class Turnstile:
     """Lets some callers at a time begin: a turn of the loop in which a thousand begin would hold up everybody else.
 

@@ -34,11 +34,12 @@ from asyncembed.engine.pool import WorkerPool, engine_of
 from asyncembed.engine.scheduler import Item, Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, StateError
+from asyncembed.feeding import OnError, Source, StreamState
 from asyncembed.loading import prepare
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
 from asyncembed.results import COUNT, Assembly, CollectedT, ResultT, dense
-from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source, StreamState, returning
+from asyncembed.stream import EmbeddingStream, ReturningStream, returning
 from asyncembed.wakeup import Turnstile
 
 ModelName: TypeAlias = str | os.PathLike[str] | ModelSpec

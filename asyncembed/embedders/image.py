@@ -21,6 +21,7 @@ from asyncembed.engine.model import PooledModel
 from asyncembed.engine.scheduler import Item, Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import AsyncEmbedError, InputError, StateError, in_words
+from asyncembed.feeding import Recipient
 from asyncembed.images.inputs import (
     ENCODED_BYTES_PER_TOKEN,
     MAX_IMAGE_PIXELS,
@@ -35,7 +36,7 @@ from asyncembed.images.inputs import (
 from asyncembed.images.urls import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.options import OptionKeywords
 from asyncembed.results import Assembly, CollectedT, ResultT, ScalarT
-from asyncembed.stream import EmbeddingStream, Recipient, ReturningStream, Source
+from asyncembed.stream import EmbeddingStream, ReturningStream, Source
 from asyncembed.wakeup import completion, start_thread
 
 if TYPE_CHECKING:

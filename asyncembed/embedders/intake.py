@@ -9,7 +9,7 @@ from asyncembed.engine.model import PooledModel
 from asyncembed.engine.scheduler import Item, Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, in_words
-from asyncembed.stream import Recipient, Source
+from asyncembed.feeding import Recipient, Source
 
 InputT = TypeVar("InputT")
 
