@@ -234,7 +234,7 @@ class Bm25Settings(TermSettings):
     stopwords: Iterable[str] | None = keyword(None)
 
     def __post_init__(self) -> None:
-        check_number("token_max_length", self.token_max_length, least=1)
+        check_number("token_max_length", self.token_max_length, minimum=1)
         if self.disable_stemmer and self.stemmer is not None:
             raise OptionError("give either stemmer= or disable_stemmer=True, not both")
         if isinstance(self.stopwords, str):
@@ -254,7 +254,7 @@ class Bm42Settings(SparseSettings):
     language: str = keyword("english")
 
     def __post_init__(self) -> None:
-        check_number("alpha", self.alpha, least=0)
+        check_number("alpha", self.alpha, minimum=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
