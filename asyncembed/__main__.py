@@ -76,9 +76,9 @@ def download(
 @click.option("--json", "as_json", is_flag=True, help="Everything that is known about each, as JSON.")
 def models(family: Family | None, as_json: bool) -> None:
     """List the models of the catalogue."""
-    from asyncembed.catalogue.lookup import Catalogue
+    from asyncembed.catalogue.lookup import list_models
 
-    specs = Catalogue.builtin().list_models(family)
+    specs = list_models(family)
     if as_json:
         click.echo(json.dumps([asdict(spec) for spec in specs], indent=1, default=str))
     else:

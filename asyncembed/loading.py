@@ -10,10 +10,10 @@ from pathlib import Path
 from anyio import CancelScope
 
 from asyncembed.catalogue.limits import most_tokens
-from asyncembed.catalogue.lookup import CLASSES, Catalogue
+from asyncembed.catalogue.lookup import CLASSES, families_of, find_model, require_model, similar_names
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.catalogue.pipeline import Overrides, list_directory, spec_from_directory
-from asyncembed.catalogue.spec import Family, HubSource, ModelSpec
+from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.engine.worker import ProcessWorker
 from asyncembed.errors import (
@@ -110,7 +110,7 @@ async def _locate(
         label = name.name
     else:
         label = os.fspath(name)
-        spec = Catalogue.builtin().find(label, family) if isinstance(name, str) else None
+        spec = find_model(label, family) if isinstance(name, str) else None
     given = None
     if options.model_path is not None:
         given = await _existing_directory(Path(options.model_path), os.fspath(options.model_path), label)
@@ -150,11 +150,10 @@ async def _existing_directory(path: Path, as_given: str, model: str) -> Path:
 
 
 async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overrides) -> tuple[ModelSpec, Path]:
-    catalogue = Catalogue.builtin()
     is_repo_id = name.count("/") == 1
-    if catalogue.families_of(name) or not is_repo_id:
+    if families_of(name) or not is_repo_id:
         try:
-            catalogue.lookup(name, family)
+            require_model(name, family)
         except UnknownModelError as error:
             if is_repo_id:
                 raise
@@ -166,7 +165,7 @@ async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overri
     try:
         return await fetch_repo(name, hub, families=(family,), overrides=overrides)
     except RepoNotFoundError as error:
-        if near := catalogue.similar(name, family):
+        if near := similar_names(name, family):
             raise RepoNotFoundError(
                 f"{error}; did you mean {' or '.join(near)}?", source=error.source, path=error.path
             ) from error
@@ -193,7 +192,7 @@ async def _with_precision(spec: ModelSpec, precision: str, given: Path | None, h
         return _with_graph(spec, _choose(spec, precision, await list_model(spec, hub)))
     except (UnsupportedModelError, DownloadError):
         # The catalogue's sources often have one precision only; the repo that the model is named after has more.
-        own = HubSource(spec.name)
+        own = HubOrigin(spec.name)
         if own in spec.sources or spec.name.count("/") != 1:
             raise
         with contextlib.suppress(UnsupportedModelError, DownloadError):
@@ -225,15 +224,15 @@ def _override(spec: ModelSpec, overrides: Overrides) -> ModelSpec:
     if overrides.onnx_file is not None:
         spec = _with_graph(spec, overrides.onnx_file)
     settings = dict(spec.settings)
-    if overrides.output is not None or overrides.pooling not in (None, spec.pooling):
+    if overrides.graph_output is not None or overrides.pooling not in (None, spec.pooling):
         settings.pop("output_name", None)  # it goes with the catalogue's pooling
     if overrides.pooling == "none" and spec.pooling != "none":
-        settings["takes_finished"] = "any" if overrides.output is None else "named"
+        settings["takes_finished"] = "any" if overrides.graph_output is None else "named"
     return replace(
         spec,
         pooling=overrides.pooling or spec.pooling,
         normalize=spec.normalize if overrides.normalize is None else overrides.normalize,
-        output=spec.output if overrides.output is None else overrides.output,
+        graph_output=spec.graph_output if overrides.graph_output is None else overrides.graph_output,
         settings=settings,
     )
 

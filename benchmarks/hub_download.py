@@ -89,7 +89,7 @@ class Heart:
 
 
 async def download_with_us(repo: str, cache: str) -> float:
-    from asyncembed.catalogue.spec import HubSource
+    from asyncembed.catalogue.spec import HubOrigin
     from asyncembed.hub import DownloadStarted, ProgressEvent, fetch
 
     heart = Heart()
@@ -100,7 +100,7 @@ async def download_with_us(repo: str, cache: str) -> float:
 
     async with asyncio.TaskGroup() as group:
         beating = group.create_task(heart.beat())
-        await fetch([HubSource(repo)], patterns=["*"], cache_dir=cache, progress=watch)
+        await fetch([HubOrigin(repo)], patterns=["*"], cache_dir=cache, progress=watch)
         beating.cancel()
     return heart.longest
 

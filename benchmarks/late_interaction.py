@@ -26,7 +26,7 @@ import onnx
 from onnx import helper
 
 from asyncembed import LateInteractionTextEmbedding
-from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.lookup import require_model
 from benchmarks.common import fastembed_directory, machine, say, texts, watch_memory
 
 NAME = "answerdotai/answerai-colbert-small-v1"
@@ -54,7 +54,7 @@ def model_directory() -> Path:
     if types is not None:
         graph.input.remove(types)
         graph.node.insert(0, helper.make_node("Sub", ["input_ids", "input_ids"], ["token_type_ids"]))
-    file = Catalogue.builtin().lookup(NAME, "late_interaction").model_file
+    file = require_model(NAME, "late_interaction").model_file
     assert file is not None
     onnx.save(model, str(building / file))
     building.rename(target)
@@ -81,7 +81,7 @@ def run_fastembed(documents: list[str], queries: list[str], keywords: dict[str, 
 
 
 async def run_asyncembed(documents: list[str], queries: list[str]) -> float:
-    spec = replace(Catalogue.builtin().lookup(NAME, "late_interaction"), dim=384)
+    spec = replace(require_model(NAME, "late_interaction"), dim=384)
     async with LateInteractionTextEmbedding(spec, model_path=model_directory()) as model:
         await model.embed_query("warm")
         started = time.perf_counter()

@@ -13,7 +13,6 @@ import pytest
 from huggingface_hub import constants
 
 from asyncembed import SparseTextEmbedding, TextEmbedding
-from asyncembed.catalogue.lookup import Catalogue
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.errors import (
     AsyncEmbedError,
@@ -27,7 +26,7 @@ from asyncembed.errors import (
 from tests.hub.server import HubServer, Repo
 from tests.support.external_data import CONSTANT_FILE, move_weights_out
 from tests.support.graphs import write_text_graph
-from tests.support.models import TEXTS, files_of, write_model
+from tests.support.models import TEXTS, files_of, forget_registered_models, write_model
 from tests.support.waiting import nothing_left_behind
 
 
@@ -394,7 +393,7 @@ async def test_a_custom_model_reaches_the_workers(tmp_path: Path) -> None:
             vectors = await model.embed(TEXTS).collect()
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     finally:
-        Catalogue.builtin().unregister("mine/small", "text")
+        forget_registered_models()
 
 
 async def test_forms_of_output(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from asyncembed.catalogue.limits import most_tokens as most_tokens
 from asyncembed.catalogue.limits import repo_limit
 from asyncembed.catalogue.onnx_choice import WEIGHTS, WEIGHTS_INDEX
 from asyncembed.catalogue.onnx_choice import choose_onnx_file as choose_onnx_file
-from asyncembed.catalogue.spec import Family, LocalSource, ModelSpec, Pooling, Source
+from asyncembed.catalogue.spec import Family, LocalOrigin, ModelSpec, Origin, Pooling
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.repo_files import inside, is_safe_path, read_json, shown
 
@@ -68,7 +68,7 @@ class Overrides:
         onnx_file: Path of the graph in the repo.
         precision: "fp32", "fp16", "int8", ...: which of several graphs, by the names that exporters give
             them.
-        output: Graph output used, by position or name.
+        graph_output: Graph output used, by position or name.
     """
 
     pooling: Pooling | None = None
@@ -76,7 +76,7 @@ class Overrides:
     max_length: int | None = None
     onnx_file: str | None = None
     precision: str | None = None
-    output: int | str | None = None
+    graph_output: int | str | None = None
 
 
 def configuration_files(files: Collection[str]) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ def spec_from_directory(
     name: str | None = None,
     family: Family = "text",
     files: Collection[str] | None = None,
-    source: Source | None = None,
+    source: Origin | None = None,
     overrides: Overrides = Overrides(),
 ) -> ModelSpec:
     """Read what the repo in `directory` says about itself.
@@ -146,13 +146,13 @@ def spec_from_directory(
         name=repo.name,
         family=family,
         encoder=pipeline.encoder,
-        sources=(source or LocalSource(directory),),
+        sources=(source or LocalOrigin(directory),),
         model_file=model_file,
         additional_files=(*extra, *pipeline.files),
         dim=pipeline.dim,
         pooling=pipeline.pooling,
         normalize=pipeline.normalize,
-        output=0 if overrides.output is None else overrides.output,
+        graph_output=0 if overrides.graph_output is None else overrides.graph_output,
         max_length=pipeline.max_length if overrides.max_length is None else overrides.max_length,
         prompts=prompts,
         default_prompt=default_prompt,
@@ -246,7 +246,7 @@ def _image(repo: _Repo) -> _Pipeline:
 
 def _preferring(repo: _Repo, output: str) -> dict[str, object]:
     """The setting that takes a graph's output of this name, if it has one and the caller names none."""
-    return {"output_name": output} if repo.overrides.output is None else {}
+    return {"output_name": output} if repo.overrides.graph_output is None else {}
 
 
 def _read_pipeline(repo: _Repo) -> _Pipeline:
@@ -322,7 +322,7 @@ def _override(repo: _Repo, pipeline: _Pipeline) -> None:
 
 def _take_finished(repo: _Repo, pipeline: _Pipeline) -> None:
     """Let a graph's finished vector be taken, any or the one that the caller names; see `find_output`."""
-    pipeline.settings["takes_finished"] = "any" if repo.overrides.output is None else "named"
+    pipeline.settings["takes_finished"] = "any" if repo.overrides.graph_output is None else "named"
 
 
 def _check_static_pooling(repo: _Repo) -> None:

@@ -4,7 +4,7 @@ Nothing here computes. A spec travels to the workers by pickle, so it holds plai
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -17,14 +17,14 @@ Pooling: TypeAlias = Literal["cls", "mean", "max", "weighted_mean", "mean_sqrt_l
 
 
 @dataclass(frozen=True, slots=True)
-class HubSource:
+class HubOrigin:
     """A repo on the Hugging Face hub, as `organisation/name`."""
 
     repo: str
 
 
 @dataclass(frozen=True, slots=True)
-class ArchiveSource:
+class ArchiveOrigin:
     """A `.tar.gz` at a URL whose one top folder, `folder`, holds the files."""
 
     url: str
@@ -32,20 +32,25 @@ class ArchiveSource:
 
 
 @dataclass(frozen=True, slots=True)
-class LocalSource:
+class LocalOrigin:
     """A directory on this machine."""
 
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
-class CacheFolderSource:
+class CacheFolderOrigin:
     """A directory in the cache's root that earlier versions of fastembed left: used if there, never downloaded."""
 
     folder: str
 
 
-Source: TypeAlias = HubSource | ArchiveSource | LocalSource | CacheFolderSource
+Origin: TypeAlias = HubOrigin | ArchiveOrigin | LocalOrigin | CacheFolderOrigin
+"""Where files come from. (A *source* is what a caller embeds.)"""
+
+# What these were called in 0.1.
+HubSource, ArchiveSource, LocalSource, CacheFolderSource = HubOrigin, ArchiveOrigin, LocalOrigin, CacheFolderOrigin
+Source: TypeAlias = Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,24 +67,25 @@ class ModelSpec:
         dim: Length of its vectors, where they have a fixed one.
         pooling: How hidden states become one vector.
         normalize: Whether the encoder scales the vectors to unit length.
-        output: Graph output used, by position or name.
+        graph_output: Graph output used, by position or name.
         max_length: Limit in tokens, special tokens included; None: the tokenizer's configuration decides.
         prompts: Text put before an input, by role or name ("query", "passage", ...).
         default_prompt: Name of the prompt that every input gets unless a call says otherwise.
         is_catalogued: Whether it is known by name, rather than read from a repo's own configuration.
         settings: Numbers and names that only this model's encoder understands.
+        output: What `graph_output` was called in 0.1; only ever given, never read.
     """
 
     name: str
     family: Family
     encoder: str
-    sources: tuple[Source, ...]
+    sources: tuple[Origin, ...]
     model_file: str | None = None
     additional_files: tuple[str, ...] = ()
     dim: int | None = None
     pooling: Pooling = "none"
     normalize: bool = False
-    output: int | str = 0
+    graph_output: int | str = 0
     max_length: int | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
@@ -88,3 +94,8 @@ class ModelSpec:
     size_in_gb: float = 0.0
     is_catalogued: bool = True
     settings: Mapping[str, object] = field(default_factory=dict)
+    output: InitVar[int | str | None] = None
+
+    def __post_init__(self, output: int | str | None) -> None:
+        if output is not None:
+            object.__setattr__(self, "graph_output", output)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeAlias, T
 from anyio import Event
 from anyio.abc import TaskGroup
 
-from asyncembed.catalogue.lookup import Catalogue, describe
+from asyncembed.catalogue.lookup import describe, find_model, list_models, require_model
 from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.checks import check_bool, check_choice, check_model_name
@@ -122,7 +122,7 @@ class Embedder(Openable):
     @classmethod
     def list_supported_models(cls) -> list[dict[str, object]]:
         """The catalogued models of this class, added ones included, with the keys that fastembed's users know."""
-        return [describe(spec) for spec in Catalogue.builtin().list_models(cls.family)]
+        return [describe(spec) for spec in list_models(cls.family)]
 
     if not TYPE_CHECKING:  # type checkers know all names there are
 
@@ -158,7 +158,7 @@ class Embedder(Openable):
             max_length=options.max_length,
             onnx_file=options.onnx_file,
             precision=options.precision,
-            output=options.output_name,
+            graph_output=options.output_name,
         )
 
     def _settings(self) -> Mapping[str, object]:
@@ -171,7 +171,7 @@ class Embedder(Openable):
             size = self._opened.spec.dim or self._opened.model.info.dim
         else:
             name = self._model_name
-            spec = name if isinstance(name, ModelSpec) else Catalogue.builtin().find(os.fspath(name), self.family)
+            spec = name if isinstance(name, ModelSpec) else find_model(os.fspath(name), self.family)
             size = spec.dim if spec is not None else None
         if not isinstance(size, int):
             raise StateError(f"the size of {self.model_name} is known once it is open")
@@ -189,7 +189,7 @@ class Embedder(Openable):
 
     @classmethod
     def _catalogued_size(cls, model_name: str) -> int:
-        size = Catalogue.builtin().lookup(model_name, cls.family).dim
+        size = require_model(model_name, cls.family).dim
         assert size is not None, f"every catalogued model of the family {cls.family} has a size"
         return size
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Unpack, cast, get_args, overload
 
-from asyncembed.catalogue.lookup import Catalogue, parse_sources
+from asyncembed.catalogue.lookup import parse_origins, register
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.checks import check_bool, check_choice, check_count, check_custom_model, checks_keywords
 from asyncembed.embedders.base import Embedder, InputT, Key, ModelName, PriorityName, measure_text
@@ -263,12 +263,12 @@ class TextCrossEncoder(Embedder):
             OptionError: The name is taken, or there is no source.
         """
         files = check_custom_model(model, model_file, additional_files)
-        Catalogue.builtin().register(
+        register(
             ModelSpec(
                 name=model,
                 family=cls.family,
                 encoder="cross_encoder",
-                sources=parse_sources(sources, model),
+                sources=parse_origins(sources, model),
                 model_file=model_file,
                 additional_files=files,
                 description=description,

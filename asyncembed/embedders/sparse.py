@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Unpack, get_args
 
-from asyncembed.catalogue.lookup import Catalogue, parse_sources
+from asyncembed.catalogue.lookup import find_model, parse_origins, register
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.checks import (
     check_bool,
@@ -148,12 +148,12 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         check_choice("kind", kind, get_args(CustomKind))
         given = check_custom_model(model, model_file, additional_files)
         files = dict.fromkeys([*given, *(["idf.json"] if kind == "inference_free_splade" else [])])
-        Catalogue.builtin().register(
+        register(
             ModelSpec(
                 name=model,
                 family=cls.family,
                 encoder=kind,
-                sources=parse_sources(sources, model),
+                sources=parse_origins(sources, model),
                 model_file=model_file,
                 additional_files=tuple(files),
                 description=description,
@@ -169,7 +169,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
 
     def _wanted(self) -> str | os.PathLike[str] | ModelSpec:
         name = self._model_name
-        spec = name if isinstance(name, ModelSpec) else Catalogue.builtin().find(os.fspath(name), self.family)
+        spec = name if isinstance(name, ModelSpec) else find_model(os.fspath(name), self.family)
         if spec is not None and spec.encoder == "bm25" and {"stopwords", "disable_stemmer"} & self._given.keys():
             # All that its files hold are stop words.
             return replace(spec, sources=(), additional_files=())

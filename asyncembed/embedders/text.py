@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, Unpack, cast, get_args, overload
 
-from asyncembed.catalogue.lookup import Catalogue, parse_sources
+from asyncembed.catalogue.lookup import parse_origins, register
 from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import ModelSpec, Pooling
 from asyncembed.checks import check_bool, check_choice, check_count, check_custom_model, check_text, checks_keywords
@@ -378,18 +378,18 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         wanted = str(getattr(pooling, "value", pooling)).lower()
         wanted = {"disabled": "none"}.get(wanted, wanted)
         check_choice("pooling", wanted, get_args(Pooling))
-        Catalogue.builtin().register(
+        register(
             ModelSpec(
                 name=model,
                 family=cls.family,
                 encoder="dense",
-                sources=parse_sources(sources, model),
+                sources=parse_origins(sources, model),
                 model_file=model_file,
                 additional_files=files,
                 dim=dim,
                 pooling=cast(Pooling, wanted),
                 normalize=normalization,
-                output=output_name if output_name is not None else 0,
+                graph_output=output_name if output_name is not None else 0,
                 description=description,
                 license=license,
                 size_in_gb=size_in_gb,

@@ -40,7 +40,7 @@ class Graph:
 
     Attributes:
         session: Where it runs.
-        output: Name of the output that `spec.output` means.
+        output: Name of the output that `spec.graph_output` means.
         planner: Which inputs run together.
         is_dynamically_quantized: Whether a result would depend on its neighbours in the run.
         info: What the engine should know of where and how it runs.
@@ -210,14 +210,14 @@ def find_output(session: Session, spec: ModelSpec) -> str:
     """Name of the graph's output that `spec` means.
 
     Of `spec.settings` it reads:
-        output_name: The output that is taken where the graph has it, rather than `spec.output`.
+        output_name: The output that is taken where the graph has it, rather than `spec.graph_output`.
         takes_finished: "any" takes a finished vector (batch, dim) where the graph has one.
 
     Raises:
         UnsupportedModelError: The graph has no such output.
     """
     names = session.output_names
-    wanted = spec.output
+    wanted = spec.graph_output
     preferred = spec.settings.get("output_name")
     if preferred in names:
         return str(preferred)
@@ -252,7 +252,7 @@ def _may_be_vectors(session: Session, output: str, dim: int | None) -> bool:
 
 def _asks_for_states(spec: ModelSpec) -> bool:
     """Whether hidden states are to be pooled, and nobody says which output they are."""
-    is_named = spec.is_catalogued or spec.output != 0 or spec.settings.get("takes_finished") == "named"
+    is_named = spec.is_catalogued or spec.graph_output != 0 or spec.settings.get("takes_finished") == "named"
     return spec.pooling != "none" and not is_named
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from asyncembed.catalogue.spec import ArchiveSource, CacheFolderSource, HubSource, LocalSource, Source
+from asyncembed.catalogue.spec import ArchiveOrigin, CacheFolderOrigin, HubOrigin, LocalOrigin, Origin
 from asyncembed.errors import DownloadError, NoSourceError, OptionError
 from asyncembed.files import in_disk_thread
 from asyncembed.hub.archive import Archive
@@ -38,7 +38,7 @@ __all__ = [
 
 
 async def fetch(
-    sources: Sequence[Source],
+    sources: Sequence[Origin],
     *,
     patterns: Sequence[str],
     required: Sequence[str] = (),
@@ -161,7 +161,7 @@ def _is_online() -> bool:
 
 
 def _place(
-    source: Source,
+    source: Origin,
     root: Path,
     wanted: Wanted,
     revision: str,
@@ -172,11 +172,11 @@ def _place(
 ) -> Place:
     """What stands for a source here; blocks, as it looks at the disk."""
     match source:
-        case HubSource(repo):
+        case HubOrigin(repo):
             return HubRepo(root, repo, revision, wanted, token, commit=commit, refresh=refresh)
-        case ArchiveSource(url, folder):
+        case ArchiveOrigin(url, folder):
             return Archive(root, url, folder, wanted)
-        case LocalSource(path):
+        case LocalOrigin(path):
             return LocalDirectory(path, wanted)
-        case CacheFolderSource(folder):
+        case CacheFolderOrigin(folder):
             return CacheFolder(root / folder, wanted)

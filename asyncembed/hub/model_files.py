@@ -8,10 +8,10 @@ from typing import get_args
 
 import anyio
 
-from asyncembed.catalogue.lookup import CLASSES, Catalogue
+from asyncembed.catalogue.lookup import CLASSES, find_model
 from asyncembed.catalogue.onnx_choice import WEIGHTS_INDEX
 from asyncembed.catalogue.pipeline import Overrides, configuration_files, list_directory, spec_from_directory
-from asyncembed.catalogue.spec import CacheFolderSource, Family, HubSource, ModelSpec, Source
+from asyncembed.catalogue.spec import CacheFolderOrigin, Family, HubOrigin, ModelSpec, Origin
 from asyncembed.errors import DownloadError, NoSourceError, OptionError, UnsupportedModelError
 from asyncembed.files import in_disk_thread
 from asyncembed.hub import fetch, list_files
@@ -125,7 +125,7 @@ class HubAccess:
 
     async def fetch(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[Origin],
         patterns: Sequence[str],
         required: Sequence[str] = (),
         *,
@@ -182,7 +182,7 @@ async def fetch_repo(
         )
     # The files are few and small, and the bar is for what takes long.
     quiet = replace(hub, progress=False)
-    directory = await quiet.fetch((HubSource(repo),), configuration, configuration, commit=listing.commit)
+    directory = await quiet.fetch((HubOrigin(repo),), configuration, configuration, commit=listing.commit)
     spec = await in_disk_thread(_read_spec, directory, listing, families, overrides or Overrides())
     return spec, await _fetch_whole(spec, hub, configuration, (*configuration, *_files_of(spec)), commit=listing.commit)
 
@@ -196,9 +196,9 @@ async def list_model(spec: ModelSpec, hub: HubAccess) -> tuple[str, ...]:
     failures: list[DownloadError] = []
     for source in spec.sources:
         try:
-            if isinstance(source, HubSource):
+            if isinstance(source, HubOrigin):
                 return (await hub.list_files(source.repo)).paths
-            if not isinstance(source, CacheFolderSource):  # which older tools filled with one precision only
+            if not isinstance(source, CacheFolderOrigin):  # which older tools filled with one precision only
                 return tuple(await in_disk_thread(list_directory, await hub.fetch((source,), ("*",))))
         except DownloadError as error:
             failures.append(error)
@@ -228,9 +228,9 @@ def _named_by_files(directory: Path, spec: ModelSpec) -> tuple[str, ...]:
 
 
 async def _download(name: str, patterns: Sequence[str] | None, hub: HubAccess) -> Path:
-    specs = [spec for family in get_args(Family) if (spec := Catalogue.builtin().find(name, family))]
+    specs = [spec for family in get_args(Family) if (spec := find_model(name, family))]
     if patterns is not None:
-        return await hub.fetch(specs[0].sources if specs else (HubSource(name),), patterns)
+        return await hub.fetch(specs[0].sources if specs else (HubOrigin(name),), patterns)
     if not specs:
         _, directory = await fetch_repo(name, hub, families=get_args(Family))
         return directory
@@ -252,7 +252,7 @@ def _read_spec(directory: Path, listing: Listing, families: Sequence[Family], ov
                 name=listing.repo,
                 family=family,
                 files=listing.paths,
-                source=HubSource(listing.repo),
+                source=HubOrigin(listing.repo),
                 overrides=overrides,
             )
         except UnsupportedModelError as error:

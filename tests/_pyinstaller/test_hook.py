@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from asyncembed._pyinstaller import get_hook_dirs
-from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.lookup import require_model
 from tests.support import programs
 from tests.support.models import write_model
 from tests.support.sparse_models import write_bm25
@@ -64,7 +64,7 @@ def test_the_hooks_are_where_pyinstaller_looks() -> None:
 def test_a_packed_program_has_what_it_needs_and_its_workers_are_not_the_program_again(
     packed: Path, tmp_path: Path
 ) -> None:
-    spec = Catalogue.builtin().lookup(NAME, "text")
+    spec = require_model(NAME, "text")
     assert spec.model_file is not None
     text = write_model(tmp_path / "text", model_file=spec.model_file, dim=spec.dim)
     sparse = write_bm25(tmp_path / "sparse")

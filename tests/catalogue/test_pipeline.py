@@ -11,7 +11,7 @@ from asyncembed.catalogue.pipeline import (
     most_tokens,
     spec_from_directory,
 )
-from asyncembed.catalogue.spec import Family, HubSource, LocalSource, Pooling
+from asyncembed.catalogue.spec import Family, HubOrigin, LocalOrigin, Pooling
 from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
 
 MODULE = "sentence_transformers.models."
@@ -49,7 +49,7 @@ def write_repo(
 
 def test_a_plain_repo_is_read_as_it_stands(tmp_path: Path) -> None:
     spec = spec_from_directory(write_repo(tmp_path))
-    assert spec.sources == (LocalSource(tmp_path),)
+    assert spec.sources == (LocalOrigin(tmp_path),)
     assert (spec.encoder, spec.model_file, spec.additional_files) == ("dense", "onnx/model.onnx", ())
     assert (spec.pooling, spec.normalize, spec.dim, spec.max_length) == ("mean", True, 8, 128)
 
@@ -148,9 +148,9 @@ def test_without_sentence_transformers_files_the_caller_decides(tmp_path: Path) 
 
 
 def test_what_the_caller_says_wins(tmp_path: Path) -> None:
-    overrides = Overrides(normalize=False, max_length=5, output="text_embeds")
+    overrides = Overrides(normalize=False, max_length=5, graph_output="text_embeds")
     spec = spec_from_directory(write_repo(tmp_path), overrides=overrides)
-    assert (spec.pooling, spec.normalize, spec.max_length, spec.output) == ("mean", False, 5, "text_embeds")
+    assert (spec.pooling, spec.normalize, spec.max_length, spec.graph_output) == ("mean", False, 5, "text_embeds")
 
 
 WITH_LINEAR = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("Normalize", "3_Normalize")]
@@ -273,8 +273,8 @@ def test_the_output_that_a_family_computes_with_is_preferred_unless_the_caller_n
     directory = write_repo(tmp_path, files=("onnx/model.onnx", "preprocessor_config.json"))
     (directory / "modules.json").unlink()
     assert spec_from_directory(directory, family=family).settings == {"output_name": output}
-    named = spec_from_directory(directory, family=family, overrides=Overrides(output="states"))
-    assert (named.settings, named.output) == ({}, "states")
+    named = spec_from_directory(directory, family=family, overrides=Overrides(graph_output="states"))
+    assert (named.settings, named.graph_output) == ({}, "states")
 
 
 def test_a_repo_that_says_nothing_of_images_is_no_image_model(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_repo_that_says_nothing_of_images_is_no_image_model(tmp_path: Path) ->
 def test_a_listing_stands_for_files_that_are_not_there_yet(tmp_path: Path) -> None:
     write_repo(tmp_path, files=())
     listing = ["README.md", "tokenizer.json", "onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_q4.onnx"]
-    spec = spec_from_directory(tmp_path, name="org/name", files=listing, source=HubSource("org/name"))
+    spec = spec_from_directory(tmp_path, name="org/name", files=listing, source=HubOrigin("org/name"))
     # The graph itself tells which files it needs, once it is there.
     assert (spec.model_file, spec.additional_files) == ("onnx/model.onnx", ())
     assert spec.name == "org/name"

@@ -11,9 +11,9 @@ import pytest
 from fastembed.rerank.cross_encoder import TextCrossEncoder as Reference
 
 from asyncembed import TextCrossEncoder
-from asyncembed.catalogue.lookup import Catalogue
 from asyncembed.embedders import cross_encoder
 from asyncembed.errors import InputError, OptionError, StateError, UnsupportedModelError
+from tests.support.models import forget_registered_models
 from tests.support.sparse_models import RERANKER, TEXTS, write_reranker
 
 QUERY = "how long is the day"
@@ -147,7 +147,7 @@ async def test_a_custom_reranker_is_found_by_name(directory: Path, expected: lis
             scores = await model.rerank(QUERY, TEXTS).collect()
         np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
     finally:
-        Catalogue.builtin().unregister("mine/reranker", "cross_encoder")
+        forget_registered_models()
 
 
 async def test_a_directory_outside_the_catalogue_works_with_one_label_only(

@@ -13,8 +13,8 @@ import pytest
 from fastembed import SparseTextEmbedding as Reference
 
 from asyncembed import SparseEmbedding, SparseTextEmbedding, WorkerPool
-from asyncembed.catalogue.lookup import Catalogue
 from asyncembed.errors import InputError, ModelLoadError, OptionError
+from tests.support.models import forget_registered_models
 from tests.support.sparse_models import (
     BM25,
     BM42,
@@ -191,8 +191,7 @@ async def test_custom_splade_models_are_found_by_name(directories: dict[str, Pat
                 assert_equal((await model.embed_documents([TEXTS[3]]))[0], next(iter(theirs.embed(TEXTS[3]))))
                 assert_equal(await model.embed_query(TEXTS[3]), next(iter(theirs.query_embed(TEXTS[3]))))
     finally:
-        for name in ("mine/splade", "mine/free"):
-            Catalogue.builtin().unregister(name, "sparse")
+        forget_registered_models()
 
 
 async def test_a_directory_with_a_masked_language_model_is_splade(directories: dict[str, Path]) -> None:

@@ -11,11 +11,11 @@ import pytest
 from fastembed.common.model_description import ModelSource, PoolingType
 
 from asyncembed import EmbeddingStream, TextEmbedding, WorkerPool
-from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.lookup import require_model
 from asyncembed.errors import InputError, OptionError
 from asyncembed.runtime.session import Array
 from tests.encoders.test_dense import CATALOGUED, stacked
-from tests.support.models import TEXTS, write_model
+from tests.support.models import TEXTS, forget_registered_models, write_model
 
 TOLERANCE = 1e-5
 JINA = "jinaai/jina-embeddings-v3"
@@ -30,7 +30,7 @@ async def pool() -> AsyncGenerator[WorkerPool]:
 
 def write_catalogued(directory: Path, name: str, **graph: Any) -> Path:
     """A directory with a small graph in the place of a catalogued model's."""
-    spec = Catalogue.builtin().lookup(name, "text")
+    spec = require_model(name, "text")
     assert spec.model_file is not None
     return write_model(directory, model_file=spec.model_file, dim=spec.dim, **graph)
 
@@ -216,7 +216,6 @@ async def test_nothing_collects_to_no_rows_of_the_right_kind(
 
 async def test_a_custom_model_may_be_described_with_fastembeds_own_objects(pool: WorkerPool, tmp_path: Path) -> None:
     directory = write_model(tmp_path, dim=32, outputs=("last_hidden_state", "sentence_embedding"))
-    catalogue = Catalogue.builtin()
     try:
         for pooling, output in ((PoolingType.CLS, None), (PoolingType.DISABLED, "sentence_embedding")):
             name = f"tests/{pooling.value}"
@@ -240,6 +239,4 @@ async def test_a_custom_model_may_be_described_with_fastembeds_own_objects(pool:
         with pytest.raises(OptionError, match="dim must be"):
             TextEmbedding.add_custom_model("tests/x", "mean", True, "tests/custom", 0)
     finally:
-        for spec in catalogue.list_models("text"):
-            if spec.name.startswith("tests/"):
-                catalogue.unregister(spec.name, "text")
+        forget_registered_models()

@@ -11,7 +11,7 @@ from fastembed.common.model_description import ModelSource, PoolingType
 from fastembed.text.custom_text_embedding import CustomTextEmbedding
 from tokenizers import processors
 
-from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.lookup import require_model
 from asyncembed.catalogue.spec import ModelSpec, Pooling
 from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, Encoder, EncoderConfig
@@ -85,7 +85,7 @@ def one_by_one(encoder: Encoder, **call: Any) -> Array:
 
 @pytest.mark.parametrize("name", CATALOGUED)
 def test_vectors_are_those_of_fastembed_in_batches_and_alone(name: str, tmp_path: Path) -> None:
-    catalogued = Catalogue.builtin().lookup(name, "text")
+    catalogued = require_model(name, "text")
     assert catalogued.model_file is not None
     write_model(tmp_path, model_file=catalogued.model_file, **CATALOGUED[name])
     theirs = TextEmbedding(name, specific_model_path=str(tmp_path), cuda=False)
@@ -160,7 +160,7 @@ def test_a_dynamically_quantised_graph_runs_its_texts_one_by_one(tmp_path: Path)
 
 def test_a_dynamically_quantised_graph_gives_the_vectors_of_fastembed_one_by_one(tmp_path: Path) -> None:
     name = "nomic-ai/nomic-embed-text-v1.5-Q"
-    catalogued = Catalogue.builtin().lookup(name, "text")
+    catalogued = require_model(name, "text")
     assert catalogued.model_file is not None
     write_model(tmp_path, model_file=catalogued.model_file, dynamic_quantization=True)
     theirs = TextEmbedding(name, specific_model_path=str(tmp_path), cuda=False)
@@ -245,7 +245,7 @@ def test_half_precision_is_a_rounding(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["classification", 3])
 def test_a_task_may_be_a_name_or_a_number(task: str | int, tmp_path: Path) -> None:
     write_model(tmp_path, task_count=5)
-    settings = Catalogue.builtin().lookup("jinaai/jina-embeddings-v3", "text").settings
+    settings = require_model("jinaai/jina-embeddings-v3", "text").settings
     encoder = small_encoder(tmp_path, pooling="mean", settings=settings)
     chosen = vectors(encoder, mode="query", task=task)
     np.testing.assert_array_equal(chosen, vectors(encoder, task=3))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.lookup import require_model
 from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, EncoderConfig
@@ -40,7 +40,7 @@ def test_a_repo_gives_the_vectors_of_sentence_transformers(graph: Path) -> None:
 
 def test_the_catalogued_name_gives_the_vectors_of_fastembed(graph: Path) -> None:
     """Values that fastembed 0.9.1 gives for its own fp32 file of the model."""
-    catalogued = Catalogue.builtin().lookup("sentence-transformers/all-MiniLM-L6-v2", "text")
+    catalogued = require_model("sentence-transformers/all-MiniLM-L6-v2", "text")
     config = EncoderConfig(
         spec=replace(catalogued, model_file=str(graph)), directory=MINILM, session=SessionOptions(device="cpu")
     )

@@ -9,7 +9,7 @@ import pytest
 from fastembed import TextEmbedding
 from tokenizers import Tokenizer
 
-from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.lookup import require_model
 from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.encoders import build
@@ -43,7 +43,7 @@ def write_static(directory: Path, tokenizer: Tokenizer, *, reduced: bool = False
 
 
 def static_encoder(directory: Path, **fields: Any) -> Encoder:
-    spec = Catalogue.builtin().lookup(NAME, "text")
+    spec = require_model(NAME, "text")
     known = {field: getattr(spec, field) for field in ModelSpec.__dataclass_fields__}
     return build(EncoderConfig(spec=ModelSpec(**(known | {"dim": DIM} | fields)), directory=directory))
 

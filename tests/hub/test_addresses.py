@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncembed.catalogue.spec import ArchiveSource, HubSource
+from asyncembed.catalogue.spec import ArchiveOrigin, HubOrigin
 from asyncembed.errors import AsyncEmbedError, BadTokenError, DownloadError, OptionError, UnreachableError
 from asyncembed.hub import fetch, retry
 from asyncembed.hub.addresses import LONGEST_QUOTE, Secrets, passwords_in, shown_address, split_login
@@ -65,7 +65,7 @@ def test_options_are_shown_without_the_token() -> None:
 
 
 async def fetch_all(**keywords: object) -> None:
-    await fetch([HubSource(REPO)], patterns=["*"], progress=False, **keywords)  # type: ignore[arg-type]
+    await fetch([HubOrigin(REPO)], patterns=["*"], progress=False, **keywords)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -230,7 +230,7 @@ async def test_an_archives_address_is_named_without_its_secrets(
 ) -> None:
     url = hub.url.replace("://", "://user:s3cretpass@") + "/archives/absent.tar.gz?key=s3cretkey"
     with pytest.raises(DownloadError, match=re.escape(f"{hub.url}/archives/absent.tar.gz answered 404")) as caught:
-        await fetch([ArchiveSource(url, "folder")], patterns=["*"])
+        await fetch([ArchiveOrigin(url, "folder")], patterns=["*"])
     assert "s3cret" not in trace_of(caught.value) + everything_said.text
     assert hub.of_route("content")[0].query == "key=s3cretkey"
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncembed.catalogue.spec import ArchiveSource, HubSource, ModelSpec
+from asyncembed.catalogue.spec import ArchiveOrigin, HubOrigin, ModelSpec
 from asyncembed.errors import ArchiveError, CorruptFileError, DownloadError, NotCachedError, RepoFileNotFoundError
 from asyncembed.hub import archive as archive_module
 from asyncembed.hub import fetch
@@ -52,9 +52,9 @@ def add(archive: tarfile.TarFile, name: str, content: bytes = b"", kind: bytes =
 
 
 @pytest.fixture
-def source(hub: HubServer) -> ArchiveSource:
+def source(hub: HubServer) -> ArchiveOrigin:
     hub.archives["model.tar.gz"] = make_archive()
-    return ArchiveSource(f"{hub.url}/archives/model.tar.gz", FOLDER)
+    return ArchiveOrigin(f"{hub.url}/archives/model.tar.gz", FOLDER)
 
 
 def assert_whole(directory: Path, cache: Path) -> None:
@@ -65,19 +65,19 @@ def assert_whole(directory: Path, cache: Path) -> None:
     assert {path.name for path in cache.iterdir()} == {FOLDER, ".locks"}
 
 
-async def test_the_folder_of_an_archive_is_extracted(source: ArchiveSource, cache: Path, hub: HubServer) -> None:
+async def test_the_folder_of_an_archive_is_extracted(source: ArchiveOrigin, cache: Path, hub: HubServer) -> None:
     assert_whole(await fetch([source], patterns=["*"], required=["model.onnx"]), cache)
     hub.requests.clear()
     assert_whole(await fetch([source], patterns=["*"], required=["model.onnx"]), cache)
     assert hub.requests == []
 
 
-async def test_an_archive_serves_where_the_hub_has_nothing(source: ArchiveSource, cache: Path) -> None:
-    assert_whole(await fetch([HubSource("org/absent"), source], patterns=["*"]), cache)
+async def test_an_archive_serves_where_the_hub_has_nothing(source: ArchiveOrigin, cache: Path) -> None:
+    assert_whole(await fetch([HubOrigin("org/absent"), source], patterns=["*"]), cache)
 
 
 async def test_a_cut_archive_is_resumed_if_it_is_still_the_same(
-    source: ArchiveSource, cache: Path, hub: HubServer
+    source: ArchiveOrigin, cache: Path, hub: HubServer
 ) -> None:
     hub.archive_headers = {"ETag": '"v1"'}
     hub.faults.append(Fault("content", times=3, cut_after=100_000))
@@ -90,25 +90,25 @@ async def test_a_cut_archive_is_resumed_if_it_is_still_the_same(
     ]
 
 
-async def test_an_archive_without_etag_is_started_anew(source: ArchiveSource, cache: Path, hub: HubServer) -> None:
+async def test_an_archive_without_etag_is_started_anew(source: ArchiveOrigin, cache: Path, hub: HubServer) -> None:
     hub.faults.append(Fault("content", times=2, cut_after=100_000))
     assert_whole(await fetch([source], patterns=["*"]), cache)
 
 
-async def test_the_stores_own_hash_is_checked(source: ArchiveSource, hub: HubServer) -> None:
+async def test_the_stores_own_hash_is_checked(source: ArchiveOrigin, hub: HubServer) -> None:
     digest = base64.b64encode(hashlib.md5(b"something else").digest()).decode()
     hub.archive_headers = {"x-goog-hash": f"crc32c=AAAAAA==,md5={digest}"}
     with pytest.raises(CorruptFileError):
         await fetch([source], patterns=["*"])
 
 
-async def test_a_half_extracted_folder_of_another_tool_is_replaced(source: ArchiveSource, cache: Path) -> None:
+async def test_a_half_extracted_folder_of_another_tool_is_replaced(source: ArchiveOrigin, cache: Path) -> None:
     (cache / FOLDER / "sub").mkdir(parents=True)
     (cache / FOLDER / "sub/config.json").write_bytes(b"half")
     assert_whole(await fetch([source], patterns=["*"], required=["model.onnx"]), cache)
 
 
-async def test_what_else_is_in_a_folder_of_the_archives_name_stays(source: ArchiveSource, cache: Path) -> None:
+async def test_what_else_is_in_a_folder_of_the_archives_name_stays(source: ArchiveOrigin, cache: Path) -> None:
     """A cache may be any directory of the user's, and the folder in it his own."""
     (cache / FOLDER / "sub").mkdir(parents=True)
     (cache / FOLDER / "sub/config.json").write_bytes(b"half")
@@ -118,7 +118,7 @@ async def test_what_else_is_in_a_folder_of_the_archives_name_stays(source: Archi
     assert (directory / "sub/config.json").read_bytes() == b"{}"
 
 
-async def test_an_archive_is_not_extracted_through_a_link(source: ArchiveSource, cache: Path, tmp_path: Path) -> None:
+async def test_an_archive_is_not_extracted_through_a_link(source: ArchiveOrigin, cache: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (cache / FOLDER).mkdir(parents=True)
@@ -134,7 +134,7 @@ async def test_the_graph_of_an_archive_says_which_files_it_needs(hub: HubServer,
         add(archive, f"{FOLDER}/weights", b"weights")
 
     hub.archives["named.tar.gz"] = make_archive(add_graph)
-    source = ArchiveSource(f"{hub.url}/archives/named.tar.gz", FOLDER)
+    source = ArchiveOrigin(f"{hub.url}/archives/named.tar.gz", FOLDER)
     spec = ModelSpec(name="x", family="text", encoder="dense", sources=(source,), model_file="graph.onnx")
     with pytest.raises(RepoFileNotFoundError, match="absent"):
         await fetch_model(spec, HubAccess(progress=False))
@@ -142,20 +142,20 @@ async def test_the_graph_of_an_archive_says_which_files_it_needs(hub: HubServer,
     assert await fetch_model(spec, HubAccess(local_files_only=True)) == cache / FOLDER
 
 
-async def test_an_archive_that_is_gone_is_told_at_once(source: ArchiveSource, hub: HubServer) -> None:
+async def test_an_archive_that_is_gone_is_told_at_once(source: ArchiveOrigin, hub: HubServer) -> None:
     hub.archives.clear()
     with pytest.raises(DownloadError, match="404"):
         await fetch([source], patterns=["*"])
     assert len(hub.requests) == 1
 
 
-async def test_offline_and_not_there(source: ArchiveSource, hub: HubServer) -> None:
+async def test_offline_and_not_there(source: ArchiveOrigin, hub: HubServer) -> None:
     with pytest.raises(NotCachedError):
         await fetch([source], patterns=["*"], local_files_only=True)
     assert hub.requests == []
 
 
-async def test_a_folder_without_a_required_file_is_named(source: ArchiveSource) -> None:
+async def test_a_folder_without_a_required_file_is_named(source: ArchiveOrigin) -> None:
     with pytest.raises(RepoFileNotFoundError, match=r"absent\.json"):
         await fetch([source], patterns=["*"], required=["absent.json"])
 
@@ -188,7 +188,7 @@ def test_a_bad_archive_is_refused(name: str, tmp_path: Path) -> None:
 async def test_nothing_of_a_bad_archive_stays(hub: HubServer, cache: Path) -> None:
     hub.archives["bad.tar.gz"] = BAD["cut in the checksum"]
     with pytest.raises(ArchiveError):
-        await fetch([ArchiveSource(f"{hub.url}/archives/bad.tar.gz", FOLDER)], patterns=["*"])
+        await fetch([ArchiveOrigin(f"{hub.url}/archives/bad.tar.gz", FOLDER)], patterns=["*"])
     assert {path.name for path in cache.iterdir()} == {".locks"}
 
 
@@ -296,7 +296,7 @@ def test_an_archive_of_any_bytes_is_extracted_or_refused(changes: list[tuple[int
 
 
 async def test_an_endless_archive_is_given_up(
-    source: ArchiveSource, hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+    source: ArchiveOrigin, hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive_module, "MAX_ARCHIVE_BYTES", 300_000)
     for fault in (Fault("content", no_length=True), Fault("content")):
@@ -321,7 +321,7 @@ async def test_the_extraction_of_an_archive_can_be_cancelled(hub: HubServer, cac
     started = time.perf_counter()
     async with anyio.create_task_group() as group:
         group.start_soon(watch)
-        await fetch([ArchiveSource(f"{hub.url}/archives/large.tar.gz", FOLDER)], patterns=["*"], progress=False)
+        await fetch([ArchiveOrigin(f"{hub.url}/archives/large.tar.gz", FOLDER)], patterns=["*"], progress=False)
         group.cancel_scope.cancel()
     assert extracting
     assert group.cancel_scope.cancelled_caught

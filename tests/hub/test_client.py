@@ -13,7 +13,7 @@ import trustme
 from huggingface_hub import constants
 
 import asyncembed
-from asyncembed.catalogue.spec import HubSource
+from asyncembed.catalogue.spec import HubOrigin
 from asyncembed.errors import DownloadError, GatedRepoError, OptionError, UnreachableError
 from asyncembed.hub import fetch, retry
 from tests.hub.server import Fault, HubServer, Repo
@@ -32,7 +32,7 @@ def _filled(hub: HubServer) -> None:
 
 
 async def fetch_all(**keywords: object) -> None:
-    snapshot = await fetch([HubSource(REPO)], patterns=["*"], progress=False, **keywords)  # type: ignore[arg-type]
+    snapshot = await fetch([HubOrigin(REPO)], patterns=["*"], progress=False, **keywords)  # type: ignore[arg-type]
     assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == FILES
 
 

@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncembed.catalogue.spec import HubSource
+from asyncembed.catalogue.spec import HubOrigin
 from asyncembed.hub import BytesReceived, ProgressEvent, download, fetch, pace
 from asyncembed.hub.listing import RepoFile
 from asyncembed.hub.partial import ByteRanges, Partial
@@ -47,7 +47,7 @@ def repo(hub: HubServer) -> Repo:
 
 
 async def fetch_weights() -> bytes:
-    snapshot = await fetch([HubSource(REPO)], patterns=["model.onnx"], progress=False)
+    snapshot = await fetch([HubOrigin(REPO)], patterns=["model.onnx"], progress=False)
     return (snapshot / "model.onnx").read_bytes()
 
 
@@ -80,7 +80,7 @@ async def test_no_more_connections_than_allowed_are_open_at_once(hub: HubServer)
     hub.faults.append(Fault("resolve", times=1000, hold=gate))
     async with anyio.create_task_group() as group:
         for name in ("org/a", "org/b"):
-            group.start_soon(partial(fetch, [HubSource(name)], patterns=["*"], progress=False))
+            group.start_soon(partial(fetch, [HubOrigin(name)], patterns=["*"], progress=False))
         while len(hub.of_route("resolve")) < download.CONNECTIONS:
             await anyio.lowlevel.checkpoint()
         for _ in range(200):
@@ -101,7 +101,7 @@ async def test_a_cancelled_download_resumes_where_it_was(repo: Repo, hub: HubSer
                 if event.received_bytes > 2_000_000:
                     scope.cancel()
 
-        await fetch([HubSource(REPO)], patterns=["model.onnx"], progress=watch)
+        await fetch([HubOrigin(REPO)], patterns=["model.onnx"], progress=watch)
     assert scope.cancelled_caught
     assert not (cache / "models--org--large/refs/main").exists()
     assert not list((cache / "models--org--large/snapshots").rglob("model.onnx"))
@@ -124,7 +124,7 @@ def asked_bytes(hub: HubServer) -> int:
 CHILD = """
 import sys, anyio
 from huggingface_hub import constants
-from asyncembed.catalogue.spec import HubSource
+from asyncembed.catalogue.spec import HubOrigin
 from asyncembed.hub import BytesReceived, download, fetch
 constants.ENDPOINT = sys.argv[1]
 constants.HF_HUB_DISABLE_TELEMETRY = True
@@ -135,7 +135,7 @@ def watch(event):
     if isinstance(event, BytesReceived):
         print(event.received_bytes, flush=True)
 async def main():
-    await fetch([HubSource(sys.argv[3])], patterns=["*"], cache_dir=sys.argv[2], token=False, progress=watch)
+    await fetch([HubOrigin(sys.argv[3])], patterns=["*"], cache_dir=sys.argv[2], token=False, progress=watch)
 anyio.run(main)
 """
 
@@ -172,7 +172,7 @@ def test_asyncios_own_cancellation_leaves_what_resumes_too(repo: Repo, hub: HubS
             if isinstance(event, BytesReceived) and event.received_bytes > 2_000_000:
                 enough.set()
 
-        task = asyncio.create_task(fetch([HubSource(REPO)], patterns=["model.onnx"], progress=watch))
+        task = asyncio.create_task(fetch([HubOrigin(REPO)], patterns=["model.onnx"], progress=watch))
         await enough.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -224,7 +224,7 @@ def test_a_killed_process_leaves_what_the_next_one_resumes(repo: Repo, hub: HubS
         child.send_signal(signal.SIGKILL)
     hub.faults.clear()
     hub.requests.clear()
-    anyio.run(partial(fetch, [HubSource(REPO)], patterns=["*"], progress=False))
+    anyio.run(partial(fetch, [HubOrigin(REPO)], patterns=["*"], progress=False))
     assert anyio.run(fetch_weights) == WEIGHTS
     assert asked_bytes(hub) <= SIZE - 2_000_000
     assert not list(cache.rglob("*.incomplete"))
@@ -264,7 +264,7 @@ async def test_callers_at_once_download_each_file_once(repo: Repo, hub: HubServe
 async def test_callers_with_different_wishes_share_a_file(repo: Repo, hub: HubServer) -> None:
     async with anyio.create_task_group() as group:
         for patterns in (["*"], ["model.onnx"], ["*.onnx"]):
-            group.start_soon(partial(fetch, [HubSource(REPO)], patterns=patterns, progress=False))
+            group.start_soon(partial(fetch, [HubOrigin(REPO)], patterns=patterns, progress=False))
     assert len(hub.of_route("content")) == download.CONNECTIONS + 1
 
 
@@ -280,7 +280,7 @@ async def test_cancelling_one_caller_leaves_the_other_its_download(repo: Repo, h
 
     async def give_up() -> None:
         with first:
-            await fetch([HubSource(REPO)], patterns=["model.onnx"], progress=watch)
+            await fetch([HubOrigin(REPO)], patterns=["model.onnx"], progress=watch)
 
     async def persist() -> None:
         results.append(await fetch_weights())
@@ -493,7 +493,7 @@ class TestLaggards:
 
         hub.faults.append(Fault("content", path="onnx", bytes_per_second=20_000))
         with anyio.fail_after(30):
-            await fetch([HubSource(REPO)], patterns=["model.onnx"], progress=watch)
+            await fetch([HubOrigin(REPO)], patterns=["model.onnx"], progress=watch)
         assert received == sorted(received)
         assert received[-1] == SIZE
 

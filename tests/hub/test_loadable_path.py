@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants
 from onnx import TensorProto, helper, numpy_helper
 
-from asyncembed.catalogue.spec import HubSource
+from asyncembed.catalogue.spec import HubOrigin
 from asyncembed.errors import ModelLoadError
 from asyncembed.hub import fetch, loadable_model_path
 from asyncembed.runtime.onnx import OnnxSession
@@ -50,7 +50,7 @@ def files(tmp_path: Path) -> dict[str, bytes | memoryview]:
 
 async def fetch_model(hub: HubServer, files: dict[str, bytes | memoryview]) -> Path:
     hub.repos["org/model"] = Repo(files, large=frozenset(files))
-    return await fetch([HubSource("org/model")], patterns=["*"])
+    return await fetch([HubOrigin("org/model")], patterns=["*"])
 
 
 def run(path: Path) -> None:

@@ -61,12 +61,12 @@ SENTENCE_TRANSFORMERS: Mapping[str, bytes] = {
 
 @pytest.fixture(autouse=True)
 def repos(hub: HubServer) -> None:
-    from asyncembed.catalogue.lookup import Catalogue
-    from asyncembed.catalogue.spec import HubSource
+    from asyncembed.catalogue.lookup import require_model
+    from asyncembed.catalogue.spec import HubOrigin
 
-    spec = Catalogue.builtin().lookup(CATALOGUED, "text")
+    spec = require_model(CATALOGUED, "text")
     source = spec.sources[0]
-    assert isinstance(source, HubSource)
+    assert isinstance(source, HubOrigin)
     assert spec.model_file is not None
     files = {name: content for name, content in FILES.items() if name != "model_optimized.onnx"}
     hub.repos[source.repo] = Repo({**files, spec.model_file: b"graph"}, large=frozenset({spec.model_file}))
@@ -323,9 +323,9 @@ def test_importing_the_hub_loads_no_client() -> None:
 CACHED = """
 import sys, anyio
 from pathlib import Path
-from asyncembed.catalogue.spec import HubSource
+from asyncembed.catalogue.spec import HubOrigin
 from asyncembed.hub import fetch
-anyio.run(lambda: fetch([HubSource("org/own")], patterns=["*.json"], cache_dir=sys.argv[1]))
+anyio.run(lambda: fetch([HubOrigin("org/own")], patterns=["*.json"], cache_dir=sys.argv[1]))
 heavy = {"httpx", "huggingface_hub.utils", "huggingface_hub.file_download"}
 sys.exit(", ".join(sorted(heavy & set(sys.modules))) or None)
 """

@@ -11,7 +11,7 @@ from typing import TextIO
 import anyio
 import pytest
 
-from asyncembed.catalogue.spec import HubSource
+from asyncembed.catalogue.spec import HubOrigin
 from asyncembed.hub import (
     BytesReceived,
     DownloadFinished,
@@ -33,7 +33,7 @@ def repo(hub: HubServer) -> None:
 
 async def test_a_callback_gets_typed_events_in_their_order() -> None:
     events: list[ProgressEvent] = []
-    await fetch([HubSource("org/model")], patterns=["*"], progress=events.append)
+    await fetch([HubOrigin("org/model")], patterns=["*"], progress=events.append)
     assert events[0] == DownloadStarted("org/model", 3, sum(map(len, FILES.values())))
     assert events[-1] == DownloadFinished("org/model")
     assert {event.path: event.size_bytes for event in events if isinstance(event, FileFinished)} == {
@@ -44,9 +44,9 @@ async def test_a_callback_gets_typed_events_in_their_order() -> None:
 
 
 async def test_nothing_is_reported_where_nothing_is_downloaded() -> None:
-    await fetch([HubSource("org/model")], patterns=["*"], progress=False)
+    await fetch([HubOrigin("org/model")], patterns=["*"], progress=False)
     events: list[ProgressEvent] = []
-    await fetch([HubSource("org/model")], patterns=["*"], progress=events.append)
+    await fetch([HubOrigin("org/model")], patterns=["*"], progress=events.append)
     assert events == []
 
 
@@ -57,7 +57,7 @@ async def test_what_a_callback_raises_ends_the_download(kind: type[ProgressEvent
             raise LookupError("no more")
 
     with pytest.raises(LookupError, match="no more"):
-        await fetch([HubSource("org/model")], patterns=["*"], progress=object_to)
+        await fetch([HubOrigin("org/model")], patterns=["*"], progress=object_to)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ async def test_a_halted_terminal_halts_no_event_loop(halted_terminal: TextIO, mo
     monkeypatch.setattr(sys, "stderr", halted_terminal)
     monkeypatch.setattr(progress, "CLOSE_GRACE_SECONDS", 0.1)
     with anyio.fail_after(30):
-        snapshot = await fetch([HubSource("org/model")], patterns=["*"])
+        snapshot = await fetch([HubOrigin("org/model")], patterns=["*"])
     assert (snapshot / "model.onnx").stat().st_size == 300_000
     (drawing,) = (thread for thread in threading.enumerate() if thread.name == "asyncembed-progress")
     termios.tcflow(halted_terminal.fileno(), termios.TCOON)

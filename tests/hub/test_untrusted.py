@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from asyncembed.catalogue.spec import ArchiveSource, HubSource
+from asyncembed.catalogue.spec import ArchiveOrigin, HubOrigin
 from asyncembed.errors import AsyncEmbedError, DownloadError, OptionError, UnexpectedAnswerError
 from asyncembed.hub import client, download, fetch, list_files, retry
 from asyncembed.hub.cache import RepoCache
@@ -46,7 +46,7 @@ def attempt(*faults: Fault, hub: HubServer, backend: str = "asyncio") -> None:
     hub.faults = list(faults)
     with tempfile.TemporaryDirectory() as cache:
         for keywords in ({}, {"required": ["sub/model.onnx"]}):
-            ask = partial(fetch, [HubSource(REPO)], patterns=["*"], cache_dir=cache, progress=False, **keywords)  # type: ignore[arg-type]
+            ask = partial(fetch, [HubOrigin(REPO)], patterns=["*"], cache_dir=cache, progress=False, **keywords)  # type: ignore[arg-type]
             try:
                 snapshot = anyio.run(ask, backend=backend)
             except AsyncEmbedError:
@@ -113,7 +113,7 @@ DOCUMENTS = {
 async def test_a_document_that_is_none_is_refused(name: str, route: str, hub: HubServer) -> None:
     hub.faults.append(Fault(route, times=9, status=200, body=DOCUMENTS[name]))
     with pytest.raises(DownloadError):
-        await fetch([HubSource(REPO)], patterns=["*"], progress=False)
+        await fetch([HubOrigin(REPO)], patterns=["*"], progress=False)
 
 
 @pytest.mark.parametrize("route", ["info", "tree"])
@@ -152,17 +152,17 @@ async def test_a_listing_without_end_is_refused(hub: HubServer, monkeypatch: pyt
     monkeypatch.setattr(client, "MAX_JSON_BYTES", 10_000)
     hub.faults.append(Fault("tree", times=9, status=200, body=b"[" + b" " * 20_000 + b"]"))
     with pytest.raises(UnexpectedAnswerError, match="no end of data"):
-        await fetch([HubSource(REPO)], patterns=["*"])
+        await fetch([HubOrigin(REPO)], patterns=["*"])
     hub.faults = [Fault("tree", times=9999, status=200, body=b"[]", headers={"Link": '</tree/?a=1>; rel="next"'})]
     with pytest.raises(UnexpectedAnswerError, match="does not end"):
-        await fetch([HubSource(REPO)], patterns=["*"])
+        await fetch([HubOrigin(REPO)], patterns=["*"])
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "compress", "gzip;q=1"])
 async def test_an_answer_packed_in_a_way_without_bounds_is_refused(encoding: str, hub: HubServer) -> None:
     hub.faults.append(Fault("info", times=9, status=200, headers={"Content-Encoding": encoding}, body=b"{}"))
     with pytest.raises(UnexpectedAnswerError, match="compresses"):
-        await fetch([HubSource(REPO)], patterns=["*"])
+        await fetch([HubOrigin(REPO)], patterns=["*"])
 
 
 # ------------------------------------------------------------------ headers
@@ -259,7 +259,7 @@ async def test_a_next_page_that_would_be_another_hosts_is_refused(link: str, hub
     """Its path is put behind the endpoint's address, which must not become another one by that."""
     hub.faults.append(Fault("tree", status=200, headers={"Link": f'<{link}>; rel="next"'}, body=b"[]"))
     with pytest.raises(UnexpectedAnswerError, match="next page"):
-        await fetch([HubSource(REPO)], patterns=["*"])
+        await fetch([HubOrigin(REPO)], patterns=["*"])
 
 
 @given(name=st.sampled_from(["retry-after", "ratelimit"]), value=st.text() | header_text)
@@ -284,7 +284,7 @@ async def test_an_archives_headers_are_understood_or_refused(headers: dict[str, 
     hub.archives["a.tar.gz"] = b"no archive"
     hub.archive_headers = headers
     with pytest.raises(DownloadError):
-        await fetch([ArchiveSource(f"{hub.url}/archives/a.tar.gz", "folder")], patterns=["*"])
+        await fetch([ArchiveOrigin(f"{hub.url}/archives/a.tar.gz", "folder")], patterns=["*"])
 
 
 # ------------------------------------------------------------------ what lies in a cache, and what a caller asks for
@@ -323,5 +323,5 @@ def test_a_revision_of_any_text_is_looked_up_or_refused(revision: str) -> None:
 @pytest.mark.parametrize("revision", ["\ud800", "a" * 5000, "../x", 7, b"main"])
 async def test_a_revision_that_is_none_is_told_before_anything_is_asked(revision: Any, hub: HubServer) -> None:
     with pytest.raises(OptionError, match="revision="):
-        await fetch([HubSource(REPO)], patterns=["*"], revision=revision)
+        await fetch([HubOrigin(REPO)], patterns=["*"], revision=revision)
     assert hub.requests == []

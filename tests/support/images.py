@@ -10,8 +10,8 @@ import numpy as np
 from onnx import TensorProto, helper
 from PIL import Image
 
-from asyncembed.catalogue.lookup import Catalogue
-from asyncembed.catalogue.spec import LocalSource, ModelSpec
+from asyncembed.catalogue.lookup import require_model
+from asyncembed.catalogue.spec import LocalOrigin, ModelSpec
 from tests.support.graphs import GraphBuilder
 
 CLIP = {
@@ -201,9 +201,9 @@ IMAGE_MODELS: dict[str, tuple[dict[str, Any], str]] = {
 def write_image_model(directory: Path, name: str = "Qdrant/clip-ViT-B-32-vision", **graph: Any) -> ModelSpec:
     """A small model of the kind of `name`, with its real number of dimensions."""
     config, output = IMAGE_MODELS[name]
-    spec = Catalogue.builtin().lookup(name, "image")
+    spec = require_model(name, "image")
     assert spec.model_file is not None
     assert spec.dim is not None
     write_image_graph(directory / spec.model_file, spec.dim, output, **graph)
     (directory / "preprocessor_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return replace(spec, sources=(LocalSource(directory),))
+    return replace(spec, sources=(LocalOrigin(directory),))

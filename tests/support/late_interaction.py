@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from asyncembed.catalogue.lookup import Catalogue
-from asyncembed.catalogue.spec import LocalSource, ModelSpec
+from asyncembed.catalogue.lookup import require_model
+from asyncembed.catalogue.spec import LocalOrigin, ModelSpec
 from tests.support.graphs import DIM
 from tests.support.models import write_model
 from tests.support.tokenizers import byte_level_bpe, unigram, wordpiece
@@ -25,7 +25,7 @@ def write_late_interaction_model(directory: Path, name: str, **graph: Any) -> Mo
     tokenizer = TOKENIZERS[name]
     make = {"wordpiece": wordpiece, "unigram": unigram, "byte_level_bpe": byte_level_bpe}[tokenizer]
     pad, mask = ("[PAD]", "[MASK]") if tokenizer == "wordpiece" else ("<pad>", "<mask>")
-    spec = Catalogue.builtin().lookup(name, "late_interaction")
+    spec = require_model(name, "late_interaction")
     assert spec.model_file is not None
     write_model(
         directory,
@@ -35,4 +35,4 @@ def write_late_interaction_model(directory: Path, name: str, **graph: Any) -> Mo
         wrap_ids=True,
         **({"token_types": False} | graph),
     )
-    return replace(spec, sources=(LocalSource(directory),), dim=DIM)
+    return replace(spec, sources=(LocalOrigin(directory),), dim=DIM)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from asyncembed.catalogue.spec import LocalSource, ModelSpec
+from asyncembed.catalogue import lookup
+from asyncembed.catalogue.spec import LocalOrigin, ModelSpec
 from tests.support.graphs import DIM, write_text_graph
 from tests.support.tokenizers import wordpiece, write_tokenizer
 
@@ -47,7 +48,7 @@ def spec_for(directory: Path, **fields: Any) -> ModelSpec:
         "name": "tests/small",
         "family": "text",
         "encoder": "dense",
-        "sources": (LocalSource(directory),),
+        "sources": (LocalOrigin(directory),),
         "model_file": MODEL_FILE,
         "dim": DIM,
     }
@@ -57,3 +58,8 @@ def spec_for(directory: Path, **fields: Any) -> ModelSpec:
 def files_of(directory: Path) -> dict[str, "Content"]:
     """A directory's files by their path in it, as a hub serves them."""
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
+
+
+def forget_registered_models() -> None:
+    """Leave the models that the package brings, and no other."""
+    lookup._catalogue.cache_clear()

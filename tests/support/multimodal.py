@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from asyncembed.catalogue.lookup import Catalogue
-from asyncembed.catalogue.spec import LocalSource, ModelSpec
+from asyncembed.catalogue.lookup import require_model
+from asyncembed.catalogue.spec import LocalOrigin, ModelSpec
 from tests.support.graphs import VOCABULARY, GraphBuilder, linear, overflowing
 from tests.support.images import COLPALI, SMALL_IDEFICS3
 from tests.support.tokenizers import byte_level_bpe, unigram, write_tokenizer
@@ -23,7 +23,7 @@ TILE_TOKENS = 4
 
 def write_multimodal_model(directory: Path, name: str, **graph: Any) -> ModelSpec:
     """A model of the kind of `name`; its images are tiles of 32 pixels if that is ColModernVBERT."""
-    spec = Catalogue.builtin().lookup(name, "late_interaction_multimodal")
+    spec = require_model(name, "late_interaction_multimodal")
     assert spec.model_file is not None
     assert spec.dim is not None
     if name == COLPALI_NAME:
@@ -41,7 +41,7 @@ def write_multimodal_model(directory: Path, name: str, **graph: Any) -> ModelSpe
         (directory / "config.json").write_text(json.dumps({"vision_config": {"image_size": 32}}))
     (directory / "preprocessor_config.json").write_text(json.dumps(preprocessing))
     write_multimodal_graph(directory / spec.model_file, spec.dim, dimensions, **graph)
-    return replace(spec, sources=(LocalSource(directory),), additional_files=())
+    return replace(spec, sources=(LocalOrigin(directory),), additional_files=())
 
 
 def write_multimodal_graph(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from asyncembed.catalogue.lookup import Catalogue
+from asyncembed.catalogue.lookup import require_model
 from asyncembed.catalogue.spec import Family, ModelSpec
 from tests.support.graphs import DIM
 from tests.support.models import write_model
@@ -42,7 +42,7 @@ STOP_WORDS = {
 
 def catalogued(name: str, family: Family = "sparse") -> ModelSpec:
     """The spec that the package has."""
-    return Catalogue.builtin().lookup(name, family)
+    return require_model(name, family)
 
 
 def write_bm25(directory: Path) -> Path:
