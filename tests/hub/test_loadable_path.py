@@ -13,9 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from asyncembed.catalogue.spec import HubOrigin
 from asyncembed.errors import ModelLoadError
-from asyncembed.hub import fetch, loadable_model_path
+from asyncembed.hub import loadable_model_path
 from asyncembed.runtime.onnx import OnnxSession
 from asyncembed.runtime.session import SessionOptions
+from tests.hub.calls import download_files
 from tests.hub.server import HubServer, Repo
 
 WEIGHTS = np.arange(5000, dtype=np.float32)
@@ -48,9 +49,9 @@ def files(tmp_path: Path) -> dict[str, bytes | memoryview]:
     return model_files(folder)
 
 
-async def fetch_model(hub: HubServer, files: dict[str, bytes | memoryview]) -> Path:
+async def download_model(hub: HubServer, files: dict[str, bytes | memoryview]) -> Path:
     hub.repos["org/model"] = Repo(files, large=frozenset(files))
-    return await fetch([HubOrigin("org/model")], patterns=["*"])
+    return await download_files([HubOrigin("org/model")], patterns=["*"])
 
 
 def run(path: Path) -> None:
@@ -71,7 +72,7 @@ def move_into_shared_store(snapshot: Path) -> None:
 
 
 async def test_what_we_download_loads_as_it_is(hub: HubServer, files: dict[str, bytes | memoryview]) -> None:
-    snapshot = await fetch_model(hub, files)
+    snapshot = await download_model(hub, files)
     path = await loadable_model_path(snapshot, "onnx/model.onnx")
     assert path == snapshot / "onnx/model.onnx"
     run(path)
@@ -80,7 +81,7 @@ async def test_what_we_download_loads_as_it_is(hub: HubServer, files: dict[str, 
 async def test_weights_in_the_shared_store_load_through_hard_links(
     hub: HubServer, files: dict[str, bytes | memoryview]
 ) -> None:
-    snapshot = await fetch_model(hub, files)
+    snapshot = await download_model(hub, files)
     move_into_shared_store(snapshot)
     if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 32):
         with pytest.raises(Exception, match="escapes"):
@@ -94,7 +95,7 @@ async def test_weights_in_the_shared_store_load_through_hard_links(
 async def test_links_of_deleted_snapshots_are_removed_and_nothing_else(
     hub: HubServer, files: dict[str, bytes | memoryview]
 ) -> None:
-    snapshot = await fetch_model(hub, files)
+    snapshot = await download_model(hub, files)
     move_into_shared_store(snapshot)
     links = snapshot.parents[1] / "onnx_snapshots"
     ours = await loadable_model_path(snapshot, "onnx/model.onnx")
@@ -174,7 +175,7 @@ async def test_weights_that_are_missing_are_named(files: dict[str, bytes | memor
 async def test_nothing_is_put_where_others_can_write_or_a_link_leads_elsewhere(
     hub: HubServer, files: dict[str, bytes | memoryview], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    snapshot = await fetch_model(hub, files)
+    snapshot = await download_model(hub, files)
     move_into_shared_store(snapshot)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -201,7 +202,7 @@ async def test_where_links_cannot_be_made_copies_serve(
     hub: HubServer, files: dict[str, bytes | memoryview], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cache in which no directory can be made (a file is in its place), as with a read-only one."""
-    snapshot = await fetch_model(hub, files)
+    snapshot = await download_model(hub, files)
     move_into_shared_store(snapshot)
     (snapshot.parents[1] / "onnx_snapshots").write_bytes(b"")
     path = await loadable_model_path(snapshot, "onnx/model.onnx")
@@ -216,7 +217,7 @@ async def test_where_nothing_can_be_put_anywhere_the_weights_come_from_memory(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    snapshot = await fetch_model(hub, files)
+    snapshot = await download_model(hub, files)
     move_into_shared_store(snapshot)
     blocked = tmp_path / "blocked"
     blocked.write_bytes(b"")
