@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from asyncembed.embedders.multimodal import LateInteractionMultimodalEmbedding
     from asyncembed.embedders.sparse import SparseTextEmbedding
     from asyncembed.embedders.text import TextCall, TextEmbedding
-    from asyncembed.engine.supervisor import Stats, WorkerPool
+    from asyncembed.engine.model import Stats
+    from asyncembed.engine.pool import WorkerPool
     from asyncembed.hub.model_files import download
     from asyncembed.muvera import Muvera
     from asyncembed.options import Options
@@ -60,11 +61,11 @@ _HOMES = {
     "Options": "asyncembed.options",
     "SparseEmbedding": "asyncembed.results",
     "SparseTextEmbedding": "asyncembed.embedders.sparse",
-    "Stats": "asyncembed.engine.supervisor",
+    "Stats": "asyncembed.engine.model",
     "TextCall": "asyncembed.embedders.text",
     "TextCrossEncoder": "asyncembed.embedders.cross_encoder",
     "TextEmbedding": "asyncembed.embedders.text",
-    "WorkerPool": "asyncembed.engine.supervisor",
+    "WorkerPool": "asyncembed.engine.pool",
     "download": "asyncembed.hub.model_files",
     "maxsim": "asyncembed.scoring",
     "maxsim_scores": "asyncembed.scoring",

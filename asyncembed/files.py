@@ -1,8 +1,10 @@
-"""Files, without ever holding up the event loop."""
+"""Files: without ever holding up the event loop, and whole or not at all."""
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Literal, Protocol, TypeVar, TypeVarTuple, cast
 
@@ -28,6 +30,33 @@ async def in_disk_thread(function: Callable[[*Ts], T], *args: *Ts) -> T:
         limiter = CapacityLimiter(DISK_THREADS)
         _disk_limiter.set(limiter)
     return await to_thread.run_sync(function, *args, limiter=limiter)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A new name beside `target`, for the block to make a file or link there; that then takes the place of `target`.
+
+    Whoever looks meanwhile finds what was there before, or the whole of what is new. Where the block fails, nothing has
+    changed. Blocks.
+    """
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def default_cache_dir() -> Path:
+    """Where the files are kept that we make: `$ASYNCEMBED_CACHE`, else `asyncembed` in the Hugging Face home.
+
+    That is `$HF_HOME`, else `$XDG_CACHE_HOME/huggingface`, else `~/.cache/huggingface`. Blocks.
+    """
+    if chosen := os.environ.get("ASYNCEMBED_CACHE"):
+        return Path(chosen).expanduser()
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "asyncembed"
 
 
 class BinaryFile(Protocol):

@@ -26,11 +26,12 @@ from asyncembed.errors import (
     WorkersImpossible,
 )
 from asyncembed.files import in_disk_thread
-from asyncembed.hub import HubAccess, loadable_model_path
+from asyncembed.hub import HubAccess
 from asyncembed.hub.model_files import download_model, download_repo, list_model
 from asyncembed.options import Options, is_path
 from asyncembed.repo_files import read_object
-from asyncembed.runtime.quantization import is_dynamically_quantized
+from asyncembed.runtime.loadable_path import loadable_model_path
+from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.wakeup import completion
 
 _WITHOUT_GRAPH = frozenset({"static", "bm25"})
@@ -74,7 +75,7 @@ async def prepare(
         spec = replace(spec, model_file=str(await _export(directory, cache_dir, workers=options.workers)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
-        path = await loadable_model_path(directory, spec.model_file)
+        path = await in_disk_thread(loadable_model_path, directory, spec.model_file)
         spec = replace(spec, model_file=str(path.relative_to(directory) if path.is_relative_to(directory) else path))
     return EncoderConfig(
         spec=spec,
@@ -241,7 +242,7 @@ def _check_is_fp32(directory: Path, spec: ModelSpec) -> None:
     """See that a file whose name tells no precision is not a quantised one, as some conversions are."""
     assert spec.model_file is not None
     path = directory / spec.model_file
-    if path.is_file() and is_dynamically_quantized(path):
+    if read_onnx_file(path).is_dynamically_quantized:
         raise UnsupportedModelError(
             f"{spec.name}: {spec.model_file} is quantised although its name does not say so: "
             "leave out precision=, or name an fp32 file with onnx_file=",

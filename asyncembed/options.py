@@ -19,7 +19,7 @@ from asyncembed.checks import (
     check_token,
     unknown_keyword,
 )
-from asyncembed.engine.supervisor import BATCH_TIMEOUT_SECONDS, WorkerPool
+from asyncembed.engine.pool import BATCH_TIMEOUT_SECONDS, WorkerPool
 from asyncembed.errors import OptionError
 from asyncembed.runtime.session import Device
 

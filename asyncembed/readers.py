@@ -5,8 +5,8 @@ of its own, and only while its window has room: a file of any length takes the m
 nor parser runs on the event loop.
 
 ```python
-stream = model.embed(image_paths("photos"), on_error="skip").with_inputs()
-stream = model.embed(json_lines("articles.jsonl"), key=lambda record: record["text"]).with_inputs()
+stream = image_model.embed(image_paths("photos"), on_error="skip").with_inputs()
+stream = text_model.embed(json_lines("articles.jsonl"), key=lambda record: record["text"]).with_inputs()
 ```
 
 A broken record is the failure of that record and of no other: an `InputError` comes in its place, which a stream treats

@@ -16,6 +16,11 @@ from asyncembed.errors import ModelLoadError
 MAX_JSON_BYTES = 32 * 2**20
 """Far more than a configuration has; what is parsed takes up to twenty times as much memory."""
 
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+"""Weights are in the one file, or in those that the index names."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./-]{1,120}")
 _SHORT = Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxdict = 2, 120, 4, 2
@@ -43,6 +48,11 @@ def inside(directory: Path, path: str) -> Path:
             model=str(directory),
         )
     return directory / path
+
+
+def is_commit(revision: str) -> bool:
+    """Whether `revision` is a full commit hash, which needs no look-up; also the name of a snapshot's folder."""
+    return _COMMIT.fullmatch(revision) is not None
 
 
 def read_json(file: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:

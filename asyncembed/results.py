@@ -1,8 +1,9 @@
 """Result types, and how many results become one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from time import sleep
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias, TypeVar, overload
 
@@ -10,8 +11,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from typing_extensions import TypeVar as TypeVarWithDefault
-
-    from asyncembed.errors import InputFailure
 
     ScalarT = TypeVarWithDefault("ScalarT", bound=np.generic, default=np.float32)
 else:
@@ -87,93 +86,105 @@ class SparseEmbedding:
     __hash__ = None  # type: ignore[assignment]
 
 
-class SparseBatch(Sequence[SparseEmbedding]):
-    """Many sparse vectors in three arrays: what a worker sends back for a batch.
+class Ragged(Sequence[ResultT]):
+    """Results of different lengths for a batch, one after the other in the same few arrays: what a worker sends back.
 
-    An element is a view: it keeps the whole batch in memory.
+    So a batch travels between processes as these arrays and their bounds, whatever the number of its inputs. An element
+    is a view: it keeps the whole batch in memory.
 
     Attributes:
-        indices: The indices of all vectors, one after the other: int32 (entries,).
-        values: Their values: float32 (entries,).
-        offsets: Where each vector begins, and where the last one ends: int64 (n + 1,).
+        arrays: What the results are cut out of, all of the same length.
+        bounds: Where in them each result begins, and where the last one ends: n + 1 positions.
     """
 
-    __slots__ = ("_bounds", "indices", "offsets", "values")
+    __slots__ = ("_make", "arrays", "bounds")
 
     def __init__(
-        self, indices: "npt.NDArray[np.int32]", values: "npt.NDArray[np.float32]", offsets: "npt.NDArray[np.int64]"
+        self, make: Callable[..., ResultT], arrays: "tuple[npt.NDArray[Any], ...]", bounds: Sequence[int]
     ) -> None:
-        self.indices = indices
-        self.values = values
-        self.offsets = offsets
-        # As plain numbers: elements are asked for one by one.
-        self._bounds: list[int] = offsets.tolist()
+        """`make` is a function or class of a module, as pickle demands; it is given a slice of each array."""
+        self._make = make
+        self.arrays = arrays
+        self.bounds = bounds
 
     def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
-        return type(self), (self.indices, self.values, self.offsets)
-
-    @classmethod
-    def join(cls, indices: "Sequence[npt.NDArray[Any]]", values: "Sequence[npt.NDArray[Any]]") -> Self:
-        """Put vectors, given as their indices and their values, into one batch."""
-        import numpy as np
-
-        offsets = np.zeros(len(indices) + 1, dtype=np.int64)
-        np.cumsum([len(some) for some in indices], out=offsets[1:])
-        return cls(
-            np.concatenate([np.empty(0, np.int32), *indices], dtype=np.int32, casting="same_kind"),
-            np.concatenate([np.empty(0, np.float32), *values], dtype=np.float32, casting="same_kind"),
-            offsets,
-        )
+        return type(self), (self._make, self.arrays, self.bounds)
 
     def __len__(self) -> int:
-        return len(self._bounds) - 1
+        return len(self.bounds) - 1
 
     @overload
-    def __getitem__(self, position: int) -> SparseEmbedding: ...
+    def __getitem__(self, position: int) -> ResultT: ...
     @overload
-    def __getitem__(self, position: slice) -> list[SparseEmbedding]: ...
-    def __getitem__(self, position: int | slice) -> SparseEmbedding | list[SparseEmbedding]:
+    def __getitem__(self, position: slice) -> list[ResultT]: ...
+    def __getitem__(self, position: int | slice) -> ResultT | list[ResultT]:
         if isinstance(position, slice):
-            return [self[i] for i in range(len(self))[position]]
+            return [self[index] for index in range(len(self))[position]]
         if position < 0:
-            position += len(self)
-            if position < 0:
-                raise IndexError("no such vector")
-        start, end = self._bounds[position], self._bounds[position + 1]
-        return SparseEmbedding(self.indices[start:end], self.values[start:end])
+            position = range(len(self))[position]
+        start, end = self.bounds[position], self.bounds[position + 1]
+        return self._make(*[array[start:end] for array in self.arrays])
+
+
+def sparse_batch(
+    indices: "Sequence[npt.NDArray[np.integer]]", values: "Sequence[npt.NDArray[np.floating]]"
+) -> Ragged[SparseEmbedding]:
+    """Sparse vectors, given as the indices of each and the values of each, as one batch."""
+    import numpy as np
+
+    joined = (
+        np.concatenate([np.empty(0, np.int32), *indices], dtype=np.int32, casting="same_kind"),
+        np.concatenate([np.empty(0, np.float32), *values], dtype=np.float32, casting="same_kind"),
+    )
+    return Ragged(SparseEmbedding, joined, bounds_of(map(len, indices)))
+
+
+def matrix_batch(rows: "npt.NDArray[ScalarT]", counts: Sequence[int]) -> "Ragged[npt.NDArray[ScalarT]]":
+    """Matrices (rows, dim), cut out of one array (sum(counts), dim), as one batch."""
+    return Ragged(_itself, (rows,), bounds_of(counts))
+
+
+def bounds_of(lengths: Iterable[int]) -> list[int]:
+    """Where each of some things begins that lie one after the other, and where the last one ends."""
+    return list(accumulate(lengths, initial=0))
+
+
+def _itself(array: ResultT) -> ResultT:
+    return array
 
 
 @dataclass(frozen=True, slots=True)
-class Output(Generic[ResultT, CollectedT]):
-    """How a family's results leave a stream.
+class Assembly(Generic[ResultT, CollectedT]):
+    """How a family's results leave a stream, which sees to it that no error is among them.
 
     Attributes:
-        own: From a part of a batch's result to a result that keeps nothing else alive.
-        assemble: From several results to what `collect` and `batches` give.
+        detach: From a part of a batch's result to a result that keeps nothing else alive.
+        assemble: From several parts of results to what `collect` and `batches` give.
     """
 
-    own: Callable[[Any], ResultT]
-    assemble: Callable[[list[ResultT]], CollectedT]
-
-    def returning(self) -> "Output[ResultT | InputFailure, list[ResultT | InputFailure]]":
-        """The same where errors come in the place of results: several are always a list."""
-        own: Callable[[Any], Any] = self.own
-        return Output(own=own, assemble=partial(own_each, own=own))
-
-    def paired(self) -> "Output[tuple[Any, ResultT], tuple[list[Any], CollectedT]]":
-        """The same for (input, result) pairs."""
-        return Output(
-            own=lambda pair: (pair[0], self.own(pair[1])),
-            assemble=lambda pairs: ([pair[0] for pair in pairs], self.assemble([pair[1] for pair in pairs])),
-        )
+    detach: Callable[[Any], ResultT]
+    assemble: Callable[[list[Any]], CollectedT]
 
 
-def own_row(row: Any) -> Any:
-    """A copy of one row, so that keeping it does not keep its whole batch; an error stays itself."""
-    return row if isinstance(row, Exception) else row.copy()
+def detach_each(results: list[Any], detach: Callable[[Any], ResultT]) -> list[ResultT]:
+    """Results that keep nothing else alive, as a list."""
+    copies: list[ResultT] = []
+    for start in range(0, len(results), PORTION_RESULTS):
+        if start:
+            sleep(0)
+        copies += map(detach, results[start : start + PORTION_RESULTS])
+    return copies
 
 
-def stack_rows(rows: list[Any], *, dim: int, dtype: str) -> Any:
+def _detach_array(array: Any) -> Any:
+    return array.copy()
+
+
+def _detach_sparse(vector: SparseEmbedding) -> SparseEmbedding:
+    return SparseEmbedding(vector.indices.copy(), vector.values.copy())
+
+
+def _stack_rows(rows: list[Any], *, dim: int, dtype: str) -> Any:
     """Rows (dim,) as one array (n, dim), none as (0, dim)."""
     import numpy as np
 
@@ -189,45 +200,21 @@ def stack_rows(rows: list[Any], *, dim: int, dtype: str) -> Any:
     return matrix
 
 
-def own_each(results: list[Any], own: Callable[[Any], Any]) -> list[Any]:
-    """Copies of results, as a list."""
-    copies: list[Any] = []
-    for start in range(0, len(results), PORTION_RESULTS):
-        if start:
-            sleep(0)
-        copies += map(own, results[start : start + PORTION_RESULTS])
-    return copies
-
-
-def own_sparse(vector: Any) -> Any:
-    """A copy of a vector of a batch; an error stays itself."""
-    if isinstance(vector, Exception):
-        return vector
-    return SparseEmbedding(vector.indices.copy(), vector.values.copy())
-
-
-def own_score(score: Any) -> Any:
-    """A score as a Python float; an error stays itself."""
-    return score if isinstance(score, Exception) else float(score)
-
-
-def stack_scores(scores: list[Any]) -> Any:
-    """Scores as one float32 array (n,); a list if errors are among them."""
+def stack_scores(scores: list[Any]) -> Scores:
+    """Scores as one float32 array (n,)."""
     import numpy as np
 
-    if any(isinstance(score, Exception) for score in scores):
-        return [own_score(score) for score in scores]
     return np.array(scores, dtype=np.float32)
 
 
-def dense(dim: int, dtype: str) -> Output[Vector, Matrix]:
-    """The output of a dense model whose vectors have `dim` elements of `dtype`."""
-    return Output(own=own_row, assemble=partial(stack_rows, dim=dim, dtype=dtype))
+def dense(dim: int, dtype: str) -> Assembly[Vector, Matrix]:
+    """That of a dense model whose vectors have `dim` elements of `dtype`."""
+    return Assembly(detach=_detach_array, assemble=partial(_stack_rows, dim=dim, dtype=dtype))
 
 
-MATRICES: Output[Any, list[Any]] = Output(own=own_row, assemble=partial(own_each, own=own_row))
-SPARSE: Output[SparseEmbedding, list[SparseEmbedding]] = Output(
-    own=own_sparse, assemble=partial(own_each, own=own_sparse)
+MATRICES: Assembly[Any, list[Any]] = Assembly(_detach_array, partial(detach_each, detach=_detach_array))
+SPARSE: Assembly[SparseEmbedding, list[SparseEmbedding]] = Assembly(
+    _detach_sparse, partial(detach_each, detach=_detach_sparse)
 )
-SCORE: Output[float, Scores] = Output(own=own_score, assemble=stack_scores)
-COUNT: Output[int, int] = Output(own=int, assemble=sum)
+SCORE: Assembly[float, Scores] = Assembly(detach=float, assemble=stack_scores)
+COUNT: Assembly[int, int] = Assembly(detach=int, assemble=sum)

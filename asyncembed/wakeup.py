@@ -1,5 +1,6 @@
-"""Waking the event loop from another thread, without that thread ever waiting for the loop."""
+"""Between the event loop and threads: waking the loop without ever waiting for it, and work that may never end."""
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -60,6 +61,29 @@ class Loop:
             )
 
 
+class Signal:
+    """Wakes all who wait for a change; they look then whether it is the one that they wait for, and may wait again.
+
+    Whoever looks and waits has no await between the two, so no change is missed.
+    """
+
+    def __init__(self) -> None:
+        self._event: Event | None = None
+        """Of those who wait since the last change."""
+
+    def notify(self) -> None:
+        """Wake them; on the event loop."""
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+    async def wait(self) -> None:
+        """Wait for the next change."""
+        if self._event is None:
+            self._event = Event()
+        await self._event.wait()
+
+
 class Turnstile:
     """Lets some callers at a time begin: a turn of the loop in which a thousand begin would hold up everybody else.
 
@@ -116,3 +140,26 @@ async def completion(future: Future[T]) -> T:
     future.add_done_callback(lambda _: loop.post(done.set))
     await done.wait()
     return future.result()
+
+
+def start_thread(function: Callable[[*Args], T], *args: *Args) -> "Future[T]":
+    """Run `function` in a daemon thread of its own; the future has what comes of it, an exception included.
+
+    Not in a thread of the program's executor or of anyio's limiter: what hangs would fill those, and keep the loop and
+    the interpreter from ending.
+
+    Raises:
+        RuntimeError: There can be no more threads.
+    """
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            result = function(*args)
+        except BaseException as error:  # noqa: BLE001 (the future carries it)
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=work, name="asyncembed-image", daemon=True).start()
+    return future

@@ -1,16 +1,30 @@
-"""What all tests share: both backends, and a time limit that no test may reach."""
+"""What all tests share: both backends, a time limit, and the line between the fast half and the rest."""
 
-import faulthandler
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-TEST_TIME_LIMIT_SECONDS = 120
+from tests.support import reach
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, which some tests press: programs inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("whole", max_examples=200, deadline=None)
+settings.register_profile("fast", max_examples=25, deadline=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The fast half tries fewer examples of each property."""
+    settings.load_profile("fast" if config.option.markexpr == "not slow" else "whole")
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays: the collector need not look at it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])
@@ -20,11 +34,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _time_limit() -> Iterator[None]:
-    """End the whole run, with the stack of every thread, rather than hang."""
-    faulthandler.dump_traceback_later(TEST_TIME_LIMIT_SECONDS, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
+def _fast_unless_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that is not marked slow starts no process and opens no socket: the mark cannot be forgotten."""
+    with reach.watched() as seen:
+        yield
+    if request.node.get_closest_marker("slow") is None:
+        assert not seen, f"mark this test with @pytest.mark.slow: {', '.join(sorted(set(seen)))}"
 
 
 @pytest.fixture

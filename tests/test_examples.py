@@ -14,6 +14,8 @@ from tests.support.images import picture, write_image_model
 from tests.support.models import write_model
 from tests.support.sparse_models import write_reranker
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]  # whole programs on the real model
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -1,6 +1,7 @@
 """The arrows between the package's layers point one way: read from the imports themselves."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import asyncembed
 
 PACKAGE = Path(asyncembed.__file__).parent
 
-# What a layer may import of the package, besides itself. `errors` and `checks` are everybody's.
+EVERYBODYS = {"errors", "checks", "__version__"}
+
+# What a layer may import of the package, besides itself and what is everybody's.
 MAY_IMPORT = {
     "errors": set[str](),
     "checks": {"migration"},
@@ -18,21 +21,22 @@ MAY_IMPORT = {
     "http": set[str](),
     "repo_files": set[str](),
     "results": set[str](),
-    "threads": set[str](),
     "wakeup": set[str](),
-    "images": {"http", "repo_files", "threads", "wakeup"},
+    "images": {"http", "repo_files", "wakeup"},
     "scoring": set[str](),
     "readers": set[str](),
     "sources": {"readers"},
     "muvera": set[str](),
     "catalogue": {"repo_files"},
-    "runtime": {"catalogue", "repo_files"},
-    "encoders": {"catalogue", "images", "repo_files", "results", "runtime", "scoring"},
-    "engine": {"catalogue", "encoders", "runtime", "threads", "wakeup"},
-    "stream": {"engine", "results", "wakeup"},
+    "runtime": {"files", "repo_files"},
+    "encoders": {"catalogue", "images", "repo_files", "results", "runtime"},
+    "engine": {"encoders", "wakeup"},
+    "window": {"engine"},
+    "feeding": {"engine", "wakeup", "window"},
+    "stream": {"engine", "feeding", "results"},
     "hub": {"catalogue", "files", "http", "repo_files", "runtime"},
-    "export": {"catalogue", "files", "hub", "repo_files", "runtime"},
-    "options": {"catalogue", "encoders", "engine", "hub", "runtime"},
+    "export": {"files", "repo_files", "runtime"},
+    "options": {"engine", "runtime"},
     "loading": {
         "catalogue",
         "encoders",
@@ -46,7 +50,7 @@ MAY_IMPORT = {
         "wakeup",
     },
     "_pyinstaller": set[str](),
-    "__main__": {"catalogue", "http", "hub"},
+    "__main__": {"catalogue", "hub"},
 }
 
 FOREIGN = {
@@ -54,6 +58,8 @@ FOREIGN = {
     "runtime": {"asyncio", "anyio", "trio", "httpx", "huggingface_hub"},
     "catalogue": {"asyncio", "anyio", "trio", "httpx", "onnxruntime", "PIL"},
     "engine": {"numpy", "onnxruntime", "asyncio", "trio", "httpx", "PIL"},
+    "window": {"numpy", "onnxruntime", "anyio", "asyncio", "trio", "httpx", "PIL"},
+    "feeding": {"numpy", "onnxruntime", "asyncio", "trio", "httpx", "PIL"},
     "stream": {"numpy", "onnxruntime", "asyncio", "trio", "httpx", "PIL"},
     "embedders": {"onnxruntime", "asyncio", "trio", "httpx", "PIL"},
 }
@@ -63,27 +69,42 @@ def layer_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """All of a file that runs: what is imported for types only is left out."""
+    found: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    for node in found:  # it grows on the way
+        match node:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                found += node.orelse
+            case _:
+                found += ast.iter_child_nodes(node)
+    return tuple(found)
+
+
+@cache
 def imports_of(path: Path) -> set[str]:
     """Every module that a file imports anywhere, those for types only excepted."""
     found: set[str] = set()
-    pending: list[ast.AST] = [ast.parse(path.read_text())]
-    while pending:
-        node = pending.pop()
+    for node in nodes_of(path):
         match node:
-            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
-                pending += node.orelse
-                continue
             case ast.Import():
                 found |= {alias.name for alias in node.names}
             case ast.ImportFrom(module=str(module), level=0):
                 found |= {f"{module}.{alias.name}" for alias in node.names}
             case ast.ImportFrom():
                 pytest.fail(f"{path} imports relatively, which this test does not read")
-        pending += ast.iter_child_nodes(node)
     return found
 
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def layers_used(path: Path) -> set[str]:
+    """The other layers that a file imports, besides those that are everybody's."""
+    used = {name.split(".")[1] for name in imports_of(path) if name.startswith("asyncembed.")}
+    layer = layer_of(path)
+    return used - {layer} - (set() if layer == "errors" else EVERYBODYS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -92,10 +113,13 @@ def test_no_import_points_back(path: Path) -> None:
     if layer not in MAY_IMPORT:
         assert layer == "embedders", f"{layer} is a layer of its own: say above what it may import"
         return
-    used = {name.split(".")[1] for name in imports_of(path) if name.startswith("asyncembed.")}
-    assert used <= MAY_IMPORT[layer] | {layer, "errors", "checks", "__version__"}, (
-        f"{layer} may not know of all of these"
-    )
+    assert layers_used(path) <= MAY_IMPORT[layer], f"{layer} may not know of all of these"
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_only_arrows_that_are_used_are_granted(layer: str) -> None:
+    used = set[str]().union(*(layers_used(path) for path in FILES if layer_of(path) == layer))
+    assert MAY_IMPORT[layer] <= used, "take the others away: they would be the next ones to be used"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -107,7 +131,7 @@ def test_a_layer_knows_nothing_of_what_others_are_for(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_waits_for_the_threads_of_the_program(path: Path) -> None:
     """The default limiter of anyio is the program's, which may have filled it, and which would wait for us in turn."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="to_thread"), attr="run_sync"), keywords=keywords):
                 assert "limiter" in {keyword.arg for keyword in keywords}, f"line {node.lineno} has no limiter of ours"

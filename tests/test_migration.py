@@ -266,6 +266,7 @@ async def test_a_name_without_its_organisation_suggests_the_full_one(name: str, 
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["path", "text", "model_path", "home"])
 async def test_a_relative_path_stays_valid_when_the_working_directory_changes(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

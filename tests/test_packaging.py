@@ -15,6 +15,8 @@ import asyncembed
 from tests.hub.server import HubServer
 from tests.support.models import write_model
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = textwrap.dedent(
     """
     import importlib.metadata, pickle, sys

@@ -121,6 +121,7 @@ def test_a_broken_line_is_the_failure_of_that_line_alone(tmp_path: Path) -> None
     assert list(failures(records)) == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_field_over_the_limit_of_csv_fails_alone(tmp_path: Path) -> None:
     """Also one of many lines, some of which look like records."""
     path = tmp_path / "a.csv"
@@ -266,7 +267,7 @@ async def test_a_stream_passes_a_broken_record_as_any_other_input(model_path: Pa
 async def test_a_stream_reads_no_further_than_its_window_and_closes_the_file(model_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with path.open("w") as file:
-        for number in range(200_000):
+        for number in range(20_000):
             file.write(json.dumps({"text": f"the {number}"}) + "\n")
     spec = spec_for(model_path, pooling="mean")
     read: list[Any] = []

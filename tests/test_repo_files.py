@@ -160,6 +160,7 @@ def only_our_errors() -> Iterator[None]:
     assert len(message) < 3000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", REPO)
 @FUZZ
 @given(data=st.data())
@@ -217,6 +218,7 @@ READERS: Mapping[str, tuple[str, Any, Callable[[Path], object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 @FUZZ
 @given(data=st.data())

@@ -7,7 +7,8 @@ from fastembed import SparseEmbedding as Reference
 
 from asyncembed import SparseEmbedding
 from asyncembed.errors import InputError
-from asyncembed.results import COUNT, MATRICES, SCORE, SPARSE, Output, SparseBatch, dense
+from asyncembed.results import COUNT, MATRICES, SCORE, SPARSE, Assembly, dense, sparse_batch
+from asyncembed.stream import returning
 
 ENTRIES = {7: 0.5, 2**31 - 1: 2.0, 0: -1.25}
 
@@ -44,7 +45,7 @@ def test_sparse_vectors_are_equal_by_value() -> None:
 
 def test_a_batch_of_sparse_vectors_gives_each_of_them() -> None:
     parts = [vector(ENTRIES), vector({}), vector({1: 1.0})]
-    batch = SparseBatch.join([part.indices for part in parts], [part.values for part in parts])
+    batch = sparse_batch([part.indices for part in parts], [part.values for part in parts])
     assert list(batch) == parts
     assert len(batch) == 3
     assert batch[-1] == parts[-1]
@@ -52,21 +53,21 @@ def test_a_batch_of_sparse_vectors_gives_each_of_them() -> None:
     for outside in (3, -4):
         with pytest.raises(IndexError):
             batch[outside]
-    assert list(SparseBatch.join([], [])) == []
+    assert list(sparse_batch([], [])) == []
 
 
 def test_a_batch_travels_as_three_arrays() -> None:
     """A hundred vectors take their entries' bytes on the way, and little more."""
     parts = [vector(ENTRIES)] * 100
-    batch = SparseBatch.join([part.indices for part in parts], [part.values for part in parts])
+    batch = sparse_batch([part.indices for part in parts], [part.values for part in parts])
     sent = pickle.dumps(batch, protocol=pickle.HIGHEST_PROTOCOL)
     assert list(pickle.loads(sent)) == parts
     assert len(sent) < 100 * (parts[0].nbytes + 8) + 1000
 
 
 def test_what_leaves_a_stream_keeps_no_batch_alive() -> None:
-    batch = SparseBatch.join([np.arange(3, dtype=np.int32)] * 2, [np.ones(3, np.float32)] * 2)
-    owned = SPARSE.own(batch[0])
+    batch = sparse_batch([np.arange(3, dtype=np.int32)] * 2, [np.ones(3, np.float32)] * 2)
+    owned = SPARSE.detach(batch[0])
     (collected,) = SPARSE.assemble([batch[1]])
     for found in (owned, collected):
         assert found.indices.base is None
@@ -75,7 +76,7 @@ def test_what_leaves_a_stream_keeps_no_batch_alive() -> None:
 
 def test_scores_are_floats_one_by_one_and_float32_together() -> None:
     scores = np.array([1.5, -2], np.float32)
-    assert type(SCORE.own(scores[0])) is float
+    assert type(SCORE.detach(scores[0])) is float
     together = SCORE.assemble(list(scores))
     assert together.dtype == np.float32
     assert together.tolist() == [1.5, -2]
@@ -87,16 +88,17 @@ def test_an_error_in_the_place_of_a_result_stays_itself() -> None:
     error = InputError("bad")
     sparse: list[Any] = [vector(ENTRIES), error]
     scores: list[Any] = [1.0, error]
-    for output, results in ((SPARSE, sparse), (SCORE, scores)):
-        found: Any = output.assemble(results)
+    cases: list[tuple[Assembly[Any, Any], list[Any]]] = [(SPARSE, sparse), (SCORE, scores)]
+    for assembly, results in cases:
+        found: Any = returning(assembly).assemble(results)
         assert found == results
         assert found[1] is error
-        own: Any = output.own(error)
+        own: Any = returning(assembly).detach(error)
         assert own is error
 
 
 @pytest.mark.parametrize(
-    ("output", "result"),
+    ("assembly", "result"),
     [
         (dense(3, "float32"), np.zeros(3, np.float32)),
         (MATRICES, np.zeros((2, 3), np.float32)),
@@ -104,14 +106,14 @@ def test_an_error_in_the_place_of_a_result_stays_itself() -> None:
         (SCORE, np.float32(1.5)),
     ],
 )
-def test_where_errors_may_come_several_results_are_a_list(output: Output[Any, Any], result: Any) -> None:
+def test_where_errors_may_come_several_results_are_a_list(assembly: Assembly[Any, Any], result: Any) -> None:
     error = InputError("bad")
     cases: list[list[Any]] = [[], [result], [result, error], [error]]
     for results in cases:
-        found = output.returning().assemble(results)
+        found = returning(assembly).assemble(results)
         assert type(found) is list
         assert [isinstance(one, InputError) for one in found] == [one is error for one in results]
-    assert output.returning().own(error) is error
+    assert returning(assembly).detach(error) is error
 
 
 def test_counts_add_up() -> None:

@@ -20,19 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asyncembed.embedders.text import TextEmbedding
-from asyncembed.engine.supervisor import WorkerPool
+from asyncembed.engine.pool import WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
-from asyncembed.stream import (
-    FEED_SECONDS,
-    FIRST_READ,
-    TURN_SECONDS,
-    WAITING_BATCHES,
-    WAITING_BATCHES_PER_WORKER,
-    EmbeddingStream,
-    OnError,
-)
+from asyncembed.feeding import FEED_SECONDS, FIRST_READ, WAITING_BATCHES, WAITING_BATCHES_PER_WORKER
+from asyncembed.stream import TURN_SECONDS, EmbeddingStream, OnError
 from tests.support.encoders import ECHO, with_settings
 from tests.support.waiting import nothing_left_behind, run_in_a_loop_of_its_own, until
+
+pytestmark = pytest.mark.slow
 
 Stream = EmbeddingStream[Any, Any, Any]
 
@@ -789,13 +784,13 @@ async def test_large_batches_are_put_together_in_a_thread_and_small_ones_at_once
     here = threading.get_ident()
 
     def noted(stream: Stream) -> Stream:
-        assemble = stream.output.assemble
+        assemble = stream._assembly.assemble
 
         def note(rows: list[Any]) -> Any:
             places.append((len(rows), threading.get_ident() == here))
             return assemble(rows)
 
-        stream.output = replace(stream.output, assemble=note)
+        stream._assembly = replace(stream._assembly, assemble=note)
         return stream
 
     batches = [batch async for batch in noted(model.embed(texts(1500))).batches(1000)]
@@ -811,9 +806,9 @@ async def test_cancelling_while_a_large_batch_is_put_together_loses_no_result(mo
     stream: Stream = model.embed(texts(900))
     batches = stream.batches(400)
     with anyio.CancelScope() as scope:
-        batches._taken = await stream.take_some(256)  # what an earlier call had taken
+        batches._taken = await stream._take_some(256)  # what an earlier call had taken
         while len(batches._taken) < 400:
-            batches._taken += await stream.take_some(400 - len(batches._taken))
+            batches._taken += await stream._take_some(400 - len(batches._taken))
         scope.cancel()
         await anext(batches)
     assert scope.cancelled_caught

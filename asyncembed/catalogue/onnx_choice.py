@@ -11,9 +11,7 @@ from pathlib import PurePosixPath
 
 from asyncembed.catalogue.cpu import this_cpu
 from asyncembed.errors import OptionError, UnsupportedModelError
-
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
+from asyncembed.repo_files import WEIGHTS, WEIGHTS_INDEX
 
 logger = logging.getLogger("asyncembed")
 

@@ -16,11 +16,10 @@ from typing import Any
 
 from asyncembed.catalogue.limits import most_tokens as most_tokens
 from asyncembed.catalogue.limits import repo_limit
-from asyncembed.catalogue.onnx_choice import WEIGHTS, WEIGHTS_INDEX
 from asyncembed.catalogue.onnx_choice import choose_onnx_file as choose_onnx_file
 from asyncembed.catalogue.spec import Family, LocalOrigin, ModelSpec, Origin, Pooling
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
-from asyncembed.repo_files import inside, is_safe_path, read_json, shown
+from asyncembed.repo_files import WEIGHTS, WEIGHTS_INDEX, inside, is_safe_path, read_json, shown
 
 _IMAGE_CONFIGURATION = ("preprocessor_config.json", "processor_config.json")
 """Either says how an image is prepared: transformers 5 writes it into the latter, with the rest of a processor's."""

@@ -1,40 +1,107 @@
 """What the public classes share: the base opens, closes and dispatches; a class adds what its family differs in."""
 
 import os
-import sys
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from inspect import signature
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeAlias, TypeVar, Unpack, cast, get_args
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    NoReturn,
+    Required,
+    TypeAlias,
+    TypedDict,
+    Unpack,
+    cast,
+    get_args,
+)
 
 from anyio import Event
 from anyio.abc import TaskGroup
 
-from asyncembed.catalogue.lookup import describe, find_model, list_models, require_model
+from asyncembed.catalogue.lookup import describe, find_model, list_models, parse_origins, require_model
 from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family, ModelSpec
-from asyncembed.checks import check_bool, check_choice, check_model_name
+from asyncembed.checks import check_bool, check_callable, check_choice, check_custom_model, check_model_name
+from asyncembed.embedders.intake import Door, InputT, Key, check_source
 from asyncembed.encoders.encoder import Call
 from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
-from asyncembed.engine.scheduler import Group, Item, Priority, Sink
-from asyncembed.engine.supervisor import PooledModel, Stats, WorkerPool
-from asyncembed.errors import InputError, OptionError, StateError, in_words
+from asyncembed.engine.model import PooledModel, Stats
+from asyncembed.engine.pool import WorkerPool, engine_of
+from asyncembed.engine.scheduler import Item, Priority
+from asyncembed.engine.supervisor import Supervisor
+from asyncembed.errors import InputError, StateError
+from asyncembed.feeding import OnError, Source, StreamState
 from asyncembed.loading import prepare
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
-from asyncembed.results import COUNT, Output, dense
-from asyncembed.stream import EmbeddingStream, OnError, Source, StreamState
+from asyncembed.results import COUNT, Assembly, CollectedT, ResultT, dense
+from asyncembed.stream import EmbeddingStream, ReturningStream, returning
 from asyncembed.wakeup import Turnstile
-
-InputT = TypeVar("InputT")
-ResultT = TypeVar("ResultT")
 
 ModelName: TypeAlias = str | os.PathLike[str] | ModelSpec
 """As the classes take it: a name of the catalogue, a repo on the hub, a local directory, or a spec."""
 
 PriorityName: TypeAlias = Literal["interactive", "bulk"]
-Key: TypeAlias = Callable[[Any], Any]
+
+AnyStream: TypeAlias = EmbeddingStream[InputT, ResultT, CollectedT] | ReturningStream[InputT, ResultT]
+"""What a call gives, by what it says of errors."""
+
+
+class CallKeywords(TypedDict, total=False):
+    """What every call that gives a stream may say, beside `key` and `on_error`, which decide about its type.
+
+    Keys:
+        priority: "interactive" goes before "bulk", which is what streams are unless they say otherwise.
+        ordered: Whether results come in input order (True, unless said otherwise), or as they are ready.
+    """
+
+    priority: PriorityName
+    ordered: bool
+
+
+class StreamCall(CallKeywords, total=False):
+    """`CallKeywords` of a call whose stream holds results only."""
+
+    on_error: Literal["raise", "skip"]
+
+
+class ReturningCall(CallKeywords, total=False):
+    """`CallKeywords` of a call whose stream holds an error in the place of each result that there is none of."""
+
+    on_error: Required[Literal["return"]]
+
+
+class StreamKeywords(CallKeywords, total=False):
+    """What every call that gives a stream may say.
+
+    Keys:
+        key: Takes the input out of a record of the source.
+        priority: "interactive" goes before "bulk", which is what streams are unless they say otherwise.
+        ordered: Whether results come in input order (True, unless said otherwise), or as they are ready.
+        on_error: What becomes of an input that has no result: "raise" (unless said otherwise) ends the stream with its
+            error, "skip" leaves it out, "return" gives the error in the place of the result.
+
+    Raises:
+        StateError: The embedder is not open, or was opened on another event loop.
+        OptionError: An argument that cannot work; (from the stream) one that the model cannot serve.
+        InputError: The source is none; (from the stream) one of its inputs is none of the family, cannot be had, or is
+            over the limit with `truncate=False`; `index` says which.
+    """
+
+    key: Key | None
+    on_error: OnError
+
+
+class ForPeople(TypedDict):
+    """What a spec says that no program reads."""
+
+    description: str
+    license: str
+    size_in_gb: float
 
 
 CALLS_PER_TURN = 32
@@ -45,7 +112,7 @@ CALLS_PER_TURN = 32
 class Opened:
     """What exists only between opening and closing."""
 
-    pool: WorkerPool
+    engine: Supervisor
     model: PooledModel
     group: TaskGroup
     spec: ModelSpec
@@ -90,8 +157,8 @@ class Embedder(Openable):
             if pool is None:
                 # The workers start while the files are being found.
                 pool = await stack.enter_async_context(self._new_pool())
-            else:
-                pool.check_loop()
+            engine = engine_of(pool)
+            engine.check_open()
             config = await prepare(
                 self._wanted(),
                 self.family,
@@ -100,11 +167,11 @@ class Embedder(Openable):
                 overrides=self._overrides(),
                 settings=self._settings(),
             )
-            model = pool.add_model(config)
-            stack.callback(pool.remove_model, model)
-            await pool.warm(model)
+            model = engine.add_model(config)
+            stack.callback(engine.remove_model, model)
+            await engine.warm(model)
             group = await stack.enter_async_context(owned_task_group())
-            opened = self._opened = Opened(pool, model, group, config.spec, Turnstile(pool.loop, CALLS_PER_TURN))
+            opened = self._opened = Opened(engine, model, group, config.spec, Turnstile(engine.loop, CALLS_PER_TURN))
             try:
                 yield
             finally:
@@ -133,7 +200,7 @@ class Embedder(Openable):
     def stats(self) -> Stats:
         """What this model has computed, and the state of its pool: a snapshot."""
         opened = self._require_open()
-        return opened.pool.stats(opened.model)
+        return opened.engine.stats(opened.model)
 
     # ---------------------------------------------------------------- opening
 
@@ -165,70 +232,80 @@ class Embedder(Openable):
         """The family's own keywords that its encoder reads."""
         return {}
 
-    def _vector_size(self) -> int:
-        """Length of the model's vectors. Raises `StateError` where it is known only while the model is open."""
-        if self._opened is not None:
-            size = self._opened.spec.dim or self._opened.model.info.dim
-        else:
-            name = self._model_name
-            spec = name if isinstance(name, ModelSpec) else find_model(os.fspath(name), self.family)
-            size = spec.dim if spec is not None else None
-        if not isinstance(size, int):
-            raise StateError(f"the size of {self.model_name} is known once it is open")
-        return size
+    def _known_spec(self) -> ModelSpec | None:
+        """The spec of the model if it was given, or is catalogued."""
+        name = self._model_name
+        return name if isinstance(name, ModelSpec) else find_model(os.fspath(name), self.family)
 
-    def _dense_output(self, call: Call) -> Output[Any, Any]:
+    def _known_size(self) -> int | None:
+        """Length of the model's vectors; None where it is not known, or not yet."""
+        if self._opened is None:
+            spec = self._known_spec()
+            return None if spec is None else spec.dim
+        return self._opened.spec.dim or self._opened.model.info.dim
+
+    def _dense_assembly(self, call: Call) -> Assembly[Any, Any]:
         """How the vectors that `call` asks for leave a stream."""
-        try:
-            size = call.truncate_dim or self._vector_size()
-        except StateError:
-            size = 0  # an image model outside the catalogue, which tells with its first vector
+        # An image model outside the catalogue tells with its first vector.
+        size = call.truncate_dim or self._known_size() or 0
         if call.output == "float":
             return dense(size, call.dtype)
         return dense(size if call.output == "int8" else -(-size // 8), "int8")
 
     @classmethod
-    def _catalogued_size(cls, model_name: str) -> int:
-        size = require_model(model_name, cls.family).dim
-        assert size is not None, f"every catalogued model of the family {cls.family} has a size"
-        return size
+    def _custom_spec(
+        cls,
+        name: str,
+        encoder: str,
+        sources: object,
+        model_file: str,
+        additional_files: Sequence[str] | None,
+        **for_people: Unpack["ForPeople"],
+    ) -> ModelSpec:
+        """The spec of a model that a program adds to this class; the arguments are those of `add_custom_model`."""
+        return ModelSpec(
+            name=name,
+            family=cls.family,
+            encoder=encoder,
+            additional_files=check_custom_model(name, model_file, additional_files),
+            sources=parse_origins(sources, name),
+            model_file=model_file,
+            **for_people,
+        )
 
     def _require_open(self) -> Opened:
         if self._opened is None:
             state = "was closed" if self._was_closed else "is not open"
             raise StateError(f"{type(self).__name__} {state}: use it inside `async with`")
-        self._opened.pool.check_loop()
+        self._opened.engine.loop.check()
         return self._opened
 
     # ---------------------------------------------------------------- dispatching
 
     def _stream(
         self,
+        opened: Opened,
         source: Source[InputT],
-        measure: "Measure",
+        door: Door,
         call: Call,
-        output: Output[Any, Any],
-        *,
-        key: Key | None,
-        priority: PriorityName,
-        ordered: bool,
-        on_error: OnError,
-    ) -> EmbeddingStream[InputT, Any, Any]:
-        opened = self._require_open()
+        assembly: Assembly[ResultT, CollectedT],
+        keywords: StreamKeywords,
+    ) -> AnyStream[InputT, ResultT, CollectedT]:
+        key, priority = keywords.get("key"), keywords.get("priority", "bulk")
+        ordered, on_error = keywords.get("ordered", True), keywords.get("on_error", "raise")
         check_choice("priority", priority, get_args(PriorityName))
         check_choice("on_error", on_error, get_args(OnError))
         check_bool("ordered", ordered)
-        if key is not None and not callable(key):
-            raise OptionError(f"key must be a function that takes the input out of a record; got {key!r}")
-        _check_source(source)
-        intake = self._intake(self._group_of(opened, call), Priority[priority.upper()], measure, key)
+        check_callable("key", key, what="a function that takes the input out of a record")
+        check_source(source)
+        intake = door(opened.engine, opened.model, call, Priority[priority.upper()], key)
 
         def end(state: StreamState[InputT]) -> None:
             opened.streams.discard(state)
             intake.close()
 
         state: StreamState[InputT] = StreamState(
-            opened.pool,
+            opened.engine,
             intake,
             max_items=self._options.max_in_flight or MAX_IN_FLIGHT,
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
@@ -237,7 +314,9 @@ class Embedder(Openable):
             on_end=end,
         )
         opened.streams.add(state)
-        return EmbeddingStream(state, source, opened.group, output.returning() if on_error == "return" else output)
+        if on_error == "return":
+            return EmbeddingStream(state, source, opened.group, returning(assembly))
+        return EmbeddingStream(state, source, opened.group, assembly)
 
     @uninterrupted
     async def _turn(self) -> Opened:
@@ -251,10 +330,11 @@ class Embedder(Openable):
         return self._require_open()
 
     @uninterrupted
-    async def _one(self, value: object, measure: "Measure", call: Call, output: Output[ResultT, Any]) -> ResultT:
+    async def _one(
+        self, opened: Opened, value: object, door: Door, call: Call, assembly: Assembly[ResultT, Any]
+    ) -> ResultT:
         """One input, at once: an interactive call; after `_turn`."""
-        opened = self._require_open()
-        intake = self._intake(self._group_of(opened, call), Priority.INTERACTIVE, measure, None)
+        intake = door(opened.engine, opened.model, call, Priority.INTERACTIVE, None)
         request = _Request()
         try:
             item, _ = intake.item(value, 0, request)
@@ -264,104 +344,42 @@ class Embedder(Openable):
             raise
         intake.submit([item])
         try:
-            return output.own(await request.wait(opened.pool, item))
+            return assembly.detach(await request.wait(opened.engine, item))
         finally:
             intake.close()
 
-    def _intake(self, group: Group, priority: Priority, measure: "Measure", key: Key | None) -> "ModelIntake":
-        opened = self._opened
-        assert opened is not None, "asked for by those who have looked"
-        return ModelIntake(opened.pool, opened.model, group, priority, measure, key)
-
-    async def _count(self, source: Source[InputT], measure: "Measure", call: Call) -> int:
+    async def _count(self, opened: Opened, source: Source[InputT], door: Door, call: Call) -> int:
         """Tokens of all inputs together; after `_turn`."""
-        counted = replace(call, mode="count")
         # A text alone is a single call; a corpus waits in the lane of the streams.
         priority: PriorityName = "interactive" if type(source) is list and len(source) == 1 else "bulk"
-        stream: EmbeddingStream[InputT, int, int] = self._stream(
-            source, measure, counted, COUNT, key=None, priority=priority, ordered=False, on_error="raise"
-        )
-        return await stream.collect()
-
-    def _group_of(self, opened: Opened, call: Call) -> Group:
-        model = opened.model
-        # What came up in the workers decides: a model on the CPU does not get an accelerator's batches.
-        max_tokens = model.info.max_batch_tokens or model.config.max_batch_tokens
-        return Group(model.key, call, max_tokens, model.config.max_batch_size or sys.maxsize)
+        keywords: StreamKeywords = {"priority": priority, "ordered": False}
+        stream = self._stream(opened, source, door, replace(call, mode="count"), COUNT, keywords)
+        return cast(int, await stream.collect())
 
 
-Measure: TypeAlias = Callable[[object], tuple[int, int]]
-"""From an input to (units, bytes): what its cost is estimated from, and what it keeps in memory.
+class HasVectors(Embedder):
+    """What the classes share whose results are vectors, or rows, of one length."""
 
-Raises `InputError` if it can be no input of the family.
-"""
+    _truncate_dim: int | None = None
 
+    @property
+    def embedding_size(self) -> int:
+        """Length of a vector; with late interaction, of a token's or patch's.
 
-class ModelIntake:
-    """From a record of the source to an item of this model."""
+        Raises:
+            StateError: The model is not catalogued, so its size is known only while it is open.
+        """
+        size = self._truncate_dim or self._known_size()
+        if size is None:
+            raise StateError(f"the size of {self.model_name} is known once it is open")
+        return size
 
-    def __init__(
-        self,
-        pool: WorkerPool,
-        model: PooledModel,
-        group: Group,
-        priority: Priority,
-        measure: Measure,
-        key: Key | None,
-    ) -> None:
-        self._pool = pool
-        self._model = model
-        self.group = group
-        self._priority = priority
-        self._measure = measure
-        self._key = key
-        self._most_tokens = model.config.max_length or model.info.max_length or sys.maxsize
-
-    def item(self, record: object, index: int, sink: Sink) -> tuple[Item, int]:
-        """See `asyncembed.stream.Intake`."""
-        # By its type: what an object says of its class may be anything, or raise.
-        if type(record) is not str and issubclass(type(record), InputError):
-            raise _at_index(cast(InputError, record), index)  # a source's word on a record that it could not give
-        value = record if self._key is None else self._take(record, index)
-        try:
-            units, size_bytes = self._measure(value)
-            return self._make_item(value, units, index, sink), size_bytes
-        except InputError as error:
-            raise _at_index(error, index) from error.__cause__
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            raise InputError(f"the input cannot be read: {in_words(error)}", index=index) from error
-
-    def _take(self, record: object, index: int) -> object:
-        assert self._key is not None
-        try:
-            return self._key(record)
-        except InputError as error:
-            raise _at_index(error, index) from error.__cause__
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            raise InputError(f"key= failed: {in_words(error)}", index=index) from error
-
-    def count_failure(self) -> None:
-        """See `asyncembed.stream.Intake`."""
-        self._model.failed += 1
-
-    def submit(self, items: list[Item]) -> None:
-        """See `asyncembed.stream.Intake`."""
-        self._pool.submit(items)
-
-    def close(self) -> None:
-        """Forget what was not submitted yet."""
-
-    def _make_item(self, value: object, units: int, index: int, sink: Sink) -> Item:
-        tokens = self._model.estimate_tokens(units)
-        if tokens >= self._most_tokens:
-            tokens, units = self._most_tokens, 0  # cut: says nothing of how many tokens a unit is
-        if type(value) is not str:
-            value = _plain(value)
-        return Item(value, tokens, self.group, self._priority, sink, index, units)
+    @classmethod
+    def get_embedding_size(cls, model_name: str) -> int:
+        """Length of a catalogued model's vectors. Raises `UnknownModelError`."""
+        size = require_model(model_name, cls.family).dim
+        assert size is not None, f"every catalogued model of the family {cls.family} has a size"
+        return size
 
 
 class _Request:
@@ -382,80 +400,18 @@ class _Request:
         self._error = error
         self._event.set()
 
-    async def wait(self, pool: WorkerPool, item: Item) -> object:
+    def charge(self, index: int, size_bytes: int) -> None:
+        """One input alone is not bounded by what it keeps."""
+
+    async def wait_bytes(self, index: int, expected_bytes: int) -> None:
+        """Likewise."""
+
+    async def wait(self, engine: Supervisor, item: Item) -> object:
         try:
             await self._event.wait()
         except BaseException:
-            pool.withdraw([item])
+            engine.withdraw([item])
             raise
         if self._error is not None:
             raise self._error
         return self._result
-
-
-def measure_text(value: object) -> tuple[int, int]:
-    """Characters and bytes of a text."""
-    text = value if type(value) is str else plain_text(value)
-    if text is None:
-        hint = "; decode it first" if isinstance(value, bytes) else ""
-        raise InputError(f"expected a str, got {type(value).__name__}{hint}")
-    return len(text), sys.getsizeof(text)
-
-
-def plain_text(value: object) -> str | None:
-    """A text as `str` itself, None for what is none.
-
-    A subclass may not survive pickling, or bring much along; pyarrow's scalars of strings are no subclasses.
-    """
-    if issubclass(type(value), str):
-        return str.__str__(cast(str, value))
-    if type(value).__module__.partition(".")[0] == "pyarrow" and hasattr(value, "as_py"):
-        text = value.as_py()
-        return text if type(text) is str else None
-    return None
-
-
-def _plain(value: object) -> object:
-    """A text, or the texts of a pair, as `str` itself."""
-    if isinstance(value, tuple | list):
-        return tuple(map(_plain, value))
-    return value if (text := plain_text(value)) is None else text
-
-
-def _at_index(error: InputError, index: int) -> InputError:
-    """The error with its index; another one for what was handed over before, as a source may do several times."""
-    if error.index not in (None, index):
-        again = InputError(*error.args, index=index)
-        again.__cause__ = error.__cause__
-        return again
-    error.index = index
-    return error
-
-
-_TABLES = frozenset({"DataFrame", "DataFrameGroupBy", "LazyFrame", "DataArray", "RecordBatchReader"})
-"""Names of the tables that do not say so by `__dataframe__`, as those of pandas, polars, pyarrow and others do."""
-
-
-def _check_source(source: object) -> None:
-    """Refuse what is no source, and what iterates as something other than its records."""
-    kind = type(source)
-    if isinstance(source, bytes | bytearray | memoryview):
-        raise InputError(f"the source is {kind.__name__}, whose elements are numbers: decode it first")
-    if isinstance(source, Mapping):
-        # Iterating over it gives its keys, which is hardly ever what is meant.
-        name = "dict" if kind is dict else f"mapping ({kind.__name__})"
-        raise InputError(f"the source is a {name}: give its keys(), its values(), or a list of records with key=")
-    if hasattr(kind, "__dataframe__") or any(base.__name__ in _TABLES for base in kind.__mro__):
-        raise InputError(
-            f"the source is a table ({kind.__module__.partition('.')[0]}.{kind.__name__}), which iterates as something "
-            'other than its rows: give a column, as table["text"] or array.values, or its rows as dicts, with key='
-        )
-    if getattr(source, "ndim", None) == 0:
-        raise InputError(f"the source is a single value ({kind.__name__} of no dimension): put it into a list")
-    if not hasattr(kind, "__aiter__") and not hasattr(kind, "__iter__") and not hasattr(kind, "__getitem__"):
-        raise InputError(f"the source must be iterable or async iterable; got {kind.__name__}")
-
-
-def as_source(texts: Source[InputT]) -> Source[InputT]:
-    """One `str` is one text, not many characters."""
-    return cast("Source[InputT]", [texts]) if isinstance(texts, str) else texts

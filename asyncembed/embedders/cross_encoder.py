@@ -1,20 +1,18 @@
 """Rerankers: how well a document answers a query, judged by a model that reads both together."""
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Unpack, cast, get_args, overload
 
-from asyncembed.catalogue.lookup import parse_origins, register
-from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.checks import check_bool, check_choice, check_count, check_custom_model, checks_keywords
-from asyncembed.embedders.base import Embedder, InputT, Key, ModelName, PriorityName, measure_text
-from asyncembed.embedders.roles import ReturningCall, StreamCall
+from asyncembed.catalogue.lookup import register
+from asyncembed.checks import check_bool, check_choice, check_count, checks_keywords
+from asyncembed.embedders.base import AnyStream, Embedder, ModelName, ReturningCall, StreamCall, StreamKeywords
+from asyncembed.embedders.intake import Door, InputT, Intake, Key, accept_pair, accept_text
 from asyncembed.encoders.encoder import Call
 from asyncembed.errors import InputError
 from asyncembed.options import OptionKeywords
-from asyncembed.results import SCORE, Output, Scores, own_score, stack_scores
-from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source
+from asyncembed.results import SCORE, Assembly, CollectedT, Scores, stack_scores
+from asyncembed.stream import EmbeddingStream, ReturningStream, Source
 
 Activation = Literal["none", "sigmoid"]
 Pair = tuple[str, str]
@@ -30,6 +28,15 @@ class RerankReturningCall(ReturningCall, total=False):
     """The same with errors in the place of scores."""
 
     activation: Activation | None
+
+
+class RerankKeywords(StreamKeywords, total=False):
+    """What a call may say that gives either."""
+
+    activation: Activation | None
+
+
+PAIRS = partial(Intake, accept_pair)
 
 
 class TextCrossEncoder(Embedder):
@@ -91,56 +98,23 @@ class TextCrossEncoder(Embedder):
     ) -> ReturningStream[InputT, float]: ...
     @checks_keywords
     def rerank(
-        self,
-        query: str,
-        documents: Source[Any],
-        *,
-        key: Key | None = None,
-        activation: Activation | None = None,
-        priority: PriorityName = "bulk",
-        ordered: bool = True,
-        on_error: OnError = "raise",
-    ) -> EmbeddingStream[Any, Any, Any]:
+        self, query: str, documents: Source[Any], **call: Unpack[RerankKeywords]
+    ) -> AnyStream[Any, float, Scores]:
         """Score documents, from any iterable or async iterable, against one query.
 
         Args:
             query: The query.
             documents: The texts, or records from which `key` takes the text.
-            key: Takes the text out of a record.
-            activation: Instead of the constructor's.
-            priority: "interactive" goes before "bulk".
-            ordered: Whether scores come in input order, or as they are ready.
-            on_error: What becomes of a document that has no score: "raise" ends the stream with its error, "skip"
-                leaves it out, "return" gives the error in the place of the score.
+            call: `activation`, instead of the constructor's; `key`, `priority`, `ordered`, `on_error`: see
+                `asyncembed.StreamKeywords`, also for the errors.
 
         Returns:
             A stream of scores, in input order: nothing is sorted (see `rank`).
 
         Raises:
-            StateError: The model is not open, or was opened on another event loop.
-            OptionError: An argument that cannot work.
-            InputError: The query is no text, or `documents` is one text; (from the stream) a document is not a text, or
-                its pair is over the limit with `truncate=False`: `index` says which.
+            InputError: The query is no text, or `documents` is one text.
         """
-        query_units, _ = measure_text(query)
-        _refuse_text(documents, "documents", "the document")
-        text_of: Callable[[Any], str] = key or _itself
-
-        def measure(value: object) -> tuple[int, int]:
-            assert isinstance(value, tuple)
-            units, size_bytes = measure_text(value[1])
-            return query_units + units, size_bytes
-
-        return self._stream(
-            documents,
-            measure,
-            self._call(activation),
-            SCORE,
-            key=lambda record: (query, text_of(record)),
-            priority=priority,
-            ordered=ordered,
-            on_error=on_error,
-        )
+        return self._with_query(query, documents, SCORE, call)
 
     @overload
     def rerank_pairs(
@@ -159,28 +133,10 @@ class TextCrossEncoder(Embedder):
         self, pairs: Source[InputT], *, key: Callable[[InputT], Pair], **call: Unpack[RerankReturningCall]
     ) -> ReturningStream[InputT, float]: ...
     @checks_keywords
-    def rerank_pairs(
-        self,
-        pairs: Source[Any],
-        *,
-        key: Key | None = None,
-        activation: Activation | None = None,
-        priority: PriorityName = "bulk",
-        ordered: bool = True,
-        on_error: OnError = "raise",
-    ) -> EmbeddingStream[Any, Any, Any]:
+    def rerank_pairs(self, pairs: Source[Any], **call: Unpack[RerankKeywords]) -> AnyStream[Any, float, Scores]:
         """Score pairs (query, document), from any iterable or async iterable; see `rerank`."""
         _refuse_text(pairs, "pairs", "the pair")
-        return self._stream(
-            pairs,
-            measure_pair,
-            self._call(activation),
-            SCORE,
-            key=key,
-            priority=priority,
-            ordered=ordered,
-            on_error=on_error,
-        )
+        return self._pairs(pairs, PAIRS, SCORE, call)
 
     @overload
     async def rank(
@@ -222,19 +178,17 @@ class TextCrossEncoder(Embedder):
         """
         await self._turn()
         check_count("top_k", top_k, least=1)
-        stream: EmbeddingStream[Any, float, Any] = self.rerank(
-            query, documents, key=key or _itself, activation=activation, priority="interactive"
-        )
         # Where the scores of many documents are put together they are sorted too: in a thread.
-        stream.output = Output(own=own_score, assemble=partial(_best, top_k=top_k))
-        return cast("list[tuple[int, float]]", await stream.collect())
+        best = Assembly(float, partial(_best, top_k=top_k))
+        call: RerankKeywords = {"key": key, "activation": activation, "priority": "interactive"}
+        return cast("list[tuple[int, float]]", await self._with_query(query, documents, best, call).collect())
 
     @checks_keywords
     async def token_count(self, pairs: Source[Pair]) -> int:
         """How many tokens the pairs have together, special tokens included, each cut at the length limit."""
-        await self._turn()
+        opened = await self._turn()
         _refuse_text(pairs, "pairs", "the pair")
-        return await self._count(pairs, measure_pair, self._call(None))
+        return await self._count(opened, pairs, PAIRS, self._call(None))
 
     @classmethod
     def add_custom_model(
@@ -262,20 +216,35 @@ class TextCrossEncoder(Embedder):
         Raises:
             OptionError: The name is taken, or there is no source.
         """
-        files = check_custom_model(model, model_file, additional_files)
         register(
-            ModelSpec(
-                name=model,
-                family=cls.family,
-                encoder="cross_encoder",
-                sources=parse_origins(sources, model),
-                model_file=model_file,
-                additional_files=files,
+            cls._custom_spec(
+                model,
+                "cross_encoder",
+                sources,
+                model_file,
+                additional_files,
                 description=description,
                 license=license,
                 size_in_gb=size_in_gb,
             )
         )
+
+    def _with_query(
+        self, query: str, documents: Source[InputT], assembly: Assembly[float, CollectedT], call: RerankKeywords
+    ) -> AnyStream[InputT, float, CollectedT]:
+        text, query_units, _ = accept_text(query)
+        _refuse_text(documents, "documents", "the document")
+
+        def accept(value: object) -> tuple[Pair, int, int]:
+            document, units, size_bytes = accept_text(value)
+            return (text, document), query_units + units, size_bytes
+
+        return self._pairs(documents, partial(Intake, accept), assembly, call)
+
+    def _pairs(
+        self, source: Source[InputT], door: Door, assembly: Assembly[float, CollectedT], call: RerankKeywords
+    ) -> AnyStream[InputT, float, CollectedT]:
+        return self._stream(self._require_open(), source, door, self._call(call.get("activation")), assembly, call)
 
     def _call(self, activation: Activation | None) -> Call:
         check_choice("activation", activation, (None, *get_args(Activation)))
@@ -290,18 +259,6 @@ def _best(scores: list[Any], top_k: int | None) -> list[tuple[int, float]]:
     return list(zip(order.tolist(), stacked[order].tolist(), strict=True))
 
 
-def measure_pair(value: object) -> tuple[int, int]:
-    """Characters and bytes of a pair of texts."""
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise InputError(f"expected a pair (query, document), got {type(value).__name__}")
-    (query_units, query_bytes), (units, size_bytes) = map(measure_text, value)
-    return query_units + units, query_bytes + size_bytes + sys.getsizeof(value)
-
-
 def _refuse_text(source: object, name: str, what: str) -> None:
     if isinstance(source, str | bytes):
         raise InputError(f"{name} must be an iterable; put {what} into a list")
-
-
-def _itself(record: object) -> str:
-    return cast(str, record)

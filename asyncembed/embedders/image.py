@@ -3,35 +3,41 @@
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, overload
+from inspect import isawaitable, iscoroutine
+from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, cast, overload
 
+import anyio
 from anyio import CancelScope, get_cancelled_exc_class, move_on_after
 from anyio.abc import TaskGroup
 
 from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.checks import check_bool, check_choice, check_count, check_seconds, checks_keywords
-from asyncembed.embedders.base import Embedder, InputT, Key, Measure, ModelIntake, ModelName, PriorityName
-from asyncembed.embedders.roles import ReturningCall, StreamCall
+from asyncembed.embedders.base import AnyStream, HasVectors, ModelName, ReturningCall, StreamCall, StreamKeywords
+from asyncembed.embedders.intake import InputT, Intake, Key
 from asyncembed.encoders.encoder import Call
-from asyncembed.engine.scheduler import Group, Item, Priority, Sink
-from asyncembed.engine.supervisor import PooledModel, WorkerPool
-from asyncembed.errors import AsyncEmbedError, InputError, StateError
-from asyncembed.images.inputs import MAX_IMAGE_PIXELS, describe
-from asyncembed.images.intake import (
+from asyncembed.engine.model import PooledModel
+from asyncembed.engine.scheduler import Item, Priority
+from asyncembed.engine.supervisor import Supervisor
+from asyncembed.errors import AsyncEmbedError, InputError, StateError, in_words
+from asyncembed.feeding import Recipient
+from asyncembed.images.inputs import (
     ENCODED_BYTES_PER_TOKEN,
-    Absent,
+    MAX_IMAGE_PIXELS,
     ImageInput,
-    ImagePacker,
     ImageT,
-    as_images,
-    measure_image,
+    ToFetch,
+    accept_image,
+    is_one_image,
+    its_own_error,
+    most_bytes,
 )
 from asyncembed.images.urls import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.options import OptionKeywords
-from asyncembed.results import Output, ScalarT
-from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source, StreamState
+from asyncembed.results import Assembly, CollectedT, ResultT, ScalarT
+from asyncembed.stream import EmbeddingStream, ReturningStream, Source
+from asyncembed.wakeup import completion, start_thread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +46,9 @@ if TYPE_CHECKING:
 CLOSE_GRACE_SECONDS = 2.0
 
 LONGEST_TIMEOUT_SECONDS = 1e9
+
+READ_BYTES = 1024 * 1024
+"""Of a file object, at a time."""
 
 DECODING_TOKENS = 128
 """What decoding an image of ordinary size costs, in tokens, beside what its model takes for it."""
@@ -56,7 +65,7 @@ class ImageKeywords(OptionKeywords, total=False):
     url_timeout: float
 
 
-class ImageEmbedder(Embedder):
+class ImageEmbedder(HasVectors):
     """What the classes that take images share.
 
     An image is a path, a URL (http or https), a file's bytes, a file object, an image of Pillow's, or an array of
@@ -110,8 +119,7 @@ class ImageEmbedder(Embedder):
             "max_image_pixels": max_image_pixels,
         }
         limits = FetchLimits(allow_private=allow_private_urls, max_bytes=max_url_bytes, timeout_seconds=seconds)
-        self._fetcher = UrlFetcher(limits)
-        self._packer = ImagePacker(self._fetcher, max_pixels=max_image_pixels, timeout_seconds=seconds)
+        self._loader = ImageLoader(limits, max_pixels=max_image_pixels)
 
     @asynccontextmanager
     async def _lifetime(self) -> AsyncGenerator[None]:
@@ -121,55 +129,50 @@ class ImageEmbedder(Embedder):
         finally:
             # After the streams have ended: an image that is being fetched then is nobody's failure.
             with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
-                await self._fetcher.aclose()
+                await self._loader.aclose()
 
     def _settings(self) -> Mapping[str, object]:
         return self._decoding
 
-    def _intake(self, group: Group, priority: Priority, measure: Measure, key: Key | None) -> ModelIntake:
-        if measure is not measure_image:
-            return super()._intake(group, priority, measure, key)
-        opened = self._require_open()
-        return _ImageIntake(opened.pool, opened.model, group, priority, key, self._packer, opened.group)
+    def _door(self, engine: Supervisor, model: PooledModel, call: Call, priority: Priority, key: Key | None) -> Intake:
+        tasks = self._require_open().group
+        return _ImageIntake(self._loader, tasks, engine, model, call, priority, key)
 
     def _images(
         self,
-        source: Source[Any] | ImageInput,
+        source: Source[InputT] | ImageInput,
         call: Call,
-        output: Output[Any, Any],
-        key: Key | None,
-        priority: PriorityName,
-        ordered: bool,
-        on_error: OnError,
-    ) -> EmbeddingStream[Any, Any, Any]:
-        return self._stream(
-            as_images(source),
-            measure_image,
-            call,
-            output,
-            key=key,
-            priority=priority,
-            ordered=ordered,
-            on_error=on_error,
-        )
+        assembly: Assembly[ResultT, CollectedT],
+        keywords: StreamKeywords,
+    ) -> AnyStream[InputT, ResultT, CollectedT]:
+        images = cast("Source[InputT]", [source] if is_one_image(source) else source)
+        return self._stream(self._require_open(), images, self._door, call, assembly, keywords)
 
 
-class _ImageIntake(ModelIntake):
+@dataclass(frozen=True, slots=True)
+class _Absent:
+    """An image that is not at hand, and whom it concerns when it is: the value of an item until then."""
+
+    image: ToFetch
+    recipient: Recipient
+
+
+class _ImageIntake(Intake):
     """From a record to an image that waits for a worker; what is not at hand is brought in by tasks of the embedder."""
 
     def __init__(
         self,
-        pool: WorkerPool,
+        loader: "ImageLoader",
+        tasks: TaskGroup,
+        engine: Supervisor,
         model: PooledModel,
-        group: Group,
+        call: Call,
         priority: Priority,
         key: Key | None,
-        packer: ImagePacker,
-        tasks: TaskGroup,
     ) -> None:
-        super().__init__(pool, model, group, priority, partial(measure_image, max_pixels=packer.max_pixels), key)
+        super().__init__(partial(accept_image, max_pixels=loader.max_pixels), engine, model, call, priority, key)
         self._tokens_per_image = DECODING_TOKENS + model.info.tokens_per_image
-        self._packer = packer
+        self._loader = loader
         self._tasks = tasks
         # What is yet to be brought in, and the scopes of the tasks that do it.
         self._waiting: deque[Item] = deque()
@@ -178,22 +181,19 @@ class _ImageIntake(ModelIntake):
         self._on_the_way = 0
         self._largest = 0
 
-    def _make_item(self, value: object, units: int, index: int, sink: Sink) -> Item:
-        return Item(self._packer(value), self._tokens_per_image + units, self.group, self._priority, sink, index)
+    def _make_item(self, value: object, units: int, index: int, sink: Recipient) -> Item:
+        if type(value) is ToFetch:
+            value = _Absent(value, sink)
+        return Item(value, self._tokens_per_image + units, self.batch_key, self._priority, sink, index)
 
     def submit(self, items: list[Item]) -> None:
-        ready = []
-        for item in items:
-            if type(item.value) is not Absent:
-                ready.append(item)
-            else:
-                self._waiting.append(item)
-                if len(self._scopes) < CONCURRENCY:
-                    scope = CancelScope()
-                    self._scopes.add(scope)
-                    self._tasks.start_soon(self._bring_all, scope)
-        if ready:
-            self._pool.submit(ready)
+        absent = [item for item in items if type(item.value) is _Absent]
+        self._waiting += absent
+        for _ in range(min(len(absent), CONCURRENCY - len(self._scopes))):
+            scope = CancelScope()
+            self._scopes.add(scope)
+            self._tasks.start_soon(self._bring_all, scope)
+        super().submit([item for item in items if type(item.value) is not _Absent] if absent else items)
 
     def close(self) -> None:
         self._waiting.clear()
@@ -215,13 +215,12 @@ class _ImageIntake(ModelIntake):
 
     async def _bring_in(self, item: Item) -> None:
         """Fetch or read an image, and let it wait for a worker; whatever goes wrong is the image's own error."""
-        assert isinstance(item.value, Absent)
+        absent = cast(_Absent, item.value)
         try:
-            if isinstance(item.sink, StreamState):
-                await item.sink.wait_bytes(item.index, self._largest * self._on_the_way)
+            await absent.recipient.wait_bytes(item.index, self._largest * self._on_the_way)
             self._on_the_way += 1
             try:
-                data = await item.value.bring()
+                data = await self._loader.load(absent.image)
             finally:
                 self._on_the_way -= 1
         except get_cancelled_exc_class():
@@ -230,22 +229,87 @@ class _ImageIntake(ModelIntake):
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 (it travels as a value: nothing leaves a task of the group)
-            known = error if isinstance(error, AsyncEmbedError) else describe(error)
-            self._model.failed += 1
-            item.sink.fail(item.index, InputError(str(known), index=item.index))
+            message = str(error) if isinstance(error, AsyncEmbedError) else in_words(error)
+            self.count_failure()
+            item.sink.fail(item.index, InputError(message, index=item.index))
             return
         item.value = data
         self._largest = max(self._largest, len(data))
         # What it costs to decode is known only now.
         item.size += len(data) // ENCODED_BYTES_PER_TOKEN
-        if isinstance(item.sink, StreamState):
-            item.sink.charge(item.index, len(data))
-        self._pool.submit([item])
+        absent.recipient.charge(item.index, len(data))
+        super().submit([item])
 
 
 def _fail_as_closed(item: Item) -> None:
     """Tell whoever waits for an image that nobody brings it in any more; a stream that has ended does not listen."""
     item.sink.fail(item.index, StateError("the embedder was closed while the image was being fetched or read"))
+
+
+# ---------------------------------------------------------------- what is not at hand
+
+
+class ImageLoader:
+    """Fetches URLs and reads file objects. It is an embedder's: connections outlive the streams that used them."""
+
+    def __init__(self, limits: FetchLimits, *, max_pixels: int) -> None:
+        self.max_pixels = max_pixels
+        self._limits = limits
+        self._fetcher = UrlFetcher(limits)
+
+    async def load(self, image: ToFetch) -> bytes:
+        """The bytes of an image.
+
+        Raises:
+            InputError: They cannot be had, are too many, or do not come in time.
+        """
+        if isinstance(image.source, str):
+            return await self._fetcher.fetch(image.source)
+        reading = _Reading(image.source, most_bytes(self.max_pixels))
+        seconds = self._limits.timeout_seconds
+        try:
+            # The thread that reads it is left behind where it does not answer in time.
+            with anyio.fail_after(seconds):
+                return await completion(start_thread(reading.read))
+        except TimeoutError:
+            raise InputError(f"the file object did not answer within url_timeout={seconds:g} s") from None
+        finally:
+            reading.is_over = True
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._fetcher.aclose()
+
+
+class _Reading:
+    """The reading of one file object, in a thread."""
+
+    def __init__(self, file: Any, max_bytes: int) -> None:
+        self.is_over = False
+        self._file = file
+        self._max_bytes = max_bytes
+
+    def read(self) -> bytes:
+        """All of it, from its beginning where it can be moved there."""
+        with its_own_error("the file object cannot be read"):
+            if hasattr(self._file, "seekable") and self._file.seekable():
+                self._file.seek(0)
+            content = bytearray()
+            while not self.is_over and (part := self._read_part()):
+                content += part
+                if len(content) > self._max_bytes:
+                    raise InputError(f"the file object gives more than {self._max_bytes} bytes")
+            return bytes(content)
+
+    def _read_part(self) -> bytes | bytearray:
+        part = self._file.read(READ_BYTES)
+        if isawaitable(part):
+            if iscoroutine(part):
+                part.close()
+            raise InputError("the file object is an asynchronous one: give what `await file.read()` gives")
+        if not isinstance(part, bytes | bytearray):
+            raise InputError(f"the file object gives {type(part).__name__}; open the file in binary mode")
+        return part
 
 
 class ImageVectorKeywords(ImageKeywords, total=False):
@@ -313,6 +377,7 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         check_bool("normalize", normalize, may_be_none=True)
         check_choice("dtype", dtype, ("float32", "float16"))
         check_count("truncate_dim", truncate_dim, least=1)
+        self._truncate_dim = truncate_dim
         self._pooling: Literal["none", "cls"] | None = pooling
         self._normalize = normalize
         self._call = Call(mode="image", truncate_dim=truncate_dim, dtype=dtype)
@@ -335,56 +400,32 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
     @checks_keywords
     def embed(
-        self,
-        images: Source[Any] | ImageInput,
-        *,
-        key: Key | None = None,
-        priority: PriorityName = "bulk",
-        ordered: bool = True,
-        on_error: OnError = "raise",
-    ) -> EmbeddingStream[Any, Any, Any]:
+        self, images: Source[Any] | ImageInput, **call: Unpack[StreamKeywords]
+    ) -> "AnyStream[Any, NDArray[ScalarT], NDArray[ScalarT]]":
         """Embed images from any iterable or async iterable.
 
         Args:
             images: The images, or records from which `key` takes the image. One image alone is taken as such.
-            key: Takes the image out of a record.
-            priority: "interactive" goes before "bulk".
-            ordered: Whether results come in input order, or as they are ready.
-            on_error: What becomes of an image that has no vector: "raise" ends the stream with its error, "skip" leaves
-                it out, "return" gives the error in the place of the vector.
+            call: `key`, `priority`, `ordered`, `on_error`: see `asyncembed.StreamKeywords`, also for the errors.
 
         Returns:
             A stream of arrays (dim,).
-
-        Raises:
-            StateError: The embedder is not open, or was opened on another event loop.
-            OptionError: An argument that cannot work; (from the stream) one that the model cannot serve.
-            InputError: (from the stream) an input is no image, or cannot be fetched, read or decoded; `index` says
-                which.
         """
-        return self._images(images, self._call, self._dense_output(self._call), key, priority, ordered, on_error)
+        return self._images(images, self._call, self._dense_assembly(self._call), call)
 
     @checks_keywords
     async def embed_image(self, image: ImageInput) -> "NDArray[ScalarT]":
-        """The vector of one image: (dim,). Goes before bulk work."""
-        await self._turn()
-        return await self._one(image, measure_image, self._call, self._dense_output(self._call))
+        """The vector of one image: (dim,). Goes before bulk work.
+
+        The name is fastembed's; where matrices come of images, `embed_image` is the stream of many.
+        """
+        return await self._one(await self._turn(), image, self._door, self._call, self._dense_assembly(self._call))
 
     @checks_keywords
     async def embed_images(self, images: Iterable[ImageInput]) -> "NDArray[ScalarT]":
         """The vectors of some images: (n, dim), rows in input order. Goes before bulk work."""
         await self._turn()
         return await self.embed(images, priority="interactive").collect()
-
-    @property
-    def embedding_size(self) -> int:
-        """Length of a vector. Raises `StateError` if the model is neither catalogued nor open."""
-        return self._call.truncate_dim or self._vector_size()
-
-    @classmethod
-    def get_embedding_size(cls, model_name: str) -> int:
-        """Length of a catalogued model's vectors. Raises `UnknownModelError`."""
-        return cls._catalogued_size(model_name)
 
     def _overrides(self) -> Overrides:
         return replace(super()._overrides(), pooling=self._pooling, normalize=self._normalize)

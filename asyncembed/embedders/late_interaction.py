@@ -3,16 +3,17 @@
 from typing import TYPE_CHECKING, Generic, Literal, Unpack, overload
 
 from asyncembed.checks import check_bool, check_choice, checks_keywords
-from asyncembed.embedders.base import ModelName, as_source, measure_text
-from asyncembed.embedders.roles import TextRoles
+from asyncembed.embedders.base import HasVectors, ModelName, Opened, StreamKeywords
+from asyncembed.embedders.intake import as_source
+from asyncembed.embedders.roles import TEXTS, TextRoles
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.options import OptionKeywords
-from asyncembed.results import MATRICES, ScalarT
+from asyncembed.results import MATRICES, Assembly, ScalarT
 from asyncembed.stream import Source
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray  # noqa: F401 (in the quotes of the base class)
+    from numpy.typing import NDArray
 
 
 class TruncateKeywords(OptionKeywords, total=False):
@@ -21,7 +22,9 @@ class TruncateKeywords(OptionKeywords, total=False):
     truncate: bool
 
 
-class LateInteractionTextEmbedding(TextRoles["NDArray[ScalarT]", "list[NDArray[ScalarT]]"], Generic[ScalarT]):
+class LateInteractionTextEmbedding(
+    HasVectors, TextRoles["NDArray[ScalarT]", "list[NDArray[ScalarT]]"], Generic[ScalarT]
+):
     """ColBERT and its descendants: for each text a matrix with a vector per token.
 
     ```python
@@ -46,7 +49,6 @@ class LateInteractionTextEmbedding(TextRoles["NDArray[ScalarT]", "list[NDArray[S
     """
 
     family = "late_interaction"
-    _output = MATRICES
 
     @overload
     def __init__(
@@ -90,24 +92,17 @@ class LateInteractionTextEmbedding(TextRoles["NDArray[ScalarT]", "list[NDArray[S
             is_doc: Whether they are documents, rather than queries.
             include_extension: Whether the model's marker, and the mask tokens that lengthen a query, count too.
         """
-        await self._turn()
+        opened = await self._turn()
         check_bool("is_doc", is_doc)
         check_bool("include_extension", include_extension)
         role = "document" if is_doc else "query"
         call = Call(truncate=self._truncate, settings=(("include_extension", include_extension), ("role", role)))
-        return await self._count(as_source(texts), measure_text, call)
-
-    @property
-    def embedding_size(self) -> int:
-        """Length of a token's vector. Raises `StateError` if the model is neither catalogued nor open."""
-        return self._vector_size()
-
-    @classmethod
-    def get_embedding_size(cls, model_name: str) -> int:
-        """Length of a catalogued model's vectors. Raises `UnknownModelError`."""
-        return cls._catalogued_size(model_name)
+        return await self._count(opened, as_source(texts), TEXTS, call)
 
     # ---------------------------------------------------------------- parts
 
-    def _call(self, mode: Mode) -> Call:
+    def _call(self, opened: Opened, mode: Mode, asked: StreamKeywords) -> Call:  # noqa: ARG002 (it asks for nothing)
         return Call(mode=mode, truncate=self._truncate, dtype=self._dtype)
+
+    def _assembly(self, call: Call) -> "Assembly[NDArray[ScalarT], list[NDArray[ScalarT]]]":  # noqa: ARG002 (of one kind)
+        return MATRICES

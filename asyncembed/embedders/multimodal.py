@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, overload
 
 from asyncembed.checks import check_bool, check_choice, checks_keywords
-from asyncembed.embedders.base import InputT, Key, ModelName, PriorityName, as_source, measure_text
+from asyncembed.embedders.base import AnyStream, ModelName, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.image import ImageEmbedder, ImageKeywords
-from asyncembed.embedders.roles import ReturningCall, StreamCall
+from asyncembed.embedders.intake import InputT, as_source
+from asyncembed.embedders.roles import TEXTS
 from asyncembed.encoders.encoder import Call
-from asyncembed.images.intake import ImageInput, ImageT, measure_image
+from asyncembed.images.inputs import ImageInput, ImageT
 from asyncembed.results import MATRICES, ScalarT
-from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source
+from asyncembed.stream import EmbeddingStream, ReturningStream, Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,43 +97,18 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
     @checks_keywords
     def embed_text(
-        self,
-        documents: Source[Any],
-        *,
-        key: Key | None = None,
-        priority: PriorityName = "bulk",
-        ordered: bool = True,
-        on_error: OnError = "raise",
-    ) -> EmbeddingStream[Any, Any, Any]:
+        self, documents: Source[Any], **call: Unpack[StreamKeywords]
+    ) -> "AnyStream[Any, NDArray[ScalarT], list[NDArray[ScalarT]]]":
         """Embed texts, as the queries that they are to these models.
 
         Args:
             documents: The texts, or records from which `key` takes the text. One `str` is one text.
-            key: Takes the text out of a record.
-            priority: "interactive" goes before "bulk".
-            ordered: Whether results come in input order, or as they are ready.
-            on_error: What becomes of an input that has no matrix: "raise" ends the stream with its error, "skip"
-                leaves it out, "return" gives the error in the place of the matrix.
+            call: `key`, `priority`, `ordered`, `on_error`: see `asyncembed.StreamKeywords`, also for the errors.
 
         Returns:
-            A stream of float32 arrays (rows, dim).
-
-        Raises:
-            StateError: The embedder is not open, or was opened on another event loop.
-            OptionError: An argument that cannot work.
-            InputError: (from the stream) an input is not a text, or is over the limit with `truncate=False`; `index`
-                says which.
+            A stream of arrays (rows, dim).
         """
-        return self._stream(
-            as_source(documents),
-            measure_text,
-            self._text_call,
-            MATRICES,
-            key=key,
-            priority=priority,
-            ordered=ordered,
-            on_error=on_error,
-        )
+        return self._stream(self._require_open(), as_source(documents), TEXTS, self._text_call, MATRICES, call)
 
     @overload
     def embed_image(
@@ -152,29 +128,24 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
     @checks_keywords
     def embed_image(
-        self,
-        images: Source[Any] | ImageInput,
-        *,
-        key: Key | None = None,
-        priority: PriorityName = "bulk",
-        ordered: bool = True,
-        on_error: OnError = "raise",
-    ) -> EmbeddingStream[Any, Any, Any]:
-        """Embed images; see `ImageEmbedding.embed` for the arguments and errors.
+        self, images: Source[Any] | ImageInput, **call: Unpack[StreamKeywords]
+    ) -> "AnyStream[Any, NDArray[ScalarT], list[NDArray[ScalarT]]]":
+        """Embed images; see `ImageEmbedding.embed` for the arguments.
+
+        `ImageEmbedding.embed_image` is a coroutine for one image, as in fastembed; here that is `embed_one_image`.
 
         Returns:
-            A stream of float32 arrays (rows, dim). ColPali has 1030 rows for an image, ColModernVBERT 64 and a few for
-            each tile into which it cuts it.
+            A stream of arrays (rows, dim). ColPali has 1030 rows for an image, ColModernVBERT 64 and a few for each
+            tile into which it cuts it.
         """
-        return self._images(images, self._image_call, MATRICES, key, priority, ordered, on_error)
+        return self._images(images, self._image_call, MATRICES, call)
 
     # ---------------------------------------------------------------- a few inputs, at once
 
     @checks_keywords
     async def embed_query(self, query: str) -> "NDArray[ScalarT]":
         """The matrix of one text: (rows, dim). Goes before bulk work."""
-        await self._turn()
-        return await self._one(query, measure_text, self._text_call, MATRICES)
+        return await self._one(await self._turn(), query, TEXTS, self._text_call, MATRICES)
 
     @checks_keywords
     async def embed_images(self, images: Iterable[ImageInput]) -> "list[NDArray[ScalarT]]":
@@ -185,8 +156,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
     @checks_keywords
     async def embed_one_image(self, image: ImageInput) -> "NDArray[ScalarT]":
         """The matrix of one image: (rows, dim). Goes before bulk work."""
-        await self._turn()
-        return await self._one(image, measure_image, self._image_call, MATRICES)
+        return await self._one(await self._turn(), image, self._door, self._image_call, MATRICES)
 
     @checks_keywords
     async def token_count(self, texts: Source[str], include_extension: bool = False) -> int:
@@ -194,19 +164,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
 
         With `include_extension` those count too that make a query of a text.
         """
-        await self._turn()
+        opened = await self._turn()
         check_bool("include_extension", include_extension)
         call = Call(truncate=self._text_call.truncate, settings=(("include_extension", include_extension),))
-        return await self._count(as_source(texts), measure_text, call)
-
-    # ---------------------------------------------------------------- about models
-
-    @property
-    def embedding_size(self) -> int:
-        """Length of a row. Raises `StateError` if the model is neither catalogued nor open."""
-        return self._vector_size()
-
-    @classmethod
-    def get_embedding_size(cls, model_name: str) -> int:
-        """Length of a catalogued model's rows. Raises `UnknownModelError`."""
-        return cls._catalogued_size(model_name)
+        return await self._count(opened, as_source(texts), TEXTS, call)

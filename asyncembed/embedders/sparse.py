@@ -1,28 +1,26 @@
 """Sparse text embeddings: SPLADE, BM25, BM42 and miniCOIL behind one class."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Unpack, get_args
 
-from asyncembed.catalogue.lookup import find_model, parse_origins, register
-from asyncembed.catalogue.spec import ModelSpec
+from asyncembed.catalogue.lookup import register
 from asyncembed.checks import (
     check_bool,
     check_choice,
     check_count,
-    check_custom_model,
     check_number,
     check_text,
     check_words,
     checks_keywords,
 )
-from asyncembed.embedders.base import ModelName, as_source, measure_text
-from asyncembed.embedders.roles import TextRoles
+from asyncembed.embedders.base import ModelName, Opened, StreamKeywords
+from asyncembed.embedders.intake import as_source
+from asyncembed.embedders.roles import TEXTS, TextRoles
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.errors import OptionError
 from asyncembed.options import OptionKeywords
-from asyncembed.results import SPARSE, SparseEmbedding
+from asyncembed.results import SPARSE, Assembly, SparseEmbedding
 from asyncembed.stream import Source
 
 if TYPE_CHECKING:
@@ -69,7 +67,6 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
     """
 
     family = "sparse"
-    _output = SPARSE
 
     @checks_keywords
     def __init__(
@@ -113,8 +110,8 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
 
         For BM25, how many words, those that do not count included.
         """
-        await self._turn()
-        return await self._count(as_source(texts), measure_text, self._call("count"))
+        opened = await self._turn()
+        return await self._count(opened, as_source(texts), TEXTS, self._call(opened, "count"))
 
     @classmethod
     def add_custom_model(
@@ -146,37 +143,37 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
             OptionError: The name is taken, there is no source, or no such kind.
         """
         check_choice("kind", kind, get_args(CustomKind))
-        given = check_custom_model(model, model_file, additional_files)
-        files = dict.fromkeys([*given, *(["idf.json"] if kind == "inference_free_splade" else [])])
-        register(
-            ModelSpec(
-                name=model,
-                family=cls.family,
-                encoder=kind,
-                sources=parse_origins(sources, model),
-                model_file=model_file,
-                additional_files=tuple(files),
-                description=description,
-                license=license,
-                size_in_gb=size_in_gb,
-            )
+        spec = cls._custom_spec(
+            model,
+            kind,
+            sources,
+            model_file,
+            additional_files,
+            description=description,
+            license=license,
+            size_in_gb=size_in_gb,
         )
+        if kind == "inference_free_splade":
+            spec = replace(spec, additional_files=tuple(dict.fromkeys([*spec.additional_files, "idf.json"])))
+        register(spec)
 
     # ---------------------------------------------------------------- parts
 
     def _settings(self) -> Mapping[str, object]:
         return self._given
 
-    def _wanted(self) -> str | os.PathLike[str] | ModelSpec:
-        name = self._model_name
-        spec = name if isinstance(name, ModelSpec) else find_model(os.fspath(name), self.family)
+    def _wanted(self) -> ModelName:
+        spec = self._known_spec()
         if spec is not None and spec.encoder == "bm25" and {"stopwords", "disable_stemmer"} & self._given.keys():
             # All that its files hold are stop words.
             return replace(spec, sources=(), additional_files=())
-        return name
+        return self._model_name
 
-    def _call(self, mode: Mode) -> Call:
+    def _call(self, opened: Opened, mode: Mode, asked: StreamKeywords | None = None) -> Call:  # noqa: ARG002 (of one kind)
         return Call(mode=mode, truncate=self._truncate)
+
+    def _assembly(self, call: Call) -> Assembly[SparseEmbedding, list[SparseEmbedding]]:  # noqa: ARG002 (of one kind)
+        return SPARSE
 
 
 def _check(given: Mapping[str, object]) -> None:

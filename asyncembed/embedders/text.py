@@ -4,17 +4,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, Unpack, cast, get_args, overload
 
-from asyncembed.catalogue.lookup import parse_origins, register
+from asyncembed.catalogue.lookup import register
 from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import ModelSpec, Pooling
-from asyncembed.checks import check_bool, check_choice, check_count, check_custom_model, check_text, checks_keywords
-from asyncembed.embedders.base import Embedder, InputT, Key, ModelName, Opened, PriorityName, as_source, measure_text
-from asyncembed.embedders.roles import ReturningCall, StreamCall
+from asyncembed.checks import check_bool, check_choice, check_count, check_text, checks_keywords
+from asyncembed.embedders.base import (
+    AnyStream,
+    HasVectors,
+    ModelName,
+    Opened,
+    ReturningCall,
+    StreamCall,
+    StreamKeywords,
+)
+from asyncembed.embedders.intake import InputT, as_source
+from asyncembed.embedders.roles import TEXTS, TextRoles
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.errors import OptionError
 from asyncembed.options import OptionKeywords
-from asyncembed.results import ScalarT
-from asyncembed.stream import EmbeddingStream, OnError, ReturningStream, Source
+from asyncembed.results import Assembly, ScalarT
+from asyncembed.stream import EmbeddingStream, ReturningStream, Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +64,10 @@ class TextReturningCall(TextCall, ReturningCall, total=False):
     """What a call may say that gives a stream with errors in the place of results."""
 
 
+class TextStreamKeywords(TextCall, StreamKeywords, total=False):
+    """What a call may say that gives either."""
+
+
 class TextKeywords(OptionKeywords, total=False):
     """The keywords that do not decide about the type of a vector, for signatures; `TextEmbedding` documents them."""
 
@@ -66,7 +79,7 @@ class TextKeywords(OptionKeywords, total=False):
     truncate_dim: int | None
 
 
-class TextEmbedding(Embedder, Generic[ScalarT]):
+class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"], Generic[ScalarT]):
     """Dense text embeddings: one vector per text.
 
     ```python
@@ -168,10 +181,11 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
                 'output="int8" and int8_ranges= go together: the smallest and largest value of each component, '
                 "np.stack([sample.min(0), sample.max(0)]) of the float embeddings of some hundred documents"
             )
+        self._truncate_dim = truncate_dim
         self._pooling = pooling
         self._normalize = normalize
         self._prompts = prompts
-        self._call = Call(
+        self._base_call = Call(
             task=task,
             truncate=truncate,
             truncate_dim=truncate_dim,
@@ -200,37 +214,20 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
     @checks_keywords
     def embed(
-        self,
-        documents: Source[Any],
-        *,
-        key: Key | None = None,
-        priority: PriorityName = "bulk",
-        ordered: bool = True,
-        on_error: OnError = "raise",
-        **call: Unpack[TextCall],
-    ) -> EmbeddingStream[Any, Any, Any]:
+        self, documents: Source[Any], **call: Unpack[TextStreamKeywords]
+    ) -> "AnyStream[Any, NDArray[ScalarT], NDArray[ScalarT]]":
         """Embed texts from any iterable or async iterable.
 
         Args:
             documents: The texts, or records from which `key` takes the text. One `str` is one document.
-            key: Takes the text out of a record.
-            priority: "interactive" goes before "bulk".
-            ordered: Whether results come in input order, or as they are ready.
-            on_error: What becomes of an input that has no vector: "raise" ends the stream with its error, "skip"
-                leaves it out, "return" gives the error in the place of the vector.
-            call: `prompt`, `prompt_name`, `task`, `truncate`, `truncate_dim`: for this call, instead of what the
-                constructor said. See `asyncembed.TextCall`.
+            call: `key`, `priority`, `ordered`, `on_error`: see `asyncembed.StreamKeywords`, also for the errors; and
+                `prompt`, `prompt_name`, `task`, `truncate`, `truncate_dim`, for this call instead of what the
+                constructor said: see `asyncembed.TextCall`.
 
         Returns:
             A stream of arrays (dim,).
-
-        Raises:
-            StateError: The embedder is not open, or was opened on another event loop.
-            OptionError: An argument that cannot work; (from the stream) one that the model cannot serve.
-            InputError: (from the stream) an input is not a text, or is over the limit with `truncate=False`; `index`
-                says which.
         """
-        return self._texts("embed", documents, key, priority, ordered, on_error, call)
+        return self._texts("embed", documents, call)
 
     @overload
     def query_embed(
@@ -250,17 +247,10 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
     @checks_keywords
     def query_embed(
-        self,
-        queries: Source[Any],
-        *,
-        key: Key | None = None,
-        priority: PriorityName = "bulk",
-        ordered: bool = True,
-        on_error: OnError = "raise",
-        **call: Unpack[TextCall],
-    ) -> EmbeddingStream[Any, Any, Any]:
+        self, queries: Source[Any], **call: Unpack[TextStreamKeywords]
+    ) -> "AnyStream[Any, NDArray[ScalarT], NDArray[ScalarT]]":
         """`embed` for queries: with the query prompt or task, where the model has one and it is switched on."""
-        return self._texts("query", queries, key, priority, ordered, on_error, call)
+        return self._texts("query", queries, call)
 
     @overload
     def passage_embed(
@@ -280,17 +270,10 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
     ) -> "ReturningStream[InputT, NDArray[ScalarT]]": ...
     @checks_keywords
     def passage_embed(
-        self,
-        passages: Source[Any],
-        *,
-        key: Key | None = None,
-        priority: PriorityName = "bulk",
-        ordered: bool = True,
-        on_error: OnError = "raise",
-        **call: Unpack[TextCall],
-    ) -> EmbeddingStream[Any, Any, Any]:
+        self, passages: Source[Any], **call: Unpack[TextStreamKeywords]
+    ) -> "AnyStream[Any, NDArray[ScalarT], NDArray[ScalarT]]":
         """`embed` for passages: with the passage prompt or task, where the model has one and it is switched on."""
-        return self._texts("passage", passages, key, priority, ordered, on_error, call)
+        return self._texts("passage", passages, call)
 
     # ---------------------------------------------------------------- a few inputs, at once
 
@@ -301,9 +284,7 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         With the query prompt or task, where the model has one and it is switched on. The keywords, and the errors, are
         those of `embed`; an `InputError` has no `index`.
         """
-        opened = await self._turn()
-        asked = self._call_of(opened, "query", call)
-        return await self._one(query, measure_text, asked, self._dense_output(asked))
+        return await self._query(query, cast(TextStreamKeywords, call))
 
     @checks_keywords
     async def embed_documents(self, documents: Iterable[str], **call: Unpack[TextCall]) -> "NDArray[ScalarT]":
@@ -319,23 +300,9 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
     async def token_count(self, texts: Source[str], **call: Unpack[TextCall]) -> int:
         """How many tokens the texts have together, special tokens included, each cut at the length limit."""
         opened = await self._turn()
-        return await self._count(as_source(texts), measure_text, self._call_of(opened, "embed", call))
+        return await self._count(opened, as_source(texts), TEXTS, self._call(opened, "embed", call))
 
     # ---------------------------------------------------------------- about models
-
-    @property
-    def embedding_size(self) -> int:
-        """Length of a vector.
-
-        Raises:
-            StateError: The model is not catalogued, so its size is known only while it is open.
-        """
-        return self._call.truncate_dim or self._vector_size()
-
-    @classmethod
-    def get_embedding_size(cls, model_name: str) -> int:
-        """Length of a catalogued model's vectors. Raises `UnknownModelError`."""
-        return cls._catalogued_size(model_name)
 
     @classmethod
     def add_custom_model(
@@ -371,63 +338,39 @@ class TextEmbedding(Embedder, Generic[ScalarT]):
         Raises:
             OptionError: The name is taken, there is no source, or the pooling is not known.
         """
-        files = check_custom_model(model, model_file, additional_files)
         check_count("dim", dim, least=1, may_be_none=False)
         check_bool("normalization", normalization)
         check_text("output_name", output_name)
         wanted = str(getattr(pooling, "value", pooling)).lower()
         wanted = {"disabled": "none"}.get(wanted, wanted)
         check_choice("pooling", wanted, get_args(Pooling))
-        register(
-            ModelSpec(
-                name=model,
-                family=cls.family,
-                encoder="dense",
-                sources=parse_origins(sources, model),
-                model_file=model_file,
-                additional_files=files,
-                dim=dim,
-                pooling=cast(Pooling, wanted),
-                normalize=normalization,
-                graph_output=output_name if output_name is not None else 0,
-                description=description,
-                license=license,
-                size_in_gb=size_in_gb,
-            )
+        spec = cls._custom_spec(
+            model,
+            "dense",
+            sources,
+            model_file,
+            additional_files,
+            description=description,
+            license=license,
+            size_in_gb=size_in_gb,
         )
+        output = output_name if output_name is not None else 0
+        register(replace(spec, dim=dim, pooling=cast(Pooling, wanted), normalize=normalization, graph_output=output))
 
     # ---------------------------------------------------------------- parts
 
     def _overrides(self) -> Overrides:
         return replace(super()._overrides(), pooling=self._pooling, normalize=self._normalize)
 
-    def _texts(
-        self,
-        mode: Mode,
-        source: Source[Any],
-        key: Key | None,
-        priority: PriorityName,
-        ordered: bool,
-        on_error: OnError,
-        call: TextCall,
-    ) -> EmbeddingStream[Any, Any, Any]:
-        asked = self._call_of(self._require_open(), mode, call)
-        return self._stream(
-            as_source(source),
-            measure_text,
-            asked,
-            self._dense_output(asked),
-            key=key,
-            priority=priority,
-            ordered=ordered,
-            on_error=on_error,
-        )
+    def _assembly(self, call: Call) -> "Assembly[NDArray[ScalarT], NDArray[ScalarT]]":
+        return self._dense_assembly(call)
 
-    def _call_of(self, opened: Opened, mode: Mode, call: TextCall) -> Call:
+    def _call(self, opened: Opened, mode: Mode, asked: StreamKeywords | TextCall) -> Call:
+        call = cast(TextCall, asked)
         check_count("truncate_dim", call.get("truncate_dim"), least=1)
         check_text("prompt", call.get("prompt"), may_be_empty=True)
         check_text("prompt_name", call.get("prompt_name"))
-        base = self._call
+        base = self._base_call
         task = call.get("task")
         _check_task(task)
         if base.task is not None and "tasks" not in opened.spec.settings and ":" not in opened.spec.encoder:

@@ -16,7 +16,7 @@ from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.encoders.settings import read_settings
 from asyncembed.encoders.stemming import WORD, Stemmer, Terms, is_punctuation_mark, read_stop_words, snowball
 from asyncembed.errors import InputError, OptionError
-from asyncembed.results import SparseBatch
+from asyncembed.results import Ragged, SparseEmbedding, bounds_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,22 +118,22 @@ class Bm25Encoder:
         counts = [Counter(filter(None, map(self._terms.stem, some))) for some in words]
         # Of two stems with one hash the later one counts.
         entries = [dict(zip(map(self._terms.index, some), some.values(), strict=True)) for some in counts]
-        offsets = np.zeros(len(entries) + 1, dtype=np.int64)
-        np.cumsum([len(some) for some in entries], out=offsets[1:])
-        indices = np.fromiter(chain.from_iterable(entries), dtype=np.int32, count=int(offsets[-1]))
+        bounds = bounds_of(map(len, entries))
+        indices = np.fromiter(chain.from_iterable(entries), dtype=np.int32, count=bounds[-1])
         if call.mode == "query":
             values = np.ones(len(indices), dtype=np.float32)
         else:
-            values = self._weigh(entries, [some.total() for some in counts], offsets)
+            values = self._weigh(entries, [some.total() for some in counts], bounds)
         computed = sum(map(len, words))
-        return Encoded(SparseBatch(indices, values, offsets), failures, tokens=computed, padded_tokens=computed)
+        batch = Ragged(SparseEmbedding, (indices, values), bounds)
+        return Encoded(batch, failures, tokens=computed, padded_tokens=computed)
 
     def _weigh(
-        self, entries: Sequence[Mapping[int, int]], lengths: Sequence[int], offsets: npt.NDArray[np.int64]
+        self, entries: Sequence[Mapping[int, int]], lengths: Sequence[int], bounds: Sequence[int]
     ) -> npt.NDArray[np.float32]:
         occurrences = chain.from_iterable(some.values() for some in entries)
-        counts = np.fromiter(occurrences, dtype=np.float64, count=int(offsets[-1]))
-        weights = self._frequency(counts, np.repeat(np.array(lengths, dtype=np.float64), np.diff(offsets)))
+        counts = np.fromiter(occurrences, dtype=np.float64, count=bounds[-1])
+        weights = self._frequency(counts, np.repeat(np.array(lengths, dtype=np.float64), np.diff(bounds)))
         return weights.astype(np.float32)
 
 

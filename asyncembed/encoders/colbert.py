@@ -8,8 +8,6 @@ whose vectors a document leaves out.
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,39 +20,10 @@ from asyncembed.encoders.postprocess import finish
 from asyncembed.encoders.text_graph import TextGraph
 from asyncembed.encoders.tokenization import TextTokenizer, Tokenized
 from asyncembed.errors import InputError, UnsupportedModelError
+from asyncembed.results import matrix_batch
 from asyncembed.runtime.session import Array
 
 BoolArray = npt.NDArray[np.bool_]
-
-
-class TokenVectors(Sequence[Array]):
-    """The results of a batch: one matrix (tokens, dim) per input, all of them slices of one array.
-
-    So a batch travels between processes as two arrays, whatever the number of its inputs.
-    """
-
-    def __init__(self, vectors: Array, counts: Sequence[int]) -> None:
-        """Cut `vectors`, (sum(counts), dim), into matrices of `counts` rows."""
-        self._vectors = vectors
-        self._ends = np.fromiter(accumulate(counts), dtype=np.int64, count=len(counts))
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    @overload
-    def __getitem__(self, position: int) -> Array: ...
-
-    @overload
-    def __getitem__(self, position: slice) -> list[Array]: ...
-
-    def __getitem__(self, position: int | slice) -> Array | list[Array]:
-        if isinstance(position, slice):
-            return [self[index] for index in range(*position.indices(len(self)))]
-        if not -len(self) <= position < len(self):
-            raise IndexError(position)
-        position %= len(self)
-        start = int(self._ends[position - 1]) if position else 0
-        return self._vectors[start : int(self._ends[position])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +199,7 @@ def encoded_matrices(
     owners = np.repeat(np.arange(len(counts)), counts)
     not_finite = finite.failures_of_form(vectors, results, owners)
     return Encoded(
-        TokenVectors(results, counts), {**failures, **not_finite}, tokens=tokens, padded_tokens=padded_tokens
+        matrix_batch(results, counts), {**failures, **not_finite}, tokens=tokens, padded_tokens=padded_tokens
     )
 
 

@@ -14,7 +14,7 @@ from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.text_graph import TextGraph
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer, Tokenized
 from asyncembed.errors import EncodeError
-from asyncembed.results import SparseBatch
+from asyncembed.results import Ragged, SparseEmbedding, sparse_batch
 from asyncembed.runtime.providers import is_gpu_package_installed
 from asyncembed.runtime.session import Array
 
@@ -91,7 +91,7 @@ class SparseEncoder:
         for position, (own_indices, own_values) in zip(done.positions, entries, strict=True):
             indices[position] = own_indices.astype(np.int32, copy=False)
             values[position] = own_values.astype(np.float32, copy=False)
-        batch = SparseBatch.join(indices, values)
+        batch = sparse_batch(indices, values)
         failures: Failures = {**done.failures, **self._not_finite(batch)}
         return Encoded(batch, failures, tokens=sum(done.lengths), padded_tokens=padded)
 
@@ -108,11 +108,11 @@ class SparseEncoder:
         self._graph.fit(tokenizer, self._config.max_length)
         return tokenizer
 
-    def _not_finite(self, batch: SparseBatch) -> dict[int, EncodeError]:
-        values = batch.values
+    def _not_finite(self, batch: Ragged[SparseEmbedding]) -> dict[int, EncodeError]:
+        _, values = batch.arrays
         if np.isfinite(values).all():
             return {}
-        owners = np.repeat(np.arange(len(batch)), np.diff(batch.offsets))
+        owners = np.repeat(np.arange(len(batch)), np.diff(batch.bounds))
         # Weights of queries are checked when they are read, so this comes from the graph.
         return self._graph.finite.failures(values, owners)
 

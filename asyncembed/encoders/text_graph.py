@@ -18,7 +18,7 @@ from asyncembed.encoders.microbatch import (
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer
 from asyncembed.errors import OptionError, UnsupportedModelError
 from asyncembed.runtime.onnx import OnnxSession
-from asyncembed.runtime.quantization import is_dynamically_quantized
+from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.runtime.session import Array, Session
 
 # What a graph may ask for and gets made up from the ids; whatever else it asks for, a family must supply.
@@ -62,7 +62,7 @@ class Graph:
         self._spec = spec
         self.session = OnnxSession(path, config.session)
         self.output = find_output(self.session, spec)
-        self.is_dynamically_quantized = is_dynamically_quantized(path)
+        self.is_dynamically_quantized = read_onnx_file(path).is_dynamically_quantized
         names = self.session.input_names
         self._dtypes: Mapping[str, np.dtype[Any]] = {name: self.session.input_dtype(name) for name in names}
         self._batch_sizes = {name: self.fixed_dimension(0, name) for name in names}

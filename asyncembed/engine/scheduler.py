@@ -38,7 +38,7 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class BatchKey:
     """What items must have in common to share a batch, and how large that may be.
 
     Attributes:
@@ -63,7 +63,7 @@ class Group:
         return self._hash
 
     @property
-    def least_size(self) -> float:
+    def minimum_size(self) -> float:
         """The size below which an item takes up no less of a batch, as that is full by count."""
         return self.max_batch_tokens / self.max_batch_size
 
@@ -75,14 +75,14 @@ class Item:
     it tells nothing of how units become tokens. `age` is set when it is added.
     """
 
-    __slots__ = ("age", "group", "index", "priority", "sink", "size", "units", "value")
+    __slots__ = ("age", "batch_key", "index", "priority", "sink", "size", "units", "value")
 
     def __init__(
-        self, value: object, size: int, group: Group, priority: Priority, sink: Sink, index: int, units: int = 0
+        self, value: object, size: int, batch_key: BatchKey, priority: Priority, sink: Sink, index: int, units: int = 0
     ) -> None:
         self.value = value
         self.size = size
-        self.group = group
+        self.batch_key = batch_key
         self.priority = priority
         self.sink = sink
         self.index = index
@@ -97,7 +97,7 @@ class Item:
 class Batch:
     """Items to compute in one go; `kills` counts the workers that died of it."""
 
-    group: Group
+    batch_key: BatchKey
     items: list[Item]
     kills: int = 0
 
@@ -115,12 +115,12 @@ class Batch:
     def load(self) -> float:
         """The part of a full batch that this one is; it may be full by tokens or by count."""
         longest = max(item.size for item in self.items)
-        return len(self.items) * max(longest, self.group.least_size) / self.group.max_batch_tokens
+        return len(self.items) * max(longest, self.batch_key.minimum_size) / self.batch_key.max_batch_tokens
 
     def halves(self, kills: int) -> list["Batch"]:
         """The same items as two batches that start with `kills`."""
         middle = len(self.items) // 2
-        return [Batch(self.group, part, kills) for part in (self.items[:middle], self.items[middle:]) if part]
+        return [Batch(self.batch_key, part, kills) for part in (self.items[:middle], self.items[middle:]) if part]
 
 
 _Entry = tuple[int, int, Item]  # (size, age, item): sorts by size, then age; ages are unique
@@ -128,24 +128,24 @@ _Entry = tuple[int, int, Item]  # (size, age, item): sorts by size, then age; ag
 
 @dataclass(slots=True)
 class _Lane:
-    """The waiting items of one priority: all by age, and those of each group by size."""
+    """The waiting items of one priority: all by age, and those of each batch key by size."""
 
     by_age: OrderedDict[int, Item] = field(default_factory=OrderedDict)
-    by_size: dict[Group, list[_Entry]] = field(default_factory=dict)
+    by_size: dict[BatchKey, list[_Entry]] = field(default_factory=dict)
     tokens: int = 0
 
     def add(self, item: Item) -> None:
         self.by_age[item.age] = item
-        insort(self.by_size.setdefault(item.group, []), (item.size, item.age, item))
+        insort(self.by_size.setdefault(item.batch_key, []), (item.size, item.age, item))
         self.tokens += item.size
 
-    def take(self, group: Group, low: int, high: int) -> list[Item]:
-        """Remove the entries `low:high` of `group`, which are of neighbouring sizes."""
-        entries = self.by_size[group]
+    def take(self, batch_key: BatchKey, low: int, high: int) -> list[Item]:
+        """Remove the entries `low:high` of `batch_key`, which are of neighbouring sizes."""
+        entries = self.by_size[batch_key]
         items = [entry[2] for entry in entries[low:high]]
         del entries[low:high]
         if not entries:
-            del self.by_size[group]
+            del self.by_size[batch_key]
         for item in items:
             del self.by_age[item.age]
             self.tokens -= item.size
@@ -155,10 +155,10 @@ class _Lane:
         """Remove `item`, if it waits here."""
         if self.by_age.pop(item.age, None) is None:
             return False
-        entries = self.by_size[item.group]
+        entries = self.by_size[item.batch_key]
         del entries[bisect_left(entries, (item.size, item.age))]
         if not entries:
-            del self.by_size[item.group]
+            del self.by_size[item.batch_key]
         self.tokens -= item.size
         return True
 
@@ -168,8 +168,8 @@ class Scheduler:
 
     The rule, in four sentences. Interactive items go before bulk items, except that bulk work keeps `bulk_share` of
     the work while both wait. The oldest item of the chosen lane leads the batch, so nothing starves. The batch
-    is filled with the items of the same group whose sizes are nearest to the leader's, from whatever stream or
-    caller, so hardly anything is padded. `longest * count` stays within the group's token budget and the count within
+    is filled with the items of the same batch key whose sizes are nearest to the leader's, from whatever stream or
+    caller, so hardly anything is padded. `longest * count` stays within the key's token budget and the count within
     its size limit; an item that alone is over the budget goes alone.
     """
 
@@ -214,7 +214,7 @@ class Scheduler:
         """Remove and return all waiting items of `model`, oldest first."""
         found: list[Item] = []
         for lane in self._lanes:
-            own = [item for item in lane.by_age.values() if item.group.model == model]
+            own = [item for item in lane.by_age.values() if item.batch_key.model == model]
             for item in own:
                 lane.remove(item)
             found += own
@@ -243,21 +243,21 @@ class Scheduler:
         if priority is None or leader is None:
             return None
         lane = self._lanes[priority]
-        group = leader.group
-        budget = group.max_batch_tokens
+        batch_key = leader.batch_key
+        budget = batch_key.max_batch_tokens
         if idle_workers > 1:
             share = max(SPLIT_FLOOR_TOKENS, -(-lane.tokens // idle_workers))
             budget = min(budget, share)
-        batch = Batch(group, self._fill(lane, leader, budget))
+        batch = Batch(batch_key, self._fill(lane, leader, budget))
         self._settle(batch)
         return batch
 
     def _fill(self, lane: _Lane, leader: Item, budget: int) -> list[Item]:
-        entries = lane.by_size[leader.group]
+        entries = lane.by_size[leader.batch_key]
         low = bisect_left(entries, (leader.size, leader.age))
         high = low + 1
         longest = leader.size
-        for count in range(2, leader.group.max_batch_size + 1):
+        for count in range(2, leader.batch_key.max_batch_size + 1):
             below = entries[low - 1][0] if low > 0 else None
             above = entries[high][0] if high < len(entries) else None
             fits_below = below is not None and longest * count <= budget
@@ -274,7 +274,7 @@ class Scheduler:
                 longest = above
             else:
                 break
-        return lane.take(leader.group, low, high)
+        return lane.take(leader.batch_key, low, high)
 
     def _settle(self, batch: Batch) -> None:
         if not self.waiting(Priority.BULK):

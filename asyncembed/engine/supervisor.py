@@ -1,12 +1,12 @@
-"""The worker pool: gives each worker with room a batch, hands answers on, and replaces workers that die.
+"""The engine behind a pool: gives each worker with room a batch, hands answers on, and replaces workers that die.
 
 Every worker has one task (`_serve`), which starts it, feeds it and ends it. All bookkeeping happens on the event loop
 between two awaits; a worker's answers arrive there through `Loop.post`. Nothing here knows what an encoder computes.
 """
 
 import os
-from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager
 from copy import copy
@@ -20,13 +20,11 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from anyio import CancelScope, CapacityLimiter, Event, to_thread
 
-from asyncembed.checks import check_pool_options, checks_keywords
-from asyncembed.encoders.encoder import Encoded, ModelInfo
+from asyncembed.encoders.encoder import Encoded
 from asyncembed.engine import child
-from asyncembed.engine.cores import available_cores as available_cores
-from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
-from asyncembed.engine.model import Speed
-from asyncembed.engine.scheduler import Batch, Group, Item, Priority, Scheduler
+from asyncembed.engine.lifetime import owned_task_group, uninterrupted
+from asyncembed.engine.model import PooledModel, Speed, Stats
+from asyncembed.engine.scheduler import Batch, Item, Priority, Scheduler
 from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone
 from asyncembed.errors import (
     OF_ONE_INPUT,
@@ -46,7 +44,6 @@ if TYPE_CHECKING:
 
     from asyncembed.encoders.encoder import EncoderConfig
 
-BATCH_TIMEOUT_SECONDS = 300.0
 LOAD_TIMEOUT_SECONDS = 900.0
 
 START_TIMEOUT_SECONDS = 60.0
@@ -54,9 +51,6 @@ START_TIMEOUT_SECONDS = 60.0
 
 DEATH_GRACE_SECONDS = 1.0
 """How long the last answers of a worker that died, and the word that there are no more, may take to arrive."""
-
-SPECIAL_TOKENS = 2
-"""Put around every text by most tokenizers."""
 
 ROUND_TRIP_SECONDS = 0.0006
 """From one answer to the start of the next batch, when the worker waits for it: two queue hops and a loop wake-up."""
@@ -69,9 +63,6 @@ MAX_DEPTH = 4
 WORTH_SHARING_SECONDS = 0.005
 """Work that takes no longer is not shared out among idle workers: to send a batch costs tenths of a millisecond."""
 
-MAX_WORKERS_BY_DEFAULT = 4
-"""Each worker holds the model once, so more than a few are for the user to ask for."""
-
 KILLS_BEFORE_SPLITTING = 2
 
 MAX_FAILED_STARTS = 5
@@ -81,104 +72,9 @@ MAX_LOAD_CRASHES = 3
 CRASHES_BEFORE_BACKOFF = 4
 MAX_BACKOFF_SECONDS = 5.0
 
-ESTIMATE_MEMORY = 0.95
-"""How much an earlier batch counts beside the next one when tokens per unit are learnt."""
-
 T = TypeVar("T")
 
 logger = getLogger("asyncembed")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
-    """What a pool, or one model in it, has done and is doing: a snapshot.
-
-    Attributes:
-        queued_interactive: Inputs that wait for a worker, of the interactive calls.
-        queued_bulk: Inputs that wait for a worker, of the streams.
-        in_flight: Batches that a worker has and has not answered.
-        batches: Batches computed.
-        items: Inputs computed.
-        failed: Inputs that got an error instead of a result, those that never reached a worker included.
-        tokens: Real tokens computed.
-        padded_tokens: Tokens computed, padding included.
-        batch_seconds: Median time of the latest batches, from sending to answer.
-        workers: Workers the pool has.
-        workers_ready: Workers that run now.
-        workers_restarted: How often a worker was replaced.
-    """
-
-    queued_interactive: int
-    queued_bulk: int
-    in_flight: int
-    batches: int
-    items: int
-    failed: int
-    tokens: int
-    padded_tokens: int
-    batch_seconds: float
-    workers: int
-    workers_ready: int
-    workers_restarted: int
-
-    @property
-    def queued(self) -> int:
-        """Inputs that wait for a worker."""
-        return self.queued_interactive + self.queued_bulk
-
-    @property
-    def padding_share(self) -> float:
-        """The part of the computed tokens that was padding, 0 to 1."""
-        return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
-
-
-class PooledModel:
-    """One model in a pool: how to load it, what came of that, and what it has computed."""
-
-    def __init__(self, key: int, config: "EncoderConfig") -> None:
-        self.key = key
-        self.config = config
-        self.info = ModelInfo()
-        self.is_wanted = False
-        """Whether workers load it ahead of its first batch."""
-        self.is_warming = False
-        """Whether somebody waits until every worker has it."""
-        self.load_error: AsyncEmbedError | None = None
-        self.load_crashes = 0
-        self.changed = Event()
-        self.batches = self.items = self.failed = self.tokens = self.padded_tokens = 0
-        self.batch_seconds: deque[float] = deque(maxlen=64)
-        self._speeds: defaultdict[Hashable, Speed] = defaultdict(Speed)
-        # Tokens per character of English, with the weight of one short text.
-        self._seen_units, self._seen_tokens = 100.0, 30.0
-
-    def estimate_tokens(self, units: int) -> int:
-        """Tokens of an input of `units` (characters of a text), by what was computed so far."""
-        return int(units * self._seen_tokens / self._seen_units) + SPECIAL_TOKENS
-
-    def speed(self, group: Group) -> Speed:
-        """How fast it computes what is asked of it in `group`'s mode: to count tokens takes less than to embed."""
-        return self._speeds[getattr(group.call, "mode", None)]
-
-    def record(self, batch: Batch, answer: Encoded, seconds: float) -> None:
-        """Count a computed batch, and learn from it."""
-        self.batches += 1
-        self.items += len(batch.items)
-        self.failed += len(answer.failures)
-        self.tokens += answer.tokens
-        self.padded_tokens += answer.padded_tokens
-        self.batch_seconds.append(seconds)
-        # From units, not from the estimates: those were made at different times, from what was known then.
-        units = [item.units for item in batch.items]
-        tokens = answer.tokens - SPECIAL_TOKENS * len(units)
-        if tokens > 0 and all(units) and not answer.failures:
-            self._seen_units = ESTIMATE_MEMORY * self._seen_units + sum(units)
-            self._seen_tokens = ESTIMATE_MEMORY * self._seen_tokens + tokens
-
-    def notify(self) -> None:
-        """Wake whoever waits for the model to be loaded."""
-        self.changed.set()
-        self.changed = Event()
 
 
 @dataclass(slots=True, eq=False)
@@ -233,56 +129,41 @@ class _Slot:
         return in_flight_seconds < ROUND_TRIP_SECONDS / ROUND_TRIP_SHARE
 
 
-class WorkerPool(Openable):
-    """Worker processes that several embedders can share.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPlan:
+    """How many workers of which kind a pool has: what became of its options.
 
-    ```python
-    async with WorkerPool(workers=4) as pool:
-        async with TextEmbedding("a/model", pool=pool) as dense, TextCrossEncoder("b/model", pool=pool) as rerank:
-            ...
-    ```
-
-    Args:
-        workers: Worker processes; None chooses from the cores that this process may use, and takes a thread where it
-            may have no children (a worker of Celery's, say). 0 always takes one thread of this
-            process instead (no isolation: a crash of the runtime is a crash of the program, and a batch that hangs
-            cannot be ended).
-        threads: Threads that each worker computes with; None shares the cores out.
-        interactive_workers: Workers besides those, kept free for interactive calls: a query then need not wait for the
-            batch of an ingest that each of the others has. Each holds one more copy of the models, and shares the cores
-            with the others while both compute; with `workers=0` it is a thread, too.
-        device_ids: Devices, one per worker, dealt out in turn; without `workers` there is one worker for each.
+    Attributes:
+        workers: Those for all work; with `in_thread` the one thread.
+        reserved: Those kept free for interactive work, besides.
+        threads: That each worker computes with.
+        in_thread: Compute in threads of this process.
+        threads_alone: That a worker computes with when it has to do for all, in this process; None: it must not.
+        device_ids: Devices, dealt out in turn.
         batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
-
-    Raises:
-        OptionError: A value that cannot work.
-        WorkerError: (on opening) no worker could be started.
     """
 
-    @checks_keywords
-    def __init__(
-        self,
-        *,
-        workers: int | None = None,
-        threads: int | None = None,
-        interactive_workers: int = 0,
-        device_ids: Sequence[int] | None = None,
-        batch_timeout: float | None = BATCH_TIMEOUT_SECONDS,
-    ) -> None:
-        check_pool_options(workers, threads, interactive_workers, device_ids, batch_timeout)
-        self._may_use_threads = workers is None
-        cores = available_cores()
-        if workers is None:
-            workers = len(device_ids) if device_ids else min(cores, MAX_WORKERS_BY_DEFAULT)
-        self._in_thread = workers == 0
-        self._threads_alone = cores if threads is None else threads
-        self._threads = max(1, cores // max(1, workers)) if threads is None else threads
-        self._device_ids = tuple(device_ids or ())
-        self._batch_timeout = None if self._in_thread else batch_timeout
-        reserved_from = max(1, workers)
-        self._slots = [
-            _Slot(index, is_reserved=index >= reserved_from) for index in range(reserved_from + interactive_workers)
-        ]
+    workers: int
+    reserved: int
+    threads: int
+    in_thread: bool
+    threads_alone: int | None
+    device_ids: Sequence[int]
+    batch_timeout: float | None
+
+
+class Supervisor:
+    """The workers of one opening of a pool, and what is to be computed: what embedders and streams call.
+
+    It lives once, inside `running`.
+    """
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        self._plan = plan
+        self._in_thread = plan.in_thread
+        self._threads = plan.threads
+        self._batch_timeout = plan.batch_timeout
+        self._slots = [_Slot(index, is_reserved=index >= plan.workers) for index in range(plan.workers + plan.reserved)]
         self._scheduler = Scheduler()
         # What comes before all that waits, and whether interactive work went before the first bulk batch of it.
         self._retries: list[Batch] = []
@@ -296,15 +177,14 @@ class WorkerPool(Openable):
         self._is_open = False
 
     @asynccontextmanager
-    async def _lifetime(self) -> AsyncGenerator[None]:
+    async def running(self) -> AsyncGenerator[None]:
+        """From the start of the workers to their end."""
         self._loop = Loop()
         self._limiter = CapacityLimiter(inf)
-        self._failure = None
         self._is_open = True
         try:
             async with owned_task_group() as group:
                 for slot in self._slots:
-                    slot.is_given_up = False
                     group.start_soon(self._serve, slot)
                 yield
         finally:
@@ -324,7 +204,7 @@ class WorkerPool(Openable):
     @uninterrupted
     def add_model(self, config: "EncoderConfig") -> PooledModel:
         """Make a model known; workers load it when `warm` asks, or with its first batch."""
-        self._check_open()
+        self.check_open()
         model = PooledModel(self._next_key, config)
         self._next_key += 1
         self._models[model.key] = model
@@ -348,7 +228,7 @@ class WorkerPool(Openable):
         Raises:
             ModelLoadError: A worker cannot load it; the message is the worker's own.
         """
-        self._check_open()
+        self.check_open()
         model.is_wanted = model.is_warming = True
         model.load_error = None
         model.load_crashes = 0
@@ -381,7 +261,7 @@ class WorkerPool(Openable):
             return
         known = []
         for item in items:
-            if item.group.model in self._models:
+            if item.batch_key.model in self._models:
                 known.append(item)
             else:
                 _fail_item(item, StateError("the worker pool, or the embedder, was closed"))
@@ -422,29 +302,24 @@ class WorkerPool(Openable):
         """Process ids of the workers that run now; empty with `workers=0`."""
         return [slot.worker.pid for slot in self._slots if slot.worker is not None and slot.worker.pid is not None]
 
-    def check_loop(self) -> None:
-        """Raise `StateError` unless the pool is open and the caller runs on its event loop."""
-        self._check_open()
-        assert self._loop is not None
-        self._loop.check()
+    def check_open(self) -> None:
+        """Raise `StateError` unless it is open, on the caller's event loop."""
+        if not self._is_open:
+            state = "was closed and is not open" if self._loop is not None else "is not open"
+            raise StateError(f"the worker pool {state}: use it inside `async with`")
+        self.loop.check()
 
     @property
     def loop(self) -> Loop:
-        """The event loop on which the pool was opened."""
-        self._check_open()
-        assert self._loop is not None
+        """The event loop on which it was opened."""
+        assert self._loop is not None, "asked for by those who have seen it open"
         return self._loop
 
     @property
     def limiter(self) -> CapacityLimiter:
         """For threads that wait. Not anyio's default: that belongs to the program, which may have filled it."""
-        self._check_open()
-        assert self._limiter is not None
+        assert self._limiter is not None, "asked for by those who have seen it open"
         return self._limiter
-
-    def _check_open(self) -> None:
-        if not self._is_open:
-            raise StateError("the worker pool is not open: use it inside `async with`")
 
     # ---------------------------------------------------------------- the life of one worker
 
@@ -544,7 +419,7 @@ class WorkerPool(Openable):
                 batch = self._next_batch(slot)
                 if batch is None:
                     return
-                model = self._models[batch.group.model]
+                model = self._models[batch.batch_key.model]
                 slot.held = batch
                 if model.key not in slot.loaded:
                     model.load_error = None
@@ -601,7 +476,7 @@ class WorkerPool(Openable):
         leader = self._scheduler.oldest(priority)
         if leader is None:
             return 0.0
-        return self._models[leader.group.model].speed(leader.group).seconds(self._scheduler.tokens)
+        return self._models[leader.batch_key.model].speed(leader.batch_key).seconds(self._scheduler.tokens)
 
     def _first_retry(self, slot: _Slot) -> Batch | None:
         self._retries = [batch for batch in self._retries if _drop_withdrawn(batch)]
@@ -619,7 +494,8 @@ class WorkerPool(Openable):
         return all(other.is_reserved or other.is_given_up for other in self._slots)
 
     def _send_load(self, slot: _Slot, worker: Worker, model: PooledModel) -> None:
-        device_id = self._device_ids[slot.index % len(self._device_ids)] if self._device_ids else None
+        devices = self._plan.device_ids
+        device_id = devices[slot.index % len(devices)] if devices else None
         session = replace(model.config.session, threads=self._threads)
         if device_id is not None:
             session = replace(session, device_id=device_id)
@@ -629,9 +505,9 @@ class WorkerPool(Openable):
     def _send_batch(self, slot: _Slot, worker: Worker, model: PooledModel) -> None:
         assert slot.held is not None
         batch = slot.held
-        future = worker.run(model.key, [item.value for item in batch.items], batch.group.call)
+        future = worker.run(model.key, [item.value for item in batch.items], batch.batch_key.call)
         slot.held = None
-        speed = model.speed(batch.group)
+        speed = model.speed(batch.batch_key)
         self._track(slot, _Running(model, batch, future, anyio.current_time(), speed, batch.size))
 
     def _track(self, slot: _Slot, running: _Running) -> None:
@@ -737,9 +613,9 @@ class WorkerPool(Openable):
 
     def _retry(self, batches: Sequence[Batch], error: AsyncEmbedError, *, first: bool = False) -> None:
         """Have `batches` computed before anything that waits; those of a model that is gone get `error`."""
-        known = [batch for batch in batches if batch.group.model in self._models]
+        known = [batch for batch in batches if batch.batch_key.model in self._models]
         for batch in batches:
-            if batch.group.model not in self._models:
+            if batch.batch_key.model not in self._models:
                 for item in batch.items:
                     _fail_item(item, error)
         self._retries = [*known, *self._retries] if first else [*self._retries, *known]
@@ -756,8 +632,8 @@ class WorkerPool(Openable):
             # One kill to their name already: the next one splits them again.
             self._retry(batch.halves(kills=KILLS_BEFORE_SPLITTING - 1), error)
         else:
-            if batch.group.model in self._models:
-                self._models[batch.group.model].failed += 1
+            if batch.batch_key.model in self._models:
+                self._models[batch.batch_key.model].failed += 1
             _fail_item(batch.items[0], error)
 
     def _blame_load(self, model: PooledModel, reason: str) -> None:
@@ -778,8 +654,8 @@ class WorkerPool(Openable):
     def _may_try_again(self, slot: _Slot, error: WorkerError, failed_starts: int) -> bool:
         """What comes of a worker that could not be started: most shortages pass, sooner or later."""
         if isinstance(error, WorkersImpossible):
-            if self._may_use_threads and not self._in_thread:
-                self._compute_in_threads(error)
+            if self._plan.threads_alone is not None and not self._in_thread:
+                self._compute_in_threads(error, self._plan.threads_alone)
             if self._in_thread:
                 return slot in self._slots
             self._give_up(slot, error)
@@ -790,10 +666,10 @@ class WorkerPool(Openable):
             self._give_up(slot, error)
         return True
 
-    def _compute_in_threads(self, error: WorkersImpossible) -> None:
+    def _compute_in_threads(self, error: WorkersImpossible, threads: int) -> None:
         """Do without processes, from now on: the user has left it to the pool."""
         logger.warning("computing in a thread of this process, as with workers=0: %s", error)
-        self._in_thread, self._threads, self._batch_timeout = True, self._threads_alone, None
+        self._in_thread, self._threads, self._batch_timeout = True, threads, None
         self._slots = [slot for slot in self._slots if slot.index == 0 or slot.is_reserved]
 
     def _give_up(self, slot: _Slot, error: AsyncEmbedError) -> None:
@@ -819,7 +695,7 @@ class WorkerPool(Openable):
         """Give `error` to all that waits for `model`; what a worker has is computed all the same."""
         items = self._scheduler.withdraw_model(model.key)
         for batch in self._batches_put_back():
-            if batch.group.model == model.key:
+            if batch.batch_key.model == model.key:
                 items += batch.items
                 batch.items = []
         for item in items:

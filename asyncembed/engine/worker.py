@@ -165,6 +165,7 @@ class ThreadWorker:
 
     def __init__(self) -> None:
         self._host = child.Host()
+        self._is_ended = False
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="asyncembed-worker", daemon=True)
 
@@ -179,20 +180,24 @@ class ThreadWorker:
         return self._call(self._host.load, key, config)
 
     def unload(self, key: int) -> None:
-        self._call(self._host.unload, key)
+        with suppress(WorkerGone):
+            self._call(self._host.unload, key)
 
     def run(self, key: int, values: Sequence[object], call: Hashable) -> Answer:
         return self._call(self._host.run, key, values, call)
 
     def kill(self) -> None:
+        self._is_ended = True
         self._calls.put(None)
 
     def stop(self) -> None:
-        self._calls.put(None)
+        self.kill()
         if self._thread.is_alive():
             self._thread.join(STOP_GRACE_SECONDS)
 
     def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        if self._is_ended:
+            raise WorkerGone("the worker has ended")
         future: Future[T] = Future()
 
         def run() -> None:

@@ -4,13 +4,13 @@ import contextlib
 import errno
 import hashlib
 import importlib.util
-import os
 import tempfile
 import time
 from pathlib import Path
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
 from asyncembed.export.architectures import read_config
+from asyncembed.files import default_cache_dir, replacing
 from asyncembed.runtime.safetensors import find_weights, read_tensors
 
 # Raised when the graph that the same weights give changes: older graphs are then not found any more.
@@ -102,18 +102,6 @@ def _place(directory: Path, cache_dir: Path | None) -> tuple[Path, Path, tuple[P
     return root, root / key, weights
 
 
-def default_cache_dir() -> Path:
-    """`$ASYNCEMBED_CACHE`, else `asyncembed` in the Hugging Face home.
-
-    That is `$HF_HOME`, else `$XDG_CACHE_HOME/huggingface`, else `~/.cache/huggingface`.
-    """
-    if chosen := os.environ.get("ASYNCEMBED_CACHE"):
-        return Path(chosen).expanduser()
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(HF_HOME) / "asyncembed"
-
-
 def _is_complete(target: Path) -> bool:
     return not target.is_symlink() and (target / GRAPH_FILE).is_file() and (target / DATA_FILE).is_file()
 
@@ -140,14 +128,11 @@ def _file_digest(path: Path, known: Path) -> str:
 
 
 def _remember(memo: Path, digest: str) -> None:
-    """Write `memo` whole or not at all; where that cannot be, the next caller hashes again."""
-    try:
+    """Keep a digest; where that cannot be, the next caller hashes again."""
+    with contextlib.suppress(OSError):
         memo.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=memo.parent, prefix=_TEMPORARY_PREFIX, delete=False) as file:
-            file.write(digest)
-        Path(file.name).replace(memo)
-    except OSError:
-        return
+        with replacing(memo) as temporary:
+            temporary.write_text(digest, "ascii")
 
 
 def _prune(root: Path) -> None:

@@ -3,7 +3,6 @@
 from asyncembed.hub.access import DownloadPolicy, HubAccess
 from asyncembed.hub.api import download_files, list_files
 from asyncembed.hub.listing import Listing, RepoFile
-from asyncembed.hub.loadable_path import loadable_model_path
 from asyncembed.hub.progress import (
     BytesReceived,
     DownloadFinished,
@@ -26,5 +25,4 @@ __all__ = [
     "RepoFile",
     "download_files",
     "list_files",
-    "loadable_model_path",
 ]

@@ -20,7 +20,6 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Sequence
@@ -28,10 +27,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asyncembed.errors import CacheNotWritableError, DiskFullError, DownloadError
-from asyncembed.hub.listing import DEFAULT_REVISION, Listing, RepoFile, Wanted, is_commit, parse_file
+from asyncembed.files import replacing
+from asyncembed.hub.listing import DEFAULT_REVISION, Listing, RepoFile, Wanted, parse_file
 from asyncembed.hub.partial import Partial
 from asyncembed.hub.verify import is_intact
-from asyncembed.repo_files import is_safe_path
+from asyncembed.repo_files import is_commit, is_safe_path
 
 EMPTY_BLOB_ID = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
 """git's name for no bytes at all; another blob without bytes is what a crash left."""
@@ -245,13 +245,8 @@ class RepoCache:
         if may_move:
             blob.replace(pointer)
         else:
-            temporary = pointer.with_name(f"{pointer.name}.{secrets.token_hex(4)}.tmp")
-            try:
-                with blob.open("rb") as content, temporary.open("xb") as copy:
-                    shutil.copyfileobj(content, copy, _COPY_BYTES)
-                temporary.replace(pointer)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with replacing(pointer) as temporary, blob.open("rb") as content, temporary.open("xb") as copy:
+                shutil.copyfileobj(content, copy, _COPY_BYTES)
 
     def _pointer(self, commit: str, file: RepoFile) -> Path:
         """The snapshot's entry of `file`, in its directory, which is there."""
@@ -403,20 +398,14 @@ def _symlink(target: str, pointer: Path) -> None:
     except FileExistsError:
         if pointer.is_symlink() and str(pointer.readlink()) == target:
             return
-        temporary = pointer.with_name(f"{pointer.name}.{secrets.token_hex(4)}.tmp")
-        temporary.symlink_to(target)
-        temporary.replace(pointer)
+        with replacing(pointer) as temporary:
+            temporary.symlink_to(target)
 
 
 def _write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(text.encode())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        file.write(text.encode())
 
 
 def _read_text(path: Path, most_bytes: int) -> str:

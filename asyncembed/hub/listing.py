@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from asyncembed.errors import OptionError, RepoFileNotFoundError, UnexpectedAnswerError
-from asyncembed.repo_files import is_safe_path, shown
+from asyncembed.repo_files import is_commit, is_safe_path, shown
 
 if TYPE_CHECKING:
     from asyncembed.hub.client import HubClient
@@ -19,7 +19,6 @@ MAX_FILES = 250_000
 
 MAX_FILE_BYTES = 2**50
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REPO_PART = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 
@@ -112,11 +111,6 @@ class Wanted:
             fnmatchcase(path, pattern + "*" if pattern.endswith("/") else pattern)
             for pattern in (pattern.replace("\\", "/") for pattern in self.patterns)
         )
-
-
-def is_commit(revision: str) -> bool:
-    """Whether `revision` is a full commit hash, which needs no look-up."""
-    return _COMMIT.fullmatch(revision) is not None
 
 
 def check_repo_id(repo: object) -> None:

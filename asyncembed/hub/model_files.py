@@ -8,7 +8,6 @@ from typing import get_args
 import anyio
 
 from asyncembed.catalogue.lookup import CLASSES, find_model
-from asyncembed.catalogue.onnx_choice import WEIGHTS_INDEX
 from asyncembed.catalogue.pipeline import Overrides, configuration_files, list_directory, spec_from_directory
 from asyncembed.catalogue.spec import CacheFolderOrigin, Family, HubOrigin, ModelSpec
 from asyncembed.errors import DownloadError, NoSourceError, OptionError, UnsupportedModelError
@@ -17,7 +16,8 @@ from asyncembed.hub.access import HubAccess
 from asyncembed.hub.api import download_files, list_files
 from asyncembed.hub.listing import Listing
 from asyncembed.hub.progress import Progress
-from asyncembed.runtime.external_data import external_data_files
+from asyncembed.repo_files import WEIGHTS_INDEX
+from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.runtime.safetensors import find_shards
 
 CONFIGURATION = (
@@ -186,7 +186,7 @@ def _named_by_files(directory: Path, spec: ModelSpec) -> tuple[str, ...]:
     if spec.model_file is None:
         return find_shards(directory) if WEIGHTS_INDEX in spec.additional_files else ()
     folder = PurePosixPath(spec.model_file).parent
-    return tuple((folder / name).as_posix() for name in external_data_files(directory / spec.model_file))
+    return tuple((folder / name).as_posix() for name in read_onnx_file(directory / spec.model_file).weights)
 
 
 async def _download_any(name: str, patterns: Sequence[str] | None, access: HubAccess) -> Path:

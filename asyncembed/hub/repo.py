@@ -20,13 +20,12 @@ from asyncembed.hub.listing import (
     check_repo_id,
     check_revision,
     enumerate_names,
-    is_commit,
     list_tree,
     resolve_commit,
 )
 from asyncembed.hub.locks import only_one_task
 from asyncembed.hub.progress import DownloadFinished, DownloadStarted, Reporter
-from asyncembed.repo_files import is_safe_path
+from asyncembed.repo_files import is_commit, is_safe_path
 
 if TYPE_CHECKING:
     from asyncembed.hub.client import HubClient

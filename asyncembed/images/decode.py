@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from asyncembed.errors import InputError
+from asyncembed.errors import InputError, in_words
 from asyncembed.images.image_limits import MeteredFile, check_opened, check_unopened, readable_formats
 from asyncembed.images.inputs import (
     MAX_IMAGE_PIXELS,
@@ -29,7 +29,6 @@ from asyncembed.images.inputs import (
     check_array,
     check_decoder,
     check_pixels,
-    describe,
     most_bytes,
 )
 
@@ -92,7 +91,7 @@ def decode(value: object, options: DecodeOptions) -> Image.Image:
         raise InputError(f"{_name(value)} does not fit into memory") from error
     # Pillow's decoders raise whatever they stumble over.
     except Exception as error:
-        raise InputError(f"{_name(value)} cannot be decoded: {describe(error)}") from error
+        raise InputError(f"{_name(value)} cannot be decoded: {in_words(error)}") from error
     raise InputError(f"expected an image, got {type(value).__name__}")
 
 

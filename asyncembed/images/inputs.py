@@ -1,21 +1,41 @@
-"""The forms in which images reach a worker: paths, encoded bytes, arrays of pixels, and Pillow's images.
+"""Images as inputs: what is one, what it costs, and the form in which it reaches a worker.
 
-Nothing here imports Pillow before it has to: the caller's process needs it only if the caller uses it.
+An input is looked at once, at the door (`accept_image`): it is a path, encoded bytes, pixels, or what is to be fetched
+or read first. Nothing is decoded here, and nothing here imports Pillow before it has to: the caller's process needs it
+only if the caller uses it.
 """
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar, Union, cast
 
 import numpy as np
 
-from asyncembed.errors import InputError
+from asyncembed.errors import InputError, in_words
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from PIL import Image
+
+ImageInput: TypeAlias = Union[
+    str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "Image.Image", "npt.NDArray[np.uint8]"
+]
+"""A path or URL (http or https), a file's bytes, a file object, an image of Pillow's, or uint8 pixels: (height, width)
+or (height, width, 1, 3 or 4)."""
+
+ImageT = TypeVar("ImageT", bound=ImageInput)
+
+ENCODED_BYTES_PER_TOKEN = 4096
+PIXEL_BYTES_PER_TOKEN = 32768
+"""What decoding or moving an image costs, in tokens: both as slow as some 2 MB/s of a 12-layer model's tokens."""
+
+UNREAD_BYTES = 1024 * 1024
+"""What an image that is yet to be fetched or read is taken to need, for the window of its stream."""
 
 MAX_IMAGE_PIXELS = 50 * 1024 * 1024
 """The default: what today's cameras give. 200 MiB as decoded pixels; 1 GiB while the costliest kinds are decoded."""
@@ -31,6 +51,93 @@ READ_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPE
 anybody's bytes, and some of Pillow's start another program (EPS)."""
 
 _CHANNELS = (1, 3, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class ToFetch:
+    """An image that is not at hand: the URL or the file object that its bytes come from."""
+
+    source: object
+
+
+def accept_image(value: object, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[object, int, int]:
+    """The form in which a worker takes an image, or a `ToFetch`; what it costs; and its bytes.
+
+    A worker takes paths as `str`, bytes, arrays and `PillowImage`. The cost is in tokens: of decoding or moving the
+    image, beyond what its model takes for it.
+
+    Raises:
+        InputError: It is no image, too large, or raises when it is looked at.
+    """
+    with its_own_error("the image cannot be read"):
+        match value:
+            case str() if is_url(value):
+                return ToFetch(value), 0, UNREAD_BYTES
+            case str():
+                return _absolute(value), 0, sys.getsizeof(value)
+            case os.PathLike():
+                return _absolute(os.fsdecode(os.fspath(value))), 0, sys.getsizeof(value)
+            case bytes() | bytearray() | memoryview():
+                size_bytes = _checked_size(memoryview(value).nbytes, max_pixels)
+                return bytes(value), size_bytes // ENCODED_BYTES_PER_TOKEN, size_bytes
+            case BytesIO():
+                size_bytes = _checked_size(BytesIO.getbuffer(value).nbytes, max_pixels)
+                return BytesIO.getvalue(value), size_bytes // ENCODED_BYTES_PER_TOKEN, size_bytes
+            case np.ndarray():
+                check_array(value, max_pixels)
+                # Without what a class made of it brings along.
+                return np.asarray(value), value.nbytes // PIXEL_BYTES_PER_TOKEN, value.nbytes
+        if is_pillow_image(value):
+            image = PillowImage(cast("Image.Image", value))
+            check_pixels(image.image.width, image.image.height, max_pixels)
+            return image, image.nbytes // PIXEL_BYTES_PER_TOKEN, image.nbytes
+        if hasattr(value, "read"):
+            return ToFetch(value), 0, UNREAD_BYTES
+    raise InputError(
+        "an image is a path, a URL, bytes, a file object, a PIL image or an array of pixels; "
+        f"got {type(value).__name__}"
+    )
+
+
+@contextmanager
+def its_own_error(what: str) -> Iterator[None]:
+    """Make whatever an input raises that input's error: it is the caller's users' as often as the caller's.
+
+    Not `KeyboardInterrupt`, which is somebody at the keyboard, and no input.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (Exception, SystemExit, GeneratorExit) as error:
+        raise InputError(f"{what}: {in_words(error)}") from error
+
+
+def is_one_image(images: object) -> bool:
+    """Whether it is one image, not what iterating over it gives; an array of four dimensions is several."""
+    if isinstance(images, np.ndarray):
+        return images.ndim < 4
+    return (
+        isinstance(images, str | os.PathLike | bytes | bytearray | memoryview)
+        or is_pillow_image(images)
+        or hasattr(images, "read")
+    )
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL to fetch, rather than a path."""
+    return text[:8].lower().startswith(("http://", "https://"))
+
+
+def _absolute(path: str) -> str:
+    # The worker's current directory need not be this process's.
+    return str(Path(path).absolute())
+
+
+def _checked_size(size_bytes: int, max_pixels: int) -> int:
+    if size_bytes > most_bytes(max_pixels):
+        raise InputError(f"{size_bytes} bytes are more than an image of max_image_pixels={max_pixels} can be")
+    return size_bytes
 
 
 def most_bytes(max_pixels: int) -> int:
@@ -101,7 +208,7 @@ class PillowImage:
             palette = (image.palette.mode, image.palette.tobytes()) if image.palette is not None else None
             return _from_pixels, (image.mode, image.size, image.tobytes(), palette, kept, orientation)
         except Exception as error:  # noqa: BLE001 (one bad image must not fail its batch)
-            reason = str(error) if isinstance(error, InputError) else describe(error)
+            reason = str(error) if isinstance(error, InputError) else in_words(error)
             return Unreadable, (f"the image cannot be read: {reason}",)
 
 
@@ -182,12 +289,3 @@ def is_pillow_image(value: object) -> bool:
     """Whether `value` is an image of Pillow's, without importing Pillow."""
     module = sys.modules.get("PIL.Image")
     return module is not None and isinstance(value, module.Image)
-
-
-def describe(error: BaseException) -> str:
-    """The error's type and text, where it has one that can be had."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 (an input's own error)
-        text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

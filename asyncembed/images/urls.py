@@ -19,9 +19,8 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 import anyio
 from anyio import CancelScope, Lock, Semaphore
 
-from asyncembed.errors import InputError
-from asyncembed.threads import start_thread
-from asyncembed.wakeup import Loop, completion
+from asyncembed.errors import InputError, in_words
+from asyncembed.wakeup import Loop, completion, start_thread
 
 if TYPE_CHECKING:
     from asyncembed.http import httpcore, httpx
@@ -70,11 +69,6 @@ _WITH_IPV4_AT_THE_END = tuple(
     )
 )
 _ISATAP = frozenset({0x00005EFE, 0x02005EFE})
-
-
-def is_url(text: str) -> bool:
-    """Whether a text is a URL to fetch, rather than a path."""
-    return text[:8].lower().startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +155,7 @@ class UrlFetcher:
         except InputError:
             raise
         except Exception as error:  # httpcore's errors have no base of their own
-            raise InputError(f"{_shown(url)} cannot be fetched: {_describe(error)}") from error
+            raise InputError(f"{_shown(url)} cannot be fetched: {in_words(error)}") from error
 
     async def _body(self, response: "httpcore.Response", headers: "httpx.Headers", url: str) -> bytes:
         limit = self._limits.max_bytes
@@ -316,7 +310,3 @@ def _shown(url: str) -> str:
     except ValueError:
         url = url.partition("?")[0]
     return url if len(url) <= 200 else url[:197] + "..."
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
-from asyncembed.runtime.external_data import are_within_reach, check_origin, external_data_files
 from asyncembed.runtime.memory import release_free_memory
+from asyncembed.runtime.onnx_file import are_within_reach, check_links, read_onnx_file
 from asyncembed.runtime.providers import (
     CPU,
     INSTALL_HINT,
@@ -165,10 +165,10 @@ def _session_options(onnxruntime: ModuleType, threads: int) -> Any:
 
 def _weights_out_of_reach(path: Path) -> dict[str, np.ndarray[Any, np.dtype[np.uint8]]]:
     """The bytes of the files with the graph's weights, by name, if onnxruntime would refuse to open them."""
-    names = external_data_files(path)
+    names = read_onnx_file(path).weights
     if are_within_reach(path, names):
         return {}
-    check_origin(path, names)
+    check_links(path, names)
     return {name: np.memmap(path.parent / name, mode="r") for name in names}
 
 

@@ -14,11 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
-from asyncembed.repo_files import is_safe_path, read_object, shown
+from asyncembed.repo_files import WEIGHTS, WEIGHTS_INDEX, is_safe_path, read_object, shown
 from asyncembed.runtime.session import Array
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 # Far more than the header of any encoder, and few enough that parsing one cannot exhaust the memory.
 MAX_HEADER_BYTES = 2**24
@@ -49,12 +46,12 @@ def find_weights(directory: Path) -> tuple[Path, ...]:
     Raises:
         ModelLoadError: The index is broken, or names a file that is missing.
     """
-    if (single := directory / SINGLE_FILE).is_file():
+    if (single := directory / WEIGHTS).is_file():
         return (single,)
     names = find_shards(directory)
     for name in names:
         if not (directory / name).is_file():
-            raise _broken(directory / INDEX_FILE, f"the file {name} that it names is missing")
+            raise _broken(directory / WEIGHTS_INDEX, f"the file {name} that it names is missing")
     return tuple(directory / name for name in names)
 
 
@@ -64,7 +61,7 @@ def find_shards(directory: Path) -> tuple[str, ...]:
     Raises:
         ModelLoadError: The index is broken, or names a file elsewhere.
     """
-    index = directory / INDEX_FILE
+    index = directory / WEIGHTS_INDEX
     if not index.is_file():
         return ()
     weight_map = read_object(index).get("weight_map")

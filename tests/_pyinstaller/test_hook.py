@@ -61,6 +61,7 @@ def test_the_hooks_are_where_pyinstaller_looks() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # PyInstaller packs a program first
 def test_a_packed_program_has_what_it_needs_and_its_workers_are_not_the_program_again(
     packed: Path, tmp_path: Path
 ) -> None:

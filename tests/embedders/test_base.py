@@ -14,7 +14,7 @@ import pytest
 
 from asyncembed.embedders.base import CALLS_PER_TURN
 from asyncembed.embedders.text import TextEmbedding
-from asyncembed.engine.supervisor import WorkerPool
+from asyncembed.engine.pool import WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
 from tests.support.encoders import ECHO, with_settings
 from tests.support.waiting import nothing_left_behind, run_in_a_loop_of_its_own, until
@@ -35,6 +35,7 @@ async def model(pool: WorkerPool) -> AsyncGenerator[TextEmbedding]:
 # ---------------------------------------------------------------- calls
 
 
+@pytest.mark.slow
 async def test_a_query_gives_one_vector(model: TextEmbedding) -> None:
     vector = await model.embed_query("#5")
     assert vector.dtype == np.float32
@@ -43,11 +44,13 @@ async def test_a_query_gives_one_vector(model: TextEmbedding) -> None:
     assert vector.flags.owndata
 
 
+@pytest.mark.slow
 async def test_documents_give_a_matrix(model: TextEmbedding) -> None:
     matrix = await model.embed_documents([f"#{i}" for i in range(40)])
     assert matrix[:, 2].tolist() == list(range(40))
 
 
+@pytest.mark.slow
 async def test_only_a_text_alone_is_counted_before_bulk_work(pool: WorkerPool, gate: Path, tmp_path: Path) -> None:
     """A corpus waits in the lane of the streams, as long as it may be."""
     log = tmp_path / "log"
@@ -63,6 +66,7 @@ async def test_only_a_text_alone_is_counted_before_bulk_work(pool: WorkerPool, g
     assert order.index("alone") <= 10  # before it only what the workers had by then
 
 
+@pytest.mark.slow
 async def test_a_thousand_queries_at_once_leave_turns_to_others(model: TextEmbedding) -> None:
     """Some begin in each turn of the loop, and whoever else wants it has it in between."""
     turns = 0
@@ -88,6 +92,7 @@ async def test_a_thousand_queries_at_once_leave_turns_to_others(model: TextEmbed
     assert max(Counter(begun_at.values()).values()) <= 2 * CALLS_PER_TURN
 
 
+@pytest.mark.slow
 async def test_a_query_that_is_no_text_names_no_index(model: TextEmbedding) -> None:
     with pytest.raises(InputError, match="expected a str, got int") as caught:
         await model.embed_query(cast(Any, 5))
@@ -97,6 +102,7 @@ async def test_a_query_that_is_no_text_names_no_index(model: TextEmbedding) -> N
     assert caught.value.index is None
 
 
+@pytest.mark.slow
 async def test_a_subclass_of_str_is_the_text_that_it_holds(model: TextEmbedding) -> None:
     """Whatever else it holds, as parsers' strings hold their document, and even if it cannot be pickled."""
 
@@ -113,6 +119,7 @@ async def test_a_subclass_of_str_is_the_text_that_it_holds(model: TextEmbedding)
     assert (await model.embed_documents([Part("#1"), "#2"]))[:, 2].tolist() == [1, 2]
 
 
+@pytest.mark.slow
 async def test_a_cancelled_query_is_withdrawn(pool: WorkerPool, tmp_path: Path, gate: Path) -> None:
     mark = tmp_path / "mark"
     async with TextEmbedding(ECHO, pool=pool, max_batch_size=1) as model:
@@ -131,6 +138,7 @@ async def test_a_cancelled_query_is_withdrawn(pool: WorkerPool, tmp_path: Path, 
         assert (await model.embed_query("#1"))[2] == 1
 
 
+@pytest.mark.slow
 async def test_a_cancelled_call_for_documents_is_withdrawn_whoever_remembers_it(pool: WorkerPool, gate: Path) -> None:
     """An exception that is kept, as tasks keep theirs, keeps the call's frames, and so its stream, alive."""
     kept: list[BaseException] = []
@@ -153,6 +161,7 @@ async def test_a_cancelled_call_for_documents_is_withdrawn_whoever_remembers_it(
         gate.touch()
 
 
+@pytest.mark.slow
 async def test_a_query_cancelled_while_it_is_computed_disturbs_nobody(pool: WorkerPool, gate: Path) -> None:
     async with TextEmbedding(ECHO, pool=pool) as model, anyio.create_task_group() as group:
         async with anyio.create_task_group() as cancelled:
@@ -166,6 +175,7 @@ async def test_a_query_cancelled_while_it_is_computed_disturbs_nobody(pool: Work
 # ---------------------------------------------------------------- opening and closing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 async def test_nothing_is_left_of_an_embedder(workers: int) -> None:
     async with nothing_left_behind():
@@ -175,6 +185,7 @@ async def test_nothing_is_left_of_an_embedder(workers: int) -> None:
                 assert (await model.embed_documents(["#1", "#2"]))[:, 2].tolist() == [1, 2]
 
 
+@pytest.mark.slow
 async def test_an_exception_of_the_block_comes_out_as_itself() -> None:
     error = KeyError("mine")
     async with nothing_left_behind():
@@ -189,6 +200,7 @@ async def test_an_exception_of_the_block_comes_out_as_itself() -> None:
     assert group.value.message == "mine too"
 
 
+@pytest.mark.slow
 async def test_cancelling_the_block_closes_everything(tmp_path: Path) -> None:
     async with nothing_left_behind():
         with anyio.CancelScope() as scope:
@@ -199,6 +211,7 @@ async def test_cancelling_the_block_closes_everything(tmp_path: Path) -> None:
         assert scope.cancelled_caught
 
 
+@pytest.mark.slow
 async def test_closing_does_not_wait_for_a_worker_that_is_stuck(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     errors: list[Exception] = []
@@ -216,6 +229,7 @@ async def test_closing_does_not_wait_for_a_worker_that_is_stuck(tmp_path: Path) 
     assert len(errors) == 1
 
 
+@pytest.mark.slow
 async def test_closing_answers_queries_of_other_tasks(pool: WorkerPool, gate: Path) -> None:
     """Those that run get their vector, those that wait an error; none hangs."""
     outcomes: list[object] = []
@@ -236,6 +250,7 @@ async def test_closing_answers_queries_of_other_tasks(pool: WorkerPool, gate: Pa
     assert {type(outcome) for outcome in outcomes} == {int, StateError}
 
 
+@pytest.mark.slow
 async def test_a_request_handler_may_open_an_embedder_on_a_pool_of_another_task() -> None:
     results: list[int] = []
 
@@ -257,6 +272,7 @@ async def test_a_request_handler_may_open_an_embedder_on_a_pool_of_another_task(
     assert sorted(results) == list(range(5))
 
 
+@pytest.mark.slow
 async def test_two_embedders_live_side_by_side() -> None:
     async with nothing_left_behind(), AsyncExitStack() as stack:
         one, two = [await stack.enter_async_context(TextEmbedding(ECHO, workers=1)) for _ in range(2)]
@@ -281,6 +297,7 @@ async def test_what_one_task_opened_another_cannot_close(what: TextEmbedding | W
         await what.__aexit__(None, None, None)
 
 
+@pytest.mark.slow
 async def test_an_embedder_is_used_while_it_is_open(pool: WorkerPool) -> None:
     model = TextEmbedding(ECHO, pool=pool)
     with pytest.raises(StateError, match="is not open: use it inside `async with`"):
@@ -297,6 +314,7 @@ async def test_an_embedder_is_used_while_it_is_open(pool: WorkerPool) -> None:
         model.stats()
 
 
+@pytest.mark.slow
 async def test_an_embedder_belongs_to_its_loop(model: TextEmbedding, anyio_backend: str) -> None:
     async def use() -> None:
         for call in (model.embed_query("a"), model.embed_documents(["a"])):
@@ -308,6 +326,7 @@ async def test_an_embedder_belongs_to_its_loop(model: TextEmbedding, anyio_backe
     await anyio.to_thread.run_sync(run_in_a_loop_of_its_own, use, anyio_backend)
 
 
+@pytest.mark.slow
 async def test_an_embedder_is_not_used_from_a_thread_without_a_loop(model: TextEmbedding) -> None:
     def use() -> None:
         with pytest.raises(StateError, match="another event loop"):
@@ -367,6 +386,7 @@ def tables() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 async def test_a_table_is_refused_and_told_how_its_texts_are_given(model: TextEmbedding) -> None:
     """Iterating over it gives its columns, or their names, which would be embedded without a word."""
     for name, table in tables().items():
@@ -375,6 +395,7 @@ async def test_a_table_is_refused_and_told_how_its_texts_are_given(model: TextEm
             pytest.fail(f"{name} was taken")
 
 
+@pytest.mark.slow
 async def test_columns_and_rows_of_tables_are_sources(model: TextEmbedding) -> None:
     import pandas as pd
     import polars as pl

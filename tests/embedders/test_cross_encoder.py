@@ -16,6 +16,8 @@ from asyncembed.errors import InputError, OptionError, StateError, UnsupportedMo
 from tests.support.models import forget_registered_models
 from tests.support.sparse_models import RERANKER, TEXTS, write_reranker
 
+pytestmark = pytest.mark.slow
+
 QUERY = "how long is the day"
 
 

@@ -12,13 +12,15 @@ from asyncembed.options import MAX_BATCH_TOKENS, MAX_BATCH_TOKENS_ACCELERATED
 from tests.support.models import spec_for, write_model
 from tests.support.packages import pretend_gpu_package
 
+pytestmark = pytest.mark.slow
+
 ELSEWHERE = ["AzureExecutionProvider", "CPUExecutionProvider"]
 """A provider that every onnxruntime has, that is not the CPU's, and that leaves all the work to it."""
 
 
 def budget(model: TextEmbedding) -> int:
     """Tokens that the engine puts into one batch."""
-    return model._group_of(model._require_open(), Call()).max_batch_tokens
+    return model._require_open().model.batch_key(Call()).max_batch_tokens
 
 
 @pytest.mark.parametrize("workers", [0, 2])

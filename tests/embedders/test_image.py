@@ -21,6 +21,8 @@ from tests.support.images import encoded, picture, write_image_model
 from tests.support.waiting import until
 from tests.support.web import WebServer
 
+pytestmark = pytest.mark.slow
+
 NAME = "Qdrant/clip-ViT-B-32-vision"
 
 
@@ -343,13 +345,13 @@ async def test_a_fetched_image_costs_what_its_bytes_cost(
     async with ImageEmbedding(NAME, model_path=model_path, workers=0, allow_private_urls=True) as model:
         waiting: list[Any] = []
         opened = model._require_open()
-        submit = opened.pool.submit
+        submit = opened.engine.submit
 
         def watched(items: Any) -> None:
             waiting.extend(items)
             submit(items)
 
-        opened.pool.submit = watched  # type: ignore[method-assign]
+        opened.engine.submit = watched  # type: ignore[method-assign]
         images: list[Any] = [large, f"{server.url}/large.png", BytesIO(large)]
         await model.embed(images).collect()
         sizes = {item.size for item in waiting}

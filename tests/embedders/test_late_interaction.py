@@ -15,6 +15,7 @@ from tests.support.models import TEXTS
 NAME = "colbert-ir/colbertv2.0"
 
 
+@pytest.mark.slow
 async def test_documents_and_queries_equal_the_reference(tmp_path: Path) -> None:
     spec = write_late_interaction_model(tmp_path, NAME)
     reference = ReferenceEmbedding(NAME, specific_model_path=str(tmp_path))

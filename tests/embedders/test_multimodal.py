@@ -13,6 +13,8 @@ from tests.support.images import picture
 from tests.support.models import TEXTS
 from tests.support.multimodal import COLMODERNVBERT_NAME, write_multimodal_model
 
+pytestmark = pytest.mark.slow
+
 
 async def test_texts_and_images_share_a_model(tmp_path: Path) -> None:
     spec = write_multimodal_model(tmp_path, COLMODERNVBERT_NAME)

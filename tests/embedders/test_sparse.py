@@ -52,6 +52,7 @@ def assert_equal(found: SparseEmbedding, expected: Any) -> None:
     np.testing.assert_allclose(found.values[order], expected.values[wanted], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 async def test_all_families_in_one_pool_give_the_vectors_of_fastembed(directories: dict[str, Path]) -> None:
     async with WorkerPool(workers=2) as pool:
         for name, directory in directories.items():
@@ -70,6 +71,7 @@ async def test_all_families_in_one_pool_give_the_vectors_of_fastembed(directorie
                 assert await ours.token_count("one word") == theirs.token_count("one word")
 
 
+@pytest.mark.slow
 async def test_records_travel_with_their_vectors_in_batches(directories: dict[str, Path]) -> None:
     async def records() -> AsyncIterator[dict[str, Any]]:
         for position in range(25):
@@ -88,6 +90,7 @@ async def test_records_travel_with_their_vectors_in_batches(directories: dict[st
     assert ids == list(range(25))
 
 
+@pytest.mark.slow
 async def test_what_is_no_text_or_over_the_limit_gets_an_error_of_its_own(directories: dict[str, Path]) -> None:
     texts: list[Any] = ["word", 7, TEXTS[-1], "word"]
     async with SparseTextEmbedding(BM42, model_path=directories[BM42], workers=1, truncate=False) as model:
@@ -110,6 +113,7 @@ async def test_bm25_with_stop_words_of_ones_own_needs_no_files() -> None:
         assert len((await model.embed_documents(["the cat cats"]))[0]) == 3
 
 
+@pytest.mark.slow
 async def test_keywords_reach_the_workers(directories: dict[str, Path]) -> None:
     settings: dict[str, Any] = {"k": 0.9, "avg_len": 3, "language": "german", "stemmer": FirstLetters()}
     theirs = Reference(BM25, specific_model_path=str(directories[BM25]), **settings)
@@ -118,6 +122,7 @@ async def test_keywords_reach_the_workers(directories: dict[str, Path]) -> None:
             assert_equal(found, expected)
 
 
+@pytest.mark.slow
 async def test_a_keyword_that_the_model_does_not_have_fails_the_opening(directories: dict[str, Path]) -> None:
     with pytest.raises(OptionError, match=r"no keyword 'alpha': it takes only k, b, avg_len"):
         async with SparseTextEmbedding(BM25, model_path=directories[BM25], alpha=0.5, workers=1):
@@ -131,6 +136,7 @@ def test_a_keyword_that_nobody_has_is_refused_at_once() -> None:
         SparseTextEmbedding(BM25, stopwords="the")
 
 
+@pytest.mark.slow
 def test_neither_bm25_nor_queries_without_inference_load_a_runtime(directories: dict[str, Path]) -> None:
     """In a process of its own, whose thread is the worker: what it has loaded can be looked at from inside."""
     program = textwrap.dedent(
@@ -158,6 +164,7 @@ def test_neither_bm25_nor_queries_without_inference_load_a_runtime(directories: 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_stemmer_that_workers_could_not_import_is_refused() -> None:
     program = textwrap.dedent(
         """
@@ -177,6 +184,7 @@ def test_a_stemmer_that_workers_could_not_import_is_refused() -> None:
     assert "line 7" in done.stderr
 
 
+@pytest.mark.slow
 async def test_custom_splade_models_are_found_by_name(directories: dict[str, Path]) -> None:
     SparseTextEmbedding.add_custom_model("mine/splade", sources=directories[SPLADE])
     SparseTextEmbedding.add_custom_model("mine/free", sources=directories[IF_SPLADE], kind="inference_free_splade")
@@ -194,12 +202,14 @@ async def test_custom_splade_models_are_found_by_name(directories: dict[str, Pat
         forget_registered_models()
 
 
+@pytest.mark.slow
 async def test_a_directory_with_a_masked_language_model_is_splade(directories: dict[str, Path]) -> None:
     theirs = Reference(SPLADE, specific_model_path=str(directories[SPLADE]))
     async with SparseTextEmbedding(directories[SPLADE], workers=0) as model:
         assert_equal(await model.embed_query(TEXTS[3]), next(iter(theirs.embed(TEXTS[3]))))
 
 
+@pytest.mark.slow
 async def test_a_missing_graph_is_named_by_the_first_document(directories: dict[str, Path], tmp_path: Path) -> None:
     write_bm42(tmp_path)
     graph = tmp_path / "model.onnx"

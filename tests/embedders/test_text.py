@@ -17,6 +17,8 @@ from asyncembed.runtime.session import Array
 from tests.encoders.test_dense import CATALOGUED, stacked
 from tests.support.models import TEXTS, forget_registered_models, write_model
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 JINA = "jinaai/jina-embeddings-v3"
 NOMIC = "nomic-ai/nomic-embed-text-v1.5"

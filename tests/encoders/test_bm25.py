@@ -16,7 +16,7 @@ from asyncembed.encoders.bm25 import split_words
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.encoders.stemming import LANGUAGES
 from asyncembed.errors import ModelLoadError, OptionError
-from asyncembed.results import SparseBatch
+from asyncembed.results import Ragged, SparseEmbedding
 from tests.support.sparse_models import BM25, catalogued, write_bm25
 from tests.support.stemmers import FirstLetters
 
@@ -43,8 +43,8 @@ def load(directory: Path, **settings: Any) -> Any:
     return build(EncoderConfig(spec=catalogued(BM25), directory=directory, settings=settings))
 
 
-def vectors(encoded: Encoded) -> SparseBatch:
-    assert isinstance(encoded.results, SparseBatch)
+def vectors(encoded: Encoded) -> Ragged[SparseEmbedding]:
+    assert isinstance(encoded.results, Ragged)
     return encoded.results
 
 

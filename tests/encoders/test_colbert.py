@@ -9,9 +9,10 @@ import pytest
 from fastembed import LateInteractionTextEmbedding
 from fastembed.late_interaction.token_embeddings import TokenEmbeddingsModel
 
-from asyncembed.encoders.colbert import LateInteractionEncoder, TokenVectors
+from asyncembed.encoders.colbert import LateInteractionEncoder
 from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.errors import InputError, UnsupportedModelError
+from asyncembed.results import matrix_batch
 from tests.support.late_interaction import TOKENIZERS, write_late_interaction_model
 from tests.support.models import TEXTS
 
@@ -123,7 +124,7 @@ def test_a_tokenizer_without_the_mask_token_is_refused(tmp_path: Path) -> None:
 
 def test_a_batch_of_matrices_travels_as_one_array() -> None:
     vectors = np.arange(24, dtype=np.float32).reshape(6, 4)
-    batch = TokenVectors(vectors, [1, 0, 3, 2])
+    batch = matrix_batch(vectors, [1, 0, 3, 2])
     copy = pickle.loads(pickle.dumps(batch))
     assert len(pickle.dumps(batch)) < vectors.nbytes + 400
     assert [len(matrix) for matrix in copy] == [1, 0, 3, 2]

@@ -20,13 +20,14 @@ from asyncembed.encoders.finite import rows_not_finite
 from asyncembed.encoders.pooling import normalize
 from asyncembed.errors import EncodeError, InputError, ModelLoadError
 from asyncembed.runtime.safetensors import read_tensors
-from tests.encoders.test_static import static_encoder, write_static
+from tests.encoders.test_static import static_encoder
 from tests.encoders.test_text_graph import TEXT_FAMILIES, results_of
 from tests.support.images import encoded, picture, write_image_model
 from tests.support.models import spec_for, write_model
 from tests.support.multimodal import NAMES, write_multimodal_model
 from tests.support.safetensors_files import write_tensors
 from tests.support.sparse_models import IF_SPLADE, catalogued, write_if_splade
+from tests.support.static_models import write_static
 from tests.support.tokenizers import byte_level_bpe, wordpiece
 
 WORD = "day"
@@ -180,6 +181,7 @@ def test_the_rows_found_are_those_with_nan_or_infinity(values: Any) -> None:
     assert rows_not_finite(values).tolist() == expected
 
 
+@pytest.mark.slow
 async def test_the_consumer_of_a_stream_sees_which_input_it_was(tmp_path: Path) -> None:
     file = "onnx/model_fp16.onnx"
     write_model(tmp_path, model_file=file, dtype="float16", overflows=wordpiece().token_to_id(WORD))

@@ -16,6 +16,8 @@ from asyncembed.export import ensure_graph
 from asyncembed.runtime.session import Array, SessionOptions
 from tests.support.minilm import MINILM
 
+pytestmark = pytest.mark.slow  # 90 MB of weights
+
 REFERENCE = Path(__file__).parents[1] / "export" / "data"
 
 

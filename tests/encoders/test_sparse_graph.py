@@ -15,7 +15,7 @@ from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.encoders.splade import weigh
 from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
-from asyncembed.results import SparseBatch
+from asyncembed.results import Ragged, SparseEmbedding
 from tests.support.sparse_models import (
     BM42,
     IF_SPLADE,
@@ -42,8 +42,8 @@ def load(name: str, directory: Path, **options: Any) -> Any:
     return build(EncoderConfig(spec=catalogued(name), directory=directory, **options))
 
 
-def vectors(encoded: Encoded) -> SparseBatch:
-    assert isinstance(encoded.results, SparseBatch)
+def vectors(encoded: Encoded) -> Ragged[SparseEmbedding]:
+    assert isinstance(encoded.results, Ragged)
     return encoded.results
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 from fastembed import TextEmbedding
-from tokenizers import Tokenizer
 
 from asyncembed.catalogue.lookup import require_model
 from asyncembed.catalogue.pipeline import spec_from_directory
@@ -18,28 +17,13 @@ from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
 from asyncembed.runtime.session import Array
 from tests.support.models import TEXTS
 from tests.support.safetensors_files import write_tensors
+from tests.support.static_models import DIM, write_static
 from tests.support.tokenizers import byte_level_bpe, unigram, wordpiece
 
-DIM = 6
 RANDOM = np.random.default_rng(0)
 NAME = "minishlab/potion-base-8M"
 
 MIXED = (*TEXTS, "日本 the", "the way " * 700, "[MASK] of Été", "日本", "of " * 9000)
-
-
-def write_static(directory: Path, tokenizer: Tokenizer, *, reduced: bool = False, dtype: Any = np.float32) -> Path:
-    """A static model as model2vec saves it; `reduced`: with a mapping from tokens to fewer rows, and weights."""
-    count = tokenizer.get_vocab_size()
-    rows = 7 if reduced else count
-    tensors: dict[str, Array] = {"embeddings": RANDOM.standard_normal((rows, DIM)).astype(dtype)}
-    if reduced:
-        tensors["mapping"] = RANDOM.integers(0, rows, count)
-        tensors["weights"] = RANDOM.random(count)
-    write_tensors(directory / "model.safetensors", tensors)
-    tokenizer.save(str(directory / "tokenizer.json"))
-    config = {"model_type": "model2vec", "normalize": True, "hidden_dim": DIM}
-    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return directory
 
 
 def static_encoder(directory: Path, **fields: Any) -> Encoder:

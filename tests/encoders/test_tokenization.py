@@ -152,7 +152,6 @@ def test_cutting_a_long_text_early_changes_no_token(kind: str, tmp_path_factory:
     reference.no_padding()
     assert ours._cuts_early
 
-    @settings(max_examples=150, deadline=None)
     @given(st.lists(st.tuples(PIECES, SEPARATORS), min_size=15, max_size=60))
     def check(parts: list[tuple[str, str]]) -> None:
         text = "".join(piece + separator for piece, separator in parts)
@@ -191,6 +190,7 @@ LONG_KINDS = {**KINDS, "plain unigram": (unigram(), {"pad_token": "<pad>"})}
 LONG_KINDS["plain unigram"][0].pre_tokenizer = pre_tokenizers.Metaspace(split=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram", "plain unigram"])
 def test_cutting_a_run_without_spaces_changes_no_token(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     tokenizer, options = LONG_KINDS[kind]
@@ -202,7 +202,6 @@ def test_cutting_a_run_without_spaces_changes_no_token(kind: str, tmp_path_facto
     assert ours._cutter.within_runs
     was_cut = False
 
-    @settings(max_examples=200, deadline=None)
     @given(st.lists(RUNS, min_size=40, max_size=120))
     def check(parts: list[str]) -> None:
         nonlocal was_cut
@@ -216,6 +215,7 @@ def test_cutting_a_run_without_spaces_changes_no_token(kind: str, tmp_path_facto
     assert was_cut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram", "plain unigram"])
 @pytest.mark.parametrize("piece", ["the, way。", "日本 the", "aGVsbG8+", "中文the"])
 def test_of_megabytes_without_a_space_only_the_beginning_is_tokenized(kind: str, piece: str, tmp_path: Path) -> None:
@@ -230,6 +230,7 @@ def test_of_megabytes_without_a_space_only_the_beginning_is_tokenized(kind: str,
     assert [len(part) < 50_000 for part in ours._starts_of_pair((text, text + piece))] == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [9, 10])
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_pairs_are_those_of_the_library_however_long_their_texts_are(
@@ -247,7 +248,7 @@ def test_pairs_are_those_of_the_library_however_long_their_texts_are(
     words = st.lists(st.tuples(PIECES, SEPARATORS).map("".join), min_size=25, max_size=28)
     text = (runs | words).map("".join)
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(text, text)
     def check(first: str, second: str) -> None:
         nonlocal were_cut

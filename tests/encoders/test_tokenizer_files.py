@@ -54,6 +54,7 @@ def assert_loads_or_says_why(directory: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=OBJECTS | ANY, special_tokens=OBJECTS | ANY, model=OBJECTS | ANY)
 def test_configurations_of_any_content_load_or_fail_with_an_error_of_ours(
@@ -80,6 +81,7 @@ def mutated(record: Any, data: st.DataObject) -> Any:
     return data.draw(ANY)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(["nothing said, cased", "PreTrainedTokenizerFast and markers on"]), data=st.data())
 def test_a_tokenizer_of_any_content_loads_or_fails_with_an_error_of_ours(

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
@@ -58,7 +58,6 @@ def test_ids_from_the_table_are_those_of_the_tokenizer(kind: str, tmp_path_facto
     table = WordTable(tokenizer)
     assert table._is_word_local == is_word_local
 
-    @settings(max_examples=300, deadline=None)
     @given(st.lists(TEXTS, max_size=4))
     def check(texts: list[str]) -> None:
         texts = [text.encode("utf-8", "ignore").decode() for text in texts]

@@ -123,6 +123,7 @@ def test_web_concurrency_goes_before_the_command_line(monkeypatch: pytest.Monkey
     assert server_processes() == 1
 
 
+@pytest.mark.slow
 def test_a_server_process_that_does_not_know_its_siblings_says_how_to_tell_it(tmp_path: Path) -> None:
     """As those of `uvicorn.run("app:app", workers=4)`."""
     source = """

@@ -12,6 +12,8 @@ import pytest
 from tests.support import programs
 from tests.support.waiting import worker_processes
 
+pytestmark = pytest.mark.slow
+
 SWEEP = """
 import dis, os, signal, sys, threading
 import anyio

@@ -7,10 +7,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from asyncembed.engine.scheduler import BULK_SHARE, SPLIT_FLOOR_TOKENS, Batch, Group, Item, Priority, Scheduler
+from asyncembed.engine.scheduler import BULK_SHARE, SPLIT_FLOOR_TOKENS, Batch, BatchKey, Item, Priority, Scheduler
 
 BUDGET = 100
-GROUPS = [Group(0, "embed", BUDGET, 8), Group(0, "query", BUDGET, 8), Group(1, "embed", 2 * BUDGET, 3)]
+KEYS = [BatchKey(0, "embed", BUDGET, 8), BatchKey(0, "query", BUDGET, 8), BatchKey(1, "embed", 2 * BUDGET, 3)]
 SIZES = st.integers(1, 130)  # some are over the budget on their own
 
 
@@ -25,12 +25,12 @@ class Nobody:
 NOBODY = Nobody()
 
 
-def make_item(size: int, index: int = 0, *, group: Group = GROUPS[0], priority: Priority = Priority.BULK) -> Item:
-    return Item(f"input {index}", size, group, priority, NOBODY, index)
+def make_item(size: int, index: int = 0, *, batch_key: BatchKey = KEYS[0], priority: Priority = Priority.BULK) -> Item:
+    return Item(f"input {index}", size, batch_key, priority, NOBODY, index)
 
 
-def make_items(*sizes: int, group: Group = GROUPS[0], priority: Priority = Priority.BULK) -> list[Item]:
-    return [make_item(size, index, group=group, priority=priority) for index, size in enumerate(sizes)]
+def make_items(*sizes: int, batch_key: BatchKey = KEYS[0], priority: Priority = Priority.BULK) -> list[Item]:
+    return [make_item(size, index, batch_key=batch_key, priority=priority) for index, size in enumerate(sizes)]
 
 
 def sizes_of(batch: Batch | None) -> list[int]:
@@ -88,24 +88,24 @@ def test_an_interactive_item_goes_before_bulk_items_that_are_older() -> None:
 
 
 def test_what_waits_is_shared_out_among_idle_workers() -> None:
-    group = Group(0, None, 100 * SPLIT_FLOOR_TOKENS, 1000)
+    batch_key = BatchKey(0, None, 100 * SPLIT_FLOOR_TOKENS, 1000)
     scheduler = Scheduler()
-    scheduler.add(make_items(*[SPLIT_FLOOR_TOKENS] * 12, group=group))
+    scheduler.add(make_items(*[SPLIT_FLOOR_TOKENS] * 12, batch_key=batch_key))
     counts = [len(sizes_of(scheduler.next_batch(idle_workers=idle))) for idle in (4, 3, 2, 1)]
     assert counts == [3, 3, 3, 3]
 
 
 def test_little_work_is_not_shared_out() -> None:
-    group = Group(0, None, 100 * SPLIT_FLOOR_TOKENS, 1000)
+    batch_key = BatchKey(0, None, 100 * SPLIT_FLOOR_TOKENS, 1000)
     scheduler = Scheduler()
-    scheduler.add(make_items(*[SPLIT_FLOOR_TOKENS // 4] * 4, group=group))
+    scheduler.add(make_items(*[SPLIT_FLOOR_TOKENS // 4] * 4, batch_key=batch_key))
     assert len(sizes_of(scheduler.next_batch(idle_workers=4))) == 4
 
 
 def test_a_group_hashes_and_compares_by_its_fields() -> None:
-    assert Group(0, "embed", BUDGET, 8) == GROUPS[0]
-    assert hash(Group(0, "embed", BUDGET, 8)) == hash(GROUPS[0])
-    assert Group(0, "embed", BUDGET, 9) != GROUPS[0]
+    assert BatchKey(0, "embed", BUDGET, 8) == KEYS[0]
+    assert hash(BatchKey(0, "embed", BUDGET, 8)) == hash(KEYS[0])
+    assert BatchKey(0, "embed", BUDGET, 9) != KEYS[0]
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0])
@@ -125,14 +125,14 @@ def test_withdrawn_items_are_not_computed() -> None:
 
 def test_withdrawing_a_model_leaves_the_others() -> None:
     scheduler = Scheduler()
-    one, other = make_items(10, 20, group=GROUPS[0]), make_items(30, group=GROUPS[2])
+    one, other = make_items(10, 20, batch_key=KEYS[0]), make_items(30, batch_key=KEYS[2])
     scheduler.add([other[0], *one])
     assert scheduler.withdraw_model(0) == one
     assert [sizes_of(batch) for batch in drain(scheduler)] == [[30]]
 
 
 def test_halves_keep_every_item() -> None:
-    batch = Batch(GROUPS[0], make_items(1, 2, 3))
+    batch = Batch(KEYS[0], make_items(1, 2, 3))
     halves = batch.halves(kills=1)
     assert [[item.size for item in half.items] for half in halves] == [[1], [2, 3]]
     assert [half.kills for half in halves] == [1, 1]
@@ -143,10 +143,8 @@ def test_halves_keep_every_item() -> None:
 
 @st.composite
 def waiting_items(draw: st.DrawFn) -> list[Item]:
-    drawn = draw(
-        st.lists(st.tuples(SIZES, st.sampled_from(GROUPS), st.sampled_from(Priority)), min_size=1, max_size=60)
-    )
-    return [make_item(size, i, group=group, priority=lane) for i, (size, group, lane) in enumerate(drawn)]
+    drawn = draw(st.lists(st.tuples(SIZES, st.sampled_from(KEYS), st.sampled_from(Priority)), min_size=1, max_size=60))
+    return [make_item(size, i, batch_key=batch_key, priority=lane) for i, (size, batch_key, lane) in enumerate(drawn)]
 
 
 @given(waiting_items())
@@ -163,9 +161,9 @@ def test_no_batch_is_over_a_limit_or_mixes_groups(items: list[Item], idle_worker
     scheduler = Scheduler()
     scheduler.add(items)
     while (batch := scheduler.next_batch(idle_workers)) is not None:
-        assert {(item.group, item.priority) for item in batch.items} == {(batch.group, batch.items[0].priority)}
-        assert len(batch.items) <= batch.group.max_batch_size
-        assert batch.size <= batch.group.max_batch_tokens or len(batch.items) == 1
+        assert {(item.batch_key, item.priority) for item in batch.items} == {(batch.batch_key, batch.items[0].priority)}
+        assert len(batch.items) <= batch.batch_key.max_batch_size
+        assert batch.size <= batch.batch_key.max_batch_tokens or len(batch.items) == 1
 
 
 @given(waiting_items())
@@ -204,7 +202,7 @@ def test_a_batch_leaves_out_nothing_nearer_than_what_it_takes(sizes: list[int]) 
     leader = items[0].size
     left = [item.size for item in items if item not in batch.items]
     assert not [size for size in left if taken[0] < size < taken[-1]]
-    is_full = len(taken) == GROUPS[0].max_batch_size
+    is_full = len(taken) == KEYS[0].max_batch_size
     farthest = max(abs(size - leader) for size in taken)
     for size in left:
         assert is_full or max(size, longest) * (len(taken) + 1) > BUDGET, "there was room for it"
@@ -225,8 +223,8 @@ def test_withdrawing_removes_exactly_those_items(items: list[Item], data: st.Dat
 @given(st.lists(st.integers(1, BUDGET), min_size=20, max_size=60), st.integers(1, BUDGET))
 def test_bulk_work_keeps_its_share_while_interactive_work_never_ends(sizes: list[int], bulk_size: int) -> None:
     scheduler = Scheduler()
-    group = GROUPS[0]
-    scheduler.add(make_items(*[bulk_size] * 2000, group=group))
+    batch_key = KEYS[0]
+    scheduler.add(make_items(*[bulk_size] * 2000, batch_key=batch_key))
     work = dict.fromkeys(Priority, 0.0)
     for size in sizes * 10:
         while scheduler.waiting(Priority.INTERACTIVE) < 8:
@@ -270,9 +268,9 @@ class AnyUse(RuleBasedStateMachine):
         self.waiting: list[Item] = []
         self.index = 0
 
-    @rule(size=SIZES, group=st.sampled_from(GROUPS), lane=st.sampled_from(Priority), count=st.integers(1, 5))
-    def add(self, size: int, group: Group, lane: Priority, count: int) -> None:
-        items = [make_item(size + i, self.index + i, group=group, priority=lane) for i in range(count)]
+    @rule(size=SIZES, batch_key=st.sampled_from(KEYS), lane=st.sampled_from(Priority), count=st.integers(1, 5))
+    def add(self, size: int, batch_key: BatchKey, lane: Priority, count: int) -> None:
+        items = [make_item(size + i, self.index + i, batch_key=batch_key, priority=lane) for i in range(count)]
         self.index += count
         self.scheduler.add(items)
         self.waiting += items
@@ -296,9 +294,9 @@ class AnyUse(RuleBasedStateMachine):
 
     @rule(model=st.sampled_from([0, 1]))
     def withdraw_model(self, model: int) -> None:
-        gone = [item for item in self.waiting if item.group.model == model]
+        gone = [item for item in self.waiting if item.batch_key.model == model]
         assert self.scheduler.withdraw_model(model) == gone
-        self.waiting = [item for item in self.waiting if item.group.model != model]
+        self.waiting = [item for item in self.waiting if item.batch_key.model != model]
 
     @invariant()
     def knows_what_waits(self) -> None:

@@ -11,6 +11,8 @@ import pytest
 from tests.support import programs
 from tests.support.waiting import worker_processes
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import asyncio, sys
 from asyncembed.embedders.text import TextEmbedding

@@ -16,8 +16,10 @@ import pytest
 
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.encoders.encoder import Call, EncoderConfig
-from asyncembed.engine.scheduler import Group, Item, Priority
-from asyncembed.engine.supervisor import Stats, WorkerPool, available_cores
+from asyncembed.engine.cores import available_cores
+from asyncembed.engine.model import Stats
+from asyncembed.engine.pool import WorkerPool, engine_of
+from asyncembed.engine.scheduler import BatchKey, Item, Priority
 from asyncembed.errors import (
     EncodeError,
     InputError,
@@ -32,6 +34,8 @@ from tests.support.waiting import WAIT_SECONDS, nothing_left_behind, until
 
 if TYPE_CHECKING:
     from asyncembed.options import OptionKeywords
+
+pytestmark = pytest.mark.slow
 
 
 class Inbox:
@@ -170,7 +174,7 @@ async def test_a_worker_killed_after_its_last_answer_is_replaced_at_once(gate: P
                 gate.touch()
                 worker = psutil.Process(pool.worker_pids()[0])
                 # The loop stands still meanwhile, as in a busy program.
-                while not pool._slots[0].in_flight[0].future.done():
+                while not engine_of(pool)._slots[0].in_flight[0].future.done():
                     pass
                 worker.kill()
                 with suppress(psutil.NoSuchProcess):
@@ -250,7 +254,7 @@ shorten = globals()[sys.argv[1]]
 
 async def main():
     async with TextEmbedding(ECHO, workers=1) as model:
-        pool = model._opened.pool
+        pool = model._opened.engine
         (pid,) = pool.worker_pids()
         shorten(True)
         os.kill(pid, signal.SIGKILL)
@@ -345,13 +349,15 @@ async def test_an_input_that_cannot_be_pickled_fails_alone(pool: WorkerPool) -> 
         def __reduce_ex__(self, protocol: object) -> str:
             raise TypeError("not over the wire")
 
-    model = pool.add_model(EncoderConfig(spec=ECHO, directory=Path()))
+    model = engine_of(pool).add_model(EncoderConfig(spec=ECHO, directory=Path()))
     inbox = Inbox()
     values: list[object] = ["#0", "#1", Stubborn(), "#3"]
-    group = Group(model.key, Call(), 2048, 8)
-    pool.submit([Item(value, 3, group, Priority.BULK, inbox, index) for index, value in enumerate(values)])
+    batch_key = BatchKey(model.key, Call(), 2048, 8)
+    engine_of(pool).submit(
+        [Item(value, 3, batch_key, Priority.BULK, inbox, index) for index, value in enumerate(values)]
+    )
     await until(lambda: len(inbox.heard) == 4)
-    pool.remove_model(model)
+    engine_of(pool).remove_model(model)
     error = inbox.heard.pop(2)
     assert isinstance(error, EncodeError)
     assert "not over the wire" in str(error)
@@ -436,13 +442,13 @@ async def test_a_model_loads_with_its_first_batch_or_ahead_of_it(tmp_path: Path)
     log = tmp_path / "loads"
     config = EncoderConfig(spec=with_settings(load_log=str(log)), directory=Path())
     async with WorkerPool(workers=2) as pool:
-        model = pool.add_model(config)
+        model = engine_of(pool).add_model(config)
         assert not log.exists()
         inbox = Inbox()
-        pool.submit([Item("#7", 3, Group(model.key, Call(), 2048, 8), Priority.BULK, inbox, 0)])
+        engine_of(pool).submit([Item("#7", 3, BatchKey(model.key, Call(), 2048, 8), Priority.BULK, inbox, 0)])
         await until(lambda: 0 in inbox.heard)
         assert len(log.read_text().splitlines()) == 1
-        await pool.warm(model)
+        await engine_of(pool).warm(model)
         assert len(log.read_text().splitlines()) == 2
 
 
@@ -497,9 +503,11 @@ async def test_a_pool_that_closes_fails_what_waits_and_what_runs(tmp_path: Path)
     mark = tmp_path / "mark"
     inbox = Inbox()
     async with nothing_left_behind(), WorkerPool(workers=1) as pool:
-        model = pool.add_model(EncoderConfig(spec=ECHO, directory=Path()))
-        group = Group(model.key, Call(), 2048, 1)
-        pool.submit(Item(text, 3, group, Priority.BULK, inbox, i) for i, text in enumerate([f"mark:{mark} hang", "a"]))
+        model = engine_of(pool).add_model(EncoderConfig(spec=ECHO, directory=Path()))
+        batch_key = BatchKey(model.key, Call(), 2048, 1)
+        engine_of(pool).submit(
+            Item(text, 3, batch_key, Priority.BULK, inbox, i) for i, text in enumerate([f"mark:{mark} hang", "a"])
+        )
         await until(mark.exists)
     assert [type(inbox.heard[i]) for i in (0, 1)] == [StateError, StateError]
 
@@ -536,7 +544,7 @@ async def test_a_pool_can_be_opened_again() -> None:
             with pytest.raises(StateError, match="open already"):
                 await pool.__aenter__()
     with pytest.raises(StateError, match="not open"):
-        pool.add_model(EncoderConfig(spec=ECHO, directory=Path()))
+        engine_of(pool).add_model(EncoderConfig(spec=ECHO, directory=Path()))
 
 
 async def test_a_mistake_of_the_engine_surfaces() -> None:
@@ -549,8 +557,8 @@ async def test_a_mistake_of_the_engine_surfaces() -> None:
     async with nothing_left_behind():
         with pytest.raises(ZeroDivisionError, match="a bug"):
             async with WorkerPool(workers=0) as pool:
-                model = pool.add_model(EncoderConfig(spec=ECHO, directory=Path()))
-                pool.submit([Item("a", 3, Group(model.key, Call(), 2048, 8), Priority.BULK, Broken(), 0)])
+                model = engine_of(pool).add_model(EncoderConfig(spec=ECHO, directory=Path()))
+                engine_of(pool).submit([Item("a", 3, BatchKey(model.key, Call(), 2048, 8), Priority.BULK, Broken(), 0)])
                 await anyio.sleep_forever()
 
 
@@ -622,8 +630,8 @@ async def test_cheap_batches_do_not_make_costly_ones_pile_up(tmp_path: Path, gat
 
 async def test_counting_tokens_says_nothing_of_embedding_them(gate: Path) -> None:
     async with WorkerPool(workers=1) as pool, TextEmbedding(ECHO, pool=pool, max_batch_size=1) as model:
-        inbox, group = Inbox(), Group(cast(Any, model)._opened.model.key, Call(mode="count"), 2048, 1)
-        pool.submit([Item("a", 3, group, Priority.BULK, inbox, index) for index in range(300)])
+        inbox, batch_key = Inbox(), BatchKey(cast(Any, model)._opened.model.key, Call(mode="count"), 2048, 1)
+        engine_of(pool).submit([Item("a", 3, batch_key, Priority.BULK, inbox, index) for index in range(300)])
         await until(lambda: len(inbox.heard) == 300)
         async with model.embed([f"{text} wait:{gate}" for text in numbered(10)]) as stream:
             async with anyio.create_task_group() as tasks:

@@ -19,6 +19,8 @@ from tests.support.encoders import ECHO
 from tests.support.programs import HowRun
 from tests.support.waiting import worker_processes
 
+pytestmark = pytest.mark.slow
+
 CONFIG = EncoderConfig(spec=ECHO, directory=Path())
 ANSWER_SECONDS = 30
 

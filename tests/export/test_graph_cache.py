@@ -86,6 +86,7 @@ def test_a_changed_config_never_gets_the_old_graph(variant: Variant, tmp_path: P
     assert ensure_graph(directory, cache_dir=tmp_path / "cache") != old
 
 
+@pytest.mark.slow
 def test_weights_that_did_not_change_are_not_read_again(
     variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_graph_without_its_weights_is_built_again(tmp_path: Path) -> None:
     assert data.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_several_processes_at_once_make_one_graph(tmp_path: Path) -> None:
     with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
         graphs = set(pool.map(build, [str(tmp_path)] * 6))
@@ -160,8 +162,9 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ensure_graph(DATA / "bert", cache_dir=tmp_path / "file" / "cache")
 
 
+@pytest.mark.slow
 def test_the_default_place_of_the_cache(tmp_path: Path) -> None:
-    code = "from asyncembed.export.graph_cache import default_cache_dir; print(default_cache_dir())"
+    code = "from asyncembed.files import default_cache_dir; print(default_cache_dir())"
     env = {name: value for name, value in os.environ.items() if name not in {"ASYNCEMBED_CACHE", "HF_HOME"}}
     own, home, xdg = (str(tmp_path / name) for name in ("own", "home", "xdg"))
     assert run(code, env=env | {"ASYNCEMBED_CACHE": own, "HF_HOME": home}) == own
@@ -169,6 +172,7 @@ def test_the_default_place_of_the_cache(tmp_path: Path) -> None:
     assert Path(run(code, env=env | {"XDG_CACHE_HOME": xdg})) == Path(xdg, "huggingface", "asyncembed")
 
 
+@pytest.mark.slow
 def test_without_the_onnx_package_only_building_fails(tmp_path: Path) -> None:
     code = """
 import sys
@@ -186,6 +190,7 @@ except RuntimeMissingError as error:
     assert run(code, DATA / "bert", tmp_path) == str(graph)
 
 
+@pytest.mark.slow
 def test_importing_the_export_loads_neither_onnx_nor_a_runtime() -> None:
     code = "import sys, asyncembed.export; print(sorted({'onnx', 'onnxruntime', 'torch', 'httpx'} & set(sys.modules)))"
     assert run(code) == "[]"

@@ -13,6 +13,8 @@ from asyncembed.export import ensure_graph
 from tests.export.conftest import DATA
 from tests.support.minilm import MINILM
 
+pytestmark = pytest.mark.slow  # 90 MB of weights
+
 TEXTS: list[str] = json.loads((DATA / "texts.json").read_bytes())
 
 

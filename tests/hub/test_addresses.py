@@ -19,6 +19,8 @@ from asyncembed.options import Options
 from tests.hub.calls import change_policy, download_files
 from tests.hub.server import Fault, HubServer, Repo
 
+pytestmark = pytest.mark.slow
+
 REPO = "org/model"
 TOKEN = "hf_very_secret_token"
 PASSWORD = "s3cret/pass"

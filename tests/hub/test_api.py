@@ -17,6 +17,8 @@ from asyncembed.errors import (
 from tests.hub.calls import download_files, list_files
 from tests.hub.server import Fault, HubServer, Repo
 
+pytestmark = pytest.mark.slow
+
 REPO = "org/model"
 WEIGHTS = bytes(range(256)) * 1000
 FILES: dict[str, bytes | memoryview] = {

@@ -27,6 +27,8 @@ from tests.hub.server import Fault, HubServer
 from tests.support.external_data import graph_naming
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 FOLDER = "fast-model"
 GRAPH = random.Random(4).randbytes(400_000)
 

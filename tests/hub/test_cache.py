@@ -18,6 +18,8 @@ from asyncembed.hub.partial import Partial
 from tests.hub.calls import download_files
 from tests.hub.server import Fault, HubServer, Repo, blob_id
 
+pytestmark = pytest.mark.slow
+
 REPO = "org/model"
 FILES = {"config.json": b"{}", "onnx/model.onnx": b"graph" * 100}
 COMMIT = "c" * 40

@@ -18,6 +18,8 @@ from asyncembed.errors import DownloadError, GatedRepoError, OptionError, Unreac
 from tests.hub.calls import change_policy, download_files
 from tests.hub.server import Fault, HubServer, Repo
 
+pytestmark = pytest.mark.slow
+
 REPO = "org/model"
 FILES: Mapping[str, bytes] = {"config.json": b"{}", "model.onnx": bytes(range(256)) * 1000}
 

@@ -59,6 +59,7 @@ def ranges_asked(hub: HubServer) -> list[str]:
     return [request.headers.get("Range", "all") for request in hub.of_route("content")]
 
 
+@pytest.mark.slow
 async def test_a_large_file_comes_in_ranges_over_one_signed_url(repo: Repo, hub: HubServer) -> None:
     assert await fetch_weights() == WEIGHTS
     assert len(ranges_asked(hub)) == download.CONNECTIONS
@@ -67,6 +68,7 @@ async def test_a_large_file_comes_in_ranges_over_one_signed_url(repo: Repo, hub:
     assert len({request.query for request in hub.of_route("content")}) == 1
 
 
+@pytest.mark.slow
 async def test_a_file_too_small_to_split_comes_in_one_stream(
     repo: Repo, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +77,7 @@ async def test_a_file_too_small_to_split_comes_in_one_stream(
     assert ranges_asked(hub) == ["all"]
 
 
+@pytest.mark.slow
 async def test_no_more_connections_than_allowed_are_open_at_once(hub: HubServer) -> None:
     """Twenty files and two repos at once; the server holds every answer until all that can come have come."""
     for name in ("org/a", "org/b"):
@@ -94,6 +97,7 @@ async def test_no_more_connections_than_allowed_are_open_at_once(hub: HubServer)
     assert len(hub.of_route("resolve")) == 40
 
 
+@pytest.mark.slow
 async def test_a_cancelled_download_resumes_where_it_was(repo: Repo, hub: HubServer, cache: Path) -> None:
     hub.faults.append(Fault("content", times=8, stall_after=300_000))
     received: list[int] = []
@@ -143,6 +147,7 @@ anyio.run(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ["info", "tree", "resolve", "content"])
 async def test_a_download_can_be_cancelled_wherever_it_waits(
     route: str, repo: Repo, hub: HubServer, cache: Path
@@ -164,6 +169,7 @@ async def test_a_download_can_be_cancelled_wherever_it_waits(
     assert not list(cache.rglob("*.incomplete"))
 
 
+@pytest.mark.slow
 def test_asyncios_own_cancellation_leaves_what_resumes_too(repo: Repo, hub: HubServer, cache: Path) -> None:
     """`asyncio.wait_for` cancels tasks without anyio's scopes."""
     hub.faults.append(Fault("content", times=8, path="onnx", stall_after=300_000))
@@ -190,6 +196,7 @@ def test_asyncios_own_cancellation_leaves_what_resumes_too(repo: Repo, hub: HubS
     assert asked_bytes(hub) <= SIZE - 2_000_000
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_shell_leaves_what_the_next_one_resumes(repo: Repo, hub: HubServer, cache: Path) -> None:
     hub.faults.append(Fault("content", times=8, path="onnx", stall_after=300_000))
 
@@ -214,6 +221,7 @@ def test_ctrl_c_in_a_shell_leaves_what_the_next_one_resumes(repo: Repo, hub: Hub
     assert asked_bytes(hub) <= SIZE - 2_000_000
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_what_the_next_one_resumes(repo: Repo, hub: HubServer, cache: Path) -> None:
     hub.faults.append(Fault("content", times=8, path="onnx", stall_after=300_000))
 
@@ -233,6 +241,7 @@ def test_a_killed_process_leaves_what_the_next_one_resumes(repo: Repo, hub: HubS
     assert not list(cache.rglob("*.incomplete"))
 
 
+@pytest.mark.slow
 def test_several_processes_on_one_cold_cache_transfer_each_file_once(repo: Repo, hub: HubServer, cache: Path) -> None:
     children = [
         subprocess.Popen([sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.DEVNULL)
@@ -244,6 +253,7 @@ def test_several_processes_on_one_cold_cache_transfer_each_file_once(repo: Repo,
     assert hub_requests == download.CONNECTIONS + 1
 
 
+@pytest.mark.slow
 def test_processes_without_working_locks_still_get_it_right(repo: Repo, hub: HubServer, cache: Path) -> None:
     """On some network file systems every process gets every lock."""
     child = "import fcntl; fcntl.flock = lambda *a: None\n" + CHILD
@@ -256,6 +266,7 @@ def test_processes_without_working_locks_still_get_it_right(repo: Repo, hub: Hub
     assert anyio.run(fetch_weights) == WEIGHTS
 
 
+@pytest.mark.slow
 async def test_callers_at_once_download_each_file_once(repo: Repo, hub: HubServer) -> None:
     async with anyio.create_task_group() as group:
         for _ in range(5):
@@ -264,6 +275,7 @@ async def test_callers_at_once_download_each_file_once(repo: Repo, hub: HubServe
     assert len(hub.of_route("info")) == 1
 
 
+@pytest.mark.slow
 async def test_callers_with_different_wishes_share_a_file(repo: Repo, hub: HubServer) -> None:
     async with anyio.create_task_group() as group:
         for patterns in (["*"], ["model.onnx"], ["*.onnx"]):
@@ -271,6 +283,7 @@ async def test_callers_with_different_wishes_share_a_file(repo: Repo, hub: HubSe
     assert len(hub.of_route("content")) == download.CONNECTIONS + 1
 
 
+@pytest.mark.slow
 async def test_cancelling_one_caller_leaves_the_other_its_download(repo: Repo, hub: HubServer) -> None:
     hub.faults.append(Fault("content", times=8, stall_after=300_000))
     results: list[bytes] = []
@@ -388,6 +401,7 @@ def umask() -> Iterator[None]:
     os.umask(before)
 
 
+@pytest.mark.slow
 async def test_files_get_the_mode_that_the_umask_gives(repo: Repo, umask: None, cache: Path) -> None:
     await fetch_weights()
     modes = {path.stat().st_mode & 0o777 for path in cache.rglob("*") if path.is_file()}
@@ -416,6 +430,7 @@ def forged(folder: Path, records: list[tuple[int, int]]) -> tuple[Path, RepoFile
     ],
     ids=["many gaps", "many more", "the same one"],
 )
+@pytest.mark.slow
 def test_a_journal_that_no_download_wrote_counts_for_nothing(records: list[tuple[int, int]], tmp_path: Path) -> None:
     blob, file = forged(tmp_path, records)
     partial = Partial(blob, file)
@@ -437,6 +452,7 @@ def test_a_journal_of_many_writes_is_believed(tmp_path: Path) -> None:
     partial.discard()
 
 
+@pytest.mark.slow
 class TestLaggards:
     @pytest.fixture(autouse=True)
     def _soon(self, monkeypatch: pytest.MonkeyPatch) -> None:

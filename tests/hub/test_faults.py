@@ -41,6 +41,8 @@ from asyncembed.hub import BytesReceived, ProgressEvent
 from tests.hub.calls import change_policy, download_files, list_files
 from tests.hub.server import Fault, HubServer, Repo
 
+pytestmark = pytest.mark.slow
+
 REPO = "org/model"
 SIZE = 1_500_000
 WEIGHTS = random.Random(3).randbytes(SIZE)

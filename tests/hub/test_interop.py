@@ -16,6 +16,8 @@ from tests.hub.calls import download_files
 from tests.hub.server import HubServer, Repo
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 REPO = "org/model"
 FILES: dict[str, bytes | memoryview] = {
     "config.json": b'{"model_type": "bert"}',

@@ -4,7 +4,8 @@ from huggingface_hub.utils import filter_repo_objects
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncembed.hub.listing import Wanted, is_commit
+from asyncembed.hub.listing import Wanted
+from asyncembed.repo_files import is_commit
 
 PARTS = st.sampled_from(["onnx", "model.onnx", "config.json", "1_Pooling", "a b", "*", "?", ".json", "model"])
 PATHS = st.lists(PARTS, min_size=1, max_size=3).map("/".join)

@@ -29,6 +29,8 @@ from asyncembed.hub.model_files import download_repo
 from tests.hub.server import HubServer, Repo
 from tests.support.external_data import CONSTANT_FILE, graph_naming
 
+pytestmark = pytest.mark.slow
+
 CATALOGUED = "BAAI/bge-small-en"
 ITS_REPO = "Qdrant/bge-small-en"
 FILES: Mapping[str, bytes] = {

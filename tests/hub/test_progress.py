@@ -22,6 +22,8 @@ from asyncembed.hub import (
 from tests.hub.calls import change_policy, download_files
 from tests.hub.server import HubServer, Repo
 
+pytestmark = pytest.mark.slow
+
 FILES: dict[str, bytes | memoryview] = {"config.json": b"{}", "model.onnx": bytes(300_000), "empty.txt": b""}
 
 

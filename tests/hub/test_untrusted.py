@@ -20,6 +20,8 @@ from asyncembed.hub.retry import requested_pause
 from tests.hub.calls import change_policy, download_files, list_files
 from tests.hub.server import Fault, HubServer, Repo, blob_id
 
+pytestmark = pytest.mark.slow
+
 REPO = "org/model"
 CONFIG = b'{"hidden_size": 384}'
 WEIGHTS = bytes(range(256)) * 400

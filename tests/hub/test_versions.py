@@ -11,9 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # makes an environment first, and may download it
+
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("huggingface-hub>=2.4,<3", "onnxruntime==1.24.2", "onnx>=1.17", "psutil>=7", "pytest>=9", "trio>=0.31")
-TESTS = ("tests/hub/test_interop.py", "tests/hub/test_loadable_path.py")
+PACKAGES = (
+    *("huggingface-hub>=2.4,<3", "onnxruntime==1.24.2", "onnx>=1.17"),
+    *("hypothesis>=6.150", "psutil>=7", "pytest>=9", "pytest-timeout>=2.4", "trio>=0.31"),
+)
+TESTS = ("tests/hub/test_interop.py", "tests/runtime/test_loadable_path.py")
 SHOW_VERSIONS = "import huggingface_hub as h, onnxruntime as o; print('versions', h.__version__, o.__version__)"
 
 

@@ -184,18 +184,18 @@ def test_the_orientation_tag_counts_only_if_asked_for(orientation: int) -> None:
 def test_a_reduced_jpeg_stays_larger_than_what_is_asked_for() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encoded(picture(1600, 1000), "JPEG", exif=exif)
+    data = encoded(picture(800, 500), "JPEG", exif=exif)
     asked: list[tuple[int, int]] = []
 
     def reduce_to(size: tuple[int, int]) -> tuple[int, int]:
         asked.append(size)
-        return (350, 220) if size[0] > size[1] else (220, 350)
+        return (175, 110) if size[0] > size[1] else (110, 175)
 
-    assert pixels(data, DecodeOptions(reduce_to=reduce_to)).shape == (250, 400, 3)
+    assert pixels(data, DecodeOptions(reduce_to=reduce_to)).shape == (125, 200, 3)
     upright = DecodeOptions(reduce_to=reduce_to, apply_orientation=True)
-    assert pixels(data, upright).shape == (400, 250, 3)
-    assert asked == [(1600, 1000), (1000, 1600)]
-    assert pixels(encoded(picture(1600, 1000), "PNG"), DecodeOptions(reduce_to=reduce_to)).shape == (1000, 1600, 3)
+    assert pixels(data, upright).shape == (200, 125, 3)
+    assert asked == [(800, 500), (500, 800)]
+    assert pixels(encoded(picture(800, 500), "PNG"), DecodeOptions(reduce_to=reduce_to)).shape == (500, 800, 3)
 
 
 def test_an_image_of_the_caller_is_never_reduced_in_place() -> None:

@@ -48,6 +48,7 @@ def test_every_mode_equals_the_reference(mode: str) -> None:
     assert_equals_reference(CLIP, picture(301, 233, mode))
 
 
+@pytest.mark.slow
 def test_the_tiles_of_a_real_configuration() -> None:
     image = picture(457, 300)
     assert_equals_reference(IDEFICS3, image)
@@ -95,6 +96,7 @@ _HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 _DINO = {"image_mean": CONVNEXT["image_mean"], "image_std": CONVNEXT["image_std"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "steps"),
     [

@@ -13,9 +13,12 @@ import pytest
 import trustme
 
 from asyncembed.errors import InputError
-from asyncembed.images.urls import CONCURRENCY, FetchLimits, UrlFetcher, is_public, is_url
+from asyncembed.images.inputs import is_url
+from asyncembed.images.urls import CONCURRENCY, FetchLimits, UrlFetcher, is_public
 from tests.support.waiting import until
 from tests.support.web import WebServer
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ def test_cuda_on_a_machine_without_it_is_an_error(tmp_path: Path) -> None:
         OnnxSession(path, options)
 
 
+@pytest.mark.slow
 def test_without_onnxruntime_one_sentence_says_what_to_install() -> None:
     program = """
 import sys

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from asyncembed.errors import ModelLoadError
-from asyncembed.runtime.onnx_file import OnnxFile, read_onnx_file
+from asyncembed.runtime.onnx_file import OnnxFile, are_within_reach, read_onnx_file
 from tests.support.external_data import external_tensor
+from tests.support.graphs import write_text_graph
 
 
 def constant(location: str) -> NodeProto:
@@ -118,6 +119,7 @@ def test_bytes_that_are_no_graph_say_nothing_at_once(content: bytes, tmp_path: P
     assert time.process_time() - before < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [
@@ -142,3 +144,78 @@ def test_any_bytes_are_read_to_an_end(content: bytes) -> None:
         path = Path(folder, "model.onnx")
         path.write_bytes(content)
         read_onnx_file(path)
+
+
+def write_graph(path: Path, location: str) -> None:
+    weights = numpy_helper.from_array(np.ones(3, np.float32), "weights")
+    weights.data_location = TensorProto.EXTERNAL
+    weights.external_data.add(key="offset", value="0")
+    weights.external_data.add(key="location", value=location)
+    graph = helper.make_graph([], "graph", [], [], [numpy_helper.from_array(np.ones(3, np.float32), "inside"), weights])
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+
+
+@pytest.mark.parametrize("name", ["model.onnx_data", "parts/weights 1.bin"])
+def test_the_graph_tells_where_its_weights_are(name: str, tmp_path: Path) -> None:
+    write_graph(tmp_path / "model.onnx", name)
+    assert read_onnx_file(tmp_path / "model.onnx").weights == (name,)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "C:\\secret", "a\\..\\..\\secret", ""])
+def test_a_name_that_leads_out_of_the_directory_is_none(name: str, tmp_path: Path) -> None:
+    write_graph(tmp_path / "model.onnx", name)
+    assert read_onnx_file(tmp_path / "model.onnx").weights == ()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph at all", b"\x3a\xff\xff\xff\xff\x0f", b"\xff" * 40])
+def test_what_is_no_graph_has_no_weights_elsewhere(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    assert read_onnx_file(tmp_path / "model.onnx").weights == ()
+
+
+def test_a_file_is_within_reach_beside_the_graph_or_beside_what_it_links_to(tmp_path: Path) -> None:
+    for name in ("snapshot", "blobs", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "blobs/a").write_bytes(b"graph")
+    (tmp_path / "snapshot/model.onnx").symlink_to("../blobs/a")
+    for name, home in {"beside": "snapshot", "linked": "blobs", "lost": "elsewhere"}.items():
+        (tmp_path / home / f"{name}-bytes").write_bytes(b"weights")
+        (tmp_path / "snapshot" / name).symlink_to(f"../{home}/{name}-bytes")
+    model = tmp_path / "snapshot/model.onnx"
+    assert [are_within_reach(model, [name]) for name in ("beside", "linked", "lost")] == [True, True, False]
+    assert are_within_reach(model, [])
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_dynamically_quantised_graph_is_recognised(dynamic: bool, tmp_path: Path) -> None:
+    path = write_text_graph(tmp_path / "model.onnx", dynamic_quantization=dynamic)
+    assert read_onnx_file(path).is_dynamically_quantized == dynamic
+
+
+def test_the_name_alone_does_not_count(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info("DynamicQuantizeLinear", TensorProto.FLOAT, ["n"])
+    result = helper.make_tensor_value_info("MatMulInteger", TensorProto.FLOAT, ["n"])
+    node = helper.make_node("Relu", [value.name], [result.name], name="DynamicQuantizeLinear")
+    model = helper.make_model(helper.make_graph([node], "MatMulInteger", [value], [result]))
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    assert not read_onnx_file(tmp_path / "model.onnx").is_dynamically_quantized
+
+
+def test_operators_inside_branches_are_found(tmp_path: Path) -> None:
+    result = helper.make_tensor_value_info("q", TensorProto.UINT8, None)
+    branch = helper.make_graph(
+        [helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"])], "branch", [], [result]
+    )
+    choice = helper.make_node("If", ["condition"], ["y"], then_branch=branch, else_branch=branch)
+    inputs = [
+        helper.make_tensor_value_info("condition", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"]),
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.UINT8, None)
+    onnx.save(helper.make_model(helper.make_graph([choice], "graph", inputs, [output])), str(tmp_path / "m.onnx"))
+    assert read_onnx_file(tmp_path / "m.onnx").is_dynamically_quantized
+
+
+def test_a_file_that_is_no_model_is_left_to_the_runtime(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\x0fno model at all")
+    assert not read_onnx_file(tmp_path / "model.onnx").is_dynamically_quantized

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
-from asyncembed.runtime.safetensors import INDEX_FILE, find_weights, read_tensors
+from asyncembed.repo_files import WEIGHTS_INDEX
+from asyncembed.runtime.safetensors import find_weights, read_tensors
 from tests.support.minilm import MINILM
 from tests.support.safetensors_files import write_raw, write_tensors
 
@@ -59,7 +60,7 @@ def test_a_split_model_reads_as_one(tmp_path: Path) -> None:
     write_tensors(tmp_path / "model-00001-of-00002.safetensors", {"a": MATRIX})
     write_tensors(tmp_path / "model-00002-of-00002.safetensors", {"b": MATRIX * 2})
     weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / WEIGHTS_INDEX).write_text(json.dumps({"weight_map": weight_map}))
     tensors = read_tensors(*find_weights(tmp_path))
     np.testing.assert_array_equal(tensors["b"], tensors["a"] * 2)
 
@@ -70,15 +71,15 @@ def test_a_directory_without_weights_has_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd", "gone.safetensors", 3, ""])
 def test_an_index_cannot_name_what_is_not_beside_it(tmp_path: Path, name: object) -> None:
-    (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": {"a": name}}))
-    with pytest.raises(ModelLoadError, match=INDEX_FILE):
+    (tmp_path / WEIGHTS_INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ModelLoadError, match=WEIGHTS_INDEX):
         find_weights(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', "\x00"])
 def test_a_broken_index_is_a_load_error(tmp_path: Path, text: str) -> None:
-    (tmp_path / INDEX_FILE).write_text(text)
-    with pytest.raises(ModelLoadError, match=INDEX_FILE):
+    (tmp_path / WEIGHTS_INDEX).write_text(text)
+    with pytest.raises(ModelLoadError, match=WEIGHTS_INDEX):
         find_weights(tmp_path)
 
 

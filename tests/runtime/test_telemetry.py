@@ -8,6 +8,8 @@ import pytest
 from tests.support import programs
 from tests.support.models import write_model
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import os, sys
 import anyio

@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -98,22 +100,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 """What is known to be in the `preprocessor_config.json` of real models, and variations of it."""
 
-SIZES = [(224, 224), (1, 1), (31, 17), (300, 227), (227, 300), (97, 448), (3, 300), (640, 427)]
+SIZES = [(224, 224), (1, 1), (31, 17), (300, 227), (227, 300), (97, 448), (3, 60), (640, 427)]
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16", "RGBX"]
+
+
+@lru_cache(maxsize=64)
+def _waves(width: int, height: int, seed: int) -> NDArray[np.float64]:
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    noise = np.random.default_rng(seed).normal(size=(height, width, 4)) * 12
+    waves = [np.sin(x / 7 + seed) + np.cos(y / 11), np.sin((x + y) / 9), np.cos(x / 23 - y / 5), np.sin(y / 3)]
+    return np.stack(waves, axis=-1) * 60 + 128 + noise
 
 
 def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
     """Waves of colour with some noise: nothing is symmetric, and nothing is flat."""
-    y, x = np.mgrid[:height, :width].astype(np.float64)
-    noise = np.random.default_rng(seed).normal(size=(height, width, 4)) * 12
-    waves = [np.sin(x / 7 + seed) + np.cos(y / 11), np.sin((x + y) / 9), np.cos(x / 23 - y / 5), np.sin(y / 3)]
-    values = np.stack(waves, axis=-1) * 60 + 128 + noise
+    values = _waves(width, height, seed)
     rgba = np.clip(values, 0, 255).astype(np.uint8)
     match mode:
         case "RGBA" | "RGB":
             return Image.fromarray(np.ascontiguousarray(rgba[:, :, : len(mode)]))
         case "CMYK":
-            return Image.fromarray(rgba, "CMYK")
+            return Image.frombytes("CMYK", (width, height), rgba.tobytes())
         case "I;16":
             return Image.fromarray((values[:, :, 0].clip(0) * 3).astype(np.uint16))
         case "I":

@@ -22,7 +22,7 @@ TOKENIZERS = {
 
 def write_late_interaction_model(directory: Path, name: str, **graph: Any) -> ModelSpec:
     """A small model of the kind of `name`, with the files where the reference looks for them."""
-    tokenizer = TOKENIZERS[name]
+    tokenizer = TOKENIZERS.get(name, "wordpiece")
     make = {"wordpiece": wordpiece, "unigram": unigram, "byte_level_bpe": byte_level_bpe}[tokenizer]
     pad, mask = ("[PAD]", "[MASK]") if tokenizer == "wordpiece" else ("<pad>", "<mask>")
     spec = require_model(name, "late_interaction")

@@ -52,6 +52,10 @@ def threads() -> set[str]:
     }
 
 
+# multiprocessing's own process, for the life of this one: no test is the one that starts it.
+resource_tracker.ensure_running()
+
+
 def _open_files() -> int:
     gc.collect()
     return psutil.Process().num_fds() if os.name == "posix" else 0
@@ -60,7 +64,6 @@ def _open_files() -> int:
 @asynccontextmanager
 async def nothing_left_behind() -> AsyncGenerator[None]:
     """Check that the block leaves no process, task, thread or open file."""
-    resource_tracker.ensure_running()  # multiprocessing's own, for the life of this process
     await anyio.to_thread.run_sync(int)  # the backend's first thread has files of its own
     tasks, files = len(anyio.get_running_tasks()), _open_files()
     processes, running = {child.pid for child in worker_processes()}, threads()

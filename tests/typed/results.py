@@ -18,7 +18,7 @@ from asyncembed import (
     TextEmbedding,
 )
 from asyncembed.errors import OF_ONE_INPUT, EncodeError, InputError, WorkerCrashed
-from asyncembed.images.intake import ImageInput
+from asyncembed.images.inputs import ImageInput
 from asyncembed.readers import csv_records, text_lines
 from asyncembed.stream import OnError
 

@@ -13,11 +13,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from asyncembed.catalogue.spec import HubOrigin
 from asyncembed.errors import ModelLoadError
-from asyncembed.hub import loadable_model_path
+from asyncembed.files import in_disk_thread
+from asyncembed.runtime.loadable_path import loadable_model_path
 from asyncembed.runtime.onnx import OnnxSession
 from asyncembed.runtime.session import SessionOptions
+from tests.hub import conftest
 from tests.hub.calls import download_files
 from tests.hub.server import HubServer, Repo
+
+pytestmark = pytest.mark.slow
+hub, _environment = conftest.hub, conftest._environment
 
 WEIGHTS = np.arange(5000, dtype=np.float32)
 
@@ -49,7 +54,7 @@ def files(tmp_path: Path) -> dict[str, bytes | memoryview]:
     return model_files(folder)
 
 
-async def download_model(hub: HubServer, files: dict[str, bytes | memoryview]) -> Path:
+async def fetch_model(hub: HubServer, files: dict[str, bytes | memoryview]) -> Path:
     hub.repos["org/model"] = Repo(files, large=frozenset(files))
     return await download_files([HubOrigin("org/model")], patterns=["*"])
 
@@ -72,8 +77,8 @@ def move_into_shared_store(snapshot: Path) -> None:
 
 
 async def test_what_we_download_loads_as_it_is(hub: HubServer, files: dict[str, bytes | memoryview]) -> None:
-    snapshot = await download_model(hub, files)
-    path = await loadable_model_path(snapshot, "onnx/model.onnx")
+    snapshot = await fetch_model(hub, files)
+    path = await in_disk_thread(loadable_model_path, snapshot, "onnx/model.onnx")
     assert path == snapshot / "onnx/model.onnx"
     run(path)
 
@@ -81,24 +86,24 @@ async def test_what_we_download_loads_as_it_is(hub: HubServer, files: dict[str, 
 async def test_weights_in_the_shared_store_load_through_hard_links(
     hub: HubServer, files: dict[str, bytes | memoryview]
 ) -> None:
-    snapshot = await download_model(hub, files)
+    snapshot = await fetch_model(hub, files)
     move_into_shared_store(snapshot)
     if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 32):
         with pytest.raises(Exception, match="escapes"):
             run(snapshot / "onnx/model.onnx")
-    path = await loadable_model_path(snapshot, "onnx/model.onnx")
+    path = await in_disk_thread(loadable_model_path, snapshot, "onnx/model.onnx")
     run(path)
     assert path.samefile(snapshot / "onnx/model.onnx")
-    assert await loadable_model_path(snapshot, "onnx/model.onnx") == path
+    assert await in_disk_thread(loadable_model_path, snapshot, "onnx/model.onnx") == path
 
 
 async def test_links_of_deleted_snapshots_are_removed_and_nothing_else(
     hub: HubServer, files: dict[str, bytes | memoryview]
 ) -> None:
-    snapshot = await download_model(hub, files)
+    snapshot = await fetch_model(hub, files)
     move_into_shared_store(snapshot)
     links = snapshot.parents[1] / "onnx_snapshots"
-    ours = await loadable_model_path(snapshot, "onnx/model.onnx")
+    ours = await in_disk_thread(loadable_model_path, snapshot, "onnx/model.onnx")
     assert ours.is_relative_to(links / snapshot.name)
     newer = snapshot.with_name("d" * 40)
     snapshot.rename(newer)
@@ -106,7 +111,7 @@ async def test_links_of_deleted_snapshots_are_removed_and_nothing_else(
     for path in others:
         path.parent.mkdir()
         path.write_bytes(b"of another program")
-    await loadable_model_path(newer, "onnx/model.onnx")
+    await in_disk_thread(loadable_model_path, newer, "onnx/model.onnx")
     assert not (links / snapshot.name).exists()
     assert all(path.exists() for path in others)
 
@@ -122,7 +127,7 @@ async def test_folders_beside_a_local_model_are_left_alone(
     photo.write_bytes(b"the only copy")
     link_weights(directory, tmp_path / "store" / "weights")
     with pytest.raises(ModelLoadError, match="link out of its directory"):
-        await loadable_model_path(directory, "onnx/model.onnx")
+        await in_disk_thread(loadable_model_path, directory, "onnx/model.onnx")
     assert photo.read_bytes() == b"the only copy"
 
 
@@ -151,7 +156,7 @@ async def test_no_file_outside_the_model_is_read_as_weights(
     (tmp_path / layout.partition("/")[0] / "blobs").mkdir(exist_ok=True)
     link_weights(directory, tmp_path / "home" / "secret")
     with pytest.raises(ModelLoadError, match="link out of its directory"):
-        await loadable_model_path(directory, "onnx/model.onnx")
+        await in_disk_thread(loadable_model_path, directory, "onnx/model.onnx")
     with pytest.raises(ModelLoadError, match="link out of its directory"):
         OnnxSession(directory / "onnx/model.onnx", SessionOptions(device="cpu"))
     assert not list(tmp_path.rglob("onnx_snapshots"))
@@ -162,20 +167,20 @@ async def test_a_link_that_stays_in_the_directory_is_followed(
 ) -> None:
     directory = local_model(tmp_path / "model", files)
     link_weights(directory, directory / "onnx" / "weights" / "part")
-    run(await loadable_model_path(directory, "onnx/model.onnx"))
+    run(await in_disk_thread(loadable_model_path, directory, "onnx/model.onnx"))
 
 
 async def test_weights_that_are_missing_are_named(files: dict[str, bytes | memoryview], tmp_path: Path) -> None:
     directory = local_model(tmp_path / "model", files)
     (directory / "onnx/model.onnx_data").unlink()
     with pytest.raises(ModelLoadError, match=r"keeps weights in model\.onnx_data, and .*onnx has no such file"):
-        await loadable_model_path(directory, "onnx/model.onnx")
+        await in_disk_thread(loadable_model_path, directory, "onnx/model.onnx")
 
 
 async def test_nothing_is_put_where_others_can_write_or_a_link_leads_elsewhere(
     hub: HubServer, files: dict[str, bytes | memoryview], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    snapshot = await download_model(hub, files)
+    snapshot = await fetch_model(hub, files)
     move_into_shared_store(snapshot)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -191,21 +196,21 @@ async def test_nothing_is_put_where_others_can_write_or_a_link_leads_elsewhere(
     private = temporary / f"asyncembed-{os.getuid()}"
     private.mkdir()
     private.chmod(0o777)
-    assert await loadable_model_path(snapshot, "onnx/model.onnx") == snapshot / "onnx/model.onnx"
+    assert await in_disk_thread(loadable_model_path, snapshot, "onnx/model.onnx") == snapshot / "onnx/model.onnx"
     assert not list(elsewhere.iterdir())
     assert not list(private.iterdir())
     private.chmod(0o700)
-    assert (await loadable_model_path(snapshot, "onnx/model.onnx")).is_relative_to(private)
+    assert (await in_disk_thread(loadable_model_path, snapshot, "onnx/model.onnx")).is_relative_to(private)
 
 
 async def test_where_links_cannot_be_made_copies_serve(
     hub: HubServer, files: dict[str, bytes | memoryview], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cache in which no directory can be made (a file is in its place), as with a read-only one."""
-    snapshot = await download_model(hub, files)
+    snapshot = await fetch_model(hub, files)
     move_into_shared_store(snapshot)
     (snapshot.parents[1] / "onnx_snapshots").write_bytes(b"")
-    path = await loadable_model_path(snapshot, "onnx/model.onnx")
+    path = await in_disk_thread(loadable_model_path, snapshot, "onnx/model.onnx")
     assert path.is_relative_to(tmp_path / "home" / "asyncembed")
     run(path)
 
@@ -217,14 +222,14 @@ async def test_where_nothing_can_be_put_anywhere_the_weights_come_from_memory(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    snapshot = await download_model(hub, files)
+    snapshot = await fetch_model(hub, files)
     move_into_shared_store(snapshot)
     blocked = tmp_path / "blocked"
     blocked.write_bytes(b"")
     (snapshot.parents[1] / "onnx_snapshots").write_bytes(b"")
     monkeypatch.setattr(constants, "HF_HOME", str(blocked))
     monkeypatch.setattr(tempfile, "tempdir", str(blocked))
-    path = await loadable_model_path(snapshot, "onnx/model.onnx")
+    path = await in_disk_thread(loadable_model_path, snapshot, "onnx/model.onnx")
     assert "HF_HUB_DISABLE_SHARED_BLOBS" in caplog.text
     session = OnnxSession(path, SessionOptions(device="cpu"))
     (result,) = session.run(["y"], {"x": np.zeros(1, np.float32)})

@@ -1,7 +1,7 @@
 """A path from which onnxruntime loads a graph whose weights lie in files of their own.
 
 In the hub's cache all files are links, and two files of one repo may lead to different directories of a store that all
-repos share, where onnxruntime does not follow (see `asyncembed.runtime.external_data`). Then hard links to both, under
+repos share, where onnxruntime does not follow (see `asyncembed.runtime.onnx_file`). Then hard links to both, under
 their repo names in one directory, are what every version accepts.
 """
 
@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from asyncembed.errors import ModelLoadError
-from asyncembed.files import in_disk_thread
-from asyncembed.hub.listing import is_commit
-from asyncembed.runtime.external_data import are_within_reach, check_origin, external_data_files, snapshot_of
+from asyncembed.files import default_cache_dir, replacing
+from asyncembed.repo_files import is_commit
+from asyncembed.runtime.onnx_file import are_within_reach, check_links, read_onnx_file, snapshot_of
 
 MARK = ".made-by-asyncembed"
 """A file in each directory of links that we made: only what holds it is ever deleted."""
@@ -26,24 +26,21 @@ MARK = ".made-by-asyncembed"
 logger = logging.getLogger("asyncembed")
 
 
-async def loadable_model_path(directory: Path, model_file: str) -> Path:
+def loadable_model_path(directory: Path, model_file: str) -> Path:
     """The path to give to onnxruntime for `directory / model_file`: itself, where its weights can be reached from it.
 
     Otherwise, in the hub's cache, that of a hard link (or, where links cannot be made, a copy) beside those of its
     weights. Where neither can be made anywhere it is itself, too: then the session takes the weights from memory.
+    Blocks.
 
     Raises:
         ModelLoadError: There is no such file, or one of those that it keeps weights in is missing, or a link that
             leads out of a directory other than the hub's cache.
     """
-    return await in_disk_thread(_loadable_model_path, directory, model_file)
-
-
-def _loadable_model_path(directory: Path, model_file: str) -> Path:
     model = directory / model_file
     if not model.is_file():
         raise ModelLoadError(f"there is no file {model}; onnx_file= names another graph", model=str(directory))
-    names = external_data_files(model)
+    names = read_onnx_file(model).weights
     if missing := [name for name in names if not (model.parent / name).is_file()]:
         raise ModelLoadError(
             f"{model} keeps weights in {missing[0]}, and {model.parent} has no such file: put it there",
@@ -51,7 +48,7 @@ def _loadable_model_path(directory: Path, model_file: str) -> Path:
         )
     if are_within_reach(model, names):
         return model
-    check_origin(model, names)
+    check_links(model, names)
     snapshot = snapshot_of(model)
     assert snapshot is not None, "elsewhere weights out of reach are refused"
     return _link_or_copy(snapshot, (model, *(model.parent / name for name in names)))
@@ -85,14 +82,12 @@ def _link_or_copy(snapshot: Path, files: tuple[Path, ...]) -> Path:
 
 def _homes(snapshot: Path) -> Iterator[Path]:
     """Directories to put the links of a snapshot into, the best first."""
-    from huggingface_hub import constants
-
     repo, commit = snapshot.parent.parent, snapshot.name
     shared = repo / "onnx_snapshots"  # fastembed's place for the same thing
     if not shared.is_symlink():
         _forget_deleted(shared, repo)
         yield shared / commit
-    yield Path(constants.HF_HOME) / "asyncembed" / "onnx_snapshots" / repo.name / commit
+    yield default_cache_dir() / "onnx_snapshots" / repo.name / commit
     if (private := _private_folder()) is not None:
         yield private / "onnx_snapshots" / repo.name / commit
 
@@ -142,10 +137,5 @@ def _place(source: Path, target: Path, transfer: Callable[[Path, Path], object])
         target.samefile(source) or (transfer is shutil.copyfile and target.stat().st_size == source.stat().st_size)
     ):
         return
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
+    with replacing(target) as temporary:
         transfer(source, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

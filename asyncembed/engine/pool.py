@@ -1,0 +1,95 @@
+"""The public face of the engine: what users make, open and share; embedders go through `engine_of`."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+
+from asyncembed.checks import check_pool_options, checks_keywords
+from asyncembed.engine.cores import available_cores
+from asyncembed.engine.lifetime import Openable
+from asyncembed.engine.model import Stats
+from asyncembed.engine.supervisor import Supervisor, WorkerPlan
+
+BATCH_TIMEOUT_SECONDS = 300.0
+
+MAX_WORKERS_BY_DEFAULT = 4
+"""Each worker holds the model once, so more than a few are for the user to ask for."""
+
+
+class WorkerPool(Openable):
+    """Worker processes that several embedders can share.
+
+    ```python
+    async with WorkerPool(workers=4) as pool:
+        async with (
+            TextEmbedding("BAAI/bge-small-en-v1.5", pool=pool) as embedder,
+            TextCrossEncoder("Xenova/ms-marco-MiniLM-L-6-v2", pool=pool) as reranker,
+        ):
+            ...
+    ```
+
+    Args:
+        workers: Worker processes; None chooses from the cores that this process may use, and takes a thread where it
+            may have no children (a worker of Celery's, say). 0 always takes one thread of this
+            process instead (no isolation: a crash of the runtime is a crash of the program, and a batch that hangs
+            cannot be ended).
+        threads: Threads that each worker computes with; None shares the cores out.
+        interactive_workers: Workers besides those, kept free for interactive calls: a query then need not wait for the
+            batch of an ingest that each of the others has. Each holds one more copy of the models, and shares the cores
+            with the others while both compute; with `workers=0` it is a thread, too.
+        device_ids: Devices, one per worker, dealt out in turn; without `workers` there is one worker for each.
+        batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
+
+    Raises:
+        OptionError: A value that cannot work.
+        WorkerError: (on opening) no worker could be started.
+    """
+
+    @checks_keywords
+    def __init__(
+        self,
+        *,
+        workers: int | None = None,
+        threads: int | None = None,
+        interactive_workers: int = 0,
+        device_ids: Sequence[int] | None = None,
+        batch_timeout: float | None = BATCH_TIMEOUT_SECONDS,
+    ) -> None:
+        check_pool_options(workers, threads, interactive_workers, device_ids, batch_timeout)
+        cores = available_cores()
+        wanted = workers
+        if wanted is None:
+            wanted = len(device_ids) if device_ids else min(cores, MAX_WORKERS_BY_DEFAULT)
+        self._plan = WorkerPlan(
+            workers=max(1, wanted),
+            reserved=interactive_workers,
+            threads=max(1, cores // max(1, wanted)) if threads is None else threads,
+            in_thread=wanted == 0,
+            threads_alone=(cores if threads is None else threads) if workers is None else None,
+            device_ids=tuple(device_ids or ()),
+            batch_timeout=None if wanted == 0 else batch_timeout,
+        )
+        self._supervisor = Supervisor(self._plan)
+
+    @asynccontextmanager
+    async def _lifetime(self) -> AsyncGenerator[None]:
+        self._supervisor = Supervisor(self._plan)
+        async with self._supervisor.running():
+            yield
+
+    @property
+    def size(self) -> int:
+        """How many workers it has."""
+        return self._supervisor.size
+
+    def stats(self) -> Stats:
+        """What all models in it have computed, and the state of its queue and workers: a snapshot."""
+        return self._supervisor.stats()
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers that run now; empty with `workers=0`."""
+        return self._supervisor.worker_pids()
+
+
+def engine_of(pool: WorkerPool) -> Supervisor:
+    """The engine of the pool's present opening, or of its last one: for the package itself."""
+    return pool._supervisor  # noqa: SLF001 (a pool offers its users no more than they need)

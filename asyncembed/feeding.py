@@ -1,0 +1,496 @@
+"""From a caller's source into the window of a stream: what runs for a stream while somebody holds its handle.
+
+`StreamState` is what feeder, worker pool and handle have in common, and what the first two hold. Nothing that runs
+refers to the handle, so that dropping the handle can end it all. There are three feeders: a list and its like is read
+on the event loop, any other iterable in a thread of its own, as it may block, and an async iterable is awaited.
+"""
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
+from contextlib import suppress
+from contextvars import copy_context
+from itertools import islice
+from queue import SimpleQueue
+from sys import getsizeof
+from time import monotonic
+from typing import Generic, Literal, Protocol, TypeAlias, TypeVar, cast
+
+from anyio import CancelScope, Event, get_cancelled_exc_class, move_on_after
+from anyio.lowlevel import checkpoint
+
+from asyncembed.engine.lifetime import uninterrupted
+from asyncembed.engine.scheduler import BatchKey, Item, Sink
+from asyncembed.engine.supervisor import Supervisor
+from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, StateError
+from asyncembed.wakeup import Signal
+from asyncembed.window import Entry, Room, Window
+
+InputT = TypeVar("InputT")
+RecordT = TypeVar("RecordT", contravariant=True)
+T = TypeVar("T")
+
+Source: TypeAlias = Iterable[InputT | InputError] | AsyncIterable[InputT | InputError]
+"""The caller's inputs; a source may hand over an `InputError` in the place of one that it cannot give."""
+
+OnError: TypeAlias = Literal["raise", "skip", "return"]
+
+WAITING_BATCHES = 64
+"""How much work of one stream may wait, in full batches: enough to choose inputs of like lengths from (with prose and
+the default budget, any more would save 1 % of padding), and the most that a stream which joins later waits for."""
+
+WAITING_BATCHES_PER_WORKER = 4
+"""As above, added for each worker: its batches in flight, and the next ones."""
+
+FIRST_READ = 16
+"""Records of a list that are handed on before anything else, so that the first workers have something to do. The rest
+of a chunk follows in the same turn of the loop: the first batches are chosen from more than those."""
+
+FEED_CHUNK = 256
+"""Inputs that a feeder hands on at once, before it lets other tasks run."""
+
+FEED_SECONDS = 0.001
+"""How long a feeder may work on the loop at once, whatever `key` does: a record alone may take longer."""
+
+LIST_SHARE = 1 / 8
+THREAD_SHARE = 1 / 4
+"""The part of the window that has to be free before a list, or a thread, is read on: each time costs a turn of the
+loop, and a thread's also two switches between threads."""
+
+CLOSE_GRACE_SECONDS = 0.5
+"""How long the end of a stream waits for its source to close."""
+
+FIELDS_LOOKED_AT = 64
+"""Fields of a record whose sizes count, beside the record's own."""
+
+_IN_MEMORY = frozenset({list, tuple, set, frozenset, deque, range, type({}.keys()), type({}.values())})
+"""Sources that are read on the loop, because reading them cannot block; a subclass might."""
+
+
+class Recipient(Sink, Protocol):
+    """Whom a result concerns, and who bounds what waits for it."""
+
+    def charge(self, index: int, size_bytes: int) -> None:
+        """Learn how many bytes an input really keeps that was fetched or read after it had been taken in."""
+        ...
+
+    async def wait_bytes(self, index: int, expected_bytes: int) -> None:
+        """Wait until an input may be fetched or read, for which so many bytes may come."""
+        ...
+
+
+class Intake(Protocol[RecordT]):
+    """How a record of the source becomes an item: chosen by the family, fixed for the stream."""
+
+    @property
+    def batch_key(self) -> BatchKey:
+        """What its items have in common."""
+        ...
+
+    def item(self, record: RecordT | InputError, index: int, sink: Recipient) -> tuple[Item, int]:
+        """The item, and about how many bytes it keeps in memory; in the thread that reads the source.
+
+        Raises:
+            InputError: It can be no input.
+            KeyboardInterrupt, SystemExit: The caller's own code ends the program.
+        """
+        ...
+
+    def count_failure(self) -> None:
+        """Count a record that can be no input."""
+        ...
+
+    def submit(self, items: list[Item]) -> None:
+        """Let items wait for a worker: at once, or when what they stand for was fetched or read."""
+        ...
+
+
+class StreamState(Generic[InputT]):
+    """What a stream is behind its handle: its window, who waits for what, and how it ends.
+
+    Its state changes on the event loop only, so none of it needs a lock: by its feeder (`push`, `finish`), by the pool
+    and whoever loads inputs (`deliver`, `fail`, `charge`), and by whoever holds the handle or the embedder (`take`,
+    `close`). Only `prepare` runs where the source is read, and changes nothing.
+
+    Attributes:
+        engine: Who computes.
+        ready: Notified when `take` may have something new.
+        keeps_inputs: Whether an entry keeps its record; decided before the start.
+        skipped: How many inputs `on_error="skip"` has left out.
+        is_started: Whether its source is being read, or was.
+        is_closed: Whether nothing more can come of it.
+        end: The error that it ended with, then.
+        feeder_ended: Set when its source is closed.
+    """
+
+    def __init__(
+        self,
+        engine: Supervisor,
+        intake: Intake[InputT],
+        *,
+        max_items: int,
+        max_bytes: int,
+        ordered: bool,
+        on_error: OnError,
+        on_end: Callable[["StreamState[InputT]"], None],
+    ) -> None:
+        self.engine = engine
+        self.ready = Signal()
+        self.keeps_inputs = False
+        self.skipped = 0
+        self.is_started = False
+        self.is_closed = False
+        self.end: BaseException | None = None
+        self.feeder_ended = Event()
+        self._intake = intake
+        self._minimum_tokens = intake.batch_key.minimum_size
+        self._on_error = on_error
+        self._on_end = on_end
+        self._room = Signal()
+        self._window = Window(
+            max_items=max_items,
+            max_tokens=(WAITING_BATCHES + WAITING_BATCHES_PER_WORKER * engine.size) * intake.batch_key.max_batch_tokens,
+            max_bytes=max_bytes,
+            ordered=ordered,
+            on_ready=self.ready.notify,
+            on_room=self._room.notify,
+        )
+        self._source_error: BaseException | None = None
+        self._is_source_done = False
+        self._feeder_scope = CancelScope()
+
+    # ---------------------------------------------------------------- the feeder's side
+
+    async def feed(self, source: Source[InputT]) -> None:
+        """Read the source into the window until it ends; never lets an exception into the shared task group."""
+        outcome: BaseException | None = StateError("the source was cancelled, by itself or because the embedder closes")
+        try:
+            with self._feeder_scope:
+                # By its type: what an object says of its class may be anything, or raise.
+                if type(source) in _IN_MEMORY:
+                    await _feed_from_memory(self, cast("Iterable[InputT | InputError]", source))
+                    outcome = None
+                elif hasattr(type(source), "__aiter__"):
+                    await _feed_awaiting(self, cast("AsyncIterable[InputT | InputError]", source))
+                    outcome = None
+                else:
+                    outcome = await _feed_from_thread(self, cast("Iterable[InputT | InputError]", source))
+        except get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # noqa: BLE001 (raised at the consumer: other streams share this task group)
+            outcome = error
+        finally:
+            self._is_source_done = True
+            self._source_error = outcome
+            self.ready.notify()
+            self.feeder_ended.set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing may be read now."""
+        return self._window.is_full
+
+    @uninterrupted
+    async def wait_room(self, share: float = 0.0) -> Room:
+        """Wait until this share of the window, and at least one place, is free; returns what is."""
+        while (room := self._window.ask_room(share)) is None:
+            await self._room.wait()
+        return room
+
+    def prepare(self, index: int, record: InputT | InputError) -> Entry:
+        """Make an input of a record of the source.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: The caller's own code ends the program.
+        """
+        kept = record if self.keeps_inputs else None
+        try:
+            item, size_bytes = self._intake.item(record, index, self)
+        except AsyncEmbedError as error:
+            return Entry(index, kept, None, 0.0, 0 if kept is None else _bytes_of(kept), error)
+        if kept is not None and kept is not item.value:
+            size_bytes += _bytes_of(kept)
+        tokens = item.size
+        return Entry(index, kept, item, tokens if tokens > self._minimum_tokens else self._minimum_tokens, size_bytes)
+
+    def push(self, entries: list[Entry]) -> None:
+        """Take in what was read, in the order of the source, and let it wait for a worker."""
+        if self.is_closed:
+            return
+        items = self._window.push(entries)
+        for _ in range(len(entries) - len(items)):
+            self._intake.count_failure()
+        if items:
+            self._intake.submit(items)
+
+    # ---------------------------------------------------------------- the pool's side (a `Recipient`)
+
+    def deliver(self, index: int, result: object) -> None:
+        """Take a result."""
+        if not self.is_closed:
+            self._window.arrive(index, result, None, getattr(result, "nbytes", 0))
+
+    def fail(self, index: int, error: Exception) -> None:
+        """Take an error in the place of a result."""
+        if not self.is_closed:
+            self._window.arrive(index, None, error)
+
+    def charge(self, index: int, size_bytes: int) -> None:
+        """Learn how many bytes an input really keeps that was fetched or read after it had been taken in."""
+        self._window.charge(index, size_bytes)
+
+    async def wait_bytes(self, index: int, expected_bytes: int) -> None:
+        """Wait until an input may be fetched or read, for which so many bytes may come."""
+        while not self._window.may_load(index, expected_bytes):
+            await self._room.wait()
+
+    # ---------------------------------------------------------------- the consumer's side
+
+    def take(self) -> Entry | None:
+        """The next entry whose result goes to the consumer, or None if `ready` is to be awaited.
+
+        With `on_error="return"` the error is its result.
+
+        Raises:
+            StopAsyncIteration: There are no more.
+            Exception: The input's own error with `on_error="raise"`, or the source's; again at each further call.
+        """
+        while (entry := self._window.take()) is not None:
+            if entry.error is None:
+                return entry
+            if self._on_error == "raise" or not isinstance(entry.error, OF_ONE_INPUT):
+                self.close(entry.error)
+            elif self._on_error == "skip":
+                self.skipped += 1
+            else:
+                entry.result = entry.error
+                return entry
+        if self._is_source_done and not self._window:
+            self.close(self._source_error)
+        if self.is_closed:
+            raise self.end or StopAsyncIteration
+        return None
+
+    @uninterrupted
+    def close(self, end: BaseException | None = None) -> None:
+        """End the stream: the feeder is cancelled, what waits is withdrawn, `take` raises `end` from now on."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self.end = end
+        self._feeder_scope.cancel()
+        self.engine.withdraw(self._window.close())
+        self.ready.notify()
+        self._on_end(self)
+
+
+# ---------------------------------------------------------------- the three feeders
+
+
+async def _feed_from_memory(state: StreamState[InputT], source: Iterable[InputT | InputError]) -> None:
+    records = _Records(state, source)
+    limit = FIRST_READ
+    while not records.is_done:
+        room = await state.wait_room(LIST_SHARE)
+        entries: list[Entry] = []
+        turn_ends = monotonic() + FEED_SECONDS
+        try:
+            for entry in records.read(room, limit):
+                entries.append(entry)
+                if monotonic() > turn_ends:
+                    break
+        finally:
+            state.push(entries)
+        if limit == FEED_CHUNK:
+            await checkpoint()
+        limit = FEED_CHUNK
+
+
+async def _feed_awaiting(state: StreamState[InputT], source: AsyncIterable[InputT | InputError]) -> None:
+    iterator = aiter(source)
+    try:
+        for index in itertools.count():
+            if state.is_full:
+                await state.wait_room()
+            try:
+                record = await anext(iterator)
+            except StopAsyncIteration:
+                break
+            state.push([state.prepare(index, record)])
+            if index % FIRST_READ == 0:
+                await checkpoint()  # the source need not have one
+    finally:
+        # A generator is ours alone, and ends here, in the task that ran it. Another kind of iterator (a stream
+        # of the caller's) is the caller's to close.
+        if isinstance(iterator, AsyncGenerator):
+            with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
+                await iterator.aclose()
+
+
+async def _feed_from_thread(state: StreamState[InputT], source: Iterable[InputT | InputError]) -> BaseException | None:
+    reader = _Reader(source, state)
+    try:
+        while not reader.is_done:
+            await reader.read(await state.wait_room(THREAD_SHARE))
+    finally:
+        reader.stop()
+        # A thread does not hear cancellation: it ends after the record that it is reading, which may take for ever.
+        with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
+            await reader.ended.wait()
+    return reader.error
+
+
+class _Records(Generic[InputT]):
+    """Makes inputs of the records of an iterable, no more than there is room for."""
+
+    def __init__(self, state: StreamState[InputT], source: Iterable[InputT | InputError]) -> None:
+        self.is_done = False
+        self._state = state
+        self._iterator = iter(source)
+        self._count = 0
+
+    def read(self, room: Room, limit: int) -> Iterator[Entry]:
+        """Up to `limit` inputs: the next record is read when the one before it has been counted."""
+        first = self._count
+        limit = min(room.items, limit)
+        tokens, size_bytes, result_bytes = room.tokens, room.size_bytes, room.result_bytes
+        for index, record in enumerate(islice(self._iterator, limit), first):
+            self._count = index + 1
+            entry = self._state.prepare(index, record)
+            tokens -= entry.tokens
+            size_bytes -= entry.size_bytes + result_bytes
+            yield entry
+            if size_bytes <= 0 or tokens <= 0:
+                return
+        self.is_done = self._count < first + limit
+
+    def close(self) -> None:
+        """Close a generator; another kind of iterator has no such thing."""
+        if isinstance(self._iterator, Generator):
+            with suppress(BaseException):
+                self._iterator.close()
+
+
+class Handover(Generic[T]):
+    """Hands things from a thread to the loop, with one call of the loop for all that it has not taken yet.
+
+    Nothing is left lying. Only two orders matter: the thread appends a thing *before* it looks whether the loop is
+    called already, and the loop says that it is called no more *before* it takes. So if the thread found it called, the
+    loop had yet to take, and takes this thing too; if the loop was through, the thread finds it not called, and calls.
+    """
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        """`call` has the loop call `take_all` soon."""
+        self._call = call
+        self._things: deque[T] = deque()  # both of its ends are atomic
+        self._is_called = False
+
+    def put(self, thing: T) -> None:
+        """In the thread: hand a thing over."""
+        self._things.append(thing)
+        if not self._is_called:
+            self._is_called = True
+            self._call()
+
+    def take_all(self) -> list[T]:
+        """On the loop: all that has been handed over."""
+        self._is_called = False
+        things = []
+        while self._things:
+            things.append(self._things.popleft())
+        return things
+
+
+class _Reader(Generic[InputT]):
+    """Reads a synchronous iterable in a thread of its own; each record reaches the loop as soon as it is read.
+
+    One thread from beginning to end, as things like database connections may not change it; and a daemon, so that a
+    source that never answers does not keep the interpreter from exiting.
+
+    The loop gives orders, each a room to use up, and waits for `_has_read` before the next one. The thread writes
+    `is_done` and `error` before it posts the call that sets it, so the loop reads them when they are final.
+    """
+
+    def __init__(self, source: Iterable[InputT | InputError], state: StreamState[InputT]) -> None:
+        self.is_done = False
+        self.error: BaseException | None = None
+        self.ended = Event()
+        self._source = source
+        self._state = state
+        self._loop = state.engine.loop
+        self._has_read = Event()
+        self._orders: SimpleQueue[Room | None] = SimpleQueue()
+        self._entries: Handover[Entry] = Handover(lambda: self._loop.post(self._push))
+        self._is_stopped = False
+        context = copy_context()
+        threading.Thread(target=context.run, args=(self._work,), name="asyncembed-reader", daemon=True).start()
+
+    # ---- on the loop
+
+    async def read(self, room: Room) -> None:
+        """Have records read until the room is used up, and wait until they are."""
+        self._has_read = Event()
+        self._orders.put(room)
+        await self._has_read.wait()
+
+    def stop(self) -> None:
+        """Have the thread end, after the record that it is reading; it closes a generator."""
+        self._is_stopped = True
+        self._orders.put(None)
+
+    def _push(self) -> None:
+        try:
+            self._state.push(self._entries.take_all())
+        except Exception as error:  # noqa: BLE001 (this is called by the loop itself, where nobody would see it)
+            self._state.close(error)
+
+    def _on_read(self) -> None:
+        self._push()
+        self._has_read.set()
+
+    # ---- in the thread
+
+    def _work(self) -> None:
+        records: _Records[InputT] | None = None
+        try:
+            records = _Records(self._state, self._source)
+            while not self.is_done and (room := self._orders.get()) is not None:
+                self._read(records, room)
+                self._loop.post(self._on_read)
+        except BaseException as error:  # noqa: BLE001 (the source's own, raised at the consumer)
+            self.error = error
+            self.is_done = True
+            self._loop.post(self._on_read)
+        finally:
+            if records is not None:
+                records.close()
+            del records
+            self._loop.post(self.ended.set)
+
+    def _read(self, records: _Records[InputT], room: Room) -> None:
+        for entry in records.read(room, FEED_CHUNK):
+            self._entries.put(entry)
+            if self._is_stopped:
+                return
+        self.is_done = records.is_done
+
+
+def _bytes_of(record: object) -> int:
+    """About how many bytes a record keeps in memory that travels beside its input: its own and those of its fields."""
+    try:
+        kind = type(record)
+        if kind is str:
+            return getsizeof(record)
+        fields: Iterable[object] = ()
+        if issubclass(kind, dict):
+            fields = cast("dict[object, object]", record).values()
+        elif issubclass(kind, list | tuple):
+            fields = cast("list[object]", record)
+        elif hasattr(record, "__dict__"):
+            fields = vars(record).values()
+        return getsizeof(record) + sum(map(getsizeof, islice(fields, FIELDS_LOOKED_AT)))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 (an object may answer as it likes; it is embedded all the same)
+        return 0

@@ -1,0 +1,184 @@
+"""What the engine counts on in every encoder, whatever it computes."""
+
+import ast
+import inspect
+import pickle
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from asyncembed.catalogue.lookup import list_models
+from asyncembed.encoders import build
+from asyncembed.encoders.encoder import Call, Encoded, Encoder, EncoderConfig, Mode
+from asyncembed.errors import InputError
+from asyncembed.results import SparseEmbedding
+from tests.support.every_encoder import WRITE
+from tests.support.images import encoded as image_file
+from tests.support.images import picture
+from tests.support.models import TEXTS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from asyncembed.catalogue.spec import ModelSpec
+
+MODES: dict[str, tuple[Mode, ...]] = {
+    "cross_encoder": ("pair",),
+    "image": ("image",),
+    "colpali": ("query", "image"),
+    "colmodernvbert": ("query", "image"),
+}
+TEXT_MODES: tuple[Mode, ...] = ("embed", "query")
+
+EVERY_MODE = [(name, mode) for name in WRITE for mode in MODES.get(name, TEXT_MODES)]
+COUNTING = [(name, mode) for name, mode in EVERY_MODE if mode != "image"]
+
+Load = Callable[..., Encoder]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """Loads the small model of an encoder, once for each set of limits."""
+    models: dict[str, tuple[ModelSpec, Path]] = {}
+    loaded: dict[tuple[str, frozenset[tuple[str, int]]], Encoder] = {}
+
+    def load(name: str, **limits: int) -> Encoder:
+        key = name, frozenset(limits.items())
+        if name not in models:
+            directory = tmp_path_factory.mktemp(name)
+            models[name] = WRITE[name](directory), directory
+        if key not in loaded:
+            spec, directory = models[name]
+            loaded[key] = build(EncoderConfig(spec=spec, directory=directory, **limits))  # type: ignore[arg-type]
+        return loaded[key]
+
+    return load
+
+
+def inputs_for(mode: Mode) -> Sequence[object]:
+    match mode:
+        case "pair":
+            return [(query, text) for query, text in zip(TEXTS, reversed(TEXTS), strict=True)]
+        case "image":
+            sizes = [(40, 30), (7, 9), (64, 64), (30, 100)]
+            return [image_file(picture(*size, seed=seed), "PNG") for seed, size in enumerate(sizes)]
+        case _:
+            return TEXTS
+
+
+def wrong_input_for(mode: Mode) -> object:
+    return {"pair": ("a query", 3), "image": b"no image"}.get(mode, 3)
+
+
+def assert_same(found: Any, wanted: Any) -> None:
+    """Two results are the same within 1e-5, whatever they are."""
+    if isinstance(wanted, SparseEmbedding):
+        np.testing.assert_array_equal(found.indices, wanted.indices)
+        found, wanted = found.values, wanted.values
+    found, wanted = np.asarray(found), np.asarray(wanted)
+    assert found.dtype == wanted.dtype
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def encode(encoder: Encoder, mode: Mode, inputs: Sequence[object]) -> Encoded:
+    encoded = encoder.encode(inputs, Call(mode=mode))
+    assert len(encoded.results) == len(inputs)
+    return encoded
+
+
+def test_no_encoder_is_forgotten() -> None:
+    tree = ast.parse(inspect.getsource(build))
+    patterns = [node for node in ast.walk(tree) if isinstance(node, ast.MatchValue)]
+    known = {ast.literal_eval(pattern.value) for pattern in patterns}
+    assert known == WRITE.keys()
+    assert {spec.encoder for spec in list_models()} <= known
+
+
+@pytest.mark.parametrize(("name", "mode"), EVERY_MODE)
+def test_an_input_has_the_same_result_alone_and_at_any_place_of_a_batch(load: Load, name: str, mode: Mode) -> None:
+    encoder, inputs = load(name), inputs_for(mode)
+    together = encode(encoder, mode, inputs)
+    backwards = encode(encoder, mode, inputs[::-1])
+    assert not together.failures
+    for position, value in enumerate(inputs):
+        alone = encode(encoder, mode, [value]).results[0]
+        assert_same(together.results[position], alone)
+        assert_same(backwards.results[-1 - position], alone)
+
+
+@pytest.mark.parametrize(("name", "mode"), EVERY_MODE)
+def test_smaller_runs_give_the_same_results(load: Load, name: str, mode: Mode) -> None:
+    inputs = inputs_for(mode)
+    wanted = encode(load(name), mode, inputs).results
+    for limits in ({"max_batch_tokens": 1}, {"max_batch_size": 2}):
+        found = encode(load(name, **limits), mode, inputs).results
+        for position in range(len(inputs)):
+            assert_same(found[position], wanted[position])
+
+
+@pytest.mark.parametrize(("name", "mode"), EVERY_MODE)
+def test_a_wrong_input_is_a_failure_of_its_own(load: Load, name: str, mode: Mode) -> None:
+    encoder, good, bad = load(name), list(inputs_for(mode)), wrong_input_for(mode)
+    wanted = encode(encoder, mode, good)
+    found = encode(encoder, mode, [bad, good[0], bad, *good[1:], bad])
+    wrong = {0, 2, len(good) + 2}
+    assert found.failures.keys() == wrong
+    assert all(isinstance(error, InputError) for error in found.failures.values())
+    right = [position for position in range(len(good) + 3) if position not in wrong]
+    for position, result in zip(right, wanted.results, strict=True):
+        assert_same(found.results[position], result)
+    assert (found.tokens, found.padded_tokens) == (wanted.tokens, wanted.padded_tokens)
+
+
+@pytest.mark.parametrize(("name", "mode"), EVERY_MODE)
+def test_a_batch_of_wrong_inputs_and_a_batch_of_none_are_batches(load: Load, name: str, mode: Mode) -> None:
+    encoder, bad = load(name), wrong_input_for(mode)
+    assert encode(encoder, mode, [bad, bad]).failures.keys() == {0, 1}
+    assert encode(encoder, mode, [bad]).tokens == 0
+    assert encode(encoder, mode, []).failures == {}
+
+
+@pytest.mark.parametrize(("name", "mode"), EVERY_MODE)
+def test_what_it_computed_is_counted(load: Load, name: str, mode: Mode) -> None:
+    encoder, inputs = load(name), inputs_for(mode)
+    together = encode(encoder, mode, inputs)
+    assert 0 < together.tokens <= together.padded_tokens
+    assert together.tokens == sum(encode(encoder, mode, [value]).tokens for value in inputs)
+
+
+@pytest.mark.parametrize(("name", "mode"), EVERY_MODE)
+def test_what_it_answers_survives_the_way_to_another_process(load: Load, name: str, mode: Mode) -> None:
+    encoded = encode(load(name), mode, [*inputs_for(mode), wrong_input_for(mode)])
+    results, failures = pickle.loads(pickle.dumps((encoded.results, encoded.failures)))
+    for position, result in enumerate(encoded.results):
+        assert_same(results[position], result)
+    assert {position: str(error) for position, error in failures.items()} == {
+        position: str(error) for position, error in encoded.failures.items()
+    }
+
+
+@pytest.mark.parametrize(("name", "mode"), COUNTING)
+def test_tokens_are_counted_one_number_per_input(load: Load, name: str, mode: Mode) -> None:
+    encoder, inputs = load(name), inputs_for(mode)
+    encoded = encode(encoder, "count", [*inputs, wrong_input_for(mode)])
+    assert encoded.failures.keys() == {len(inputs)}
+    counts = [int(count) for count in encoded.results]
+    assert counts[:-1] == [int(encode(encoder, "count", [value]).results[0]) for value in inputs]
+    assert len(encode(encoder, "count", []).results) == 0
+
+
+@pytest.mark.parametrize(("name", "mode"), [(name, mode) for name, mode in COUNTING if name != "bm25"])
+def test_an_input_over_the_limit_is_cut_or_refused_as_the_call_says(load: Load, name: str, mode: Mode) -> None:
+    """BM25 has no limit."""
+    encoder = load(name)
+    text, long_text = "how many", "more " * 3000
+    short: object = text if mode != "pair" else (text, text)
+    long: object = long_text if mode != "pair" else (text, long_text)
+    assert not encode(encoder, mode, [short, long]).failures
+    refused = encoder.encode([short, long], Call(mode=mode, truncate=False))
+    assert refused.failures.keys() == {1}
+    assert len(refused.results) == 2
+    assert encoder.encode([long], Call(mode="count", truncate=False)).failures.keys() == {0}

@@ -1,0 +1,135 @@
+"""What every implementation of `Session` does, whatever runs the graph."""
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from asyncembed.errors import ModelLoadError
+from asyncembed.runtime.onnx import OnnxSession
+from asyncembed.runtime.session import Array, Session, SessionOptions
+from tests.support.graphs import DIM, GraphBuilder, write_text_graph
+
+Open = Callable[[Path, SessionOptions], Session]
+
+OPTIONS = SessionOptions(device="cpu")
+DTYPES: dict[str, int] = {
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+    "uint8": TensorProto.UINT8,
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+}
+
+
+@pytest.fixture(params=[OnnxSession], ids=["onnxruntime"])
+def open_session(request: pytest.FixtureRequest) -> Open:
+    """Opens a graph with one implementation after the other."""
+    opener: Open = request.param
+    return opener
+
+
+@pytest.fixture
+def session(open_session: Open, tmp_path: Path) -> Session:
+    """A text graph whose outputs are named in another order than a caller might ask for them."""
+    path = write_text_graph(tmp_path / "model.onnx", outputs=("last_hidden_state", "text_embeds"))
+    return open_session(path, OPTIONS)
+
+
+def feeds(*ids: int) -> dict[str, Array]:
+    """One row of tokens, as the text graph takes it."""
+    row = np.array([ids], np.int64)
+    return {"input_ids": row, "attention_mask": np.ones_like(row), "token_type_ids": row * 0}
+
+
+def test_inputs_and_outputs_are_named_in_the_graphs_order(session: Session) -> None:
+    assert session.input_names == ("input_ids", "attention_mask", "token_type_ids")
+    assert session.output_names == ("last_hidden_state", "text_embeds")
+
+
+def test_outputs_come_as_they_were_asked_for(session: Session) -> None:
+    pooled, hidden = session.run(["text_embeds", "last_hidden_state"], feeds(5, 6, 7))
+    assert (pooled.shape, hidden.shape) == ((1, DIM), (1, 3, DIM))
+    np.testing.assert_array_equal(pooled, hidden[:, 0])
+    (only,) = session.run(["text_embeds"], feeds(5, 6, 7))
+    np.testing.assert_array_equal(only, pooled)
+
+
+def test_one_session_takes_any_shape(session: Session) -> None:
+    for length in (1, 4, 2):
+        (hidden,) = session.run(["last_hidden_state"], feeds(*range(length)))
+        assert hidden.shape == (1, length, DIM)
+    (none,) = session.run(["last_hidden_state"], {name: row[:0] for name, row in feeds(1, 2).items()})
+    assert none.shape == (0, 2, DIM)
+
+
+def test_a_later_run_leaves_earlier_results_alone(session: Session) -> None:
+    (first,) = session.run(["text_embeds"], feeds(5, 6))
+    before = first.copy()
+    session.run(["text_embeds"], feeds(8, 9))
+    np.testing.assert_array_equal(first, before)
+
+
+def test_inputs_need_not_lie_in_one_piece(session: Session) -> None:
+    wide = {name: np.repeat(row, 2, axis=1)[:, ::2] for name, row in feeds(5, 6, 7).items()}
+    assert not any(row.flags.c_contiguous for row in wide.values())
+    (found,), (wanted,) = (session.run(["text_embeds"], some) for some in (wide, feeds(5, 6, 7)))
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_it_says_which_dtype_an_input_takes(open_session: Open, dtype: str, tmp_path: Path) -> None:
+    build = GraphBuilder()
+    build.add("Identity", "values", output="same")
+    infos = [helper.make_tensor_value_info(name, DTYPES[dtype], ["n"]) for name in ("values", "same")]
+    session = open_session(build.save(tmp_path / "model.onnx", infos[:1], infos[1:]), OPTIONS)
+    assert session.input_dtype("values") == np.dtype(dtype)
+    values: Any = np.array([1, 2], dtype)
+    (same,) = session.run(["same"], {"values": values})
+    assert same.dtype == values.dtype
+    np.testing.assert_array_equal(same, values)
+
+
+def test_what_one_thread_opened_another_may_run(session: Session) -> None:
+    results: list[Array] = []
+    thread = Thread(target=lambda: results.extend(session.run(["text_embeds"], feeds(5, 6))))
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(results[0], session.run(["text_embeds"], feeds(5, 6))[0])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_number_of_threads_changes_no_result(open_session: Open, threads: int, tmp_path: Path) -> None:
+    path = write_text_graph(tmp_path / "model.onnx")
+    (hidden,) = open_session(path, SessionOptions(device="cpu", threads=threads)).run(
+        ["last_hidden_state"], feeds(5, 6, 7)
+    )
+    (wanted,) = open_session(path, OPTIONS).run(["last_hidden_state"], feeds(5, 6, 7))
+    np.testing.assert_allclose(hidden, wanted, atol=1e-5)
+
+
+def test_weights_beside_the_graph_are_found(open_session: Open, tmp_path: Path) -> None:
+    model = onnx.load(str(write_text_graph(tmp_path / "small.onnx")))
+    onnx.save(
+        model, str(tmp_path / "model.onnx"), save_as_external_data=True, location="model.onnx_data", size_threshold=1024
+    )
+    whole, split = (
+        open_session(tmp_path / name, OPTIONS).run(["last_hidden_state"], feeds(5, 6, 7))[0]
+        for name in ("small.onnx", "model.onnx")
+    )
+    np.testing.assert_array_equal(split, whole)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no model"])
+def test_a_file_that_is_no_graph_is_named(open_session: Open, content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "some.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelLoadError, match=r"some\.onnx") as caught:
+        open_session(path, OPTIONS)
+    assert caught.value.model == str(path)
