@@ -12,7 +12,7 @@ from anyio import CancelScope
 from asyncembed.catalogue.limits import most_tokens
 from asyncembed.catalogue.lookup import CLASSES, families_of, find_model, require_model, similar_names
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
-from asyncembed.catalogue.pipeline import Overrides, list_directory, spec_from_directory
+from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.engine.worker import ProcessWorker
@@ -29,7 +29,7 @@ from asyncembed.files import in_disk_thread
 from asyncembed.hub import HubAccess
 from asyncembed.hub.model_files import download_model, download_repo, list_model
 from asyncembed.options import Options, is_path
-from asyncembed.repo_files import read_object
+from asyncembed.repo_files import list_directory, read_object
 from asyncembed.runtime.loadable_path import loadable_model_path
 from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.wakeup import completion
@@ -255,12 +255,12 @@ async def _export(directory: Path, cache_dir: Path | None, *, workers: int | Non
 
     Building holds the interpreter's lock for long stretches, so a thread would stall the event loop.
     """
-    from asyncembed import export
+    from asyncembed.export.graph_cache import ensure_graph, find_graph
 
-    found = await in_disk_thread(partial(export.find_graph, directory, cache_dir=cache_dir))
+    found = await in_disk_thread(partial(find_graph, directory, cache_dir=cache_dir))
     if found is not None:
         return found
-    build = partial(export.ensure_graph, directory, cache_dir=cache_dir)
+    build = partial(ensure_graph, directory, cache_dir=cache_dir)
     if workers == 0:
         return await in_disk_thread(build)
     try:

@@ -17,7 +17,7 @@ from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
 from asyncembed.catalogue.spec import Family
 from asyncembed.encoders.projection import read_projections
 from asyncembed.errors import AsyncEmbedError, ModelLoadError
-from asyncembed.export.architectures import ARCHITECTURES, read_config
+from asyncembed.export.bert_like import ARCHITECTURES, read_config
 from asyncembed.images.preprocess import Preprocessor
 from asyncembed.repo_files import inside, is_safe_path, read_json, read_object, shown
 from asyncembed.runtime.safetensors import find_weights, read_tensors

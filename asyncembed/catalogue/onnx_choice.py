@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from asyncembed.catalogue.cpu import this_cpu
 from asyncembed.errors import OptionError, UnsupportedModelError
@@ -41,6 +42,20 @@ _FOR_ANY_CPU = {"int8": ("qint8", "quint8"), "uint8": ("quint8",)}
 """How the names of files begin that are made for a certain CPU: they run on the others, too."""
 _SUFFIX = re.compile(r"(.+?)_(fp16|f16|float16|O4|quantized|int8|i8|uint8|qu?int8(?:_\w+)?|q4|q4f16|bnb4)")
 _SYNONYMS = {"q8": "int8"}  # as transformers.js says
+
+
+class _Graph(NamedTuple):
+    """A graph's path, and what its name tells: what it is of, and what kind of precision, "" for fp32."""
+
+    path: str
+    part: str
+    kind: str
+
+    @classmethod
+    def of(cls, path: str) -> "_Graph":
+        stem = PurePosixPath(path).stem
+        match = _SUFFIX.fullmatch(stem)
+        return cls(path, stem, "") if match is None else cls(path, match[1], match[2])
 
 
 def choose_onnx_file(
@@ -77,19 +92,19 @@ def choose_onnx_file(
         raise OptionError(f"precision must be one of {', '.join(_KINDS)}, not {precision!r}")
     if cpu is None:
         cpu = this_cpu() if wanted == "int8" else "other"
-    fitting, chosen = _best(graphs, wanted, cpu)
-    if chosen is not None:
+    best = _best(graphs, wanted, cpu)
+    if len(best) == 1:
         if precision is not None:
-            logger.info("%s: precision=%r is %s here (CPU: %s)", model, precision, chosen, cpu)
-        return chosen
-    if not fitting and wanted == "fp32" and has_weights(files):
+            logger.info("%s: precision=%r is %s here (CPU: %s)", model, precision, best[0], cpu)
+        return best[0]
+    if not best and wanted == "fp32" and _has_weights(files):
         return None
-    raise _unclear(graphs, has_several=bool(fitting), precision=precision, files=files, model=model)
+    raise _unclear(graphs, has_several=bool(best), precision=precision, files=files, model=model)
 
 
 def precision_of(path: str) -> str:
     """The precision that a graph's name tells: "fp32" where it tells none."""
-    kind = _parts(path)[1]
+    kind = _Graph.of(path).kind
     if kind.startswith(_FOR_ANY_CPU["int8"]):
         return "uint8" if kind.startswith("quint8") else "int8"
     return next(
@@ -97,32 +112,27 @@ def precision_of(path: str) -> str:
     )
 
 
-def has_weights(files: Collection[str]) -> bool:
+def _has_weights(files: Collection[str]) -> bool:
     """Whether there are weights that a graph can be built from."""
     return WEIGHTS in files or WEIGHTS_INDEX in files
 
 
-def _best(graphs: Sequence[str], precision: str, cpu: str) -> tuple[list[str], str | None]:
-    """Those of `graphs` that are of a precision, and the one that is meant, if that is clear."""
-    parts = {path: _parts(path) for path in graphs}
-    kinds = (*_INT8_FOR_CPU.get(cpu, ()), *_KINDS["int8"]) if precision == "int8" else _KINDS[precision]
-    others = sorted(kind for _, kind in parts.values() if kind.startswith(_FOR_ANY_CPU.get(precision, ())))
-    ranks = {kind: rank for rank, kind in reversed(list(enumerate((*kinds, *others))))}
-    fitting = [path for path in graphs if parts[path][1] in ranks]
-    candidates = [path for path in fitting if parts[path][0] == "model"] or fitting
-    best = min((ranks[parts[path][1]] for path in candidates), default=0)
-    candidates = [path for path in candidates if ranks[parts[path][1]] == best]
-    if len(candidates) > 1:
-        # One folder only, or the one that the hub's tools use.
-        candidates = [path for path in candidates if path.startswith("onnx/")]
-    return fitting, candidates[0] if len(candidates) == 1 else None
-
-
-def _parts(path: str) -> tuple[str, str]:
-    """What a graph's name is without its precision, and what tells the precision: "" for fp32."""
-    stem = PurePosixPath(path).stem
-    match = _SUFFIX.fullmatch(stem)
-    return (stem, "") if match is None else (match[1], match[2])
+def _best(graphs: Sequence[str], precision: str, cpu: str) -> list[str]:
+    """Those of `graphs` that are of a precision and are preferred alike: one, if it is clear which is meant."""
+    named = [_Graph.of(path) for path in graphs]
+    others = sorted(graph.kind for graph in named if graph.kind.startswith(_FOR_ANY_CPU.get(precision, ())))
+    for_cpu = _INT8_FOR_CPU.get(cpu, ()) if precision == "int8" else ()
+    kinds = (*for_cpu, *_KINDS[precision], *others)
+    ranked = {
+        graph.path: (
+            graph.part != "model",
+            kinds.index(graph.kind),
+            not graph.path.startswith("onnx/"),  # the folder that the hub's tools use
+        )
+        for graph in named
+        if graph.kind in kinds
+    }
+    return [path for path, rank in ranked.items() if rank == min(ranked.values())]
 
 
 def _unclear(
@@ -131,7 +141,7 @@ def _unclear(
     if not graphs:
         return UnsupportedModelError(
             f"{model} has no ONNX file; its weights can be exported, but with precision fp32"
-            if has_weights(files)
+            if _has_weights(files)
             else f"{model} has neither an ONNX file nor model.safetensors",
             model=model,
         )

@@ -37,9 +37,9 @@ class TermFrequency:
     avg_len: float = 256.0
 
     def __post_init__(self) -> None:
-        check_number("k", self.k, least=0)
-        check_number("b", self.b, least=0, most=1)
-        check_number("avg_len", self.avg_len, least=1e-9)
+        check_number("k", self.k, minimum=0)
+        check_number("b", self.b, minimum=0, maximum=1)
+        check_number("avg_len", self.avg_len, minimum=1e-9)
 
     def __call__(self, counts: npt.NDArray[np.float64], lengths: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The weights of terms that occur `counts` times in documents of `lengths` terms."""
@@ -69,7 +69,7 @@ class Bm25Settings:
     stopwords: Iterable[str] | None = None
 
     def __post_init__(self) -> None:
-        check_number("token_max_length", self.token_max_length, least=1)
+        check_number("token_max_length", self.token_max_length, minimum=1)
         if self.disable_stemmer and self.stemmer is not None:
             raise OptionError("give either stemmer= or disable_stemmer=True, not both")
         if isinstance(self.stopwords, str):

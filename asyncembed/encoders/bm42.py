@@ -29,7 +29,7 @@ class Bm42Settings:
     language: str = "english"
 
     def __post_init__(self) -> None:
-        check_number("alpha", self.alpha, least=0)
+        check_number("alpha", self.alpha, minimum=0)
 
 
 def bm42(config: EncoderConfig) -> Encoder:

@@ -8,7 +8,7 @@ from typing import get_args
 import anyio
 
 from asyncembed.catalogue.lookup import CLASSES, find_model
-from asyncembed.catalogue.pipeline import Overrides, configuration_files, list_directory, spec_from_directory
+from asyncembed.catalogue.pipeline import CONFIGURATION, Overrides, configuration_files, spec_from_directory
 from asyncembed.catalogue.spec import CacheFolderOrigin, Family, HubOrigin, ModelSpec
 from asyncembed.errors import DownloadError, NoSourceError, OptionError, UnsupportedModelError
 from asyncembed.files import in_disk_thread
@@ -16,18 +16,9 @@ from asyncembed.hub.access import HubAccess
 from asyncembed.hub.api import download_files, list_files
 from asyncembed.hub.listing import Listing
 from asyncembed.hub.progress import Progress
-from asyncembed.repo_files import WEIGHTS_INDEX
+from asyncembed.repo_files import WEIGHTS_INDEX, list_directory
 from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.runtime.safetensors import find_shards
-
-CONFIGURATION = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "preprocessor_config.json",
-)
-"""Small files that a catalogued model may need: those that fastembed downloads, so its models count as complete."""
 
 
 async def download(
@@ -214,7 +205,7 @@ def _read_spec(directory: Path, listing: Listing, families: Sequence[Family], ov
                 name=listing.repo,
                 family=family,
                 files=listing.paths,
-                source=HubOrigin(listing.repo),
+                origin=HubOrigin(listing.repo),
                 overrides=overrides,
             )
         except UnsupportedModelError as error:

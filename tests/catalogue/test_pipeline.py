@@ -4,13 +4,9 @@ from typing import Any
 
 import pytest
 
-from asyncembed.catalogue.pipeline import (
-    Overrides,
-    choose_onnx_file,
-    configuration_files,
-    most_tokens,
-    spec_from_directory,
-)
+from asyncembed.catalogue.limits import most_tokens
+from asyncembed.catalogue.onnx_choice import choose_onnx_file
+from asyncembed.catalogue.pipeline import Overrides, configuration_files, spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, LocalOrigin, Pooling
 from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
 
@@ -285,7 +281,7 @@ def test_a_repo_that_says_nothing_of_images_is_no_image_model(tmp_path: Path) ->
 def test_a_listing_stands_for_files_that_are_not_there_yet(tmp_path: Path) -> None:
     write_repo(tmp_path, files=())
     listing = ["README.md", "tokenizer.json", "onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_q4.onnx"]
-    spec = spec_from_directory(tmp_path, name="org/name", files=listing, source=HubOrigin("org/name"))
+    spec = spec_from_directory(tmp_path, name="org/name", files=listing, origin=HubOrigin("org/name"))
     # The graph itself tells which files it needs, once it is there.
     assert (spec.model_file, spec.additional_files) == ("onnx/model.onnx", ())
     assert spec.name == "org/name"
@@ -296,7 +292,8 @@ def test_weights_without_a_graph_are_named_for_the_export(tmp_path: Path) -> Non
     assert (spec.model_file, spec.additional_files) == (None, ("model.safetensors",))
     shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     sharded = spec_from_directory(tmp_path, files=[*shards, "model.safetensors.index.json"])
-    assert sharded.additional_files == ("model.safetensors.index.json", *shards)
+    # The index itself tells which files hold the weights, once it is there.
+    assert sharded.additional_files == ("model.safetensors.index.json",)
 
 
 @pytest.mark.parametrize("as_module", [True, False])
