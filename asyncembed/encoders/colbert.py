@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asyncembed.encoders.dense import counted
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import Finite, quietly
 from asyncembed.encoders.pooling import FloatArray, IntArray, normalize
 from asyncembed.encoders.postprocess import finish
@@ -69,7 +69,7 @@ class LateInteractionEncoder:
         self._attends_to_masks = bool(settings.get("query_mask_attended", False))
         self._normalizes_queries = bool(settings.get("normalize_queries", False))
         has_marker = self._document_marker is not None
-        self.tokenizer = TextTokenizer(
+        self.tokenizer: TextTokenizer = TextTokenizer(
             config.directory,
             max_length=config.max_length or spec.max_length,
             # An explicit limit is one for all that the graph gets.
@@ -83,7 +83,7 @@ class LateInteractionEncoder:
         self._graph.fit(self.tokenizer, config.max_length, reserve=int(has_marker))
         self._check_query_length()
         self._finite = self._graph.finite
-        self.info = replace(
+        self.info: ModelInfo = replace(
             self._graph.info,
             max_length=self.tokenizer.limit + has_marker,
             special_tokens=self.tokenizer.special_tokens() + has_marker,

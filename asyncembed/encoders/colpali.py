@@ -15,7 +15,7 @@ from tokenizers import Encoding
 
 from asyncembed.encoders.colbert import encoded_matrices
 from asyncembed.encoders.dense import counted
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.text_graph import TextGraph
 from asyncembed.encoders.tokenization import TextTokenizer
@@ -39,7 +39,9 @@ class _MultimodalEncoder:
         """Load tokenizer, preprocessor and graph; see `build` for the errors."""
         self._spec = config.spec
         self._settings: Mapping[str, Any] = config.spec.settings
-        self.tokenizer = TextTokenizer(config.directory, max_length=config.max_length or config.spec.max_length)
+        self.tokenizer: TextTokenizer = TextTokenizer(
+            config.directory, max_length=config.max_length or config.spec.max_length
+        )
         self._graph = TextGraph(config, extra_inputs=[PIXELS])
         if self._graph.fixed_length is not None:
             raise self._graph.unsupported(
@@ -47,7 +49,7 @@ class _MultimodalEncoder:
             )
         self._finite = self._graph.finite
         self._reader = ImageReader(config, threads=config.session.threads)
-        self.info = replace(
+        self.info: ModelInfo = replace(
             self._graph.info,
             max_length=self.tokenizer.limit,
             special_tokens=self.tokenizer.special_tokens(),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Encoding
 
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import quietly, rows_not_finite
 from asyncembed.encoders.pooling import FloatArray, IntArray, normalize, pool
 from asyncembed.encoders.postprocess import encoded_rows
@@ -42,7 +42,7 @@ class DenseEncoder:
         spec = config.spec
         settings = spec.settings
         self._spec = spec
-        self.tokenizer = TextTokenizer(
+        self.tokenizer: TextTokenizer = TextTokenizer(
             config.directory,
             max_length=config.max_length or spec.max_length,
             lower_case=bool(settings.get("lower_case", False)),
@@ -65,7 +65,7 @@ class DenseEncoder:
         self._prompt_lengths: dict[str, int] = {}
         # An empty text warms the session, and shows now whether pooling and graph fit together.
         vectors, _ = self._embed(self.tokenizer.encode([""]).encodings, "", self._task(Call()))
-        self.info = replace(
+        self.info: ModelInfo = replace(
             self._graph.info,
             max_length=self.tokenizer.limit,
             special_tokens=self.tokenizer.special_tokens(),

@@ -71,12 +71,12 @@ class Cutter:
         self._longest_added = max(map(len, added), default=0)
         self._added = re.compile("|".join(map(re.escape, added)), re.IGNORECASE) if added else None
         self._prepends_once = any(part.get("prepend_scheme") == "first" for part in pre_tokenizers)
-        self.within_runs = (
+        self.within_runs: bool = (
             _is_local(tokenizer)
             and all(part["type"] in LOCAL_PRE_TOKENIZERS for part in pre_tokenizers)
             and self._has_known_model()
         )
-        self.at_spaces = (
+        self.at_spaces: bool = (
             _is_local(tokenizer)
             and all(part["type"] in LOCAL_PRE_TOKENIZERS for part in pre_tokenizers)
             and any(_separates_words(part) for part in pre_tokenizers)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from tokenizers import Encoding
 
 from asyncembed.encoders.dense import counted
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures, ModelInfo
 from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.settings import NoSettings, read_settings
 from asyncembed.encoders.text_graph import TextGraph
@@ -34,7 +34,7 @@ class CrossEncoder:
         self._finite = self._graph.finite
         self._takes_types = "token_type_ids" in self._graph.session.input_names
         self._column = config.spec.settings.get("column")
-        self.info = replace(
+        self.info: ModelInfo = replace(
             self._graph.info,
             max_length=self._tokenizer.limit,
             special_tokens=self._tokenizer.special_tokens(is_pair=True),

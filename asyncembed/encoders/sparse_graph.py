@@ -71,7 +71,8 @@ class SparseEncoder:
         if lookup is None or _may_be_accelerated(config):
             info = self._graph.info
             self._tokenizer = self._documents
-        self.info = replace(info, max_length=self._tokenizer.limit, special_tokens=self._tokenizer.special_tokens())
+        special_tokens = self._tokenizer.special_tokens()
+        self.info: ModelInfo = replace(info, max_length=self._tokenizer.limit, special_tokens=special_tokens)
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:

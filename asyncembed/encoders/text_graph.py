@@ -60,22 +60,23 @@ class Graph:
             raise UnsupportedModelError("the model has no ONNX file: say onnx_file=", model=spec.name)
         path = config.directory / spec.model_file
         self._spec = spec
-        self.session = OnnxSession(path, config.session)
-        self.output = find_output(self.session, spec)
-        self.is_dynamically_quantized = read_onnx_file(path).is_dynamically_quantized
+        self.session: OnnxSession = OnnxSession(path, config.session)
+        self.output: str = find_output(self.session, spec)
+        self.is_dynamically_quantized: bool = read_onnx_file(path).is_dynamically_quantized
         names = self.session.input_names
         self._dtypes: Mapping[str, np.dtype[Any]] = {name: self.session.input_dtype(name) for name in names}
         self._batch_sizes = {name: self.fixed_dimension(0, name) for name in names}
         self._batch_size = self._batch_sizes["input_ids" if "input_ids" in names else names[0]]
         budget = self._budget(config)
-        self.info = ModelInfo(
+        self.info: ModelInfo = ModelInfo(
             providers=self.session.providers,
             max_batch_tokens=budget,
             dynamically_quantized=self.is_dynamically_quantized,
             warning=self.session.warning,
         )
-        self.finite = Finite(spec, element=self.session.output_type(self.output), provider=self.session.providers[0])
-        self.planner = self._planner(config, budget if most_tokens is None else min(budget, most_tokens))
+        element = self.session.output_type(self.output)
+        self.finite: Finite = Finite(spec, element=element, provider=self.session.providers[0])
+        self.planner: Planner = self._planner(config, budget if most_tokens is None else min(budget, most_tokens))
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Several outputs by name, from all inputs by name, brought to the element types that the graph takes."""
@@ -161,7 +162,7 @@ class TextGraph(Graph):
                 f"{', '.join((*_KNOWN_INPUTS[1:], *extra_inputs))}"
             )
         own = [name for name in names if name in _KNOWN_INPUTS]
-        self.fixed_length = self.fixed_dimension(1, *own)
+        self.fixed_length: int | None = self.fixed_dimension(1, *own)
         if self.fixed_length is not None and "attention_mask" not in names and not takes_padding:
             raise self.unsupported(
                 f"takes texts of exactly {self.fixed_length} tokens and no attention_mask, so that it would take the "

@@ -90,17 +90,17 @@ class TextTokenizer:
             OptionError: `max_length` leaves no room for a token of the text.
         """
         settings = TokenizerSettings.read(directory)
-        self.tokenizer = settings.tokenizer
+        self.tokenizer: Tokenizer = settings.tokenizer
         if lower_case:
             present = [self.tokenizer.normalizer] if self.tokenizer.normalizer is not None else []
             self.tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *present])
-        self.pad_id = settings.required_pad_id if pads else settings.pad_id or 0
-        self.pad_type_id = settings.pad_type_id
-        self.pads_left = settings.pads_left
-        self.pad_to_multiple_of = settings.pad_to_multiple_of
-        self.special_ids = settings.special_ids
+        self.pad_id: int = settings.required_pad_id if pads else settings.pad_id or 0
+        self.pad_type_id: int = settings.pad_type_id
+        self.pads_left: bool = settings.pads_left
+        self.pad_to_multiple_of: int | None = settings.pad_to_multiple_of
+        self.special_ids: dict[str, int] = settings.special_ids
         self._add_special_tokens = add_special_tokens
-        self.truncates_left = (truncation_side or settings.truncation_side) == "left"
+        self.truncates_left: bool = (truncation_side or settings.truncation_side) == "left"
         self._cutter = Cutter(self.tokenizer)
         self._cuts_early = not self.truncates_left and self._cutter.at_spaces
         self.tokenizer.no_padding()

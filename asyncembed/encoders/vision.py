@@ -9,7 +9,7 @@ from math import ceil
 import numpy as np
 from PIL import Image
 
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.pooling import FloatArray, normalize
 from asyncembed.encoders.postprocess import encoded_rows
@@ -48,7 +48,7 @@ class ImageReader:
 
     def __init__(self, config: EncoderConfig, *, threads: int = 1) -> None:
         """Read the preprocessor's configuration; see `build` for the errors."""
-        self.preprocessor = Preprocessor.read(config.directory)
+        self.preprocessor: Preprocessor = Preprocessor.read(config.directory)
         settings = config.settings
         most_pixels = settings.get("max_image_pixels", MAX_IMAGE_PIXELS)
         assert isinstance(most_pixels, int)
@@ -133,7 +133,7 @@ class ImageEncoder:
         self._tokens = self._reader.tokens_per_image
         self._dim = self._spec.dim or 0
         self._dim = self._warm()
-        self.info = replace(self._graph.info, dim=self._dim, tokens_per_image=self._tokens)
+        self.info: ModelInfo = replace(self._graph.info, dim=self._dim, tokens_per_image=self._tokens)
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from logging import getLogger
+from logging import Logger, getLogger
 from math import ceil, inf
 from statistics import median
 from typing import TYPE_CHECKING, TypeVar
@@ -74,7 +74,7 @@ MAX_BACKOFF_SECONDS = 5.0
 
 T = TypeVar("T")
 
-logger = getLogger("asyncembed")
+logger: Logger = getLogger("asyncembed")
 
 
 @dataclass(slots=True, eq=False)

@@ -49,7 +49,7 @@ COPY_BYTES = 2**20
 
 _NUMBER = "[0-9]{1,18}"
 
-logger = logging.getLogger("asyncembed")
+logger: logging.Logger = logging.getLogger("asyncembed")
 
 
 class Archive:
@@ -58,7 +58,7 @@ class Archive:
     def __init__(self, root: Path, url: str, folder: str, wanted: Wanted) -> None:
         if not is_safe_path(folder) or "/" in folder:
             raise ArchiveError(f"{folder!r} is no name of a folder", source=shown_address(url))
-        self.name = shown_address(url)
+        self.name: str = shown_address(url)
         self._url = url
         self._root = root
         self._folder = folder

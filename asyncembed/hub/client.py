@@ -63,7 +63,7 @@ _REQUEST_IDS = ("x-request-id", "x-amzn-trace-id", "x-amz-cf-id")
 
 ErrorT = TypeVar("ErrorT", bound=BaseException)
 
-logger = logging.getLogger("asyncembed")
+logger: logging.Logger = logging.getLogger("asyncembed")
 
 
 class QuietURL(httpx.URL):
@@ -86,9 +86,9 @@ class Answer:
         self, client: "HubClient", response: httpx.Response, body: AsyncIterator[bytes], window_seconds: float
     ) -> None:
         self._client = client
-        self.status = response.status_code
+        self.status: int = response.status_code
         self.headers: Mapping[str, str] = response.headers
-        self.is_encoded = _is_encoded(response)
+        self.is_encoded: bool = _is_encoded(response)
         self._body = body
         self._window_seconds = window_seconds
         self._left_seconds = window_seconds
@@ -125,7 +125,9 @@ class HubClient:
 
         self._http = http
         token = next((value for name, value in headers.items() if name.lower() == "authorization"), None)
-        self.secrets = Secrets(token.removeprefix("Bearer ") if token else None, [endpoint, *proxy_addresses()])
+        bare_token = token.removeprefix("Bearer ") if token else None
+        self.secrets: Secrets = Secrets(bare_token, [endpoint, *proxy_addresses()])
+        self.endpoint: str
         self.endpoint, self._login = split_login(endpoint)
         self._token = token
         self._headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}

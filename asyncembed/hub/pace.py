@@ -42,8 +42,8 @@ class Stretch:
 
     def __init__(self, position: int, end: int) -> None:
         self.position = position
-        self.received = position
-        self.end = end
+        self.received: int = position
+        self.end: int = end
         self.connection: CancelScope | None = None
         self._samples: deque[tuple[float, int]] = deque()
         self._best = 0.0

@@ -22,7 +22,7 @@ from asyncembed.hub.locks import only_one_task
 from asyncembed.hub.progress import DownloadFinished, DownloadStarted, Reporter
 from asyncembed.repo_files import is_commit, is_safe_path
 
-logger = logging.getLogger("asyncembed")
+logger: logging.Logger = logging.getLogger("asyncembed")
 
 
 class Place(Protocol):
@@ -196,7 +196,7 @@ class LocalDirectory:
     """A directory of this machine, used as it is."""
 
     def __init__(self, path: Path, wanted: Wanted) -> None:
-        self.name = str(path)
+        self.name: str = str(path)
         self._path = path.expanduser()
         self._wanted = wanted
 

@@ -81,7 +81,7 @@ class OnnxSession:
         self._input_shapes = {value.name: tuple(map(_length, value.shape)) for value in session.get_inputs()}
         self._output_shapes = {value.name: tuple(map(_length, value.shape or ())) for value in session.get_outputs()}
         self.providers: tuple[str, ...] = tuple(active)
-        self.warning = fallback_warning(options, available, active)
+        self.warning: str | None = fallback_warning(options, available, active)
         release_free_memory()
 
     @property
