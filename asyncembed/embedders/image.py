@@ -185,7 +185,7 @@ class _ImageIntake(Intake):
     def _make_item(self, value: object, units: int, index: int, sink: Recipient) -> Item:
         if type(value) is ToFetch:
             value = _Absent(value, sink)
-        return Item(value, self._tokens_per_image + units, self.batch_key, self._priority, sink, index)
+        return self._maker.sized_item(value, self._tokens_per_image + units, sink, index)
 
     def submit(self, items: list[Item]) -> None:
         absent = [item for item in items if type(item.value) is _Absent]

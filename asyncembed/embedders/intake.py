@@ -33,7 +33,7 @@ class Intake:
         self._accept = accept
         self._engine = engine
         self._model = model
-        self._priority = priority
+        self._maker = model.item_maker(self.batch_key, priority)
         self._key = key
 
     def item(self, record: object, index: int, sink: Recipient) -> tuple[Item, int]:
@@ -64,7 +64,7 @@ class Intake:
             raise InputError(f"key= failed: {in_words(error)}", index=index) from error
 
     def _make_item(self, value: object, units: int, index: int, sink: Recipient) -> Item:
-        return self._model.item(value, units, self.batch_key, self._priority, sink, index)
+        return self._maker.item(value, units, sink, index)
 
     def count_failure(self) -> None:
         """See `asyncembed.stream.Intake`."""
