@@ -37,7 +37,7 @@ class Intake:
         self._key = key
 
     def item(self, record: object, index: int, sink: Recipient) -> tuple[Item, int]:
-        """See `asyncembed.stream.Intake`."""
+        """See `asyncembed.feeding.Intake`."""
         # By its type: what an object says of its class may be anything, or raise.
         if type(record) is not str and issubclass(type(record), InputError):
             raise _at_index(cast(InputError, record), index)  # a source's word on a record that it could not give
@@ -67,11 +67,11 @@ class Intake:
         return self._maker.item(value, units, sink, index)
 
     def count_failure(self) -> None:
-        """See `asyncembed.stream.Intake`."""
+        """See `asyncembed.feeding.Intake`."""
         self._model.count_failure()
 
     def submit(self, items: list[Item]) -> None:
-        """See `asyncembed.stream.Intake`."""
+        """See `asyncembed.feeding.Intake`."""
         self._engine.submit(items)
 
     def close(self) -> None:
