@@ -61,7 +61,7 @@ class StaticEncoder:
         self._vectors = _matrix(tensors, folder)
         self._rows = tensors.get("mapping")
         self._weights = tensors["weights"].astype(np.float32) if "weights" in tensors else None
-        self.info = ModelInfo(max_length=self._tokenizer.limit, special_tokens=0, dim=self._vectors.shape[1])
+        self.info: ModelInfo = ModelInfo(max_length=self._tokenizer.limit, special_tokens=0, dim=self._vectors.shape[1])
         check_dim(spec, self._vectors.shape[1])
 
     @quietly

@@ -51,7 +51,7 @@ class Archive:
     def __init__(self, url: str, folder: str, wanted: Wanted, root: Path, access: HubAccess) -> None:
         if not is_safe_path(folder) or "/" in folder:
             raise ArchiveError(f"{folder!r} is no name of a folder", source=shown_address(url))
-        self.name = shown_address(url)
+        self.name: str = shown_address(url)
         self._url = url
         self._folder = folder
         self._wanted = wanted
