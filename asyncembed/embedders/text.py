@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, Unpack, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, Unpack, cast, get_args, overload
 
 from asyncembed.catalogue.lookup import register
 from asyncembed.catalogue.pipeline import Overrides
-from asyncembed.catalogue.spec import ModelSpec, Pooling
+from asyncembed.catalogue.spec import Family, ModelSpec, Pooling
 from asyncembed.checks import check_bool, check_choice, check_count, check_text, checks_keywords
 from asyncembed.embedders.base import (
     AnyStream,
@@ -20,6 +20,7 @@ from asyncembed.embedders.base import (
 from asyncembed.embedders.intake import InputT, as_source
 from asyncembed.embedders.roles import TEXTS, TextRoles
 from asyncembed.encoders.encoder import Call, Mode
+from asyncembed.encoders.registry import row_of
 from asyncembed.errors import OptionError
 from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
@@ -113,7 +114,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
     """
 
-    family = "text"
+    family: ClassVar[Family] = "text"
 
     @overload
     def __init__(
@@ -193,7 +194,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
             truncate_dim=truncate_dim,
             dtype=dtype,
             output=output,
-            settings=() if int8_ranges is None else (("int8_ranges", _as_float32_bytes(int8_ranges)),),
+            int8_ranges=None if int8_ranges is None else _as_float32_bytes(int8_ranges),
         )
 
     # ---------------------------------------------------------------- many inputs
@@ -375,7 +376,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         base = self._base_call
         task = call.get("task")
         _check_task(task)
-        if base.task is not None and "tasks" not in opened.spec.settings and ":" not in opened.spec.encoder:
+        if base.task is not None and "tasks" not in opened.spec.settings and not row_of(opened.spec).is_foreign:
             raise OptionError(f"{opened.spec.name} has no tasks; leave out task=")
         if task is None and mode == "embed":
             task = base.task
