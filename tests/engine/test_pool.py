@@ -61,4 +61,4 @@ def test_a_thread_has_no_time_limit_as_nobody_could_end_it() -> None:
 
 
 def plan_of(options: dict[str, object]) -> WorkerPlan:
-    return WorkerPool(**options)._plan  # type: ignore[arg-type]
+    return engine_of(WorkerPool(**options)).plan  # type: ignore[arg-type]
