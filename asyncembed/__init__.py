@@ -12,38 +12,112 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asyncembed.catalogue.spec import ModelSpec
-    from asyncembed.embedders.cross_encoder import TextCrossEncoder
-    from asyncembed.embedders.image import ImageEmbedding
-    from asyncembed.embedders.late_interaction import LateInteractionTextEmbedding
-    from asyncembed.embedders.multimodal import LateInteractionMultimodalEmbedding
+    from asyncembed.catalogue.spec import (
+        ArchiveOrigin,
+        CacheFolderOrigin,
+        Family,
+        HubOrigin,
+        LocalOrigin,
+        ModelSpec,
+        Origin,
+        Pooling,
+    )
+    from asyncembed.embedders.base import (
+        CallKeywords,
+        ModelName,
+        PriorityName,
+        ReturningCall,
+        StreamCall,
+        StreamKeywords,
+    )
+    from asyncembed.embedders.cross_encoder import (
+        RerankKeywords,
+        RerankReturningCall,
+        RerankStreamCall,
+        TextCrossEncoder,
+    )
+    from asyncembed.embedders.image import ImageEmbedder, ImageEmbedding, ImageKeywords, ImageVectorKeywords
+    from asyncembed.embedders.late_interaction import LateInteractionKeywords, LateInteractionTextEmbedding
+    from asyncembed.embedders.multimodal import LateInteractionMultimodalEmbedding, MultimodalKeywords
     from asyncembed.embedders.sparse import SparseTextEmbedding
-    from asyncembed.embedders.text import TextCall, TextEmbedding
+    from asyncembed.embedders.text import (
+        TextCall,
+        TextEmbedding,
+        TextKeywords,
+        TextReturningCall,
+        TextStreamCall,
+        TextStreamKeywords,
+    )
+    from asyncembed.encoders.encoder import Call, Encoded, Encoder, EncoderConfig, ModelInfo
+    from asyncembed.encoders.stemming import Stemmer
     from asyncembed.engine.model import Stats
-    from asyncembed.engine.pool import WorkerPool
+    from asyncembed.engine.pool import PoolKeywords, WorkerPool
+    from asyncembed.feeding import OnError, Source
     from asyncembed.hub.model_files import download
+    from asyncembed.images.inputs import ImageInput
     from asyncembed.muvera import Muvera
-    from asyncembed.options import Options
+    from asyncembed.options import OptionKeywords, Options
     from asyncembed.results import SparseEmbedding
+    from asyncembed.runtime.session import Device, SessionOptions
     from asyncembed.scoring import maxsim, maxsim_scores
-    from asyncembed.stream import EmbeddingStream
+    from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArchiveOrigin",
+    "BatchStream",
+    "CacheFolderOrigin",
+    "Call",
+    "CallKeywords",
+    "Device",
     "EmbeddingStream",
+    "Encoded",
+    "Encoder",
+    "EncoderConfig",
+    "Family",
+    "HubOrigin",
+    "ImageEmbedder",
     "ImageEmbedding",
+    "ImageInput",
+    "ImageKeywords",
+    "ImageVectorKeywords",
+    "LateInteractionKeywords",
     "LateInteractionMultimodalEmbedding",
     "LateInteractionTextEmbedding",
+    "LocalOrigin",
+    "ModelInfo",
+    "ModelName",
     "ModelSpec",
+    "MultimodalKeywords",
     "Muvera",
+    "OnError",
+    "OptionKeywords",
     "Options",
+    "Origin",
+    "PoolKeywords",
+    "Pooling",
+    "PriorityName",
+    "RerankKeywords",
+    "RerankReturningCall",
+    "RerankStreamCall",
+    "ReturningCall",
+    "ReturningStream",
+    "SessionOptions",
+    "Source",
     "SparseEmbedding",
     "SparseTextEmbedding",
     "Stats",
+    "Stemmer",
+    "StreamCall",
+    "StreamKeywords",
     "TextCall",
     "TextCrossEncoder",
     "TextEmbedding",
+    "TextKeywords",
+    "TextReturningCall",
+    "TextStreamCall",
+    "TextStreamKeywords",
     "WorkerPool",
     "download",
     "maxsim",
@@ -52,19 +126,59 @@ __all__ = [
 
 # Worker processes import this package too: nothing is loaded before it is used.
 _HOMES = {
+    "ArchiveOrigin": "asyncembed.catalogue.spec",
+    "BatchStream": "asyncembed.stream",
+    "CacheFolderOrigin": "asyncembed.catalogue.spec",
+    "Call": "asyncembed.encoders.encoder",
+    "CallKeywords": "asyncembed.embedders.base",
+    "Device": "asyncembed.runtime.session",
     "EmbeddingStream": "asyncembed.stream",
+    "Encoded": "asyncembed.encoders.encoder",
+    "Encoder": "asyncembed.encoders.encoder",
+    "EncoderConfig": "asyncembed.encoders.encoder",
+    "Family": "asyncembed.catalogue.spec",
+    "HubOrigin": "asyncembed.catalogue.spec",
+    "ImageEmbedder": "asyncembed.embedders.image",
     "ImageEmbedding": "asyncembed.embedders.image",
+    "ImageInput": "asyncembed.images.inputs",
+    "ImageKeywords": "asyncembed.embedders.image",
+    "ImageVectorKeywords": "asyncembed.embedders.image",
+    "LateInteractionKeywords": "asyncembed.embedders.late_interaction",
     "LateInteractionMultimodalEmbedding": "asyncembed.embedders.multimodal",
     "LateInteractionTextEmbedding": "asyncembed.embedders.late_interaction",
+    "LocalOrigin": "asyncembed.catalogue.spec",
+    "ModelInfo": "asyncembed.encoders.encoder",
+    "ModelName": "asyncembed.embedders.base",
     "ModelSpec": "asyncembed.catalogue.spec",
+    "MultimodalKeywords": "asyncembed.embedders.multimodal",
     "Muvera": "asyncembed.muvera",
+    "OnError": "asyncembed.feeding",
+    "OptionKeywords": "asyncembed.options",
     "Options": "asyncembed.options",
+    "Origin": "asyncembed.catalogue.spec",
+    "PoolKeywords": "asyncembed.engine.pool",
+    "Pooling": "asyncembed.catalogue.spec",
+    "PriorityName": "asyncembed.embedders.base",
+    "RerankKeywords": "asyncembed.embedders.cross_encoder",
+    "RerankReturningCall": "asyncembed.embedders.cross_encoder",
+    "RerankStreamCall": "asyncembed.embedders.cross_encoder",
+    "ReturningCall": "asyncembed.embedders.base",
+    "ReturningStream": "asyncembed.stream",
+    "SessionOptions": "asyncembed.runtime.session",
+    "Source": "asyncembed.feeding",
     "SparseEmbedding": "asyncembed.results",
     "SparseTextEmbedding": "asyncembed.embedders.sparse",
     "Stats": "asyncembed.engine.model",
+    "Stemmer": "asyncembed.encoders.stemming",
+    "StreamCall": "asyncembed.embedders.base",
+    "StreamKeywords": "asyncembed.embedders.base",
     "TextCall": "asyncembed.embedders.text",
     "TextCrossEncoder": "asyncembed.embedders.cross_encoder",
     "TextEmbedding": "asyncembed.embedders.text",
+    "TextKeywords": "asyncembed.embedders.text",
+    "TextReturningCall": "asyncembed.embedders.text",
+    "TextStreamCall": "asyncembed.embedders.text",
+    "TextStreamKeywords": "asyncembed.embedders.text",
     "WorkerPool": "asyncembed.engine.pool",
     "download": "asyncembed.hub.model_files",
     "maxsim": "asyncembed.scoring",

@@ -117,20 +117,22 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
         raise OptionError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
-def check_count(name: str, value: object, *, least: int, may_be_none: bool = True) -> None:
-    """Raise `OptionError` unless `value` is a whole number of at least `least`, or None where that means something."""
+def check_count(name: str, value: object, *, minimum: int, may_be_none: bool = True) -> None:
+    """Raise `OptionError` unless `value` is a whole number, `minimum` or more, or None where that means something."""
     if value is None and may_be_none:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise OptionError(f"{name} must be a whole number, {least} or more{', or None' * may_be_none}; got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise OptionError(f"{name} must be a whole number, {minimum} or more{', or None' * may_be_none}; got {value!r}")
 
 
-def check_number(name: str, value: object, *, least: float, most: float = math.inf, may_be_none: bool = False) -> None:
-    """Raise `OptionError` unless `value` is a number from `least` to `most`, or None where that means something."""
+def check_number(
+    name: str, value: object, *, minimum: float, maximum: float = math.inf, may_be_none: bool = False
+) -> None:
+    """Raise `OptionError` unless `value` is a number in these bounds, or None where that means something."""
     if value is None and may_be_none:
         return
-    if not _is_number(value) or not least <= value <= most:
-        bounds = f"from {least:g} to {most:g}" if most != math.inf else f"of at least {least:g}"
+    if not _is_number(value) or not minimum <= value <= maximum:
+        bounds = f"from {minimum:g} to {maximum:g}" if maximum != math.inf else f"of at least {minimum:g}"
         raise OptionError(f"{name} must be a number {bounds}; got {value!r}")
 
 
@@ -239,19 +241,14 @@ def check_providers(providers: object) -> None:
         )
 
 
-def check_pool_options(
-    workers: object, threads: object, interactive_workers: object, device_ids: object, batch_timeout: object
-) -> None:
-    """Raise `OptionError` unless a `WorkerPool` can be made with these."""
-    check_count("workers", workers, least=0)
-    check_count("threads", threads, least=1)
-    check_count("interactive_workers", interactive_workers, least=0, may_be_none=False)
-    if device_ids is not None:
-        if not isinstance(device_ids, Sequence) or isinstance(device_ids, str | bytes) or not device_ids:
-            raise OptionError(f"device_ids must be a list of the devices' numbers, or None; got {device_ids!r}")
-        for device_id in device_ids:
-            check_count("device_ids", device_id, least=0, may_be_none=False)
-    check_seconds("batch_timeout", batch_timeout, may_be_none=True)
+def check_device_ids(device_ids: object) -> None:
+    """Raise `OptionError` unless these are numbers of devices, or None."""
+    if device_ids is None:
+        return
+    if not isinstance(device_ids, Sequence) or isinstance(device_ids, str | bytes) or not device_ids:
+        raise OptionError(f"device_ids must be a list of the devices' numbers, or None; got {device_ids!r}")
+    for device_id in device_ids:
+        check_count("device_ids", device_id, minimum=0, may_be_none=False)
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

@@ -46,8 +46,8 @@ class Muvera:
 
     def __init__(self, dim: int, k_sim: int = 5, dim_proj: int = 16, r_reps: int = 20, random_seed: int = 42) -> None:
         for name, value in {"dim": dim, "k_sim": k_sim, "dim_proj": dim_proj, "r_reps": r_reps}.items():
-            check_count(name, value, least=0, may_be_none=False)
-        check_count("random_seed", random_seed, least=0, may_be_none=False)
+            check_count(name, value, minimum=0, may_be_none=False)
+        check_count("random_seed", random_seed, minimum=0, may_be_none=False)
         if dim < 1 or r_reps < 1 or not 0 <= k_sim <= MAX_CLUSTER_BITS:
             raise OptionError(f"dim and r_reps are at least 1, and k_sim is 0 to {MAX_CLUSTER_BITS}")
         if not 1 <= dim_proj <= dim:

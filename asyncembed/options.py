@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard, get_args
+from typing import TYPE_CHECKING, Any, TypeGuard, get_args
 
 from asyncembed.checks import (
     check_bool,
@@ -12,14 +12,13 @@ from asyncembed.checks import (
     check_count,
     check_device,
     check_path,
-    check_pool_options,
     check_precision,
     check_providers,
     check_text,
     check_token,
     unknown_keyword,
 )
-from asyncembed.engine.pool import BATCH_TIMEOUT_SECONDS, WorkerPool
+from asyncembed.engine.pool import PoolKeywords, PoolOptions, WorkerPool
 from asyncembed.errors import OptionError
 from asyncembed.runtime.session import Device
 
@@ -39,11 +38,9 @@ MAX_BATCH_TOKENS_WITHOUT_GRAPH = 32768
 MAX_IN_FLIGHT = 1024
 MAX_IN_FLIGHT_BYTES = 64 * 1024 * 1024
 
-_POOL_KEYWORDS = ("workers", "threads", "interactive_workers", "device_ids", "batch_timeout")
 
-
-class OptionKeywords(TypedDict, total=False):
-    """The keywords, for signatures; `Options` documents them."""
+class OptionKeywords(PoolKeywords, total=False):
+    """The constructor keywords that the six classes share, for signatures; `asyncembed.Options` documents them."""
 
     model_path: str | os.PathLike[str] | None
     revision: str | None
@@ -51,14 +48,9 @@ class OptionKeywords(TypedDict, total=False):
     local_files_only: bool
     token: str | bool | None
     progress: "bool | Callable[[Any], None] | None"
-    workers: int | None
-    threads: int | None
-    interactive_workers: int
     device: Device
-    device_ids: Sequence[int] | None
     providers: Sequence[str | tuple[str, dict[str, Any]]] | None
     pool: WorkerPool | None
-    batch_timeout: float | None
     precision: str | None
     onnx_file: str | None
     output_name: str | int | None
@@ -71,8 +63,8 @@ class OptionKeywords(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How a model is found, loaded and run.
+class Options(PoolOptions):
+    """How a model is found, loaded and run. Also, without `pool`: what `asyncembed.WorkerPool` takes.
 
     Attributes:
         model_path: Directory with the files of the named model, instead of the hub.
@@ -81,16 +73,9 @@ class Options:
         local_files_only: Never use the network.
         token: Access token for the hub; None: the usual one, False: none.
         progress: A callback for download events; False: no progress bar; None: a bar in a terminal.
-        workers: Worker processes, each with its own copy of the model; None takes one per core, but no more than 4, and
-            shares the cores out among `WEB_CONCURRENCY` server processes; 0 computes in a thread of this process.
-        threads: Threads that each worker computes with; None shares the cores out.
-        interactive_workers: Workers besides those, kept free for interactive calls (`embed_query` and the like, and
-            streams with `priority="interactive"`): see `WorkerPool`.
         device: "auto" takes CUDA where it is installed and works, "cuda" demands it, "cpu" never asks.
-        device_ids: Devices, one per worker, dealt out in turn.
         providers: Execution providers by name, or (name, options), instead of `device`.
         pool: A pool shared with other embedders; it decides all that concerns the workers.
-        batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None: never.
         precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", "uint8", "q4", "q4f16", "bnb4"), where
             it has several; of several for one precision, the one that suits this machine's CPU.
         onnx_file: The ONNX file to take, as a path inside the repo.
@@ -111,14 +96,9 @@ class Options:
     local_files_only: bool = False
     token: str | bool | None = field(default=None, repr=False)
     progress: "bool | Callable[[Any], None] | None" = None
-    workers: int | None = None
-    threads: int | None = None
-    interactive_workers: int = 0
     device: Device = "auto"
-    device_ids: Sequence[int] | None = None
     providers: Sequence[str | tuple[str, dict[str, Any]]] | None = None
     pool: WorkerPool | None = None
-    batch_timeout: float | None = BATCH_TIMEOUT_SECONDS
     precision: str | None = None
     onnx_file: str | None = None
     output_name: str | int | None = None
@@ -130,11 +110,11 @@ class Options:
     batch_invariant: bool = True
 
     def __post_init__(self) -> None:
-        check_pool_options(self.workers, self.threads, self.interactive_workers, self.device_ids, self.batch_timeout)
+        PoolOptions.__post_init__(self)
         for name in (
             "max_length", "max_batch_tokens", "max_batch_size", "max_in_flight", "max_in_flight_bytes",
         ):  # fmt: skip
-            check_count(name, getattr(self, name), least=1)
+            check_count(name, getattr(self, name), minimum=1)
         for name in ("model_path", "cache_dir"):
             path = getattr(self, name)
             check_path(name, path)
@@ -150,7 +130,7 @@ class Options:
         check_precision(self.precision)
         check_device(self.device, get_args(Device))
         if isinstance(self.output_name, int):
-            check_count("output_name", self.output_name, least=0)
+            check_count("output_name", self.output_name, minimum=0)
         else:
             check_text("output_name", self.output_name)
         if self.providers is not None:
@@ -162,9 +142,7 @@ class Options:
         if self.pool is not None:
             if not isinstance(self.pool, WorkerPool):
                 raise OptionError(f"pool must be a WorkerPool; got {self.pool!r}")
-            defaults = Options()
-            clashing = [name for name in _POOL_KEYWORDS if getattr(self, name) != getattr(defaults, name)]
-            if clashing:
+            if clashing := self.changed_for_pool():
                 raise OptionError(f"{', '.join(clashing)}: with pool=, give this to the WorkerPool instead")
 
     @classmethod

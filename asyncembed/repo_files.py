@@ -50,6 +50,24 @@ def inside(directory: Path, path: str) -> Path:
     return directory / path
 
 
+def list_directory(directory: Path) -> list[str]:
+    """The files below a directory, as paths with "/", hidden ones left out.
+
+    Raises:
+        ModelLoadError: There is no such directory, or it cannot be read.
+    """
+    if not directory.is_dir():
+        raise ModelLoadError(f"there is no directory {directory}", model=str(directory))
+    try:
+        return [
+            path.relative_to(directory).as_posix()
+            for path in directory.rglob("*")
+            if not any(part.startswith(".") for part in path.relative_to(directory).parts) and path.is_file()
+        ]
+    except OSError as error:
+        raise ModelLoadError(f"the directory {directory} cannot be read: {error}", model=str(directory)) from error
+
+
 def is_commit(revision: str) -> bool:
     """Whether `revision` is a full commit hash, which needs no look-up; also the name of a snapshot's folder."""
     return _COMMIT.fullmatch(revision) is not None

@@ -155,7 +155,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         `on_error="return"` always lists. Only the last one is smaller. Made for ingest into a database; `with_inputs`
         comes before it.
         """
-        check_count("size", size, least=1, may_be_none=False)
+        check_count("size", size, minimum=1, may_be_none=False)
         return BatchStream(size, self._state, take=self._take_some, assemble=self._assemble, close=self.aclose)
 
     async def collect(self) -> CollectedT:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.export import ensure_graph
+from asyncembed.export.graph_cache import ensure_graph
 from examples.quickstart import demo_model, stdlib_docstrings
 
 SAMPLE_SECONDS = 0.1

@@ -17,7 +17,7 @@ from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
 from asyncembed.catalogue.spec import Family
 from asyncembed.encoders.projection import read_projections
 from asyncembed.errors import AsyncEmbedError, ModelLoadError
-from asyncembed.export.architectures import ARCHITECTURES, read_config
+from asyncembed.export.bert_like import ARCHITECTURES, read_config
 from asyncembed.images.preprocess import Preprocessor
 from asyncembed.repo_files import inside, is_safe_path, read_json, read_object, shown
 from asyncembed.runtime.safetensors import find_weights, read_tensors
@@ -191,7 +191,7 @@ READERS: Mapping[str, tuple[str, Any, Callable[[Path], object]]] = {
     "projection": (
         "2_Dense/config.json",
         {"activation_function": "torch.nn.modules.linear.Identity"},
-        lambda directory: read_projections(directory, {"projections": ("2_Dense",)}),
+        lambda directory: read_projections(directory, ("2_Dense",)),
     ),
     "preprocessor": (
         "preprocessor_config.json",
@@ -268,5 +268,5 @@ def test_a_linear_layer_of_any_shape_is_computed_or_our_error(weight: list[int],
     with directory_of({"2_Dense/config.json": {}}) as directory, only_our_errors():
         tensors = {"linear.weight": np.zeros(weight, np.float32), "linear.bias": np.zeros(bias, np.float32)}
         write_tensors(directory / "2_Dense/model.safetensors", tensors)
-        (layer,) = read_projections(directory, {"projections": ("2_Dense",)})
+        (layer,) = read_projections(directory, ("2_Dense",))
         assert layer(np.zeros((2, 2), np.float32)).shape == (2, weight[0])

@@ -77,19 +77,19 @@ def choose_onnx_file(
         raise OptionError(f"precision must be one of {', '.join(_KINDS)}, not {precision!r}")
     if cpu is None:
         cpu = this_cpu() if wanted == "int8" else "other"
-    fitting, chosen = _best(graphs, wanted, cpu)
-    if chosen is not None:
+    best = _best(graphs, wanted, cpu)
+    if len(best) == 1:
         if precision is not None:
-            logger.info("%s: precision=%r is %s here (CPU: %s)", model, precision, chosen, cpu)
-        return chosen
-    if not fitting and wanted == "fp32" and has_weights(files):
+            logger.info("%s: precision=%r is %s here (CPU: %s)", model, precision, best[0], cpu)
+        return best[0]
+    if not best and wanted == "fp32" and _has_weights(files):
         return None
-    raise _unclear(graphs, has_several=bool(fitting), precision=precision, files=files, model=model)
+    raise _unclear(graphs, has_several=bool(best), precision=precision, files=files, model=model)
 
 
 def precision_of(path: str) -> str:
     """The precision that a graph's name tells: "fp32" where it tells none."""
-    kind = _parts(path)[1]
+    _, kind = _parts(path)
     if kind.startswith(_FOR_ANY_CPU["int8"]):
         return "uint8" if kind.startswith("quint8") else "int8"
     return next(
@@ -97,25 +97,27 @@ def precision_of(path: str) -> str:
     )
 
 
-def has_weights(files: Collection[str]) -> bool:
+def _has_weights(files: Collection[str]) -> bool:
     """Whether there are weights that a graph can be built from."""
     return WEIGHTS in files or WEIGHTS_INDEX in files
 
 
-def _best(graphs: Sequence[str], precision: str, cpu: str) -> tuple[list[str], str | None]:
-    """Those of `graphs` that are of a precision, and the one that is meant, if that is clear."""
+def _best(graphs: Sequence[str], precision: str, cpu: str) -> list[str]:
+    """Those of `graphs` that are of a precision and are preferred alike: one, if it is clear which is meant."""
     parts = {path: _parts(path) for path in graphs}
-    kinds = (*_INT8_FOR_CPU.get(cpu, ()), *_KINDS["int8"]) if precision == "int8" else _KINDS[precision]
     others = sorted(kind for _, kind in parts.values() if kind.startswith(_FOR_ANY_CPU.get(precision, ())))
-    ranks = {kind: rank for rank, kind in reversed(list(enumerate((*kinds, *others))))}
-    fitting = [path for path in graphs if parts[path][1] in ranks]
-    candidates = [path for path in fitting if parts[path][0] == "model"] or fitting
-    best = min((ranks[parts[path][1]] for path in candidates), default=0)
-    candidates = [path for path in candidates if ranks[parts[path][1]] == best]
-    if len(candidates) > 1:
-        # One folder only, or the one that the hub's tools use.
-        candidates = [path for path in candidates if path.startswith("onnx/")]
-    return fitting, candidates[0] if len(candidates) == 1 else None
+    for_cpu = _INT8_FOR_CPU.get(cpu, ()) if precision == "int8" else ()
+    kinds = (*for_cpu, *_KINDS[precision], *others)
+    ranks = {
+        path: (
+            name != "model",
+            kinds.index(kind),
+            not path.startswith("onnx/"),  # the folder that the hub's tools use
+        )
+        for path, (name, kind) in parts.items()
+        if kind in kinds
+    }
+    return [path for path, rank in ranks.items() if rank == min(ranks.values())]
 
 
 def _parts(path: str) -> tuple[str, str]:
@@ -131,7 +133,7 @@ def _unclear(
     if not graphs:
         return UnsupportedModelError(
             f"{model} has no ONNX file; its weights can be exported, but with precision fp32"
-            if has_weights(files)
+            if _has_weights(files)
             else f"{model} has neither an ONNX file nor model.safetensors",
             model=model,
         )

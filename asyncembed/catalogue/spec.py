@@ -60,7 +60,8 @@ class ModelSpec:
     Attributes:
         name: Canonical name; look-up ignores its letter case.
         family: Which public class serves it.
-        encoder: Which encoder computes it: a key of `asyncembed.encoders.registry`.
+        encoder: Which encoder computes it: the name of one of the package, or "package.module:factory" for an
+            `asyncembed.Encoder` of your own.
         sources: Where its files come from, tried in order.
         model_file: Path of the ONNX graph inside the repo; None for models without a graph.
         additional_files: Further files that must be present, as repo paths (external data, word lists).

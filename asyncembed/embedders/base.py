@@ -156,7 +156,7 @@ class Embedder(Openable):
             pool = self._options.pool
             if pool is None:
                 # The workers start while the files are being found.
-                pool = await stack.enter_async_context(self._new_pool())
+                pool = await stack.enter_async_context(WorkerPool(**self._options.pool_keywords()))
             engine = engine_of(pool)
             engine.check_open()
             config = await prepare(
@@ -203,16 +203,6 @@ class Embedder(Openable):
         return opened.engine.stats(opened.model)
 
     # ---------------------------------------------------------------- opening
-
-    def _new_pool(self) -> WorkerPool:
-        options = self._options
-        return WorkerPool(
-            workers=options.workers,
-            threads=options.threads,
-            interactive_workers=options.interactive_workers,
-            device_ids=options.device_ids,
-            batch_timeout=options.batch_timeout,
-        )
 
     def _wanted(self) -> ModelName:
         """The model to open."""

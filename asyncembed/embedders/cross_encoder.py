@@ -10,9 +10,10 @@ from asyncembed.embedders.base import AnyStream, Embedder, ModelName, ReturningC
 from asyncembed.embedders.intake import Door, InputT, Intake, Key, accept_pair, accept_text
 from asyncembed.encoders.encoder import Call
 from asyncembed.errors import InputError
+from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
 from asyncembed.results import SCORE, Assembly, CollectedT, Scores, stack_scores
-from asyncembed.stream import EmbeddingStream, ReturningStream, Source
+from asyncembed.stream import EmbeddingStream, ReturningStream
 
 Activation = Literal["none", "sigmoid"]
 Pair = tuple[str, str]
@@ -177,7 +178,7 @@ class TextCrossEncoder(Embedder):
             InputError: As in `rerank`.
         """
         await self._turn()
-        check_count("top_k", top_k, least=1)
+        check_count("top_k", top_k, minimum=1)
         # Where the scores of many documents are put together they are sorted too: in a thread.
         best = Assembly(float, partial(_best, top_k=top_k))
         call: RerankKeywords = {"key": key, "activation": activation, "priority": "interactive"}
@@ -205,8 +206,8 @@ class TextCrossEncoder(Embedder):
 
         Args:
             model: Its name; must not be taken.
-            sources: Where its files come from: a hub repo ("organisation/name"), the URL of a `.tar.gz`, a source of
-                `asyncembed.catalogue.spec`, any object with the attributes `hf` and `url`, or several of these.
+            sources: Where its files come from: a hub repo ("organisation/name"), the URL of a `.tar.gz`, a directory
+                as a `Path`, an `asyncembed.Origin`, any object with the attributes `hf` and `url`, or several of these.
             model_file: Path of the ONNX graph in the repo; its first output is (batch, 1) or (batch,).
             description: For people.
             license: For people.
@@ -249,8 +250,7 @@ class TextCrossEncoder(Embedder):
     def _call(self, activation: Activation | None) -> Call:
         check_choice("activation", activation, (None, *get_args(Activation)))
         chosen = activation or self._activation
-        settings = () if chosen == "none" else (("activation", chosen),)
-        return Call(mode="pair", truncate=self._truncate, settings=settings)
+        return Call(mode="pair", truncate=self._truncate, activation=chosen)
 
 
 def _best(scores: list[Any], top_k: int | None) -> list[tuple[int, float]]:

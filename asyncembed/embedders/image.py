@@ -21,7 +21,7 @@ from asyncembed.engine.model import PooledModel
 from asyncembed.engine.scheduler import Item, Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import AsyncEmbedError, InputError, StateError, in_words
-from asyncembed.feeding import Recipient
+from asyncembed.feeding import Recipient, Source
 from asyncembed.images.inputs import (
     ENCODED_BYTES_PER_TOKEN,
     MAX_IMAGE_PIXELS,
@@ -36,12 +36,13 @@ from asyncembed.images.inputs import (
 from asyncembed.images.urls import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.options import OptionKeywords
 from asyncembed.results import Assembly, CollectedT, ResultT, ScalarT
-from asyncembed.stream import EmbeddingStream, ReturningStream, Source
 from asyncembed.wakeup import completion, start_thread
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from asyncembed.stream import EmbeddingStream, ReturningStream
 
 CLOSE_GRACE_SECONDS = 2.0
 
@@ -69,11 +70,13 @@ class ImageEmbedder(HasVectors):
     """What the classes that take images share.
 
     An image is a path, a URL (http or https), a file's bytes, a file object, an image of Pillow's, or an array of
-    uint8 pixels, (height, width) or (height, width, 1, 3 or 4). It is decoded in a worker; see
-    `asyncembed.images.decode` for what becomes of alpha, palettes, CMYK and so on. Read are JPEG, PNG, GIF, BMP,
-    PPM, WebP, TIFF, AVIF, JPEG 2000, ICO, and HEIF where pillow-heif is installed. Paths are opened there too. URLs
-    are fetched and file objects read beforehand, up to 16 at a time (and none while a stream holds more than
-    `max_in_flight_bytes`); see `asyncembed.images.urls`.
+    uint8 pixels, (height, width) or (height, width, 1, 3 or 4). It is decoded in a worker, as Pillow's
+    `convert("RGB")` has it: grey is repeated in three channels, palettes are looked up, transparency is dropped (not
+    blended), CMYK is converted without a colour profile; of an animation the first frame counts. Read are JPEG, PNG,
+    GIF, BMP, PPM, WebP, TIFF, AVIF, JPEG 2000, ICO, and HEIF where pillow-heif is installed. Paths are opened there,
+    too. URLs are fetched and file objects read beforehand, up to 16 at a time (and none while a stream holds more than
+    `max_in_flight_bytes`). A host name is resolved once, and nothing but public addresses is connected to, also where
+    an answer redirects.
 
     Args:
         model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`.
@@ -109,8 +112,8 @@ class ImageEmbedder(HasVectors):
             ("allow_private_urls", allow_private_urls),
         ):
             check_bool(name, flag)
-        check_count("max_image_pixels", max_image_pixels, least=1, may_be_none=False)
-        check_count("max_url_bytes", max_url_bytes, least=1, may_be_none=False)
+        check_count("max_image_pixels", max_image_pixels, minimum=1, may_be_none=False)
+        check_count("max_url_bytes", max_url_bytes, minimum=1, may_be_none=False)
         check_seconds("url_timeout", url_timeout)
         seconds = float(min(url_timeout, LONGEST_TIMEOUT_SECONDS))
         self._decoding: dict[str, object] = {
@@ -184,7 +187,7 @@ class _ImageIntake(Intake):
     def _make_item(self, value: object, units: int, index: int, sink: Recipient) -> Item:
         if type(value) is ToFetch:
             value = _Absent(value, sink)
-        return Item(value, self._tokens_per_image + units, self.batch_key, self._priority, sink, index)
+        return self._maker.sized_item(value, self._tokens_per_image + units, sink, index)
 
     def submit(self, items: list[Item]) -> None:
         absent = [item for item in items if type(item.value) is _Absent]
@@ -376,7 +379,7 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         check_choice("pooling", pooling, (None, "none", "cls"))
         check_bool("normalize", normalize, may_be_none=True)
         check_choice("dtype", dtype, ("float32", "float16"))
-        check_count("truncate_dim", truncate_dim, least=1)
+        check_count("truncate_dim", truncate_dim, minimum=1)
         self._truncate_dim = truncate_dim
         self._pooling: Literal["none", "cls"] | None = pooling
         self._normalize = normalize

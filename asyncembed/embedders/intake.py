@@ -33,11 +33,11 @@ class Intake:
         self._accept = accept
         self._engine = engine
         self._model = model
-        self._priority = priority
+        self._maker = model.item_maker(self.batch_key, priority)
         self._key = key
 
     def item(self, record: object, index: int, sink: Recipient) -> tuple[Item, int]:
-        """See `asyncembed.stream.Intake`."""
+        """See `asyncembed.feeding.Intake`."""
         # By its type: what an object says of its class may be anything, or raise.
         if type(record) is not str and issubclass(type(record), InputError):
             raise _at_index(cast(InputError, record), index)  # a source's word on a record that it could not give
@@ -64,14 +64,14 @@ class Intake:
             raise InputError(f"key= failed: {in_words(error)}", index=index) from error
 
     def _make_item(self, value: object, units: int, index: int, sink: Recipient) -> Item:
-        return self._model.item(value, units, self.batch_key, self._priority, sink, index)
+        return self._maker.item(value, units, sink, index)
 
     def count_failure(self) -> None:
-        """See `asyncembed.stream.Intake`."""
+        """See `asyncembed.feeding.Intake`."""
         self._model.count_failure()
 
     def submit(self, items: list[Item]) -> None:
-        """See `asyncembed.stream.Intake`."""
+        """See `asyncembed.feeding.Intake`."""
         self._engine.submit(items)
 
     def close(self) -> None:

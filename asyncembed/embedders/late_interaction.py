@@ -7,16 +7,16 @@ from asyncembed.embedders.base import HasVectors, ModelName, Opened, StreamKeywo
 from asyncembed.embedders.intake import as_source
 from asyncembed.embedders.roles import TEXTS, TextRoles
 from asyncembed.encoders.encoder import Call, Mode
+from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
 from asyncembed.results import MATRICES, Assembly, ScalarT
-from asyncembed.stream import Source
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-class TruncateKeywords(OptionKeywords, total=False):
+class LateInteractionKeywords(OptionKeywords, total=False):
     """The keywords that do not decide about the type of a result, for signatures."""
 
     truncate: bool
@@ -56,7 +56,7 @@ class LateInteractionTextEmbedding(
         model_name: ModelName,
         *,
         dtype: Literal["float32"] = "float32",
-        **keywords: Unpack[TruncateKeywords],
+        **keywords: Unpack[LateInteractionKeywords],
     ) -> None: ...
     @overload
     def __init__(
@@ -64,7 +64,7 @@ class LateInteractionTextEmbedding(
         model_name: ModelName,
         *,
         dtype: Literal["float16"],
-        **keywords: Unpack[TruncateKeywords],
+        **keywords: Unpack[LateInteractionKeywords],
     ) -> None: ...
     @checks_keywords
     def __init__(
@@ -95,8 +95,9 @@ class LateInteractionTextEmbedding(
         opened = await self._turn()
         check_bool("is_doc", is_doc)
         check_bool("include_extension", include_extension)
-        role = "document" if is_doc else "query"
-        call = Call(truncate=self._truncate, settings=(("include_extension", include_extension), ("role", role)))
+        call = Call(
+            truncate=self._truncate, include_extension=include_extension, role="document" if is_doc else "query"
+        )
         return await self._count(opened, as_source(texts), TEXTS, call)
 
     # ---------------------------------------------------------------- parts

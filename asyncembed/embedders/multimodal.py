@@ -9,13 +9,15 @@ from asyncembed.embedders.image import ImageEmbedder, ImageKeywords
 from asyncembed.embedders.intake import InputT, as_source
 from asyncembed.embedders.roles import TEXTS
 from asyncembed.encoders.encoder import Call
+from asyncembed.feeding import Source
 from asyncembed.images.inputs import ImageInput, ImageT
 from asyncembed.results import MATRICES, ScalarT
-from asyncembed.stream import EmbeddingStream, ReturningStream, Source
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from asyncembed.stream import EmbeddingStream, ReturningStream
 
 
 class MultimodalKeywords(ImageKeywords, total=False):
@@ -166,5 +168,5 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
         """
         opened = await self._turn()
         check_bool("include_extension", include_extension)
-        call = Call(truncate=self._text_call.truncate, settings=(("include_extension", include_extension),))
+        call = Call(truncate=self._text_call.truncate, include_extension=include_extension)
         return await self._count(opened, as_source(texts), TEXTS, call)

@@ -9,8 +9,9 @@ from asyncembed.checks import checks_keywords
 from asyncembed.embedders.base import AnyStream, Embedder, Opened, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.intake import InputT, Intake, accept_text, as_source
 from asyncembed.encoders.encoder import Call, Mode
+from asyncembed.feeding import Source
 from asyncembed.results import Assembly, CollectedT, ResultT
-from asyncembed.stream import EmbeddingStream, ReturningStream, Source
+from asyncembed.stream import EmbeddingStream, ReturningStream
 
 TEXTS = partial(Intake, accept_text)
 

@@ -19,9 +19,9 @@ from asyncembed.embedders.intake import as_source
 from asyncembed.embedders.roles import TEXTS, TextRoles
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.errors import OptionError
+from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
 from asyncembed.results import SPARSE, Assembly, SparseEmbedding
-from asyncembed.stream import Source
 
 if TYPE_CHECKING:
     from asyncembed.encoders.stemming import Stemmer
@@ -51,8 +51,9 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         k: BM25, miniCOIL: how late further occurrences of a term stop to count (1.2).
         b: BM25, miniCOIL: how much a long document is discounted, 0 to 1 (0.75).
         avg_len: BM25, miniCOIL: terms of an average document of the collection (256; miniCOIL 150).
-        language: BM25: decides the stemmer and the stop words ("english"). The names are those of
-            `asyncembed.encoders.stemming.LANGUAGES`.
+        language: BM25: decides the stemmer and the stop words: "arabic", "danish", "dutch", "english" (unless said
+            otherwise), "finnish", "french", "german", "greek", "hungarian", "italian", "norwegian", "portuguese",
+            "romanian", "russian", "spanish", "swedish", "tamil" or "turkish".
         token_max_length: BM25: a word of more characters does not count (40).
         disable_stemmer: BM25: take words as they are; without `stopwords`, no stop words either.
         stemmer: BM25: an object with the method `stem_word(word) -> stem`; an empty stem drops the word. It is sent to
@@ -129,8 +130,8 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
 
         Args:
             model: Its name; must not be taken.
-            sources: Where its files come from: a hub repo ("organisation/name"), the URL of a `.tar.gz`, a source of
-                `asyncembed.catalogue.spec`, any object with the attributes `hf` and `url`, or several of these.
+            sources: Where its files come from: a hub repo ("organisation/name"), the URL of a `.tar.gz`, a directory
+                as a `Path`, an `asyncembed.Origin`, any object with the attributes `hf` and `url`, or several of these.
             kind: "splade", whose graph computes queries and documents alike; "inference_free_splade", whose queries are
                 looked up in the repo's `idf.json`, an object of tokens and weights.
             model_file: Path of the ONNX graph in the repo; its first output are logits (batch, tokens, words).
@@ -177,11 +178,11 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
 
 
 def _check(given: Mapping[str, object]) -> None:
-    check_number("k", given["k"], least=0, may_be_none=True)
-    check_number("b", given["b"], least=0, most=1, may_be_none=True)
-    check_number("avg_len", given["avg_len"], least=1e-9, may_be_none=True)
-    check_number("alpha", given["alpha"], least=0, may_be_none=True)
-    check_count("token_max_length", given["token_max_length"], least=1)
+    check_number("k", given["k"], minimum=0, may_be_none=True)
+    check_number("b", given["b"], minimum=0, maximum=1, may_be_none=True)
+    check_number("avg_len", given["avg_len"], minimum=1e-9, may_be_none=True)
+    check_number("alpha", given["alpha"], minimum=0, may_be_none=True)
+    check_count("token_max_length", given["token_max_length"], minimum=1)
     check_bool("disable_stemmer", given["disable_stemmer"], may_be_none=True)
     check_text("language", given["language"])
     stemmer = given["stemmer"]

@@ -20,15 +20,18 @@ from asyncembed.embedders.base import (
 from asyncembed.embedders.intake import InputT, as_source
 from asyncembed.embedders.roles import TEXTS, TextRoles
 from asyncembed.encoders.encoder import Call, Mode
+from asyncembed.encoders.registry import row_of
 from asyncembed.errors import OptionError
+from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
 from asyncembed.results import Assembly, ScalarT
-from asyncembed.stream import EmbeddingStream, ReturningStream, Source
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from numpy.typing import NDArray
+
+    from asyncembed.stream import EmbeddingStream, ReturningStream
 
 DEFAULT_MODEL = "BAAI/bge-small-en-v1.5"
 
@@ -168,7 +171,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         check_choice("pooling", pooling, (None, *get_args(Pooling)))
         check_choice("dtype", dtype, ("float32", "float16"))
         check_choice("output", output, ("float", "int8", "binary"))
-        check_count("truncate_dim", truncate_dim, least=1)
+        check_count("truncate_dim", truncate_dim, minimum=1)
         check_bool("truncate", truncate)
         check_bool("normalize", normalize, may_be_none=True)
         _check_task(task)
@@ -191,7 +194,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
             truncate_dim=truncate_dim,
             dtype=dtype,
             output=output,
-            settings=() if int8_ranges is None else (("int8_ranges", _as_float32_bytes(int8_ranges)),),
+            int8_ranges=None if int8_ranges is None else _as_float32_bytes(int8_ranges),
         )
 
     # ---------------------------------------------------------------- many inputs
@@ -325,8 +328,8 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
             model: Its name; must not be taken.
             pooling: As in the constructor; fastembed's "CLS", "MEAN", "LAST_TOKEN" and "DISABLED" are understood.
             normalization: Whether vectors are scaled to unit length.
-            sources: Where its files come from: a hub repo ("organisation/name"), the URL of a `.tar.gz`, a source of
-                `asyncembed.catalogue.spec`, any object with the attributes `hf` and `url`, or several of these.
+            sources: Where its files come from: a hub repo ("organisation/name"), the URL of a `.tar.gz`, a directory
+                as a `Path`, an `asyncembed.Origin`, any object with the attributes `hf` and `url`, or several of these.
             dim: Length of its vectors.
             model_file: Path of the ONNX graph in the repo.
             description: For people.
@@ -338,7 +341,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         Raises:
             OptionError: The name is taken, there is no source, or the pooling is not known.
         """
-        check_count("dim", dim, least=1, may_be_none=False)
+        check_count("dim", dim, minimum=1, may_be_none=False)
         check_bool("normalization", normalization)
         check_text("output_name", output_name)
         wanted = str(getattr(pooling, "value", pooling)).lower()
@@ -367,13 +370,13 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
 
     def _call(self, opened: Opened, mode: Mode, asked: StreamKeywords | TextCall) -> Call:
         call = cast(TextCall, asked)
-        check_count("truncate_dim", call.get("truncate_dim"), least=1)
+        check_count("truncate_dim", call.get("truncate_dim"), minimum=1)
         check_text("prompt", call.get("prompt"), may_be_empty=True)
         check_text("prompt_name", call.get("prompt_name"))
         base = self._base_call
         task = call.get("task")
         _check_task(task)
-        if base.task is not None and "tasks" not in opened.spec.settings and ":" not in opened.spec.encoder:
+        if base.task is not None and "tasks" not in opened.spec.settings and not row_of(opened.spec).is_foreign:
             raise OptionError(f"{opened.spec.name} has no tasks; leave out task=")
         if task is None and mode == "embed":
             task = base.task

@@ -1,23 +1,20 @@
-"""A model in a pool: how to load it, what it has computed, and what is learnt of it while it computes."""
+"""A model in a pool: how to load it, what it has computed, and what is learnt of it while it computes.
+
+Plain objects; only the dispatcher and whoever makes items call what changes them.
+"""
 
 import sys
 from collections import defaultdict, deque
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from anyio import Event
 
 from asyncembed.encoders.encoder import Encoded, ModelInfo
 from asyncembed.engine.scheduler import Batch, BatchKey, Item, Priority, Sink
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from asyncembed.encoders.encoder import EncoderConfig
     from asyncembed.errors import AsyncEmbedError
-
-SPECIAL_TOKENS = 2
-"""Put around every text by most tokenizers."""
 
 ESTIMATE_MEMORY = 0.95
 """How much an earlier batch counts beside the next one when tokens per unit are learnt."""
@@ -54,6 +51,28 @@ class Speed:
     def seconds(self, size: int) -> float:
         """How long a batch of `size` estimated tokens will take."""
         return self.seconds_per_token * size
+
+
+class TokenRatio:
+    """How many tokens a unit (a character of a text) is, besides the special ones: in one mode of one model.
+
+    Queries that are padded to a fixed length, or get a prompt, teach another ratio than passages do.
+    """
+
+    __slots__ = ("_tokens", "_units")
+
+    def __init__(self) -> None:
+        # Of English, with the weight of one short text.
+        self._units, self._tokens = 100.0, 30.0
+
+    def tokens(self, units: int) -> int:
+        """Estimated tokens of an input of so many units, without the special ones."""
+        return int(units * self._tokens / self._units)
+
+    def learn(self, units: int, tokens: int) -> None:
+        """Learn that inputs of so many units, together, had so many tokens."""
+        self._units = ESTIMATE_MEMORY * self._units + units
+        self._tokens = ESTIMATE_MEMORY * self._tokens + tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,38 +131,34 @@ class PooledModel:
         """Whether somebody waits until every worker has it."""
         self.load_error: AsyncEmbedError | None = None
         self.load_crashes = 0
-        self.changed = Event()
         self.batches = self.items = self.failed = self.tokens = self.padded_tokens = 0
         self.batch_seconds: deque[float] = deque(maxlen=64)
+        # By mode: to count tokens takes less than to embed.
         self._speeds: defaultdict[Hashable, Speed] = defaultdict(Speed)
-        # Tokens per character of English, with the weight of one short text.
-        self._seen_units, self._seen_tokens = 100.0, 30.0
+        self._ratios: defaultdict[Hashable, TokenRatio] = defaultdict(TokenRatio)
 
-    def batch_key(self, call: "Hashable") -> BatchKey:
+    @property
+    def name(self) -> str:
+        """As its spec calls it."""
+        return self.config.spec.name
+
+    def batch_key(self, call: Hashable) -> BatchKey:
         """What inputs must have in common with those of `call` to share a batch with them."""
         # What came up in the workers decides: a model on the CPU does not get an accelerator's batches.
         max_tokens = self.info.max_batch_tokens or self.config.max_batch_tokens
         return BatchKey(self.key, call, max_tokens, self.config.max_batch_size or sys.maxsize)
 
-    def item(self, value: object, units: int, batch_key: BatchKey, priority: Priority, sink: Sink, index: int) -> Item:
-        """An input of `units`, with about as many tokens as they will turn out to be."""
-        tokens = self.estimate_tokens(units)
-        limit = self.config.max_length or self.info.max_length
-        if limit is not None and tokens >= limit:
-            tokens, units = limit, 0  # cut: says nothing of how many tokens a unit is
-        return Item(value, tokens, batch_key, priority, sink, index, units)
+    def speed(self, batch_key: BatchKey) -> Speed:
+        """How fast it computes what is asked of it in this mode."""
+        return self._speeds[_mode(batch_key)]
+
+    def item_maker(self, batch_key: BatchKey, priority: Priority) -> "ItemMaker":
+        """Makes the items of one stream or call."""
+        return ItemMaker(self, batch_key, priority, self._ratios[_mode(batch_key)])
 
     def count_failure(self) -> None:
         """Count an input that never reached a worker."""
         self.failed += 1
-
-    def estimate_tokens(self, units: int) -> int:
-        """Tokens of an input of `units` (characters of a text), by what was computed so far."""
-        return int(units * self._seen_tokens / self._seen_units) + SPECIAL_TOKENS
-
-    def speed(self, batch_key: BatchKey) -> Speed:
-        """How fast it computes what is asked of it in `batch_key`'s mode: to count tokens takes less than to embed."""
-        return self._speeds[getattr(batch_key.call, "mode", None)]
 
     def record(self, batch: Batch, answer: Encoded, seconds: float) -> None:
         """Count a computed batch, and learn from it."""
@@ -155,12 +170,34 @@ class PooledModel:
         self.batch_seconds.append(seconds)
         # From units, not from the estimates: those were made at different times, from what was known then.
         units = [item.units for item in batch.items]
-        tokens = answer.tokens - SPECIAL_TOKENS * len(units)
+        tokens = answer.tokens - self.info.special_tokens * len(units)
         if tokens > 0 and all(units) and not answer.failures:
-            self._seen_units = ESTIMATE_MEMORY * self._seen_units + sum(units)
-            self._seen_tokens = ESTIMATE_MEMORY * self._seen_tokens + tokens
+            self._ratios[_mode(batch.batch_key)].learn(sum(units), tokens)
 
-    def notify(self) -> None:
-        """Wake whoever waits for the model to be loaded."""
-        self.changed.set()
-        self.changed = Event()
+
+class ItemMaker:
+    """From an input to an item: how large it will be, by what is known when it is made."""
+
+    __slots__ = ("_batch_key", "_limit", "_priority", "_ratio", "_special_tokens")
+
+    def __init__(self, model: PooledModel, batch_key: BatchKey, priority: Priority, ratio: TokenRatio) -> None:
+        self._batch_key = batch_key
+        self._priority = priority
+        self._ratio = ratio
+        self._special_tokens = model.info.special_tokens
+        self._limit = model.config.max_length or model.info.max_length or sys.maxsize
+
+    def item(self, value: object, units: int, sink: Sink, index: int) -> Item:
+        """One whose tokens are estimated from its units (characters of a text)."""
+        tokens = self._ratio.tokens(units) + self._special_tokens
+        if tokens >= self._limit:
+            tokens, units = self._limit, 0  # cut: says nothing of how many tokens a unit is
+        return Item(value, tokens or 1, self._batch_key, self._priority, sink, index, units)
+
+    def sized_item(self, value: object, tokens: int, sink: Sink, index: int) -> Item:
+        """One whose tokens are known."""
+        return Item(value, tokens or 1, self._batch_key, self._priority, sink, index)
+
+
+def _mode(batch_key: BatchKey) -> Hashable:
+    return getattr(batch_key.call, "mode", None)

@@ -2,8 +2,10 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields
+from typing import TypedDict, Unpack, cast
 
-from asyncembed.checks import check_pool_options, checks_keywords
+from asyncembed.checks import check_count, check_device_ids, check_seconds, checks_keywords
 from asyncembed.engine.cores import available_cores
 from asyncembed.engine.lifetime import Openable
 from asyncembed.engine.model import Stats
@@ -13,6 +15,42 @@ BATCH_TIMEOUT_SECONDS = 300.0
 
 MAX_WORKERS_BY_DEFAULT = 4
 """Each worker holds the model once, so more than a few are for the user to ask for."""
+
+
+class PoolKeywords(TypedDict, total=False):
+    """The keywords of `WorkerPool`, which documents them, for signatures."""
+
+    workers: int | None
+    threads: int | None
+    interactive_workers: int
+    device_ids: Sequence[int] | None
+    batch_timeout: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolOptions:
+    """The same as values, checked."""
+
+    workers: int | None = None
+    threads: int | None = None
+    interactive_workers: int = 0
+    device_ids: Sequence[int] | None = None
+    batch_timeout: float | None = BATCH_TIMEOUT_SECONDS
+
+    def __post_init__(self) -> None:
+        check_count("workers", self.workers, minimum=0)
+        check_count("threads", self.threads, minimum=1)
+        check_count("interactive_workers", self.interactive_workers, minimum=0, may_be_none=False)
+        check_device_ids(self.device_ids)
+        check_seconds("batch_timeout", self.batch_timeout, may_be_none=True)
+
+    def pool_keywords(self) -> PoolKeywords:
+        """What a pool of one's own is made with."""
+        return cast(PoolKeywords, {one.name: getattr(self, one.name) for one in fields(PoolOptions)})
+
+    def changed_for_pool(self) -> list[str]:
+        """The names of those that are not the default, and that another pool therefore may not have."""
+        return [one.name for one in fields(PoolOptions) if getattr(self, one.name) != one.default]
 
 
 class WorkerPool(Openable):
@@ -45,29 +83,8 @@ class WorkerPool(Openable):
     """
 
     @checks_keywords
-    def __init__(
-        self,
-        *,
-        workers: int | None = None,
-        threads: int | None = None,
-        interactive_workers: int = 0,
-        device_ids: Sequence[int] | None = None,
-        batch_timeout: float | None = BATCH_TIMEOUT_SECONDS,
-    ) -> None:
-        check_pool_options(workers, threads, interactive_workers, device_ids, batch_timeout)
-        cores = available_cores()
-        wanted = workers
-        if wanted is None:
-            wanted = len(device_ids) if device_ids else min(cores, MAX_WORKERS_BY_DEFAULT)
-        self._plan = WorkerPlan(
-            workers=max(1, wanted),
-            reserved=interactive_workers,
-            threads=max(1, cores // max(1, wanted)) if threads is None else threads,
-            in_thread=wanted == 0,
-            threads_alone=(cores if threads is None else threads) if workers is None else None,
-            device_ids=tuple(device_ids or ()),
-            batch_timeout=None if wanted == 0 else batch_timeout,
-        )
+    def __init__(self, **options: Unpack[PoolKeywords]) -> None:
+        self._plan = _plan(PoolOptions(**options))
         self._supervisor = Supervisor(self._plan)
 
     @asynccontextmanager
@@ -93,3 +110,19 @@ class WorkerPool(Openable):
 def engine_of(pool: WorkerPool) -> Supervisor:
     """The engine of the pool's present opening, or of its last one: for the package itself."""
     return pool._supervisor  # noqa: SLF001 (a pool offers its users no more than they need)
+
+
+def _plan(options: PoolOptions) -> WorkerPlan:
+    """What is asked for, with what this machine decides."""
+    cores, wanted, threads = available_cores(), options.workers, options.threads
+    if wanted is None:
+        wanted = len(options.device_ids) if options.device_ids else min(cores, MAX_WORKERS_BY_DEFAULT)
+    return WorkerPlan(
+        workers=max(1, wanted),
+        reserved=options.interactive_workers,
+        threads=max(1, cores // max(1, wanted)) if threads is None else threads,
+        in_thread=wanted == 0,
+        threads_alone=(cores if threads is None else threads) if options.workers is None else None,
+        device_ids=tuple(options.device_ids or ()),
+        batch_timeout=None if wanted == 0 else options.batch_timeout,
+    )

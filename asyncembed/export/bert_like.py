@@ -9,16 +9,17 @@ goes. Nothing but standard operators is used, so that any ONNX runtime takes the
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.export.onnx_builder import Graph
-from asyncembed.repo_files import quoted
+from asyncembed.repo_files import quoted, read_json
 from asyncembed.runtime.safetensors import Tensors
 from asyncembed.runtime.session import Array
 
@@ -101,28 +102,13 @@ class BertLike:
     norm_eps: float = 1e-12
     padding_id: int = 0
 
-    def check(self, config: Mapping[str, object], model: str) -> None:
-        """Raise `UnsupportedModelError` where `config` asks for something that `build` does not compute."""
-        _Numbers.read(self, config, model)
-
-    def build(self, config: Mapping[str, object], tensors: Tensors, model: str) -> Graph:
-        """The graph of the encoder that `config` describes, with the weights `tensors`.
-
-        Inputs, int64 (batch, tokens): `input_ids`, `attention_mask` (1 for a real token, 0 for padding), and,
-        if the checkpoint has more than one token type, `token_type_ids`. Output: `last_hidden_state`, float32
-        (batch, tokens, dim).
-
-        Raises:
-            UnsupportedModelError: The config asks for something that this graph does not compute.
-            ModelLoadError: A weight is missing, or has a shape that does not fit.
-        """
-        return _Builder(self, _Numbers.read(self, config, model), tensors, model).build()
-
 
 @dataclass(frozen=True, slots=True)
-class _Numbers:
-    """What the graph needs of config.json; all other sizes are those of the tensors."""
+class BertConfig:
+    """What the graph needs of config.json; all other sizes are those of the tensors. `model` is for messages."""
 
+    model: str
+    architecture: BertLike
     layers: int
     heads: int
     hidden: int
@@ -130,73 +116,105 @@ class _Numbers:
     norm_eps: float
     padding_id: int
 
-    @classmethod
-    def read(cls, architecture: BertLike, config: Mapping[str, object], model: str) -> "_Numbers":
-        """Raises `UnsupportedModelError` where the graph would not be the encoder that `config` describes."""
+    def build(self, tensors: Tensors) -> Graph:
+        """The graph of this encoder, with the weights `tensors`.
 
-        def refuse(reason: str) -> UnsupportedModelError:
-            return UnsupportedModelError(
-                f"no ONNX graph can be built of {model}: its config.json {reason}; use a repo that has an ONNX file",
-                model=model,
-            )
+        Inputs, int64 (batch, tokens): `input_ids`, `attention_mask` (1 for a real token, 0 for padding), and,
+        if the checkpoint has more than one token type, `token_type_ids`. Output: `last_hidden_state`, float32
+        (batch, tokens, dim).
 
-        def size(key: str, default: int | None = None) -> int:
-            value = config.get(key, default)
-            if not isinstance(value, int) or not 0 <= value < 2**31:
-                raise refuse(f"has no usable {key}")
-            return value
+        Raises:
+            UnsupportedModelError: A weight is quantised.
+            ModelLoadError: A weight is missing, or has a shape that does not fit.
+        """
+        return _Builder(self, tensors).build()
 
-        for key, computed in _COMPUTED.items():
-            if config.get(key) not in (None, computed):
-                raise refuse(f"has {key} = {quoted(config[key])}, and only {computed!r} is computed")
-        keys = architecture.keys
-        heads, hidden = size(keys.heads), size(keys.hidden)
-        if heads == 0 or hidden % heads:
-            raise refuse(f"has {keys.heads} = {heads}, which does not divide {keys.hidden} = {hidden}")
-        name = config.get(keys.activation, "gelu")
-        if not isinstance(name, str) or name not in ACTIVATIONS:
-            raise refuse(f"has {keys.activation} = {quoted(name)}, and those computed are {', '.join(ACTIVATIONS)}")
-        eps = config.get("layer_norm_eps", architecture.norm_eps)
-        if not isinstance(eps, float | int) or not 0 <= eps <= 1:
-            raise refuse("has no usable layer_norm_eps")
-        return cls(
-            layers=size(keys.layers),
-            heads=heads,
-            hidden=hidden,
-            activation=ACTIVATIONS[name],
-            norm_eps=float(eps),
-            padding_id=size("pad_token_id", architecture.padding_id),
+
+def read_config(directory: Path) -> BertConfig:
+    """What the `config.json` of `directory` asks for.
+
+    Raises:
+        ModelLoadError: There is no config.json, or it is broken.
+        UnsupportedModelError: The architecture is not known, or the graph would not be the encoder that is described.
+    """
+    model = str(directory)
+    config = read_json(directory / "config.json")
+    if not isinstance(config, dict):
+        raise ModelLoadError(f"{directory / 'config.json'} cannot be read: it is no JSON object", model=model)
+    for objection in _objections(config):
+        raise UnsupportedModelError(
+            f"{model} has no ONNX file, and none can be built: its config.json {objection}; use a repo that has one",
+            model=model,
         )
+    architecture = ARCHITECTURES[config["model_type"]]
+    keys = architecture.keys
+    return BertConfig(
+        model=model,
+        architecture=architecture,
+        layers=config[keys.layers],
+        heads=config[keys.heads],
+        hidden=config[keys.hidden],
+        activation=ACTIVATIONS[config.get(keys.activation, "gelu")],
+        norm_eps=float(config.get("layer_norm_eps", architecture.norm_eps)),
+        padding_id=config.get("pad_token_id", architecture.padding_id),
+    )
+
+
+def _objections(config: Mapping[str, Any]) -> Iterator[str]:
+    """Why the graph would not be the encoder that `config` describes. Whoever goes on after one must not."""
+    name = config.get("model_type")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        yield f"names the architecture {quoted(name)}, and those known are {', '.join(ARCHITECTURES)}"
+    custom = config.get("auto_map")
+    if isinstance(custom, dict) and "AutoModel" in custom:
+        yield f"says that the model brings code of its own (auto_map: {quoted(custom['AutoModel'])})"
+    for key, computed in _COMPUTED.items():
+        if config.get(key) not in (None, computed):
+            yield f"has {key} = {quoted(config[key])}, and only {computed!r} is computed"
+    architecture = ARCHITECTURES[config["model_type"]]
+    keys = architecture.keys
+    sizes = {"pad_token_id": architecture.padding_id, **config}
+    for key in (keys.layers, keys.heads, keys.hidden, "pad_token_id"):
+        if not isinstance(sizes.get(key), int) or not 0 <= sizes[key] < 2**31:
+            yield f"has no usable {key}"
+    heads, hidden = config[keys.heads], config[keys.hidden]
+    if heads == 0 or hidden % heads:
+        yield f"has {keys.heads} = {heads}, which does not divide {keys.hidden} = {hidden}"
+    activation = config.get(keys.activation, "gelu")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        yield f"has {keys.activation} = {quoted(activation)}, and those computed are {', '.join(ACTIVATIONS)}"
+    eps = config.get("layer_norm_eps", architecture.norm_eps)
+    if not isinstance(eps, float | int) or not 0 <= eps <= 1:
+        yield "has no usable layer_norm_eps"
 
 
 class _Builder:
     """One build: what all its steps share. Hidden states are float32 (batch · tokens, dim) throughout."""
 
-    def __init__(self, architecture: BertLike, numbers: _Numbers, tensors: Tensors, model: str) -> None:
-        self.architecture = architecture
+    def __init__(self, config: BertConfig, tensors: Tensors) -> None:
+        self.architecture = architecture = config.architecture
         self.names = architecture.names
-        self.numbers = numbers
+        self.config = config
         self.tensors = tensors
-        self.model = model
         self.graph = Graph(OPSET)
         # A checkpoint that was saved with a task's head around the encoder has a prefix before every name.
         self.prefix = architecture.prefix if architecture.prefix + _WORDS in tensors else ""
 
     def build(self) -> Graph:
-        graph, numbers = self.graph, self.numbers
+        graph, config = self.graph, self.config
         ids = graph.input("input_ids", ["batch", "tokens"])
         mask = graph.input("attention_mask", ["batch", "tokens"])
         shape = graph.node("Shape", ids)
         tokens = graph.node("Gather", shape, graph.constant([1]), axis=0)
         hidden = self._embeddings(ids, tokens)
         bias = self._score_bias(mask, tokens)
-        per_head = graph.constant([numbers.heads, numbers.hidden // numbers.heads])
+        per_head = graph.constant([config.heads, config.hidden // config.heads])
         per_head = graph.node("Concat", shape, per_head, axis=0)
-        for i in range(numbers.layers):
+        for i in range(config.layers):
             hidden = self._layer(self.names.layer.format(i), hidden, bias, per_head)
-        whole = graph.node("Concat", shape, graph.constant([numbers.hidden]), axis=0)
+        whole = graph.node("Concat", shape, graph.constant([config.hidden]), axis=0)
         hidden = graph.node("Reshape", hidden, whole)
-        graph.output(hidden, "last_hidden_state", ["batch", "tokens", numbers.hidden])
+        graph.output(hidden, "last_hidden_state", ["batch", "tokens", config.hidden])
         return graph
 
     # From tokens to the first hidden state
@@ -216,7 +234,7 @@ class _Builder:
         hidden = self._norm("embeddings.LayerNorm", total, width)
         hidden = graph.node("Reshape", hidden, graph.constant([-1, width]))
         if self._has(f"{_WIDENING}.weight"):
-            return self._linear(_WIDENING, hidden, width, self.numbers.hidden)
+            return self._linear(_WIDENING, hidden, width, self.config.hidden)
         return hidden
 
     def _position_embeddings(self, ids: str, tokens: str, width: int) -> str:
@@ -224,7 +242,7 @@ class _Builder:
         table = self._weight(_POSITIONS, (None, width))
         if self.architecture.positions == "absolute":
             return graph.node("Slice", table, graph.constant([0]), tokens, graph.constant([0]))
-        padding = graph.constant(self.numbers.padding_id)
+        padding = graph.constant(self.config.padding_id)
         real = graph.node("Cast", graph.node("Not", graph.node("Equal", ids, padding)), to=_INT64)
         counted = graph.node("Mul", graph.node("CumSum", real, graph.constant(1)), real)
         return graph.node("Gather", table, graph.node("Add", counted, padding))
@@ -244,7 +262,7 @@ class _Builder:
     def _distance_bias(self, name: str, tokens: str) -> str:
         """A bias per head and distance from the query's token to the key's: (heads, tokens, tokens)."""
         graph, tensors, full_name = self.graph, self.tensors, self.prefix + name
-        heads = self.numbers.heads
+        heads = self.config.heads
         self._checked_shape(name, (_BUCKETS, heads))
         longest = self._shape(_POSITIONS)[0]
 
@@ -262,18 +280,18 @@ class _Builder:
     # One layer
 
     def _layer(self, prefix: str, hidden: str, bias: str, per_head: str) -> str:
-        graph, names, width = self.graph, self.names, self.numbers.hidden
+        graph, names, width = self.graph, self.names, self.config.hidden
         attended = self._attention(prefix, hidden, bias, per_head)
         attended = self._linear(prefix + names.attention_output, attended, width, width)
         hidden = self._norm(prefix + names.attention_norm, graph.node("Add", attended, hidden), width)
         inner_width = self._checked_shape(f"{prefix}{names.intermediate}.weight", (None, width))[0]
         inner = self._linear(prefix + names.intermediate, hidden, width, inner_width)
-        outer = self._linear(prefix + names.output, self.numbers.activation(graph, inner), inner_width, width)
+        outer = self._linear(prefix + names.output, self.config.activation(graph, inner), inner_width, width)
         return self._norm(prefix + names.output_norm, graph.node("Add", outer, hidden), width)
 
     def _attention(self, prefix: str, hidden: str, bias: str, per_head: str) -> str:
         """Compute softmax(query · keyᵀ / √size + bias) · value per head; `per_head` is the shape of the split."""
-        graph, names, width = self.graph, self.names, self.numbers.hidden
+        graph, names, width = self.graph, self.names, self.config.hidden
 
         def heads(name: str, order: list[int]) -> str:
             flat = self._linear(prefix + name, hidden, width, width)
@@ -281,7 +299,7 @@ class _Builder:
 
         query, key = heads(names.query, [0, 2, 1, 3]), heads(names.key, [0, 2, 3, 1])
         value = heads(names.value, [0, 2, 1, 3])
-        root = graph.constant(math.sqrt(width // self.numbers.heads))
+        root = graph.constant(math.sqrt(width // self.config.heads))
         scores = graph.node("Div", graph.node("MatMul", query, key), root)
         weights = graph.node("Softmax", graph.node("Add", scores, bias), axis=-1)
         context = graph.node("Transpose", graph.node("MatMul", weights, value), perm=[0, 2, 1, 3])
@@ -297,7 +315,7 @@ class _Builder:
         old = self._has(f"{name}.gamma")
         scale = self._weight(f"{name}.{'gamma' if old else 'weight'}", (width,))
         shift = self._weight(f"{name}.{'beta' if old else 'bias'}", (width,))
-        return self.graph.node("LayerNormalization", value, scale, shift, epsilon=self.numbers.norm_eps)
+        return self.graph.node("LayerNormalization", value, scale, shift, epsilon=self.config.norm_eps)
 
     # Weights
 
@@ -305,11 +323,8 @@ class _Builder:
         def load() -> Array:
             array = self.tensors[self.prefix + name]
             if array.dtype.kind != "f":
-                raise UnsupportedModelError(
-                    f"no ONNX graph can be built of {self.model}: the tensor {self.prefix}{name} has the element type "
-                    f"{array.dtype}, and quantised weights are not computed; use a repo that has an ONNX file",
-                    model=self.model,
-                )
+                reason = f"has the element type {array.dtype}, and quantised weights are not computed; use a repo that"
+                raise UnsupportedModelError(self._about(name, f"{reason} has an ONNX file"), model=self.config.model)
             return array
 
         return self.graph.weight(name, self._checked_shape(name, expected), load)
@@ -318,20 +333,17 @@ class _Builder:
         """The shape of a tensor, which must be `expected` where that is not None."""
         shape = self._shape(name)
         if len(shape) != len(expected) or any(e not in (None, s) for e, s in zip(expected, shape, strict=True)):
-            raise ModelLoadError(
-                f"no ONNX graph can be built of {self.model}: the tensor {self.prefix}{name} has the shape "
-                f"{list(shape)}, which does not fit config.json and the other tensors",
-                model=self.model,
-            )
+            reason = f"has the shape {list(shape)}, which does not fit config.json and the other tensors"
+            raise ModelLoadError(self._about(name, reason), model=self.config.model)
         return shape
 
     def _shape(self, name: str) -> tuple[int, ...]:
         if not self._has(name):
-            raise ModelLoadError(
-                f"no ONNX graph can be built of {self.model}: the tensor {self.prefix}{name} is not among its weights",
-                model=self.model,
-            )
+            raise ModelLoadError(self._about(name, "is not among its weights"), model=self.config.model)
         return self.tensors.shape(self.prefix + name)
+
+    def _about(self, name: str, reason: str) -> str:
+        return f"no ONNX graph can be built of {self.config.model}: the tensor {self.prefix}{name} {reason}"
 
     def _has(self, name: str) -> bool:
         return self.prefix + name in self.tensors
@@ -372,10 +384,6 @@ def _gelu_tanh(graph: Graph, value: str) -> str:
     return graph.node("Mul", graph.node("Mul", value, graph.constant(0.5)), tanh)
 
 
-def _relu(graph: Graph, value: str) -> str:
-    return graph.node("Relu", value)
-
-
 def _silu(graph: Graph, value: str) -> str:
     return graph.node("Mul", value, graph.node("Sigmoid", value))
 
@@ -384,7 +392,7 @@ ACTIVATIONS: Mapping[str, Callable[[Graph, str], str]] = {
     "gelu": _gelu,
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
-    "relu": _relu,
+    "relu": lambda graph, value: graph.node("Relu", value),
     "silu": _silu,
     "swish": _silu,
 }
@@ -425,3 +433,14 @@ MPNET = BertLike(
 
 # Its embeddings may be narrower than its layers: `embeddings_project` then widens them.
 ELECTRA = BertLike(prefix="electra.")
+
+ARCHITECTURES: Mapping[str, BertLike] = {
+    "bert": BERT,
+    "camembert": ROBERTA,
+    "distilbert": DISTILBERT,
+    "electra": ELECTRA,
+    "mpnet": MPNET,
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
+}
+"""By the `model_type` of config.json."""

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
-from asyncembed.export.architectures import read_config
+from asyncembed.export.bert_like import read_config
 from asyncembed.files import default_cache_dir, replacing
 from asyncembed.runtime.safetensors import find_weights, read_tensors
 
@@ -34,7 +34,7 @@ def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
     second file beside it. It is found again by the content of the config and the weights, not by their place,
     and appears whole or not at all, however many processes build it at once.
 
-    Inputs and output are those of `asyncembed.export.architectures.Architecture.build`.
+    Inputs and output are those of `BertConfig.build`.
 
     Raises:
         UnsupportedModelError: There are no weights, the architecture is not known, or the config asks for
@@ -42,7 +42,7 @@ def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
         ModelLoadError: The weights are broken or incomplete, or the cache cannot be written.
         RuntimeMissingError: The graph must be built and the package `onnx` is not installed.
     """
-    architecture, config = read_config(directory)
+    config = read_config(directory)
     root, target, weights = _place(directory, cache_dir)
     if _is_complete(target):
         return target / GRAPH_FILE
@@ -52,7 +52,7 @@ def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
             'install the package onnx: pip install "asyncembed[export]"',
             model=str(directory),
         )
-    graph = architecture.build(config, read_tensors(*weights), str(directory))
+    graph = config.build(read_tensors(*weights))
     try:
         _prune(root)
         root.mkdir(parents=True, exist_ok=True)

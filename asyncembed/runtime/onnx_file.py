@@ -13,7 +13,6 @@ path. In the hub's cache both are links, and where they lead is up to whoever wr
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 
@@ -39,35 +38,18 @@ _MAX_NAME_BYTES = 4096
 _MAX_VARINT_BYTES = 10
 
 
-class _Kind(Enum):
-    MODEL = auto()
-    FUNCTION = auto()
-    GRAPH = auto()
-    NODE = auto()
-    ATTRIBUTE = auto()
-    SPARSE_TENSOR = auto()
-    TENSOR = auto()
-    OPERATOR = auto()  # a name
-    EXTERNAL_DATA = auto()  # a pair of key and value
-
-
-_PARTS: Mapping[_Kind, Mapping[int, _Kind]] = {
-    _Kind.MODEL: {7: _Kind.GRAPH, 25: _Kind.FUNCTION},
-    _Kind.FUNCTION: {7: _Kind.NODE, 11: _Kind.ATTRIBUTE},
-    _Kind.GRAPH: {1: _Kind.NODE, 5: _Kind.TENSOR, 15: _Kind.SPARSE_TENSOR},
-    _Kind.NODE: {4: _Kind.OPERATOR, 5: _Kind.ATTRIBUTE},
-    _Kind.ATTRIBUTE: {
-        5: _Kind.TENSOR,
-        10: _Kind.TENSOR,
-        6: _Kind.GRAPH,
-        11: _Kind.GRAPH,
-        22: _Kind.SPARSE_TENSOR,
-        23: _Kind.SPARSE_TENSOR,
-    },
-    _Kind.SPARSE_TENSOR: {1: _Kind.TENSOR, 2: _Kind.TENSOR},
-    _Kind.TENSOR: {13: _Kind.EXTERNAL_DATA},
+_PARTS: Mapping[str, Mapping[int, str]] = {
+    "model": {7: "graph", 25: "function"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "node": {4: "operator", 5: "attribute"},
+    "attribute": {5: "tensor", 10: "tensor", 6: "graph", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "external data"},
 }
-"""Field numbers of the messages within each message: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto"""
+"""Field numbers of the messages within each message. An operator is a name, external data a pair of key and value.
+
+Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +129,16 @@ def _read(path: Path, _: tuple[int, ...]) -> OnnxFile:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         message = _Message(data, path)
         for kind, start, end in _walk(message):
-            if kind is _Kind.EXTERNAL_DATA:
+            if kind == "external data":
                 weights.update(dict.fromkeys(_location(message, start, end)))
             elif message.content(start, end) in DYNAMIC_OPERATORS:
                 is_dynamically_quantized = True
     return OnnxFile(tuple(weights), is_dynamically_quantized)
 
 
-def _walk(message: "_Message") -> Iterator[tuple[_Kind, int, int]]:
+def _walk(message: "_Message") -> Iterator[tuple[str, int, int]]:
     """The names of operators and the entries about external data in a model, wherever they are."""
-    open_parts = [(_PARTS[_Kind.MODEL], message.fields(0, message.size))]
+    open_parts = [(_PARTS["model"], message.fields(0, message.size))]
     while open_parts:
         parts, fields = open_parts[-1]
         for number, start, end in fields:

@@ -144,10 +144,8 @@ def _map(path: Path) -> mmap.mmap:
     try:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
         raise _broken(path, f"it cannot be opened: {error}") from error
-    except ValueError as error:  # an empty file cannot be mapped
-        raise _broken(path, "it is empty") from error
 
 
 def _read_header(path: Path, data: mmap.mmap) -> dict[str, _Entry]:

@@ -12,7 +12,7 @@ from asyncembed.catalogue.lookup import require_model
 from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, EncoderConfig
-from asyncembed.export import ensure_graph
+from asyncembed.export.graph_cache import ensure_graph
 from asyncembed.runtime.session import Array, SessionOptions
 from tests.support.minilm import MINILM
 

@@ -174,7 +174,7 @@ async def test_a_worker_killed_after_its_last_answer_is_replaced_at_once(gate: P
                 gate.touch()
                 worker = psutil.Process(pool.worker_pids()[0])
                 # The loop stands still meanwhile, as in a busy program.
-                while not engine_of(pool)._slots[0].in_flight[0].future.done():
+                while not engine_of(pool)._lives[0].futures[0].done():
                     pass
                 worker.kill()
                 with suppress(psutil.NoSuchProcess):

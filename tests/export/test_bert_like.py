@@ -9,7 +9,8 @@ import onnxruntime
 import pytest
 
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
-from asyncembed.export import ensure_graph, is_exportable
+from asyncembed.export.bert_like import ARCHITECTURES, read_config
+from asyncembed.export.graph_cache import ensure_graph
 from asyncembed.runtime.safetensors import read_tensors
 from tests.export.conftest import DATA, Variant
 from tests.support.safetensors_files import write_tensors
@@ -201,7 +202,6 @@ def test_what_the_graph_would_not_compute_is_refused(config: dict[str, Any], var
     directory = variant("bert", **config)
     with pytest.raises(UnsupportedModelError, match=next(iter(config))):
         ensure_graph(directory, cache_dir=tmp_path / "cache")
-    assert not is_exportable(directory)
 
 
 def test_quantised_weights_are_refused(variant: Variant, tmp_path: Path) -> None:
@@ -219,3 +219,38 @@ def test_weights_that_do_not_fit_the_config_are_an_error(
 ) -> None:
     with pytest.raises(ModelLoadError, match="tensor"):
         ensure_graph(variant("bert", **config), cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "electra"])
+def test_known_architectures_can_be_exported(name: str) -> None:
+    assert name in ARCHITECTURES
+    assert read_config(DATA / name).architecture is ARCHITECTURES[name]
+
+
+@pytest.mark.parametrize("name", ["modernbert", "t5", "", None, 3, ["bert"]])
+def test_an_unknown_architecture_is_named_beside_the_known_ones(name: object, variant: Variant, tmp_path: Path) -> None:
+    directory = variant("bert", model_type=name)
+    with pytest.raises(UnsupportedModelError) as caught:
+        ensure_graph(directory, cache_dir=tmp_path / "cache")
+    assert repr(name) in str(caught.value)
+    assert all(known in str(caught.value) for known in ARCHITECTURES)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\x00"])
+def test_a_broken_config_is_a_load_error(text: str, variant: Variant, tmp_path: Path) -> None:
+    directory = variant("bert")
+    (directory / "config.json").write_text(text)
+    with pytest.raises(ModelLoadError, match=r"config\.json"):
+        ensure_graph(directory, cache_dir=tmp_path / "cache")
+
+
+def test_an_empty_directory_cannot_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"config\.json"):
+        ensure_graph(tmp_path, cache_dir=tmp_path / "cache")
+
+
+def test_a_directory_without_safetensors_is_refused(variant: Variant, tmp_path: Path) -> None:
+    directory = variant("bert")
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    with pytest.raises(UnsupportedModelError, match=r"model\.safetensors"):
+        ensure_graph(directory, cache_dir=tmp_path / "cache")

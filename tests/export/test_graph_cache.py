@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from asyncembed.errors import ModelLoadError
-from asyncembed.export import ensure_graph
 from asyncembed.export import graph_cache as cache
-from asyncembed.export.graph_cache import find_graph
+from asyncembed.export.graph_cache import ensure_graph, find_graph
 from tests.export.conftest import DATA, Variant
 
 
@@ -105,7 +104,7 @@ def run_traced_opens(directory: Path, cache_dir: Path) -> str:
     code = """
 import sys
 from pathlib import Path
-from asyncembed.export import ensure_graph
+from asyncembed.export.graph_cache import ensure_graph
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 print(ensure_graph(Path(sys.argv[1]), cache_dir=Path(sys.argv[2])), *opened, sep="\\n")
@@ -179,7 +178,7 @@ import sys
 sys.modules["onnx"] = None
 from pathlib import Path
 from asyncembed.errors import RuntimeMissingError
-from asyncembed.export import ensure_graph
+from asyncembed.export.graph_cache import ensure_graph
 try:
     print(ensure_graph(Path(sys.argv[1]), cache_dir=Path(sys.argv[2])))
 except RuntimeMissingError as error:
@@ -192,7 +191,11 @@ except RuntimeMissingError as error:
 
 @pytest.mark.slow
 def test_importing_the_export_loads_neither_onnx_nor_a_runtime() -> None:
-    code = "import sys, asyncembed.export; print(sorted({'onnx', 'onnxruntime', 'torch', 'httpx'} & set(sys.modules)))"
+    code = """
+import sys
+import asyncembed.export.graph_cache
+print(sorted({'onnx', 'onnxruntime', 'torch', 'httpx'} & set(sys.modules)))
+"""
     assert run(code) == "[]"
 
 

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from tokenizers import Tokenizer
 
-from asyncembed.export import ensure_graph
+from asyncembed.export.graph_cache import ensure_graph
 from tests.export.conftest import DATA
 from tests.support.minilm import MINILM
 

@@ -1,0 +1,562 @@
+"""Which worker is given what, and what its answers and its death mean: decided in plain code.
+
+No await, no clock, no process. Time comes in as numbers; what is to be done comes out as values, which the supervisor
+acts on: orders to send, slots whose worker is to be ended, items that failed. The mutable state is the slots, the
+batches that were put back, and the scheduler; only the methods of `Dispatcher` change it, each as a whole.
+
+What holds between any two calls:
+
+- An item that was added is in one place: it waits, is in a batch that was put back, held or in flight, or it was
+  answered, by its result or as a `FailedItem`. One that was withdrawn may be in those places too; its answer goes to
+  nobody.
+- Whatever waits, was put back or is held is for a model that is known; with its model it goes. What is in flight may
+  outlive its model, and is answered all the same.
+- No batch is empty.
+- Answers come in the order of sending, so what is in flight is a queue, and the first of it is what a worker computes.
+- Every item's size is positive, and so is the time that any batch takes, once one was measured.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import chain
+from math import ceil, inf
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+from asyncembed.engine.model import PooledModel, Speed, Stats
+from asyncembed.engine.scheduler import Batch, Item, Priority, Scheduler
+from asyncembed.errors import (
+    AsyncEmbedError,
+    EncodeError,
+    InputError,
+    ModelLoadError,
+    StateError,
+    WorkerCrashed,
+    WorkerError,
+)
+
+if TYPE_CHECKING:
+    from asyncembed.encoders.encoder import Encoded, EncoderConfig, ModelInfo
+
+LOAD_TIMEOUT_SECONDS = 900.0
+
+ROUND_TRIP_SECONDS = 0.0006
+"""From one answer to the start of the next batch, when the worker waits for it: two queue hops and a loop wake-up."""
+
+ROUND_TRIP_SHARE = 0.02
+"""While the round trip is a smaller part of a batch than this, no second batch is kept in flight."""
+
+MAX_DEPTH = 4
+
+WORTH_SHARING_SECONDS = 0.005
+"""Work that takes no longer is not shared out among idle workers: to send a batch costs tenths of a millisecond."""
+
+KILLS_BEFORE_SPLITTING = 2
+MAX_LOAD_CRASHES = 3
+
+CRASHES_BEFORE_BACKOFF = 4
+MAX_BACKOFF_SECONDS = 5.0
+
+
+class Death(Enum):
+    """Why a worker is done; the value completes "the worker ..."."""
+
+    ENDED = "ended unexpectedly"
+    TIMED_OUT = "did not answer in time"
+    CANNOT_LOAD = "cannot load a model that others have loaded"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the worker still runs, and is to be ended."""
+        return self is not Death.ENDED
+
+
+class FailedItem(NamedTuple):
+    """An item that gets no result, and why."""
+
+    item: Item
+    error: AsyncEmbedError
+
+
+@dataclass(slots=True, eq=False)
+class Order:
+    """What a worker is to do: compute `batch`, or without one, load `model`."""
+
+    model: PooledModel
+    batch: Batch | None = None
+    started: float = 0.0
+    """When it was sent, or became the first in flight."""
+    speed: Speed = field(default_factory=Speed)
+    size: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """The place of one worker, and of those that replace it: what it has in flight and what it has loaded."""
+
+    index: int
+    is_reserved: bool = False
+    """Whether it is kept free for interactive work."""
+    is_ready: bool = False
+    """Whether a worker runs here."""
+    in_flight: deque[Order] = field(default_factory=deque)
+    loaded: set[int] = field(default_factory=set)
+    held: Batch | None = None
+    """A batch that was taken for this worker and is not sent yet: its model may have to be loaded first."""
+    death: Death | None = None
+    death_details: str = ""
+    crashes_in_a_row: int = 0
+    fatal_model: int | None = None
+    """The model whose loading killed the last worker."""
+    is_given_up: bool = False
+    """Whether nobody waits for it any more, as it could not be started several times."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether its worker runs, as far as is known."""
+        return self.is_ready and self.death is None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether its worker has nothing to do."""
+        return self.is_usable and not self.in_flight
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a model is the last that was sent: what comes next depends on how that ends."""
+        return bool(self.in_flight) and self.in_flight[-1].batch is None
+
+    @property
+    def has_suspect(self) -> bool:
+        """Whether it computes a batch that a worker died of."""
+        return any(order.batch is not None and order.batch.kills for order in self.in_flight)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more batch may be sent: as many are in flight as hide the round trip, and no more."""
+        if not self.in_flight:
+            return True
+        if len(self.in_flight) >= MAX_DEPTH or not all(order.speed.is_known for order in self.in_flight):
+            return False
+        typical_seconds = sum(order.speed.batch_seconds for order in self.in_flight) / len(self.in_flight)
+        if len(self.in_flight) > ceil(ROUND_TRIP_SECONDS / typical_seconds):
+            return False
+        # By size, too: what was computed lately may have been much smaller than what is in flight.
+        in_flight_seconds = sum(order.speed.seconds(order.size) for order in self.in_flight)
+        return in_flight_seconds < ROUND_TRIP_SECONDS / ROUND_TRIP_SHARE
+
+    def die(self, death: Death, details: str = "") -> None:
+        """Give the worker no more; the first reason is the one that counts."""
+        if self.death is None:
+            self.death, self.death_details = death, details
+
+    @property
+    def reason(self) -> str:
+        """Why its worker is done, to complete "the worker ..."."""
+        death = self.death or Death.ENDED
+        return f"{death.value} ({self.death_details})" if self.death_details else death.value
+
+    def backoff_seconds(self, failed_starts: int) -> float:
+        """How long to wait before the next worker is started here."""
+        return backoff_seconds(max(failed_starts, self.crashes_in_a_row - CRASHES_BEFORE_BACKOFF))
+
+
+class Dispatcher:
+    """All that decides over the workers of a pool and over what is to be computed; see the module's docstring."""
+
+    def __init__(
+        self,
+        workers: int,
+        reserved: int = 0,
+        *,
+        batch_timeout: float | None = None,
+        load_timeout: float | None = LOAD_TIMEOUT_SECONDS,
+    ) -> None:
+        self.slots = [Slot(index, is_reserved=index >= workers) for index in range(workers + reserved)]
+        self.models: dict[int, PooledModel] = {}
+        self._batch_timeout = batch_timeout
+        self._load_timeout = load_timeout
+        self._scheduler = Scheduler()
+        # What comes before all that waits, and whether interactive work went before the first bulk batch of it.
+        self._retries: list[Batch] = []
+        self._has_yielded = False
+        self._next_key = 0
+        self._restarts = 0
+        # Why there is nobody to wait for.
+        self._failure: AsyncEmbedError | None = None
+
+    # ---------------------------------------------------------------- models
+
+    def add_model(self, config: "EncoderConfig") -> PooledModel:
+        """Know a model from now on."""
+        model = PooledModel(self._next_key, config)
+        self._next_key += 1
+        self.models[model.key] = model
+        return model
+
+    def remove_model(self, model: PooledModel) -> tuple[list[FailedItem], list[Slot]]:
+        """Forget a model: what waited for it in vain, and whose workers are to drop it."""
+        if self.models.pop(model.key, None) is None:
+            return [], []
+        failed = self._fail_model(model, StateError(f"{model.name} was closed"))
+        having = [slot for slot in self.slots if slot.is_usable and model.key in slot.loaded]
+        for slot in having:
+            slot.loaded.discard(model.key)
+        return failed, having
+
+    def want_everywhere(self, model: PooledModel) -> None:
+        """Have every worker load `model` ahead of its first batch, whatever came of that before."""
+        model.is_wanted = model.is_warming = True
+        model.load_error = None
+        model.load_crashes = 0
+
+    def is_loaded_everywhere(self, model: PooledModel) -> bool:
+        """Whether all workers that can be waited for have loaded `model`.
+
+        Raises:
+            AsyncEmbedError: They never will.
+        """
+        if model.key not in self.models:
+            raise StateError(f"the worker pool was closed while {model.name} was being loaded")
+        error = self._failure or model.load_error
+        if error is not None:
+            raise error
+        return all(model.key in slot.loaded for slot in self.slots if not slot.is_given_up)
+
+    def _is_loaded_somewhere(self, model: PooledModel) -> bool:
+        return any(model.key in slot.loaded for slot in self.slots)
+
+    # ---------------------------------------------------------------- what waits
+
+    def add(self, items: Iterable[Item]) -> list[FailedItem]:
+        """Let items wait; returns those that would wait in vain."""
+        if self._failure is not None:
+            return [FailedItem(item, self._failure) for item in items]
+        known, failed = [], []
+        for item in items:
+            if item.batch_key.model in self.models:
+                known.append(item)
+            else:
+                failed.append(FailedItem(item, StateError("the worker pool, or the embedder, was closed")))
+        self._scheduler.add(known)
+        return failed
+
+    def withdraw(self, items: Sequence[Item]) -> None:
+        """Forget `items`: those that wait are not computed, and what a worker computes already is dropped."""
+        for item in items:
+            item.sink = NOBODY
+        self._scheduler.withdraw(items)
+
+    def slots_with_room(self) -> Iterator[Slot]:
+        """Whose workers may be given something that waits."""
+        return (slot for slot in self.slots if slot.is_ready and slot.has_room)
+
+    # ---------------------------------------------------------------- what comes next
+
+    def begin(self, slot: Slot) -> None:
+        """Learn that a new worker runs."""
+        assert not slot.in_flight, "what the last worker had was put back"
+        slot.is_ready, slot.death, slot.death_details = True, None, ""
+        slot.loaded.clear()
+        if slot.is_given_up:
+            slot.is_given_up, self._failure = False, None
+
+    def next_order(self, slot: Slot) -> Order | None:
+        """What the worker has room for: models to load first, then batches. It counts once it was `sent`."""
+        if slot.death is not None or slot.is_loading:
+            return None
+        missing = self._missing_model(slot)
+        if missing is not None:
+            return Order(missing)
+        batch = slot.held = self._next_batch(slot)
+        if batch is None:
+            return None
+        assert batch.batch_key.model in self.models, "whatever is to be computed is for a model that is known"
+        model = self.models[batch.batch_key.model]
+        if model.key not in slot.loaded:
+            model.load_error = None
+            return Order(model)
+        size = batch.size
+        assert size > 0, "a speed is by size"
+        return Order(model, batch, speed=model.speed(batch.batch_key), size=size)
+
+    def sent(self, slot: Slot, order: Order, now: float) -> None:
+        """Learn that the worker was given its order."""
+        if order.batch is not None:
+            assert order.batch is slot.held
+            slot.held = None
+        order.started = now
+        slot.in_flight.append(order)
+
+    def _missing_model(self, slot: Slot) -> PooledModel | None:
+        """A model that is to be loaded ahead of its first batch, and is not loaded here.
+
+        One that killed the worker while it was loaded comes last: the others need not suffer.
+        """
+        missing = [
+            model
+            for model in self.models.values()
+            if model.is_wanted and model.key not in slot.loaded and model.load_error is None
+        ]
+        return min(missing, key=lambda model: model.key == slot.fatal_model, default=None)
+
+    def _next_batch(self, slot: Slot) -> Batch | None:
+        if slot.held is not None and _drop_withdrawn(slot.held):
+            return slot.held
+        if slot.has_suspect or not slot.has_room:
+            return None
+        retry = self._first_retry(slot)
+        if retry is None or self._must_yield(retry):
+            self._has_yielded = retry is not None
+            return self._new_batch(slot, self._scheduler.turn() if retry is None else Priority.INTERACTIVE)
+        # A batch that a worker died of runs with nothing else in flight, so that the next death is its own.
+        if retry.kills and slot.in_flight:
+            return None
+        self._has_yielded = False
+        self._retries.remove(retry)
+        return retry
+
+    def _new_batch(self, slot: Slot, turn: Priority | None) -> Batch | None:
+        """One of what waits: of the priority whose turn it is, if this worker is there for that."""
+        if turn is None:
+            return None
+        priority = turn if self._may_take(slot, turn) else Priority.INTERACTIVE
+        idle = sum(other.is_idle and self._may_take(other, priority) for other in self.slots)
+        if slot.in_flight and idle:
+            return None  # those begin at once, while here it would only wait
+        seconds = self._seconds_waiting(priority)
+        if seconds:
+            idle = min(idle, 1 + int(seconds / WORTH_SHARING_SECONDS))
+        return self._scheduler.next_batch(idle, priority=priority)
+
+    def _seconds_waiting(self, priority: Priority) -> float:
+        """About how long all that waits would take one worker, by the speed of what comes next; 0 if not known yet."""
+        leader = self._scheduler.oldest(priority)
+        if leader is None:
+            return 0.0
+        return self.models[leader.batch_key.model].speed(leader.batch_key).seconds(self._scheduler.tokens)
+
+    def _first_retry(self, slot: Slot) -> Batch | None:
+        self._retries = [batch for batch in self._retries if _drop_withdrawn(batch)]
+        return next((batch for batch in self._retries if self._may_take(slot, batch.priority)), None)
+
+    def _must_yield(self, retry: Batch) -> bool:
+        """Whether interactive work goes before `retry`: in turn, as it may take many deaths to find a bad input."""
+        interactive_waits = self._scheduler.waiting(Priority.INTERACTIVE) > 0
+        return retry.priority is Priority.BULK and interactive_waits and not self._has_yielded
+
+    def _may_take(self, slot: Slot, priority: Priority) -> bool:
+        """Whether the worker is there for work of this priority: a reserved one takes bulk work if no other is left."""
+        if priority is Priority.INTERACTIVE or not slot.is_reserved:
+            return True
+        return all(other.is_reserved or other.is_given_up for other in self.slots)
+
+    # ---------------------------------------------------------------- answers
+
+    def take_answer(self, slot: Slot, now: float) -> tuple[Order, float]:
+        """The order that the worker has just answered, and how long it took."""
+        order = slot.in_flight.popleft()
+        seconds = now - order.started
+        if slot.in_flight:
+            slot.in_flight[0].started = now
+        if order.batch is not None:
+            order.speed.measure(seconds, order.size)
+        return order, seconds
+
+    def loaded(self, slot: Slot, model: PooledModel, info: "ModelInfo") -> bool:
+        """Learn that the worker has loaded `model`; returns whether that is wanted still, or it is to be dropped."""
+        if model.key not in self.models:
+            return False
+        slot.loaded.add(model.key)
+        model.info = info
+        model.load_crashes = 0
+        return True
+
+    def load_failed(self, slot: Slot, model: PooledModel, error: AsyncEmbedError) -> list[FailedItem]:
+        """Learn that the worker cannot load `model`."""
+        if not model.is_warming and self._is_loaded_somewhere(model):
+            # Others compute with it, so it is this worker that something is wrong with: no input has to pay for that.
+            slot.die(Death.CANNOT_LOAD, str(error))
+            return []
+        return self._fail_load(model, error)
+
+    def computed(self, slot: Slot, order: Order, answer: "Encoded", seconds: float) -> None:
+        """Learn that a batch was computed, with a result or an error for each of its items."""
+        assert order.batch is not None
+        slot.crashes_in_a_row = 0
+        order.model.record(order.batch, answer, seconds)
+
+    def batch_failed(self, slot: Slot, batch: Batch, error: AsyncEmbedError) -> list[FailedItem]:
+        """Learn that a batch has failed as a whole, and killed nobody."""
+        slot.crashes_in_a_row = 0
+        if isinstance(error, EncodeError | InputError) and len(batch.items) > 1:
+            # One of the inputs may be to blame: the halves tell.
+            return self._retry(batch.halves(kills=batch.kills), error)
+        return self._fail_batch(batch, error)
+
+    def seconds_left(self, slot: Slot, now: float) -> float:
+        """Until what the worker does is overdue."""
+        if not slot.in_flight:
+            return inf
+        order = slot.in_flight[0]
+        limit = self._load_timeout if order.batch is None else self._batch_timeout
+        return inf if limit is None else order.started + limit - now
+
+    # ---------------------------------------------------------------- deaths
+
+    def end(self, slot: Slot) -> None:
+        """Learn that the worker runs no more, or is not to."""
+        slot.is_ready = False
+
+    def bury(self, slot: Slot) -> list[FailedItem]:
+        """Put back what the dead worker had; the batch that it was computing is the one under suspicion."""
+        assert not slot.is_ready
+        self._restarts += 1
+        slot.crashes_in_a_row += 1
+        slot.loaded.clear()
+        slot.fatal_model = None
+        orders, slot.in_flight = list(slot.in_flight), deque()
+        innocent = [order.batch for order in orders[1:] if order.batch is not None]
+        if slot.held is not None:
+            innocent.append(slot.held)
+            slot.held = None
+        failed = self._retry(innocent, WorkerError(f"the worker {slot.reason}"), first=True)
+        if not orders:
+            return failed
+        suspect = orders[0]
+        if suspect.batch is not None:
+            return failed + self._blame(suspect.batch, slot.reason)
+        slot.fatal_model = suspect.model.key
+        return failed + self._blame_load(suspect.model, slot.reason)
+
+    def _retry(self, batches: Sequence[Batch], error: AsyncEmbedError, *, first: bool = False) -> list[FailedItem]:
+        """Have `batches` computed before anything that waits; those of a model that is gone fail with `error`."""
+        known = [batch for batch in batches if batch.batch_key.model in self.models]
+        self._retries = [*known, *self._retries] if first else [*self._retries, *known]
+        gone = [batch for batch in batches if batch.batch_key.model not in self.models]
+        return [FailedItem(item, error) for batch in gone for item in batch.items]
+
+    def _blame(self, batch: Batch, reason: str) -> list[FailedItem]:
+        batch.kills += 1
+        if not _drop_withdrawn(batch):
+            return []
+        error = WorkerCrashed(f"the worker {reason} each time this input was computed, at last with it alone")
+        if batch.kills < KILLS_BEFORE_SPLITTING:
+            return self._retry([batch], error)
+        if len(batch.items) > 1:
+            # One kill to their name already: the next one splits them again.
+            return self._retry(batch.halves(kills=KILLS_BEFORE_SPLITTING - 1), error)
+        return self._fail_batch(batch, error)
+
+    def _blame_load(self, model: PooledModel, reason: str) -> list[FailedItem]:
+        if not model.is_warming and self._is_loaded_somewhere(model):
+            return []  # it is this worker that something is wrong with; it tries again, ever more slowly
+        model.load_crashes += 1
+        if model.load_crashes < MAX_LOAD_CRASHES * len(self.slots):
+            return []
+        model.load_crashes = 0
+        text = f"workers die while they load {model.name} (the last one {reason}); is there memory for it?"
+        return self._fail_load(model, ModelLoadError(text, model=model.name))
+
+    def give_up(self, slot: Slot, error: AsyncEmbedError) -> list[FailedItem]:
+        """Wait for this slot no more, until a worker runs here after all; with the last one, all that waits fails."""
+        slot.is_given_up = True
+        if not all(other.is_given_up for other in self.slots):
+            return []
+        self._failure = error
+        return self._fail_waiting(error)
+
+    def compute_alone(self) -> None:
+        """Start only one more worker for all work, and those kept free: threads, which nobody can end in time."""
+        self.slots = [slot for slot in self.slots if slot.index == 0 or slot.is_reserved or slot.is_ready]
+        self._batch_timeout = self._load_timeout = None
+
+    def close(self, error: AsyncEmbedError) -> list[FailedItem]:
+        """Forget all models; whatever has no answer yet fails with `error`."""
+        failed = self._fail_waiting(error)
+        for slot in self.slots:
+            for order in slot.in_flight:
+                failed += [FailedItem(item, error) for item in (order.batch.items if order.batch is not None else ())]
+            slot.in_flight.clear()
+        self.models.clear()
+        return failed
+
+    def _fail_waiting(self, error: AsyncEmbedError) -> list[FailedItem]:
+        return [failed for model in self.models.values() for failed in self._fail_model(model, error)]
+
+    def _fail_load(self, model: PooledModel, error: AsyncEmbedError) -> list[FailedItem]:
+        model.load_error = error
+        return self._fail_model(model, error)
+
+    def _fail_model(self, model: PooledModel, error: AsyncEmbedError) -> list[FailedItem]:
+        """Fail all that waits for `model`; what a worker has is computed all the same."""
+        items = self._scheduler.withdraw_model(model.key)
+        for batch in self._put_back():
+            if batch.batch_key.model == model.key:
+                items += batch.items
+        self._retries = [batch for batch in self._retries if batch.batch_key.model != model.key]
+        for slot in self.slots:
+            if slot.held is not None and slot.held.batch_key.model == model.key:
+                slot.held = None
+        return [FailedItem(item, error) for item in items]
+
+    def _fail_batch(self, batch: Batch, error: AsyncEmbedError) -> list[FailedItem]:
+        model = self.models.get(batch.batch_key.model)
+        if model is not None:
+            model.failed += len(batch.items)
+        return [FailedItem(item, error) for item in batch.items]
+
+    # ---------------------------------------------------------------- looking
+
+    def _put_back(self) -> Iterator[Batch]:
+        """Batches that were formed, and that no worker has."""
+        return chain(self._retries, (slot.held for slot in self.slots if slot.held is not None))
+
+    def stats(self, model: PooledModel | None = None) -> Stats:
+        """A snapshot of the whole pool, or of one model; the queue and the workers are always the pool's."""
+        models = [model] if model is not None else list(self.models.values())
+        seconds = [value for known in models for value in known.batch_seconds]
+        queued = {priority: self._scheduler.waiting(priority) for priority in Priority}
+        for batch in self._put_back():
+            for item in batch.items:
+                queued[item.priority] += 1
+        return Stats(
+            queued_interactive=queued[Priority.INTERACTIVE],
+            queued_bulk=queued[Priority.BULK],
+            in_flight=sum(len(slot.in_flight) for slot in self.slots),
+            batches=sum(known.batches for known in models),
+            items=sum(known.items for known in models),
+            failed=sum(known.failed for known in models),
+            tokens=sum(known.tokens for known in models),
+            padded_tokens=sum(known.padded_tokens for known in models),
+            batch_seconds=median(seconds) if seconds else 0.0,
+            workers=len(self.slots),
+            workers_ready=sum(slot.is_ready for slot in self.slots),
+            workers_restarted=self._restarts,
+        )
+
+
+class _Nobody:
+    """The sink of items that were withdrawn."""
+
+    def deliver(self, index: int, result: object) -> None:
+        """Drop the result."""
+
+    def fail(self, index: int, error: Exception) -> None:
+        """Drop the error."""
+
+
+NOBODY = _Nobody()
+
+
+def backoff_seconds(failures: int) -> float:
+    """How long to wait after so many failures in a row."""
+    return 0.0 if failures <= 0 else min(MAX_BACKOFF_SECONDS, 0.05 * 2.0 ** min(failures, 10))
+
+
+def _drop_withdrawn(batch: Batch) -> bool:
+    """Drop the items that nobody waits for any more; returns whether any are left."""
+    batch.items = [item for item in batch.items if item.sink is not NOBODY]
+    return bool(batch.items)

@@ -1,0 +1,769 @@
+"""What the dispatcher decides: no process, no loop, no clock. Workers are played by the tests."""
+
+from math import inf
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
+from asyncembed.engine.dispatch import (
+    KILLS_BEFORE_SPLITTING,
+    MAX_BACKOFF_SECONDS,
+    MAX_DEPTH,
+    MAX_LOAD_CRASHES,
+    NOBODY,
+    ROUND_TRIP_SECONDS,
+    Death,
+    Dispatcher,
+    FailedItem,
+    Order,
+    Slot,
+)
+from asyncembed.engine.model import PooledModel
+from asyncembed.engine.scheduler import Batch, BatchKey, Item, Priority
+from asyncembed.errors import (
+    AsyncEmbedError,
+    EncodeError,
+    ModelLoadError,
+    StateError,
+    WorkerCrashed,
+    WorkerError,
+)
+from tests.support.encoders import ECHO
+
+CONFIG = EncoderConfig(spec=ECHO, directory=Path())
+
+
+class Answers:
+    """The sink of all items of a test: what each of them was answered."""
+
+    def __init__(self) -> None:
+        self.heard: dict[int, object] = {}
+
+    def deliver(self, index: int, result: object) -> None:
+        assert index not in self.heard, "answered twice"
+        self.heard[index] = result
+
+    def fail(self, index: int, error: Exception) -> None:
+        self.deliver(index, error)
+
+
+class Rig:
+    """A dispatcher, and what the supervisor would do around it."""
+
+    def __init__(self, workers: int = 1, reserved: int = 0, *, batch_timeout: float | None = 10.0) -> None:
+        self.dispatcher = Dispatcher(workers, reserved, batch_timeout=batch_timeout)
+        self.answers = Answers()
+        self.now = 0.0
+        self.count = 0
+
+    @property
+    def slots(self) -> list[Slot]:
+        return self.dispatcher.slots
+
+    def start_all(self) -> None:
+        for slot in self.slots:
+            self.dispatcher.begin(slot)
+
+    def loaded_model(self) -> PooledModel:
+        """A model that every worker has."""
+        model = self.dispatcher.add_model(CONFIG)
+        for slot in self.slots:
+            self.dispatcher.loaded(slot, model, ModelInfo())
+        return model
+
+    def add(
+        self, model: PooledModel, count: int = 1, *, size: int = 10, at_once: int = 1, bulk: bool = True
+    ) -> list[Item]:
+        """Items of `model`, `at_once` of which fill a batch."""
+        batch_key = BatchKey(model.key, Call(), 10_000, at_once)
+        priority = Priority.BULK if bulk else Priority.INTERACTIVE
+        items = [Item("text", size, batch_key, priority, self.answers, self.count + i) for i in range(count)]
+        self.count += count
+        self.tell(self.dispatcher.add(items))
+        return items
+
+    def tell(self, failed: list[FailedItem]) -> None:
+        for item, error in failed:
+            item.sink.fail(item.index, error)
+
+    def order(self, slot: Slot) -> Order | None:
+        """The next order, sent."""
+        order = self.dispatcher.next_order(slot)
+        if order is not None:
+            self.dispatcher.sent(slot, order, self.now)
+        return order
+
+    def batch(self, slot: Slot) -> list[int]:
+        """The indices of the next batch, sent; none if there is none."""
+        order = self.order(slot)
+        if order is None:
+            return []
+        assert order.batch is not None, "a model was to be loaded"
+        return [item.index for item in order.batch.items]
+
+    def answer(self, slot: Slot, *, after: float = 1.0) -> None:
+        """The worker answers what it does, `after` seconds later."""
+        self.now += after
+        order, seconds = self.dispatcher.take_answer(slot, self.now)
+        if order.batch is None:
+            self.dispatcher.loaded(slot, order.model, ModelInfo())
+        else:
+            self.dispatcher.computed(slot, order, Encoded([0] * len(order.batch.items)), seconds)
+            for item in order.batch.items:
+                item.sink.deliver(item.index, "computed")
+
+    def answer_failing(self, slot: Slot, error: AsyncEmbedError) -> None:
+        """What the worker does fails."""
+        order, _ = self.dispatcher.take_answer(slot, self.now)
+        if order.batch is None:
+            self.tell(self.dispatcher.load_failed(slot, order.model, error))
+        else:
+            self.tell(self.dispatcher.batch_failed(slot, order.batch, error))
+
+    def die(self, slot: Slot, death: Death = Death.ENDED, *, replaced: bool = True) -> None:
+        """The worker ends, and another one takes its place."""
+        slot.die(death)
+        self.dispatcher.end(slot)
+        self.tell(self.dispatcher.bury(slot))
+        if replaced:
+            self.dispatcher.begin(slot)
+
+
+def ready_rig(workers: int = 1, reserved: int = 0) -> tuple[Rig, PooledModel]:
+    """Workers that run, and a model that all of them have loaded."""
+    rig = Rig(workers, reserved)
+    rig.start_all()
+    return rig, rig.loaded_model()
+
+
+# ---------------------------------------------------------------- has it room?
+
+
+def in_flight(seconds: float, count: int, *, size: int = 10) -> Slot:
+    """A slot with so many batches, of a kind that takes so long."""
+    model = PooledModel(0, CONFIG)
+    slot = Slot(0, is_ready=True)
+    for _ in range(count):
+        batch_key = BatchKey(0, Call(), 100, 8)
+        speed = model.speed(batch_key)
+        if seconds:
+            speed.measure(seconds, size)
+        slot.in_flight.append(Order(model, Batch(batch_key, []), speed=speed, size=size))
+    return slot
+
+
+def test_a_worker_with_nothing_to_do_has_room() -> None:
+    assert in_flight(1.0, 0).has_room
+
+
+def test_while_no_batch_was_measured_one_is_kept_in_flight() -> None:
+    assert not in_flight(0.0, 1).has_room
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kept"),
+    [
+        (1.0, 1),
+        (0.1, 1),
+        (ROUND_TRIP_SECONDS * 2, 2),
+        (ROUND_TRIP_SECONDS / 1.5, 3),
+        (ROUND_TRIP_SECONDS / 100, MAX_DEPTH),
+    ],
+)
+def test_as_many_batches_are_in_flight_as_hide_the_round_trip(seconds: float, kept: int) -> None:
+    assert in_flight(seconds, kept - 1).has_room
+    assert not in_flight(seconds, kept).has_room
+
+
+def test_a_batch_much_larger_than_those_measured_leaves_no_room() -> None:
+    slot = in_flight(ROUND_TRIP_SECONDS, 1)
+    assert slot.has_room
+    slot.in_flight[0].size = 10_000
+    assert not slot.has_room
+
+
+def test_a_worker_that_loads_a_model_is_given_nothing() -> None:
+    rig, _ = ready_rig()
+    other = rig.dispatcher.add_model(CONFIG)
+    rig.add(other)
+    order = rig.order(rig.slots[0])
+    assert order is not None
+    assert order.batch is None
+    assert rig.order(rig.slots[0]) is None
+    rig.answer(rig.slots[0])
+    assert rig.batch(rig.slots[0]) == [0]
+
+
+# ---------------------------------------------------------------- whose turn, and what may it take?
+
+
+def test_interactive_work_goes_first() -> None:
+    rig, model = ready_rig()
+    rig.add(model, 2)
+    rig.add(model, 1, bulk=False)
+    assert rig.batch(rig.slots[0]) == [2]
+
+
+def test_a_reserved_worker_takes_no_bulk_work() -> None:
+    rig, model = ready_rig(1, reserved=1)
+    rig.add(model, 2)
+    assert rig.batch(rig.slots[1]) == []
+    rig.add(model, 1, bulk=False)
+    assert rig.batch(rig.slots[1]) == [2]
+
+
+def test_a_reserved_worker_takes_bulk_work_when_no_other_is_left() -> None:
+    rig, model = ready_rig(1, reserved=1)
+    rig.add(model, 1)
+    rig.die(rig.slots[0], replaced=False)
+    rig.tell(rig.dispatcher.give_up(rig.slots[0], WorkerError("never again")))
+    assert rig.batch(rig.slots[1]) == [0]
+
+
+def test_a_reserved_worker_takes_a_query_though_it_is_the_turn_of_bulk_work() -> None:
+    rig, model = ready_rig(1, reserved=1)
+    rig.add(model, 20)
+    rig.add(model, 20, bulk=False)
+    first = [rig.batch(rig.slots[1])]
+    for _ in range(9):
+        rig.answer(rig.slots[1])
+        first.append(rig.batch(rig.slots[1]))
+    assert first == [[index] for index in range(20, 30)]
+
+
+def test_what_waits_is_shared_among_idle_workers() -> None:
+    rig, model = ready_rig(2)
+    rig.add(model, 200, size=100, at_once=1000)
+    assert len(rig.batch(rig.slots[0])) < 200
+    assert len(rig.batch(rig.slots[1])) > 0
+
+
+def test_work_that_is_done_at_once_is_not_shared() -> None:
+    rig, model = ready_rig(2)
+    speed = model.speed(BatchKey(model.key, Call(), 10_000, 1000))
+    speed.measure(0.001, 10_000)
+    rig.add(model, 50, size=100, at_once=1000)
+    assert len(rig.batch(rig.slots[0])) == 50
+
+
+def test_a_busy_worker_leaves_work_to_an_idle_one() -> None:
+    rig, model = ready_rig(2)
+    rig.add(model, 3)
+    model.speed(BatchKey(model.key, Call(), 10_000, 1)).measure(ROUND_TRIP_SECONDS / 10, 10)
+    assert rig.batch(rig.slots[0]) == [0]
+    assert rig.batch(rig.slots[0]) == [], "the other one would begin at once"
+    assert rig.batch(rig.slots[1]) == [1]
+    assert rig.batch(rig.slots[0]) == [2]
+
+
+# ---------------------------------------------------------------- models
+
+
+def test_a_wanted_model_is_loaded_ahead_of_its_first_batch() -> None:
+    rig = Rig(2)
+    model = rig.dispatcher.add_model(CONFIG)
+    rig.dispatcher.want_everywhere(model)
+    rig.start_all()
+    for slot in rig.slots:
+        assert not rig.dispatcher.is_loaded_everywhere(model)
+        order = rig.order(slot)
+        assert order is not None
+        assert (order.model, order.batch) == (model, None)
+        rig.answer(slot)
+    assert rig.dispatcher.is_loaded_everywhere(model)
+    assert all(rig.order(slot) is None for slot in rig.slots)
+
+
+def test_a_model_that_is_not_wanted_ahead_is_loaded_with_its_first_batch() -> None:
+    rig = Rig()
+    rig.start_all()
+    model = rig.dispatcher.add_model(CONFIG)
+    assert rig.order(rig.slots[0]) is None
+    rig.add(model)
+    order = rig.order(rig.slots[0])
+    assert order is not None
+    assert order.batch is None
+    assert rig.dispatcher.stats().queued == 1, "what is held back is counted"
+    rig.answer(rig.slots[0])
+    assert rig.batch(rig.slots[0]) == [0]
+
+
+def test_the_model_that_killed_the_last_worker_is_loaded_last() -> None:
+    rig = Rig()
+    deadly, harmless = (rig.dispatcher.add_model(CONFIG) for _ in range(2))
+    for model in (deadly, harmless):
+        rig.dispatcher.want_everywhere(model)
+    rig.start_all()
+    order = rig.order(rig.slots[0])
+    assert order is not None
+    assert order.model is deadly
+    rig.die(rig.slots[0])
+    order = rig.order(rig.slots[0])
+    assert order is not None
+    assert order.model is harmless
+
+
+def test_a_removed_model_fails_what_waits_and_what_was_put_back_or_held() -> None:
+    rig, model = ready_rig(2)
+    rig.add(model, 3)
+    assert rig.batch(rig.slots[0]) == [0]
+    rig.die(rig.slots[0], replaced=False)
+    other = rig.dispatcher.add_model(CONFIG)
+    rig.add(other)
+    failed, having = rig.dispatcher.remove_model(model)
+    assert sorted(one.item.index for one in failed) == [0, 1, 2]
+    assert {type(one.error) for one in failed} == {StateError}
+    assert having == [rig.slots[1]], "those whose worker is to drop it"
+    assert rig.dispatcher.remove_model(model) == ([], [])
+
+
+def test_what_a_worker_computes_of_a_removed_model_is_answered() -> None:
+    rig, model = ready_rig()
+    rig.add(model, 1)
+    assert rig.batch(rig.slots[0]) == [0]
+    rig.tell(rig.dispatcher.remove_model(model)[0])
+    assert rig.answers.heard == {}
+    rig.answer(rig.slots[0])
+    assert rig.answers.heard == {0: "computed"}
+
+
+def test_a_model_that_was_removed_while_it_was_loaded_is_dropped() -> None:
+    rig = Rig()
+    rig.start_all()
+    model = rig.dispatcher.add_model(CONFIG)
+    rig.add(model)
+    rig.order(rig.slots[0])
+    rig.tell(rig.dispatcher.remove_model(model)[0])
+    rig.dispatcher.take_answer(rig.slots[0], 1.0)
+    assert not rig.dispatcher.loaded(rig.slots[0], model, ModelInfo())
+    assert rig.order(rig.slots[0]) is None
+
+
+def test_items_of_a_model_that_is_gone_wait_in_vain() -> None:
+    rig, model = ready_rig()
+    rig.dispatcher.remove_model(model)
+    rig.add(model)
+    assert isinstance(rig.answers.heard[0], StateError)
+
+
+def test_a_model_that_cannot_be_loaded_fails_what_waits_for_it() -> None:
+    rig = Rig()
+    rig.start_all()
+    model = rig.dispatcher.add_model(CONFIG)
+    rig.dispatcher.want_everywhere(model)
+    rig.add(model)
+    rig.order(rig.slots[0])
+    rig.answer_failing(rig.slots[0], ModelLoadError("no such tensor", model="echo"))
+    assert isinstance(rig.answers.heard[0], ModelLoadError)
+    with pytest.raises(ModelLoadError):
+        rig.dispatcher.is_loaded_everywhere(model)
+    assert rig.slots[0].death is None
+
+
+def test_a_worker_that_cannot_load_what_others_have_is_to_be_ended() -> None:
+    rig, model = ready_rig(2)
+    rig.slots[0].loaded.clear()
+    rig.add(model)
+    order = rig.order(rig.slots[0])
+    assert order is not None
+    assert order.batch is None
+    rig.answer_failing(rig.slots[0], ModelLoadError("no memory", model="echo"))
+    assert rig.slots[0].death is Death.CANNOT_LOAD
+    assert rig.slots[0].reason == "cannot load a model that others have loaded (no memory)"
+    assert rig.slots[0].death.is_ours
+    rig.die(rig.slots[0])
+    assert rig.batch(rig.slots[1]) == [0], "no input has to pay for that"
+
+
+def test_a_model_whose_loading_kills_again_and_again_is_given_up() -> None:
+    rig = Rig()
+    rig.start_all()
+    model = rig.dispatcher.add_model(CONFIG)
+    rig.dispatcher.want_everywhere(model)
+    for _ in range(MAX_LOAD_CRASHES):
+        assert not rig.dispatcher.is_loaded_everywhere(model)
+        rig.order(rig.slots[0])
+        rig.die(rig.slots[0])
+    with pytest.raises(ModelLoadError, match="workers die while they load echo .* is there memory for it"):
+        rig.dispatcher.is_loaded_everywhere(model)
+
+
+# ---------------------------------------------------------------- answers
+
+
+def test_a_batch_is_timed_from_when_it_is_the_first_in_flight() -> None:
+    rig, model = ready_rig()
+    model.speed(BatchKey(model.key, Call(), 10_000, 1)).measure(ROUND_TRIP_SECONDS, 10)
+    rig.add(model, 2)
+    assert [rig.batch(rig.slots[0]), rig.batch(rig.slots[0])] == [[0], [1]]
+    assert rig.dispatcher.seconds_left(rig.slots[0], 4.0) == 6.0
+    rig.answer(rig.slots[0], after=4.0)
+    assert rig.dispatcher.seconds_left(rig.slots[0], 4.0) == 10.0
+    assert rig.dispatcher.seconds_left(rig.slots[0], 15.0) < 0
+    rig.answer(rig.slots[0])
+    assert rig.dispatcher.seconds_left(rig.slots[0], 1000.0) == inf
+
+
+def test_a_batch_that_fails_as_a_whole_is_halved_until_one_input_is_to_blame() -> None:
+    rig, model = ready_rig()
+    rig.add(model, 4, at_once=4)
+    while (batch := rig.batch(rig.slots[0])) != []:
+        if 2 in batch:
+            rig.answer_failing(rig.slots[0], EncodeError("told to fail"))
+        else:
+            rig.answer(rig.slots[0])
+    assert isinstance(rig.answers.heard.pop(2), EncodeError)
+    assert rig.answers.heard == {0: "computed", 1: "computed", 3: "computed"}
+    assert model.failed == 1
+
+
+def test_an_error_that_no_input_is_to_blame_for_fails_the_whole_batch() -> None:
+    rig, model = ready_rig()
+    rig.add(model, 4, at_once=4)
+    rig.batch(rig.slots[0])
+    rig.answer_failing(rig.slots[0], StateError("unheard of"))
+    assert {type(answer) for answer in rig.answers.heard.values()} == {StateError}
+    assert len(rig.answers.heard) == 4
+
+
+def test_withdrawn_items_are_not_computed_and_not_answered() -> None:
+    rig, model = ready_rig()
+    items = rig.add(model, 3)
+    assert rig.batch(rig.slots[0]) == [0]
+    rig.dispatcher.withdraw(items[:2])
+    rig.answer(rig.slots[0])
+    assert rig.batch(rig.slots[0]) == [2]
+    rig.answer(rig.slots[0])
+    assert rig.answers.heard == {2: "computed"}
+
+
+# ---------------------------------------------------------------- deaths
+
+
+def test_the_first_reason_of_a_death_counts() -> None:
+    slot = Slot(0)
+    slot.die(Death.TIMED_OUT)
+    slot.die(Death.ENDED)
+    assert slot.death is Death.TIMED_OUT
+    assert slot.death.is_ours
+    assert not Death.ENDED.is_ours
+
+
+def test_what_a_dead_worker_had_comes_before_all_that_waits() -> None:
+    rig, model = ready_rig()
+    model.speed(BatchKey(model.key, Call(), 10_000, 1)).measure(ROUND_TRIP_SECONDS, 10)
+    rig.add(model, 3)
+    assert [rig.batch(rig.slots[0]), rig.batch(rig.slots[0])] == [[0], [1]]
+    rig.die(rig.slots[0])
+    rig.dispatcher.loaded(rig.slots[0], model, ModelInfo())
+    assert rig.dispatcher.stats().workers_restarted == 1
+    # The innocent one first, so that the next death is the other's.
+    assert rig.batch(rig.slots[0]) == [1]
+    assert rig.batch(rig.slots[0]) == [], "the suspect runs with nothing else in flight"
+    rig.answer(rig.slots[0], after=ROUND_TRIP_SECONDS)
+    assert rig.batch(rig.slots[0]) == [0]
+    assert rig.batch(rig.slots[0]) == [], "and nothing else beside it"
+
+
+def test_a_batch_that_killed_twice_is_split() -> None:
+    rig, model = ready_rig()
+    rig.add(model, 4, at_once=4)
+    for _ in range(KILLS_BEFORE_SPLITTING):
+        assert rig.batch(rig.slots[0]) == [0, 1, 2, 3]
+        rig.die(rig.slots[0])
+        rig.dispatcher.loaded(rig.slots[0], model, ModelInfo())
+    assert rig.batch(rig.slots[0]) == [0, 1]
+    rig.die(rig.slots[0])
+    rig.dispatcher.loaded(rig.slots[0], model, ModelInfo())
+    assert rig.batch(rig.slots[0]) == [2, 3], "in turn"
+
+
+def test_an_item_withdrawn_after_it_killed_is_not_tried_again() -> None:
+    rig, model = ready_rig()
+    items = rig.add(model)
+    rig.batch(rig.slots[0])
+    rig.dispatcher.withdraw(items)
+    rig.die(rig.slots[0])
+    assert rig.order(rig.slots[0]) is None
+    assert rig.answers.heard == {}
+
+
+def test_queries_and_the_search_for_a_bad_input_take_turns() -> None:
+    rig, model = ready_rig()
+    rig.add(model, 4, at_once=4)
+    rig.batch(rig.slots[0])
+    rig.die(rig.slots[0])
+    rig.dispatcher.loaded(rig.slots[0], model, ModelInfo())
+    rig.add(model, 3, bulk=False)
+    assert rig.batch(rig.slots[0]) == [4]
+    rig.answer(rig.slots[0])
+    assert rig.batch(rig.slots[0]) == [0, 1, 2, 3]
+    rig.answer(rig.slots[0])
+    assert rig.batch(rig.slots[0]) == [5]
+
+
+def test_a_query_that_killed_its_worker_goes_before_other_queries() -> None:
+    rig, model = ready_rig()
+    rig.add(model, 1, bulk=False)
+    rig.batch(rig.slots[0])
+    rig.add(model, 1, bulk=False)
+    rig.die(rig.slots[0])
+    rig.dispatcher.loaded(rig.slots[0], model, ModelInfo())
+    assert rig.batch(rig.slots[0]) == [0]
+
+
+def test_what_a_dead_worker_had_of_a_removed_model_fails() -> None:
+    rig, model = ready_rig()
+    rig.add(model)
+    rig.batch(rig.slots[0])
+    rig.dispatcher.remove_model(model)
+    rig.die(rig.slots[0])
+    assert isinstance(rig.answers.heard[0], WorkerCrashed)
+    assert rig.order(rig.slots[0]) is None
+
+
+def test_crashes_in_a_row_delay_the_next_start_more_and_more() -> None:
+    slot = Slot(0)
+    delays = []
+    for crashes in range(20):
+        slot.crashes_in_a_row = crashes
+        delays.append(slot.backoff_seconds(0))
+    assert delays[0] == 0
+    assert delays == sorted(delays)
+    assert delays[-1] == MAX_BACKOFF_SECONDS
+    assert Slot(0).backoff_seconds(1) > 0
+
+
+def test_when_no_worker_can_be_started_what_waits_and_what_comes_fails_until_one_runs() -> None:
+    rig, model = ready_rig(2)
+    rig.add(model, 1)
+    for slot in rig.slots:
+        rig.die(slot, replaced=False)
+        assert rig.answers.heard == {}
+        rig.tell(rig.dispatcher.give_up(slot, WorkerError("too many open files")))
+    rig.add(model, 1)
+    assert [type(rig.answers.heard[index]) for index in (0, 1)] == [WorkerError, WorkerError]
+    with pytest.raises(WorkerError):
+        rig.dispatcher.is_loaded_everywhere(model)
+    rig.dispatcher.begin(rig.slots[0])
+    rig.dispatcher.loaded(rig.slots[0], model, ModelInfo())
+    rig.add(model, 1)
+    assert rig.batch(rig.slots[0]) == [2]
+    assert rig.dispatcher.is_loaded_everywhere(model), "the other one is not waited for"
+
+
+def test_computing_in_threads_keeps_a_worker_that_still_runs() -> None:
+    rig, model = ready_rig(3, reserved=1)
+    rig.add(model, 1)
+    assert rig.batch(rig.slots[1]) == [0]
+    rig.die(rig.slots[2], replaced=False)
+    rig.dispatcher.compute_alone()
+    assert [slot.index for slot in rig.slots] == [0, 1, 3]
+    assert rig.dispatcher.seconds_left(rig.slots[1], 1e9) == inf
+    rig.tell(rig.dispatcher.close(StateError("closed")))
+    assert len(rig.answers.heard) == 1
+
+
+def test_closing_fails_what_waits_and_what_runs() -> None:
+    rig, model = ready_rig()
+    rig.add(model, 3)
+    rig.batch(rig.slots[0])
+    rig.tell(rig.dispatcher.close(StateError("closed")))
+    assert [type(rig.answers.heard[index]) for index in range(3)] == [StateError] * 3
+    rig.add(model)
+    assert isinstance(rig.answers.heard[3], StateError)
+
+
+# ---------------------------------------------------------------- properties
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.data())
+def test_kills_split_down_to_the_inputs_that_kill(count: int, data: st.DataObject) -> None:
+    deadly = data.draw(st.sets(st.integers(0, count - 1), max_size=3))
+    workers = data.draw(st.integers(1, 3))
+    rig, model = ready_rig(workers)
+    rig.add(model, count, at_once=data.draw(st.integers(1, count)))
+    while len(rig.answers.heard) < count:
+        before = len(rig.answers.heard), rig.dispatcher.stats().workers_restarted
+        for slot in rig.slots:
+            while (order := rig.order(slot)) is not None and order.batch is None:
+                rig.answer(slot)
+            if not slot.in_flight:
+                continue
+            batch = slot.in_flight[0].batch
+            assert batch is not None
+            if deadly & {item.index for item in batch.items}:
+                rig.die(slot)
+            else:
+                rig.answer(slot)
+        assert (len(rig.answers.heard), rig.dispatcher.stats().workers_restarted) != before, "it goes on"
+    failed = {index for index, answer in rig.answers.heard.items() if answer != "computed"}
+    assert failed == deadly
+    assert all(isinstance(rig.answers.heard[index], WorkerCrashed) for index in deadly)
+    deaths_for_one = KILLS_BEFORE_SPLITTING + count.bit_length() + 1
+    assert rig.dispatcher.stats().workers_restarted <= deaths_for_one * len(deadly)
+
+
+class Life(RuleBasedStateMachine):
+    """A pool's life in any order of events: every item is answered once, by then or at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rig = Rig(2, reserved=1)
+        self.dispatcher = self.rig.dispatcher
+        self.models: list[PooledModel] = []
+        self.items: list[Item] = []
+        self.withdrawn: set[int] = set()
+
+    # ---- what embedders do
+
+    @rule()
+    @precondition(lambda self: len(self.models) < 4)
+    def add_model(self) -> None:
+        self.models.append(self.dispatcher.add_model(CONFIG))
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.models)
+    def want_model(self, data: st.DataObject) -> None:
+        model = data.draw(st.sampled_from(self.models))
+        self.dispatcher.want_everywhere(model)
+        model.is_warming = data.draw(st.booleans())
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.models)
+    def remove_model(self, data: st.DataObject) -> None:
+        failed, having = self.dispatcher.remove_model(data.draw(st.sampled_from(self.models)))
+        assert all(slot.is_usable for slot in having)
+        self.rig.tell(failed)
+
+    @rule(
+        data=st.data(),
+        count=st.integers(1, 6),
+        size=st.integers(1, 3000),
+        at_once=st.integers(1, 4),
+        bulk=st.booleans(),
+    )
+    @precondition(lambda self: self.models)
+    def add_items(self, data: st.DataObject, count: int, size: int, at_once: int, bulk: bool) -> None:
+        model = data.draw(st.sampled_from(self.models))
+        self.items += self.rig.add(model, count, size=size, at_once=at_once, bulk=bulk)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.items)
+    def withdraw(self, data: st.DataObject) -> None:
+        items = data.draw(st.lists(st.sampled_from(self.items), max_size=8, unique_by=id))
+        self.withdrawn |= {item.index for item in items if item.index not in self.rig.answers.heard}
+        self.dispatcher.withdraw(items)
+
+    # ---- what workers do
+
+    def slots(self, *, ready: bool) -> list[Slot]:
+        return [slot for slot in self.dispatcher.slots if slot.is_ready is ready]
+
+    def busy(self) -> list[Slot]:
+        return [slot for slot in self.dispatcher.slots if slot.is_usable and slot.in_flight]
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.slots(ready=False))
+    def begin(self, data: st.DataObject) -> None:
+        self.dispatcher.begin(data.draw(st.sampled_from(self.slots(ready=False))))
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.slots(ready=False))
+    def give_up(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(self.slots(ready=False)))
+        self.rig.tell(self.dispatcher.give_up(slot, WorkerError("cannot be started")))
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.slots(ready=True))
+    def order(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(self.slots(ready=True)))
+        put_back = list(self.dispatcher._put_back())
+        waiting = self.waiting()
+        order = self.dispatcher.next_order(slot)
+        if order is None:
+            return
+        assert slot.death is None
+        batch = order.batch
+        self.dispatcher.sent(slot, order, self.rig.now)
+        if batch is None:
+            return
+        assert order.model.key in slot.loaded
+        assert not any(item.sink is NOBODY for item in batch.items)
+        if batch.kills:
+            assert len(slot.in_flight) == 1, "the next death is its own"
+        if batch not in put_back:
+            oldest = min(item.age for item in waiting if item.priority is batch.priority)
+            assert oldest in {item.age for item in batch.items}, "the oldest item leads"
+        if slot.is_reserved and batch not in put_back:
+            others = [other for other in self.dispatcher.slots if not other.is_reserved]
+            assert batch.priority is Priority.INTERACTIVE or all(other.is_given_up for other in others)
+
+    @rule(data=st.data(), seconds=st.sampled_from([0.0, 0.0001, 0.01, 3.0]))
+    @precondition(lambda self: self.busy())
+    def answer(self, data: st.DataObject, seconds: float) -> None:
+        slot = data.draw(st.sampled_from(self.busy()))
+        self.rig.answer(slot, after=seconds)
+
+    @rule(
+        data=st.data(), error=st.sampled_from([EncodeError("odd"), StateError("odd"), ModelLoadError("odd", model="m")])
+    )
+    @precondition(lambda self: self.busy())
+    def answer_failing(self, data: st.DataObject, error: AsyncEmbedError) -> None:
+        self.rig.answer_failing(data.draw(st.sampled_from(self.busy())), error)
+
+    @rule(data=st.data(), death=st.sampled_from([Death.ENDED, Death.TIMED_OUT]))
+    @precondition(lambda self: self.slots(ready=True))
+    def die(self, data: st.DataObject, death: Death) -> None:
+        self.rig.die(data.draw(st.sampled_from(self.slots(ready=True))), death, replaced=False)
+
+    # ---- what holds
+
+    def waiting(self) -> list[Item]:
+        return [item for lane in self.dispatcher._scheduler._lanes for item in lane.by_age.values()]
+
+    @invariant()
+    def every_item_is_in_one_place(self) -> None:
+        batches = [*self.dispatcher._put_back()]
+        batches += [
+            order.batch for slot in self.dispatcher.slots for order in slot.in_flight if order.batch is not None
+        ]
+        places = [item.index for item in self.waiting()]
+        places += [item.index for batch in batches for item in batch.items]
+        places += [index for index in self.rig.answers.heard if index not in self.withdrawn]
+        assert len(places) == len(set(places)), "in one place"
+        assert {item.index for item in self.items} - self.withdrawn <= set(places), "and in one"
+
+    @invariant()
+    def what_waits_is_for_a_known_model(self) -> None:
+        batches = list(self.dispatcher._put_back())
+        assert all(batch.items for batch in batches), "no batch is empty"
+        keys = {item.batch_key for item in self.waiting()} | {batch.batch_key for batch in batches}
+        assert {key.model for key in keys} <= self.dispatcher.models.keys()
+
+    @invariant()
+    def a_suspect_is_the_first_in_flight(self) -> None:
+        for slot in self.dispatcher.slots:
+            for order in list(slot.in_flight)[1:]:
+                assert order.batch is None or not order.batch.kills
+
+    @invariant()
+    def what_is_counted_is_what_there_is(self) -> None:
+        stats = self.dispatcher.stats()
+        assert stats.queued == len(self.waiting()) + sum(len(batch.items) for batch in self.dispatcher._put_back())
+        assert stats.in_flight == sum(len(slot.in_flight) for slot in self.dispatcher.slots)
+
+    def teardown(self) -> None:
+        self.rig.tell(self.dispatcher.close(StateError("closed")))
+        answered = self.rig.answers.heard.keys()
+        assert answered | self.withdrawn == {item.index for item in self.items}
+        assert self.dispatcher.stats().queued == self.dispatcher.stats().in_flight == 0
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)

@@ -1,0 +1,73 @@
+"""Keywords are declared for type checkers, for programs and for readers: these tests hold the three together."""
+
+import inspect
+import re
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from asyncembed import Options, WorkerPool
+from asyncembed.embedders import base, cross_encoder, image, text
+from asyncembed.engine.pool import PoolKeywords, PoolOptions
+from asyncembed.errors import OptionError
+from asyncembed.options import OptionKeywords
+
+
+def documented(text: str | None, heading: str) -> set[str]:
+    """The names that a section of a docstring explains."""
+    _, _, section = (text or "").partition(f"{heading}:\n")
+    return set(re.findall(r"^ {4}(?: {4})?(\w+): ", section.partition("\n\n")[0], re.MULTILINE))
+
+
+@pytest.mark.parametrize(("keywords", "values"), [(OptionKeywords, Options), (PoolKeywords, PoolOptions)])
+def test_type_checkers_and_programs_know_the_same_keywords(keywords: Any, values: Any) -> None:
+    declared = {one.name: one.type for one in fields(values)}
+    assert set(keywords.__annotations__) == set(declared)
+    for name, note in keywords.__annotations__.items():
+        assert getattr(note, "__forward_arg__", note) == declared[name], name
+
+
+def test_every_keyword_is_explained_once() -> None:
+    of_the_pool = set(PoolKeywords.__annotations__)
+    assert documented(WorkerPool.__doc__, "Args") == of_the_pool
+    assert documented(Options.__doc__, "Attributes") == set(OptionKeywords.__annotations__) - of_the_pool
+
+
+@pytest.mark.parametrize("keywords", [base.StreamKeywords, text.TextCall], ids=lambda keywords: str(keywords.__name__))
+def test_every_keyword_of_a_call_is_explained(keywords: Any) -> None:
+    assert documented(keywords.__doc__, "Keys") == set(keywords.__annotations__)
+
+
+@pytest.mark.parametrize(
+    ("every", "results", "errors"),
+    [
+        (base.StreamKeywords, base.StreamCall, base.ReturningCall),
+        (text.TextStreamKeywords, text.TextStreamCall, text.TextReturningCall),
+        (cross_encoder.RerankKeywords, cross_encoder.RerankStreamCall, cross_encoder.RerankReturningCall),
+    ],
+    ids=["calls", "texts", "pairs"],
+)
+def test_a_call_takes_what_its_overloads_take(every: Any, results: Any, errors: Any) -> None:
+    taken = set(every.__annotations__) - {"key"}
+    assert set(results.__annotations__) == set(errors.__annotations__) == taken
+
+
+def test_image_keywords_are_those_of_the_constructor() -> None:
+    own = set(image.ImageKeywords.__annotations__) - set(OptionKeywords.__annotations__)
+    parameters = inspect.signature(image.ImageEmbedder.__init__).parameters.values()
+    assert own == {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
+    assert own < documented(image.ImageEmbedder.__doc__, "Args")
+
+
+def test_what_a_pool_decides_is_not_said_beside_it() -> None:
+    pool = WorkerPool(workers=1)
+    assert Options(pool=pool, batch_timeout=Options().batch_timeout).pool is pool
+    for keywords in ({"workers": 2}, {"batch_timeout": None}, {"device_ids": [0]}):
+        anything: Any = keywords
+        with pytest.raises(OptionError, match=f"{next(iter(keywords))}: with pool=, give this to the WorkerPool"):
+            Options(pool=pool, **anything)
+
+
+def test_a_token_is_not_shown() -> None:
+    assert "hf_secret" not in repr(Options(token="hf_secret"))
