@@ -3,10 +3,11 @@
 import asyncio
 import os
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO, Literal, Protocol, TypeVar, TypeVarTuple, cast
+from typing import IO, Any, Literal, Protocol, TypeVar, TypeVarTuple, cast
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar, current_token
@@ -90,32 +91,24 @@ def open_file(
         import aiofiles
 
         return cast(AbstractAsyncContextManager[BinaryFile], aiofiles.open(path, mode))
-    return _DiskFile(path, mode)
+    return _open_in_threads(Path(path), mode)
 
 
-class _DiskFile(AbstractAsyncContextManager[BinaryFile]):
-    """A file whose methods run in the threads for disk work."""
-
-    def __init__(self, path: str | Path, mode: Literal["rb", "wb", "r+b", "xb"]) -> None:
-        self._path = path
-        self._mode = mode
-
-    async def __aenter__(self) -> BinaryFile:
-        self._file = cast(IO[bytes], await in_disk_thread(Path(self._path).open, self._mode))
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
+@asynccontextmanager
+async def _open_in_threads(path: Path, mode: str) -> AsyncIterator[BinaryFile]:
+    file = await in_disk_thread(path.open, mode)
+    try:
+        yield cast(BinaryFile, _DiskFile(file))
+    finally:
         with CancelScope(shield=True):
-            await in_disk_thread(self._file.close)
+            await in_disk_thread(file.close)
 
-    async def read(self, size: int = -1, /) -> bytes:
-        return await in_disk_thread(self._file.read, size)
 
-    async def write(self, data: bytes, /) -> int:
-        return await in_disk_thread(self._file.write, data)
+class _DiskFile:
+    """A file whose methods are awaited: they run in the threads for disk work."""
 
-    async def seek(self, offset: int, whence: int = 0, /) -> int:
-        return await in_disk_thread(self._file.seek, offset, whence)
+    def __init__(self, file: IO[Any]) -> None:
+        self._file = file
 
-    async def truncate(self, size: int | None = None, /) -> int:
-        return await in_disk_thread(self._file.truncate, size)
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        return partial(in_disk_thread, getattr(self._file, name))

@@ -15,6 +15,7 @@ from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
+from asyncembed.encoders.registry import check_settings, row_of
 from asyncembed.engine.worker import ProcessWorker
 from asyncembed.errors import (
     DownloadError,
@@ -26,15 +27,13 @@ from asyncembed.errors import (
     WorkersImpossible,
 )
 from asyncembed.files import in_disk_thread
-from asyncembed.hub.model_files import HubAccess, fetch_model, fetch_repo, list_model
+from asyncembed.hub import HubAccess
+from asyncembed.hub.model_files import download_model, download_repo, list_model
 from asyncembed.options import Options, is_path
 from asyncembed.repo_files import list_directory, read_object
 from asyncembed.runtime.loadable_path import loadable_model_path
 from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.wakeup import completion
-
-_WITHOUT_GRAPH = frozenset({"static", "bm25"})
-"""Encoders whose models have no graph: none is exported for them, and a token costs next to nothing."""
 
 
 async def prepare(
@@ -64,11 +63,13 @@ async def prepare(
         OptionError: `max_length` is more than the model can compute.
     """
     spec, directory = await _locate(name, family, options, place, overrides)
+    check_settings(spec, settings)
+    kind = row_of(spec)
     if options.precision == "fp32" and spec.model_file is not None:
         await in_disk_thread(_check_is_fp32, directory, spec)
     if options.max_length is not None:
         await in_disk_thread(_check_max_length, directory, options.max_length)
-    if spec.model_file is None and spec.encoder not in _WITHOUT_GRAPH and ":" not in spec.encoder:
+    if spec.model_file is None and kind.needs_graph:
         # Beside the hub's files, where the user wants those elsewhere; their caches take what is in it for repos.
         cache_dir = None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
         spec = replace(spec, model_file=str(await _export(directory, cache_dir, workers=options.workers)))
@@ -81,11 +82,11 @@ async def prepare(
         directory=directory,
         session=options.session_options(),
         max_length=options.max_length,
-        max_batch_tokens=options.batch_tokens(has_graph=spec.encoder not in _WITHOUT_GRAPH),
+        max_batch_tokens=options.batch_tokens(has_graph=not kind.is_cheap),
         accelerated_batch_tokens=options.accelerated_batch_tokens(),
         max_batch_size=options.max_batch_size,
         batch_invariant=options.batch_invariant,
-        settings=settings,
+        keywords=settings,
     )
 
 
@@ -120,7 +121,7 @@ async def _locate(
         spec = overrides.applied_to(spec)
         if given is not None:
             return spec, given
-        return spec, await fetch_model(spec, hub) if spec.sources else Path()
+        return spec, await download_model(spec, hub) if spec.sources else Path()
     if given is None and place is not None and (is_path(name) or await in_disk_thread(_is_so, place.is_dir)):
         given = await _existing_directory(place, label, label)
     if given is not None:
@@ -163,7 +164,7 @@ async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overri
                 model=name,
             ) from None
     try:
-        return await fetch_repo(name, hub, families=(family,), overrides=overrides)
+        return await download_repo(name, hub, families=(family,), overrides=overrides)
     except RepoNotFoundError as error:
         if near := similar_names(name, family):
             raise RepoNotFoundError(

@@ -6,7 +6,7 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from asyncembed.files import in_disk_thread, open_file
+from asyncembed.files import in_disk_thread, open_file, replacing
 
 
 async def test_a_file_is_written_and_read_back(tmp_path: Path) -> None:
@@ -34,3 +34,27 @@ async def test_disk_work_goes_on_when_the_default_threads_are_taken() -> None:
     async with limiter:
         with anyio.fail_after(10):
             assert await in_disk_thread(sum, [1, 2, 3]) == 6
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(is_there: bool, tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    if is_there:
+        target.write_text("old")
+    with pytest.raises(OSError, match="the disk is full"), replacing(target) as temporary:
+        temporary.write_text("ne")
+        raise OSError("the disk is full")
+    assert [path.read_text() for path in tmp_path.iterdir()] == (["old"] if is_there else [])
+    with replacing(target) as temporary:
+        temporary.write_text("new")
+        assert target.exists() == is_there
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "new")]
+
+
+def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("someone's own")
+    (tmp_path / "link").symlink_to("other")
+    with replacing(tmp_path / "link") as temporary:
+        temporary.symlink_to("elsewhere")
+    assert (tmp_path / "link").readlink() == Path("elsewhere")
+    assert (tmp_path / "other").read_text() == "someone's own"

@@ -191,7 +191,7 @@ READERS: Mapping[str, tuple[str, Any, Callable[[Path], object]]] = {
     "projection": (
         "2_Dense/config.json",
         {"activation_function": "torch.nn.modules.linear.Identity"},
-        lambda directory: read_projections(directory, {"projections": ("2_Dense",)}),
+        lambda directory: read_projections(directory, ("2_Dense",)),
     ),
     "preprocessor": (
         "preprocessor_config.json",
@@ -268,5 +268,5 @@ def test_a_linear_layer_of_any_shape_is_computed_or_our_error(weight: list[int],
     with directory_of({"2_Dense/config.json": {}}) as directory, only_our_errors():
         tensors = {"linear.weight": np.zeros(weight, np.float32), "linear.bias": np.zeros(bias, np.float32)}
         write_tensors(directory / "2_Dense/model.safetensors", tensors)
-        (layer,) = read_projections(directory, {"projections": ("2_Dense",)})
+        (layer,) = read_projections(directory, ("2_Dense",))
         assert layer(np.zeros((2, 2), np.float32)).shape == (2, weight[0])

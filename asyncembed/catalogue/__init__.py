@@ -1,1 +1,1 @@
-"""What the models are: data (`spec`), names (`lookup`), and a repo's own configuration (`from_repo`)."""
+"""What the models are: data (`spec`), names (`lookup`), and a repo's own files (`pipeline`, `limits`)."""

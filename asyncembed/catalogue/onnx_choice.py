@@ -8,7 +8,6 @@ import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import NamedTuple
 
 from asyncembed.catalogue.cpu import this_cpu
 from asyncembed.errors import OptionError, UnsupportedModelError
@@ -42,20 +41,6 @@ _FOR_ANY_CPU = {"int8": ("qint8", "quint8"), "uint8": ("quint8",)}
 """How the names of files begin that are made for a certain CPU: they run on the others, too."""
 _SUFFIX = re.compile(r"(.+?)_(fp16|f16|float16|O4|quantized|int8|i8|uint8|qu?int8(?:_\w+)?|q4|q4f16|bnb4)")
 _SYNONYMS = {"q8": "int8"}  # as transformers.js says
-
-
-class _Graph(NamedTuple):
-    """A graph's path, and what its name tells: what it is of, and what kind of precision, "" for fp32."""
-
-    path: str
-    part: str
-    kind: str
-
-    @classmethod
-    def of(cls, path: str) -> "_Graph":
-        stem = PurePosixPath(path).stem
-        match = _SUFFIX.fullmatch(stem)
-        return cls(path, stem, "") if match is None else cls(path, match[1], match[2])
 
 
 def choose_onnx_file(
@@ -104,7 +89,7 @@ def choose_onnx_file(
 
 def precision_of(path: str) -> str:
     """The precision that a graph's name tells: "fp32" where it tells none."""
-    kind = _Graph.of(path).kind
+    _, kind = _parts(path)
     if kind.startswith(_FOR_ANY_CPU["int8"]):
         return "uint8" if kind.startswith("quint8") else "int8"
     return next(
@@ -119,20 +104,27 @@ def _has_weights(files: Collection[str]) -> bool:
 
 def _best(graphs: Sequence[str], precision: str, cpu: str) -> list[str]:
     """Those of `graphs` that are of a precision and are preferred alike: one, if it is clear which is meant."""
-    named = [_Graph.of(path) for path in graphs]
-    others = sorted(graph.kind for graph in named if graph.kind.startswith(_FOR_ANY_CPU.get(precision, ())))
+    parts = {path: _parts(path) for path in graphs}
+    others = sorted(kind for _, kind in parts.values() if kind.startswith(_FOR_ANY_CPU.get(precision, ())))
     for_cpu = _INT8_FOR_CPU.get(cpu, ()) if precision == "int8" else ()
     kinds = (*for_cpu, *_KINDS[precision], *others)
-    ranked = {
-        graph.path: (
-            graph.part != "model",
-            kinds.index(graph.kind),
-            not graph.path.startswith("onnx/"),  # the folder that the hub's tools use
+    ranks = {
+        path: (
+            name != "model",
+            kinds.index(kind),
+            not path.startswith("onnx/"),  # the folder that the hub's tools use
         )
-        for graph in named
-        if graph.kind in kinds
+        for path, (name, kind) in parts.items()
+        if kind in kinds
     }
-    return [path for path, rank in ranked.items() if rank == min(ranked.values())]
+    return [path for path, rank in ranks.items() if rank == min(ranks.values())]
+
+
+def _parts(path: str) -> tuple[str, str]:
+    """What a graph's name is without its precision, and what tells the precision: "" for fp32."""
+    stem = PurePosixPath(path).stem
+    match = _SUFFIX.fullmatch(stem)
+    return (stem, "") if match is None else (match[1], match[2])
 
 
 def _unclear(

@@ -51,23 +51,20 @@ _ROOT_CONFIGURATION = frozenset(
 )
 """Small files that a repo outside the catalogue says with what it is."""
 
-_POOLING_FLAGS: dict[str, Pooling] = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
-    "pooling_mode_weightedmean_tokens": "weighted_mean",
-    "pooling_mode_lasttoken": "last_token",
-}
-_POOLING_NAMES: dict[str, Pooling] = {
+_POOLINGS: Mapping[str, Pooling] = {
     "cls": "cls",
+    "cls_token": "cls",
     "mean": "mean",
+    "mean_tokens": "mean",
     "max": "max",
-    "mean_sqrt_len_tokens": "mean_sqrt_len",
+    "max_tokens": "max",
     "mean_sqrt_len": "mean_sqrt_len",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
     "weightedmean": "weighted_mean",
+    "weightedmean_tokens": "weighted_mean",
     "lasttoken": "last_token",
 }
+"""By the name as `pooling_mode`, and the name of a flag after `pooling_mode_`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,26 +204,25 @@ class _Repo:
         value = read_json(self.directory / "modules.json")
         if value is None:
             return None
-        if not isinstance(value, list) or not all(
-            isinstance(module, dict) and isinstance(module.get("idx", 0), int) for module in value
-        ):
+        if not isinstance(value, list) or not all(map(_is_module, value)):
             raise ModelLoadError(f"{self.directory / 'modules.json'} is no list of modules", model=self.name)
         return [self._module(record) for record in sorted(value, key=lambda record: int(record.get("idx", 0)))]
 
     def _module(self, record: dict[str, Any]) -> _Module:
-        kind, folder = record.get("type", ""), record.get("path", "")
-        if not isinstance(kind, str) or not isinstance(folder, str):
-            raise ModelLoadError(
-                f"{self.directory / 'modules.json'} has a module without type or path", model=self.name
-            )
-        folder = folder.rstrip("/").removeprefix("./")
+        folder = str(record.get("path", "")).rstrip("/").removeprefix("./")
         if folder in ("", "."):
-            return _Module(kind)
+            return _Module(record.get("type", ""))
         inside(self.directory, folder)
-        return _Module(kind, f"{folder}/")
+        return _Module(record.get("type", ""), f"{folder}/")
 
     def unsupported(self, reason: str) -> UnsupportedModelError:
         return UnsupportedModelError(f"{self.name}: {reason}", model=self.name)
+
+
+def _is_module(record: object) -> bool:
+    """Whether a record has what is read of it, in the right types: its type, its folder, its place in the order."""
+    kinds = {"type": str, "path": str, "idx": int}
+    return isinstance(record, dict) and all(isinstance(record.get(key, kind()), kind) for key, kind in kinds.items())
 
 
 # A family each: from what no family knows better to what one does
@@ -384,13 +380,13 @@ def _pooling(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
 
 
 def _pooling_of(repo: _Repo, path: str, config: dict[str, Any]) -> Pooling:
-    modes: list[Pooling] = [mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)]
+    modes = [mode for name, mode in _POOLINGS.items() if config.get(f"pooling_mode_{name}")]
     if named := config.get("pooling_mode"):
         names = named if isinstance(named, list) else [named]
-        unknown = [mode for mode in names if not isinstance(mode, str) or mode not in _POOLING_NAMES]
+        unknown = [mode for mode in names if not isinstance(mode, str) or mode not in _POOLINGS]
         if unknown:
             raise repo.unsupported(f"its pooling mode {shown(unknown[0])} is none that we compute: say pooling=")
-        modes = [_POOLING_NAMES[mode] for mode in names]
+        modes = [_POOLINGS[mode] for mode in names]
     if len(modes) != 1:
         said = f"the pooling modes {', '.join(modes[:8])} at once" if modes else "no pooling mode that we know"
         raise repo.unsupported(f"{path} has {said}: say pooling=")

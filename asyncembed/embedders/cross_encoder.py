@@ -250,8 +250,7 @@ class TextCrossEncoder(Embedder):
     def _call(self, activation: Activation | None) -> Call:
         check_choice("activation", activation, (None, *get_args(Activation)))
         chosen = activation or self._activation
-        settings = () if chosen == "none" else (("activation", chosen),)
-        return Call(mode="pair", truncate=self._truncate, settings=settings)
+        return Call(mode="pair", truncate=self._truncate, activation=chosen)
 
 
 def _best(scores: list[Any], top_k: int | None) -> list[tuple[int, float]]:

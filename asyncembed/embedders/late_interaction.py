@@ -95,8 +95,9 @@ class LateInteractionTextEmbedding(
         opened = await self._turn()
         check_bool("is_doc", is_doc)
         check_bool("include_extension", include_extension)
-        role = "document" if is_doc else "query"
-        call = Call(truncate=self._truncate, settings=(("include_extension", include_extension), ("role", role)))
+        call = Call(
+            truncate=self._truncate, include_extension=include_extension, role="document" if is_doc else "query"
+        )
         return await self._count(opened, as_source(texts), TEXTS, call)
 
     # ---------------------------------------------------------------- parts

@@ -168,5 +168,5 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
         """
         opened = await self._turn()
         check_bool("include_extension", include_extension)
-        call = Call(truncate=self._text_call.truncate, settings=(("include_extension", include_extension),))
+        call = Call(truncate=self._text_call.truncate, include_extension=include_extension)
         return await self._count(opened, as_source(texts), TEXTS, call)

@@ -20,6 +20,7 @@ from asyncembed.embedders.base import (
 from asyncembed.embedders.intake import InputT, as_source
 from asyncembed.embedders.roles import TEXTS, TextRoles
 from asyncembed.encoders.encoder import Call, Mode
+from asyncembed.encoders.registry import row_of
 from asyncembed.errors import OptionError
 from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
@@ -193,7 +194,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
             truncate_dim=truncate_dim,
             dtype=dtype,
             output=output,
-            settings=() if int8_ranges is None else (("int8_ranges", _as_float32_bytes(int8_ranges)),),
+            int8_ranges=None if int8_ranges is None else _as_float32_bytes(int8_ranges),
         )
 
     # ---------------------------------------------------------------- many inputs
@@ -375,7 +376,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         base = self._base_call
         task = call.get("task")
         _check_task(task)
-        if base.task is not None and "tasks" not in opened.spec.settings and ":" not in opened.spec.encoder:
+        if base.task is not None and "tasks" not in opened.spec.settings and not row_of(opened.spec).is_foreign:
             raise OptionError(f"{opened.spec.name} has no tasks; leave out task=")
         if task is None and mode == "embed":
             task = base.task

@@ -4,7 +4,7 @@ The other part, how rare a term is in the collection, is the database's: its ind
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from asyncembed.checks import check_number
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
-from asyncembed.encoders.settings import read_settings
-from asyncembed.encoders.stemming import WORD, Stemmer, Terms, is_punctuation_mark, read_stop_words, snowball
-from asyncembed.errors import InputError, OptionError
+from asyncembed.encoders.settings import Bm25Settings, read_settings
+from asyncembed.encoders.stemming import WORD, Terms, is_punctuation_mark, read_stop_words, snowball
+from asyncembed.errors import InputError
 from asyncembed.results import Ragged, SparseEmbedding, bounds_of
 
 
@@ -46,36 +46,6 @@ class TermFrequency:
         return counts * (self.k + 1) / (counts + self.k * (1 - self.b + self.b * lengths / self.avg_len))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bm25Settings:
-    """What a caller may choose.
-
-    Attributes:
-        k, b, avg_len: See `TermFrequency`.
-        language: Decides the stemmer and the list of stop words: one of `asyncembed.encoders.stemming.LANGUAGES`.
-        token_max_length: A word of more characters does not count.
-        disable_stemmer: Take words as they are; without `stopwords`, no stop words either.
-        stemmer: A stemmer of your own; an instance of an importable class, since it travels to the workers.
-        stopwords: Words that do not count, instead of the language's list; empty: all do.
-    """
-
-    k: float = 1.2
-    b: float = 0.75
-    avg_len: float = 256.0
-    language: str = "english"
-    token_max_length: int = 40
-    disable_stemmer: bool = False
-    stemmer: Stemmer | None = None
-    stopwords: Iterable[str] | None = None
-
-    def __post_init__(self) -> None:
-        check_number("token_max_length", self.token_max_length, minimum=1)
-        if self.disable_stemmer and self.stemmer is not None:
-            raise OptionError("give either stemmer= or disable_stemmer=True, not both")
-        if isinstance(self.stopwords, str):
-            raise OptionError("stopwords must be a collection of words, not one string")
-
-
 class Bm25Encoder:
     """The encoder of BM25: mode "query" gives each term the weight 1, any other mode the term's frequency."""
 
@@ -88,7 +58,7 @@ class Bm25Encoder:
             OptionError: A keyword that BM25 does not have, or a value that cannot work.
             ModelLoadError: The list of stop words cannot be read.
         """
-        settings = read_settings(config, Bm25Settings)
+        settings = read_settings(Bm25Settings, config.spec, config.keywords)
         self._frequency = TermFrequency(k=settings.k, b=settings.b, avg_len=settings.avg_len)
         stemmer = settings.stemmer
         if stemmer is None and not settings.disable_stemmer:

@@ -1,53 +1,34 @@
 """BM42: a document's words, weighed by the attention that the model's first token pays to them."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from string import punctuation
 
 import numpy as np
 
-from asyncembed.checks import check_number
 from asyncembed.encoders.encoder import Encoder, EncoderConfig
-from asyncembed.encoders.settings import read_settings
-from asyncembed.encoders.sparse_graph import NOT_FINITE, Entries, SparseEncoder, sparse_tokenizer
+from asyncembed.encoders.settings import Bm42Settings, read_settings
+from asyncembed.encoders.sparse_graph import NOT_FINITE, Entries, SparseEncoder
 from asyncembed.encoders.stemming import Terms, read_stop_words, snowball
-from asyncembed.encoders.tokenization import IntArray, TextTokenizer
+from asyncembed.encoders.tokenization import IntArray, TextTokenizer, tokenizer_of
 from asyncembed.encoders.word_pieces import WordPieces
 from asyncembed.runtime.session import Array
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bm42Settings:
-    """What a caller may choose.
-
-    Attributes:
-        alpha: Exponent of a word's weight: below 1 it brings large and small ones closer together.
-        language: Decides the stemmer.
-    """
-
-    alpha: float = 0.5
-    language: str = "english"
-
-    def __post_init__(self) -> None:
-        check_number("alpha", self.alpha, minimum=0)
-
-
 def bm42(config: EncoderConfig) -> Encoder:
     """Load a BM42 model: its graph gives attentions (batch, heads, tokens, tokens), `stopwords.txt` the stop words."""
-    settings = read_settings(config, Bm42Settings)
-    tokenizer = sparse_tokenizer(config)
+    settings = read_settings(Bm42Settings, config.spec, config.keywords)
+    tokenizer = tokenizer_of(config)
     stop_words = read_stop_words(config.directory / "stopwords.txt") | set(punctuation)
     terms = Terms(snowball(settings.language), is_dropped=stop_words.__contains__)
     weighting = Bm42(tokenizer, terms, settings.alpha)
-    return SparseEncoder(config, tokenizer, weighting, lookup=weighting.lookup)
+    return SparseEncoder(config, settings, tokenizer, weighting, lookup=weighting.lookup)
 
 
 class Bm42:
     """The weighting of BM42. A query's words all weigh 1, so it needs no graph."""
 
     def __init__(self, tokenizer: TextTokenizer, terms: Terms, alpha: float) -> None:
-        prefix = getattr(tokenizer.tokenizer.model, "continuing_subword_prefix", None)
-        self._pieces = WordPieces(tokenizer, prefix=prefix) if prefix else WordPieces(tokenizer)
+        self._pieces = WordPieces(tokenizer)
         self._special_ids = np.array(sorted(set(tokenizer.special_ids.values())), dtype=np.int64)
         self._terms = terms
         self._alpha = alpha

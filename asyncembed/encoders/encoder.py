@@ -37,7 +37,7 @@ class EncoderConfig:
         accelerated_batch_tokens: The same where something other than the CPU computes; None: no other number there.
         max_batch_size: Most inputs that one run of the graph may take; None: no limit.
         batch_invariant: Run the inputs of a dynamically quantised graph one by one.
-        settings: What the family's own constructor keywords say (k, b, language, ...).
+        keywords: What the family's own constructor keywords say (k, b, language, ...).
     """
 
     spec: ModelSpec
@@ -48,7 +48,7 @@ class EncoderConfig:
     accelerated_batch_tokens: int | None = None
     max_batch_size: int | None = None
     batch_invariant: bool = True
-    settings: Mapping[str, object] = field(default_factory=dict)
+    keywords: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,10 @@ class Call:
         truncate_dim: Keep only this many leading components, then normalise again (Matryoshka).
         dtype: Element type of the results.
         output: "float", or the quantised forms "int8" and "binary".
-        settings: The family's own keywords of a call, as sorted pairs.
+        int8_ranges: For "int8": the smallest and largest value of each component, float32 (2, dim) as bytes.
+        activation: What is done to the logit of a pair: "sigmoid" maps it to 0..1.
+        include_extension: With "count": the tokens count, too, that the encoder itself puts into a text.
+        role: With "count" and `include_extension`: what the texts are.
     """
 
     mode: Mode = "embed"
@@ -73,7 +76,10 @@ class Call:
     truncate_dim: int | None = None
     dtype: Literal["float32", "float16"] = "float32"
     output: Literal["float", "int8", "binary"] = "float"
-    settings: tuple[tuple[str, object], ...] = ()
+    int8_ranges: bytes | None = None
+    activation: Literal["none", "sigmoid"] = "none"
+    include_extension: bool = False
+    role: Literal["query", "document"] = "document"
 
     def __post_init__(self) -> None:
         if not isinstance(self.truncate, bool):

@@ -33,22 +33,18 @@ class Finite:
 
     def __init__(self, spec: ModelSpec, *, element: str = "float32", provider: str | None = None) -> None:
         """Say whose results these are: of which element type the graph gives them, and what computes them."""
-        self._spec = spec
+        self.spec = spec
         self._element = element
         self._provider = provider
 
-    def failures(self, values: Array, owners: Sequence[int] | npt.NDArray[np.intp]) -> dict[int, EncodeError]:
-        """An error for each input with a row of `values` that is not finite; `owners` are the inputs of the rows."""
-        rows = rows_not_finite(values)
-        return {int(owners[row]): self.error() for row in rows} if len(rows) else {}
-
-    def failures_of_form(
-        self, vectors: Array, results: Array, owners: Sequence[int] | npt.NDArray[np.intp]
+    def failures(
+        self, vectors: Array, owners: Sequence[int] | npt.NDArray[np.intp], *, results: Array | None = None
     ) -> dict[int, EncodeError]:
-        """Likewise for float32 `vectors` and the `results` made of them, which may be of a type that holds less."""
-        if results.dtype.kind != "f":
-            return self.failures(vectors, owners)
-        rows = rows_not_finite(results)
+        """An error for each input with a row of `vectors` that is not finite; `owners` are the inputs of the rows.
+
+        `results` may be made of them, of a type that holds less.
+        """
+        rows = rows_not_finite(vectors if results is None or results.dtype.kind != "f" else results)
         if not len(rows):
             return {}
         lost = set(rows[np.isfinite(vectors[rows]).reshape(len(rows), -1).all(axis=1)].tolist())
@@ -56,7 +52,7 @@ class Finite:
 
     def error(self) -> EncodeError:
         """The failure of an input."""
-        spec = self._spec
+        spec = self.spec
         file = spec.model_file or "its weights"
         precision = self._precision()
         ways = [] if precision == "fp32" else ['its fp32 file (precision="fp32", or onnx_file=)']
@@ -73,8 +69,8 @@ class Finite:
         """By the file's name, or, where that says nothing, by what the graph gives."""
         from asyncembed.catalogue.onnx_choice import precision_of
 
-        named = "fp32" if self._spec.model_file is None else precision_of(self._spec.model_file)
+        named = "fp32" if self.spec.model_file is None else precision_of(self.spec.model_file)
         return self._element if named == "fp32" and self._element != "float32" else named
 
     def _too_large(self) -> EncodeError:
-        return EncodeError(f'{self._spec.name} gives numbers over 65504 for this input, too large for dtype="float16"')
+        return EncodeError(f'{self.spec.name} gives numbers over 65504 for this input, too large for dtype="float16"')

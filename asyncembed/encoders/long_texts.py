@@ -9,14 +9,15 @@ Tokenizing 10 MB for the 256 tokens that a model takes costs seconds and gigabyt
   stretch have in common is what the whole run begins with, however it goes on.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
-from tokenizers import Tokenizer, models
+from tokenizers import models
+
+from asyncembed.encoders.tokenizer_files import TokenizerFiles
 
 LOCAL_NORMALIZERS = frozenset(
     {
@@ -63,27 +64,21 @@ class Cutter:
         within_runs: Whether cuts elsewhere can be examined.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Look at what the parts of `tokenizer` regard."""
-        self._tokenizer = tokenizer
-        pre_tokenizers = components(tokenizer.pre_tokenizer, "pretokenizers")
+    def __init__(self, files: TokenizerFiles) -> None:
+        """Look at what the parts of the tokenizer regard."""
+        self._tokenizer = tokenizer = files.tokenizer
+        normalizers, pre_tokenizers = files.normalizers, files.pre_tokenizers
         added = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.content]
         self._longest_added = max(map(len, added), default=0)
         self._added = re.compile("|".join(map(re.escape, added)), re.IGNORECASE) if added else None
         self._prepends_once = any(part.get("prepend_scheme") == "first" for part in pre_tokenizers)
-        self.within_runs = (
-            _is_local(tokenizer)
-            and all(part["type"] in LOCAL_PRE_TOKENIZERS for part in pre_tokenizers)
-            and self._has_known_model()
+        is_local = all(map(_is_local, normalizers)) and all(
+            part["type"] in LOCAL_PRE_TOKENIZERS for part in pre_tokenizers
         )
+        self.within_runs = is_local and self._has_known_model()
         self.at_spaces = (
-            _is_local(tokenizer)
-            and all(part["type"] in LOCAL_PRE_TOKENIZERS for part in pre_tokenizers)
-            and any(_separates_words(part) for part in pre_tokenizers)
-            and not any(" " in content for content in added)
+            is_local and any(map(_separates_words, pre_tokenizers)) and not any(" " in content for content in added)
         )
-
-        normalizers = components(tokenizer.normalizer, "normalizers")
         self._joints: re.Pattern[str] | None = None
         if self.at_spaces and not any(part["type"] == "Prepend" for part in normalizers):
             splits_chinese = any(part.get("handle_chinese_chars") for part in normalizers)
@@ -180,12 +175,10 @@ class Cutter:
         return isinstance(model, models.WordPiece | models.Unigram)
 
 
-def _is_local(tokenizer: Tokenizer) -> bool:
-    """Whether the normalizer changes a text piece by piece."""
-    return all(
-        part["type"] in LOCAL_NORMALIZERS or (part["type"] == "Replace" and part["pattern"] in _SPACE_PATTERNS)
-        for part in components(tokenizer.normalizer, "normalizers")
-    )
+def _is_local(normalizer: dict[str, Any]) -> bool:
+    """Whether it changes a text piece by piece."""
+    kind = normalizer["type"]
+    return kind in LOCAL_NORMALIZERS or (kind == "Replace" and normalizer["pattern"] in _SPACE_PATTERNS)
 
 
 def _separates_words(pre_tokenizer: dict[str, Any]) -> bool:
@@ -196,22 +189,3 @@ def _separates_words(pre_tokenizer: dict[str, Any]) -> bool:
             return bool(pre_tokenizer.get("use_regex", True))
         case kind:
             return kind in SPLITS_AT_SPACES
-
-
-def components(component: Any, members: str) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer of the library as plain records, a sequence of them taken apart.
-
-    `members` is what the library calls the parts of a sequence: "normalizers" or "pretokenizers".
-    """
-    if component is None:
-        return []
-    record = json.loads(component.__getstate__())
-    return list(_flattened(record, members))
-
-
-def _flattened(record: dict[str, Any], members: str) -> Iterator[dict[str, Any]]:
-    if record["type"] == "Sequence":
-        for part in record[members]:
-            yield from _flattened(part, members)
-    else:
-        yield record

@@ -7,7 +7,6 @@ Sparse Neural Retrieval" (2025).
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,8 @@ import numpy.typing as npt
 
 from asyncembed.encoders.bm25 import TermFrequency
 from asyncembed.encoders.encoder import Encoder, EncoderConfig
-from asyncembed.encoders.settings import read_settings
-from asyncembed.encoders.sparse_graph import Entries, SparseEncoder, sparse_tokenizer
+from asyncembed.encoders.settings import MiniCoilSettings, read_settings
+from asyncembed.encoders.sparse_graph import Entries, SparseEncoder
 from asyncembed.encoders.stemming import (
     LARGEST_INDEX,
     WORD,
@@ -26,7 +25,7 @@ from asyncembed.encoders.stemming import (
     read_stop_words,
     snowball,
 )
-from asyncembed.encoders.tokenization import IntArray
+from asyncembed.encoders.tokenization import IntArray, tokenizer_of
 from asyncembed.encoders.word_pieces import WordPieces
 from asyncembed.errors import ModelLoadError
 from asyncembed.repo_files import read_object
@@ -43,32 +42,17 @@ _MARKERS = frozenset({"[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"})
 _LEAST_NORM = 1e-8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MiniCoilSettings:
-    """What a caller may choose.
-
-    Attributes:
-        k, b, avg_len: See `TermFrequency`.
-        language: Decides the stemmer.
-    """
-
-    k: float = 1.2
-    b: float = 0.75
-    avg_len: float = 150.0
-    language: str = "english"
-
-
 def minicoil(config: EncoderConfig) -> Encoder:
     """Load a miniCOIL model; see `build` for the errors."""
-    settings = read_settings(config, MiniCoilSettings)
-    tokenizer = sparse_tokenizer(config)
+    settings = read_settings(MiniCoilSettings, config.spec, config.keywords)
+    tokenizer = tokenizer_of(config)
     stop_words = read_stop_words(config.directory / "stopwords.txt")
     weighting = MiniCoil(
         WordPieces(tokenizer),
         Vocabulary.read(config.directory, stop_words, Terms(snowball(settings.language))),
         TermFrequency(k=settings.k, b=settings.b, avg_len=settings.avg_len),
     )
-    return SparseEncoder(config, tokenizer, weighting)
+    return SparseEncoder(config, settings, tokenizer, weighting)
 
 
 class Vocabulary:

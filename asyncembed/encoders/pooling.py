@@ -6,7 +6,7 @@ result never depends on how much padding it has, nor on which side. Definitions:
 module `Pooling`; mean pooling from Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084, section 3.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,16 @@ def max_pool(hidden: Array, mask: IntArray) -> FloatArray:
     states = hidden.astype(np.float32, copy=False)
     largest: FloatArray = np.where(mask[:, :, None] != 0, states, np.float32(-1e9)).max(axis=1)
     return largest
+
+
+def in_order(parts: Iterable[tuple[Sequence[int], FloatArray]], count: int, dim: int | None) -> FloatArray:
+    """Rows of vectors, each part with the places of its rows, put together: float32 (count, dim)."""
+    vectors: FloatArray | None = None
+    for rows, part in parts:
+        if vectors is None:
+            vectors = np.empty((count, part.shape[1]), dtype=np.float32)
+        vectors[list(rows)] = part
+    return np.empty((0, dim or 0), dtype=np.float32) if vectors is None else vectors
 
 
 def normalize(vectors: FloatArray) -> FloatArray:

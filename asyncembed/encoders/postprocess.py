@@ -1,16 +1,18 @@
 """What a call may ask for on top of an embedding: fewer dimensions, half precision, or a quantised form."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from asyncembed.catalogue.spec import ModelSpec
+from asyncembed.encoders.batch import Usable
 from asyncembed.encoders.encoder import Call, Encoded
 from asyncembed.encoders.finite import Finite
 from asyncembed.encoders.pooling import FloatArray, normalize
-from asyncembed.errors import InputError, OptionError
+from asyncembed.errors import OptionError, UnsupportedModelError
+from asyncembed.results import matrix_batch
 from asyncembed.runtime.session import Array
-
-INT8_RANGES = "int8_ranges"
 
 
 def finish(vectors: FloatArray, call: Call) -> Array:
@@ -36,21 +38,46 @@ def finish(vectors: FloatArray, call: Call) -> Array:
 
 
 def encoded_rows(
-    vectors: FloatArray,
+    vectors: FloatArray, call: Call, finite: Finite, inputs: Usable[Any], *, tokens: int, padded_tokens: int
+) -> Encoded:
+    """The answer to a batch: `vectors`, float32 (n, dim), one per usable input."""
+    results = finish(vectors, call)
+    not_finite = finite.failures(vectors, inputs.positions, results=results)
+    return Encoded(
+        inputs.scatter(results), {**inputs.failures, **not_finite}, tokens=tokens, padded_tokens=padded_tokens
+    )
+
+
+def encoded_matrices(
+    matrices: Sequence[Array],
     call: Call,
     finite: Finite,
+    inputs: Usable[Any],
     *,
-    positions: Sequence[int],
-    failures: Mapping[int, InputError],
+    scales: bool = False,
     tokens: int,
     padded_tokens: int,
 ) -> Encoded:
-    """The answer to a batch: the rows of `vectors`, float32 (n, dim), belong to `positions`; all else are failures."""
+    """Likewise for a matrix (rows, dim) per usable input, with rows of unit length if it `scales` them."""
+    dim = matrices[0].shape[1] if matrices else finite.spec.dim or 0
+    check_dim(finite.spec, dim)
+    vectors = np.concatenate([np.empty((0, dim), np.float32), *matrices], dtype=np.float32, casting="same_kind")
+    if scales:
+        vectors = normalize(vectors)
     results = finish(vectors, call)
-    not_finite = finite.failures_of_form(vectors, results, positions)
-    if failures:
-        results = spread(results, positions, len(positions) + len(failures))
-    return Encoded(results, {**failures, **not_finite}, tokens=tokens, padded_tokens=padded_tokens)
+    counts = inputs.in_batch(map(len, matrices), 0)
+    not_finite = finite.failures(vectors, np.repeat(np.arange(len(counts)), counts), results=results)
+    return Encoded(
+        matrix_batch(results, counts), {**inputs.failures, **not_finite}, tokens=tokens, padded_tokens=padded_tokens
+    )
+
+
+def check_dim(spec: ModelSpec, dim: int) -> None:
+    """See that vectors are as long as the model is declared to have them."""
+    if spec.dim not in (None, dim):
+        raise UnsupportedModelError(
+            f"the model is declared with dim={spec.dim}, but its vectors have {dim}", model=spec.name
+        )
 
 
 def quantize_int8(vectors: FloatArray, ranges: FloatArray) -> Array:
@@ -77,21 +104,13 @@ def quantize_binary(vectors: FloatArray) -> Array:
     return (bits.astype(np.int16) - 128).astype(np.int8)
 
 
-def spread(results: Array, positions: Sequence[int], batch_size: int) -> Array:
-    """Put one row per usable input to its position in the batch; the other rows are zeros."""
-    rows = np.zeros((batch_size, *results.shape[1:]), dtype=results.dtype)
-    rows[list(positions)] = results
-    return rows
-
-
 def _ranges(call: Call, dim: int) -> FloatArray:
-    raw = dict(call.settings).get(INT8_RANGES)
-    if not isinstance(raw, bytes):
+    if call.int8_ranges is None:
         raise OptionError(
             'output="int8" needs the range of each component, from the float embeddings of some hundred '
             "documents: int8_ranges=np.stack([sample.min(0), sample.max(0)])"
         )
-    values = np.frombuffer(raw, dtype=np.float32)
+    values = np.frombuffer(call.int8_ranges, dtype=np.float32)
     if values.size != 2 * dim:
         raise OptionError(f"int8_ranges must have the shape (2, {dim}), the smallest and largest values")
     return values.reshape(2, dim)

@@ -1,6 +1,6 @@
 """Linear layers after the pooling: sentence-transformers' module `Dense`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,19 +11,19 @@ from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.repo_files import inside, read_object, shown
 
 
-def _sigmoid(values: FloatArray) -> FloatArray:
-    # By way of tanh, since exp overflows for large negative values.
-    half = np.float32(0.5)
-    result: FloatArray = half + half * np.tanh(half * values)
-    return result
+def sigmoid(values: FloatArray) -> FloatArray:
+    """`1 / (1 + exp(-x))`, without overflow; the dtype stays."""
+    # exp of a number that is not positive; the two halves of the curve mirror each other.
+    small = np.exp(-np.abs(values))
+    return np.where(values >= 0, 1 / (1 + small), small / (1 + small)).astype(values.dtype, copy=False)
 
 
 ACTIVATIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
     "torch.nn.modules.linear.Identity": lambda values: values,
     "torch.nn.modules.activation.Tanh": lambda values: np.tanh(values),
     "torch.nn.modules.activation.ReLU": lambda values: np.maximum(values, 0),
-    "torch.nn.modules.activation.Sigmoid": _sigmoid,
-    "torch.nn.modules.activation.SiLU": lambda values: values * _sigmoid(values),
+    "torch.nn.modules.activation.Sigmoid": sigmoid,
+    "torch.nn.modules.activation.SiLU": lambda values: values * sigmoid(values),
 }
 
 
@@ -50,16 +50,14 @@ class Projection:
         return self.activation(values if self.bias is None else values + self.bias)
 
 
-def read_projections(directory: Path, settings: Mapping[str, object]) -> list[Projection]:
-    """The layers in the folders that `settings["projections"]` lists, in order.
+def read_projections(directory: Path, folders: Sequence[str]) -> list[Projection]:
+    """The layers in `folders`, in order.
 
     Raises:
         UnsupportedModelError: An activation that we do not know, or weights that are not safetensors.
         ModelLoadError: A file is missing or broken, or a folder lies elsewhere.
     """
-    folders = settings.get("projections", ())
-    assert isinstance(folders, tuple | list)
-    return [_read_projection(inside(directory, str(folder))) for folder in folders]
+    return [_read_projection(inside(directory, folder)) for folder in folders]
 
 
 def _read_projection(folder: Path) -> Projection:

@@ -4,80 +4,94 @@ An encoder of somebody else's is named "package.module:factory"; the factory tak
 import the caller's main module, so it must live in an importable one.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from asyncembed.encoders.encoder import Encoder, EncoderConfig
+from asyncembed.catalogue.spec import ModelSpec
+from asyncembed.encoders import settings as kinds
 from asyncembed.errors import UnsupportedModelError
 
+if TYPE_CHECKING:
+    from asyncembed.encoders.encoder import Encoder, EncoderConfig
 
-def build(config: EncoderConfig) -> Encoder:
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One kind of encoder.
+
+    Attributes:
+        factory: What makes one, as "module:name".
+        settings: What the spec of its models, and the caller, may say; None: anything.
+        needs_graph: Whether a graph is exported for a model that has none.
+        is_cheap: Whether a token costs next to nothing.
+    """
+
+    factory: str
+    settings: type[kinds.Settings] | None
+    needs_graph: bool = True
+    is_cheap: bool = False
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is somebody else's."""
+        return self.settings is None
+
+
+def _row(factory: str, settings: type[kinds.Settings], *, has_graph: bool = True) -> Row:
+    return Row(f"asyncembed.encoders.{factory}", settings, needs_graph=has_graph, is_cheap=not has_graph)
+
+
+ROWS: Mapping[str, Row] = {
+    "dense": _row("dense:DenseEncoder", kinds.DenseSettings),
+    "static": _row("static:StaticEncoder", kinds.StaticSettings, has_graph=False),
+    "colbert": _row("colbert:LateInteractionEncoder", kinds.ColbertSettings),
+    "token_states": _row("colbert:LateInteractionEncoder", kinds.ColbertSettings),
+    "colpali": _row("colpali:colpali", kinds.ColPaliSettings),
+    "colmodernvbert": _row("colpali:colmodernvbert", kinds.ColModernVBertSettings),
+    "image": _row("vision:ImageEncoder", kinds.ImageSettings),
+    "splade": _row("splade:splade", kinds.SparseSettings),
+    "inference_free_splade": _row("splade:inference_free_splade", kinds.InferenceFreeSettings),
+    "bm25": _row("bm25:Bm25Encoder", kinds.Bm25Settings, has_graph=False),
+    "bm42": _row("bm42:bm42", kinds.Bm42Settings),
+    "minicoil": _row("minicoil:minicoil", kinds.MiniCoilSettings),
+    "cross_encoder": _row("reranker:CrossEncoder", kinds.RerankerSettings),
+}
+
+
+def row_of(spec: ModelSpec) -> Row:
+    """The kind of encoder that computes a model.
+
+    Raises:
+        UnsupportedModelError: No encoder has this name.
+    """
+    if spec.encoder in ROWS:
+        return ROWS[spec.encoder]
+    if ":" in spec.encoder:
+        return Row(spec.encoder, None, needs_graph=False)
+    raise UnsupportedModelError(f"no encoder is called {spec.encoder!r}", model=spec.name)
+
+
+def check_settings(spec: ModelSpec, keywords: Mapping[str, object]) -> None:
+    """See that the model's encoder understands its spec and the caller; raises as `read_settings` does."""
+    row = row_of(spec)
+    if row.settings is not None:
+        kinds.read_settings(row.settings, spec, keywords)
+
+
+def build(config: "EncoderConfig") -> "Encoder":
     """Load the model of `config`; blocks while it reads files and builds the session.
 
     Raises:
         UnsupportedModelError: No encoder has this name, or the model asks for something it cannot do.
         RuntimeMissingError: onnxruntime or the execution provider asked for is not installed.
     """
-    name = config.spec.encoder
-    if ":" in name:
-        return _foreign(name)(config)
-    match name:
-        case "dense":
-            from asyncembed.encoders.dense import DenseEncoder
-
-            return DenseEncoder(config)
-        case "colbert" | "token_states":
-            from asyncembed.encoders.colbert import LateInteractionEncoder
-
-            return LateInteractionEncoder(config)
-        case "image":
-            from asyncembed.encoders.vision import ImageEncoder
-
-            return ImageEncoder(config)
-        case "colpali":
-            from asyncembed.encoders.colpali import ColPaliEncoder
-
-            return ColPaliEncoder(config)
-        case "colmodernvbert":
-            from asyncembed.encoders.colpali import ColModernVBertEncoder
-
-            return ColModernVBertEncoder(config)
-        case "static":
-            from asyncembed.encoders.static import StaticEncoder
-
-            return StaticEncoder(config)
-        case "splade":
-            from asyncembed.encoders.splade import splade
-
-            return splade(config)
-        case "inference_free_splade":
-            from asyncembed.encoders.splade import inference_free_splade
-
-            return inference_free_splade(config)
-        case "bm25":
-            from asyncembed.encoders.bm25 import Bm25Encoder
-
-            return Bm25Encoder(config)
-        case "bm42":
-            from asyncembed.encoders.bm42 import bm42
-
-            return bm42(config)
-        case "minicoil":
-            from asyncembed.encoders.minicoil import minicoil
-
-            return minicoil(config)
-        case "cross_encoder":
-            from asyncembed.encoders.reranker import CrossEncoder
-
-            return CrossEncoder(config)
-        case unknown:
-            raise UnsupportedModelError(f"no encoder is called {unknown!r}", model=config.spec.name)
-
-
-def _foreign(name: str) -> Callable[[EncoderConfig], Encoder]:
-    module_name, _, attribute = name.partition(":")
+    factory = row_of(config.spec).factory
+    module, _, name = factory.partition(":")
     try:
-        factory: Callable[[EncoderConfig], Encoder] = getattr(import_module(module_name), attribute)
+        make = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UnsupportedModelError(f"the encoder {name!r} cannot be imported in a worker: {error}") from error
-    return factory
+        raise UnsupportedModelError(f"the encoder {factory!r} cannot be imported in a worker: {error}") from error
+    encoder: Encoder = make(config)
+    return encoder

@@ -1,18 +1,17 @@
 """Sparse vectors from a graph: what the families share. They differ in how a text's output becomes entries."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from asyncembed.encoders.dense import counted
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures, ModelInfo
 from asyncembed.encoders.finite import quietly
+from asyncembed.encoders.settings import SparseSettings
 from asyncembed.encoders.text_graph import TextGraph
-from asyncembed.encoders.tokenization import IntArray, TextTokenizer, Tokenized
+from asyncembed.encoders.tokenization import IntArray, TextTokenizer, Tokenized, count_tokens
 from asyncembed.errors import EncodeError
 from asyncembed.results import Ragged, SparseEmbedding, sparse_batch
 from asyncembed.runtime.providers import is_gpu_package_installed
@@ -40,11 +39,6 @@ class Weighting(Protocol):
         ...
 
 
-def sparse_tokenizer(config: EncoderConfig) -> TextTokenizer:
-    """The tokenizer of the model, with the length limit that applies."""
-    return TextTokenizer(config.directory, max_length=config.max_length or config.spec.max_length)
-
-
 class SparseEncoder:
     """The encoder of the sparse models that have a graph.
 
@@ -55,6 +49,7 @@ class SparseEncoder:
     def __init__(
         self,
         config: EncoderConfig,
+        settings: SparseSettings,
         tokenizer: TextTokenizer,
         weighting: Weighting,
         *,
@@ -63,50 +58,38 @@ class SparseEncoder:
     ) -> None:
         """Load the graph if queries need it; `most_tokens` bounds its runs. See `build` for the errors."""
         self._config = config
+        self._settings = settings
         self._most_tokens = most_tokens
         self._tokenizer = tokenizer
         self._weighting = weighting
         self._lookup = lookup
-        info = ModelInfo()
+        self.info = ModelInfo(max_length=tokenizer.limit, special_tokens=tokenizer.special_tokens())
         if lookup is None or _may_be_accelerated(config):
-            info = self._graph.info
-            self._tokenizer = self._documents
-        self.info = replace(info, max_length=self._tokenizer.limit, special_tokens=self._tokenizer.special_tokens())
+            self.info = self._graph.info
+            self._tokenizer = self._graph.tokenizer
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Vectors of texts, or with mode "count" their tokens; a text that cannot be tokenized is a failure."""
         is_query = call.mode == "query"
         lookup = self._lookup if is_query else None
-        tokenizer = self._documents if lookup is None and call.mode != "count" else self._tokenizer
+        tokenizer = self._graph.tokenizer if lookup is None and call.mode != "count" else self._tokenizer
         done = tokenizer.encode(inputs, truncate=call.truncate)
         if call.mode == "count":
-            return counted(len(inputs), done)
+            return count_tokens(done)
+        tokens = sum(map(len, done.values))
         if lookup is not None:
-            entries = [lookup(np.array(encoding.ids, dtype=np.int64)) for encoding in done.encodings]
-            padded = sum(done.lengths)
+            entries, padded = [lookup(np.array(encoding.ids, dtype=np.int64)) for encoding in done.values], tokens
         else:
             entries, padded = self._compute(done, is_query=is_query)
-        indices, values = [_NO_INDICES] * len(inputs), [_NO_VALUES] * len(inputs)
-        for position, (own_indices, own_values) in zip(done.positions, entries, strict=True):
-            indices[position] = own_indices.astype(np.int32, copy=False)
-            values[position] = own_values.astype(np.float32, copy=False)
-        batch = sparse_batch(indices, values)
+        vectors = done.in_batch(entries, (_NO_INDICES, _NO_VALUES))
+        batch = sparse_batch([indices for indices, _ in vectors], [values for _, values in vectors])
         failures: Failures = {**done.failures, **self._not_finite(batch)}
-        return Encoded(batch, failures, tokens=sum(done.lengths), padded_tokens=padded)
+        return Encoded(batch, failures, tokens=tokens, padded_tokens=padded)
 
     @cached_property
     def _graph(self) -> TextGraph:
-        return TextGraph(self._config, most_tokens=self._most_tokens)
-
-    @cached_property
-    def _documents(self) -> TextTokenizer:
-        """The tokenizer of what the graph computes; that of queries without a graph stays as it is."""
-        if self._graph.fixed_length is None:
-            return self._tokenizer
-        tokenizer = sparse_tokenizer(self._config)
-        self._graph.fit(tokenizer, self._config.max_length)
-        return tokenizer
+        return TextGraph(self._config, self._settings, self._tokenizer, most_tokens=self._most_tokens)
 
     def _not_finite(self, batch: Ragged[SparseEmbedding]) -> dict[int, EncodeError]:
         _, values = batch.arrays
@@ -118,18 +101,15 @@ class SparseEncoder:
 
     def _compute(self, done: Tokenized, *, is_query: bool) -> tuple[list[Entries], int]:
         """The entries of each encoding, and the tokens computed for them."""
-        entries: list[Entries] = [(_NO_INDICES, _NO_VALUES)] * len(done.encodings)
-        padded = 0
-        for run in self._graph.plan(done.lengths):
-            encodings = [done.encodings[row] for row in run.rows]
-            ids, mask = self._documents.pad(encodings, length=self._graph.fixed_length)
-            padded += ids.size
-            output = self._graph.run_text(ids, mask)
-            for row, row_ids, row_output in zip(run.rows, ids, output, strict=True):
-                length, width = len(done.encodings[row]), ids.shape[1]
-                real = slice(width - length, width) if self._tokenizer.pads_left else slice(0, length)
-                entries[row] = self._weighting(row_ids[real], row_output, real, is_query=is_query)
-        return entries, padded
+        rows = [encoding.ids for encoding in done.values]
+        entries: list[Entries] = [(_NO_INDICES, _NO_VALUES)] * len(rows)
+        runs = self._graph.runs(rows)
+        for run in runs:
+            output = self._graph.run_text(run.ids, run.mask)
+            for row, ids, row_output in zip(run.rows, run.ids, output, strict=True):
+                real = self._tokenizer.places(len(rows[row]), len(ids))
+                entries[row] = self._weighting(ids[real], row_output, real, is_query=is_query)
+        return entries, sum(run.ids.size for run in runs)
 
 
 def _may_be_accelerated(config: EncoderConfig) -> bool:

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from asyncembed.encoders.encoder import Encoder, EncoderConfig
-from asyncembed.encoders.settings import NoSettings, read_settings
-from asyncembed.encoders.sparse_graph import Entries, SparseEncoder, sparse_tokenizer
-from asyncembed.encoders.tokenization import IntArray, TextTokenizer
+from asyncembed.encoders.settings import InferenceFreeSettings, SparseSettings, read_settings
+from asyncembed.encoders.sparse_graph import Entries, SparseEncoder
+from asyncembed.encoders.tokenization import IntArray, TextTokenizer, tokenizer_of
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.repo_files import read_json
 from asyncembed.runtime.session import Array
@@ -25,17 +25,18 @@ MAX_LOGITS_BYTES = 64 * 1024 * 1024
 
 def splade(config: EncoderConfig) -> Encoder:
     """Load a SPLADE++ model; see `build` for the errors."""
-    read_settings(config, NoSettings)
-    tokenizer = sparse_tokenizer(config)
-    return SparseEncoder(config, tokenizer, weigh, most_tokens=_within_memory(tokenizer))
+    settings = read_settings(SparseSettings, config.spec, config.keywords)
+    tokenizer = tokenizer_of(config)
+    return SparseEncoder(config, settings, tokenizer, weigh, most_tokens=_within_memory(tokenizer))
 
 
 def inference_free_splade(config: EncoderConfig) -> Encoder:
     """Load an inference-free model: its graph computes documents, a table gives the weights of a query's tokens."""
-    read_settings(config, NoSettings)
-    tokenizer = sparse_tokenizer(config)
-    weighting = InferenceFree(tokenizer, config.directory / str(config.spec.settings.get("idf_file", "idf.json")))
-    return SparseEncoder(config, tokenizer, weighting, lookup=weighting.lookup, most_tokens=_within_memory(tokenizer))
+    settings = read_settings(InferenceFreeSettings, config.spec, config.keywords)
+    tokenizer = tokenizer_of(config)
+    weighting = InferenceFree(tokenizer, config.directory / settings.idf_file)
+    most = _within_memory(tokenizer)
+    return SparseEncoder(config, settings, tokenizer, weighting, lookup=weighting.lookup, most_tokens=most)
 
 
 def weigh(ids: IntArray, output: Array, real: slice, *, is_query: bool) -> Entries:  # noqa: ARG001 (see `Weighting`)
@@ -65,7 +66,7 @@ class InferenceFree:
             UnsupportedModelError: There is no such file.
             ModelLoadError: It cannot be read.
         """
-        vocabulary = tokenizer.tokenizer.get_vocab()
+        vocabulary = tokenizer.vocabulary
         self._special_ids = np.array(sorted(set(tokenizer.special_ids.values())), dtype=np.int64)
         self._idf = np.full(max(vocabulary.values(), default=-1) + 1, np.nan, dtype=np.float32)
         for token, weight in _read_weights(idf_file).items():
@@ -91,7 +92,7 @@ class InferenceFree:
 
 def _within_memory(tokenizer: TextTokenizer) -> int:
     """Most tokens of a run."""
-    row_bytes = 4 * max(1, tokenizer.tokenizer.get_vocab_size())
+    row_bytes = 4 * max(1, len(tokenizer.vocabulary))
     return max(1, MAX_LOGITS_BYTES // row_bytes)
 
 

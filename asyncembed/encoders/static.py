@@ -5,21 +5,21 @@ token where the vocabulary was reduced), and the module `StaticEmbedding` of sen
 `embedding.weight`).
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
+from asyncembed.encoders.batch import Usable, read_text, split
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import Finite, quietly
 from asyncembed.encoders.pooling import FloatArray, normalize
-from asyncembed.encoders.postprocess import encoded_rows
-from asyncembed.encoders.tokenization import TextTokenizer, sort_out
+from asyncembed.encoders.postprocess import check_dim, encoded_rows
+from asyncembed.encoders.settings import StaticSettings, read_settings
+from asyncembed.encoders.tokenization import TextTokenizer
 from asyncembed.encoders.word_table import WordTable
-from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
+from asyncembed.errors import ModelLoadError, OptionError
 from asyncembed.repo_files import shown
 from asyncembed.runtime.safetensors import Tensors, read_tensors
 from asyncembed.runtime.session import Array
@@ -39,16 +39,13 @@ class StaticEncoder:
     Results are one array (n, dim); with mode "count" the number of tokens of each text, unknown ones
     included. A text without any known token gives zeros. Tokens are averaged in float32 whatever the matrix
     holds.
-
-    Of `spec.settings` it reads:
-        folder: Where the files lie in the repo, if not at its root.
-        drop_unknown: Whether unknown tokens are left out of the mean, as model2vec does.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
         """Load tokenizer and matrix; see `build` for the errors."""
         spec = config.spec
-        folder = config.directory / str(spec.settings.get("folder", ""))
+        settings = read_settings(StaticSettings, spec, config.keywords)
+        folder = config.directory / settings.folder
         self._spec = spec
         self._tokenizer = TextTokenizer(
             folder,
@@ -58,60 +55,41 @@ class StaticEncoder:
         )
         self._finite = Finite(spec)
         self._words = WordTable(self._tokenizer)
-        unknown = _unknown_id(self._tokenizer.tokenizer) if spec.settings.get("drop_unknown") else None
+        unknown = self._tokenizer.files.unknown_id if settings.drop_unknown else None
         self._unknown = -1 if unknown is None else unknown
         tensors = read_tensors(folder / "model.safetensors")
         self._vectors = _matrix(tensors, folder)
         self._rows = tensors.get("mapping")
         self._weights = tensors["weights"].astype(np.float32) if "weights" in tensors else None
         self.info = ModelInfo(max_length=self._tokenizer.limit, special_tokens=0, dim=self._vectors.shape[1])
-        if spec.dim is not None and spec.dim != self._vectors.shape[1]:
-            raise UnsupportedModelError(
-                f"the model is declared with dim={spec.dim}, but its vectors have {self._vectors.shape[1]}",
-                model=spec.name,
-            )
+        check_dim(spec, self._vectors.shape[1])
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts, or count their tokens; what is no valid text is a failure."""
         if call.task is not None:
             raise OptionError(f"{self._spec.name} has no tasks; leave out task=")
-        positions, failures = sort_out(inputs)
-        prompt = call.prompt or ""
-        texts = [prompt + inputs[position] for position in positions]  # type: ignore[operator]
-        ids, are_cut = self._tokenize(texts)
-        if not call.truncate and any(are_cut):
-            for position, is_cut in zip(positions, are_cut, strict=True):
-                if is_cut:
-                    failures[position] = self._tokenizer.too_long()
-            ids = [tokens for tokens, is_cut in zip(ids, are_cut, strict=True) if not is_cut]
-            positions = [position for position in positions if position not in failures]
+        texts = split(map(read_text, inputs))
+        ids = self._tokenize(texts, call.prompt or "", truncate=call.truncate)
         if call.mode == "count":
-            counts = [0] * len(inputs)
-            for position, tokens in zip(positions, ids, strict=True):
-                counts[position] = len(tokens)
-            return Encoded(counts, failures)
-        vectors = self._mean(ids)
-        count = sum(map(len, ids))
-        return encoded_rows(
-            normalize(vectors) if self._spec.normalize else vectors,
-            call,
-            self._finite,
-            positions=positions,
-            failures=failures,
-            tokens=count,
-            padded_tokens=count,
-        )
+            return Encoded(ids.in_batch(map(len, ids.values), 0), ids.failures)
+        vectors = self._mean(ids.values)
+        if self._spec.normalize:
+            vectors = normalize(vectors)
+        count = sum(map(len, ids.values))
+        return encoded_rows(vectors, call, self._finite, ids, tokens=count, padded_tokens=count)
 
-    def _tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        starts = [self._tokenizer.start_of(text) for text in texts]
+    def _tokenize(self, texts: Usable[str], prompt: str, *, truncate: bool) -> Usable[list[int]]:
+        whole = [prompt + text for text in texts.values]
+        starts = [self._tokenizer.start_of(text) for text in whole]
         ids, are_cut = self._words.encode(starts)
-        for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
+        for row, (text, start) in enumerate(zip(whole, starts, strict=True)):
             # The start of a long text that did not fill the limit says nothing about the rest.
             while len(start) < len(text) and not are_cut[row]:
                 start = self._tokenizer.start_of(text, after=start)
                 (ids[row],), (are_cut[row],) = self._words.encode([start])
-        return ids, are_cut
+        done = texts.become(ids)
+        return done if truncate else done.without(are_cut, self._tokenizer.too_long)
 
     def _mean(self, ids: Sequence[Sequence[int]]) -> FloatArray:
         means = np.zeros((len(ids), self._vectors.shape[1]), dtype=np.float32)
@@ -161,12 +139,3 @@ def _check_shapes(tensors: Tensors, name: str, folder: Path) -> None:
             f"{folder / 'model.safetensors'} has no matrix with a row for each token: it has {shapes}",
             model=str(folder),
         )
-
-
-def _unknown_id(tokenizer: Tokenizer) -> int | None:
-    """The id of the unknown token; None where the vocabulary has none."""
-    if hasattr(tokenizer.model, "unk_token"):
-        token = tokenizer.model.unk_token
-        return None if token is None else tokenizer.token_to_id(token)
-    unknown = json.loads(tokenizer.model.__getstate__()).get("unk_id")
-    return unknown if isinstance(unknown, int) else None

@@ -5,20 +5,28 @@ The rules are those of transformers' fast tokenizers, read from the same files: 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding, Tokenizer, normalizers
+from tokenizers import Encoding, Tokenizer
 
+from asyncembed.encoders.batch import Usable, read_pair, read_text, split
+from asyncembed.encoders.encoder import Encoded, EncoderConfig
 from asyncembed.encoders.long_texts import Cutter
-from asyncembed.encoders.tokenizer_files import TokenizerSettings
-from asyncembed.errors import InputError, OptionError
+from asyncembed.encoders.tokenizer_files import TokenizerFiles
+from asyncembed.errors import OptionError
 
 IntArray = npt.NDArray[np.int64]
+
+Ids: TypeAlias = Sequence[int] | IntArray
+"""The token ids of a text."""
+
+Tokenized: TypeAlias = Usable[Encoding]
+"""What the library gives for each input. Its `ids` and `type_ids` count; `tokens` and `offsets` are empty."""
 
 # A text is cut before tokenization only if it is longer than this many characters per token of the limit.
 _CHARACTERS_PER_TOKEN = 8
@@ -28,30 +36,11 @@ _COUNTED_CHARACTERS = 2**16
 _GROWTH = 4
 
 
-@dataclass(slots=True)
-class Tokenized:
-    """The inputs of one batch that could be tokenized.
-
-    Attributes:
-        encodings: One per usable input. Their `ids` and `type_ids` count; `tokens` and `offsets` are empty.
-        positions: Where each of them stands in the batch.
-        failures: Position in the batch → why that input could not be used.
-    """
-
-    encodings: list[Encoding]
-    positions: list[int]
-    failures: dict[int, InputError] = field(default_factory=dict)
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each encoding, special tokens included."""
-        return [len(encoding) for encoding in self.encodings]
-
-
 class TextTokenizer:
     """The tokenizer of the model in `directory`.
 
     Attributes:
+        files: What they say.
         limit: Most tokens of one input, special tokens included.
         pad_id: Id that fills a row of a batch.
         pads_left: Whether that filling comes before the tokens.
@@ -89,35 +78,39 @@ class TextTokenizer:
             ModelLoadError: A file is broken.
             OptionError: `max_length` leaves no room for a token of the text.
         """
-        settings = TokenizerSettings.read(directory)
-        self.tokenizer = settings.tokenizer
-        if lower_case:
-            present = [self.tokenizer.normalizer] if self.tokenizer.normalizer is not None else []
-            self.tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *present])
-        self.pad_id = settings.required_pad_id if pads else settings.pad_id or 0
-        self.pad_type_id = settings.pad_type_id
-        self.pads_left = settings.pads_left
-        self.pad_to_multiple_of = settings.pad_to_multiple_of
-        self.special_ids = settings.special_ids
+        self.files = files = TokenizerFiles.read(directory, lower_case=lower_case)
+        self._library = files.tokenizer
+        self._library.no_padding()
+        self.pad_id = files.required_pad_id if pads else files.pad_id or 0
+        self.pad_type_id = files.pad_type_id
+        self.pads_left = files.pads_left
+        self.special_ids = files.special_ids
+        self.truncates_left = (truncation_side or files.truncation_side) == "left"
         self._add_special_tokens = add_special_tokens
-        self.truncates_left = (truncation_side or settings.truncation_side) == "left"
-        self._cutter = Cutter(self.tokenizer)
+        self._cutter = Cutter(files)
         self._cuts_early = not self.truncates_left and self._cutter.at_spaces
-        self.tokenizer.no_padding()
-        self._set_limit(settings.limit(max_length, reserve=reserve, extra=extra))
+        self._set_limit(files.limit(max_length, reserve=reserve, extra=extra))
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, added ones included."""
+        return self._library.get_vocab()
 
     def special_tokens(self, *, is_pair: bool = False) -> int:
         """How many special tokens are put around an input."""
-        return self.tokenizer.num_special_tokens_to_add(is_pair) if self._add_special_tokens else 0
+        return self._library.num_special_tokens_to_add(is_pair) if self._add_special_tokens else 0
 
-    def lower_limit(self, most: int) -> None:
-        """Cut texts at `most` tokens, where that is less than the limit so far; before the first text only.
+    def limited(self, limit: int) -> "TextTokenizer":
+        """One that cuts texts at `limit` tokens, where that is less than this one's own limit.
 
         Raises:
             OptionError: It leaves no room for a token of the text.
         """
-        if most < self.limit:
-            self._set_limit(most)
+        if limit >= self.limit:
+            return self
+        other = copy(self)
+        other._cut_at(limit)  # noqa: SLF001 (it is of this class)
+        return other
 
     def encode(self, inputs: Sequence[object], *, prefix: str = "", truncate: bool = True) -> Tokenized:
         """Tokenize texts, each with `prefix` before it.
@@ -125,54 +118,70 @@ class TextTokenizer:
         An input that is no string, is not valid Unicode, or (with `truncate=False`) is over the limit is a
         failure.
         """
-        usable, failures = sort_out(inputs)
-        texts = [prefix + inputs[position] for position in usable]  # type: ignore[operator]
-        done = Tokenized(self._encode_all(texts), usable, failures)
-        if not truncate:
-            self._reject_truncated(done)
-        return done
+        texts = split(map(read_text, inputs))
+        whole = [prefix + text for text in texts.values] if prefix else texts.values
+        return self._checked(texts.become(self._encode_all(whole)), truncate=truncate)
 
     def encode_pairs(self, inputs: Sequence[object], *, truncate: bool = True) -> Tokenized:
         """Tokenize pairs of texts, which share the limit: the longer text of a pair is cut first."""
-        usable, failures = sort_out(inputs, _why_unusable_pair)
-        pairs = [self._starts_of_pair(cast(Sequence[str], inputs[position])) for position in usable]
-        encodings = self.tokenizer.encode_batch_fast(pairs, add_special_tokens=self._add_special_tokens)
-        done = Tokenized(encodings, usable, failures)
-        if not truncate:
-            self._reject_truncated(done)
-        return done
+        pairs = split(map(read_pair, inputs))
+        return self._checked(
+            pairs.become(self.tokenize(list(map(self._starts_of_pair, pairs.values)))), truncate=truncate
+        )
 
-    def too_long(self) -> InputError:
-        """The failure of a text over the limit that must not be cut."""
-        return InputError(f"longer than the model's limit of {self.limit} tokens, and truncate=False")
+    def tokenize(self, inputs: Sequence[str] | Sequence[tuple[str, str]]) -> list[Encoding]:
+        """Tokenize texts or pairs as they are, cut at the limit; a text may be of any length."""
+        return self._library.encode_batch_fast(inputs, add_special_tokens=self._add_special_tokens)
+
+    def ids_within(self, text: str) -> list[int]:
+        """The ids of a text without special tokens around it."""
+        return list(self._library.encode(text, add_special_tokens=False).ids)
+
+    @property
+    def too_long(self) -> str:
+        """Why a text over the limit that must not be cut is a failure."""
+        return f"longer than the model's limit of {self.limit} tokens, and truncate=False"
+
+    def _checked(self, done: Tokenized, *, truncate: bool) -> Tokenized:
+        return done if truncate else done.without([bool(each.overflowing) for each in done.values], self.too_long)
 
     def prefix_length(self, prefix: str) -> int:
         """Tokens that `prefix` takes at the start of an input: its markers included, a closing one not."""
-        encoding = self.tokenizer.encode(prefix, add_special_tokens=self._add_special_tokens)
+        encoding = self._library.encode(prefix, add_special_tokens=self._add_special_tokens)
         closes = bool(encoding.ids) and encoding.ids[-1] in self.special_ids.values()
         return len(encoding) - closes
 
-    def pad(self, encodings: Sequence[Encoding], *, length: int | None = None) -> tuple[IntArray, IntArray]:
-        """Put encodings into one rectangle.
+    def pad(
+        self, rows: Sequence[Ids], *, length: int | None = None, filler: int | None = None
+    ) -> tuple[IntArray, IntArray]:
+        """Put rows of token ids, or of numbers that belong to tokens, into one rectangle.
 
         Returns:
-            Ids and attention mask (1 for a real token, 0 for padding), both int64 (len(encodings), tokens),
-            as wide as the longest or, if that is more, `length`.
+            The numbers, with `filler` (None: the pad token) in the other places, and the mask (1 for a real token, 0
+            for padding), both int64 (len(rows), tokens), as wide as the longest or, if that is more, `length`.
         """
         # An empty text has no token at all where the tokenizer adds no markers; graphs need at least one position.
-        width = max((len(encoding) for encoding in encodings), default=1) or 1
+        width = max(map(len, rows), default=1) or 1
         if length is not None:
             width = max(width, length)
-        elif self.pad_to_multiple_of:
-            width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        ids = np.full((len(encodings), width), self.pad_id, dtype=np.int64)
-        mask = np.zeros((len(encodings), width), dtype=np.int64)
-        for row, encoding in enumerate(encodings):
-            count = len(encoding)
-            columns = slice(width - count, width) if self.pads_left else slice(0, count)
-            ids[row, columns] = encoding.ids
-            mask[row, columns] = 1
+        elif multiple := self.files.pad_to_multiple_of:
+            width = -(-width // multiple) * multiple
+        ids = np.full((len(rows), width), self.pad_id if filler is None else filler, dtype=np.int64)
+        mask = np.zeros((len(rows), width), dtype=np.int64)
+        for line, row in enumerate(rows):
+            columns = self.places(len(row), width)
+            ids[line, columns] = row
+            mask[line, columns] = 1
         return ids, mask
+
+    def places(self, count: int, width: int) -> slice:
+        """Where in a padded row of `width` its `count` tokens stand."""
+        return slice(width - count, width) if self.pads_left else slice(0, count)
+
+    def _cut_at(self, limit: int) -> None:
+        """Set a limit on a library of its own."""
+        self._library = Tokenizer.from_str(self._library.to_str())
+        self._set_limit(limit)
 
     def _set_limit(self, limit: int) -> None:
         markers = self.special_tokens()
@@ -180,19 +189,17 @@ class TextTokenizer:
             # The library would not truncate at all.
             raise OptionError(f"max_length={limit} leaves no room for text: the model adds {markers} special tokens")
         self.limit = limit
-        self.tokenizer.enable_truncation(limit, direction="left" if self.truncates_left else "right")
+        self._library.enable_truncation(limit, direction="left" if self.truncates_left else "right")
 
-    def _encode_all(self, texts: list[str]) -> list[Encoding]:
+    def _encode_all(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenize; a text far over the limit is cut first where that provably changes nothing."""
         starts = [self.start_of(text) for text in texts]
-        encodings = self.tokenizer.encode_batch_fast(starts, add_special_tokens=self._add_special_tokens)
+        encodings = self.tokenize(starts)
         for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
             # A start that did not fill the limit (long words, white space, ...) says nothing about the rest.
             while len(start) < len(text) and not encodings[row].overflowing:
                 start = self.start_of(text, after=start)
-                (encodings[row],) = self.tokenizer.encode_batch_fast(
-                    [start], add_special_tokens=self._add_special_tokens
-                )
+                (encodings[row],) = self.tokenize([start])
         return encodings
 
     def start_of(self, text: str, *, after: str = "") -> str:
@@ -244,7 +251,7 @@ class TextTokenizer:
         return first, second
 
     def _is_over_limit(self, text: str) -> bool:
-        return bool(self.tokenizer.encode(text, add_special_tokens=False).overflowing)
+        return bool(self._library.encode(text, add_special_tokens=False).overflowing)
 
     def _count(self, text: str) -> int:
         """Tokens of `text` before truncation, without special ones; piece by piece, as they take much memory."""
@@ -254,47 +261,19 @@ class TextTokenizer:
     @cached_property
     def _untruncated(self) -> Tokenizer:
         """A copy for counting: what truncation cuts off, the library keeps, at a price that grows with its square."""
-        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        tokenizer = Tokenizer.from_str(self._library.to_str())
         tokenizer.no_truncation()
         return tokenizer
 
-    def _reject_truncated(self, done: Tokenized) -> None:
-        kept = [row for row, encoding in enumerate(done.encodings) if not encoding.overflowing]
-        if len(kept) == len(done.encodings):
-            return
-        for row in sorted(set(range(len(done.encodings))).difference(kept)):
-            done.failures[done.positions[row]] = self.too_long()
-        done.encodings = [done.encodings[row] for row in kept]
-        done.positions = [done.positions[row] for row in kept]
+
+def tokenizer_of(config: EncoderConfig, *, lower_case: bool = False) -> TextTokenizer:
+    """The tokenizer of a model, with the limit that applies."""
+    return TextTokenizer(
+        config.directory, max_length=config.max_length or config.spec.max_length, lower_case=lower_case
+    )
 
 
-def sort_out(
-    inputs: Sequence[object], why_unusable: Callable[[object], str | None] | None = None
-) -> tuple[list[int], dict[int, InputError]]:
-    """The positions of the usable inputs, texts unless told otherwise, and the failures of the others."""
-    check = why_unusable or _why_unusable
-    failures = {
-        position: InputError(reason) for position, value in enumerate(inputs) if (reason := check(value)) is not None
-    }
-    if not failures:
-        return list(range(len(inputs))), failures
-    return [position for position in range(len(inputs)) if position not in failures], failures
-
-
-def _why_unusable(value: object) -> str | None:
-    if not isinstance(value, str):
-        return f"expected a string, got {type(value).__name__}"
-    if value.isascii():
-        return None
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        code_point = ord(value[error.start])
-        return f"not valid Unicode: a lone surrogate (U+{code_point:04X}) at character {error.start}"
-    return None
-
-
-def _why_unusable_pair(value: object) -> str | None:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        return f"expected a pair of strings, got {type(value).__name__}"
-    return _why_unusable(value[0]) or _why_unusable(value[1])
+def count_tokens(texts: Tokenized, extra: Callable[[int], int] = int) -> Encoded:
+    """The answer to mode "count": an int per input, 0 where it could not be tokenized."""
+    counts = [extra(len(encoding)) for encoding in texts.values]
+    return Encoded(texts.in_batch(counts, 0), texts.failures)

@@ -15,7 +15,6 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from asyncembed.catalogue.limits import bounded, tokenizer_limit
-from asyncembed.encoders.long_texts import components
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.repo_files import read_object
 
@@ -54,10 +53,17 @@ _TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizerSettings:
-    """What the tokenizer files of a repo say."""
+class TokenizerFiles:
+    """What the tokenizer files of a repo say.
+
+    Attributes:
+        tokenizer: The library's, with all parts that it is to have.
+        normalizers, pre_tokenizers: Its parts as records of `tokenizer.json`, sequences of them taken apart.
+    """
 
     tokenizer: Tokenizer
+    normalizers: list[dict[str, Any]]
+    pre_tokenizers: list[dict[str, Any]]
     declared_limit: int | None
     truncation_side: str
     pad_id: int | None
@@ -98,9 +104,24 @@ class TokenizerSettings:
             )
         return self.pad_id
 
+    @property
+    def continuation(self) -> str | None:
+        """What marks a piece that continues a word; None: nothing, or it is not said."""
+        return getattr(self.tokenizer.model, "continuing_subword_prefix", None)
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of the unknown token; None where the vocabulary has none."""
+        if hasattr(self.tokenizer.model, "unk_token"):
+            token = self.tokenizer.model.unk_token
+            return None if token is None else self.tokenizer.token_to_id(token)
+        model = read_object(self.directory / "tokenizer.json", max_bytes=MAX_TOKENIZER_BYTES)["model"]
+        unknown: object = model.get("unk_id")
+        return unknown if isinstance(unknown, int) else None
+
     @classmethod
-    def read(cls, directory: Path) -> "TokenizerSettings":
-        """Read the files in `directory`.
+    def read(cls, directory: Path, *, lower_case: bool = False) -> "TokenizerFiles":
+        """Read the files in `directory`; `lower_case` lowers the letters of each text first.
 
         Raises:
             UnsupportedModelError: There is no `tokenizer.json`.
@@ -122,9 +143,15 @@ class TokenizerSettings:
         if pad_id is None and pad_token is not None:
             pad_id = tokenizer.token_to_id(pad_token)
         multiple: Any = padding.get("pad_to_multiple_of")
-        _check_growth(tokenizer, directory)
+        if lower_case:
+            present = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *present])
+        found_normalizers, found_pre_tokenizers = _parts(tokenizer)
+        _check_growth(found_normalizers, directory)
         return cls(
             tokenizer=tokenizer,
+            normalizers=found_normalizers,
+            pre_tokenizers=found_pre_tokenizers,
             declared_limit=tokenizer_limit(config),
             truncation_side=_side(config.get("truncation_side")) or truncation.get("direction", "right"),
             pad_id=pad_id if _is_id(pad_id) else None,
@@ -159,14 +186,38 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         raise ModelLoadError(f"cannot read {path}: {error}", model=str(path.parent)) from error
 
 
-def _check_growth(tokenizer: Tokenizer, directory: Path) -> None:
+def _parts(tokenizer: Tokenizer) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The normalizers and the pre-tokenizers of `tokenizer`, as `tokenizer.json` describes them."""
+    # Written with them alone, since a vocabulary may have many megabytes.
+    shell = Tokenizer(models.BPE())
+    for name in ("normalizer", "pre_tokenizer"):
+        if (part := getattr(tokenizer, name)) is not None:
+            setattr(shell, name, part)
+    record = json.loads(shell.to_str())
+    return (
+        list(_flattened(record["normalizer"], "normalizers")),
+        list(_flattened(record["pre_tokenizer"], "pretokenizers")),
+    )
+
+
+def _flattened(part: dict[str, Any] | None, members: str) -> Iterator[dict[str, Any]]:
+    if part is None:
+        return
+    if part["type"] != "Sequence":
+        yield part
+        return
+    for member in part[members]:
+        yield from _flattened(member, members)
+
+
+def _check_growth(rules: list[dict[str, Any]], directory: Path) -> None:
     """Raise `UnsupportedModelError` if normalizing can make a text many times as long, as rules that double a letter.
 
     What the rules put in is tried out, as it is what later rules find, one rule after the other.
     """
     replacements = [
         part
-        for part in components(tokenizer.normalizer, "normalizers")
+        for part in rules
         if part["type"] in ("Replace", "Prepend") and isinstance(part.get("content", part.get("prepend")), str)
     ]
     found = [str(part.get("content", part.get("prepend"))) for part in replacements]

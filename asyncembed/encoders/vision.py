@@ -1,18 +1,22 @@
 """One vector per image, from a vision model's graph."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from asyncembed.encoders.batch import Usable, split
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.encoders.finite import quietly
-from asyncembed.encoders.pooling import FloatArray, normalize
+from asyncembed.encoders.pooling import FloatArray, in_order, normalize
 from asyncembed.encoders.postprocess import encoded_rows
+from asyncembed.encoders.settings import ImageSettings, ReaderSettings, read_settings
 from asyncembed.encoders.text_graph import Graph
 from asyncembed.errors import InputError, UnsupportedModelError
 from asyncembed.images.decode import DecodeOptions, decode
@@ -38,24 +42,16 @@ FAST_DECODE_MARGIN = 2
 
 
 class ImageReader:
-    """From inputs to what the graph takes: decoding and preprocessing, in one thread or several.
+    """From inputs to what the graph takes: decoding and preprocessing, in one thread or several."""
 
-    Of `config.settings` it reads:
-        fast_decode: Decode JPEGs at a reduced scale, `FAST_DECODE_MARGIN` times what the model needs or more.
-        apply_orientation: Turn images as their EXIF tag says.
-        max_image_pixels: Refuse larger images.
-    """
-
-    def __init__(self, config: EncoderConfig, *, threads: int = 1) -> None:
+    def __init__(self, directory: Path, settings: ReaderSettings, *, threads: int = 1) -> None:
         """Read the preprocessor's configuration; see `build` for the errors."""
-        self.preprocessor = Preprocessor.read(config.directory)
-        settings = config.settings
-        most_pixels = settings.get("max_image_pixels", MAX_IMAGE_PIXELS)
-        assert isinstance(most_pixels, int)
+        self.preprocessor = Preprocessor.read(directory)
+        most_pixels = settings.max_image_pixels or MAX_IMAGE_PIXELS
         self._options = DecodeOptions(
-            apply_orientation=bool(settings.get("apply_orientation", False)),
+            apply_orientation=settings.apply_orientation,
             max_pixels=most_pixels,
-            reduce_to=self._reduced if settings.get("fast_decode", False) else None,
+            reduce_to=self._reduced if settings.fast_decode else None,
         )
         self._memory = DecodingMemory(most_pixels)
         self._threads = ThreadPoolExecutor(threads, "asyncembed-decode") if threads > 1 else None
@@ -66,23 +62,11 @@ class ImageReader:
         size = self.preprocessor.output_size
         return TOKENS_OF_ANY_SIZE if size is None else ceil(size[0] * size[1] / PIXELS_PER_TOKEN)
 
-    def read(self, inputs: Sequence[object]) -> tuple[list[Prepared], list[int], dict[int, InputError]]:
-        """Decode and prepare images.
-
-        Returns:
-            The usable images, where each of them stands in the batch, and the failures by position.
-        """
-        outcomes = map(self._read_one, inputs) if self._threads is None else self._threads.map(self._read_one, inputs)
-        images: list[Prepared] = []
-        positions: list[int] = []
-        failures: dict[int, InputError] = {}
-        for position, outcome in enumerate(outcomes):
-            if isinstance(outcome, InputError):
-                failures[position] = outcome
-            else:
-                images.append(outcome)
-                positions.append(position)
-        return images, positions, failures
+    def read(self, inputs: Sequence[object]) -> Usable[Prepared]:
+        """Decode and prepare images."""
+        return split(
+            map(self._read_one, inputs) if self._threads is None else self._threads.map(self._read_one, inputs)
+        )
 
     def _read_one(self, value: object) -> Prepared | InputError:
         try:
@@ -106,9 +90,6 @@ class ImageEncoder:
 
     Its inputs are those of `asyncembed.images.decode.decode`. With `spec.pooling` "cls" the first of the graph's
     token vectors is the image's; with "none" the graph's output is (n, dim).
-
-    Of `spec.settings` it reads:
-        flatten: Whether all that the graph gives for an image, of whatever shape, is its vector.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -117,13 +98,13 @@ class ImageEncoder:
         if spec.pooling not in ("none", "cls"):
             raise UnsupportedModelError(f"an image model cannot have pooling={spec.pooling!r}", model=spec.name)
         self._spec = spec
-        self._reader = ImageReader(config)
+        self._settings = read_settings(ImageSettings, spec, config.keywords)
+        self._reader = ImageReader(config.directory, self._settings)
         # Images run side by side rather than one after the other with more threads: decoding has but one, and a graph
         # gains less from a second thread than a second image does.
         self._side_by_side = min(config.session.threads, MAX_SIDE_BY_SIDE)
         session = replace(config.session, threads=config.session.threads // self._side_by_side)
-        self._graph = Graph(replace(config, session=session))
-        self._finite = self._graph.finite
+        self._graph = Graph(replace(config, session=session), self._settings)
         self._threads = ThreadPoolExecutor(self._side_by_side, "asyncembed-image") if self._side_by_side > 1 else None
         names = self._graph.session.input_names
         if len(names) != 1:
@@ -139,34 +120,22 @@ class ImageEncoder:
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed images; one that cannot be decoded is a failure."""
         if self._threads is None or len(inputs) < 2:
-            parts = [self._encode_part(inputs)]
+            parts: Iterable[list[FloatArray | InputError]] = [self._encode_part(inputs)]
         else:
             size = ceil(len(inputs) / self._side_by_side)
             starts = range(0, len(inputs), size)
-            parts = list(self._threads.map(self._encode_part, [inputs[start : start + size] for start in starts]))
-        vectors = np.concatenate([part[0] for part in parts])
-        positions: list[int] = []
-        failures: dict[int, InputError] = {}
-        start = 0
-        for _, own_positions, own_failures in parts:
-            positions += [start + position for position in own_positions]
-            failures |= {start + position: error for position, error in own_failures.items()}
-            start += len(own_positions) + len(own_failures)
-        tokens = self._tokens * len(positions)
-        return encoded_rows(
-            normalize(vectors) if self._spec.normalize else vectors,
-            call,
-            self._finite,
-            positions=positions,
-            failures=failures,
-            tokens=tokens,
-            padded_tokens=tokens,
-        )
+            parts = self._threads.map(self._encode_part, [inputs[start : start + size] for start in starts])
+        rows = split(chain.from_iterable(parts))
+        vectors: FloatArray = np.array(rows.values, dtype=np.float32).reshape(-1, self._dim)
+        if self._spec.normalize:
+            vectors = normalize(vectors)
+        tokens = self._tokens * len(vectors)
+        return encoded_rows(vectors, call, self._graph.finite, rows, tokens=tokens, padded_tokens=tokens)
 
-    def _encode_part(self, inputs: Sequence[object]) -> tuple[FloatArray, list[int], dict[int, InputError]]:
-        """Vectors of the usable images, where those stand among `inputs`, and the failures by position."""
-        images, positions, failures = self._reader.read(inputs)
-        return self._embed(images), positions, failures
+    def _encode_part(self, inputs: Sequence[object]) -> list[FloatArray | InputError]:
+        """The vector of each image, or why it has none."""
+        images = self._reader.read(inputs)
+        return images.outcomes(self._embed(images.values))
 
     def _check_size(self) -> None:
         """Raise `UnsupportedModelError` if images are not brought to the size that the graph was made for."""
@@ -190,20 +159,19 @@ class ImageEncoder:
         """Vectors in the order of `images`, float32 (n, dim)."""
         # A model may take images as they are: then only those of one size can run together.
         shapes = [image.pixels.shape for image in images]
-        vectors: FloatArray | None = None
-        for run in self._graph.planner.plan_alike(shapes, [self._tokens] * len(images)):
-            pixels = np.concatenate([images[row].pixels for row in run.rows])
-            (output,) = self._graph.run([self._graph.output], {self._input: pixels})
-            pooled = self._pool(output)
-            if vectors is None:
-                vectors = np.empty((len(images), pooled.shape[1]), dtype=np.float32)
-            vectors[list(run.rows)] = pooled
-        return np.empty((0, self._dim), dtype=np.float32) if vectors is None else vectors
+        runs = self._graph.planner.plan_alike(shapes, [self._tokens] * len(images))
+        return in_order(
+            ((run.rows, self._run([images[row] for row in run.rows])) for run in runs), len(images), self._dim
+        )
+
+    def _run(self, images: Sequence[Prepared]) -> FloatArray:
+        pixels = np.concatenate([image.pixels for image in images])
+        return self._pool(self._graph.run({self._input: pixels}))
 
     def _pool(self, output: Array) -> FloatArray:
         if output.ndim > 2 and self._spec.pooling == "cls":
             output = output.reshape(len(output), -1, output.shape[-1])[:, 0]
-        elif self._spec.settings.get("flatten"):
+        elif self._settings.flatten:
             output = output.reshape(len(output), -1)
         dim = self._spec.dim
         if output.ndim != 2 or (dim is not None and output.shape[1] != dim):

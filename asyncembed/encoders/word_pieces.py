@@ -6,15 +6,16 @@ import numpy.typing as npt
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer
 
 CONTINUATION = "##"
-"""What WordPiece writes before a piece that continues a word."""
+"""What WordPiece writes before a piece that continues a word, where the tokenizer does not say."""
 
 
 class WordPieces:
     """The pieces of a vocabulary, and how they make up words."""
 
-    def __init__(self, tokenizer: TextTokenizer, *, prefix: str = CONTINUATION) -> None:
-        """Take the vocabulary of `tokenizer`; `prefix` marks a piece that continues a word."""
-        vocabulary = tokenizer.tokenizer.get_vocab()
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        """Take the vocabulary of `tokenizer`."""
+        vocabulary = tokenizer.vocabulary
+        prefix = tokenizer.files.continuation or CONTINUATION
         size = max(vocabulary.values(), default=-1) + 1
         self._pieces = [""] * size
         self._continues = np.zeros(size, dtype=np.bool_)

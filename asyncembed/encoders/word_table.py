@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import TypeAlias
 
-from tokenizers import Tokenizer
-
-from asyncembed.encoders.long_texts import LOCAL_NORMALIZERS, LOCAL_PRE_TOKENIZERS, SPLITS_AT_SPACES, components
+from asyncembed.encoders.long_texts import LOCAL_NORMALIZERS, LOCAL_PRE_TOKENIZERS, SPLITS_AT_SPACES
 from asyncembed.encoders.tokenization import TextTokenizer
+from asyncembed.encoders.tokenizer_files import TokenizerFiles
 
 Ids: TypeAlias = tuple[int, ...]
 
@@ -29,27 +28,26 @@ _CHUNKS = re.compile(r"[^ \n\t\r]+")
 
 
 class WordTable:
-    """The ids, without special tokens, that `tokenizer` gives to texts."""
+    """The ids that `tokenizer`, which adds no special tokens, gives to texts."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
         self._words: dict[str, Ids] = {}
-        library = tokenizer.tokenizer
-        added = [token.content for token in library.get_added_tokens_decoder().values()]
-        self._added = re.compile("|".join(re.escape(content) for content in added)) if added else None
-        self._is_word_local = _is_word_local(library)
+        files = tokenizer.files
+        added = [token.content for token in files.tokenizer.get_added_tokens_decoder().values()]
+        self._added = re.compile("|".join(map(re.escape, added))) if added else None
+        self._is_word_local = not any(re.search(r"\s", content) for content in added) and _are_word_local(files)
         self._lower_case = False
         self._is_bert = False
-        normalizers = components(library.normalizer, "normalizers")
-        if self._is_word_local and [part["type"] for part in normalizers] == ["BertNormalizer"]:
-            kinds = [part["type"] for part in components(library.pre_tokenizer, "pretokenizers")]
-            self._is_bert = kinds == ["BertPreTokenizer"] and normalizers[0]["clean_text"]
-            self._lower_case = normalizers[0]["lowercase"]
+        if self._is_word_local and [part["type"] for part in files.normalizers] == ["BertNormalizer"]:
+            kinds = [part["type"] for part in files.pre_tokenizers]
+            self._is_bert = kinds == ["BertPreTokenizer"] and files.normalizers[0]["clean_text"]
+            self._lower_case = files.normalizers[0]["lowercase"]
 
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """The ids of each text, cut at the limit, and whether it was cut."""
         if not self._is_word_local:
-            encodings = self._tokenizer.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            encodings = self._tokenizer.tokenize(texts)
             return [encoding.ids for encoding in encodings], [bool(e.overflowing) for e in encodings]
         split = [self._split(text) for text in texts]
         table = self._words
@@ -82,8 +80,7 @@ class WordTable:
             self._words = {}
             missing = {word for words in split for word in words}
         ordered = sorted(missing)
-        encodings = self._tokenizer.tokenizer.encode_batch_fast(ordered, add_special_tokens=False)
-        for word, encoding in zip(ordered, encodings, strict=True):
+        for word, encoding in zip(ordered, self._tokenizer.tokenize(ordered), strict=True):
             ids = tuple(encoding.ids)
             if encoding.overflowing:
                 # A word that is over the limit by itself was cut already: one id more, of whatever value,
@@ -92,15 +89,13 @@ class WordTable:
             self._words[word] = ids
 
 
-def _is_word_local(tokenizer: Tokenizer) -> bool:
+def _are_word_local(files: TokenizerFiles) -> bool:
     """Whether a text's tokens are those of its parts between spaces, one after the other."""
-    if any(re.search(r"\s", token.content) for token in tokenizer.get_added_tokens_decoder().values()):
-        return False
-    normalizers = [part["type"] for part in components(tokenizer.normalizer, "normalizers")]
-    pre_tokenizers = [part["type"] for part in components(tokenizer.pre_tokenizer, "pretokenizers")]
+    normalizers = {part["type"] for part in files.normalizers}
+    pre_tokenizers = [part["type"] for part in files.pre_tokenizers]
     return (
         # A prefix comes once per text, not once per word.
-        set(normalizers) <= LOCAL_NORMALIZERS - {"Prepend"}
+        normalizers <= LOCAL_NORMALIZERS - {"Prepend"}
         and set(pre_tokenizers) <= LOCAL_PRE_TOKENIZERS - {"ByteLevel"}
         # All later parts see single words only.
         and pre_tokenizers[:1] != []

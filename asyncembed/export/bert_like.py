@@ -9,10 +9,10 @@ goes. Nothing but standard operators is used, so that any ONNX runtime takes the
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -137,68 +137,55 @@ def read_config(directory: Path) -> BertConfig:
         ModelLoadError: There is no config.json, or it is broken.
         UnsupportedModelError: The architecture is not known, or the graph would not be the encoder that is described.
     """
+    model = str(directory)
     config = read_json(directory / "config.json")
     if not isinstance(config, dict):
-        raise ModelLoadError(f"{directory / 'config.json'} cannot be read: it is no JSON object", model=str(directory))
-    return _Reader(config, str(directory)).read()
-
-
-class _Reader:
-    """One config.json, and what is said of it when something in it is not computed."""
-
-    def __init__(self, config: Mapping[str, object], model: str) -> None:
-        self._config = config
-        self._model = model
-
-    def read(self) -> BertConfig:
-        config, architecture = self._config, self._architecture()
-        for key, computed in _COMPUTED.items():
-            if config.get(key) not in (None, computed):
-                raise self._refusal(f"has {key} = {quoted(config[key])}, and only {computed!r} is computed")
-        keys = architecture.keys
-        heads, hidden = self._size(keys.heads), self._size(keys.hidden)
-        if heads == 0 or hidden % heads:
-            raise self._refusal(f"has {keys.heads} = {heads}, which does not divide {keys.hidden} = {hidden}")
-        name = config.get(keys.activation, "gelu")
-        if not isinstance(name, str) or name not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise self._refusal(f"has {keys.activation} = {quoted(name)}, and those computed are {known}")
-        eps = config.get("layer_norm_eps", architecture.norm_eps)
-        if not isinstance(eps, float | int) or not 0 <= eps <= 1:
-            raise self._refusal("has no usable layer_norm_eps")
-        return BertConfig(
-            model=self._model,
-            architecture=architecture,
-            layers=self._size(keys.layers),
-            heads=heads,
-            hidden=hidden,
-            activation=ACTIVATIONS[name],
-            norm_eps=float(eps),
-            padding_id=self._size("pad_token_id", architecture.padding_id),
+        raise ModelLoadError(f"{directory / 'config.json'} cannot be read: it is no JSON object", model=model)
+    for objection in _objections(config):
+        raise UnsupportedModelError(
+            f"{model} has no ONNX file, and none can be built: its config.json {objection}; use a repo that has one",
+            model=model,
         )
+    architecture = ARCHITECTURES[config["model_type"]]
+    keys = architecture.keys
+    return BertConfig(
+        model=model,
+        architecture=architecture,
+        layers=config[keys.layers],
+        heads=config[keys.heads],
+        hidden=config[keys.hidden],
+        activation=ACTIVATIONS[config.get(keys.activation, "gelu")],
+        norm_eps=float(config.get("layer_norm_eps", architecture.norm_eps)),
+        padding_id=config.get("pad_token_id", architecture.padding_id),
+    )
 
-    def _architecture(self) -> BertLike:
-        name = self._config.get("model_type")
-        if not isinstance(name, str) or name not in ARCHITECTURES:
-            known = ", ".join(ARCHITECTURES)
-            raise self._refusal(f"names the architecture {quoted(name)}, and those known are {known}")
-        custom = self._config.get("auto_map")
-        if isinstance(custom, dict) and "AutoModel" in custom:
-            own = quoted(custom["AutoModel"])
-            raise self._refusal(f"says {name!r}, but also that the model brings code of its own (auto_map: {own})")
-        return ARCHITECTURES[name]
 
-    def _size(self, key: str, default: int | None = None) -> int:
-        value = self._config.get(key, default)
-        if not isinstance(value, int) or not 0 <= value < 2**31:
-            raise self._refusal(f"has no usable {key}")
-        return value
-
-    def _refusal(self, reason: str) -> UnsupportedModelError:
-        return UnsupportedModelError(
-            f"{self._model} has no ONNX file, and none can be built: its config.json {reason}; use a repo that has one",
-            model=self._model,
-        )
+def _objections(config: Mapping[str, Any]) -> Iterator[str]:
+    """Why the graph would not be the encoder that `config` describes. Whoever goes on after one must not."""
+    name = config.get("model_type")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        yield f"names the architecture {quoted(name)}, and those known are {', '.join(ARCHITECTURES)}"
+    custom = config.get("auto_map")
+    if isinstance(custom, dict) and "AutoModel" in custom:
+        yield f"says that the model brings code of its own (auto_map: {quoted(custom['AutoModel'])})"
+    for key, computed in _COMPUTED.items():
+        if config.get(key) not in (None, computed):
+            yield f"has {key} = {quoted(config[key])}, and only {computed!r} is computed"
+    architecture = ARCHITECTURES[config["model_type"]]
+    keys = architecture.keys
+    sizes = {"pad_token_id": architecture.padding_id, **config}
+    for key in (keys.layers, keys.heads, keys.hidden, "pad_token_id"):
+        if not isinstance(sizes.get(key), int) or not 0 <= sizes[key] < 2**31:
+            yield f"has no usable {key}"
+    heads, hidden = config[keys.heads], config[keys.hidden]
+    if heads == 0 or hidden % heads:
+        yield f"has {keys.heads} = {heads}, which does not divide {keys.hidden} = {hidden}"
+    activation = config.get(keys.activation, "gelu")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        yield f"has {keys.activation} = {quoted(activation)}, and those computed are {', '.join(ACTIVATIONS)}"
+    eps = config.get("layer_norm_eps", architecture.norm_eps)
+    if not isinstance(eps, float | int) or not 0 <= eps <= 1:
+        yield "has no usable layer_norm_eps"
 
 
 class _Builder:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -24,6 +25,21 @@ class Session(Protocol):
         """Names of the graph's outputs, in its order."""
         ...
 
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """What came up to compute, by the runtime's own names, the one that computes first."""
+        ...
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether the CPU computes; on anything else each run has a much higher fixed cost."""
+        ...
+
+    @property
+    def warning(self) -> str | None:
+        """What the user should know of where it runs; None: nothing."""
+        ...
+
     def input_dtype(self, name: str) -> np.dtype[Any]:
         """The element type that the input `name` takes."""
         ...
@@ -34,6 +50,10 @@ class Session(Protocol):
 
     def output_shape(self, name: str) -> tuple[int | None, ...]:
         """The shape of the output `name`, None for a dimension of any length; empty also where it is not stated."""
+        ...
+
+    def output_type(self, name: str) -> str:
+        """The element type that the output `name` has, by numpy's name where numpy has it."""
         ...
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
@@ -56,3 +76,15 @@ class SessionOptions:
     device: Device = "auto"
     device_id: int | None = None
     providers: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] | None = None
+
+
+def open_session(path: Path, options: SessionOptions) -> Session:
+    """Load the graph at `path`; blocks, as it reads the whole model.
+
+    Raises:
+        RuntimeMissingError: The runtime, or an execution provider that was asked for, is missing.
+        ModelLoadError: The file is missing, broken, or needs a newer runtime.
+    """
+    from asyncembed.runtime.onnx import OnnxSession
+
+    return OnnxSession(path, options)

@@ -4,6 +4,8 @@ import logging
 import platform
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asyncembed.catalogue.onnx_choice import choose_onnx_file, precision_of
 from asyncembed.errors import UnsupportedModelError
@@ -96,3 +98,26 @@ def test_the_kind_of_this_machine_is_one_that_files_are_made_for() -> None:
 
     is_arm = platform.machine().lower() in ("arm64", "aarch64")
     assert (this_cpu() == "arm64") == is_arm
+
+
+@given(
+    files=st.lists(st.sampled_from([*BY_CPU, *BY_KIND, "model.onnx", "vision_model.onnx", "config.json"]), unique=True),
+    precision=st.sampled_from([None, "fp32", "fp16", "int8", "uint8", "q4", "q4f16", "bnb4"]),
+    cpu=st.sampled_from(["arm64", "avx512_vnni", "avx512", "avx2", "other"]),
+    data=st.data(),
+)
+def test_the_choice_is_of_the_precision_and_not_of_the_order_of_a_listing(
+    files: list[str], precision: str | None, cpu: str, data: st.DataObject
+) -> None:
+    def choose(listing: list[str]) -> str | None:
+        try:
+            return choose_onnx_file(listing, precision=precision, cpu=cpu)
+        except UnsupportedModelError:
+            return None
+
+    chosen = choose(files)
+    assert choose(data.draw(st.permutations(files))) == chosen
+    if chosen is not None:
+        told = precision_of(chosen)
+        assert chosen in files
+        assert told == (precision or "fp32") or (told, precision) == ("uint8", "int8")

@@ -1,8 +1,12 @@
 import json
+import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asyncembed.catalogue.limits import most_tokens
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
@@ -465,3 +469,31 @@ def test_a_broken_list_of_modules_is_told(content: str, tmp_path: Path) -> None:
 def test_learnt_positions_bound_an_input(config: dict[str, object], most: int | None) -> None:
     """Where positions are computed, as by rotation, a longer input can be computed all the same."""
     assert most_tokens(config) == most
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize"]), max_size=5),
+    pooling=st.sampled_from([None, "mean"]),
+)
+def test_modules_are_computed_in_the_one_order_in_which_they_mean_something(
+    kinds: list[str], pooling: Pooling | None
+) -> None:
+    with TemporaryDirectory() as folder:
+        modules = [(kind, "" if kind in ("Transformer", "StaticEmbedding") else kind) for kind in kinds]
+        files = ("onnx/model.onnx", "model.safetensors", "tokenizer.json", "Dense/model.safetensors")
+        flags = {"pooling_mode_mean_tokens": True}
+        directory = write_repo(Path(folder), modules=modules, files=files)
+        (directory / "Pooling").mkdir()
+        (directory / "Pooling/config.json").write_text(json.dumps(flags))
+        overrides = Overrides(pooling=pooling, normalize=None if pooling is None else True)
+        # Where the caller says all, modules of the repo's own may stand for the first two.
+        first = "(Transformer )?(Pooling )?" if pooling else "Transformer Pooling "
+        order = f"({first}|StaticEmbedding )(Dense )*(Normalize )*"
+        is_computed = re.fullmatch(order, "".join(f"{kind} " for kind in kinds)) is not None
+        if not is_computed:
+            with pytest.raises(UnsupportedModelError, match="in an order that we do not compute"):
+                spec_from_directory(directory, overrides=overrides)
+        else:
+            spec = spec_from_directory(directory, overrides=overrides)
+            assert spec.normalize == (True if pooling else "Normalize" in kinds)
+            assert spec.settings.get("projections", ()) == ("Dense",) * kinds.count("Dense")

@@ -40,7 +40,7 @@ TEXTS = (
 
 
 def load(directory: Path, **settings: Any) -> Any:
-    return build(EncoderConfig(spec=catalogued(BM25), directory=directory, settings=settings))
+    return build(EncoderConfig(spec=catalogued(BM25), directory=directory, keywords=settings))
 
 
 def vectors(encoded: Encoded) -> Ragged[SparseEmbedding]:

@@ -1,5 +1,6 @@
 """Late interaction: the numbers of the reference, for every kind of model, whatever the batch."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,27 @@ def test_a_batch_equals_its_inputs_alone(tmp_path: Path, name: str, mode: Any) -
     assert_equal(encoder.encode(DOCUMENTS, call).results, alone)
 
 
+@pytest.mark.parametrize("mode", ["embed", "query"])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_padding_on_the_left_moves_no_vector(tmp_path: Path, name: str, mode: Any) -> None:
+    spec = write_late_interaction_model(tmp_path, name)
+    right = LateInteractionEncoder(EncoderConfig(spec=spec, directory=tmp_path))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["padding_side"] = "left"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    left = LateInteractionEncoder(EncoderConfig(spec=spec, directory=tmp_path))
+    assert left.tokenizer.pads_left
+    call = Call(mode=mode)
+    assert_equal(left.encode(DOCUMENTS, call).results, right.encode(DOCUMENTS, call).results)
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_token_counts_equal_the_reference(tmp_path: Path, name: str) -> None:
     encoder = load(tmp_path, name)
     counter = reference(tmp_path, name)
     for role in ("document", "query"):
         for extended in (False, True):
-            call = Call(mode="count", settings=(("include_extension", extended), ("role", role)))
+            call = Call(mode="count", include_extension=extended, role=role)
             counts = encoder.encode(DOCUMENTS, call).results
             if name.endswith("-tokens"):
                 assert sum(counts) == counter.token_count(list(DOCUMENTS))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fastembed import LateInteractionMultimodalEmbedding
 
-from asyncembed.encoders.colpali import ColModernVBertEncoder, ColPaliEncoder
+from asyncembed.encoders.colpali import colmodernvbert, colpali
 from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.encoders.registry import build
 from asyncembed.errors import UnsupportedModelError
@@ -84,7 +84,7 @@ def test_token_counts_equal_the_reference(tmp_path: Path, name: str) -> None:
     encoder = load(tmp_path, name)
     model = reference(tmp_path, name)
     for extended in (False, True):
-        call = Call(mode="count", settings=(("include_extension", extended),))
+        call = Call(mode="count", include_extension=extended)
         expected = [model.token_count(text, include_extension=extended) for text in TEXTS]
         assert list(encoder.encode(TEXTS, call).results) == expected
 
@@ -104,6 +104,6 @@ def test_missing_files_and_settings_are_named(tmp_path: Path) -> None:
     spec = write_multimodal_model(tmp_path, COLMODERNVBERT_NAME)
     (tmp_path / "processor_config.json").unlink()
     with pytest.raises(UnsupportedModelError, match=r"processor_config\.json"):
-        ColModernVBertEncoder(EncoderConfig(spec=spec, directory=tmp_path))
+        colmodernvbert(EncoderConfig(spec=spec, directory=tmp_path))
     with pytest.raises(UnsupportedModelError, match="query_prefix_ids"):
-        ColPaliEncoder(EncoderConfig(spec=spec, directory=tmp_path))
+        colpali(EncoderConfig(spec=spec, directory=tmp_path))

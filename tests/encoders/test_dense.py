@@ -71,7 +71,7 @@ def vectors(encoder: Encoder, texts: Sequence[object] = TEXTS, **call: Any) -> A
 def first_tokens(*, encoder_directory: Path, text: str, count: int) -> Array:
     """The sum of the first hidden states of `text`, straight from the graph."""
     tokenizer = TextTokenizer(encoder_directory)
-    ids, mask = tokenizer.pad(tokenizer.encode([text]).encodings)
+    ids, mask = tokenizer.pad([encoding.ids for encoding in tokenizer.encode([text]).values])
     session = OnnxSession(encoder_directory / MODEL_FILE, SessionOptions(device="cpu"))
     feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": ids * 0}
     states = session.run(["last_hidden_state"], feeds)[0]

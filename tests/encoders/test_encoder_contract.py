@@ -1,7 +1,5 @@
 """What the engine counts on in every encoder, whatever it computes."""
 
-import ast
-import inspect
 import pickle
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +9,8 @@ import pytest
 
 from asyncembed.catalogue.lookup import list_models
 from asyncembed.encoders import build
-from asyncembed.encoders.encoder import Call, Encoded, Encoder, EncoderConfig, Mode
+from asyncembed.encoders.encoder import Call, Encoded, Encoder, EncoderConfig, Mode, ModelInfo
+from asyncembed.encoders.registry import ROWS
 from asyncembed.errors import InputError
 from asyncembed.results import SparseEmbedding
 from tests.support.every_encoder import WRITE
@@ -90,11 +89,27 @@ def encode(encoder: Encoder, mode: Mode, inputs: Sequence[object]) -> Encoded:
 
 
 def test_no_encoder_is_forgotten() -> None:
-    tree = ast.parse(inspect.getsource(build))
-    patterns = [node for node in ast.walk(tree) if isinstance(node, ast.MatchValue)]
-    known = {ast.literal_eval(pattern.value) for pattern in patterns}
-    assert known == WRITE.keys()
-    assert {spec.encoder for spec in list_models()} <= known
+    assert ROWS.keys() == WRITE.keys()
+    assert {spec.encoder for spec in list_models()} <= ROWS.keys()
+
+
+@pytest.mark.parametrize("name", WRITE)
+def test_it_says_what_it_knows_of_its_model(load: Load, name: str) -> None:
+    """The engine reads it once, in the parent."""
+    encoder = load(name)
+    assert type(encoder.info) is ModelInfo
+    assert pickle.loads(pickle.dumps(encoder.info)) == encoder.info
+    assert bool(encoder.info.tokens_per_image) == ("image" in MODES.get(name, ()))
+    assert bool(encoder.info.providers) == (ROWS[name].needs_graph and name not in ("inference_free_splade", "bm42"))
+
+
+@pytest.mark.parametrize(("name", "mode"), COUNTING)
+def test_the_special_tokens_that_it_states_are_those_of_an_empty_input(load: Load, name: str, mode: Mode) -> None:
+    encoder, empty = load(name), ("", "") if mode == "pair" else ""
+    # ColBERT's marker is in every text; what makes a query of a text for ColPali is not.
+    extended = not name.startswith("col") or name == "colbert"
+    (count,) = encoder.encode([empty], Call(mode="count", include_extension=extended)).results
+    assert count == encoder.info.special_tokens
 
 
 @pytest.mark.parametrize(("name", "mode"), EVERY_MODE)

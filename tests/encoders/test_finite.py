@@ -95,13 +95,13 @@ def test_no_form_of_a_vector_hides_what_is_not_finite(form: dict[str, Any], tmp_
     id_ = wordpiece().token_to_id(WORD)
     spec = spec_for(write_model(tmp_path, dtype="float16", overflows=id_), pooling="mean", normalize=True)
     ranges = np.array([[-1] * 8, [1] * 8], dtype=np.float32).tobytes()
-    batch = load(spec, tmp_path).encode(TEXTS, Call(**form, settings=(("int8_ranges", ranges),)))
+    batch = load(spec, tmp_path).encode(TEXTS, Call(**form, int8_ranges=ranges))
     assert_fails_where_it_should(batch.failures)
 
 
 def test_sigmoid_and_activations_hide_nothing(tmp_path: Path) -> None:
     spec = TEXT_FAMILIES["reranker"](tmp_path, dtype="float16", overflows=overflowing_token("reranker"))
-    batch = encode(load(spec, tmp_path), "reranker", TEXTS, settings=(("activation", "sigmoid"),))
+    batch = encode(load(spec, tmp_path), "reranker", TEXTS, activation="sigmoid")
     assert_fails_where_it_should(batch.failures)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from asyncembed.encoders.encoder import Call
-from asyncembed.encoders.postprocess import INT8_RANGES, finish, quantize_binary, quantize_int8
+from asyncembed.encoders.postprocess import finish, quantize_binary, quantize_int8
 from asyncembed.errors import OptionError
 
 VECTORS = np.array(
@@ -30,7 +30,7 @@ def test_int8_is_that_of_sentence_transformers() -> None:
     quantized = quantize_int8(VECTORS, RANGES)
     assert quantized.dtype == np.int8
     assert quantized.tolist() == expected
-    call = Call(output="int8", settings=((INT8_RANGES, RANGES.tobytes()),))
+    call = Call(output="int8", int8_ranges=RANGES.tobytes())
     assert finish(VECTORS, call).tolist() == expected
 
 
@@ -45,7 +45,7 @@ def test_int8_without_ranges_says_where_they_come_from() -> None:
     with pytest.raises(OptionError, match=r"int8_ranges=np\.stack"):
         finish(VECTORS, Call(output="int8"))
     with pytest.raises(OptionError, match=r"shape \(2, 10\)"):
-        finish(VECTORS, Call(output="int8", settings=((INT8_RANGES, RANGES[:, :5].tobytes()),)))
+        finish(VECTORS, Call(output="int8", int8_ranges=RANGES[:, :5].tobytes()))
 
 
 def test_quantised_forms_follow_the_shortened_vector() -> None:

@@ -34,7 +34,7 @@ EXPECTED = {
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_linear_layer_and_its_activation(activation: str, tmp_path: Path) -> None:
     write_layer(tmp_path / "2_Dense", activation=activation)
-    (layer,) = read_projections(tmp_path, {"projections": ("2_Dense",)})
+    (layer,) = read_projections(tmp_path, ("2_Dense",))
     result = layer(VECTORS)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, EXPECTED[activation.rsplit(".", 1)[1]], rtol=1e-6)
@@ -42,18 +42,18 @@ def test_a_linear_layer_and_its_activation(activation: str, tmp_path: Path) -> N
 
 def test_layers_come_in_order_and_may_lack_a_bias(tmp_path: Path) -> None:
     write_layer(tmp_path / "2_Dense", activation="torch.nn.modules.linear.Identity", bias=False)
-    (layer,) = read_projections(tmp_path, {"projections": ["2_Dense"]})
+    (layer,) = read_projections(tmp_path, ["2_Dense"])
     np.testing.assert_allclose(layer(VECTORS), PROJECTED - BIAS)
-    assert read_projections(tmp_path, {}) == []
+    assert read_projections(tmp_path, ()) == []
 
 
 def test_what_is_missing_or_unknown_says_so(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"config\.json"):
-        read_projections(tmp_path, {"projections": ("absent",)})
+        read_projections(tmp_path, ("absent",))
     write_layer(tmp_path / "1", activation="mine.Swoosh")
     with pytest.raises(UnsupportedModelError, match=r"mine\.Swoosh"):
-        read_projections(tmp_path, {"projections": ("1",)})
+        read_projections(tmp_path, ("1",))
     write_layer(tmp_path / "2", activation="torch.nn.modules.linear.Identity")
     (tmp_path / "2" / "model.safetensors").unlink()
     with pytest.raises(UnsupportedModelError, match=r"model\.safetensors"):
-        read_projections(tmp_path, {"projections": ("2",)})
+        read_projections(tmp_path, ("2",))

@@ -8,7 +8,7 @@ from fastembed.rerank.cross_encoder import TextCrossEncoder as Reference
 
 from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, EncoderConfig
-from asyncembed.encoders.reranker import sigmoid
+from asyncembed.encoders.projection import sigmoid
 from asyncembed.errors import UnsupportedModelError
 from tests.support.sparse_models import RERANKER, TEXTS, catalogued, write_reranker
 from tests.support.tokenizers import byte_level_bpe
@@ -68,7 +68,7 @@ def test_a_pair_far_over_the_limit_is_cut_without_a_difference(tmp_path: Path) -
 def test_sigmoid_maps_to_the_unit_interval_and_keeps_the_order(tmp_path: Path) -> None:
     encoder = load(write_reranker(tmp_path))
     logits = encoder.encode(PAIRS, Call(mode="pair")).results
-    activated = encoder.encode(PAIRS, Call(mode="pair", settings=(("activation", "sigmoid"),))).results
+    activated = encoder.encode(PAIRS, Call(mode="pair", activation="sigmoid")).results
     assert activated.dtype == np.float32
     np.testing.assert_allclose(activated, 1 / (1 + np.exp(-logits.astype(np.float64))), rtol=1e-5)
     extremes = sigmoid(np.array([-1e4, -90, 0, 90, 1e4], dtype=np.float32))

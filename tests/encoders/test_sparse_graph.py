@@ -85,7 +85,7 @@ def test_keywords_mean_what_they_mean_in_fastembed(
 ) -> None:
     directory = directories[name]
     theirs = Reference(name, specific_model_path=str(directory), **settings)
-    assert_same(load(name, directory, settings=settings), theirs)
+    assert_same(load(name, directory, keywords=settings), theirs)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -123,7 +123,7 @@ def test_input_that_is_no_text_fails_alone(name: str, directories: dict[str, Pat
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_keyword_of_another_family_is_refused(name: str, directories: dict[str, Path]) -> None:
     with pytest.raises(OptionError, match="no keyword 'token_max_length'"):
-        load(name, directories[name], settings={"token_max_length": 3})
+        load(name, directories[name], keywords={"token_max_length": 3})
 
 
 @pytest.mark.parametrize("name", [IF_SPLADE, BM42])

@@ -93,7 +93,7 @@ def test_forms_of_a_vector(tmp_path: Path) -> None:
 def test_fast_decoding_changes_little(tmp_path: Path) -> None:
     file = encoded(picture(500, 375).resize((2000, 1500)), quality=90)
     exact = results(load(tmp_path), [file])
-    fast = results(load(tmp_path, settings={"fast_decode": True}), [file])
+    fast = results(load(tmp_path, keywords={"fast_decode": True}), [file])
     assert not np.array_equal(exact, fast)
     assert float(exact[0] @ fast[0]) > 0.99
 

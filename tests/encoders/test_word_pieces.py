@@ -20,7 +20,7 @@ from tests.support.tokenizers import wordpiece, write_tokenizer
 def test_pieces_make_up_words(tokens: list[str], words: list[str], starts: list[int], tmp_path: Path) -> None:
     write_tokenizer(tmp_path, wordpiece())
     tokenizer = TextTokenizer(tmp_path)
-    ids = np.array([tokenizer.tokenizer.token_to_id(token) for token in tokens], dtype=np.int64)
+    ids = np.array([tokenizer._library.token_to_id(token) for token in tokens], dtype=np.int64)
     found, positions = WordPieces(tokenizer).words(ids)
     assert found == words
     assert positions.tolist() == starts

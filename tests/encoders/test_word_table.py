@@ -61,7 +61,7 @@ def test_ids_from_the_table_are_those_of_the_tokenizer(kind: str, tmp_path_facto
     @given(st.lists(TEXTS, max_size=4))
     def check(texts: list[str]) -> None:
         texts = [text.encode("utf-8", "ignore").decode() for text in texts]
-        expected = tokenizer.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        expected = tokenizer._library.encode_batch_fast(texts, add_special_tokens=False)
         ids, are_cut = table.encode(texts)
         assert ids == [encoding.ids for encoding in expected]
         assert are_cut == [bool(encoding.overflowing) for encoding in expected]
@@ -75,4 +75,4 @@ def test_a_table_that_grew_too_large_starts_again(tmp_path: Path, monkeypatch: p
     tokenizer = TextTokenizer(tmp_path, add_special_tokens=False)
     table = WordTable(tokenizer)
     for text in ("the a of", "the and to", "in is it you that"):
-        assert table.encode([text])[0] == [tokenizer.tokenizer.encode(text, add_special_tokens=False).ids]
+        assert table.encode([text])[0] == [tokenizer._library.encode(text, add_special_tokens=False).ids]

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from asyncembed.errors import ModelLoadError
-from asyncembed.runtime.onnx import OnnxSession
 from asyncembed.runtime.session import Array, Session, SessionOptions
+from asyncembed.runtime.session import open_session as open_with_onnxruntime
 from tests.support.graphs import DIM, GraphBuilder, write_text_graph
 
 Open = Callable[[Path, SessionOptions], Session]
@@ -27,7 +27,7 @@ DTYPES: dict[str, int] = {
 }
 
 
-@pytest.fixture(params=[OnnxSession], ids=["onnxruntime"])
+@pytest.fixture(params=[open_with_onnxruntime], ids=["onnxruntime"])
 def open_session(request: pytest.FixtureRequest) -> Open:
     """Opens a graph with one implementation after the other."""
     opener: Open = request.param
@@ -133,3 +133,19 @@ def test_a_file_that_is_no_graph_is_named(open_session: Open, content: bytes | N
     with pytest.raises(ModelLoadError, match=r"some\.onnx") as caught:
         open_session(path, OPTIONS)
     assert caught.value.model == str(path)
+
+
+def test_it_says_what_it_runs_on(session: Session) -> None:
+    assert session.providers
+    assert session.runs_on_cpu
+    assert session.warning is None
+
+
+def test_shapes_are_known_as_far_as_the_graph_states_them(open_session: Open, tmp_path: Path) -> None:
+    build = GraphBuilder()
+    build.add("Identity", "values", output="same")
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in ("values", "same")]
+    session = open_session(build.save(tmp_path / "model.onnx", infos[:1], infos[1:]), OPTIONS)
+    assert session.input_shape("values") == (None, 3)
+    assert session.output_shape("same") == (None, 3)
+    assert session.output_type("same") == "float32"
