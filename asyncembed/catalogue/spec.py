@@ -49,7 +49,10 @@ Origin: TypeAlias = HubOrigin | ArchiveOrigin | LocalOrigin | CacheFolderOrigin
 """Where files come from. (A *source* is what a caller embeds.)"""
 
 # What these were called in 0.1.
-HubSource, ArchiveSource, LocalSource, CacheFolderSource = HubOrigin, ArchiveOrigin, LocalOrigin, CacheFolderOrigin
+HubSource: TypeAlias = HubOrigin
+ArchiveSource: TypeAlias = ArchiveOrigin
+LocalSource: TypeAlias = LocalOrigin
+CacheFolderSource: TypeAlias = CacheFolderOrigin
 Source: TypeAlias = Origin
 
 
