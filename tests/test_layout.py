@@ -1,4 +1,4 @@
-"""The map of the package is right: the layout in `asyncembed` and the README names what is there, and leaves nothing out."""
+"""The map of the package is right: the layout in `asyncembed` and in the README names what is there, and all of it."""
 
 import re
 from pathlib import Path
