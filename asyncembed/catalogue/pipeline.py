@@ -89,6 +89,23 @@ class Overrides:
     precision: str | None = None
     graph_output: int | str | None = None
 
+    def applied_to(self, spec: ModelSpec) -> ModelSpec:
+        """The spec of a model that the catalogue or the caller describes, with these instead of what it says."""
+        if self.onnx_file is not None:
+            spec = spec.with_graph(self.onnx_file)
+        settings = dict(spec.settings)
+        if self.graph_output is not None or self.pooling not in (None, spec.pooling):
+            settings.pop("output_name", None)  # it goes with the catalogue's pooling
+        if self.pooling == "none" and spec.pooling != "none":
+            settings["takes_finished"] = "any" if self.graph_output is None else "named"
+        return replace(
+            spec,
+            pooling=self.pooling or spec.pooling,
+            normalize=spec.normalize if self.normalize is None else self.normalize,
+            graph_output=spec.graph_output if self.graph_output is None else self.graph_output,
+            settings=settings,
+        )
+
 
 def configuration_files(files: Collection[str]) -> tuple[str, ...]:
     """Those of a repo's files that `spec_from_directory` may read, all of them small except the tokenizer."""
