@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import anyio
 import click
@@ -33,41 +33,21 @@ def main() -> None:
 @click.option("--refresh", is_flag=True, help="Ask where the branch is now, instead of using the cached commit.")
 @click.option("--verify", is_flag=True, help="Also read what is in the cache already, and replace what is damaged.")
 @click.option("--quiet", is_flag=True, help="Show no progress bar.")
-def download(
-    names: tuple[str, ...],
-    revision: str | None,
-    cache_dir: Path | None,
-    patterns: tuple[str, ...],
-    local_files_only: bool,
-    token: str | None,
-    refresh: bool,
-    verify: bool,
-    quiet: bool,
-) -> None:
+def download(names: tuple[str, ...], patterns: tuple[str, ...], quiet: bool, **access: Any) -> None:
     """Download models, and print the directory of each.
 
     NAME is a model of the catalogue (see `models`) or a repo of the hub. What is interrupted goes on from where it was
     when it is called again.
     """
-    from asyncembed.hub.model_files import download
+    from asyncembed.hub import HubAccess
+    from asyncembed.hub.model_files import download_models
 
-    call = partial(
-        download,
-        *names,
-        revision=revision,
-        cache_dir=cache_dir,
-        patterns=patterns or None,
-        local_files_only=local_files_only,
-        token=token,
-        refresh=refresh,
-        verify=verify,
-        progress=False if quiet else None,
-    )
+    hub = HubAccess(progress=False if quiet else None, **access)
     try:
-        found = anyio.run(call)
+        found = anyio.run(partial(download_models, names, hub, patterns=patterns or None))
     except AsyncEmbedError as error:
         raise click.ClickException(str(error)) from error
-    for directory in found if isinstance(found, list) else [found]:
+    for directory in found:
         click.echo(directory)
 
 

@@ -27,7 +27,8 @@ from asyncembed.errors import (
     WorkersImpossible,
 )
 from asyncembed.files import in_disk_thread
-from asyncembed.hub.model_files import HubAccess, fetch_model, fetch_repo, list_model
+from asyncembed.hub import HubAccess
+from asyncembed.hub.model_files import download_model, download_repo, list_model
 from asyncembed.options import Options, is_path
 from asyncembed.repo_files import list_directory, read_object
 from asyncembed.runtime.loadable_path import loadable_model_path
@@ -120,7 +121,7 @@ async def _locate(
         spec = _override(spec, overrides)
         if given is not None:
             return spec, given
-        return spec, await fetch_model(spec, hub) if spec.sources else Path()
+        return spec, await download_model(spec, hub) if spec.sources else Path()
     if given is None and place is not None and (is_path(name) or await in_disk_thread(_is_so, place.is_dir)):
         given = await _existing_directory(place, label, label)
     if given is not None:
@@ -163,7 +164,7 @@ async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overri
                 model=name,
             ) from None
     try:
-        return await fetch_repo(name, hub, families=(family,), overrides=overrides)
+        return await download_repo(name, hub, families=(family,), overrides=overrides)
     except RepoNotFoundError as error:
         if near := similar_names(name, family):
             raise RepoNotFoundError(

@@ -90,7 +90,7 @@ class Heart:
 
 async def download_with_us(repo: str, cache: str) -> float:
     from asyncembed.catalogue.spec import HubOrigin
-    from asyncembed.hub import DownloadStarted, ProgressEvent, fetch
+    from asyncembed.hub import DownloadStarted, HubAccess, ProgressEvent, download_files
 
     heart = Heart()
 
@@ -100,7 +100,7 @@ async def download_with_us(repo: str, cache: str) -> float:
 
     async with asyncio.TaskGroup() as group:
         beating = group.create_task(heart.beat())
-        await fetch([HubOrigin(repo)], patterns=["*"], cache_dir=cache, progress=watch)
+        await download_files([HubOrigin(repo)], HubAccess(cache_dir=cache, progress=watch), patterns=["*"])
         beating.cancel()
     return heart.longest
 

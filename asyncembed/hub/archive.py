@@ -2,36 +2,33 @@
 
 import contextlib
 import gzip
-import hashlib
-import logging
-import re
 import secrets
 import shutil
 import tarfile
 import zlib
-from base64 import b64decode
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO, Self, cast
+from typing import TYPE_CHECKING, BinaryIO, Self, cast
 
 import anyio
 from anyio import from_thread
 
-from asyncembed.errors import ArchiveError, CorruptFileError, NotCachedError, RepoFileNotFoundError
+from asyncembed.errors import ArchiveError, NotCachedError, RepoFileNotFoundError
 from asyncembed.files import BinaryFile, in_disk_thread, open_file
+from asyncembed.hub.access import HubAccess
 from asyncembed.hub.addresses import shown_address
 from asyncembed.hub.listing import Wanted
 from asyncembed.hub.locks import only_one
 from asyncembed.hub.progress import BytesReceived, DownloadFinished, DownloadStarted, FileFinished, Reporter
-from asyncembed.hub.retry import Patience, TransientError
+from asyncembed.hub.retry import RetryBudget, TransientError
 from asyncembed.repo_files import is_safe_path, shown
 
 if TYPE_CHECKING:
     from asyncembed.hub.client import Answer
 
-MAX_ARCHIVE_BYTES = 16 * 2**30
 MAX_MEMBERS = 10_000
 MAX_EXTRACTED_BYTES = 64 * 2**30
 MAX_EXPANSION = 100
@@ -47,33 +44,31 @@ MAX_NAME_BYTES = 2**12
 
 COPY_BYTES = 2**20
 
-_NUMBER = "[0-9]{1,18}"
-
-logger = logging.getLogger("asyncembed")
-
 
 class Archive:
     """An archive; its top folder, `folder`, goes into the cache's root, where fastembed keeps it too."""
 
-    def __init__(self, root: Path, url: str, folder: str, wanted: Wanted) -> None:
+    def __init__(self, url: str, folder: str, wanted: Wanted, root: Path, access: HubAccess) -> None:
         if not is_safe_path(folder) or "/" in folder:
             raise ArchiveError(f"{folder!r} is no name of a folder", source=shown_address(url))
         self.name = shown_address(url)
         self._url = url
-        self._root = root
         self._folder = folder
-        self._target = root / folder
         self._wanted = wanted
+        self._root = root
+        self._target = root / folder
+        # This server is not the hub, and is shown no token.
+        self._access = replace(access, token=False)
 
-    def find(self) -> Path | None:
+    def complete(self) -> Path | None:
         """See Place."""
         required = self._wanted.required
         is_whole = all(is_safe_path(path) and _has_bytes(self._target / path) for path in required)
         return self._target if is_whole and any(self._target.glob("*")) else None
 
-    def find_usable(self) -> Path:
+    def loadable(self) -> Path:
         """See Place."""
-        found = self.find()
+        found = self.complete()
         if found is None:
             raise NotCachedError(
                 f"{self._folder} is not (wholly) in the cache at {self._root} and the network may not be used",
@@ -81,23 +76,22 @@ class Archive:
             )
         return found
 
-    async def bring(self, report: Reporter) -> Path:
+    async def download(self, report: Reporter) -> Path:
         """See Place. The folder appears as a whole, by a rename."""
-        await in_disk_thread(import_module, "asyncembed.hub.client")
         staging = self._root / f".{self._folder}.{secrets.token_hex(4)}.incomplete"
         lock = self._root / ".locks" / f"{self._folder}.lock"
 
         def last_write() -> float:
             return max((path.stat().st_mtime for path in self._root.glob(f".{self._folder}.*/*")), default=0.0)
 
-        async with only_one(lock, last_write):
-            found = await in_disk_thread(self.find)
+        async with only_one(lock, last_write, self._access.policy.stuck_seconds):
+            found = await in_disk_thread(self.complete)
             if found is not None:
                 return found
             try:
-                await in_disk_thread(_make_folder, staging)
+                await in_disk_thread(partial(staging.mkdir, parents=True))
                 archive = staging / "archive.tar.gz"
-                size = await self._download(archive, report)
+                size = await self._transfer(archive, report)
                 # Cancelled between two portions: a large archive takes minutes.
                 unpack = partial(extract, check=from_thread.check_cancelled)
                 await in_disk_thread(unpack, archive, staging, self._folder, self.name)
@@ -107,13 +101,48 @@ class Archive:
                     await in_disk_thread(shutil.rmtree, staging, True)
         report(FileFinished(self.name, self._folder, size))
         report(DownloadFinished(self.name))
-        found = await in_disk_thread(self.find)
+        found = await in_disk_thread(self.complete)
         if found is None:
             raise RepoFileNotFoundError(
                 f"the archive {self.name} has no {', '.join(self._wanted.required)} in its folder {self._folder}",
                 source=self.name,
             )
         return found
+
+    async def _transfer(self, archive: Path, report: Reporter) -> int:
+        """Download the archive, from its beginning again where the connection breaks; gives its size."""
+        await in_disk_thread(import_module, "asyncembed.hub.client")
+        from asyncembed.hub.client import open_client
+        from asyncembed.hub.hops import Asked
+
+        asked = Asked(self.name, is_hub=False)
+        budget = RetryBudget(self._access.policy, f"downloading {self.name}", self.name)
+        async with open_client(self._access) as client:
+            while True:
+                try:
+                    async with (
+                        client.open_content(asked, location=self._url) as answer,
+                        open_file(archive, "wb") as content,
+                    ):
+                        return await self._receive(answer, content, report)
+                except TransientError as error:
+                    await budget.wait(error)
+
+    async def _receive(self, answer: "Answer", content: BinaryFile, report: Reporter) -> int:
+        limit, total, received = self._access.policy.archive_limit_bytes, answer.length, 0
+        too_large = ArchiveError(f"{self.name} is larger than {limit:,} bytes", source=self.name)
+        if total is not None and total > limit:
+            raise too_large
+        report(DownloadStarted(self.name, 1, total))
+        while chunk := await answer.receive():
+            received += len(chunk)
+            if received > limit:
+                raise too_large
+            await content.write(chunk)
+            report(BytesReceived(self.name, self._folder, received, total))
+        if answer.status != 200 or total not in (None, received):
+            raise TransientError(f"the connection ended after {received} of {total} bytes")
+        return received
 
     def _install(self, extracted: Path) -> None:
         """Put the folder in its place: of a link there, only itself goes away; of a folder, what the archive has."""
@@ -133,97 +162,6 @@ class Archive:
             else:
                 path.replace(place)
 
-    async def _download(self, archive: Path, report: Reporter) -> int:
-        """Download the archive; going on where it broke off, if the server still has the same one."""
-        from asyncembed.hub.client import open_client
-
-        patience = Patience(f"downloading {self.name}", self.name)
-        transfer = _Transfer(self.name, self._folder, report)
-        # token=False: this server is not the hub.
-        async with open_client(token=False) as client, open_file(archive, "xb") as content:
-            while True:
-                before = transfer.received
-                try:
-                    async with client.open_content(self._url, start=transfer.start, headers=transfer.headers) as answer:
-                        await transfer.receive(answer, content)
-                    break
-                except TransientError as error:
-                    if transfer.received > before:
-                        patience.progressed()
-                    await patience.after(error)
-        if transfer.md5 and await in_disk_thread(_md5, archive) != transfer.md5:
-            raise CorruptFileError(f"{self.name} came with wrong bytes (its md5 differs)", source=self.name)
-        return transfer.received
-
-
-class _Transfer:
-    """An archive on its way.
-
-    Attributes:
-        received: Bytes that are on disk.
-        etag: What the server calls the content, if it came with a name that says the same bytes come again.
-        md5: Its hash, where the server tells it; "" where not.
-    """
-
-    def __init__(self, name: str, folder: str, report: Reporter) -> None:
-        self._name = name
-        self._folder = folder
-        self._report = report
-        self.received = 0
-        self.etag = ""
-        self.md5 = ""
-
-    @property
-    def start(self) -> int:
-        """Where to go on."""
-        return self.received if self.etag else 0
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What to ask with, so that the rest comes only if it is the same archive."""
-        return {"If-Range": self.etag} if self.start else {}
-
-    async def receive(self, answer: "Answer", content: BinaryFile) -> None:
-        """Write what comes.
-
-        Raises:
-            TransientError: Not all of it came, or another part.
-            ArchiveError: It does not end.
-        """
-        start, total = self._begin(answer)
-        self.received = start
-        await content.seek(start)
-        await content.truncate(start)
-        while chunk := await answer.receive():
-            await content.write(chunk)
-            self.received += len(chunk)
-            if self.received > MAX_ARCHIVE_BYTES:
-                raise self._too_large()
-            self._report(BytesReceived(self._name, self._folder, self.received, total))
-        if total is not None and self.received != total:
-            raise TransientError(f"the connection ended after {self.received} of {total} bytes")
-
-    def _begin(self, answer: "Answer") -> tuple[int, int | None]:
-        """Where in the archive the answer begins, and the archive's size, where it is told."""
-        start, total = _extent(answer.status, answer.headers.get("content-range", ""))
-        if answer.status == 200:
-            length = answer.headers.get("content-length", "")
-            total = int(length) if re.fullmatch(_NUMBER, length) and not answer.is_encoded else None
-        elif start != self.received:
-            self.etag = ""
-            raise TransientError(f"asked for bytes from {self.received}, got them from {start}")
-        if total is not None and total > MAX_ARCHIVE_BYTES:
-            raise self._too_large()
-        if self.received == 0 or answer.status == 200:
-            self._report(DownloadStarted(self._name, 1, total))
-            etag = answer.headers.get("etag", "") if not answer.is_encoded else ""
-            self.etag = "" if etag.startswith("W/") else etag
-            self.md5 = "" if answer.is_encoded else _told_md5(answer.headers.get("x-goog-hash", ""))
-        return start, total
-
-    def _too_large(self) -> ArchiveError:
-        return ArchiveError(f"{self._name} is larger than {MAX_ARCHIVE_BYTES:,} bytes", source=self._name)
-
 
 def extract(archive: Path, into: Path, folder: str, source: str, *, check: Callable[[], object] = lambda: None) -> None:
     """Extract the regular files below `folder` of a `.tar.gz` to `into / folder`; blocks.
@@ -238,22 +176,22 @@ def extract(archive: Path, into: Path, folder: str, source: str, *, check: Calla
     """
     written: set[str] = set()
     try:
-        most = min(MAX_EXTRACTED_BYTES, MAX_EXPANSION * archive.stat().st_size + SPARE_BYTES)
+        limit = min(MAX_EXTRACTED_BYTES, MAX_EXPANSION * archive.stat().st_size + SPARE_BYTES)
         with gzip.open(archive) as packed:
-            stream = _BoundedStream(cast(BinaryIO, packed), most, source, check)
+            stream = _BoundedStream(cast(BinaryIO, packed), limit, source, check)
             with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r|", tarinfo=_Header) as members:
+                members.extraction_filter = getattr(tarfile, "data_filter", None)  # since 3.11.4
                 for count, member in enumerate(members):
                     if count >= MAX_MEMBERS:
                         raise ArchiveError(f"{source} holds more than {MAX_MEMBERS} entries", source=source)
                     stream.expect(member.size if member.isfile() else 0)
-                    name = _name_of(member, into, source)
-                    content = members.extractfile(member)
-                    if name is None or content is None or not name.startswith(f"{folder}/"):
+                    name = _name_of(member, source)
+                    if name is None or not name.startswith(f"{folder}/"):
                         continue
                     if name in written:
                         raise ArchiveError(f"{source} holds {shown(name)} twice", source=source)
                     written.add(name)
-                    _write(into / name, content)
+                    members.extract(member, into, set_attrs=False)  # the umask decides about its mode
             while stream.read(COPY_BYTES):
                 pass
     except _UNREADABLE as error:
@@ -291,9 +229,9 @@ class _BoundedStream:
     what comes is counted here, where it is read.
     """
 
-    def __init__(self, stream: BinaryIO, most_bytes: int, source: str, check: Callable[[], object]) -> None:
+    def __init__(self, stream: BinaryIO, limit_bytes: int, source: str, check: Callable[[], object]) -> None:
         self._stream = stream
-        self._left_bytes = most_bytes
+        self._left_bytes = limit_bytes
         self._expected_bytes = MAX_HEADER_BYTES
         self._source = source
         self._check = check
@@ -313,57 +251,18 @@ class _BoundedStream:
         return data
 
 
-def _name_of(member: tarfile.TarInfo, into: Path, source: str) -> str | None:
+def _name_of(member: tarfile.TarInfo, source: str) -> str | None:
     """The path of a file in the archive; None for a folder, and for what macOS adds."""
     name = member.name.removeprefix("./").rstrip("/")
     if name in ("", ".") or name.rpartition("/")[2].startswith("._"):
         return None
     is_plain = (member.isfile() and not member.issparse()) or member.isdir()  # a hole of any size takes no bytes
-    if not is_plain or not is_safe_path(name) or not _may_be_extracted(member, into):
+    if not is_plain or not is_safe_path(name):
         raise ArchiveError(
             f"{source} holds {shown(member.name)}, which is no file or folder below it",
             source=source,
         )
     return name if member.isfile() else None
-
-
-def _may_be_extracted(member: tarfile.TarInfo, into: Path) -> bool:
-    """Tarfile's own opinion, where it has one (since 3.11.4)."""
-    if not hasattr(tarfile, "data_filter"):
-        return True
-    try:
-        return tarfile.data_filter(member, str(into)) is not None
-    except tarfile.FilterError:
-        return False
-
-
-def _write(target: Path, content: IO[bytes]) -> None:
-    # Written here, and not by tarfile, for the umask's mode and in portions.
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("xb") as file:
-        shutil.copyfileobj(content, file, COPY_BYTES)
-
-
-def _extent(status: int, content_range: str) -> tuple[int, int | None]:
-    match = re.fullmatch(rf"bytes ({_NUMBER})-{_NUMBER}/({_NUMBER}|\*)", content_range)
-    if status != 206 or match is None:
-        return 0, None
-    return int(match[1]), None if match[2] == "*" else int(match[2])
-
-
-def _told_md5(hashes: str) -> str:
-    """The md5 in Google's `x-goog-hash: crc32c=...,md5=...`, in hexadecimal."""
-    found = re.search(r"md5=([A-Za-z0-9+/]{22}==)", hashes)
-    return b64decode(found[1]).hex() if found else ""
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _make_folder(path: Path) -> None:
-    path.mkdir(parents=True)
 
 
 def _has_bytes(path: Path) -> bool:

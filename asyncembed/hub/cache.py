@@ -23,18 +23,12 @@ import os
 import shutil
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asyncembed.errors import CacheNotWritableError, DiskFullError, DownloadError
 from asyncembed.files import replacing
-from asyncembed.hub.listing import (
-    DEFAULT_REVISION,
-    Listing,
-    RepoFile,
-    Wanted,
-    parse_file,
-)
+from asyncembed.hub.listing import DEFAULT_REVISION, Listing, RepoFile, Wanted, parse_file
 from asyncembed.hub.partial import Partial
 from asyncembed.hub.verify import is_intact
 from asyncembed.repo_files import is_commit, is_safe_path
@@ -59,25 +53,25 @@ class OnDisk:
     Attributes:
         snapshot: Its directory.
         missing: Wanted files that are not (wholly) there.
-        is_certain: Whether the commit's listing is known, and with it every file there should be.
+        listing: All files that there should be, where that is known.
     """
 
     snapshot: Path
     missing: tuple[str, ...]
-    is_certain: bool
+    listing: Listing | None
 
     def is_complete(self, wanted: Wanted) -> bool:
         """Whether nothing can be missing."""
-        return not self.missing and (self.is_certain or bool(wanted.required))
+        return not self.missing and (self.listing is not None or bool(wanted.required))
 
-    def is_usable(self, wanted: Wanted) -> bool:
+    def is_loadable(self, wanted: Wanted) -> bool:
         """Whether a model can be loaded from it, where the network is out of reach."""
         if wanted.required:
             return not set(self.missing) & set(wanted.required)
         return not self.missing
 
 
-def cache_root(cache_dir: str | Path | None) -> Path:
+def cache_root(cache_dir: str | os.PathLike[str] | None) -> Path:
     """The cache's root: `cache_dir`, else where huggingface_hub keeps its own."""
     from huggingface_hub import constants
 
@@ -110,19 +104,19 @@ class RepoCache:
         """The lock file of a blob, which huggingface_hub uses too."""
         return self.root / ".locks" / self.folder.name / f"{file.etag}.lock"
 
-    def look_up(self, revision: str, wanted: Wanted) -> OnDisk | None:
+    def on_disk(self, revision: str, wanted: Wanted) -> OnDisk | None:
         """What is there for `revision`; None if nothing is. Writes nothing.
 
         Where the default revision leads to an incomplete snapshot (an update that failed half-way in another
         tool) or nowhere, a complete older one is taken.
         """
         commit = self.read_ref(revision)
-        found = self._examine(commit, wanted) if commit is not None else None
-        if revision == DEFAULT_REVISION and not (found and found.is_usable(wanted)):
+        found = self._on_disk_at(commit, revision, wanted) if commit is not None else None
+        if revision == DEFAULT_REVISION and not (found and found.is_loadable(wanted)):
             for snapshot in self._snapshots():
-                other = self._examine(snapshot.name, wanted)
+                other = self._on_disk_at(snapshot.name, revision, wanted)
                 if other is not None and other.is_complete(wanted):
-                    return OnDisk(other.snapshot, other.missing, is_certain=False)
+                    return replace(other, listing=None)
         return found
 
     def read_ref(self, revision: str) -> str | None:
@@ -165,14 +159,7 @@ class RepoCache:
 
     def write_listing(self, listing: Listing) -> None:
         """Leave the listing of a commit for later runs and for other tools."""
-        files: dict[str, dict[str, str | int]] = {}
-        for file in sorted(listing.files, key=lambda file: file.path):
-            entry: dict[str, str | int] = {"size": file.size_bytes, "blob_id": file.blob_id}
-            if file.lfs_sha256 is not None:
-                entry |= {"lfs_sha256": file.lfs_sha256, "lfs_size": file.size_bytes}
-            if file.xet_hash is not None:
-                entry["xet_hash"] = file.xet_hash
-            files[file.path] = entry
+        files = {file.path: _entry(file) for file in sorted(listing.files, key=lambda file: file.path)}
         path = self._directory("trees") / f"{listing.commit}.json"
         _write_atomically(path, json.dumps({"format_version": _TREE_FORMAT, "files": files}, indent=1))
 
@@ -191,21 +178,19 @@ class RepoCache:
                 self._pointer(listing.commit, file).unlink(missing_ok=True)
         return damaged
 
-    def list_snapshot(self, revision: str) -> Listing | None:
-        """What lies in the snapshot of `revision`, for want of a listing; None if there is no snapshot."""
-        commit = self.read_ref(revision)
-        if commit is None or not _is_directory(self.snapshot(commit)):
-            return None
+    def list_snapshot(self, revision: str, commit: str) -> Listing | None:
+        """What lies in the snapshot of a commit, for want of a listing; None if there is no snapshot."""
         snapshot = self.snapshot(commit)
+        if not _is_directory(snapshot):
+            return None
         files = tuple(
-            RepoFile(path.relative_to(snapshot).as_posix(), path.stat().st_size, path.resolve().name)
-            for path in sorted(snapshot.rglob("*"))
-            if _is_plausible(path)
+            RepoFile(path, (snapshot / path).stat().st_size, (snapshot / path).resolve().name)
+            for path in _plausible_paths(snapshot)
         )
         return Listing(self.repo, revision, commit, files)
 
-    def prepare(self, files: Sequence[RepoFile]) -> None:
-        """Make the directories, and see that there is room for what is missing of `files`."""
+    def prepare(self, files: Sequence[RepoFile], new_listing: Listing | None) -> None:
+        """Make the directories, see that there is room for what is missing of `files`, and leave a new listing."""
         self._directory("blobs")
         self._directory("snapshots")
         tag = self.root / "CACHEDIR.TAG"
@@ -220,13 +205,15 @@ class RepoCache:
         usage = shutil.disk_usage(self.folder)
         if usage.total and usage.free + kept < needed:  # some network file systems report 0 of 0
             raise disk_full(self.folder, needed - kept, usage.free)
+        if new_listing is not None:
+            self.write_listing(new_listing)
 
     def missing(self, commit: str, files: Sequence[RepoFile]) -> tuple[RepoFile, ...]:
         """Those of `files` that the snapshot lacks, or has with another size, or cannot have."""
         snapshot = self.snapshot(commit)
         return tuple(file for file in files if not (file.is_storable and self._is_there(snapshot / file.path, file)))
 
-    def adopt(self, commit: str, file: RepoFile) -> bool:
+    def link_blob(self, commit: str, file: RepoFile) -> bool:
         """Put `file` into the snapshot if its blob is there already; whether it is in the snapshot now."""
         if self._is_there(self.snapshot(commit) / file.path, file):
             return True
@@ -282,25 +269,21 @@ class RepoCache:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _examine(self, commit: str, wanted: Wanted) -> OnDisk | None:
+    def _on_disk_at(self, commit: str, revision: str, wanted: Wanted) -> OnDisk | None:
         snapshot = self.snapshot(commit)
         if not _is_directory(snapshot):
             return None
-        listing = self.read_listing(commit, commit)
-        if listing is None:
-            # No one knows what should be there. A required file is either there or not; of the others, those
-            # that are there count, unless none is.
-            missing = [path for path in wanted.required if not (is_safe_path(path) and _is_plausible(snapshot / path))]
-            if not wanted.required and not any(
-                wanted.matches(path.relative_to(snapshot).as_posix())
-                for path in snapshot.rglob("*")
-                if _is_plausible(path)
-            ):
-                missing = list(wanted.patterns)
-            return OnDisk(snapshot, tuple(missing), is_certain=False)
-        missing = [path for path in wanted.required if path not in listing.paths]
-        missing += [file.path for file in self.missing(commit, [f for f in listing.files if wanted.matches(f.path)])]
-        return OnDisk(snapshot, tuple(missing), is_certain=True)
+        listing = self.read_listing(revision, commit)
+        if listing is not None:
+            missing = [path for path in wanted.required if path not in listing.paths]
+            files = [file for file in listing.files if wanted.matches(file.path)]
+            return OnDisk(snapshot, (*missing, *(file.path for file in self.missing(commit, files))), listing)
+        # No one knows what should be there. A required file is either there or not; of the others, those
+        # that are there count, unless none is.
+        missing = [path for path in wanted.required if not (is_safe_path(path) and _is_plausible(snapshot / path))]
+        if not wanted.required and not any(map(wanted.matches, _plausible_paths(snapshot))):
+            missing = list(wanted.patterns)
+        return OnDisk(snapshot, tuple(missing), None)
 
     def _snapshots(self) -> list[Path]:
         """The snapshots, the newest first."""
@@ -317,6 +300,16 @@ class RepoCache:
             return path.is_file() and path.stat().st_size == file.size_bytes and _is_readable(path)
         except OSError:
             return False
+
+
+def _entry(file: RepoFile) -> dict[str, str | int]:
+    """A file in a listing, as huggingface_hub writes it."""
+    entry: dict[str, str | int] = {"size": file.size_bytes, "blob_id": file.blob_id}
+    if file.lfs_sha256 is not None:
+        entry |= {"lfs_sha256": file.lfs_sha256, "lfs_size": file.size_bytes}
+    if file.xet_hash is not None:
+        entry["xet_hash"] = file.xet_hash
+    return entry
 
 
 def _behind_a_link(path: Path) -> CacheNotWritableError:
@@ -388,6 +381,10 @@ def _is_plausible(path: Path) -> bool:
         return target.is_file() and is_filled and _is_readable(target)
     except OSError:
         return False
+
+
+def _plausible_paths(snapshot: Path) -> list[str]:
+    return [path.relative_to(snapshot).as_posix() for path in sorted(snapshot.rglob("*")) if _is_plausible(path)]
 
 
 def _is_readable(path: Path) -> bool:

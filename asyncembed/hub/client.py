@@ -7,59 +7,42 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 import anyio
 
 from asyncembed import __version__
-from asyncembed.errors import (
-    AccessDeniedError,
-    BadTokenError,
-    DownloadError,
-    GatedRepoError,
-    OptionError,
-    RepoFileNotFoundError,
-    RepoNotFoundError,
-    RevisionNotFoundError,
-    UnexpectedAnswerError,
-    UnreachableError,
-)
+from asyncembed.errors import BadTokenError, OptionError, UnexpectedAnswerError, UnreachableError
 from asyncembed.files import in_disk_thread
 from asyncembed.http import httpx
+from asyncembed.hub.access import DownloadPolicy, HubAccess
 from asyncembed.hub.addresses import Secrets, origin, proxy_addresses, shown_address, split_login
-from asyncembed.hub.retry import (
-    LONGEST_PAUSE_SECONDS,
-    TRIES_TO_RESOLVE,
-    Patience,
-    TransientError,
-    requested_pause,
+from asyncembed.hub.hops import (
+    Asked,
+    Content,
+    Follow,
+    Refuse,
+    Request,
+    encoding,
+    is_requestable,
+    next_hop,
+    proxy_refusal,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from asyncembed.hub.retry import RetryBudget, TransientError
 
 MAX_REDIRECTS = 20
-MAX_JSON_BYTES = 32 * 2**20
-"""A page of the tree is a few hundred kilobytes; more than this is not one."""
-
-LEAST_BYTES_PER_SECOND = 1024
+MINIMUM_BYTES_PER_SECOND = 1024
 """A connection slower than this over a whole read timeout is dropped: a trickle trips no read timeout."""
 
 PATIENT_TIMEOUTS = 3
 """Timeouts, each for one read of a socket, in which a document of the API, or the headers of a file, must be here."""
 
 CLOSE_GRACE_SECONDS = 5.0
-
-_READ_ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
-"""They expand a thousandfold at most, so that what one read of a socket unpacks to fits into memory; others, or several
-at once, have no bound."""
-
-_RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-_REQUEST_IDS = ("x-request-id", "x-amzn-trace-id", "x-amz-cf-id")
 
 ErrorT = TypeVar("ErrorT", bound=BaseException)
 
@@ -88,11 +71,22 @@ class Answer:
         self._client = client
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
-        self.is_encoded = _is_encoded(response)
+        self.is_encoded = encoding(response) not in ("", "identity")
         self._body = body
         self._window_seconds = window_seconds
         self._left_seconds = window_seconds
         self._window_bytes = 0
+
+    @property
+    def length(self) -> int | None:
+        """How many bytes the server says that the body has."""
+        length = self.headers.get("content-length", "")
+        return int(length) if re.fullmatch("[0-9]{1,18}", length) and not self.is_encoded else None
+
+    @property
+    def serves_ranges(self) -> bool:
+        """Whether the server says that a part of it can be asked for."""
+        return not self.is_encoded and self.headers.get("accept-ranges", "").strip().lower() == "bytes"
 
     async def receive(self) -> bytes:
         """The next bytes of the body; b"" at its end.
@@ -110,7 +104,7 @@ class Answer:
             raise self._client.transient(error) from self._client.secrets.cause(error)
         self._window_bytes += len(chunk)
         self._left_seconds -= anyio.current_time() - started
-        if self._window_bytes >= LEAST_BYTES_PER_SECOND * self._window_seconds:
+        if self._window_bytes >= MINIMUM_BYTES_PER_SECOND * self._window_seconds:
             self._window_bytes = 0
             self._left_seconds = self._window_seconds
         return chunk
@@ -119,11 +113,14 @@ class Answer:
 class HubClient:
     """Talks to one endpoint with one token."""
 
-    def __init__(self, http: httpx.AsyncClient, endpoint: str, headers: dict[str, str]) -> None:
+    def __init__(
+        self, http: httpx.AsyncClient, endpoint: str, headers: Mapping[str, str], policy: DownloadPolicy
+    ) -> None:
         """`endpoint` may carry a login, which only itself is told, in place of the token."""
         from huggingface_hub import constants
 
         self._http = http
+        self.policy = policy
         token = next((value for name, value in headers.items() if name.lower() == "authorization"), None)
         self.secrets = Secrets(token.removeprefix("Bearer ") if token else None, [endpoint, *proxy_addresses()])
         self.endpoint, self._login = split_login(endpoint)
@@ -138,30 +135,26 @@ class HubClient:
         """Close all connections."""
         await self._http.aclose()
 
-    def resolve_url(self, repo: str, commit: str, path: str) -> str:
-        """Where the content of a file is asked for."""
-        return f"{self.endpoint}/{repo}/resolve/{quote(commit, safe='')}/{quote(path)}"
-
     async def get_json(self, address: str, *, repo: str, revision: str) -> tuple[object, str | None]:
         """Get a document of the API by its path and query, and the address of its next page, if any.
 
         Raises:
             DownloadError: The hub refuses, or gives no usable answer after several tries.
         """
-        patience = Patience(f"asking {self.endpoint} about {repo}", repo, tries_to_resolve=TRIES_TO_RESOLVE)
+        budget = RetryBudget(self.policy, f"asking {self.endpoint} about {repo}", repo, is_first_contact=True)
         while True:
             await self._wait_for_pause(self.endpoint)
             try:
                 return await self._get_json_once(address, repo, revision)
             except TransientError as error:
-                await patience.after(error)
+                await budget.wait(error)
 
     async def _get_json_once(self, address: str, repo: str, revision: str) -> tuple[object, str | None]:
         url = self.endpoint + address
         timeout = self._metadata_seconds
         with anyio.move_on_after(PATIENT_TIMEOUTS * timeout):  # whatever else happens: a trickle, slow redirects
             headers = {"Accept-Encoding": "gzip, deflate"}
-            async with self._send(url, headers, timeout, repo=repo, revision=revision) as (response, at):
+            async with self._send(Request(url, Asked(repo, revision), headers, timeout)) as (response, at):
                 body = await self._document(response, repo)
             try:
                 # In a thread, as it may be large; nested too deeply, it exhausts the stack.
@@ -181,7 +174,7 @@ class HubClient:
             async with _body(response) as chunks:
                 async for chunk in chunks:
                     body += chunk
-                    if len(body) > MAX_JSON_BYTES:
+                    if len(body) > self.policy.document_limit_bytes:
                         raise UnexpectedAnswerError(f"{self.endpoint} sends no end of data about {repo}", source=repo)
         except httpx.HTTPError as error:
             raise self.transient(error) from self.secrets.cause(error)
@@ -204,127 +197,91 @@ class HubClient:
 
     @asynccontextmanager
     async def open_content(
-        self,
-        url: str,
-        *,
-        start: int = 0,
-        end: int | None = None,
-        is_located: bool = False,
-        headers: "Mapping[str, str] | None" = None,
-        repo: str | None = None,
-        revision: str = "",
-        path: str = "",
+        self, asked: Asked, *, start: int = 0, end: int | None = None, location: str | None = None
     ) -> AsyncIterator[Answer]:
         """Ask for the bytes `[start, end)` of a file, or for all of it, and hand out the answer.
 
-        `is_located` says that `url` comes from `locate`; `repo`, `revision` and `path` say what is asked
-        for, for the error texts.
+        `location` is where its content lies, as `locate` says; None: the hub is asked for it.
 
         Raises:
             TransientError: No answer, or one that may be another the next time.
             DownloadError: A refusal.
         """
-        wanted = {"Accept-Encoding": "identity", "X-HF-Download-Counter": "1", **(headers or {})}
-        if start or end is not None:
-            wanted["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-        await self._wait_for_pause(url)
-        async with (
-            self._send(
-                url,
-                wanted,
-                self._content_seconds,
-                repo=repo,
-                revision=revision,
-                path=path,
-                is_content_server=is_located,
-            ) as (response, _),
-            _body(response) as body,
-        ):
+        part = None if start == 0 and end is None else f"bytes={start}-{'' if end is None else end - 1}"
+        request = self._content_request(asked, part, location)
+        await self._wait_for_pause(request.url)
+        async with self._send(request) as (response, _), _body(response) as body:
             yield Answer(self, response, body, self._content_seconds)
 
-    async def locate(self, url: str, *, repo: str, revision: str, path: str) -> str:
-        """Where the content behind a resolve URL lies now: a signed URL that serves any number of ranges.
+    async def locate(self, asked: Asked) -> str:
+        """Where the content of a file lies now: a signed URL that serves any number of ranges.
 
-        The URL itself, where the endpoint serves the content.
+        Where the endpoint serves the content itself, an address there.
         """
-        headers = {"Accept-Encoding": "identity", "X-HF-Download-Counter": "1", "Range": "bytes=0-0"}
-        await self._wait_for_pause(url)
-        async with self._send(
-            url, headers, self._content_seconds, repo=repo, revision=revision, path=path, stop_at_content=True
-        ) as (_, location):
+        request = self._content_request(asked, "bytes=0-0", None)
+        await self._wait_for_pause(request.url)
+        async with self._send(request, stops_at_content=True) as (_, location):
             return location
+
+    def _content_request(self, asked: Asked, part: str | None, location: str | None) -> Request:
+        headers = {"Accept-Encoding": "identity", "X-HF-Download-Counter": "1"}
+        if part is not None:
+            headers["Range"] = part
+        url = f"{self.endpoint}/{asked.source}/resolve/{quote(asked.revision, safe='')}/{quote(asked.path)}"
+        return Request(location or url, asked, headers, self._content_seconds, is_content_server=location is not None)
 
     @asynccontextmanager
     async def _send(
-        self,
-        url: str,
-        headers: "Mapping[str, str]",
-        timeout_seconds: float,
-        *,
-        repo: str | None,
-        revision: str,
-        path: str = "",
-        stop_at_content: bool = False,
-        is_content_server: bool = False,
+        self, request: Request, *, stops_at_content: bool = False
     ) -> AsyncIterator[tuple[httpx.Response, str]]:
-        """Send a GET, follow redirects, and hand out the first answer that is content.
+        """Send a GET, follow redirects, and hand out the first answer that is content, and where it came from.
 
-        With `stop_at_content` a redirect that carries a large file's metadata is not followed; its target
+        With `stops_at_content` a redirect that carries a large file's metadata is not followed; its target
         comes as the second value.
         """
-        may_have_token = True
         for _ in range(MAX_REDIRECTS + 1):
-            may_have_token = may_have_token and self._may_see_token(url)
-            response = await self._ask(url, headers, timeout_seconds, repo, may_have_token=may_have_token)
+            request = replace(request, may_authorize=request.may_authorize and self._may_see_token(request.url))
+            response = await self._ask(request)
             try:
-                self._log_hub_warning(response, url)
-                if response.has_redirect_location:
-                    target = self._target(url, response.headers["location"], repo)
-                    if stop_at_content and "x-linked-etag" in response.headers:
-                        yield response, target
+                self._log_hub_warning(response, request.url)
+                has_token = request.may_authorize and self._token is not None
+                match next_hop(response, request, self.secrets, has_token=has_token):
+                    case Follow(target, is_content_server, has_metadata):
+                        if stops_at_content and has_metadata:
+                            yield response, target
+                            return
+                        request = replace(request, url=target, is_content_server=is_content_server)
+                    case Content():
+                        yield response, request.url
                         return
-                    is_content_server |= "x-linked-etag" in response.headers or origin(target) != origin(url)
-                    url = target
-                    continue
-                if response.status_code not in (200, 206):
-                    raise self._refusal(
-                        response, url, repo, revision, path, is_content_server, has_token=may_have_token
-                    )
-                if _encoding(response) not in _READ_ENCODINGS:
-                    raise UnexpectedAnswerError(
-                        f"{shown_address(url)} compresses its answer in a way that was not asked for",
-                        source=repo or shown_address(url),
-                    )
-                yield response, url
-                return
+                    case Refuse(error):
+                        self._note_pause(error, request.url)
+                        raise error
             finally:
                 with anyio.move_on_after(CLOSE_GRACE_SECONDS, shield=True):
                     await response.aclose()
         raise UnexpectedAnswerError(
-            f"{shown_address(url)} redirects in circles; a login page or a proxy may be in the way",
-            source=repo or shown_address(url),
+            f"{shown_address(request.url)} redirects in circles; a login page or a proxy may be in the way",
+            source=request.asked.source,
         )
 
-    async def _ask(
-        self, url: str, headers: "Mapping[str, str]", timeout_seconds: float, repo: str | None, *, may_have_token: bool
-    ) -> httpx.Response:
+    async def _ask(self, request: Request) -> httpx.Response:
         """Send one request, and give what answers; its body is still to come."""
+        url, seconds = request.url, request.timeout_seconds
         try:
-            request = self._http.build_request(
+            sent = self._http.build_request(
                 "GET",
                 url,
-                headers={**self._headers, **headers, **self._authorization(url, may_have_token=may_have_token)},
-                timeout=httpx.Timeout(timeout_seconds, pool=None),
+                headers={**self._headers, **request.headers, **self._authorization(request)},
+                timeout=httpx.Timeout(seconds, pool=None),
             )
-            request.url = QuietURL(request.url)
-            with anyio.fail_after(PATIENT_TIMEOUTS * timeout_seconds):
-                return await self._http.send(request, stream=True)
+            sent.url = QuietURL(sent.url)
+            with anyio.fail_after(PATIENT_TIMEOUTS * seconds):
+                return await self._http.send(sent, stream=True)
         except TimeoutError:
-            seconds = PATIENT_TIMEOUTS * timeout_seconds
-            raise TransientError(f"{shown_address(url)} did not answer in {seconds:g} s") from None
+            raise TransientError(f"{shown_address(url)} did not answer in {PATIENT_TIMEOUTS * seconds:g} s") from None
         except httpx.ProxyError as error:
-            answer = self.secrets.quote(str(error))
-            raise _proxy_refusal(answer, repo or shown_address(url)) from self.secrets.cause(error)
+            raise proxy_refusal(self.secrets.quote(str(error)), request.asked.source) from self.secrets.cause(error)
         except httpx.UnsupportedProtocol:
             raise OptionError(
                 f"{shown_address(url)} is no usable address: it must begin with https:// or http://"
@@ -333,27 +290,15 @@ class HubClient:
             raise OptionError(f"{shown_address(url)} is no usable address") from None
         except httpx.HTTPError as error:
             if (problem := _find_cause(error, ssl.SSLCertVerificationError)) is not None:
-                raise _untrusted(url, problem.verify_message, repo) from error
+                raise _untrusted(request, problem.verify_message) from error
             if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
                 self._log_unreachable(url, error)
             raise self.transient(error, url) from self.secrets.cause(error)
 
-    def _target(self, url: str, location: str, repo: str | None) -> str:
-        """Where a redirect leads, if that is an address of the web."""
-        with contextlib.suppress(ValueError):
-            target = urljoin(url, location)
-            parts = urlsplit(target)
-            if parts.scheme in ("http", "https") and parts.hostname and is_requestable(target):
-                return target
-        raise UnexpectedAnswerError(
-            f"{shown_address(url)} redirects to what is no address: {self.secrets.quote(location)}",
-            source=repo or shown_address(url),
-        )
-
-    def _authorization(self, url: str, *, may_have_token: bool) -> dict[str, str]:
-        is_endpoint = origin(url) == origin(self.endpoint)
+    def _authorization(self, request: Request) -> dict[str, str]:
+        is_endpoint = origin(request.url) == origin(self.endpoint)
         secret = self._login if is_endpoint and self._login else self._token
-        return {"authorization": secret} if secret and may_have_token else {}
+        return {"authorization": secret} if secret and request.may_authorize else {}
 
     def transient(self, error: httpx.HTTPError, url: str | None = None) -> TransientError:
         """The error for one that another try may not meet."""
@@ -382,48 +327,12 @@ class HubClient:
         with contextlib.suppress(ValueError):  # an address that is none: the request says so
             await anyio.sleep(max(0.0, self._paused_until.get(origin(url), 0.0) - anyio.current_time()))
 
-    def _refusal(
-        self,
-        response: httpx.Response,
-        url: str,
-        repo: str | None,
-        revision: str,
-        path: str,
-        is_content_server: bool,
-        *,
-        has_token: bool,
-    ) -> Exception:
-        """The error that an answer without content means."""
-        status = response.status_code
-        request_id = next((response.headers[name] for name in _REQUEST_IDS if name in response.headers), None)
-        answered = f"{shown_address(url)} answered {status}"
-        answered += f" (request {self.secrets.quote(request_id)})" if request_id else ""
-        if status in _RETRIED_STATUSES:
-            pause = requested_pause(response.headers)
-            if status == 429 and pause is not None and pause <= LONGEST_PAUSE_SECONDS:
+    def _note_pause(self, error: Exception, url: str) -> None:
+        """Hold the other requests back, too, where it is their number that the server complains of."""
+        if isinstance(error, TransientError) and error.status == 429:
+            pause = error.pause_seconds
+            if pause is not None and pause <= self.policy.longest_pause_seconds:
                 self._paused_until[origin(url)] = anyio.current_time() + pause
-            return TransientError(answered, pause_seconds=pause, status=status)
-        is_content_server = is_content_server and "x-error-code" not in response.headers
-        if status == 416 or (is_content_server and repo is not None and status in (401, 403, 404, 410)):
-            # The content is shorter than the listing says; or a signed URL has expired.
-            return TransientError(answered, status=status)
-        if status == 407:
-            reason = self.secrets.quote(response.reason_phrase)
-            return _proxy_refusal(f"407 {reason}", repo or shown_address(url))
-        if repo is None or is_content_server:
-            return DownloadError(answered, source=repo or shown_address(url), path=path or None)
-        message = self.secrets.quote(response.headers.get("x-error-message", ""))
-        return _hub_refusal(
-            status,
-            response.headers.get("x-error-code", ""),
-            message,
-            answered,
-            f"{origin(url).removesuffix(':443')}/{repo}",
-            repo,
-            revision,
-            path,
-            has_token=has_token and self._token is not None,
-        )
 
     def _log_hub_warning(self, response: httpx.Response, url: str) -> None:
         topic, _, message = response.headers.get("x-hf-warning", "").partition(";")
@@ -438,68 +347,11 @@ class HubClient:
             logger.warning("%s cannot be reached (%s); trying again", host, self.secrets.quote(str(error)))
 
 
-def _hub_refusal(
-    status: int,
-    code: str,
-    message: str,
-    answered: str,
-    page: str,
-    repo: str,
-    revision: str,
-    path: str,
-    *,
-    has_token: bool,
-) -> DownloadError:
-    """The error for a 4xx of the hub, which tells the reason in headers."""
-    match status, code:
-        case _, "RevisionNotFound":
-            return RevisionNotFoundError(f"{repo} has no revision {revision!r} ({answered})", source=repo)
-        case _, "EntryNotFound":
-            return RepoFileNotFoundError(f"{repo} has no file {path!r} ({answered})", source=repo, path=path)
-        case _, "GatedRepo" if has_token:
-            return GatedRepoError(
-                f"{repo} is gated, and the token that was given has no access: accept its terms at {page} with that "
-                "token's account (they may have to be granted), and let the token read gated repos, if it is a "
-                "fine-grained one",
-                source=repo,
-            )
-        case _, "GatedRepo":
-            return GatedRepoError(
-                f"{repo} is gated, and no token was given: accept its terms at {page}, then give a token of that "
-                "account (token= or HF_TOKEN)",
-                source=repo,
-            )
-        case 403, _ if "disabled" in message:
-            return AccessDeniedError(f"{repo} has been disabled by the hub ({answered})", source=repo)
-        case 401, _ if "Invalid credentials" in message:
-            return BadTokenError(
-                "the hub does not know the token: renew it, or take it away (HF_TOKEN, the token file, "
-                "token=), as public repos need none",
-                source=repo,
-            )
-        case (401, _) | (_, "RepoNotFound"):
-            return RepoNotFoundError(
-                f"the hub shows no repo {repo!r}: either there is none of this name, or it is private and "
-                "needs a token that may read it (token= or HF_TOKEN)",
-                source=repo,
-            )
-        case 404, _ if path:
-            return RepoFileNotFoundError(f"{repo} has no file {path!r} ({answered})", source=repo, path=path)
-        case 404, _:
-            return RepoNotFoundError(f"there is no repo {repo!r} ({answered})", source=repo)
-        case 403, _:
-            return AccessDeniedError(
-                f"the token may not read {repo} ({answered}{': ' + message if message else ''})", source=repo
-            )
-        case _:
-            return UnexpectedAnswerError(answered + (f": {message}" if message else ""), source=repo)
-
-
 @asynccontextmanager
-async def open_client(token: str | bool | None = None) -> AsyncIterator[HubClient]:
-    """Open a client for the endpoint and the token that the environment (or `token`) names now."""
+async def open_client(access: HubAccess) -> AsyncIterator[HubClient]:
+    """Open a client for the endpoint and the token that the environment (or `access`) names now."""
     # In a thread: certificates are read from disk, and huggingface_hub may ask the network for a token.
-    client = await in_disk_thread(_build, token)
+    client = await in_disk_thread(_build, access)
     try:
         yield client
     finally:
@@ -507,10 +359,11 @@ async def open_client(token: str | bool | None = None) -> AsyncIterator[HubClien
             await client.aclose()
 
 
-def _build(token: str | bool | None) -> HubClient:
+def _build(access: HubAccess) -> HubClient:
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers
 
+    token = access.token
     if token is not None and not isinstance(token, str | bool):  # its value is not shown
         raise OptionError(f"token= is a text, True, False or None, and not a {type(token).__name__}")
     try:
@@ -532,7 +385,7 @@ def _build(token: str | bool | None) -> HubClient:
     except (ImportError, OSError, ValueError, ssl.SSLError) as error:
         cause = Secrets(None, proxy_addresses()).cause(error)
         raise _unusable_settings(str(cause or "an address is none")) from cause
-    return HubClient(http, constants.ENDPOINT.rstrip("/"), headers)
+    return HubClient(http, constants.ENDPOINT.rstrip("/"), headers, access.policy)
 
 
 def _unusable_settings(reason: str) -> OptionError:
@@ -548,28 +401,10 @@ def _certificates(cert_file: str | None, cert_dir: str | None) -> ssl.SSLContext
     return httpx.create_ssl_context()
 
 
-def is_requestable(url: str) -> bool:
-    """Whether a request can be built for an address: its port is one, and its host can be looked up."""
-    try:
-        httpx.URL(url).raw_host.decode("ascii").encode("idna")
-        origin(url)
-    except (httpx.InvalidURL, ValueError):
-        return False
-    return True
-
-
-def _encoding(response: httpx.Response) -> str:
-    return str(response.headers.get("content-encoding", "identity")).strip().lower()
-
-
-def _is_encoded(response: httpx.Response) -> bool:
-    return _encoding(response) not in ("", "identity")
-
-
 @asynccontextmanager
 async def _body(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]:
     """The bytes of the body as they come; decoded only where someone compressed them."""
-    chunks = response.aiter_bytes() if _is_encoded(response) else response.aiter_raw()
+    chunks = response.aiter_bytes() if encoding(response) not in ("", "identity") else response.aiter_raw()
     try:
         yield chunks
     finally:
@@ -582,21 +417,12 @@ async def _body(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]
                 pass
 
 
-def _proxy_refusal(answer: str, source: str) -> UnreachableError:
-    if answer.startswith("407"):
-        return UnreachableError(
-            f"the proxy wants a login ({answer}): put it into the proxy's address, as in "
-            "HTTPS_PROXY=http://user:password@host:port, or name the endpoint in NO_PROXY",
-            source=source,
-        )
-    return UnreachableError(f"the proxy refuses ({answer}); check HTTPS_PROXY and NO_PROXY", source=source)
-
-
-def _untrusted(url: str, reason: str, repo: str | None) -> UnreachableError:
+def _untrusted(request: Request, reason: str) -> UnreachableError:
+    server = origin(request.url)
     return UnreachableError(
-        f"the certificate of {origin(url)} is not trusted ({reason}): a company's proxy or a login page may be in the "
+        f"the certificate of {server} is not trusted ({reason}): a company's proxy or a login page may be in the "
         "way; name a file with that company's certificates in SSL_CERT_FILE (REQUESTS_CA_BUNDLE is not read)",
-        source=repo or origin(url),
+        source=request.asked.source,
     )
 
 

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from asyncembed.hub.client import HubClient
 
 DEFAULT_REVISION = "main"
-MAX_TREE_PAGES = 1000
-"""Pages of up to 1000 entries; a server that pages for ever is none that we know."""
-
 MAX_FILES = 250_000
 """Files of a repo; the largest repos of models have tens of thousands."""
 
@@ -158,7 +155,7 @@ async def list_tree(client: "HubClient", repo: str, revision: str, commit: str) 
     """Ask the hub for all files of a commit, page by page."""
     files: list[RepoFile] = []
     address: str | None = f"/api/models/{repo}/tree/{commit}?recursive=true&expand=false"
-    for _ in range(MAX_TREE_PAGES):
+    for _ in range(client.policy.page_limit):
         if address is None:
             return Listing(repo, revision, commit, tuple(files))
         page, address = await client.get_json(address, repo=repo, revision=commit)

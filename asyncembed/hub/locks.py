@@ -11,6 +11,8 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,42 +27,38 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.05
 LONGEST_POLL_SECONDS = 0.5
 
-STUCK_SECONDS = 120.0
-"""When the holder of a lock has written nothing for so long, we go on without the lock."""
-
 _LOCKLESS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EACCES, errno.EPERM, errno.EROFS)
 """How a file system says that it has no locks, or none for us: a lock file may be another user's."""
 
 logger = logging.getLogger("asyncembed")
 
 
+@dataclass(slots=True)
 class _Turn:
     """A lock of this event loop, and how many tasks hold or await it."""
 
-    def __init__(self) -> None:
-        self.lock = anyio.Lock()
-        self.users = 0
+    lock: anyio.Lock = field(default_factory=anyio.Lock)
+    users: int = 0
 
 
 _turns: RunVar[dict[str, _Turn]] = RunVar("asyncembed_turns")
 
 
 @asynccontextmanager
-async def only_one_task(key: str) -> AsyncIterator[None]:
-    """Let one task of this event loop in at a time; the next one looks anew at what is left to do.
+async def only_one_task(key: str) -> AsyncIterator[bool]:
+    """Let one task of this event loop in at a time; it gets whether another one was in before it.
 
-    When the one inside is cancelled, the next goes on from what it left: each does its own work in its own
-    task, so no download runs without an owner.
+    That one looks anew at what is left to do. When the one inside is cancelled, the next goes on from what it left:
+    each does its own work in its own task, so no download runs without an owner.
     """
-    turns = _turns.get(None)
-    if turns is None:
-        turns = {}
-        _turns.set(turns)
+    turns = _turns.get({})
+    _turns.set(turns)
     turn = turns.setdefault(key, _Turn())
+    has_waited = turn.users > 0
     turn.users += 1
     try:
         async with turn.lock:
-            yield
+            yield has_waited
     finally:
         turn.users -= 1
         if not turn.users:
@@ -68,35 +66,38 @@ async def only_one_task(key: str) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def only_one(lock_path: Path, watch: Callable[[], float]) -> AsyncIterator[None]:
-    """Let one task in at a time, in all processes that use `lock_path`.
+async def only_one(lock_path: Path, watch: Callable[[], float], stuck_seconds: float) -> AsyncIterator[bool]:
+    """Let one task in at a time, in all processes that use `lock_path`; it gets whether it is surely the only one.
 
-    `watch` tells when the holder last wrote something, in seconds since the epoch.
+    `watch` tells when the holder last wrote something, in seconds since the epoch. When that is `stuck_seconds` ago,
+    we go on without the lock.
 
     Raises:
         OSError: The lock file cannot be made, for another reason than that there are no locks for us.
     """
     async with only_one_task(str(lock_path)):
         lock = await in_disk_thread(_make_lock, lock_path)
+        waiting_since = time.time()
+        wait = POLL_SECONDS
         try:
-            await _acquire(lock, lock_path, watch)
-            yield
+            # Polled, so that no thread is blocked and a cancellation is heard at once.
+            while (state := await in_disk_thread(_try_acquire, lock)) is _State.TAKEN:
+                last_write = max(await in_disk_thread(watch), waiting_since)
+                if time.time() - last_write > stuck_seconds:
+                    logger.warning("whoever holds %s seems to be stuck; going on without the lock", lock_path)
+                    break
+                await anyio.sleep(wait)
+                wait = min(wait * 1.5, LONGEST_POLL_SECONDS)
+            yield state is _State.OURS
         finally:
             with anyio.CancelScope(shield=True):
                 await in_disk_thread(lock.release)
 
 
-async def _acquire(lock: "BaseFileLock", path: Path, watch: Callable[[], float]) -> None:
-    waiting_since = time.time()
-    wait = POLL_SECONDS
-    # Polled, so that no thread is blocked and a cancellation is heard at once.
-    while not await in_disk_thread(_try_acquire, lock):
-        last_write = max(await in_disk_thread(watch), waiting_since)
-        if time.time() - last_write > STUCK_SECONDS:
-            logger.warning("whoever holds %s seems to be stuck; going on without the lock", path)
-            return
-        await anyio.sleep(wait)
-        wait = min(wait * 1.5, LONGEST_POLL_SECONDS)
+class _State(Enum):
+    OURS = "we hold the lock"
+    TAKEN = "somebody else does"
+    NONE = "there is none for us, or one that keeps nobody out"
 
 
 def _make_lock(path: Path) -> "BaseFileLock":
@@ -112,18 +113,18 @@ def _make_lock(path: Path) -> "BaseFileLock":
     return FileLock(path, thread_local=False, mode=0o664)
 
 
-def _try_acquire(lock: "BaseFileLock") -> bool:
-    """Whether we may go on: with the lock, or without one where there is none for us."""
+def _try_acquire(lock: "BaseFileLock") -> _State:
     from filelock import Timeout
 
     try:
         lock.acquire(blocking=False)
+        with _make_lock(Path(lock.lock_file)).acquire(blocking=False):
+            return _State.NONE
     except Timeout:
-        return False
+        return _State.OURS if lock.is_locked else _State.TAKEN
     except NotImplementedError:
-        return True
+        return _State.NONE
     except OSError as error:
         if error.errno not in _LOCKLESS:
             raise
-        return True
-    return True
+        return _State.NONE

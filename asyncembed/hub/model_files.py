@@ -1,8 +1,7 @@
 """From a model's name to its files: what the catalogue or the repo itself says it needs, and no more."""
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import get_args
 
@@ -10,10 +9,11 @@ import anyio
 
 from asyncembed.catalogue.lookup import CLASSES, find_model
 from asyncembed.catalogue.pipeline import CONFIGURATION, Overrides, configuration_files, spec_from_directory
-from asyncembed.catalogue.spec import CacheFolderOrigin, Family, HubOrigin, ModelSpec, Origin
+from asyncembed.catalogue.spec import CacheFolderOrigin, Family, HubOrigin, ModelSpec
 from asyncembed.errors import DownloadError, NoSourceError, OptionError, UnsupportedModelError
 from asyncembed.files import in_disk_thread
-from asyncembed.hub import fetch, list_files
+from asyncembed.hub.access import HubAccess
+from asyncembed.hub.api import download_files, list_files
 from asyncembed.hub.listing import Listing
 from asyncembed.hub.progress import Progress
 from asyncembed.repo_files import WEIGHTS_INDEX, list_directory
@@ -56,14 +56,7 @@ async def download(
         UnsupportedModelError: A repo outside the catalogue is a model for none of the six classes; the message has each
             one's reason.
     """
-    if not names:
-        raise OptionError("name at least one model")
-    for name in names:
-        if not isinstance(name, str):
-            raise OptionError(f"names are those of the catalogue or of repos, as in 'org/name'; got {name!r}")
-    if isinstance(patterns, str):
-        raise OptionError("patterns= is a sequence of globs, as in ['*.json']")
-    hub = HubAccess(
+    access = HubAccess(
         revision=revision,
         cache_dir=cache_dir,
         local_files_only=local_files_only,
@@ -72,89 +65,52 @@ async def download(
         refresh=refresh,
         verify=verify,
     )
+    found = await download_models(names, access, patterns=patterns)
+    return found if len(found) > 1 else found[0]
+
+
+async def download_models(
+    names: Sequence[str], access: HubAccess, *, patterns: Sequence[str] | None = None
+) -> list[Path]:
+    """Download models at once; the directories in the order of their names. See `download`."""
+    if not names:
+        raise OptionError("name at least one model")
+    for name in names:
+        if not isinstance(name, str):
+            raise OptionError(f"names are those of the catalogue or of repos, as in 'org/name'; got {name!r}")
+    if isinstance(patterns, str):
+        raise OptionError("patterns= is a sequence of globs, as in ['*.json']")
     directories: dict[int, Path] = {}
     failures: list[Exception] = []
 
-    async def bring(position: int, name: str) -> None:
+    async def download_one(position: int, name: str) -> None:
         try:
-            directories[position] = await _download(name, patterns, hub)
+            directories[position] = await _download_any(name, patterns, access)
         except Exception as error:  # noqa: BLE001 (a group would wrap it; it may be what the caller's callback raised)
             failures.append(error)
             group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:
         for position, name in enumerate(names):
-            group.start_soon(bring, position, name)
+            group.start_soon(download_one, position, name)
     if failures:
         raise failures[0]
-    found = [directories[position] for position in range(len(names))]
-    return found if len(found) > 1 else found[0]
+    return [directories[position] for position in range(len(names))]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubAccess:
-    """How the hub and its cache are used: the keywords of `fetch` that concern no files, passed on whole."""
-
-    revision: str | None = None
-    cache_dir: str | os.PathLike[str] | None = None
-    local_files_only: bool = False
-    token: str | bool | None = field(default=None, repr=False)
-    progress: Progress = None
-    refresh: bool = False
-    verify: bool = False
-
-    async def list_files(self, repo: str) -> Listing:
-        """See `asyncembed.hub.list_files`."""
-        return await list_files(
-            repo,
-            revision=self.revision,
-            cache_dir=self._cache_dir,
-            local_files_only=self.local_files_only,
-            token=self.token,
-            refresh=self.refresh,
-        )
-
-    async def fetch(
-        self,
-        sources: Sequence[Origin],
-        patterns: Sequence[str],
-        required: Sequence[str] = (),
-        *,
-        commit: str | None = None,
-    ) -> Path:
-        """See `asyncembed.hub.fetch`."""
-        return await fetch(
-            sources,
-            patterns=patterns,
-            required=required,
-            revision=self.revision,
-            commit=commit,
-            cache_dir=self._cache_dir,
-            local_files_only=self.local_files_only,
-            token=self.token,
-            progress=self.progress,
-            refresh=self.refresh,
-            verify=self.verify,
-        )
-
-    @property
-    def _cache_dir(self) -> Path | None:
-        return None if self.cache_dir is None else Path(self.cache_dir)
-
-
-async def fetch_model(spec: ModelSpec, hub: HubAccess) -> Path:
+async def download_model(spec: ModelSpec, access: HubAccess) -> Path:
     """Give a directory with all files that `spec` needs: its graph with its weights, tokenizer and configuration.
 
     Raises:
-        DownloadError: See `asyncembed.hub.fetch`.
+        DownloadError: See `asyncembed.hub.download_files`.
     """
-    return await _fetch_whole(spec, hub, CONFIGURATION, _files_of(spec))
+    return await _download_whole(spec, access, CONFIGURATION, _files_of(spec))
 
 
-async def fetch_repo(
-    repo: str, hub: HubAccess, *, families: Sequence[Family], overrides: Overrides | None = None
+async def download_repo(
+    repo: str, access: HubAccess, *, families: Sequence[Family], overrides: Overrides | None = None
 ) -> tuple[ModelSpec, Path]:
-    """Read the spec of a repo that no catalogue knows from its own small files, and fetch what it names.
+    """Read the spec of a repo that no catalogue knows from its own small files, and download what it names.
 
     Returns:
         The spec, and the directory with its files. It is of the first of `families` that the repo can be.
@@ -164,7 +120,7 @@ async def fetch_repo(
             reason.
         DownloadError: Its listing or its files cannot be had.
     """
-    listing = await hub.list_files(repo)
+    listing = await list_files(repo, access)
     configuration = configuration_files(listing.paths)
     if not configuration:
         raise UnsupportedModelError(
@@ -172,13 +128,16 @@ async def fetch_repo(
             model=repo,
         )
     # The files are few and small, and the bar is for what takes long.
-    quiet = replace(hub, progress=False)
-    directory = await quiet.fetch((HubOrigin(repo),), configuration, configuration, commit=listing.commit)
+    quiet = replace(access, progress=False)
+    directory = await download_files(
+        (HubOrigin(repo),), quiet, patterns=configuration, required=configuration, commit=listing.commit
+    )
     spec = await in_disk_thread(_read_spec, directory, listing, families, overrides or Overrides())
-    return spec, await _fetch_whole(spec, hub, configuration, (*configuration, *_files_of(spec)), commit=listing.commit)
+    required = (*configuration, *_files_of(spec))
+    return spec, await _download_whole(spec, access, configuration, required, commit=listing.commit)
 
 
-async def list_model(spec: ModelSpec, hub: HubAccess) -> tuple[str, ...]:
+async def list_model(spec: ModelSpec, access: HubAccess) -> tuple[str, ...]:
     """All files of the first source of `spec` that can be had, as paths with "/".
 
     Raises:
@@ -188,21 +147,24 @@ async def list_model(spec: ModelSpec, hub: HubAccess) -> tuple[str, ...]:
     for source in spec.sources:
         try:
             if isinstance(source, HubOrigin):
-                return (await hub.list_files(source.repo)).paths
+                return (await list_files(source.repo, access)).paths
             if not isinstance(source, CacheFolderOrigin):  # which older tools filled with one precision only
-                return tuple(await in_disk_thread(list_directory, await hub.fetch((source,), ("*",))))
+                directory = await download_files((source,), access, patterns=("*",))
+                return tuple(await in_disk_thread(list_directory, directory))
         except DownloadError as error:
             failures.append(error)
     raise failures[0] if failures else NoSourceError(f"{spec.name} has no source whose files can be listed")
 
 
-async def _fetch_whole(
-    spec: ModelSpec, hub: HubAccess, patterns: Sequence[str], required: Sequence[str], *, commit: str | None = None
+async def _download_whole(
+    spec: ModelSpec, access: HubAccess, patterns: Sequence[str], required: Sequence[str], *, commit: str | None = None
 ) -> Path:
-    """Fetch what is known to be needed, and then what those files say that they need besides."""
+    """Download what is known to be needed, and then what those files say that they need besides."""
     named: tuple[str, ...] = ()
     while True:
-        directory = await hub.fetch(spec.sources, patterns, (*required, *named), commit=commit)
+        directory = await download_files(
+            spec.sources, access, patterns=patterns, required=(*required, *named), commit=commit
+        )
         needed = await in_disk_thread(_named_by_files, directory, spec)
         # Not those of before, if a branch has moved in between: then once more.
         if set(needed) <= set(named):
@@ -218,15 +180,15 @@ def _named_by_files(directory: Path, spec: ModelSpec) -> tuple[str, ...]:
     return tuple((folder / name).as_posix() for name in read_onnx_file(directory / spec.model_file).weights)
 
 
-async def _download(name: str, patterns: Sequence[str] | None, hub: HubAccess) -> Path:
+async def _download_any(name: str, patterns: Sequence[str] | None, access: HubAccess) -> Path:
     specs = [spec for family in get_args(Family) if (spec := find_model(name, family))]
     if patterns is not None:
-        return await hub.fetch(specs[0].sources if specs else (HubOrigin(name),), patterns)
+        return await download_files(specs[0].sources if specs else (HubOrigin(name),), access, patterns=patterns)
     if not specs:
-        _, directory = await fetch_repo(name, hub, families=get_args(Family))
+        _, directory = await download_repo(name, access, families=get_args(Family))
         return directory
     # One name may stand for models of several families; the first one's directory is the answer.
-    directories = [await fetch_model(spec, hub) for spec in specs]
+    directories = [await download_model(spec, access) for spec in specs]
     return directories[0]
 
 

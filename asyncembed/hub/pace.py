@@ -9,22 +9,15 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from asyncembed.hub.access import DownloadPolicy
+
 if TYPE_CHECKING:
     from anyio import CancelScope
-
-WATCH_SECONDS = 1.0
-"""How often the connections are looked at."""
-
-LAG_SECONDS = 5.0
-"""How long a connection's speed is measured before it counts, and is averaged over."""
 
 FAR = 8
 """A laggard is so many times slower than its siblings: twice slower is usual among connections."""
 
-LONG_SECONDS = 10.0
-"""What is done sooner than that needs no help."""
-
-LEAST_HELP_BYTES = 16 * 2**10
+HELP_MINIMUM_BYTES = 16 * 2**10
 """No connection is asked for less, as another one's help."""
 
 HEALTHY_BYTES_PER_SECOND = 64 * 2**10
@@ -40,10 +33,11 @@ class Stretch:
         connection: Cancelled, it ends the stream's present connection; None while there is none.
     """
 
-    def __init__(self, position: int, end: int) -> None:
+    def __init__(self, position: int, end: int, policy: DownloadPolicy) -> None:
         self.position = position
         self.received = position
         self.end = end
+        self._policy = policy
         self.connection: CancelScope | None = None
         self._samples: deque[tuple[float, int]] = deque()
         self._best = 0.0
@@ -66,7 +60,7 @@ class Stretch:
         if self.connection is None or not self._samples:
             return
         self._samples.append((now, self.received))
-        while now - self._samples[1][0] >= LAG_SECONDS:
+        while now - self._samples[1][0] >= self._policy.lag_seconds:
             self._samples.popleft()
         self._best = max(self._best, self.rate() or 0.0)
 
@@ -75,12 +69,14 @@ class Stretch:
         if self.connection is None or len(self._samples) < 2:
             return None
         (start, low), (end, high) = self._samples[0], self._samples[-1]
-        return (high - low) / (end - start) if end - start >= LAG_SECONDS else None
+        return (high - low) / (end - start) if end - start >= self._policy.lag_seconds else None
 
     def average_rate(self, now: float) -> float:
         """Bytes per second of a connection that ends now, lately or, where it was here for less, in all its time."""
         start, low = self._samples[0] if self._samples else (now, self.received)
-        return (self.received - low) / max(now - start, WATCH_SECONDS)  # what lay in buffers comes at any speed
+        return (self.received - low) / max(
+            now - start, self._policy.watch_seconds
+        )  # what lay in buffers comes at any speed
 
     def seconds_left(self) -> float:
         """How long it takes at its present speed; 0.0 where that is not known."""
@@ -100,7 +96,7 @@ class Stretch:
     def replace(self, now: float) -> None:
         """Ask for the rest on a new connection; the next time only after twice as long a while."""
         self._replaced += 1
-        self._may_be_replaced_at = now + LAG_SECONDS * 2**self._replaced
+        self._may_be_replaced_at = now + self._policy.lag_seconds * 2**self._replaced
         self._samples.clear()
         if self.connection is not None:
             self.connection.cancel()
@@ -110,19 +106,19 @@ class Stretch:
         rate = self.rate()
         usual = self._best if siblings_rate is None else siblings_rate
         is_slow = rate is not None and rate * FAR < usual
-        return is_slow and self.seconds_left() > LAG_SECONDS and now >= self._may_be_replaced_at
+        return is_slow and self.seconds_left() > self._policy.lag_seconds and now >= self._may_be_replaced_at
 
     def can_be_helped(self, siblings_rate: float | None) -> bool:
         """Whether an idle connection is likely to make it faster."""
         rate = self.rate()
-        if rate is None or self.left < 2 * LEAST_HELP_BYTES or self.seconds_left() <= LONG_SECONDS:
+        if rate is None or self.left < 2 * HELP_MINIMUM_BYTES or self.seconds_left() <= self._policy.long_seconds:
             return False
         return siblings_rate is None or rate * 2 < siblings_rate or rate >= HEALTHY_BYTES_PER_SECOND
 
     def halve(self) -> "Stretch":
         """Give the second half of what is left away."""
         middle = self.end - self.left // 2
-        rest = Stretch(middle, self.end)
+        rest = Stretch(middle, self.end, self._policy)
         self.end = middle
         return rest
 

@@ -5,9 +5,14 @@ behind it one record per written stretch. A partial file is thus always longer t
 can take it for complete. When the blob is whole and verified, the journal is cut off and the file is
 renamed.
 
-One writer per partial file: its name carries the owner's process, and a leftover is taken over by renaming it
-once its owner is gone. Two processes that download one blob at once (where file locks do not work) therefore
-never write into each other's file.
+One writer per partial file, which has a name that nobody else has, and one that says what may become of it:
+```
+<etag>.asyncembed.incomplete                    let go of
+<etag>.asyncembed-<host>-<token>.incomplete     of whoever holds the blob's lock on that host
+<etag>.asyncembed-<token>.incomplete            of one who goes on without the lock
+```
+Who holds the lock takes a leftover over by renaming it: one of the first two of this host, whose owner must be gone, or
+one that nobody has written to for long. Without the lock nothing is taken over, and so no two write into one file.
 """
 
 import contextlib
@@ -22,6 +27,7 @@ import time
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -29,8 +35,8 @@ from asyncembed.hub.listing import RepoFile
 from asyncembed.hub.verify import ContentHash
 
 QUIET_SECONDS = 600.0
-"""A partial file whose owner we cannot ask after (another host) is taken over after so long without a write: no
-download of ours waits that long between two."""
+"""What another host, or one without the lock, began is taken over after so long without a write: no download of ours
+waits that long between two."""
 
 STALE_SECONDS = 24 * 3600.0
 """Unfinished files of huggingface_hub, which never resumes them, are deleted after so long."""
@@ -45,9 +51,6 @@ ours, and every gap between its stretches would be a request."""
 
 _MARK = ".asyncembed"
 _SUFFIX = ".incomplete"
-
-_active: set[Path] = set()
-_active_lock = threading.Lock()
 
 
 class ByteRanges:
@@ -97,10 +100,14 @@ class Partial:
         ranges: The bytes that are on disk; changed only here, under the lock.
     """
 
-    def __init__(self, blob: Path, file: RepoFile) -> None:
+    def __init__(self, blob: Path, file: RepoFile, *, is_locked: bool = True) -> None:
+        """`is_locked`: the caller holds the blob's lock."""
         self._blob = blob
         self._size = file.size_bytes
-        self._path = blob.with_name(f"{blob.name}{_MARK}-{_owner_id()}-{secrets.token_hex(4)}{_SUFFIX}")
+        self._is_locked = is_locked
+        self._prefix = f"{blob.name}{_MARK}-{_host_id()}-"
+        prefix = self._prefix if is_locked else f"{blob.name}{_MARK}-"
+        self._path = blob.with_name(f"{prefix}{secrets.token_hex(4)}{_SUFFIX}")
         self._free_path = blob.with_name(f"{blob.name}{_MARK}{_SUFFIX}")
         self._lock = threading.Lock()
         self._file: BinaryIO | None = None
@@ -116,8 +123,6 @@ class Partial:
     def open(self) -> None:
         """Take over what an earlier download of the same blob left, or begin anew."""
         with self._lock:
-            with _active_lock:
-                _active.add(self._path)
             self._blob.parent.mkdir(parents=True, exist_ok=True)
             for leftover in self._leftovers():
                 try:
@@ -168,47 +173,40 @@ class Partial:
             assert self._file is not None
             assert self.is_verified()
             self._file.truncate(self._size)
-            self._file.close()
-            self._file = None
+            self._close()
             self._path.replace(target)
-            self._deactivate()
             self._delete_leftovers()
 
     def release(self) -> None:
         """Let go of it; a later download resumes from it. Does nothing after `finish` or `discard`."""
         with self._lock:
-            try:
-                if self._file is not None:
-                    self._file.close()
-                    self._file = None
-                    with contextlib.suppress(OSError):
-                        if self.ranges.total():
-                            self._path.replace(self._free_path)
-                        else:
-                            self._path.unlink()
-            finally:
-                self._deactivate()
+            if self._file is not None:
+                self._close()
+                with contextlib.suppress(OSError):
+                    if self.ranges.total():
+                        self._path.replace(self._free_path)
+                    else:
+                        self._path.unlink()
 
     def discard(self) -> None:
         """Delete it."""
         with self._lock:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+            self._close()
             self._path.unlink(missing_ok=True)
-            self._deactivate()
 
-    def _deactivate(self) -> None:
-        with _active_lock:
-            _active.discard(self._path)
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _leftovers(self) -> list[Path]:
         """What other downloads of this blob left and no one writes to any more, the fullest first."""
         found = []
-        for path in self._blob.parent.glob(f"{self._blob.name}{_MARK}*{_SUFFIX}"):
+        for path in self._blob.parent.glob(f"{self._blob.name}{_MARK}*{_SUFFIX}") if self._is_locked else ():
             with contextlib.suppress(OSError):
                 status = path.lstat()
-                if _is_own(status) and (_is_ownerless(path) or time.time() - status.st_mtime > QUIET_SECONDS):
+                is_free = path == self._free_path or path.name.startswith(self._prefix)
+                if _is_own(status) and (is_free or time.time() - status.st_mtime > QUIET_SECONDS):
                     found.append((getattr(status, "st_blocks", status.st_size), path))
         return [path for _, path in sorted(found, reverse=True)]
 
@@ -280,35 +278,10 @@ def _is_own(status: os.stat_result) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1 and is_ours
 
 
-def _owner_id() -> str:
-    """Names this process: a host that was booted anew, or a new container, is another one."""
-    return f"{_host_id()}-{os.getpid()}"
-
-
+@cache
 def _host_id() -> str:
+    """Names this host; one that was booted anew is another one, and so is a container on another machine."""
     name = platform.node()
     with contextlib.suppress(OSError):
         name += Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
     return hashlib.sha256(name.encode()).hexdigest()[:8]
-
-
-def _is_ownerless(path: Path) -> bool:
-    """Whether the process that wrote this partial file is known to be gone, or has let go of it."""
-    with _active_lock:
-        if path in _active:
-            return False
-    owner = path.name.removesuffix(_SUFFIX).partition(f"{_MARK}-")[2].split("-")
-    if len(owner) != 3:
-        return True  # released
-    host, process, _ = owner
-    if host != _host_id() or not process.isdigit() or os.name != "posix":
-        return False
-    if int(process) == os.getpid():
-        return True  # of this process, and not active
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False

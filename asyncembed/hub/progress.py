@@ -1,10 +1,10 @@
 """How a download goes: typed events for a callback, and the bar that is shown without one."""
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from queue import SimpleQueue
+from threading import RLock, Thread
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
@@ -12,10 +12,6 @@ from anyio import to_thread
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-
-CLOSE_GRACE_SECONDS = 2.0
-"""How long the end of a download waits for a terminal that takes no output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +67,26 @@ class CallbackFailedError(Exception):
 
 
 class ProgressReport:
-    """Hands events to the callback, or to a thread that draws one bar per download. Leaving it ends the bar."""
+    """Hands events to the callback, or to a thread that draws one bar per download. Leaving it ends the bar.
 
-    def __init__(self, progress: Progress) -> None:
+    A terminal may be slow, or halted by its user (Ctrl-S): neither may halt the event loop, or, for longer than
+    `grace_seconds`, the end of a download.
+    """
+
+    def __init__(self, progress: Progress, grace_seconds: float) -> None:
         self._callback = progress if callable(progress) else None
         self._shows_bar = progress is None or progress is True
-        self._drawing: _DrawingThread | None = None
+        self._grace_seconds = grace_seconds
+        self._events: SimpleQueue[ProgressEvent | None] = SimpleQueue()
+        self._drawing = Thread(target=_draw, args=(self._events,), name="asyncembed-progress", daemon=True)
 
     async def __aenter__(self) -> "ProgressReport":
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        if self._drawing is not None:
-            self._drawing.events.put(None)
-            with anyio.move_on_after(CLOSE_GRACE_SECONDS, shield=True):
+        if self._drawing.ident is not None:
+            self._events.put(None)
+            with anyio.move_on_after(self._grace_seconds, shield=True):
                 limiter = anyio.CapacityLimiter(1)
                 await to_thread.run_sync(self._drawing.join, abandon_on_cancel=True, limiter=limiter)
 
@@ -100,46 +102,28 @@ class ProgressReport:
             except Exception as error:
                 raise CallbackFailedError(error) from error
         elif self._shows_bar:
-            if self._drawing is None:
-                self._drawing = _DrawingThread()
+            if self._drawing.ident is None:
                 self._drawing.start()
-            self._drawing.events.put(event)
+            self._events.put(event)
 
 
-class _DrawingThread(threading.Thread):
-    """Draws the bars. A terminal may be slow, or halted by its user (Ctrl-S): neither may halt the event loop."""
-
-    def __init__(self) -> None:
-        super().__init__(name="asyncembed-progress", daemon=True)
-        self.events: SimpleQueue[ProgressEvent | None] = SimpleQueue()
-        self._bar: tqdm[Any] | None = None
-        self._received: dict[str, int] = {}
-
-    def run(self) -> None:
-        """Draw until None comes."""
-        while (event := self.events.get()) is not None:
-            self._draw(event)
-        self._close()
-
-    def _draw(self, event: ProgressEvent) -> None:
+def _draw(events: "SimpleQueue[ProgressEvent | None]") -> None:
+    """Draw until None comes."""
+    bar: tqdm[Any] | None = None
+    received: dict[str, int] = {}
+    while (event := events.get()) is not None:
         match event:
             case DownloadStarted(source, _, total_bytes):
-                self._close()
-                self._received.clear()
-                self._bar = _open_bar(source, total_bytes)
-            case BytesReceived(_, path, received_bytes) if self._bar is not None:
-                self._bar.update(received_bytes - self._received.get(path, 0))
-                self._received[path] = received_bytes
-            case FileFinished(_, path, size_bytes) if self._bar is not None:
-                self._bar.update(size_bytes - self._received.get(path, 0))
-                self._received[path] = size_bytes
-            case DownloadFinished():
-                self._close()
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+                if bar is not None:
+                    bar.close()
+                bar, received = _open_bar(source, total_bytes), {}
+            case BytesReceived(_, path, size_bytes) | FileFinished(_, path, size_bytes) if bar is not None:
+                bar.update(size_bytes - received.get(path, 0))
+                received[path] = size_bytes
+            case DownloadFinished() if bar is not None:
+                bar.close()
+    if bar is not None:
+        bar.close()
 
 
 def _open_bar(source: str, total_bytes: int | None) -> "tqdm[Any]":
@@ -164,5 +148,5 @@ def _bar_class() -> "type[tqdm[Any]]":
         # that outlives the bar; neither is needed here, so neither is made.
         monitor_interval = 0
 
-    Bar.set_lock(threading.RLock())
+    Bar.set_lock(RLock())
     return Bar

@@ -1,6 +1,7 @@
 """What is worth another try, and how long to wait before it."""
 
 import logging
+import math
 import random
 import re
 from collections.abc import Mapping
@@ -9,21 +10,8 @@ from email.utils import parsedate_to_datetime
 
 import anyio
 
-from asyncembed.errors import RateLimitedError, UnreachableError
-
-MAX_TRIES = 6
-"""Tries in a row without progress, before we give up."""
-
-FIRST_WAIT_SECONDS = 0.5
-LONGEST_WAIT_SECONDS = 10.0
-"""Bounds of the exponential backoff; the wait is drawn from [half, whole] of it, so that clients spread."""
-
-LONGEST_PAUSE_SECONDS = 330.0
-"""The longest pause that a server may ask for: the hub counts requests in windows of 300 s."""
-
-TRIES_TO_RESOLVE = 3
-"""Tries with a name that no one can resolve, at the first contact: within two seconds it is clear that this computer
-is offline, or the name is wrong."""
+from asyncembed.errors import DownloadError, RateLimitedError, UnreachableError
+from asyncembed.hub.access import DownloadPolicy
 
 _LONGEST_TOLD_SECONDS = 366 * 24 * 3600.0
 """A server may ask for any pause, and a message shows it; what is longer than a year is a year."""
@@ -52,22 +40,23 @@ class TransientError(Exception):
         self.is_unresolved = is_unresolved
 
 
-class Patience:
+class RetryBudget:
     """Counts failures in a row, waits between them, and ends it when there were too many."""
 
-    def __init__(self, what: str, source: str, *, tries_to_resolve: int | None = None) -> None:
+    def __init__(self, policy: DownloadPolicy, what: str, source: str, *, is_first_contact: bool = False) -> None:
+        self._policy = policy
         self._what = what
         self._source = source
-        self._tries_to_resolve = tries_to_resolve
+        self._is_first_contact = is_first_contact
         self._failures = 0
         self._paused_seconds = 0.0
 
-    def progressed(self) -> None:
+    def refill(self) -> None:
         """Something was gained: start counting anew."""
         self._failures = 0
         self._paused_seconds = 0.0
 
-    async def after(self, error: TransientError) -> None:
+    async def wait(self, error: TransientError) -> None:
         """Wait before the next try.
 
         Raises:
@@ -76,34 +65,37 @@ class Patience:
         """
         self._failures += 1
         pause = error.pause_seconds
-        if pause is not None and self._paused_seconds + pause > LONGEST_PAUSE_SECONDS:
+        if pause is not None and self._paused_seconds + pause > self._policy.longest_pause_seconds:
             raise RateLimitedError(
                 f"{self._what}: the server limits the number of requests and asks to come back in "
                 f"{pause:.0f} s; a token (HF_TOKEN) raises the limit",
                 source=self._source,
                 retry_after_seconds=pause,
             ) from error
-        if self._failures >= self._most_tries(error):
-            if error.status == 429:
-                raise RateLimitedError(
-                    f"{self._what}: the server limits the number of requests; try later, or with a token (HF_TOKEN)",
-                    source=self._source,
-                ) from error
-            raise UnreachableError(
-                f"{self._what} failed {self._failures} times in a row, at last because {error}; check the "
-                "network, the proxy (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE) and the endpoint (HF_ENDPOINT)",
-                source=self._source,
-            ) from error
+        is_offline = error.is_unresolved and self._is_first_contact
+        if self._failures >= min(self._policy.try_limit, self._policy.resolve_try_limit if is_offline else math.inf):
+            raise self._exhausted(error) from error
         if pause is None:
-            longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (self._failures - 1))
+            longest = min(
+                self._policy.longest_wait_seconds, self._policy.first_wait_seconds * 2 ** (self._failures - 1)
+            )
             pause = random.uniform(longest / 2, longest)  # noqa: S311 (no secret)
         else:
             self._paused_seconds += pause
         logger.info("%s: %s; trying again in %.1f s", self._what, error, pause)
         await anyio.sleep(pause)
 
-    def _most_tries(self, error: TransientError) -> int:
-        return min(MAX_TRIES, self._tries_to_resolve or MAX_TRIES) if error.is_unresolved else MAX_TRIES
+    def _exhausted(self, error: TransientError) -> DownloadError:
+        if error.status == 429:
+            return RateLimitedError(
+                f"{self._what}: the server limits the number of requests; try later, or with a token (HF_TOKEN)",
+                source=self._source,
+            )
+        return UnreachableError(
+            f"{self._what} failed {self._failures} times in a row, at last because {error}; check the "
+            "network, the proxy (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE) and the endpoint (HF_ENDPOINT)",
+            source=self._source,
+        )
 
 
 def requested_pause(headers: Mapping[str, str]) -> float | None:

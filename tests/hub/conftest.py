@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from asyncembed.hub import retry
 from tests.hub.server import HubServer
 
 NOBODY = "http://127.0.0.1:9"
@@ -34,7 +33,6 @@ def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytes
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.01)
 
 
 @pytest.fixture

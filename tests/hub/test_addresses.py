@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from asyncembed.catalogue.spec import ArchiveOrigin, HubOrigin
 from asyncembed.errors import AsyncEmbedError, BadTokenError, DownloadError, OptionError, UnreachableError
-from asyncembed.hub import fetch, retry
+from asyncembed.hub import HubAccess
 from asyncembed.hub.addresses import LONGEST_QUOTE, Secrets, passwords_in, shown_address, split_login
-from asyncembed.hub.model_files import HubAccess
 from asyncembed.options import Options
+from tests.hub.calls import change_policy, download_files
 from tests.hub.server import Fault, HubServer, Repo
 
 pytestmark = pytest.mark.slow
@@ -67,12 +67,12 @@ def test_options_are_shown_without_the_token() -> None:
 
 
 async def fetch_all(**keywords: object) -> None:
-    await fetch([HubOrigin(REPO)], patterns=["*"], progress=False, **keywords)  # type: ignore[arg-type]
+    await download_files([HubOrigin(REPO)], patterns=["*"], progress=False, **keywords)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
 def _filled(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "MAX_TRIES", 2)
+    change_policy(monkeypatch, try_limit=2)
     hub.repos[REPO] = Repo({"config.json": b"{}", "model.onnx": b"graph"}, large=frozenset({"model.onnx"}))
     hub.known_tokens = {TOKEN}
 
@@ -232,7 +232,7 @@ async def test_an_archives_address_is_named_without_its_secrets(
 ) -> None:
     url = hub.url.replace("://", "://user:s3cretpass@") + "/archives/absent.tar.gz?key=s3cretkey"
     with pytest.raises(DownloadError, match=re.escape(f"{hub.url}/archives/absent.tar.gz answered 404")) as caught:
-        await fetch([ArchiveOrigin(url, "folder")], patterns=["*"])
+        await download_files([ArchiveOrigin(url, "folder")], patterns=["*"])
     assert "s3cret" not in trace_of(caught.value) + everything_said.text
     assert hub.of_route("content")[0].query == "key=s3cretkey"
 

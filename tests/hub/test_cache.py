@@ -12,10 +12,10 @@ import pytest
 
 from asyncembed.catalogue.spec import HubOrigin
 from asyncembed.errors import CacheNotWritableError, DownloadError, NotCachedError, UnexpectedAnswerError
-from asyncembed.hub import fetch
 from asyncembed.hub.cache import RepoCache
 from asyncembed.hub.listing import RepoFile, Wanted
 from asyncembed.hub.partial import Partial
+from tests.hub.calls import download_files
 from tests.hub.server import Fault, HubServer, Repo, blob_id
 
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def assert_untouched(victim: Path) -> None:
 
 
 async def fetch_all(**keywords: object) -> Path:
-    return await fetch([HubOrigin(REPO)], patterns=["*"], progress=False, **keywords)  # type: ignore[arg-type]
+    return await download_files([HubOrigin(REPO)], patterns=["*"], progress=False, **keywords)  # type: ignore[arg-type]
 
 
 PLACES = ["blobs", "refs", "trees", "snapshots", f"snapshots/{COMMIT}", f"snapshots/{COMMIT}/onnx"]
@@ -227,9 +227,9 @@ async def test_an_unsafe_path_in_a_cached_listing_is_not_used(cache: Path, folde
     secret.write_bytes(b"{}")
     for required in ([], [name]):
         with pytest.raises(NotCachedError):
-            await fetch([HubOrigin(REPO)], patterns=["*.json"], required=required, local_files_only=True)
+            await download_files([HubOrigin(REPO)], patterns=["*.json"], required=required, local_files_only=True)
     with pytest.raises(UnexpectedAnswerError, match="stored safely"):
-        await fetch([HubOrigin(REPO)], patterns=["*.json"])
+        await download_files([HubOrigin(REPO)], patterns=["*.json"])
 
 
 async def test_an_unsafe_path_is_not_used_without_a_listing(folder: Path) -> None:
@@ -237,7 +237,7 @@ async def test_an_unsafe_path_is_not_used_without_a_listing(folder: Path) -> Non
     (folder / f"trees/{COMMIT}.json").unlink()
     (folder / "snapshots/secret.json").write_bytes(b"{}")
     with pytest.raises(NotCachedError, match="incomplete"):
-        await fetch([HubOrigin(REPO)], patterns=[], required=["../secret.json"], local_files_only=True)
+        await download_files([HubOrigin(REPO)], patterns=[], required=["../secret.json"], local_files_only=True)
 
 
 def test_a_hash_in_a_cached_listing_that_is_a_path_deletes_nothing(cache: Path, folder: Path) -> None:
@@ -260,11 +260,12 @@ async def test_a_listing_that_names_a_file_outside_is_refused(hub: HubServer, ca
 PIPES = """
 import anyio, sys
 from asyncembed.catalogue.spec import HubOrigin
-from asyncembed.hub import fetch
+from asyncembed.hub import HubAccess, download_files
 from asyncembed.errors import NotCachedError
 async def main():
     try:
-        await fetch([HubOrigin("org/model")], patterns=["*"], cache_dir=sys.argv[1], local_files_only=True)
+        access = HubAccess(cache_dir=sys.argv[1], local_files_only=True)
+        await download_files([HubOrigin("org/model")], access, patterns=["*"])
     except NotCachedError:
         pass
     print("done")

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 import asyncembed
 from asyncembed.catalogue.spec import HubOrigin
 from asyncembed.errors import DownloadError, GatedRepoError, OptionError, UnreachableError
-from asyncembed.hub import fetch, retry
+from tests.hub.calls import change_policy, download_files
 from tests.hub.server import Fault, HubServer, Repo
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def _filled(hub: HubServer) -> None:
 
 
 async def fetch_all(**keywords: object) -> None:
-    snapshot = await fetch([HubOrigin(REPO)], patterns=["*"], progress=False, **keywords)  # type: ignore[arg-type]
+    snapshot = await download_files([HubOrigin(REPO)], patterns=["*"], progress=False, **keywords)  # type: ignore[arg-type]
     assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == FILES
 
 
@@ -129,7 +129,7 @@ class TestProxy:
 
     async def test_a_dead_proxy_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-        monkeypatch.setattr(retry, "MAX_TRIES", 2)
+        change_policy(monkeypatch, try_limit=2)
         with pytest.raises(UnreachableError, match="HTTPS_PROXY"):
             await fetch_all()
 
@@ -176,7 +176,7 @@ class TestMirror:
 
     async def test_a_name_that_no_one_knows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
-        monkeypatch.setattr(retry, "MAX_TRIES", 2)
+        change_policy(monkeypatch, try_limit=2)
         with pytest.raises(UnreachableError, match="HF_ENDPOINT"):
             await fetch_all()
 
@@ -199,9 +199,7 @@ async def test_a_page_of_the_listing_is_asked_for_again(hub: HubServer) -> None:
 
 
 async def test_a_listing_that_never_ends_is_refused(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from asyncembed.hub import listing
-
-    monkeypatch.setattr(listing, "MAX_TREE_PAGES", 1)
+    change_policy(monkeypatch, page_limit=1)
     hub.page_size = 1
     with pytest.raises(DownloadError, match="does not end"):
         await fetch_all()
@@ -223,7 +221,7 @@ class TestUnreachable:
     ) -> None:
         """With the pauses that a user has, and not the tests' short ones."""
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-        monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.5)
+        change_policy(monkeypatch, first_wait_seconds=0.5)
         with anyio.fail_after(5), pytest.raises(UnreachableError, match="failed 3 times.*HF_ENDPOINT"):
             await fetch_all()
         (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]

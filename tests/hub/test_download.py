@@ -21,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncembed.catalogue.spec import HubOrigin
-from asyncembed.hub import BytesReceived, ProgressEvent, download, fetch, pace
+from asyncembed.hub import BytesReceived, ProgressEvent, download
 from asyncembed.hub.listing import RepoFile
 from asyncembed.hub.partial import ByteRanges, Partial
+from tests.hub.calls import change_policy, download_files
 from tests.hub.server import Fault, HubServer, Repo, blob_id
 
 REPO = "org/large"
@@ -34,10 +35,13 @@ WEIGHTS = random.Random(1).randbytes(SIZE)
 @pytest.fixture(autouse=True)
 def _small_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few megabytes stand for a gigabyte."""
-    monkeypatch.setattr(download, "LEAST_SPLIT_BYTES", 2**20)
-    monkeypatch.setattr(download, "LEAST_STREAM_BYTES", 2**18)
-    monkeypatch.setattr(download, "WRITE_BYTES", 2**16)
-    monkeypatch.setattr(download, "LEAST_PROGRESS_BYTES", 2**12)
+    change_policy(
+        monkeypatch,
+        split_minimum_bytes=2**20,
+        stream_minimum_bytes=2**18,
+        write_bytes=2**16,
+        progress_minimum_bytes=2**12,
+    )
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def repo(hub: HubServer) -> Repo:
 
 
 async def fetch_weights() -> bytes:
-    snapshot = await fetch([HubOrigin(REPO)], patterns=["model.onnx"], progress=False)
+    snapshot = await download_files([HubOrigin(REPO)], patterns=["model.onnx"], progress=False)
     return (snapshot / "model.onnx").read_bytes()
 
 
@@ -68,7 +72,7 @@ async def test_a_large_file_comes_in_ranges_over_one_signed_url(repo: Repo, hub:
 async def test_a_file_too_small_to_split_comes_in_one_stream(
     repo: Repo, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "LEAST_SPLIT_BYTES", SIZE + 1)
+    change_policy(monkeypatch, split_minimum_bytes=SIZE + 1)
     assert await fetch_weights() == WEIGHTS
     assert ranges_asked(hub) == ["all"]
 
@@ -83,7 +87,7 @@ async def test_no_more_connections_than_allowed_are_open_at_once(hub: HubServer)
     hub.faults.append(Fault("resolve", times=1000, hold=gate))
     async with anyio.create_task_group() as group:
         for name in ("org/a", "org/b"):
-            group.start_soon(partial(fetch, [HubOrigin(name)], patterns=["*"], progress=False))
+            group.start_soon(partial(download_files, [HubOrigin(name)], patterns=["*"], progress=False))
         while len(hub.of_route("resolve")) < download.CONNECTIONS:
             await anyio.lowlevel.checkpoint()
         for _ in range(200):
@@ -105,7 +109,7 @@ async def test_a_cancelled_download_resumes_where_it_was(repo: Repo, hub: HubSer
                 if event.received_bytes > 2_000_000:
                     scope.cancel()
 
-        await fetch([HubOrigin(REPO)], patterns=["model.onnx"], progress=watch)
+        await download_files([HubOrigin(REPO)], patterns=["model.onnx"], progress=watch)
     assert scope.cancelled_caught
     assert not (cache / "models--org--large/refs/main").exists()
     assert not list((cache / "models--org--large/snapshots").rglob("model.onnx"))
@@ -129,17 +133,16 @@ CHILD = """
 import sys, anyio
 from huggingface_hub import constants
 from asyncembed.catalogue.spec import HubOrigin
-from asyncembed.hub import BytesReceived, download, fetch
+from asyncembed.hub import BytesReceived, DownloadPolicy, HubAccess, download_files
 constants.ENDPOINT = sys.argv[1]
 constants.HF_HUB_DISABLE_TELEMETRY = True
-download.LEAST_SPLIT_BYTES = 2**20
-download.LEAST_STREAM_BYTES = 2**18
-download.WRITE_BYTES = 2**16
+policy = DownloadPolicy(split_minimum_bytes=2**20, stream_minimum_bytes=2**18, write_bytes=2**16)
 def watch(event):
     if isinstance(event, BytesReceived):
         print(event.received_bytes, flush=True)
 async def main():
-    await fetch([HubOrigin(sys.argv[3])], patterns=["*"], cache_dir=sys.argv[2], token=False, progress=watch)
+    access = HubAccess(cache_dir=sys.argv[2], token=False, progress=watch, policy=policy)
+    await download_files([HubOrigin(sys.argv[3])], access, patterns=["*"])
 anyio.run(main)
 """
 
@@ -178,7 +181,7 @@ def test_asyncios_own_cancellation_leaves_what_resumes_too(repo: Repo, hub: HubS
             if isinstance(event, BytesReceived) and event.received_bytes > 2_000_000:
                 enough.set()
 
-        task = asyncio.create_task(fetch([HubOrigin(REPO)], patterns=["model.onnx"], progress=watch))
+        task = asyncio.create_task(download_files([HubOrigin(REPO)], patterns=["model.onnx"], progress=watch))
         await enough.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -232,7 +235,7 @@ def test_a_killed_process_leaves_what_the_next_one_resumes(repo: Repo, hub: HubS
         child.send_signal(signal.SIGKILL)
     hub.faults.clear()
     hub.requests.clear()
-    anyio.run(partial(fetch, [HubOrigin(REPO)], patterns=["*"], progress=False))
+    anyio.run(partial(download_files, [HubOrigin(REPO)], patterns=["*"], progress=False))
     assert anyio.run(fetch_weights) == WEIGHTS
     assert asked_bytes(hub) <= SIZE - 2_000_000
     assert not list(cache.rglob("*.incomplete"))
@@ -276,7 +279,7 @@ async def test_callers_at_once_download_each_file_once(repo: Repo, hub: HubServe
 async def test_callers_with_different_wishes_share_a_file(repo: Repo, hub: HubServer) -> None:
     async with anyio.create_task_group() as group:
         for patterns in (["*"], ["model.onnx"], ["*.onnx"]):
-            group.start_soon(partial(fetch, [HubOrigin(REPO)], patterns=patterns, progress=False))
+            group.start_soon(partial(download_files, [HubOrigin(REPO)], patterns=patterns, progress=False))
     assert len(hub.of_route("content")) == download.CONNECTIONS + 1
 
 
@@ -293,7 +296,7 @@ async def test_cancelling_one_caller_leaves_the_other_its_download(repo: Repo, h
 
     async def give_up() -> None:
         with first:
-            await fetch([HubOrigin(REPO)], patterns=["model.onnx"], progress=watch)
+            await download_files([HubOrigin(REPO)], patterns=["model.onnx"], progress=watch)
 
     async def persist() -> None:
         results.append(await fetch_weights())
@@ -368,7 +371,7 @@ def test_a_partial_file_is_never_as_long_as_the_file(tmp_path: Path) -> None:
 
 def test_a_partial_file_in_use_is_not_taken_over(tmp_path: Path) -> None:
     file = RepoFile("model.bin", 4, blob_id(b"abcd"))
-    first, second = Partial(tmp_path / file.etag, file), Partial(tmp_path / file.etag, file)
+    first, second = Partial(tmp_path / file.etag, file), Partial(tmp_path / file.etag, file, is_locked=False)
     first.open()
     first.write(0, [b"ab"])
     second.open()
@@ -454,9 +457,7 @@ class TestLaggards:
     @pytest.fixture(autouse=True)
     def _soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A quarter of a second stands for five, and so on."""
-        monkeypatch.setattr(pace, "WATCH_SECONDS", 0.05)
-        monkeypatch.setattr(pace, "LAG_SECONDS", 0.25)
-        monkeypatch.setattr(pace, "LONG_SECONDS", 0.5)
+        change_policy(monkeypatch, watch_seconds=0.05, lag_seconds=0.25, long_seconds=0.5)
 
     async def test_other_connections_take_over_the_rest_of_one_that_trickles(self, repo: Repo, hub: HubServer) -> None:
         """At 2 KB/s its half megabyte would take four minutes."""
@@ -478,7 +479,7 @@ class TestLaggards:
         self, slow_after: int, repo: Repo, hub: HubServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """There is nothing to compare it with, so an idle connection tries half of the rest."""
-        monkeypatch.setattr(download, "LEAST_SPLIT_BYTES", SIZE + 1)
+        change_policy(monkeypatch, split_minimum_bytes=SIZE + 1)
         hub.faults.append(Fault("content", path="onnx", bytes_per_second=2000, slow_after=slow_after))
         with anyio.fail_after(30):
             assert await fetch_weights() == WEIGHTS
@@ -509,7 +510,7 @@ class TestLaggards:
 
         hub.faults.append(Fault("content", path="onnx", bytes_per_second=20_000))
         with anyio.fail_after(30):
-            await fetch([HubOrigin(REPO)], patterns=["model.onnx"], progress=watch)
+            await download_files([HubOrigin(REPO)], patterns=["model.onnx"], progress=watch)
         assert received == sorted(received)
         assert received[-1] == SIZE
 

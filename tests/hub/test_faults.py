@@ -37,7 +37,8 @@ from asyncembed.errors import (
     UnexpectedAnswerError,
     UnreachableError,
 )
-from asyncembed.hub import BytesReceived, ProgressEvent, download, fetch, list_files, retry
+from asyncembed.hub import BytesReceived, ProgressEvent
+from tests.hub.calls import change_policy, download_files, list_files
 from tests.hub.server import Fault, HubServer, Repo
 
 pytestmark = pytest.mark.slow
@@ -51,16 +52,14 @@ COMMIT = "c" * 40
 
 @pytest.fixture(autouse=True)
 def repo(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Repo:
-    monkeypatch.setattr(download, "LEAST_SPLIT_BYTES", 2**20)
-    monkeypatch.setattr(download, "LEAST_STREAM_BYTES", 2**18)
-    monkeypatch.setattr(download, "WRITE_BYTES", 2**16)
+    change_policy(monkeypatch, split_minimum_bytes=2**20, stream_minimum_bytes=2**18, write_bytes=2**16)
     hub.repos[REPO] = Repo({"model.onnx": WEIGHTS, "config.json": CONFIG}, large=frozenset({"model.onnx"}))
     return hub.repos[REPO]
 
 
 @pytest.fixture
 def single_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "LEAST_SPLIT_BYTES", SIZE + 1)
+    change_policy(monkeypatch, split_minimum_bytes=SIZE + 1)
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def fetch_all(**keywords: object) -> Path:
-    return await fetch([HubOrigin(REPO)], patterns=["*"], progress=False, **keywords)  # type: ignore[arg-type]
+    return await download_files([HubOrigin(REPO)], patterns=["*"], progress=False, **keywords)  # type: ignore[arg-type]
 
 
 def assert_whole(snapshot: Path) -> None:
@@ -162,7 +161,7 @@ async def test_a_trickle_that_trips_no_read_timeout_is_given_up(hub: HubServer, 
 async def test_a_server_that_only_trickles_ends_it(
     hub: HubServer, short_timeouts: None, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    monkeypatch.setattr(retry, "MAX_TRIES", 2)
+    change_policy(monkeypatch, try_limit=2)
     hub.faults.append(Fault("content", times=99, path="config", trickle=True))
     with pytest.raises(UnreachableError, match="bytes came in"):
         await fetch_all()
@@ -241,7 +240,7 @@ async def test_redirects_in_circles_end(hub: HubServer) -> None:
 
 async def test_a_renamed_repo_is_found_under_its_old_name(hub: HubServer, cache: Path) -> None:
     hub.renamed = {"Org/Old-Name": REPO}
-    snapshot = await fetch([HubOrigin("Org/Old-Name")], patterns=["*"])
+    snapshot = await download_files([HubOrigin("Org/Old-Name")], patterns=["*"])
     assert snapshot.parent.parent.name == "models--Org--Old-Name"
     assert_whole(snapshot)
 
@@ -255,7 +254,7 @@ async def test_a_file_that_vanished_from_the_repo_is_named(hub: HubServer) -> No
 class TestAccess:
     async def test_a_missing_repo_cannot_be_told_from_a_private_one(self, hub: HubServer) -> None:
         with pytest.raises(RepoNotFoundError, match="private"):
-            await fetch([HubOrigin("org/absent")], patterns=["*"])
+            await download_files([HubOrigin("org/absent")], patterns=["*"])
         assert len(hub.requests) == 1
 
     async def test_a_private_repo_opens_with_its_token(self, hub: HubServer) -> None:
@@ -293,7 +292,7 @@ class TestAccess:
         await fetch_all()
         assert hub.of_route("info")[-1].headers["authorization"] == "Bearer hf_file"
         monkeypatch.setenv("HF_TOKEN", "hf_env")
-        await fetch([HubOrigin(REPO)], patterns=["*"], cache_dir=token_file.parent / "elsewhere")
+        await download_files([HubOrigin(REPO)], patterns=["*"], cache_dir=token_file.parent / "elsewhere")
         assert hub.of_route("info")[-1].headers["authorization"] == "Bearer hf_env"
 
     async def test_the_token_goes_to_no_other_server(self, hub: HubServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -392,14 +391,14 @@ class TestCache:
                 shutil.rmtree(cache / "models--org--model")
 
         purged: list[bool] = []
-        assert_whole(await fetch([HubOrigin(REPO)], patterns=["*"], progress=purge))
+        assert_whole(await download_files([HubOrigin(REPO)], patterns=["*"], progress=purge))
         assert purged
 
     async def test_a_zero_byte_file_without_a_listing_is_healed(self, hub: HubServer, cache: Path) -> None:
         snapshot = await fetch_all()
         shutil.rmtree(cache / "models--org--model/trees")
         os.truncate(snapshot / "model.onnx", 0)
-        found = await fetch([HubOrigin(REPO)], patterns=[], required=["model.onnx", "config.json"])
+        found = await download_files([HubOrigin(REPO)], patterns=[], required=["model.onnx", "config.json"])
         assert_whole(found)
 
     async def test_a_link_to_the_wrong_blob_is_healed(self, hub: HubServer) -> None:
@@ -452,7 +451,7 @@ class TestCache:
     async def test_a_cache_written_in_lower_case_is_found(self, hub: HubServer, cache: Path) -> None:
         await fetch_all()
         hub.requests.clear()
-        assert_whole(await fetch([HubOrigin("Org/Model")], patterns=["*"]))
+        assert_whole(await download_files([HubOrigin("Org/Model")], patterns=["*"]))
         assert hub.requests == []
 
     async def test_two_links_in_a_row_are_followed_and_never_written_through(self, hub: HubServer, cache: Path) -> None:
@@ -473,9 +472,9 @@ class TestCache:
     async def test_no_network_but_enough_in_the_cache_is_used_with_a_warning(
         self, hub: HubServer, caplog: pytest.LogCaptureFixture
     ) -> None:
-        snapshot = await fetch([HubOrigin(REPO)], patterns=["model.onnx"])
+        snapshot = await download_files([HubOrigin(REPO)], patterns=["model.onnx"])
         hub.faults.append(Fault("info", times=99, close_at_once=True))
-        assert await fetch([HubOrigin(REPO)], patterns=["*"], required=["model.onnx"]) == snapshot
+        assert await download_files([HubOrigin(REPO)], patterns=["*"], required=["model.onnx"]) == snapshot
         assert "without config.json" in caplog.text
 
     async def test_a_cache_path_with_blanks_and_umlauts_and_links(self, tmp_path: Path) -> None:
@@ -575,12 +574,13 @@ import resource, sys, anyio, pathlib
 from huggingface_hub import constants
 from asyncembed.catalogue.spec import HubOrigin
 from asyncembed.errors import DiskFullError
-from asyncembed.hub import fetch
+from asyncembed.hub import HubAccess, download_files
 constants.ENDPOINT = sys.argv[1]
 constants.HF_HUB_DISABLE_TELEMETRY = True
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 try:
-    anyio.run(lambda: fetch([HubOrigin("org/model")], patterns=["*"], cache_dir=sys.argv[2], token=False))
+    access = HubAccess(cache_dir=sys.argv[2], token=False)
+    anyio.run(lambda: download_files([HubOrigin("org/model")], access, patterns=["*"]))
 except DiskFullError as error:
     print(error)
 """

@@ -12,7 +12,7 @@ from huggingface_hub import constants, scan_cache_dir, snapshot_download, try_to
 from huggingface_hub.utils import WeakFileLock
 
 from asyncembed.catalogue.spec import HubOrigin
-from asyncembed.hub import fetch
+from tests.hub.calls import download_files
 from tests.hub.server import HubServer, Repo
 from tests.support.waiting import until
 
@@ -41,7 +41,7 @@ def download_with_huggingface_hub(hub: HubServer, cache: Path, *, offline: bool 
 
 
 async def test_what_we_download_huggingface_hub_finds_whole(repo: Repo, hub: HubServer, cache: Path) -> None:
-    ours = await fetch([HubOrigin(REPO)], patterns=["*"])
+    ours = await download_files([HubOrigin(REPO)], patterns=["*"])
     hub.requests.clear()
     theirs = await to_thread.run_sync(lambda: download_with_huggingface_hub(hub, cache, offline=True))
     assert theirs == ours
@@ -53,7 +53,7 @@ async def test_what_we_download_huggingface_hub_finds_whole(repo: Repo, hub: Hub
 
 
 async def test_scanning_the_cache_finds_nothing_to_warn_of(repo: Repo, hub: HubServer, cache: Path) -> None:
-    await fetch([HubOrigin(REPO)], patterns=["*"])
+    await download_files([HubOrigin(REPO)], patterns=["*"])
     scanned = await to_thread.run_sync(lambda: scan_cache_dir(cache))
     assert not scanned.warnings
     (found,) = scanned.repos
@@ -65,26 +65,26 @@ async def test_scanning_the_cache_finds_nothing_to_warn_of(repo: Repo, hub: HubS
 
 
 async def test_huggingface_hub_deletes_what_we_downloaded(repo: Repo, hub: HubServer, cache: Path) -> None:
-    snapshot = await fetch([HubOrigin(REPO)], patterns=["*"])
+    snapshot = await download_files([HubOrigin(REPO)], patterns=["*"])
 
     def delete() -> None:
         scan_cache_dir(cache).delete_revisions(repo.commit).execute()
 
     await to_thread.run_sync(delete)
     assert not snapshot.exists()
-    assert await fetch([HubOrigin(REPO)], patterns=["*"]) == snapshot
+    assert await download_files([HubOrigin(REPO)], patterns=["*"]) == snapshot
 
 
 async def test_what_huggingface_hub_downloads_we_use_without_a_request(repo: Repo, hub: HubServer, cache: Path) -> None:
     theirs = await to_thread.run_sync(lambda: download_with_huggingface_hub(hub, cache))
     hub.requests.clear()
-    assert await fetch([HubOrigin(REPO)], patterns=["*"]) == theirs
-    assert await fetch([HubOrigin(REPO)], patterns=["*"], revision=repo.commit) == theirs
+    assert await download_files([HubOrigin(REPO)], patterns=["*"]) == theirs
+    assert await download_files([HubOrigin(REPO)], patterns=["*"], revision=repo.commit) == theirs
     assert hub.requests == []
 
 
 async def test_huggingface_hub_fills_up_what_we_began(repo: Repo, hub: HubServer, cache: Path) -> None:
-    await fetch([HubOrigin(REPO)], patterns=["onnx/*"])
+    await download_files([HubOrigin(REPO)], patterns=["onnx/*"])
     hub.requests.clear()
     theirs = await to_thread.run_sync(lambda: download_with_huggingface_hub(hub, cache))
     assert not [request for request in hub.requests if "onnx" in request.path and request.method == "GET"]
@@ -96,7 +96,7 @@ async def test_we_fill_up_what_huggingface_hub_began(repo: Repo, hub: HubServer,
         lambda: snapshot_download(REPO, cache_dir=cache, endpoint=hub.url, token=False, allow_patterns="onnx/*")
     )
     hub.requests.clear()
-    await fetch([HubOrigin(REPO)], patterns=["*"])
+    await download_files([HubOrigin(REPO)], patterns=["*"])
     assert not [request for request in hub.requests if "onnx" in request.path]
 
 
@@ -104,7 +104,7 @@ async def test_both_may_fill_one_cache_at_once(repo: Repo, hub: HubServer, cache
     found: list[Path] = []
 
     async def ours() -> None:
-        found.append(await fetch([HubOrigin(REPO)], patterns=["*"]))
+        found.append(await download_files([HubOrigin(REPO)], patterns=["*"]))
 
     async def theirs() -> None:
         found.append(await to_thread.run_sync(lambda: download_with_huggingface_hub(hub, cache)))
@@ -121,19 +121,19 @@ async def test_we_link_a_blob_that_is_there_only_while_huggingface_hub_does_not(
     repo: Repo, hub: HubServer, cache: Path
 ) -> None:
     """It holds the blob's lock, removes whatever it finds in the link's place, and raises if it then meets a file."""
-    snapshot = await fetch([HubOrigin(REPO)], patterns=["*"])
+    snapshot = await download_files([HubOrigin(REPO)], patterns=["*"])
     locked, free = snapshot / "config.json", snapshot / "onnx" / "model.onnx"
     blob = locked.resolve()
     locked.unlink()
     free.unlink()
     with WeakFileLock(cache / ".locks" / "models--org--model" / f"{blob.name}.lock"):
         async with create_task_group() as group:
-            group.start_soon(partial(fetch, [HubOrigin(REPO)], patterns=["*"]))
+            group.start_soon(partial(download_files, [HubOrigin(REPO)], patterns=["*"]))
             await until(free.exists)
             with pytest.raises(TimeoutError), fail_after(0.2):
                 await until(locked.exists)
             group.cancel_scope.cancel()
-    assert await fetch([HubOrigin(REPO)], patterns=["*"]) == snapshot
+    assert await download_files([HubOrigin(REPO)], patterns=["*"]) == snapshot
     assert locked.resolve() == blob
 
 
@@ -141,9 +141,9 @@ async def test_without_symlinks_both_still_find_the_files(
     repo: Repo, hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
-    ours = await fetch([HubOrigin(REPO)], patterns=["*"])
+    ours = await download_files([HubOrigin(REPO)], patterns=["*"])
     assert not any(path.is_symlink() for path in ours.rglob("*"))
     assert await to_thread.run_sync(lambda: download_with_huggingface_hub(hub, cache, offline=True)) == ours
     hub.requests.clear()
-    assert await fetch([HubOrigin(REPO)], patterns=["*"]) == ours
+    assert await download_files([HubOrigin(REPO)], patterns=["*"]) == ours
     assert hub.requests == []

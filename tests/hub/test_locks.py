@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import anyio
-import pytest
 from filelock import FileLock
 
-from asyncembed.hub import locks as flight
 from asyncembed.hub.locks import only_one, only_one_task
 
 
@@ -19,19 +17,18 @@ async def test_waiting_for_another_process_can_be_cancelled(tmp_path: Path) -> N
     path.parent.mkdir()
     with FileLock(path):
         with anyio.move_on_after(0.2) as scope:
-            async with only_one(path, nothing_written):
+            async with only_one(path, nothing_written, 120):
                 raise AssertionError("the lock is taken")
         assert scope.cancelled_caught
-    async with only_one(path, nothing_written):
+    async with only_one(path, nothing_written, 120):
         pass
 
 
-async def test_a_holder_that_does_nothing_holds_no_one_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flight, "STUCK_SECONDS", 0.2)
+async def test_a_holder_that_does_nothing_holds_no_one_up(tmp_path: Path) -> None:
     path = tmp_path / "file.lock"
     with FileLock(path), anyio.fail_after(20):
-        async with only_one(path, nothing_written):
-            pass
+        async with only_one(path, nothing_written, 0.2) as is_locked:
+            assert not is_locked
 
 
 async def test_the_next_task_gets_its_turn_when_one_is_cancelled_or_fails() -> None:

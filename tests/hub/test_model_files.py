@@ -24,8 +24,8 @@ from asyncembed.errors import (
     RepoNotFoundError,
     UnsupportedModelError,
 )
-from asyncembed.hub import FileFinished
-from asyncembed.hub.model_files import HubAccess, fetch_repo
+from asyncembed.hub import FileFinished, HubAccess
+from asyncembed.hub.model_files import download_repo
 from tests.hub.server import HubServer, Repo
 from tests.support.external_data import CONSTANT_FILE, graph_naming
 
@@ -235,12 +235,12 @@ async def test_a_repo_that_says_too_little_is_told(hub: HubServer) -> None:
 
 
 async def test_a_repo_describes_itself_offline_too(hub: HubServer) -> None:
-    spec, _ = await fetch_repo("org/own", HubAccess(progress=False), families=("text",))
+    spec, _ = await download_repo("org/own", HubAccess(progress=False), families=("text",))
     assert (spec.model_file, spec.pooling, spec.max_length) == ("onnx/model.onnx", "mean", 256)
     await asyncembed.download("org/own", progress=False)
     hub.requests.clear()
     offline = HubAccess(local_files_only=True)
-    assert (await fetch_repo("org/own", offline, families=("text",)))[0] == spec
+    assert (await download_repo("org/own", offline, families=("text",)))[0] == spec
     assert hub.requests == []
 
 
@@ -326,8 +326,8 @@ CACHED = """
 import sys, anyio
 from pathlib import Path
 from asyncembed.catalogue.spec import HubOrigin
-from asyncembed.hub import fetch
-anyio.run(lambda: fetch([HubOrigin("org/own")], patterns=["*.json"], cache_dir=sys.argv[1]))
+from asyncembed.hub import HubAccess, download_files
+anyio.run(lambda: download_files([HubOrigin("org/own")], HubAccess(cache_dir=sys.argv[1]), patterns=["*.json"]))
 heavy = {"httpx", "huggingface_hub.utils", "huggingface_hub.file_download"}
 sys.exit(", ".join(sorted(heavy & set(sys.modules))) or None)
 """

@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncembed.hub import pace
+from asyncembed.hub.access import DownloadPolicy
 from asyncembed.hub.pace import Stretch, find_laggards, find_slowest
 
+POLICY = DownloadPolicy()
 MB = 2**20
 SECONDS = 20
 
 
 def run(*rates: float, size: int = 1000 * MB, seconds: int = SECONDS) -> list[Stretch]:
     """Connections that bring so many bytes per second, after some seconds."""
-    stretches = [Stretch(n * size, (n + 1) * size) for n in range(len(rates))]
+    stretches = [Stretch(n * size, (n + 1) * size, POLICY) for n in range(len(rates))]
     for stretch in stretches:
         stretch.connection = anyio.CancelScope()
         stretch.connected(0)
@@ -60,8 +61,8 @@ async def test_a_line_that_gets_slow_as_a_whole_has_no_laggards() -> None:
 
 
 async def test_a_connection_is_not_judged_before_it_had_time() -> None:
-    stretches = run(10 * MB, 2000, seconds=int(pace.LAG_SECONDS) - 1)
-    assert find_laggards(stretches, [], pace.LAG_SECONDS - 1) == []
+    stretches = run(10 * MB, 2000, seconds=int(POLICY.lag_seconds) - 1)
+    assert find_laggards(stretches, [], POLICY.lag_seconds - 1) == []
 
 
 async def test_what_is_done_soon_is_left_alone() -> None:
@@ -84,7 +85,7 @@ async def test_a_connection_is_replaced_ever_more_seldom() -> None:
     waits = [after - before for before, after in pairwise(replaced)]
     assert len(waits) >= 4
     assert waits == sorted(waits)
-    assert waits[-1] > 8 * pace.LAG_SECONDS
+    assert waits[-1] > 8 * POLICY.lag_seconds
 
 
 async def test_replacing_a_connection_ends_it() -> None:
@@ -111,7 +112,7 @@ async def test_an_idle_connection_helps_the_slowest_that_it_can_help(rates: list
 
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 10**9))
 def test_halves_are_the_whole(position: int, received: int, left: int) -> None:
-    stretch = Stretch(position, position + received + left)
+    stretch = Stretch(position, position + received + left, POLICY)
     stretch.received = position + received
     rest = stretch.halve()
     assert (stretch.position, rest.end) == (position, position + received + left)

@@ -18,9 +18,8 @@ from asyncembed.hub import (
     DownloadStarted,
     FileFinished,
     ProgressEvent,
-    fetch,
-    progress,
 )
+from tests.hub.calls import change_policy, download_files
 from tests.hub.server import HubServer, Repo
 
 pytestmark = pytest.mark.slow
@@ -35,7 +34,7 @@ def repo(hub: HubServer) -> None:
 
 async def test_a_callback_gets_typed_events_in_their_order() -> None:
     events: list[ProgressEvent] = []
-    await fetch([HubOrigin("org/model")], patterns=["*"], progress=events.append)
+    await download_files([HubOrigin("org/model")], patterns=["*"], progress=events.append)
     assert events[0] == DownloadStarted("org/model", 3, sum(map(len, FILES.values())))
     assert events[-1] == DownloadFinished("org/model")
     assert {event.path: event.size_bytes for event in events if isinstance(event, FileFinished)} == {
@@ -46,9 +45,9 @@ async def test_a_callback_gets_typed_events_in_their_order() -> None:
 
 
 async def test_nothing_is_reported_where_nothing_is_downloaded() -> None:
-    await fetch([HubOrigin("org/model")], patterns=["*"], progress=False)
+    await download_files([HubOrigin("org/model")], patterns=["*"], progress=False)
     events: list[ProgressEvent] = []
-    await fetch([HubOrigin("org/model")], patterns=["*"], progress=events.append)
+    await download_files([HubOrigin("org/model")], patterns=["*"], progress=events.append)
     assert events == []
 
 
@@ -59,7 +58,7 @@ async def test_what_a_callback_raises_ends_the_download(kind: type[ProgressEvent
             raise LookupError("no more")
 
     with pytest.raises(LookupError, match="no more"):
-        await fetch([HubOrigin("org/model")], patterns=["*"], progress=object_to)
+        await download_files([HubOrigin("org/model")], patterns=["*"], progress=object_to)
 
 
 @pytest.fixture
@@ -75,9 +74,9 @@ def halted_terminal() -> Iterator[TextIO]:
 async def test_a_halted_terminal_halts_no_event_loop(halted_terminal: TextIO, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of the download happens, while not one character of its bar can be written."""
     monkeypatch.setattr(sys, "stderr", halted_terminal)
-    monkeypatch.setattr(progress, "CLOSE_GRACE_SECONDS", 0.1)
+    change_policy(monkeypatch, bar_grace_seconds=0.1)
     with anyio.fail_after(30):
-        snapshot = await fetch([HubOrigin("org/model")], patterns=["*"])
+        snapshot = await download_files([HubOrigin("org/model")], patterns=["*"])
     assert (snapshot / "model.onnx").stat().st_size == 300_000
     (drawing,) = (thread for thread in threading.enumerate() if thread.name == "asyncembed-progress")
     termios.tcflow(halted_terminal.fileno(), termios.TCOON)

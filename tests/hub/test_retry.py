@@ -8,8 +8,10 @@ import anyio
 import pytest
 
 from asyncembed.errors import RateLimitedError, UnreachableError
-from asyncembed.hub import retry
-from asyncembed.hub.retry import Patience, TransientError, requested_pause
+from asyncembed.hub.access import DownloadPolicy
+from asyncembed.hub.retry import RetryBudget, TransientError, requested_pause
+
+POLICY = DownloadPolicy(first_wait_seconds=1.0)
 
 
 @pytest.mark.parametrize(
@@ -42,32 +44,31 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         waits.append(seconds)
 
     monkeypatch.setattr(anyio, "sleep", note)
-    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 1.0)
     return waits
 
 
 async def test_waits_grow_and_end(waits: list[float]) -> None:
-    patience = Patience("asking", "org/model")
-    for _ in range(retry.MAX_TRIES - 1):
-        await patience.after(TransientError("no answer"))
-    longest = [1, 2, 4, 8, retry.LONGEST_WAIT_SECONDS]
+    budget = RetryBudget(POLICY, "asking", "org/model")
+    for _ in range(POLICY.try_limit - 1):
+        await budget.wait(TransientError("no answer"))
+    longest = [1, 2, 4, 8, POLICY.longest_wait_seconds]
     assert all(bound / 2 <= wait <= bound for bound, wait in zip(longest, waits, strict=True))
     with pytest.raises(UnreachableError, match="asking failed 6 times in a row, at last because no answer"):
-        await patience.after(TransientError("no answer"))
+        await budget.wait(TransientError("no answer"))
 
 
 async def test_progress_starts_the_count_anew(waits: list[float]) -> None:
-    patience = Patience("asking", "org/model")
-    for _ in range(4 * retry.MAX_TRIES):
-        patience.progressed()
-        await patience.after(TransientError("cut"))
+    budget = RetryBudget(POLICY, "asking", "org/model")
+    for _ in range(4 * POLICY.try_limit):
+        budget.refill()
+        await budget.wait(TransientError("cut"))
     assert max(waits) <= 1.0
 
 
 async def test_pauses_add_up_to_a_limit(waits: list[float]) -> None:
-    patience = Patience("asking", "org/model")
-    await patience.after(TransientError("wait", pause_seconds=200, status=429))
+    budget = RetryBudget(POLICY, "asking", "org/model")
+    await budget.wait(TransientError("wait", pause_seconds=200, status=429))
     with pytest.raises(RateLimitedError) as caught:
-        await patience.after(TransientError("wait", pause_seconds=200, status=429))
+        await budget.wait(TransientError("wait", pause_seconds=200, status=429))
     assert waits == [200]
     assert caught.value.retry_after_seconds == 200

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from asyncembed.catalogue.spec import ArchiveOrigin, HubOrigin
 from asyncembed.errors import AsyncEmbedError, DownloadError, OptionError, UnexpectedAnswerError
-from asyncembed.hub import client, download, fetch, list_files, retry
 from asyncembed.hub.cache import RepoCache
 from asyncembed.hub.listing import Wanted
 from asyncembed.hub.retry import requested_pause
+from tests.hub.calls import change_policy, download_files, list_files
 from tests.hub.server import Fault, HubServer, Repo, blob_id
 
 pytestmark = pytest.mark.slow
@@ -32,12 +32,10 @@ fuzzed = settings(max_examples=30, deadline=None, suppress_health_check=[HealthC
 
 @pytest.fixture(autouse=True)
 def repo(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Repo:
-    monkeypatch.setattr(retry, "MAX_TRIES", 2)
-    monkeypatch.setattr(retry, "LONGEST_PAUSE_SECONDS", 0.01)
+    change_policy(monkeypatch, try_limit=2, longest_pause_seconds=0.01)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 2)
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 2)
-    monkeypatch.setattr(download, "LEAST_SPLIT_BYTES", 2**15)
-    monkeypatch.setattr(download, "LEAST_STREAM_BYTES", 2**14)
+    change_policy(monkeypatch, split_minimum_bytes=2**15, stream_minimum_bytes=2**14)
     files = {"config.json": CONFIG, "sub/model.onnx": WEIGHTS}
     hub.repos[REPO] = Repo(files, large=frozenset({"sub/model.onnx"}))
     return hub.repos[REPO]
@@ -48,7 +46,9 @@ def attempt(*faults: Fault, hub: HubServer, backend: str = "asyncio") -> None:
     hub.faults = list(faults)
     with tempfile.TemporaryDirectory() as cache:
         for keywords in ({}, {"required": ["sub/model.onnx"]}):
-            ask = partial(fetch, [HubOrigin(REPO)], patterns=["*"], cache_dir=cache, progress=False, **keywords)  # type: ignore[arg-type]
+            ask = partial(
+                download_files, [HubOrigin(REPO)], patterns=["*"], cache_dir=cache, progress=False, **keywords
+            )
             try:
                 snapshot = anyio.run(ask, backend=backend)
             except AsyncEmbedError:
@@ -115,7 +115,7 @@ DOCUMENTS = {
 async def test_a_document_that_is_none_is_refused(name: str, route: str, hub: HubServer) -> None:
     hub.faults.append(Fault(route, times=9, status=200, body=DOCUMENTS[name]))
     with pytest.raises(DownloadError):
-        await fetch([HubOrigin(REPO)], patterns=["*"], progress=False)
+        await download_files([HubOrigin(REPO)], patterns=["*"], progress=False)
 
 
 @pytest.mark.parametrize("route", ["info", "tree"])
@@ -151,20 +151,20 @@ def test_a_commit_of_any_shape_is_one_or_refused(hub: HubServer) -> None:
 
 
 async def test_a_listing_without_end_is_refused(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "MAX_JSON_BYTES", 10_000)
+    change_policy(monkeypatch, document_limit_bytes=10_000)
     hub.faults.append(Fault("tree", times=9, status=200, body=b"[" + b" " * 20_000 + b"]"))
     with pytest.raises(UnexpectedAnswerError, match="no end of data"):
-        await fetch([HubOrigin(REPO)], patterns=["*"])
+        await download_files([HubOrigin(REPO)], patterns=["*"])
     hub.faults = [Fault("tree", times=9999, status=200, body=b"[]", headers={"Link": '</tree/?a=1>; rel="next"'})]
     with pytest.raises(UnexpectedAnswerError, match="does not end"):
-        await fetch([HubOrigin(REPO)], patterns=["*"])
+        await download_files([HubOrigin(REPO)], patterns=["*"])
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "compress", "gzip;q=1"])
 async def test_an_answer_packed_in_a_way_without_bounds_is_refused(encoding: str, hub: HubServer) -> None:
     hub.faults.append(Fault("info", times=9, status=200, headers={"Content-Encoding": encoding}, body=b"{}"))
     with pytest.raises(UnexpectedAnswerError, match="compresses"):
-        await fetch([HubOrigin(REPO)], patterns=["*"])
+        await download_files([HubOrigin(REPO)], patterns=["*"])
 
 
 # ------------------------------------------------------------------ headers
@@ -261,7 +261,7 @@ async def test_a_next_page_that_would_be_another_hosts_is_refused(link: str, hub
     """Its path is put behind the endpoint's address, which must not become another one by that."""
     hub.faults.append(Fault("tree", status=200, headers={"Link": f'<{link}>; rel="next"'}, body=b"[]"))
     with pytest.raises(UnexpectedAnswerError, match="next page"):
-        await fetch([HubOrigin(REPO)], patterns=["*"])
+        await download_files([HubOrigin(REPO)], patterns=["*"])
 
 
 @given(name=st.sampled_from(["retry-after", "ratelimit"]), value=st.text() | header_text)
@@ -286,7 +286,7 @@ async def test_an_archives_headers_are_understood_or_refused(headers: dict[str, 
     hub.archives["a.tar.gz"] = b"no archive"
     hub.archive_headers = headers
     with pytest.raises(DownloadError):
-        await fetch([ArchiveOrigin(f"{hub.url}/archives/a.tar.gz", "folder")], patterns=["*"])
+        await download_files([ArchiveOrigin(f"{hub.url}/archives/a.tar.gz", "folder")], patterns=["*"])
 
 
 # ------------------------------------------------------------------ what lies in a cache, and what a caller asks for
@@ -304,7 +304,7 @@ def test_a_cached_listing_of_any_shape_is_read_or_ignored(tmp_path: Path) -> Non
         entry = {"size": 1, "blob_id": "a" * 40, {"oid": "blob_id", "lfs": "lfs_sha256"}.get(key, key): value}
         for document in (files, {"format_version": 1, "files": files}, {"format_version": 1, "files": {"f": entry}}):
             (cache.folder / f"trees/{COMMIT}.json").write_text(json.dumps(document))
-            cache.look_up("main", Wanted(("*",), ("sub/model.onnx",)))
+            cache.on_disk("main", Wanted(("*",), ("sub/model.onnx",)))
             cache.drop_damaged("main", Wanted(("*",)))
             listing = cache.read_listing("main", COMMIT)
             if listing is not None:
@@ -325,5 +325,5 @@ def test_a_revision_of_any_text_is_looked_up_or_refused(revision: str) -> None:
 @pytest.mark.parametrize("revision", ["\ud800", "a" * 5000, "../x", 7, b"main"])
 async def test_a_revision_that_is_none_is_told_before_anything_is_asked(revision: Any, hub: HubServer) -> None:
     with pytest.raises(OptionError, match="revision="):
-        await fetch([HubOrigin(REPO)], patterns=["*"], revision=revision)
+        await download_files([HubOrigin(REPO)], patterns=["*"], revision=revision)
     assert hub.requests == []

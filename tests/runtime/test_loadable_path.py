@@ -14,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 from asyncembed.catalogue.spec import HubOrigin
 from asyncembed.errors import ModelLoadError
 from asyncembed.files import in_disk_thread
-from asyncembed.hub import fetch
 from asyncembed.runtime.loadable_path import loadable_model_path
 from asyncembed.runtime.onnx import OnnxSession
 from asyncembed.runtime.session import SessionOptions
 from tests.hub import conftest
+from tests.hub.calls import download_files
 from tests.hub.server import HubServer, Repo
 
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def files(tmp_path: Path) -> dict[str, bytes | memoryview]:
 
 async def fetch_model(hub: HubServer, files: dict[str, bytes | memoryview]) -> Path:
     hub.repos["org/model"] = Repo(files, large=frozenset(files))
-    return await fetch([HubOrigin("org/model")], patterns=["*"])
+    return await download_files([HubOrigin("org/model")], patterns=["*"])
 
 
 def run(path: Path) -> None:
