@@ -136,13 +136,13 @@ class StreamState(Generic[InputT]):
         on_end: Callable[["StreamState[InputT]"], None],
     ) -> None:
         self.engine = engine
-        self.ready = Signal()
+        self.ready: Signal = Signal()
         self.keeps_inputs = False
-        self.skipped = 0
+        self.skipped: int = 0
         self.is_started = False
-        self.is_closed = False
+        self.is_closed: bool = False
         self.end: BaseException | None = None
-        self.feeder_ended = Event()
+        self.feeder_ended: Event = Event()
         self._intake = intake
         self._minimum_tokens = intake.batch_key.minimum_size
         self._on_error = on_error

@@ -3,11 +3,10 @@
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, TypeVar, TypeVarTuple, cast
+from typing import IO, Protocol, TypeVar, TypeVarTuple, cast
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar, current_token
@@ -60,55 +59,41 @@ def default_cache_dir() -> Path:
     return Path(HF_HOME) / "asyncembed"
 
 
-class BinaryFile(Protocol):
+class WritableFile(Protocol):
     """What both backends' open files have in common, as far as it is used here."""
-
-    async def read(self, size: int = -1, /) -> bytes:
-        """Read up to `size` bytes; all that is left for -1."""
-        ...
 
     async def write(self, data: bytes, /) -> int:
         """Write all of `data`."""
         ...
 
-    async def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Move to `offset`."""
-        ...
 
-    async def truncate(self, size: int | None = None, /) -> int:
-        """Cut the file off at `size` bytes."""
-        ...
-
-
-def open_file(
-    path: str | Path, mode: Literal["rb", "wb", "r+b", "xb"] = "rb"
-) -> AbstractAsyncContextManager[BinaryFile]:
-    """Open a file for `async with`; its methods are awaited.
+def open_to_write(path: Path) -> AbstractAsyncContextManager[WritableFile]:
+    """Open a file for `async with`, empty; its methods are awaited.
 
     aiofiles on asyncio; elsewhere files of our own, as aiofiles needs asyncio's loop.
     """
     if isinstance(current_token().native_token, asyncio.AbstractEventLoop):
         import aiofiles
 
-        return cast(AbstractAsyncContextManager[BinaryFile], aiofiles.open(path, mode))
-    return _open_in_threads(Path(path), mode)
+        return cast(AbstractAsyncContextManager[WritableFile], aiofiles.open(path, "wb"))
+    return _open_in_threads(path)
 
 
 @asynccontextmanager
-async def _open_in_threads(path: Path, mode: str) -> AsyncIterator[BinaryFile]:
-    file = await in_disk_thread(path.open, mode)
+async def _open_in_threads(path: Path) -> AsyncIterator[WritableFile]:
+    file = await in_disk_thread(path.open, "wb")
     try:
-        yield cast(BinaryFile, _DiskFile(file))
+        yield _DiskFile(cast(IO[bytes], file))
     finally:
         with CancelScope(shield=True):
             await in_disk_thread(file.close)
 
 
 class _DiskFile:
-    """A file whose methods are awaited: they run in the threads for disk work."""
+    """A file that the threads for disk work write."""
 
-    def __init__(self, file: IO[Any]) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        return partial(in_disk_thread, getattr(self._file, name))
+    async def write(self, data: bytes, /) -> int:
+        return await in_disk_thread(self._file.write, data)

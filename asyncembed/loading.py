@@ -9,7 +9,7 @@ from pathlib import Path
 
 from anyio import CancelScope
 
-from asyncembed.catalogue.limits import most_tokens
+from asyncembed.catalogue.limits import check_max_length
 from asyncembed.catalogue.lookup import CLASSES, families_of, find_model, require_model, similar_names
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
@@ -118,7 +118,7 @@ async def _locate(
     if spec is not None:
         if overrides.precision is not None:
             spec = await _with_precision(spec, overrides.precision, given, hub)
-        spec = _override(spec, overrides)
+        spec = overrides.applied_to(spec)
         if given is not None:
             return spec, given
         return spec, await download_model(spec, hub) if spec.sources else Path()
@@ -174,13 +174,9 @@ async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overri
 
 
 def _check_max_length(directory: Path, max_length: int) -> None:
-    try:
-        config = read_object(directory / "config.json")
-    except ModelLoadError:
-        return  # whether the file is needed, and what it must say, is not for here
-    most = most_tokens(config)
-    if most is not None and max_length > most:
-        raise OptionError(f"max_length={max_length} is more than the {most} tokens that the model has positions for")
+    # Whether the file is needed, and what it must say, is not for here.
+    with contextlib.suppress(ModelLoadError):
+        check_max_length(max_length, read_object(directory / "config.json"))
 
 
 async def _with_precision(spec: ModelSpec, precision: str, given: Path | None, hub: HubAccess) -> ModelSpec:
@@ -188,9 +184,9 @@ async def _with_precision(spec: ModelSpec, precision: str, given: Path | None, h
     if spec.model_file is None:
         raise OptionError(f"{spec.name} has no graph, so there is nothing that precision= could choose")
     if given is not None:
-        return _with_graph(spec, _choose(spec, precision, await in_disk_thread(list_directory, given)))
+        return spec.with_graph(_choose(spec, precision, await in_disk_thread(list_directory, given)))
     try:
-        return _with_graph(spec, _choose(spec, precision, await list_model(spec, hub)))
+        return spec.with_graph(_choose(spec, precision, await list_model(spec, hub)))
     except (UnsupportedModelError, DownloadError):
         # The catalogue's sources often have one precision only; the repo that the model is named after has more.
         own = HubOrigin(spec.name)
@@ -198,7 +194,7 @@ async def _with_precision(spec: ModelSpec, precision: str, given: Path | None, h
             raise
         with contextlib.suppress(UnsupportedModelError, DownloadError):
             named = replace(spec, sources=(own,))
-            return _with_graph(named, _choose(named, precision, await list_model(named, hub)))
+            return named.with_graph(_choose(named, precision, await list_model(named, hub)))
         raise
 
 
@@ -206,36 +202,6 @@ def _choose(spec: ModelSpec, precision: str, files: Collection[str]) -> str:
     chosen = choose_onnx_file([path for path in files if path.endswith(".onnx")], precision=precision, model=spec.name)
     assert chosen is not None, "without weights to export there is a graph or an error"
     return chosen
-
-
-def _with_graph(spec: ModelSpec, graph: str) -> ModelSpec:
-    return replace(
-        spec,
-        model_file=graph,
-        # The weights of one graph are of no use to another.
-        additional_files=tuple(
-            path
-            for path in spec.additional_files
-            if graph == spec.model_file or not path.startswith(f"{spec.model_file}")
-        ),
-    )
-
-
-def _override(spec: ModelSpec, overrides: Overrides) -> ModelSpec:
-    if overrides.onnx_file is not None:
-        spec = _with_graph(spec, overrides.onnx_file)
-    settings = dict(spec.settings)
-    if overrides.graph_output is not None or overrides.pooling not in (None, spec.pooling):
-        settings.pop("output_name", None)  # it goes with the catalogue's pooling
-    if overrides.pooling == "none" and spec.pooling != "none":
-        settings["takes_finished"] = "any" if overrides.graph_output is None else "named"
-    return replace(
-        spec,
-        pooling=overrides.pooling or spec.pooling,
-        normalize=spec.normalize if overrides.normalize is None else overrides.normalize,
-        graph_output=spec.graph_output if overrides.graph_output is None else overrides.graph_output,
-        settings=settings,
-    )
 
 
 def _check_is_fp32(directory: Path, spec: ModelSpec) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from time import sleep
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar, overload
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +83,7 @@ class SparseEmbedding:
             return NotImplemented
         return np.array_equal(self.indices, other.indices) and np.array_equal(self.values, other.values)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
 
 class Ragged(Sequence[ResultT]):
@@ -104,8 +104,8 @@ class Ragged(Sequence[ResultT]):
     ) -> None:
         """`make` is a function or class of a module, as pickle demands; it is given a slice of each array."""
         self._make = make
-        self.arrays = arrays
-        self.bounds = bounds
+        self.arrays: tuple[np.ndarray[Any, Any], ...] = arrays
+        self.bounds: Sequence[int] = bounds
 
     def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
         return type(self), (self._make, self.arrays, self.bounds)

@@ -32,12 +32,12 @@ class Entry:
         size_bytes: int,
         error: Exception | None = None,
     ) -> None:
-        self.index = index
-        self.record = record
-        self.item = item
-        self.tokens = tokens
-        self.size_bytes = size_bytes
-        self.error = error
+        self.index: int = index
+        self.record: Any = record
+        self.item: Item | None = item
+        self.tokens: float = tokens
+        self.size_bytes: int = size_bytes
+        self.error: Exception | None = error
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ token more fails, and its stream with it. RoBERTa's repos are known for that: th
 from collections.abc import Mapping
 from typing import Any
 
+from asyncembed.errors import OptionError
+
 # Types of models that have a table with a vector for each position, from the first on.
 _FROM_THE_FIRST = frozenset(
     {
@@ -78,6 +80,13 @@ def bounded(limit: int | None, config: Mapping[str, Any], *, extra: int = 0) -> 
     """`limit`, but no more than the model of this `config.json` has positions for, `extra` of which are taken."""
     most = most_tokens(config)
     return limit if most is None or limit is None else min(limit, most - extra)
+
+
+def check_max_length(max_length: int, config: Mapping[str, Any]) -> None:
+    """Raise `OptionError` if a caller asks for more than the model of this `config.json` has positions for."""
+    most = most_tokens(config)
+    if most is not None and max_length > most:
+        raise OptionError(f"max_length={max_length} is more than the {most} tokens that the model has positions for")
 
 
 def _spare_positions(kind: str, config: Mapping[str, Any]) -> int | None:

@@ -13,7 +13,7 @@ from asyncembed.catalogue.cpu import this_cpu
 from asyncembed.errors import OptionError, UnsupportedModelError
 from asyncembed.repo_files import WEIGHTS, WEIGHTS_INDEX
 
-logger = logging.getLogger("asyncembed")
+logger: logging.Logger = logging.getLogger("asyncembed")
 
 _KINDS: Mapping[str, tuple[str, ...]] = {
     "fp32": ("",),

@@ -8,6 +8,7 @@ goes in two steps, so that a repo on the hub need not be fetched whole:
 the rest.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -87,6 +88,23 @@ class Overrides:
     onnx_file: str | None = None
     precision: str | None = None
     graph_output: int | str | None = None
+
+    def applied_to(self, spec: ModelSpec) -> ModelSpec:
+        """The spec of a model that the catalogue or the caller describes, with these instead of what it says."""
+        if self.onnx_file is not None:
+            spec = spec.with_graph(self.onnx_file)
+        settings = dict(spec.settings)
+        if self.graph_output is not None or self.pooling not in (None, spec.pooling):
+            settings.pop("output_name", None)  # it goes with the catalogue's pooling
+        if self.pooling == "none" and spec.pooling != "none":
+            settings["takes_finished"] = "any" if self.graph_output is None else "named"
+        return replace(
+            spec,
+            pooling=self.pooling or spec.pooling,
+            normalize=spec.normalize if self.normalize is None else self.normalize,
+            graph_output=spec.graph_output if self.graph_output is None else self.graph_output,
+            settings=settings,
+        )
 
 
 def configuration_files(files: Collection[str]) -> tuple[str, ...]:
@@ -281,15 +299,12 @@ _FAMILIES: Mapping[str, Callable[[_Repo, ModelSpec], ModelSpec]] = {
 
 
 def _from_modules(repo: _Repo, modules: Sequence[_Module], spec: ModelSpec) -> ModelSpec:
-    """Read one module after the other, each of which must be one that may come after the one before."""
-    before = _START
-    for module in _computed(repo, modules):
-        if module.kind not in _followers(before, repo):
-            raise _wrong_order(repo, before, module.kind)
+    computed = _computed(repo, modules)
+    kinds = " ".join(module.kind for module in computed)
+    if not (_DECLARED_ORDER if repo.is_declared else _ORDER).fullmatch(kinds):
+        raise repo.unsupported(f"its modules come in an order that we do not compute: {kinds}")
+    for module in computed:
         spec = _READERS[module.kind](repo, module.prefix, spec)
-        before = module.kind
-    if _END not in _followers(before, repo):
-        raise _wrong_order(repo, before, _END)
     return spec
 
 
@@ -302,18 +317,9 @@ def _computed(repo: _Repo, modules: Sequence[_Module]) -> list[_Module]:
             "normalize= yourself"
         )
     known = [module for module in modules if module.kind in _READERS]
-    if repo.is_declared and not any(module.kind in _FOLLOWERS[_START] for module in known):
+    if repo.is_declared and not any(module.kind in ("Transformer", "StaticEmbedding") for module in known):
         known.insert(0, _Module("Transformer"))  # under a name of the repo's own
     return known
-
-
-def _followers(kind: str, repo: _Repo) -> frozenset[str]:
-    after = _FOLLOWERS[kind]
-    return after | _FOLLOWERS["Pooling"] if kind == "Transformer" and repo.is_declared else after
-
-
-def _wrong_order(repo: _Repo, before: str, kind: str) -> UnsupportedModelError:
-    return repo.unsupported(f"its modules come in an order that we do not compute: {before}, then {kind}")
 
 
 def _transformer(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
@@ -412,16 +418,9 @@ _READERS: Mapping[str, Callable[[_Repo, str, ModelSpec], ModelSpec]] = {
 }
 """The modules that we compute: each adds to the spec what its configuration says."""
 
-_START, _END = "nothing", "nothing more"
-_FOLLOWERS: Mapping[str, frozenset[str]] = {
-    _START: frozenset({"Transformer", "StaticEmbedding"}),
-    "Transformer": frozenset({"Pooling"}),
-    "StaticEmbedding": frozenset({"Dense", "Normalize", _END}),
-    "Pooling": frozenset({"Dense", "Normalize", _END}),
-    "Dense": frozenset({"Dense", "Normalize", _END}),
-    "Normalize": frozenset({"Normalize", _END}),
-}
-"""What may come after each of them. After the transformer of a repo whose pooling the caller says, no pooling need."""
+_ORDER = re.compile("(Transformer Pooling|StaticEmbedding)( Dense)*( Normalize)*")
+_DECLARED_ORDER = re.compile("(Transformer( Pooling)?|StaticEmbedding)( Dense)*( Normalize)*")
+"""The second where the caller says all that modules would: a repo's own module may be what pools."""
 
 
 def _override(repo: _Repo, spec: ModelSpec) -> ModelSpec:

@@ -4,7 +4,7 @@ Nothing here computes. A spec travels to the workers by pickle, so it holds plai
 """
 
 from collections.abc import Mapping
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -49,7 +49,10 @@ Origin: TypeAlias = HubOrigin | ArchiveOrigin | LocalOrigin | CacheFolderOrigin
 """Where files come from. (A *source* is what a caller embeds.)"""
 
 # What these were called in 0.1.
-HubSource, ArchiveSource, LocalSource, CacheFolderSource = HubOrigin, ArchiveOrigin, LocalOrigin, CacheFolderOrigin
+HubSource: TypeAlias = HubOrigin
+ArchiveSource: TypeAlias = ArchiveOrigin
+LocalSource: TypeAlias = LocalOrigin
+CacheFolderSource: TypeAlias = CacheFolderOrigin
 Source: TypeAlias = Origin
 
 
@@ -100,3 +103,10 @@ class ModelSpec:
     def __post_init__(self, output: int | str | None) -> None:
         if output is not None:
             object.__setattr__(self, "graph_output", output)
+
+    def with_graph(self, graph: str) -> "ModelSpec":
+        """The same model with another file for its graph; the weights of one graph are of no use to another."""
+        if graph == self.model_file:
+            return self
+        others = (path for path in self.additional_files if not path.startswith(f"{self.model_file}"))
+        return replace(self, model_file=graph, additional_files=tuple(others))

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, Unpack, cast, get_args, overload
+from typing import Any, ClassVar, Literal, Unpack, cast, get_args, overload
 
 from asyncembed.catalogue.lookup import register
+from asyncembed.catalogue.spec import Family
 from asyncembed.checks import check_bool, check_choice, check_count, checks_keywords
 from asyncembed.embedders.base import AnyStream, Embedder, ModelName, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.intake import Door, InputT, Intake, Key, accept_pair, accept_text
@@ -59,7 +60,7 @@ class TextCrossEncoder(Embedder):
         options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
     """
 
-    family = "cross_encoder"
+    family: ClassVar[Family] = "cross_encoder"
 
     @checks_keywords
     def __init__(

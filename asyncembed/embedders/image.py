@@ -6,13 +6,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import isawaitable, iscoroutine
-from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Unpack, cast, overload
 
 import anyio
 from anyio import CancelScope, get_cancelled_exc_class, move_on_after
 from anyio.abc import TaskGroup
 
 from asyncembed.catalogue.pipeline import Overrides
+from asyncembed.catalogue.spec import Family
 from asyncembed.checks import check_bool, check_choice, check_count, check_seconds, checks_keywords
 from asyncembed.embedders.base import AnyStream, HasVectors, ModelName, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.intake import InputT, Intake, Key
@@ -346,7 +347,7 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
             `asyncembed.Options`.
     """
 
-    family = "image"
+    family: ClassVar[Family] = "image"
 
     @overload
     def __init__(

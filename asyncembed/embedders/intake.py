@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from asyncembed.encoders.encoder import Call
 from asyncembed.engine.model import PooledModel
-from asyncembed.engine.scheduler import Item, Priority
+from asyncembed.engine.scheduler import BatchKey, Item, Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, in_words
 from asyncembed.feeding import Recipient, Source
@@ -29,7 +29,7 @@ class Intake:
     def __init__(
         self, accept: Accept, engine: Supervisor, model: PooledModel, call: Call, priority: Priority, key: Key | None
     ) -> None:
-        self.batch_key = model.batch_key(call)
+        self.batch_key: BatchKey = model.batch_key(call)
         self._accept = accept
         self._engine = engine
         self._model = model

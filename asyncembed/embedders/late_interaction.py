@@ -1,7 +1,8 @@
 """Late interaction text embeddings: a vector per token, compared by MaxSim."""
 
-from typing import TYPE_CHECKING, Generic, Literal, Unpack, overload
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Unpack, overload
 
+from asyncembed.catalogue.spec import Family
 from asyncembed.checks import check_bool, check_choice, checks_keywords
 from asyncembed.embedders.base import HasVectors, ModelName, Opened, StreamKeywords
 from asyncembed.embedders.intake import as_source
@@ -48,7 +49,7 @@ class LateInteractionTextEmbedding(
         OptionError: An unknown keyword, or a value that cannot work.
     """
 
-    family = "late_interaction"
+    family: ClassVar[Family] = "late_interaction"
 
     @overload
     def __init__(

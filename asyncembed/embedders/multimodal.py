@@ -1,8 +1,9 @@
 """Late interaction between texts and images: a vector per token or patch, compared by MaxSim."""
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Unpack, overload
 
+from asyncembed.catalogue.spec import Family
 from asyncembed.checks import check_bool, check_choice, checks_keywords
 from asyncembed.embedders.base import AnyStream, ModelName, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.image import ImageEmbedder, ImageKeywords
@@ -46,7 +47,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
             `asyncembed.Options`.
     """
 
-    family = "late_interaction_multimodal"
+    family: ClassVar[Family] = "late_interaction_multimodal"
 
     @overload
     def __init__(

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, Unpack, get_args
 
 from asyncembed.catalogue.lookup import register
+from asyncembed.catalogue.spec import Family
 from asyncembed.checks import (
     check_bool,
     check_choice,
@@ -67,7 +68,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         OptionError: A keyword or value that cannot work; on opening, one that the model does not have.
     """
 
-    family = "sparse"
+    family: ClassVar[Family] = "sparse"
 
     @checks_keywords
     def __init__(

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, Unpack, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, Unpack, cast, get_args, overload
 
 from asyncembed.catalogue.lookup import register
 from asyncembed.catalogue.pipeline import Overrides
-from asyncembed.catalogue.spec import ModelSpec, Pooling
+from asyncembed.catalogue.spec import Family, ModelSpec, Pooling
 from asyncembed.checks import check_bool, check_choice, check_count, check_text, checks_keywords
 from asyncembed.embedders.base import (
     AnyStream,
@@ -114,7 +114,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
     """
 
-    family = "text"
+    family: ClassVar[Family] = "text"
 
     @overload
     def __init__(

@@ -49,7 +49,7 @@ class TermFrequency:
 class Bm25Encoder:
     """The encoder of BM25: mode "query" gives each term the weight 1, any other mode the term's frequency."""
 
-    info = ModelInfo(special_tokens=0)
+    info: ModelInfo = ModelInfo(special_tokens=0)
 
     def __init__(self, config: EncoderConfig) -> None:
         """Make the stemmer and read the stop words.

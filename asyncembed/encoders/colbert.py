@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.pooling import IntArray
 from asyncembed.encoders.postprocess import encoded_matrices
@@ -64,9 +64,9 @@ class LateInteractionEncoder:
         self._mask_id = self._find_mask_id(tokenizer) if self._query_length else tokenizer.pad_id
         self._skipped = np.array(sorted(self._find_skipped_ids(tokenizer)), dtype=np.int64)
         self._graph = TextGraph(config, settings, tokenizer, markers=int(has_marker))
-        self.tokenizer = self._graph.tokenizer
+        self.tokenizer: TextTokenizer = self._graph.tokenizer
         self._check_query_length()
-        self.info = self._graph.info
+        self.info: ModelInfo = self._graph.info
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:

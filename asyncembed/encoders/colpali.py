@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.postprocess import encoded_matrices
 from asyncembed.encoders.settings import ColModernVBertSettings, ColPaliSettings, ReaderSettings, read_settings
@@ -71,7 +71,7 @@ class MultimodalEncoder:
             )
         self.tokenizer = tokenizer
         self._reader = ImageReader(config.directory, settings, threads=config.session.threads)
-        self.info = replace(self._graph.info, tokens_per_image=self._reader.tokens_per_image)
+        self.info: ModelInfo = replace(self._graph.info, tokens_per_image=self._reader.tokens_per_image)
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:

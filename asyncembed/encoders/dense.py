@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import quietly, rows_not_finite
 from asyncembed.encoders.graph_output import is_finished
 from asyncembed.encoders.pooling import FloatArray, IntArray, in_order, normalize, pool
@@ -13,7 +13,7 @@ from asyncembed.encoders.postprocess import check_dim, encoded_rows
 from asyncembed.encoders.projection import read_projections
 from asyncembed.encoders.settings import DenseSettings, read_settings
 from asyncembed.encoders.text_graph import TextGraph
-from asyncembed.encoders.tokenization import Tokenized, count_tokens, tokenizer_of
+from asyncembed.encoders.tokenization import TextTokenizer, Tokenized, count_tokens, tokenizer_of
 from asyncembed.errors import OptionError, UnsupportedModelError
 from asyncembed.runtime.session import Array
 
@@ -41,7 +41,7 @@ class DenseEncoder:
             extra_inputs=[settings.task_input] if settings.task_input else [],
             pads_to_limit=settings.pad_to_limit,
         )
-        self.tokenizer = self._graph.tokenizer
+        self.tokenizer: TextTokenizer = self._graph.tokenizer
         # A finished vector has been through all that the repo lists after the hidden states.
         has_finished = is_finished(self._graph.session, spec, settings, self._graph.output)
         self._pooling: Pooling = "none" if has_finished else spec.pooling
@@ -49,7 +49,7 @@ class DenseEncoder:
         self._prompt_lengths: dict[str, int] = {}
         # An empty text warms the session, and shows now whether pooling and graph fit together.
         vectors, _ = self._embed(self.tokenizer.encode([""]), "", self._task(Call()))
-        self.info = replace(self._graph.info, dim=vectors.shape[1])
+        self.info: ModelInfo = replace(self._graph.info, dim=vectors.shape[1])
 
     @quietly
     def encode(self, inputs: "Sequence[object]", call: Call) -> Encoded:

@@ -15,7 +15,7 @@ from asyncembed.runtime.providers import CPU
 from asyncembed.runtime.session import Array
 
 # Decorates what computes results: numpy warns of the arithmetic that `Finite` is there to find.
-quietly = np.errstate(all="ignore")
+quietly: np.errstate = np.errstate(all="ignore")
 
 _NO_ROWS: npt.NDArray[np.intp] = np.empty(0, dtype=np.intp)
 

@@ -75,8 +75,8 @@ class Cutter:
         is_local = all(map(_is_local, normalizers)) and all(
             part["type"] in LOCAL_PRE_TOKENIZERS for part in pre_tokenizers
         )
-        self.within_runs = is_local and self._has_known_model()
-        self.at_spaces = (
+        self.within_runs: bool = is_local and self._has_known_model()
+        self.at_spaces: bool = (
             is_local and any(map(_separates_words, pre_tokenizers)) and not any(" " in content for content in added)
         )
         self._joints: re.Pattern[str] | None = None

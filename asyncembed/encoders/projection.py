@@ -8,7 +8,7 @@ import numpy as np
 
 from asyncembed.encoders.pooling import FloatArray
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
-from asyncembed.repo_files import inside, read_object, shown
+from asyncembed.repo_files import WEIGHTS, inside, read_object, shown
 
 
 def sigmoid(values: FloatArray) -> FloatArray:
@@ -70,11 +70,11 @@ def _read_projection(folder: Path) -> Projection:
             f"the activation {shown(name)} in {folder} is not supported; those that are: {', '.join(ACTIVATIONS)}",
             model=model,
         )
-    if not (folder / "model.safetensors").is_file():
+    if not (folder / WEIGHTS).is_file():
         raise UnsupportedModelError(
             f"the linear layer in {folder} has no model.safetensors; files of pickled Python are not read", model=model
         )
-    weight, bias = _read_layer(folder / "model.safetensors")
+    weight, bias = _read_layer(folder / WEIGHTS)
     return Projection(weight, bias, ACTIVATIONS[name])
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures, ModelInfo
 from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.projection import sigmoid
 from asyncembed.encoders.settings import RerankerSettings, read_settings
@@ -25,7 +25,7 @@ class CrossEncoder:
         self._graph = TextGraph(config, self._settings, tokenizer_of(config))
         self._tokenizer = self._graph.tokenizer
         self._takes_types = "token_type_ids" in self._graph.session.input_names
-        self.info = replace(self._graph.info, special_tokens=self._tokenizer.special_tokens(is_pair=True))
+        self.info: ModelInfo = replace(self._graph.info, special_tokens=self._tokenizer.special_tokens(is_pair=True))
         # One short run: it tells whether there is one score, and spares the first caller the first allocations.
         self.encode([("", "")], Call(mode="pair"))
 

@@ -61,7 +61,7 @@ class SparseEncoder:
         self._tokenizer = tokenizer
         self._weighting = weighting
         self._lookup = lookup
-        self.info = ModelInfo(max_length=tokenizer.limit, special_tokens=tokenizer.special_tokens())
+        self.info: ModelInfo = ModelInfo(max_length=tokenizer.limit, special_tokens=tokenizer.special_tokens())
         if lookup is None or _may_be_accelerated(config):
             self.info = self._graph.info
             self._tokenizer = self._graph.tokenizer

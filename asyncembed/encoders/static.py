@@ -20,7 +20,7 @@ from asyncembed.encoders.settings import StaticSettings, read_settings
 from asyncembed.encoders.tokenization import TextTokenizer
 from asyncembed.encoders.word_table import WordTable
 from asyncembed.errors import ModelLoadError, OptionError
-from asyncembed.repo_files import shown
+from asyncembed.repo_files import WEIGHTS, shown
 from asyncembed.runtime.safetensors import Tensors, read_tensors
 from asyncembed.runtime.session import Array
 
@@ -57,11 +57,11 @@ class StaticEncoder:
         self._words = WordTable(self._tokenizer)
         unknown = self._tokenizer.files.unknown_id if settings.drop_unknown else None
         self._unknown = -1 if unknown is None else unknown
-        tensors = read_tensors(folder / "model.safetensors")
+        tensors = read_tensors(folder / WEIGHTS)
         self._vectors = _matrix(tensors, folder)
         self._rows = tensors.get("mapping")
         self._weights = tensors["weights"].astype(np.float32) if "weights" in tensors else None
-        self.info = ModelInfo(max_length=self._tokenizer.limit, special_tokens=0, dim=self._vectors.shape[1])
+        self.info: ModelInfo = ModelInfo(max_length=self._tokenizer.limit, special_tokens=0, dim=self._vectors.shape[1])
         check_dim(spec, self._vectors.shape[1])
 
     @quietly

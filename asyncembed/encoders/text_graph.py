@@ -14,7 +14,7 @@ from asyncembed.encoders.settings import GraphSettings
 from asyncembed.encoders.tokenization import Ids, IntArray, TextTokenizer
 from asyncembed.errors import OptionError, UnsupportedModelError
 from asyncembed.runtime.onnx_file import read_onnx_file
-from asyncembed.runtime.session import Array, open_session
+from asyncembed.runtime.session import Array, Session, open_session
 
 # What a graph may ask for and gets made up from the ids; whatever else it asks for, a family must supply.
 _KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -134,8 +134,8 @@ class Graph:
             raise UnsupportedModelError("the model has no ONNX file: say onnx_file=", model=spec.name)
         path = config.directory / spec.model_file
         self._spec = spec
-        self.session = open_session(path, config.session)
-        self.output = find_output(self.session, spec, settings)
+        self.session: Session = open_session(path, config.session)
+        self.output: str = find_output(self.session, spec, settings)
         self._is_dynamically_quantized = read_onnx_file(path).is_dynamically_quantized
         names = self.session.input_names
         self._dtypes: Mapping[str, np.dtype[Any]] = {name: self.session.input_dtype(name) for name in names}
@@ -143,14 +143,16 @@ class Graph:
         self._batch_size = self._batch_sizes["input_ids" if "input_ids" in names else names[0]]
         elsewhere = None if self.session.runs_on_cpu else config.accelerated_batch_tokens
         budget = config.max_batch_tokens if elsewhere is None else elsewhere
-        self.info = ModelInfo(
+        self.info: ModelInfo = ModelInfo(
             providers=self.session.providers,
             max_batch_tokens=budget,
             dynamically_quantized=self._is_dynamically_quantized,
             warning=self.session.warning,
         )
-        self.finite = Finite(spec, element=self.session.output_type(self.output), provider=self.session.providers[0])
-        self.planner = self._planner(config, budget if max_tokens is None else min(budget, max_tokens))
+        self.finite: Finite = Finite(
+            spec, element=self.session.output_type(self.output), provider=self.session.providers[0]
+        )
+        self.planner: Planner = self._planner(config, budget if max_tokens is None else min(budget, max_tokens))
 
     def run(self, feeds: Mapping[str, Array]) -> Array:
         """The output, from all inputs by name, brought to the element types that the graph takes."""
@@ -261,9 +263,9 @@ class TextGraph(Graph):
             raise OptionError(
                 f"max_length={config.max_length} is more than the {length} tokens that the graph was made for"
             )
-        self.tokenizer = tokenizer if length is None else tokenizer.limited(length - markers)
-        self.fixed_length = self.tokenizer.limit if length is None and pads_to_limit else length
-        self.info = replace(
+        self.tokenizer: TextTokenizer = tokenizer if length is None else tokenizer.limited(length - markers)
+        self.fixed_length: int | None = self.tokenizer.limit if length is None and pads_to_limit else length
+        self.info: ModelInfo = replace(
             self.info,
             max_length=self.tokenizer.limit + markers,
             special_tokens=self.tokenizer.special_tokens() + markers,

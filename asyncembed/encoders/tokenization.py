@@ -78,14 +78,15 @@ class TextTokenizer:
             ModelLoadError: A file is broken.
             OptionError: `max_length` leaves no room for a token of the text.
         """
-        self.files = files = TokenizerFiles.read(directory, lower_case=lower_case)
+        files = TokenizerFiles.read(directory, lower_case=lower_case)
+        self.files: TokenizerFiles = files
         self._library = files.tokenizer
         self._library.no_padding()
-        self.pad_id = files.required_pad_id if pads else files.pad_id or 0
-        self.pad_type_id = files.pad_type_id
-        self.pads_left = files.pads_left
-        self.special_ids = files.special_ids
-        self.truncates_left = (truncation_side or files.truncation_side) == "left"
+        self.pad_id: int = files.required_pad_id if pads else files.pad_id or 0
+        self.pad_type_id: int = files.pad_type_id
+        self.pads_left: bool = files.pads_left
+        self.special_ids: dict[str, int] = files.special_ids
+        self.truncates_left: bool = (truncation_side or files.truncation_side) == "left"
         self._add_special_tokens = add_special_tokens
         self._cutter = Cutter(files)
         self._cuts_early = not self.truncates_left and self._cutter.at_spaces

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from asyncembed.encoders.batch import Usable, split
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.pooling import FloatArray, in_order, normalize
 from asyncembed.encoders.postprocess import encoded_rows
@@ -46,7 +46,7 @@ class ImageReader:
 
     def __init__(self, directory: Path, settings: ReaderSettings, *, threads: int = 1) -> None:
         """Read the preprocessor's configuration; see `build` for the errors."""
-        self.preprocessor = Preprocessor.read(directory)
+        self.preprocessor: Preprocessor = Preprocessor.read(directory)
         max_pixels = settings.max_image_pixels or MAX_IMAGE_PIXELS
         self._options = DecodeOptions(
             apply_orientation=settings.apply_orientation,
@@ -114,7 +114,7 @@ class ImageEncoder:
         self._tokens = self._reader.tokens_per_image
         self._dim = self._spec.dim or 0
         self._dim = self._warm()
-        self.info = replace(self._graph.info, dim=self._dim, tokens_per_image=self._tokens)
+        self.info: ModelInfo = replace(self._graph.info, dim=self._dim, tokens_per_image=self._tokens)
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:

@@ -5,14 +5,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from logging import getLogger
+from logging import Logger, getLogger
 from math import inf
 from pathlib import Path, PurePosixPath
 
 SERVERS = ("uvicorn", "gunicorn", "hypercorn", "granian", "fastapi", "daphne")
 """Web servers that run a program in several processes; the first four and fastapi take `--workers`."""
 
-logger = getLogger("asyncembed")
+logger: Logger = getLogger("asyncembed")
 
 
 def available_cores() -> int:

@@ -174,7 +174,7 @@ class Dispatcher:
         batch_timeout: float | None = None,
         load_timeout: float | None = LOAD_TIMEOUT_SECONDS,
     ) -> None:
-        self.slots = [Slot(index, is_reserved=index >= workers) for index in range(workers + reserved)]
+        self.slots: list[Slot] = [Slot(index, is_reserved=index >= workers) for index in range(workers + reserved)]
         self.models: dict[int, PooledModel] = {}
         self._batch_timeout = batch_timeout
         self._load_timeout = load_timeout

@@ -32,9 +32,9 @@ class Speed:
     __slots__ = ("batch_seconds", "seconds_per_token")
 
     def __init__(self) -> None:
-        self.batch_seconds = 0.0
+        self.batch_seconds: float = 0.0
         """Of the latest batches, as they came; 0 until one was measured."""
-        self.seconds_per_token = 0.0
+        self.seconds_per_token: float = 0.0
         """By the estimated tokens of a batch, padding included; 0 until one was measured."""
 
     @property
@@ -124,14 +124,18 @@ class PooledModel:
     def __init__(self, key: int, config: "EncoderConfig") -> None:
         self.key = key
         self.config = config
-        self.info = ModelInfo()
+        self.info: ModelInfo = ModelInfo()
         self.is_wanted = False
         """Whether workers load it ahead of its first batch."""
         self.is_warming = False
         """Whether somebody waits until every worker has it."""
         self.load_error: AsyncEmbedError | None = None
         self.load_crashes = 0
-        self.batches = self.items = self.failed = self.tokens = self.padded_tokens = 0
+        self.batches: int = 0
+        self.items: int = 0
+        self.failed: int = 0
+        self.tokens: int = 0
+        self.padded_tokens: int = 0
         self.batch_seconds: deque[float] = deque(maxlen=64)
         # By mode: to count tokens takes less than to embed.
         self._speeds: defaultdict[Hashable, Speed] = defaultdict(Speed)

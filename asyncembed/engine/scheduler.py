@@ -80,14 +80,14 @@ class Item:
     def __init__(
         self, value: object, size: int, batch_key: BatchKey, priority: Priority, sink: Sink, index: int, units: int = 0
     ) -> None:
-        self.value = value
-        self.size = size
-        self.batch_key = batch_key
-        self.priority = priority
-        self.sink = sink
-        self.index = index
-        self.units = units
-        self.age = -1
+        self.value: object = value
+        self.size: int = size
+        self.batch_key: BatchKey = batch_key
+        self.priority: Priority = priority
+        self.sink: Sink = sink
+        self.index: int = index
+        self.units: int = units
+        self.age: int = -1
 
     def __repr__(self) -> str:
         return f"<Item {self.index} size={self.size} {self.priority.name.lower()} age={self.age}>"

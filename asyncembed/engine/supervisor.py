@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
-from logging import getLogger
+from logging import Logger, getLogger
 from math import inf
 from typing import TYPE_CHECKING, TypeVar
 
@@ -44,7 +44,7 @@ MAX_FAILED_STARTS = 5
 
 T = TypeVar("T")
 
-logger = getLogger("asyncembed")
+logger: Logger = getLogger("asyncembed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

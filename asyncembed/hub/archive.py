@@ -17,7 +17,7 @@ import anyio
 from anyio import from_thread
 
 from asyncembed.errors import ArchiveError, NotCachedError, RepoFileNotFoundError
-from asyncembed.files import BinaryFile, in_disk_thread, open_file
+from asyncembed.files import WritableFile, in_disk_thread, open_to_write
 from asyncembed.hub.access import HubAccess
 from asyncembed.hub.addresses import shown_address
 from asyncembed.hub.listing import Wanted
@@ -51,7 +51,7 @@ class Archive:
     def __init__(self, url: str, folder: str, wanted: Wanted, root: Path, access: HubAccess) -> None:
         if not is_safe_path(folder) or "/" in folder:
             raise ArchiveError(f"{folder!r} is no name of a folder", source=shown_address(url))
-        self.name = shown_address(url)
+        self.name: str = shown_address(url)
         self._url = url
         self._folder = folder
         self._wanted = wanted
@@ -122,13 +122,13 @@ class Archive:
                 try:
                     async with (
                         client.open_content(asked, location=self._url) as answer,
-                        open_file(archive, "wb") as content,
+                        open_to_write(archive) as content,
                     ):
                         return await self._receive(answer, content, report)
                 except TransientError as error:
                     await budget.wait(error)
 
-    async def _receive(self, answer: "Answer", content: BinaryFile, report: Reporter) -> int:
+    async def _receive(self, answer: "Answer", content: WritableFile, report: Reporter) -> int:
         limit, total, received = self._access.policy.archive_limit_bytes, answer.length, 0
         too_large = ArchiveError(f"{self.name} is larger than {limit:,} bytes", source=self.name)
         if total is not None and total > limit:

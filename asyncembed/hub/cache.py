@@ -90,7 +90,7 @@ class RepoCache:
     def __init__(self, root: Path, repo: str) -> None:
         self.root = root
         self.repo = repo
-        self.folder = _existing_folder(root, f"models--{repo.replace('/', '--')}")
+        self.folder: Path = _existing_folder(root, f"models--{repo.replace('/', '--')}")
 
     def blob(self, file: RepoFile) -> Path:
         """Where the bytes of `file` belong."""

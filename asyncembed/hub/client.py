@@ -46,7 +46,7 @@ CLOSE_GRACE_SECONDS = 5.0
 
 ErrorT = TypeVar("ErrorT", bound=BaseException)
 
-logger = logging.getLogger("asyncembed")
+logger: logging.Logger = logging.getLogger("asyncembed")
 
 
 class QuietURL(httpx.URL):
@@ -69,9 +69,9 @@ class Answer:
         self, client: "HubClient", response: httpx.Response, body: AsyncIterator[bytes], window_seconds: float
     ) -> None:
         self._client = client
-        self.status = response.status_code
+        self.status: int = response.status_code
         self.headers: Mapping[str, str] = response.headers
-        self.is_encoded = encoding(response) not in ("", "identity")
+        self.is_encoded: bool = encoding(response) not in ("", "identity")
         self._body = body
         self._window_seconds = window_seconds
         self._left_seconds = window_seconds
@@ -122,7 +122,10 @@ class HubClient:
         self._http = http
         self.policy = policy
         token = next((value for name, value in headers.items() if name.lower() == "authorization"), None)
-        self.secrets = Secrets(token.removeprefix("Bearer ") if token else None, [endpoint, *proxy_addresses()])
+        self.secrets: Secrets = Secrets(
+            token.removeprefix("Bearer ") if token else None, [endpoint, *proxy_addresses()]
+        )
+        self.endpoint: str
         self.endpoint, self._login = split_login(endpoint)
         self._token = token
         self._headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}

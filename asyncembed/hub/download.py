@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _NUMBER = "[0-9]{1,18}"
 _CONTENT_RANGE = rf"bytes ({_NUMBER})-({_NUMBER})/({_NUMBER}|\*)"
 
-logger = logging.getLogger("asyncembed")
+logger: logging.Logger = logging.getLogger("asyncembed")
 
 _connections: RunVar[anyio.Semaphore] = RunVar("asyncembed_connections")
 

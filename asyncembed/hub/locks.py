@@ -30,7 +30,7 @@ LONGEST_POLL_SECONDS = 0.5
 _LOCKLESS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EACCES, errno.EPERM, errno.EROFS)
 """How a file system says that it has no locks, or none for us: a lock file may be another user's."""
 
-logger = logging.getLogger("asyncembed")
+logger: logging.Logger = logging.getLogger("asyncembed")
 
 
 @dataclass(slots=True)

@@ -35,8 +35,8 @@ class Stretch:
 
     def __init__(self, position: int, end: int, policy: DownloadPolicy) -> None:
         self.position = position
-        self.received = position
-        self.end = end
+        self.received: int = position
+        self.end: int = end
         self._policy = policy
         self.connection: CancelScope | None = None
         self._samples: deque[tuple[float, int]] = deque()

@@ -113,7 +113,7 @@ class Partial:
         self._file: BinaryIO | None = None
         self._journal_end = self._size
         self._hash = ContentHash(file)
-        self.ranges = ByteRanges()
+        self.ranges: ByteRanges = ByteRanges()
 
     @property
     def path(self) -> Path:

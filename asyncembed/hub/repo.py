@@ -30,7 +30,7 @@ from asyncembed.repo_files import is_commit, is_safe_path
 if TYPE_CHECKING:
     from asyncembed.hub.client import HubClient
 
-logger = logging.getLogger("asyncembed")
+logger: logging.Logger = logging.getLogger("asyncembed")
 
 
 class Place(Protocol):
@@ -208,7 +208,7 @@ class LocalDirectory:
 
     def __init__(self, path: Path, wanted: Wanted, *, is_leftover: bool = False) -> None:
         """`is_leftover`: an older tool's, in the cache's root; only required files tell whether it is whole."""
-        self.name = str(path)
+        self.name: str = str(path)
         self.is_leftover = is_leftover
         self._path = path.expanduser()
         self._wanted = wanted

@@ -16,7 +16,7 @@ from asyncembed.hub.access import DownloadPolicy
 _LONGEST_TOLD_SECONDS = 366 * 24 * 3600.0
 """A server may ask for any pause, and a message shows it; what is longer than a year is a year."""
 
-logger = logging.getLogger("asyncembed")
+logger: logging.Logger = logging.getLogger("asyncembed")
 
 
 class TransientError(Exception):

@@ -26,7 +26,7 @@ class ContentHash:
 
     def restart(self) -> None:
         """Forget all that was hashed."""
-        self.position = 0
+        self.position: int = 0
         if self._file.lfs_sha256 is not None:
             self._hash = hashlib.sha256()
         else:

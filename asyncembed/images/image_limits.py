@@ -72,7 +72,7 @@ class MeteredFile:
         self._exif_pieces = 0
         size_bytes = file.seek(0, 2)
         file.seek(0)
-        self.reads_left = MAX_READS + size_bytes // BYTES_PER_READ
+        self.reads_left: int = MAX_READS + size_bytes // BYTES_PER_READ
 
     def read(self, size: int = -1, /) -> bytes:
         """As of any file. Raises `InputError`."""

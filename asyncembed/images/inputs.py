@@ -184,7 +184,7 @@ class PillowImage:
     __slots__ = ("image",)
 
     def __init__(self, image: "Image.Image") -> None:
-        self.image = image
+        self.image: Image.Image = image
 
     @property
     def nbytes(self) -> int:

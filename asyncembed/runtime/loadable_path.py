@@ -23,7 +23,7 @@ from asyncembed.runtime.onnx_file import are_within_reach, check_links, read_onn
 MARK = ".made-by-asyncembed"
 """A file in each directory of links that we made: only what holds it is ever deleted."""
 
-logger = logging.getLogger("asyncembed")
+logger: logging.Logger = logging.getLogger("asyncembed")
 
 
 def loadable_model_path(directory: Path, model_file: str) -> Path:

@@ -67,13 +67,13 @@ class OnnxSession:
             raise missing_after_load(missing, active)
         self._session = session
         self._input_types = {value.name: value.type for value in session.get_inputs()}
-        self.input_names = tuple(self._input_types)
+        self.input_names: tuple[Any, ...] = tuple(self._input_types)
         self._output_types = {value.name: value.type for value in session.get_outputs()}
-        self.output_names = tuple(self._output_types)
+        self.output_names: tuple[Any, ...] = tuple(self._output_types)
         self._input_shapes = {value.name: tuple(map(_length, value.shape)) for value in session.get_inputs()}
         self._output_shapes = {value.name: tuple(map(_length, value.shape or ())) for value in session.get_outputs()}
         self.providers: tuple[str, ...] = tuple(active)
-        self.warning = fallback_warning(options, available, active)
+        self.warning: str | None = fallback_warning(options, available, active)
         _release_free_memory()
 
     @property

@@ -49,6 +49,7 @@ TEXTS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_from_the_table_are_those_of_the_tokenizer(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     library, pad_token, is_word_local = KINDS[kind]

@@ -442,6 +442,7 @@ def test_a_journal_that_no_download_wrote_counts_for_nothing(records: list[tuple
     partial.discard()
 
 
+@pytest.mark.slow
 def test_a_journal_of_many_writes_is_believed(tmp_path: Path) -> None:
     """A megabyte each, in any order: as many as a file of 80 GB has."""
     order = random.Random(6).sample(range(900), 900)

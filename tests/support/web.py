@@ -26,7 +26,7 @@ class WebServer:
         self._lock = threading.Lock()
         self._released = threading.Event()
         handler = type("Handler", (_Handler,), {"site": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._server.daemon_threads = True
@@ -67,6 +67,12 @@ class WebServer:
 
     def wait_for_release(self) -> None:
         self._released.wait(30)
+
+
+class _Server(ThreadingHTTPServer):
+    # The default is 5: of more connections at once the system drops some, whose clients try again after 1 s, 2 s, 4 s;
+    # on a busy machine that happens several times over, and a client gives up before it is through.
+    request_queue_size = 128
 
 
 class _Handler(BaseHTTPRequestHandler):
