@@ -73,6 +73,7 @@ def test_json_lines(tmp_path: Path) -> None:
     assert isinstance(broken.__cause__, ValueError)
 
 
+@pytest.mark.slow
 def test_csv_records(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     rows = [{"id": str(n), "text": f'say "{n}",\nthen\r\ngo; é'} for n in range(9000)]
