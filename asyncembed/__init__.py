@@ -7,6 +7,42 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 ```
 """
 
+# The layout. A text goes down the parent's line, then down the worker's; its result comes back to the window.
+#
+#   parent  caller → embedders/text → roles → base → stream → feeding → embedders/intake → window
+#                  → engine/supervisor → dispatch → scheduler → worker
+#   worker  engine/child → encoders/dense (a module per family) → tokenization → text_graph → runtime/onnx
+#                  → encoders/pooling → projection → postprocess
+#
+#   errors, options, checks, migration      what may go wrong; the keywords, their checks, their names elsewhere
+#   loading                                 from a model's name to what a worker needs
+#   stream, feeding, window                 the handle; the tasks that read ahead; what is read ahead, and its order
+#   results, scoring, muvera                what comes out, and what may be done with it
+#   readers, sources                        files as sources; their former name
+#   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
+#   __main__, _pyinstaller                  the shell's way in; packed programs
+#   embedders/  text, sparse, late_interaction, image, multimodal, cross_encoder: the six classes
+#               base, roles, intake         what they share
+#   images/     inputs, urls, connecting, decode, image_limits, preprocess
+#   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
+#               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
+#               pool, lifetime              the public WorkerPool; opening and closing
+#               spawn, frozen, cores        how processes start, and how many
+#   encoders/   encoder, registry, settings the seam; which module serves a model, and what a model says to it
+#               dense, static, colbert, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
+#               text_graph, graph_output, pooling, projection, postprocess, finite, batch
+#               tokenization, tokenizer_files, long_texts, word_table, word_pieces, stemming
+#   runtime/    session                     the seam; onnx, providers: its implementation
+#               onnx_file, loadable_path, safetensors
+#   catalogue/  spec, lookup                models as data; pipeline, onnx_choice, limits, cpu: read from a repo's files
+#   hub/        api, access, model_files, repo, listing
+#               download, partial, pace, verify, progress, archive, cache, locks
+#               client, hops, retry, addresses
+#   export/     bert_like, onnx_builder, graph_cache
+#
+# Arrows point downwards: embedders → stream → engine → encoders → runtime; embedders → catalogue, hub, export.
+# Public are the names below and the modules errors, hub and readers.
+
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -62,7 +98,7 @@ if TYPE_CHECKING:
     from asyncembed.scoring import maxsim, maxsim_scores
     from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "ArchiveOrigin",

@@ -8,10 +8,11 @@ on the event loop, any other iterable in a thread of its own, as it may block, a
 import itertools
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
 from contextlib import suppress
 from contextvars import copy_context
 from itertools import islice
+from math import inf
 from queue import SimpleQueue
 from sys import getsizeof
 from time import monotonic
@@ -294,12 +295,8 @@ async def _feed_from_memory(state: StreamState[InputT], source: Iterable[InputT 
     while not records.is_done:
         room = await state.wait_room(LIST_SHARE)
         entries: list[Entry] = []
-        turn_ends = monotonic() + FEED_SECONDS
         try:
-            for entry in records.read(room, limit):
-                entries.append(entry)
-                if monotonic() > turn_ends:
-                    break
+            records.read(room, limit, entries.append, monotonic() + FEED_SECONDS)
         finally:
             state.push(entries)
         if limit == FEED_CHUNK:
@@ -346,24 +343,25 @@ class _Records(Generic[InputT]):
 
     def __init__(self, state: StreamState[InputT], source: Iterable[InputT | InputError]) -> None:
         self.is_done = False
-        self._state = state
+        self._prepare = state.prepare
         self._iterator = iter(source)
         self._count = 0
 
-    def read(self, room: Room, limit: int) -> Iterator[Entry]:
-        """Up to `limit` inputs: the next record is read when the one before it has been counted."""
-        first = self._count
-        limit = min(room.items, limit)
+    def read(self, room: Room, limit: int, put: Callable[[Entry], bool | None], until: float = inf) -> None:
+        """Read up to `limit` records, the next one when that before it was counted; none after the time `until`.
+
+        `put` is given the input of each at once; it says True if it wants no more.
+        """
+        end = self._count + min(room.items, limit)
         tokens, size_bytes, result_bytes = room.tokens, room.size_bytes, room.result_bytes
-        for index, record in enumerate(islice(self._iterator, limit), first):
-            self._count = index + 1
-            entry = self._state.prepare(index, record)
+        for record in islice(self._iterator, end - self._count):
+            entry = self._prepare(self._count, record)
+            self._count += 1
             tokens -= entry.tokens
             size_bytes -= entry.size_bytes + result_bytes
-            yield entry
-            if size_bytes <= 0 or tokens <= 0:
+            if put(entry) or size_bytes <= 0 or tokens <= 0 or monotonic() > until:
                 return
-        self.is_done = self._count < first + limit
+        self.is_done = self._count < end
 
     def close(self) -> None:
         """Close a generator; another kind of iterator has no such thing."""
@@ -456,7 +454,8 @@ class _Reader(Generic[InputT]):
         try:
             records = _Records(self._state, self._source)
             while not self.is_done and (room := self._orders.get()) is not None:
-                self._read(records, room)
+                records.read(room, FEED_CHUNK, self._put)
+                self.is_done = records.is_done
                 self._loop.post(self._on_read)
         except BaseException as error:  # noqa: BLE001 (the source's own, raised at the consumer)
             self.error = error
@@ -468,12 +467,9 @@ class _Reader(Generic[InputT]):
             del records
             self._loop.post(self.ended.set)
 
-    def _read(self, records: _Records[InputT], room: Room) -> None:
-        for entry in records.read(room, FEED_CHUNK):
-            self._entries.put(entry)
-            if self._is_stopped:
-                return
-        self.is_done = records.is_done
+    def _put(self, entry: Entry) -> bool:
+        self._entries.put(entry)
+        return self._is_stopped
 
 
 def _bytes_of(record: object) -> int:

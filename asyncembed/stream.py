@@ -7,6 +7,7 @@ behind `StreamState`, which refers to no handle, so that dropping one ends the s
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from functools import partial
+from math import inf
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeAlias, TypeVar
@@ -204,7 +205,9 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
 
     async def _assemble(self, results: list[Any]) -> CollectedT:
         """Put results together as `collect` gives them: many of them in a thread, as all are copied."""
-        if len(results) <= TAKEN_AT_ONCE and sum(map(_result_bytes, results)) <= ASSEMBLED_AT_ONCE_BYTES:
+        parts = [result for _, result in results] if self._state.keeps_inputs else results
+        size_bytes = sum([getattr(part, "nbytes", 0) for part in parts]) if len(parts) <= TAKEN_AT_ONCE else inf
+        if size_bytes <= ASSEMBLED_AT_ONCE_BYTES:
             return self._assembly.assemble(results)
         return await to_thread.run_sync(self._assembly.assemble, results, limiter=self._state.engine.limiter)
 
@@ -294,9 +297,3 @@ def _paired(assembly: Assembly[ResultT, CollectedT]) -> Assembly[tuple[Any, Resu
         lambda pair: (pair[0], assembly.detach(pair[1])),
         lambda pairs: ([pair[0] for pair in pairs], assembly.assemble([pair[1] for pair in pairs])),
     )
-
-
-def _result_bytes(result: object) -> int:
-    """Bytes of a result, or of that of an (input, result) pair."""
-    size = getattr(result[1] if type(result) is tuple else result, "nbytes", 0)
-    return size if isinstance(size, int) else 0

@@ -189,7 +189,8 @@ class Window:
 
     def arrive(self, index: int, result: object, error: Exception | None = None, size_bytes: int = 0) -> None:
         """Take the result of an entry that waits, of so many bytes, or the error in its place."""
-        entry = self._entries[index]
+        entries = self._entries
+        entry = entries[index]
         assert entry.item is not None, "each input has one answer"
         entry.item = None
         entry.result = result
@@ -200,16 +201,18 @@ class Window:
         self._waiting_tokens -= entry.tokens
         self._answers += 1
         self._answer_bytes += size_bytes
-        self._settle(entry)
-        if len(self._entries) <= self._look_from:
+        if index == self._next or self._arrivals is not None:
+            self._settle(entry)
+        if len(entries) <= self._look_from:
             self._look()
 
     def _settle(self, entry: Entry) -> None:
+        """Let an entry with its answer be taken: now, or when its turn comes."""
         if self._arrivals is not None:
             self._arrivals.append(entry)
-            self._on_ready()
-        elif entry.index == self._next:
-            self._on_ready()
+        elif entry.index != self._next:
+            return
+        self._on_ready()
 
     # ---------------------------------------------------------------- out
 

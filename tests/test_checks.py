@@ -57,10 +57,10 @@ def constructor_keywords() -> Iterator[tuple[Any, str]]:
 
 
 @pytest.mark.parametrize(("kind", "keyword"), list(constructor_keywords()))
-@pytest.mark.parametrize("value", [Strange(), np.array([1.0, 2.0]), -1.5, {"a": 1}, b"x", [Strange()]], ids=repr)
-def test_no_constructor_takes_what_it_cannot_use(kind: Any, keyword: str, value: Any) -> None:
-    with pytest.raises(OptionError, match=keyword):
-        kind("a/b", **{keyword: value})
+def test_no_constructor_takes_what_it_cannot_use(kind: Any, keyword: str) -> None:
+    for value in (Strange(), np.array([1.0, 2.0]), -1.5, {"a": 1}, b"x", [Strange()]):
+        with pytest.raises(OptionError, match=keyword):
+            kind("a/b", **{keyword: value})
 
 
 @pytest.mark.parametrize(

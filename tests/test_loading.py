@@ -130,6 +130,7 @@ def every_file_of(directory: Path) -> dict[str, bytes | memoryview]:
     }
 
 
+@pytest.mark.slow
 async def test_a_finished_vector_and_a_named_output_reach_the_worker(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=32, outputs=("last_hidden_state", "sentence_embedding", "text_embeds"))
     as_sentence_transformers(directory, pooling="pooling_mode_lasttoken")

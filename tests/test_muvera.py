@@ -21,6 +21,7 @@ def test_known_encodings() -> None:
     assert muvera.embedding_size == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -171,6 +171,7 @@ def test_whatever_a_file_of_a_repo_says_the_error_is_ours(path: str, data: st.Da
         read_as_each_family(directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", REPO)
 @pytest.mark.parametrize("content", [b"[" * 200_000, b'{"a":' * 200_000, b"\xff\xfe", b"", b'"\\ud800"', b"1e999"])
 def test_whatever_bytes_a_file_of_a_repo_has_the_error_is_ours(path: str, content: bytes) -> None:
@@ -178,6 +179,7 @@ def test_whatever_bytes_a_file_of_a_repo_has_the_error_is_ours(path: str, conten
         read_as_each_family(directory)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.lists(st.text(st.characters(codec=None), max_size=30)), st.sampled_from(get_args(Family)))
 def test_whatever_names_a_listing_has_the_error_is_ours(files: list[str], family: Family) -> None:
@@ -229,6 +231,7 @@ def test_whatever_a_reader_reads_its_error_is_ours(reader: str, data: st.DataObj
         read(directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"[" * 200_000, b'{"a":' * 200_000, b"\xff", b"9" * 5000])
 @pytest.mark.parametrize("reader", READERS)
 def test_whatever_bytes_a_reader_reads_its_error_is_ours(reader: str, content: bytes) -> None:
@@ -241,6 +244,7 @@ HEADER = {"__metadata__": {"format": "pt"}, "a": {"dtype": "F32", "shape": [2, 2
 HUGE = 2**62
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     spoilt(HEADER)
@@ -256,12 +260,14 @@ def test_whatever_a_header_of_weights_says_the_error_is_ours(header: object) -> 
                 assert tensors[name].shape == tensors.shape(name)
 
 
+@pytest.mark.slow
 def test_a_shape_of_a_million_huge_lengths_is_refused_at_once(tmp_path: Path) -> None:
     entry = {"dtype": "F32", "shape": [2**62] * 500_000, "data_offsets": [0, 16]}
     with pytest.raises(ModelLoadError, match="cannot be 16 bytes long"):
         read_tensors(write_raw(tmp_path / "model.safetensors", {"a": entry}, bytes(16)))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.lists(st.integers(0, 3), max_size=4), st.lists(st.integers(0, 3), max_size=3))
 def test_a_linear_layer_of_any_shape_is_computed_or_our_error(weight: list[int], bias: list[int]) -> None:

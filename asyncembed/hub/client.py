@@ -125,6 +125,7 @@ class HubClient:
         self.secrets: Secrets = Secrets(
             token.removeprefix("Bearer ") if token else None, [endpoint, *proxy_addresses()]
         )
+        self.endpoint: str
         self.endpoint, self._login = split_login(endpoint)
         self._token = token
         self._headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}

@@ -138,7 +138,7 @@ class _Transfer:
             await in_disk_thread(self._partial.open)
             for mismatches in range(MAX_MISMATCHES + 1):
                 await self._fill()
-                while await in_disk_thread(self._partial.hash_more):
+                while not self._partial.is_hashed() and await in_disk_thread(self._partial.hash_more):
                     pass
                 if self._partial.is_verified():
                     await in_disk_thread(self._cache.publish, self._partial, self._asked.revision, self._file)
@@ -155,8 +155,9 @@ class _Transfer:
                 await self._discard()
             raise
         finally:
-            with anyio.CancelScope(shield=True):
-                await in_disk_thread(self._partial.release)
+            if self._partial.is_open():
+                with anyio.CancelScope(shield=True):
+                    await in_disk_thread(self._partial.release)
 
     async def _discard(self) -> None:
         with anyio.CancelScope(shield=True):

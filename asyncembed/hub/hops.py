@@ -178,7 +178,7 @@ def proxy_refusal(answer: str, source: str) -> UnreachableError:
     return UnreachableError(f"the proxy refuses ({answer}); check HTTPS_PROXY and NO_PROXY", source=source)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Refusal:
     """What a 4xx of the hub means that fits all that is given here; the hub tells the reason in headers."""
 
@@ -200,50 +200,37 @@ class _Refusal:
         )
 
 
-_NO_FILE = "{repo} has no file {path!r} ({answered})"
+_GATED_ALL_THE_SAME = (
+    "{repo} is gated, and the token that was given has no access: accept its terms at {page} with that token's account "
+    "(they may have to be granted), and let the token read gated repos, if it is a fine-grained one"
+)
+_GATED = (
+    "{repo} is gated, and no token was given: accept its terms at {page}, then give a token of that account (token= or "
+    "HF_TOKEN)"
+)
+_BAD_LOGIN = (
+    "the hub does not know the token: renew it, or take it away (HF_TOKEN, the token file, token=), as public repos "
+    "need none"
+)
 _NO_REPO_SHOWN = (
     "the hub shows no repo {repo!r}: either there is none of this name, or it is private and needs a token that may "
     "read it (token= or HF_TOKEN)"
 )
+_NO_FILE = "{repo} has no file {path!r} ({answered})"
+_NO_REVISION = "{repo} has no revision {revision!r} ({answered})"
+
 _REFUSALS = (
-    _Refusal(
-        code="RevisionNotFound",
-        error=RevisionNotFoundError,
-        text="{repo} has no revision {revision!r} ({answered})",
-    ),
-    _Refusal(code="EntryNotFound", error=RepoFileNotFoundError, text=_NO_FILE),
-    _Refusal(
-        code="GatedRepo",
-        has_token=True,
-        error=GatedRepoError,
-        text="{repo} is gated, and the token that was given has no access: accept its terms at {page} with that "
-        "token's account (they may have to be granted), and let the token read gated repos, if it is a fine-grained "
-        "one",
-    ),
-    _Refusal(
-        code="GatedRepo",
-        error=GatedRepoError,
-        text="{repo} is gated, and no token was given: accept its terms at {page}, then give a token of that account "
-        "(token= or HF_TOKEN)",
-    ),
-    _Refusal(
-        status=403,
-        says="disabled",
-        error=AccessDeniedError,
-        text="{repo} has been disabled by the hub ({answered})",
-    ),
-    _Refusal(
-        status=401,
-        says="Invalid credentials",
-        error=BadTokenError,
-        text="the hub does not know the token: renew it, or take it away (HF_TOKEN, the token file, token=), as public "
-        "repos need none",
-    ),
-    _Refusal(status=401, error=RepoNotFoundError, text=_NO_REPO_SHOWN),
-    _Refusal(code="RepoNotFound", error=RepoNotFoundError, text=_NO_REPO_SHOWN),
-    _Refusal(status=404, is_file=True, error=RepoFileNotFoundError, text=_NO_FILE),
-    _Refusal(status=404, error=RepoNotFoundError, text="there is no repo {repo!r} ({answered})"),
-    _Refusal(status=403, error=AccessDeniedError, text="the token may not read {repo} ({why})"),
-    _Refusal(error=UnexpectedAnswerError, text="{why}"),
+    _Refusal(RevisionNotFoundError, _NO_REVISION, code="RevisionNotFound"),
+    _Refusal(RepoFileNotFoundError, _NO_FILE, code="EntryNotFound"),
+    _Refusal(GatedRepoError, _GATED_ALL_THE_SAME, code="GatedRepo", has_token=True),
+    _Refusal(GatedRepoError, _GATED, code="GatedRepo"),
+    _Refusal(AccessDeniedError, "{repo} has been disabled by the hub ({answered})", status=403, says="disabled"),
+    _Refusal(BadTokenError, _BAD_LOGIN, status=401, says="Invalid credentials"),
+    _Refusal(RepoNotFoundError, _NO_REPO_SHOWN, status=401),
+    _Refusal(RepoNotFoundError, _NO_REPO_SHOWN, code="RepoNotFound"),
+    _Refusal(RepoFileNotFoundError, _NO_FILE, status=404, is_file=True),
+    _Refusal(RepoNotFoundError, "there is no repo {repo!r} ({answered})", status=404),
+    _Refusal(AccessDeniedError, "the token may not read {repo} ({why})", status=403),
+    _Refusal(UnexpectedAnswerError, "{why}"),
 )
 """The first one that fits holds: codes before statuses, and the special before the general."""

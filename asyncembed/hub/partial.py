@@ -154,6 +154,14 @@ class Partial:
         with self._lock:
             return self._file is not None and self._hash.advance(self._file)
 
+    def is_open(self) -> bool:
+        """Whether there is anything to let go of."""
+        return self._file is not None
+
+    def is_hashed(self) -> bool:
+        """Whether there is nothing left to hash, as where all came in order."""
+        return self._hash.position == self._size
+
     def is_verified(self) -> bool:
         """Whether all bytes are there and are the file's."""
         return self._hash.matches()

@@ -68,6 +68,7 @@ KEYS = st.sampled_from(
 CONFIGS = st.dictionaries(KEYS, ANY | st.sampled_from(["roberta", "bert", "deberta-v2", "clip"]) | st.integers(1, 600))
 
 
+@pytest.mark.slow
 @given(CONFIGS, CONFIGS, CONFIGS)
 def test_whatever_the_files_say_no_limit_exceeds_the_positions(
     config: dict[str, Any], tokenizer: dict[str, Any], sentence: dict[str, Any]

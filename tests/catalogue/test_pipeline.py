@@ -233,6 +233,7 @@ def test_a_pooling_mode_of_any_shape_is_our_error_unless_the_caller_says_another
     assert spec_from_directory(tmp_path, overrides=Overrides(pooling="cls")).pooling == "cls"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "folder", ["../elsewhere", "/etc", "a/../..", "C:\\x", "\ud800", "x" * 5000, 5, None, ["1_Pooling"]]
 )

@@ -75,11 +75,13 @@ def assert_same(directory: Path, texts: tuple[str, ...] = TEXTS, **settings: Any
     assert sum(ours.encode(texts, Call(mode="count")).results) == theirs.token_count(list(texts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_language_gives_the_vectors_of_fastembed(language: str, directory: Path) -> None:
     assert_same(directory, language=language)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -176,6 +178,7 @@ def test_words_are_those_of_fastembed(text: str) -> None:
     assert split_words(text) == SimpleTokenizer.tokenize(remove_non_alphanumeric(text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 0x110000, 0x10000))
 def test_every_character_is_read_as_fastembed_reads_it(first: int) -> None:
     text = "".join(f"a{chr(code)}b " for code in range(first, first + 0x10000))

@@ -40,6 +40,7 @@ def assert_equal(results: Any, expected: Any) -> None:
         np.testing.assert_allclose(result, right, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_documents_equal_the_reference(tmp_path: Path, name: str) -> None:
     encoder = load(tmp_path, name, max_batch_tokens=150)
@@ -58,6 +59,7 @@ def test_queries_equal_the_reference_although_they_share_a_batch(tmp_path: Path,
     assert_equal(encoder.encode(DOCUMENTS, Call(mode="query")).results, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["embed", "query"])
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_batch_equals_its_inputs_alone(tmp_path: Path, name: str, mode: Any) -> None:
@@ -67,6 +69,7 @@ def test_a_batch_equals_its_inputs_alone(tmp_path: Path, name: str, mode: Any) -
     assert_equal(encoder.encode(DOCUMENTS, call).results, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["embed", "query"])
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_padding_on_the_left_moves_no_vector(tmp_path: Path, name: str, mode: Any) -> None:
@@ -81,6 +84,7 @@ def test_padding_on_the_left_moves_no_vector(tmp_path: Path, name: str, mode: An
     assert_equal(left.encode(DOCUMENTS, call).results, right.encode(DOCUMENTS, call).results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_token_counts_equal_the_reference(tmp_path: Path, name: str) -> None:
     encoder = load(tmp_path, name)

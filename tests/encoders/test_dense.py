@@ -83,6 +83,7 @@ def one_by_one(encoder: Encoder, **call: Any) -> Array:
     return np.concatenate([vectors(encoder, [text], **call) for text in TEXTS])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CATALOGUED)
 def test_vectors_are_those_of_fastembed_in_batches_and_alone(name: str, tmp_path: Path) -> None:
     catalogued = require_model(name, "text")
@@ -108,6 +109,7 @@ def _no_custom_models_afterwards() -> Iterator[None]:
     CustomTextEmbedding.POSTPROCESSING_MAPPING.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_custom_models_afterwards")
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(
@@ -296,6 +298,7 @@ def test_an_output_that_does_not_fit_is_refused(
 BOTH: dict[str, Any] = {"outputs": ("last_hidden_state", "sentence_embedding")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("graph", "fields", "finished"),
     [

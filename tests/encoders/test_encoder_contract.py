@@ -93,6 +93,7 @@ def test_no_encoder_is_forgotten() -> None:
     assert {spec.encoder for spec in list_models()} <= ROWS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITE)
 def test_it_says_what_it_knows_of_its_model(load: Load, name: str) -> None:
     """The engine reads it once, in the parent."""
@@ -112,6 +113,7 @@ def test_the_special_tokens_that_it_states_are_those_of_an_empty_input(load: Loa
     assert count == encoder.info.special_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), EVERY_MODE)
 def test_an_input_has_the_same_result_alone_and_at_any_place_of_a_batch(load: Load, name: str, mode: Mode) -> None:
     encoder, inputs = load(name), inputs_for(mode)
@@ -124,6 +126,7 @@ def test_an_input_has_the_same_result_alone_and_at_any_place_of_a_batch(load: Lo
         assert_same(backwards.results[-1 - position], alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), EVERY_MODE)
 def test_smaller_runs_give_the_same_results(load: Load, name: str, mode: Mode) -> None:
     inputs = inputs_for(mode)
@@ -134,6 +137,7 @@ def test_smaller_runs_give_the_same_results(load: Load, name: str, mode: Mode) -
             assert_same(found[position], wanted[position])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), EVERY_MODE)
 def test_a_wrong_input_is_a_failure_of_its_own(load: Load, name: str, mode: Mode) -> None:
     encoder, good, bad = load(name), list(inputs_for(mode)), wrong_input_for(mode)
@@ -156,6 +160,7 @@ def test_a_batch_of_wrong_inputs_and_a_batch_of_none_are_batches(load: Load, nam
     assert encode(encoder, mode, []).failures == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), EVERY_MODE)
 def test_what_it_computed_is_counted(load: Load, name: str, mode: Mode) -> None:
     encoder, inputs = load(name), inputs_for(mode)
@@ -164,6 +169,7 @@ def test_what_it_computed_is_counted(load: Load, name: str, mode: Mode) -> None:
     assert together.tokens == sum(encode(encoder, mode, [value]).tokens for value in inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), EVERY_MODE)
 def test_what_it_answers_survives_the_way_to_another_process(load: Load, name: str, mode: Mode) -> None:
     encoded = encode(load(name), mode, [*inputs_for(mode), wrong_input_for(mode)])
@@ -185,6 +191,7 @@ def test_tokens_are_counted_one_number_per_input(load: Load, name: str, mode: Mo
     assert len(encode(encoder, "count", []).results) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), [(name, mode) for name, mode in COUNTING if name != "bm25"])
 def test_an_input_over_the_limit_is_cut_or_refused_as_the_call_says(load: Load, name: str, mode: Mode) -> None:
     """BM25 has no limit."""

@@ -22,6 +22,7 @@ def load(directory: Path, **options: Any) -> Any:
     return build(EncoderConfig(spec=catalogued(RERANKER, "cross_encoder"), directory=directory, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -53,6 +54,7 @@ def test_a_batch_is_scored_as_fastembed_scores_a_batch(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_pair_far_over_the_limit_is_cut_without_a_difference(tmp_path: Path) -> None:
     """Texts of many times the limit are not tokenized whole; what is left of a pair is the same."""
     directory = write_reranker(tmp_path, tokenizer_options={"limit": 16})

@@ -70,12 +70,14 @@ def assert_same(ours: Any, theirs: Reference, texts: tuple[str, ...] = TEXTS) ->
     assert sum(ours.encode(texts, Call(mode="count")).results) == theirs.token_count(list(texts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_documents_and_queries_are_those_of_fastembed(name: str, directories: dict[str, Path]) -> None:
     directory = directories[name]
     assert_same(load(name, directory), Reference(name, specific_model_path=str(directory)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     [(BM42, {"alpha": 0.8}), (BM42, {"alpha": 1}), (MINICOIL, {"k": 0.7, "b": 0.3, "avg_len": 9.5})],
@@ -173,6 +175,7 @@ def test_bm42_takes_the_weightiest_word_of_a_stem(tmp_path: Path) -> None:
     assert query.values.tolist() == [1.0]
 
 
+@pytest.mark.slow
 def test_words_of_minicoil_that_share_an_index_stay_apart(tmp_path: Path) -> None:
     """The twins have one hash; a database adds their entries up."""
     write_minicoil(tmp_path)

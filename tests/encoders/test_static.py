@@ -39,6 +39,7 @@ def vectors(encoder: Encoder, texts: Any = MIXED, **call: Any) -> Array:
     return encoded.results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("reduced", [False, True])
 @pytest.mark.parametrize("tokenizer", [wordpiece, unigram, byte_level_bpe])

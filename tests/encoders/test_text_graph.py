@@ -105,6 +105,7 @@ def assert_same(results: list[Any], expected: list[Any]) -> None:
         np.testing.assert_allclose(result, right, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEXT_FAMILIES)
 def test_what_came_up_decides_the_budget_of_every_family(name: str, tmp_path: Path) -> None:
     spec = TEXT_FAMILIES[name](tmp_path)
@@ -121,6 +122,7 @@ def test_what_came_up_decides_the_budget_of_every_family(name: str, tmp_path: Pa
     assert elsewhere._graph.planner.run_overhead_tokens == ACCELERATOR_RUN_OVERHEAD_TOKENS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_multimodal_models_are_planned_as_all_others(name: str, tmp_path: Path) -> None:
     spec = write_multimodal_model(tmp_path, name, dynamic_quantization=True)
@@ -141,6 +143,7 @@ def test_multimodal_models_are_planned_as_all_others(name: str, tmp_path: Path) 
         assert any(not np.array_equal(result, right) for result, right in zip(batched, alone, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixed", [(None, FIXED_LENGTH), (3, None), (3, FIXED_LENGTH), (1, FIXED_LENGTH)])
 @pytest.mark.parametrize("name", TEXT_FAMILIES)
 def test_a_graph_made_for_one_shape_gives_the_results_of_one_for_any(
@@ -165,6 +168,7 @@ def test_a_graph_of_one_length_lowers_the_limit_and_refuses_a_higher_one(tmp_pat
         load(spec, tmp_path, max_length=41)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEXT_FAMILIES)
 def test_no_family_computes_more_tokens_than_the_model_has_positions(name: str, tmp_path: Path) -> None:
     spec = TEXT_FAMILIES[name](tmp_path)
@@ -202,6 +206,7 @@ def test_a_graph_of_one_length_without_a_mask_runs_where_the_model_pads_to_its_l
     np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_multimodal_graphs_of_one_batch_size_run(name: str, tmp_path: Path) -> None:
     images = [encoded(picture(*size), "PNG") for size in ((64, 200), (90, 90), (64, 200), (64, 200), (64, 200))]
@@ -214,6 +219,7 @@ def test_multimodal_graphs_of_one_batch_size_run(name: str, tmp_path: Path) -> N
         assert_same(list(results), list(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixed", [(1, 224), (4, None), (2, 224)])
 def test_image_graphs_of_one_shape_run(fixed: tuple[int | None, int | None], tmp_path: Path) -> None:
     images = [encoded(picture(*size), "PNG") for size in ((64, 200), (90, 90), (300, 227), (90, 90), (31, 40))]

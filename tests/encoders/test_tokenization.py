@@ -147,6 +147,7 @@ SEPARATORS = st.sampled_from(
 PIECES = st.sampled_from([*WORDS[:20], "[MASK]", "<mask>", "ﬁ", "e\u0301", "\u00c5", "日本", "x" * 120, "12", "..."])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_cutting_a_long_text_early_changes_no_token(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     tokenizer, options = KINDS[kind]

@@ -42,6 +42,7 @@ def results(encoder: ImageEncoder, inputs: Sequence[object], call: Call = Call(m
     return encoded_batch.results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_vectors_equal_the_reference(tmp_path: Path, name: str) -> None:
     paths = write_pictures(tmp_path)
@@ -53,6 +54,7 @@ def test_vectors_equal_the_reference(tmp_path: Path, name: str) -> None:
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_threads_and_batches_change_nothing(tmp_path: Path) -> None:
     paths = write_pictures(tmp_path)
     alone = np.concatenate([results(load(tmp_path), [path]) for path in paths])
@@ -60,6 +62,7 @@ def test_threads_and_batches_change_nothing(tmp_path: Path) -> None:
         np.testing.assert_allclose(results(load(tmp_path, **fields), paths), alone, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_broken_image_fails_alone(tmp_path: Path) -> None:
     paths = write_pictures(tmp_path)
     encoder = load(tmp_path, session=SessionOptions(threads=2))
@@ -90,6 +93,7 @@ def test_forms_of_a_vector(tmp_path: Path) -> None:
     assert np.linalg.norm(short[0]) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_fast_decoding_changes_little(tmp_path: Path) -> None:
     file = encoded(picture(500, 375).resize((2000, 1500)), quality=90)
     exact = results(load(tmp_path), [file])

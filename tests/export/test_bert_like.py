@@ -40,6 +40,7 @@ def rewrite(directory: Path, change: Any) -> None:
     write_tensors(path, change(tensors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_hidden_states_are_those_of_torch(name: str, tmp_path: Path) -> None:
     arrays = reference(name)
@@ -47,6 +48,7 @@ def test_hidden_states_are_those_of_torch(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(hidden, arrays["last_hidden_state"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_padded_row_is_what_it_is_alone(name: str, tmp_path: Path) -> None:
     arrays = reference(name)
@@ -57,6 +59,7 @@ def test_a_padded_row_is_what_it_is_alone(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(together[row, :length], alone[0], rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_padding_has_no_influence_whatever_stands_there(name: str, tmp_path: Path) -> None:
     """Not even tokens with large scores: the mask decides, not the size of a penalty."""
@@ -125,6 +128,7 @@ def test_split_weights_give_the_same_numbers(variant: Variant, tmp_path: Path) -
     np.testing.assert_allclose(hidden, arrays["last_hidden_state"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "mpnet", "electra"])
 def test_a_prefix_before_the_names_of_tensors_changes_nothing(name: str, variant: Variant, tmp_path: Path) -> None:
     arrays = reference(name)

@@ -381,6 +381,39 @@ def test_a_partial_file_in_use_is_not_taken_over(tmp_path: Path) -> None:
     second.release()
 
 
+@pytest.mark.parametrize(
+    ("began", "goes_on", "is_taken_over"),
+    [(True, True, True), (True, False, False), (False, True, False), (False, False, False)],
+)
+def test_only_who_holds_the_lock_takes_over_what_another_holder_began(
+    began: bool, goes_on: bool, is_taken_over: bool, tmp_path: Path
+) -> None:
+    """As a killed process leaves it: nobody let go of it."""
+    file = RepoFile("model.bin", 4, blob_id(b"abcd"))
+    killed = Partial(tmp_path / file.etag, file, is_locked=began)
+    killed.open()
+    killed.write(0, [b"ab"])
+    killed._close()
+    next_one = Partial(tmp_path / file.etag, file, is_locked=goes_on)
+    next_one.open()
+    assert next_one.ranges.total() == 2 * is_taken_over
+    assert killed.path.exists() != is_taken_over
+    next_one.release()
+
+
+def test_what_one_without_the_lock_began_is_taken_over_after_a_while(tmp_path: Path) -> None:
+    file = RepoFile("model.bin", 4, blob_id(b"abcd"))
+    killed = Partial(tmp_path / file.etag, file, is_locked=False)
+    killed.open()
+    killed.write(0, [b"ab"])
+    killed._close()
+    os.utime(killed.path, (0, 0))
+    next_one = Partial(tmp_path / file.etag, file)
+    next_one.open()
+    assert next_one.ranges.total() == 2
+    next_one.release()
+
+
 def test_an_unfinished_file_of_another_tool_is_not_adopted(tmp_path: Path) -> None:
     file = RepoFile("model.bin", 4, blob_id(b"abcd"))
     foreign = tmp_path / f"{file.etag}.0a1b2c3d.incomplete"
@@ -442,6 +475,7 @@ def test_a_journal_that_no_download_wrote_counts_for_nothing(records: list[tuple
     partial.discard()
 
 
+@pytest.mark.slow
 def test_a_journal_of_many_writes_is_believed(tmp_path: Path) -> None:
     """A megabyte each, in any order: as many as a file of 80 GB has."""
     order = random.Random(6).sample(range(900), 900)

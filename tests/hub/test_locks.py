@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import anyio
+import pytest
 from filelock import FileLock
 
 from asyncembed.hub.locks import only_one, only_one_task
@@ -60,3 +61,31 @@ async def test_the_next_task_gets_its_turn_when_one_is_cancelled_or_fails() -> N
 async def test_different_things_do_not_wait_for_each_other() -> None:
     async with only_one_task("one"), only_one_task("other"):
         pass
+
+
+async def test_the_holder_of_a_lock_is_told_so(tmp_path: Path) -> None:
+    async with only_one(tmp_path / "file.lock", nothing_written, 120) as is_locked:
+        assert is_locked
+
+
+async def test_a_lock_that_keeps_nobody_out_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some network file systems every process gets every lock."""
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", lambda *args: None)
+    async with only_one(tmp_path / "file.lock", nothing_written, 120) as is_locked:
+        assert not is_locked
+
+
+async def test_a_task_learns_whether_another_one_was_in_before_it() -> None:
+    told: list[bool] = []
+
+    async def enter() -> None:
+        async with only_one_task("key") as has_waited:
+            told.append(has_waited)
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(enter)
+    await enter()
+    assert told == [False, True, True, False]

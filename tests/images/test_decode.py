@@ -51,6 +51,7 @@ def test_a_pillow_image_of_any_mode_survives_the_way_to_the_worker(mode: str) ->
     assert PillowImage(image).nbytes >= 31 * 20
 
 
+@pytest.mark.slow
 def test_an_image_that_was_opened_and_not_decoded_travels_as_its_file(tmp_path: Path) -> None:
     """Decoding is the worker's work, and the file is much smaller than the pixels."""
     path = tmp_path / "a.jpg"
@@ -181,6 +182,7 @@ def test_the_orientation_tag_counts_only_if_asked_for(orientation: int) -> None:
     np.testing.assert_array_equal(pixels(arrived, upright), turned)
 
 
+@pytest.mark.slow
 def test_a_reduced_jpeg_stays_larger_than_what_is_asked_for() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

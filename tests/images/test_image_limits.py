@@ -78,6 +78,7 @@ def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
     assert 20 * PLAIN.max_pixels < MAX_SCANNED_PIXELS
 
 
+@pytest.mark.slow
 def test_scans_are_counted_wherever_they_hide() -> None:
     """In a sequential JPEG with a scan for each component, in one with odd markers, and in a TIFF."""
     data = encoded(Image.new("RGB", (3000, 3000)), progressive=True)
@@ -184,6 +185,7 @@ _PROFILE = b"\xff\xe2\0\x12ICC_PROFILE\0\1\1ab"
 _GIF = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + bytes(6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

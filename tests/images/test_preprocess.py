@@ -37,12 +37,14 @@ def assert_equals_reference(config: dict[str, Any], image: Any) -> None:
     assert prepared.grid == metadata["image_grid"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_pixels_equal_the_reference(name: str, size: tuple[int, int]) -> None:
     assert_equals_reference(CONFIGS[name], picture(*size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_equals_the_reference(mode: str) -> None:
     assert_equals_reference(CLIP, picture(301, 233, mode))
@@ -202,6 +204,7 @@ def test_a_missing_or_broken_config(tmp_path: Path) -> None:
             Preprocessor.read(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_image_that_would_become_gigantic_is_refused() -> None:
     with pytest.raises(InputError, match="too long and thin"):
         Preprocessor(CLIP)(picture(1, 5000))
@@ -212,6 +215,7 @@ def test_an_image_that_would_become_gigantic_is_refused() -> None:
     assert Preprocessor(CLIP)(Image.new("RGB", (1, 600))).pixels.shape == (1, 3, 224, 224)
 
 
+@pytest.mark.slow
 def test_what_a_model_makes_of_an_image_is_bounded_whatever_the_steps() -> None:
     as_it_is = {"do_resize": False}
     with pytest.raises(InputError, match="too large"):

@@ -100,6 +100,7 @@ def nested(content: bytes, times: int) -> bytes:
     return field(7, content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [

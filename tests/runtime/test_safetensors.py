@@ -89,6 +89,7 @@ def test_two_files_with_the_same_tensor_are_refused(tmp_path: Path) -> None:
         read_tensors(*paths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 40, 0.5, 0.999999])
 def test_a_download_that_was_cut_short_is_a_load_error(tmp_path: Path, kept: float) -> None:
     whole = (MINILM / "model.safetensors").read_bytes()
