@@ -64,7 +64,7 @@ class TokenRatio:
     def __init__(self) -> None:
         # Of English, with the weight of one short text.
         self._units, self._tokens = 100.0, 30.0
-        self.tokens_per_unit = self._tokens / self._units
+        self.tokens_per_unit: float = self._tokens / self._units
 
     def learn(self, units: int, tokens: int) -> None:
         """Learn that inputs of so many units, together, had so many tokens."""

@@ -91,7 +91,7 @@ class Supervisor:
     """
 
     def __init__(self, plan: WorkerPlan) -> None:
-        self.plan = plan
+        self.plan: WorkerPlan = plan
         self._dispatcher = Dispatcher(
             plan.workers,
             plan.reserved,
