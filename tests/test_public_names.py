@@ -16,6 +16,7 @@ import asyncembed
 PUBLIC_MODULES = ("asyncembed", "asyncembed.errors", "asyncembed.hub", "asyncembed.readers")
 
 
+@cache
 def public_names() -> set[str]:
     found = set(asyncembed.__all__)
     for name in PUBLIC_MODULES[1:]:

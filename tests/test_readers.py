@@ -207,6 +207,7 @@ def test_any_text_gives_what_csv_gives(text: str, delimiter: str, quotechar: str
 field_texts = st.text(st.sampled_from('ab",\r\n é'), max_size=30)
 
 
+@pytest.mark.slow
 @without_deadline
 @given(rows=st.lists(st.tuples(field_texts, field_texts), max_size=12), huge=st.sets(st.integers(0, 11)))
 def test_what_csv_writes_comes_back_but_for_the_fields_over_its_limit(
@@ -265,6 +266,7 @@ async def test_a_stream_passes_a_broken_record_as_any_other_input(model_path: Pa
             await anext(stream)
 
 
+@pytest.mark.slow
 async def test_a_stream_reads_no_further_than_its_window_and_closes_the_file(model_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with path.open("w") as file:

@@ -231,6 +231,7 @@ def test_whatever_a_reader_reads_its_error_is_ours(reader: str, data: st.DataObj
         read(directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"[" * 200_000, b'{"a":' * 200_000, b"\xff", b"9" * 5000])
 @pytest.mark.parametrize("reader", READERS)
 def test_whatever_bytes_a_reader_reads_its_error_is_ours(reader: str, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Streams over real workers: order, window, sources, and every way to leave one."""
+"""Streams over real workers, threads where no process is needed: order, window, sources, and every way to leave one."""
 
 import gc
 import sys
@@ -27,13 +27,18 @@ from asyncembed.stream import TURN_SECONDS, EmbeddingStream, OnError
 from tests.support.encoders import ECHO, with_settings
 from tests.support.waiting import nothing_left_behind, run_in_a_loop_of_its_own, until
 
-pytestmark = pytest.mark.slow
-
 Stream = EmbeddingStream[Any, Any, Any]
 
 
 @pytest.fixture(scope="module")
 async def pool(anyio_backend: str) -> AsyncGenerator[WorkerPool]:
+    async with WorkerPool(workers=0) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+async def processes(anyio_backend: str) -> AsyncGenerator[WorkerPool]:
+    """Two workers, which finish in any order."""
     async with WorkerPool(workers=2) as pool:
         yield pool
 
@@ -122,6 +127,7 @@ every_kind = pytest.mark.parametrize("kind", ["generator", "async generator", "i
 # ---------------------------------------------------------------- order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ordered", [True, False])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -130,12 +136,12 @@ every_kind = pytest.mark.parametrize("kind", ["generator", "async generator", "i
     kind=st.sampled_from(["list", "generator", "async generator"]),
 )
 async def test_each_input_has_one_result_and_results_keep_their_order(
-    ordered: bool, lengths: list[int], bad: set[int], kind: str, pool: WorkerPool
+    ordered: bool, lengths: list[int], bad: set[int], kind: str, processes: WorkerPool
 ) -> None:
     """Inputs of many lengths under a small budget are computed in quite another order than they came in."""
     inputs = [f"#{i} {'bad ' * (i in bad)}{'x' * length}" for i, length in enumerate(lengths)]
     source: Any = inputs if kind == "list" else Source(inputs.__getitem__, end=len(inputs)).of_kind(kind)
-    async with TextEmbedding(ECHO, pool=pool, max_batch_tokens=64, max_in_flight=16) as model:
+    async with TextEmbedding(ECHO, pool=processes, max_batch_tokens=64, max_in_flight=16) as model:
         stream = model.embed(source, ordered=ordered, on_error="return").with_inputs()
         pairs = [(text, result) async for text, result in stream]
     if not ordered:
@@ -149,8 +155,9 @@ async def test_each_input_has_one_result_and_results_keep_their_order(
             assert number(result) == i
 
 
-async def test_unordered_results_do_not_wait_for_one_that_takes_longer(pool: WorkerPool, gate: Path) -> None:
-    async with TextEmbedding(ECHO, pool=pool, max_batch_size=1) as model:
+@pytest.mark.slow
+async def test_unordered_results_do_not_wait_for_one_that_takes_longer(processes: WorkerPool, gate: Path) -> None:
+    async with TextEmbedding(ECHO, pool=processes, max_batch_size=1) as model:
         stream = model.embed([f"#0 wait:{gate}", *texts(50)[1:]], ordered=False)
         first = number(await anext(stream))
         gate.touch()
@@ -341,12 +348,13 @@ async def test_a_record_kept_beside_its_text_counts(pool: WorkerPool) -> None:
             assert len(made) <= 12
 
 
-async def test_only_some_dozens_of_batches_of_a_stream_wait(pool: WorkerPool, tmp_path: Path, gate: Path) -> None:
+@pytest.mark.slow
+async def test_only_some_dozens_of_batches_of_a_stream_wait(processes: WorkerPool, tmp_path: Path, gate: Path) -> None:
     """However wide its window: a stream that joins later has no more than that before it."""
     log = tmp_path / "log"
     most = WAITING_BATCHES + 2 * WAITING_BATCHES_PER_WORKER
     source = Source(lambda i: f"early{i} #{i} wait:{gate}")
-    async with TextEmbedding(with_settings(log=str(log)), pool=pool, max_batch_size=1) as model:
+    async with TextEmbedding(with_settings(log=str(log)), pool=processes, max_batch_size=1) as model:
         async with model.embed(source.generator()) as early, model.embed(["late #5"]) as late:
             async with anyio.create_task_group() as group:
                 group.start_soon(anext, early)
@@ -360,9 +368,10 @@ async def test_only_some_dozens_of_batches_of_a_stream_wait(pool: WorkerPool, tm
     assert order.index("late") <= most + 8  # the workers write as they finish, and go on reading meanwhile
 
 
-async def test_streams_share_the_workers_fairly(pool: WorkerPool, tmp_path: Path) -> None:
+@pytest.mark.slow
+async def test_streams_share_the_workers_fairly(processes: WorkerPool, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    async with TextEmbedding(with_settings(log=str(log)), pool=pool, max_batch_size=1) as model:
+    async with TextEmbedding(with_settings(log=str(log)), pool=processes, max_batch_size=1) as model:
         async with anyio.create_task_group() as group:
             for name in ("one", "two", "three"):
                 group.start_soon(numbers, model.embed([f"{name} #{i}" for i in range(150)]))
@@ -1130,6 +1139,7 @@ async def test_closing_the_embedder_wakes_a_consumer_in_another_task(pool: Worke
     assert len(errors) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_error", ["raise", "skip", "return"])
 @pytest.mark.parametrize("kind", ["list", "async generator"])
 async def test_a_pool_that_closes_ends_the_streams_of_embedders_in_other_tasks(kind: str, on_error: OnError) -> None:

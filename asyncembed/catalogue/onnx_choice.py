@@ -130,19 +130,15 @@ def _parts(path: str) -> tuple[str, str]:
 def _unclear(
     graphs: Sequence[str], *, has_several: bool, precision: str | None, files: Collection[str], model: str
 ) -> UnsupportedModelError:
-    if not graphs:
-        return UnsupportedModelError(
-            f"{model} has no ONNX file; its weights can be exported, but with precision fp32"
-            if _has_weights(files)
-            else f"{model} has neither an ONNX file nor model.safetensors",
-            model=model,
-        )
-    wanted = f"of precision {precision}" if precision else "of plain fp32"
-    return UnsupportedModelError(
-        f"{model} has {'several ONNX files' if has_several else 'no ONNX file'} {wanted}, of these: {_listed(graphs)}; "
-        "say which one with onnx_file= or precision=",
-        model=model,
-    )
+    if graphs:
+        found = "several ONNX files" if has_several else "no ONNX file"
+        wanted = f"of precision {precision}" if precision else "of plain fp32"
+        reason = f"{found} {wanted}, of these: {_listed(graphs)}; say which one with onnx_file= or precision="
+    elif _has_weights(files):
+        reason = "no ONNX file; its weights can be exported, but with precision fp32"
+    else:
+        reason = "neither an ONNX file nor model.safetensors"
+    return UnsupportedModelError(f"{model} has {reason}", model=model)
 
 
 def _listed(graphs: Sequence[str], limit: int = 20) -> str:

@@ -96,14 +96,6 @@ class StreamKeywords(CallKeywords, total=False):
     on_error: OnError
 
 
-class ForPeople(TypedDict):
-    """What a spec says that no program reads."""
-
-    description: str
-    license: str
-    size_in_gb: float
-
-
 CALLS_PER_TURN = 32
 """Coroutine calls that begin in one turn of the event loop: each takes some tens of microseconds to begin."""
 
@@ -250,7 +242,9 @@ class Embedder(Openable):
         sources: object,
         model_file: str,
         additional_files: Sequence[str] | None,
-        **for_people: Unpack["ForPeople"],
+        description: str,
+        license: str,  # noqa: A002 (the spec's name for it)
+        size_in_gb: float,
     ) -> ModelSpec:
         """The spec of a model that a program adds to this class; the arguments are those of `add_custom_model`."""
         return ModelSpec(
@@ -260,7 +254,9 @@ class Embedder(Openable):
             additional_files=check_custom_model(name, model_file, additional_files),
             sources=parse_origins(sources, name),
             model_file=model_file,
-            **for_people,
+            description=description,
+            license=license,
+            size_in_gb=size_in_gb,
         )
 
     def _require_open(self) -> Opened:

@@ -220,14 +220,7 @@ class TextCrossEncoder(Embedder):
         """
         register(
             cls._custom_spec(
-                model,
-                "cross_encoder",
-                sources,
-                model_file,
-                additional_files,
-                description=description,
-                license=license,
-                size_in_gb=size_in_gb,
+                model, "cross_encoder", sources, model_file, additional_files, description, license, size_in_gb
             )
         )
 

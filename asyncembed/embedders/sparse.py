@@ -145,16 +145,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
             OptionError: The name is taken, there is no source, or no such kind.
         """
         check_choice("kind", kind, get_args(CustomKind))
-        spec = cls._custom_spec(
-            model,
-            kind,
-            sources,
-            model_file,
-            additional_files,
-            description=description,
-            license=license,
-            size_in_gb=size_in_gb,
-        )
+        spec = cls._custom_spec(model, kind, sources, model_file, additional_files, description, license, size_in_gb)
         if kind == "inference_free_splade":
             spec = replace(spec, additional_files=tuple(dict.fromkeys([*spec.additional_files, "idf.json"])))
         register(spec)

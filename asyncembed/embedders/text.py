@@ -347,16 +347,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         wanted = str(getattr(pooling, "value", pooling)).lower()
         wanted = {"disabled": "none"}.get(wanted, wanted)
         check_choice("pooling", wanted, get_args(Pooling))
-        spec = cls._custom_spec(
-            model,
-            "dense",
-            sources,
-            model_file,
-            additional_files,
-            description=description,
-            license=license,
-            size_in_gb=size_in_gb,
-        )
+        spec = cls._custom_spec(model, "dense", sources, model_file, additional_files, description, license, size_in_gb)
         output = output_name if output_name is not None else 0
         register(replace(spec, dim=dim, pooling=cast(Pooling, wanted), normalize=normalization, graph_output=output))
 

@@ -127,10 +127,10 @@ class LateInteractionEncoder:
 
     def _check_query_length(self) -> None:
         length = self._query_length + (self._settings.query_marker_id is not None)
-        most = self._graph.fixed_length
-        if most is not None and length > most:
+        taken = self._graph.fixed_length
+        if taken is not None and length > taken:
             raise self._graph.unsupported(
-                f"takes exactly {most} tokens, but a query of this model has at least {length}"
+                f"takes exactly {taken} tokens, but a query of this model has at least {length}"
             )
 
     def _find_mask_id(self, tokenizer: TextTokenizer) -> int:

@@ -105,8 +105,8 @@ class MultimodalEncoder:
         """The vectors of each text's tokens, and the tokens computed."""
         matrices: list[Array] = [np.empty(0)] * len(texts)
         blank_tokens = self._variant.blank_tokens
-        most = max(1, self._graph.planner.max_tokens // blank_tokens) if blank_tokens else None
-        runs = self._graph.runs(texts, most=most)
+        max_size = max(1, self._graph.planner.max_tokens // blank_tokens) if blank_tokens else None
+        runs = self._graph.runs(texts, max_size=max_size)
         for run in runs:
             hidden = self._graph.run_text(run.ids, run.mask, **{PIXELS: self._variant.blank(len(run.ids))})
             for line, row in enumerate(run.rows):

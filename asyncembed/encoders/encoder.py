@@ -44,7 +44,7 @@ class EncoderConfig:
     directory: Path
     session: SessionOptions = field(default_factory=SessionOptions)
     max_length: int | None = None
-    max_batch_tokens: int = 2048
+    max_batch_tokens: int = 256
     accelerated_batch_tokens: int | None = None
     max_batch_size: int | None = None
     batch_invariant: bool = True

@@ -39,7 +39,7 @@ _BLOCK = 32_000
 _LONGEST_STEM = 40
 _MARKERS = frozenset({"[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"})
 # Below this length a word's vector is not scaled.
-_LEAST_NORM = 1e-8
+_MIN_NORM = 1e-8
 
 
 def minicoil(config: EncoderConfig) -> Encoder:
@@ -166,7 +166,7 @@ class MiniCoil:
         means[~np.isfinite(means)] = np.nan  # of infinity tanh would make 1
         components = np.tanh(np.einsum("wh,whc->wc", means, self._vocabulary.weights[ids])).astype(np.float64)
         norms = np.sqrt((components**2).sum(axis=1, keepdims=True))
-        return ids, np.divide(components, norms, out=components, where=norms >= _LEAST_NORM)
+        return ids, np.divide(components, norms, out=components, where=norms >= _MIN_NORM)
 
     def _counts(self, words: list[str], word_ids: IntArray, known: list[int]) -> dict[int | str, int]:
         """How often each id occurs, and each stem of the words that have none; in the order of the entries.

@@ -1,7 +1,7 @@
 """Sparse vectors from a graph: what the families share. They differ in how a text's output becomes entries."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -54,12 +54,10 @@ class SparseEncoder:
         weighting: Weighting,
         *,
         lookup: Lookup | None = None,
-        most_tokens: int | None = None,
+        max_tokens: int | None = None,
     ) -> None:
-        """Load the graph if queries need it; `most_tokens` bounds its runs. See `build` for the errors."""
-        self._config = config
-        self._settings = settings
-        self._most_tokens = most_tokens
+        """Load the graph if queries need it; `max_tokens` bounds its runs. See `build` for the errors."""
+        self._open_graph = partial(TextGraph, config, settings, tokenizer, max_tokens=max_tokens)
         self._tokenizer = tokenizer
         self._weighting = weighting
         self._lookup = lookup
@@ -89,7 +87,7 @@ class SparseEncoder:
 
     @cached_property
     def _graph(self) -> TextGraph:
-        return TextGraph(self._config, self._settings, self._tokenizer, most_tokens=self._most_tokens)
+        return self._open_graph()
 
     def _not_finite(self, batch: Ragged[SparseEmbedding]) -> dict[int, EncodeError]:
         _, values = batch.arrays

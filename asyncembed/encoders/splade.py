@@ -27,7 +27,7 @@ def splade(config: EncoderConfig) -> Encoder:
     """Load a SPLADE++ model; see `build` for the errors."""
     settings = read_settings(SparseSettings, config.spec, config.keywords)
     tokenizer = tokenizer_of(config)
-    return SparseEncoder(config, settings, tokenizer, weigh, most_tokens=_within_memory(tokenizer))
+    return SparseEncoder(config, settings, tokenizer, weigh, max_tokens=_within_memory(tokenizer))
 
 
 def inference_free_splade(config: EncoderConfig) -> Encoder:
@@ -35,8 +35,8 @@ def inference_free_splade(config: EncoderConfig) -> Encoder:
     settings = read_settings(InferenceFreeSettings, config.spec, config.keywords)
     tokenizer = tokenizer_of(config)
     weighting = InferenceFree(tokenizer, config.directory / settings.idf_file)
-    most = _within_memory(tokenizer)
-    return SparseEncoder(config, settings, tokenizer, weighting, lookup=weighting.lookup, most_tokens=most)
+    max_tokens = _within_memory(tokenizer)
+    return SparseEncoder(config, settings, tokenizer, weighting, lookup=weighting.lookup, max_tokens=max_tokens)
 
 
 def weigh(ids: IntArray, output: Array, real: slice, *, is_query: bool) -> Entries:  # noqa: ARG001 (see `Weighting`)

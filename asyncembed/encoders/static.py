@@ -81,15 +81,9 @@ class StaticEncoder:
 
     def _tokenize(self, texts: Usable[str], prompt: str, *, truncate: bool) -> Usable[list[int]]:
         whole = [prompt + text for text in texts.values]
-        starts = [self._tokenizer.start_of(text) for text in whole]
-        ids, are_cut = self._words.encode(starts)
-        for row, (text, start) in enumerate(zip(whole, starts, strict=True)):
-            # The start of a long text that did not fill the limit says nothing about the rest.
-            while len(start) < len(text) and not are_cut[row]:
-                start = self._tokenizer.start_of(text, after=start)
-                (ids[row],), (are_cut[row],) = self._words.encode([start])
-        done = texts.become(ids)
-        return done if truncate else done.without(are_cut, self._tokenizer.too_long)
+        found = self._tokenizer.filled(whole, self._words.encode, lambda each: each[1])
+        done = texts.become([ids for ids, _ in found])
+        return done if truncate else done.without([is_cut for _, is_cut in found], self._tokenizer.too_long)
 
     def _mean(self, ids: Sequence[Sequence[int]]) -> FloatArray:
         means = np.zeros((len(ids), self._vectors.shape[1]), dtype=np.float32)

@@ -56,17 +56,18 @@ class Planner:
     max_size: int | None = None
     run_overhead_tokens: int = CPU_RUN_OVERHEAD_TOKENS
 
-    def plan(self, lengths: Sequence[int], *, most: int | None = None) -> list[MicroBatch]:
+    def plan(self, lengths: Sequence[int], *, max_size: int | None = None) -> list[MicroBatch]:
         """Cut inputs of these lengths into the runs that cost least together, longest first.
 
-        A run costs `run_overhead_tokens + longest * count`; it holds at most `max_size` and `most` inputs, and at most
-        `max_tokens` tokens, padding included, unless a single input alone has more: that one runs by itself.
+        A run costs `run_overhead_tokens + longest * count`; it holds no more inputs than `max_size`, this one's and the
+        planner's, and at most `max_tokens` tokens, padding included, unless a single input alone has more: that one
+        runs by itself.
 
         Once sorted, the best runs are neighbours, so the cheapest cut is found exactly: `best[i]`, the least cost
         of the first i inputs, is the minimum over the start j of the last run of `best[j] + overhead + length[j]
         * (i - j)`.
         """
-        max_size = min((size for size in (self.max_size, most) if size is not None), default=len(lengths))
+        size_limit = min((size for size in (self.max_size, max_size) if size is not None), default=len(lengths))
         order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
         sorted_lengths = np.array([lengths[row] for row in order], dtype=np.int64)
         count = len(order)
@@ -77,7 +78,7 @@ class Planner:
         starts = np.arange(count, dtype=np.int64)
         for end in range(1, count + 1):
             while first < end - 1 and (
-                sorted_lengths[first] * (end - first) > self.max_tokens or end - first > max_size
+                sorted_lengths[first] * (end - first) > self.max_tokens or end - first > size_limit
             ):
                 first += 1
             window = slice(first, end)
@@ -120,8 +121,8 @@ class Graph:
         finite: Finds results that must not be handed on.
     """
 
-    def __init__(self, config: EncoderConfig, settings: GraphSettings, *, most_tokens: int | None = None) -> None:
-        """Load the graph; `most_tokens` bounds its runs beside the token budget.
+    def __init__(self, config: EncoderConfig, settings: GraphSettings, *, max_tokens: int | None = None) -> None:
+        """Load the graph; `max_tokens` bounds its runs beside the token budget.
 
         Raises:
             UnsupportedModelError: There is no graph, or it lacks the output.
@@ -151,7 +152,7 @@ class Graph:
         self.finite: Finite = Finite(
             spec, element=self.session.output_type(self.output), provider=self.session.providers[0]
         )
-        self.planner: Planner = self._planner(config, budget if most_tokens is None else min(budget, most_tokens))
+        self.planner: Planner = self._planner(config, budget if max_tokens is None else min(budget, max_tokens))
 
     def run(self, feeds: Mapping[str, Array]) -> Array:
         """The output, from all inputs by name, brought to the element types that the graph takes."""
@@ -224,7 +225,7 @@ class TextGraph(Graph):
         tokenizer: TextTokenizer,
         *,
         extra_inputs: Sequence[str] = (),
-        most_tokens: int | None = None,
+        max_tokens: int | None = None,
         pads_to_limit: bool = False,
         markers: int = 0,
     ) -> None:
@@ -235,7 +236,7 @@ class TextGraph(Graph):
             settings: What its spec says of the graph.
             tokenizer: Made for this model; the graph may lower its limit.
             extra_inputs: Names of those inputs that each run will bring along.
-            most_tokens: Bounds its runs beside the token budget.
+            max_tokens: Bounds its runs beside the token budget.
             pads_to_limit: Whether it was made for texts that are padded to the limit.
             markers: How many tokens the encoder itself puts into each text.
 
@@ -245,7 +246,7 @@ class TextGraph(Graph):
             RuntimeMissingError: onnxruntime or the execution provider asked for is not installed.
             ModelLoadError: The file cannot be loaded.
         """
-        super().__init__(config, settings, most_tokens=most_tokens)
+        super().__init__(config, settings, max_tokens=max_tokens)
         names = self.session.input_names
         if "input_ids" not in names or set(names).difference(_KNOWN_INPUTS, extra_inputs):
             raise self.unsupported(
@@ -270,11 +271,11 @@ class TextGraph(Graph):
             special_tokens=self.tokenizer.special_tokens() + markers,
         )
 
-    def runs(self, texts: Sequence[Ids], *, most: int | None = None) -> list[TextRun]:
-        """Put texts, given as their token ids, into runs of at most `most` texts."""
+    def runs(self, texts: Sequence[Ids], *, max_size: int | None = None) -> list[TextRun]:
+        """Put texts, given as their token ids, into runs of at most `max_size` texts."""
         lengths = [self.fixed_length or len(ids) for ids in texts]
         runs = []
-        for run in self.planner.plan(lengths, most=most):
+        for run in self.planner.plan(lengths, max_size=max_size):
             # Without a mask no padding may be put in, not even up to a round number of tokens.
             length = self.fixed_length or (None if self._has_mask else run.length)
             runs.append(TextRun(run.rows, *self.tokenizer.pad([texts[row] for row in run.rows], length=length)))

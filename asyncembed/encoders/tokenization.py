@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from asyncembed.encoders.batch import Usable, read_pair, read_text, split
+from asyncembed.encoders.batch import Usable, ValueT, read_pair, read_text, split
 from asyncembed.encoders.encoder import Encoded, EncoderConfig
 from asyncembed.encoders.long_texts import Cutter
 from asyncembed.encoders.tokenizer_files import TokenizerFiles
@@ -121,7 +121,7 @@ class TextTokenizer:
         """
         texts = split(map(read_text, inputs))
         whole = [prefix + text for text in texts.values] if prefix else texts.values
-        return self._checked(texts.become(self._encode_all(whole)), truncate=truncate)
+        return self._checked(texts.become(self.filled(whole, self.tokenize, _is_over)), truncate=truncate)
 
     def encode_pairs(self, inputs: Sequence[object], *, truncate: bool = True) -> Tokenized:
         """Tokenize pairs of texts, which share the limit: the longer text of a pair is cut first."""
@@ -144,7 +144,7 @@ class TextTokenizer:
         return f"longer than the model's limit of {self.limit} tokens, and truncate=False"
 
     def _checked(self, done: Tokenized, *, truncate: bool) -> Tokenized:
-        return done if truncate else done.without([bool(each.overflowing) for each in done.values], self.too_long)
+        return done if truncate else done.without(list(map(_is_over, done.values)), self.too_long)
 
     def prefix_length(self, prefix: str) -> int:
         """Tokens that `prefix` takes at the start of an input: its markers included, a closing one not."""
@@ -192,16 +192,21 @@ class TextTokenizer:
         self.limit = limit
         self._library.enable_truncation(limit, direction="left" if self.truncates_left else "right")
 
-    def _encode_all(self, texts: Sequence[str]) -> list[Encoding]:
-        """Tokenize; a text far over the limit is cut first where that provably changes nothing."""
+    def filled(
+        self, texts: Sequence[str], encode: Callable[[list[str]], list[ValueT]], is_over: Callable[[ValueT], object]
+    ) -> list[ValueT]:
+        """What `encode` makes of each text, or of as much of it as is over the limit.
+
+        A text far over it is cut first, where that provably changes nothing.
+        """
         starts = [self.start_of(text) for text in texts]
-        encodings = self.tokenize(starts)
+        results = encode(starts)
         for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
             # A start that did not fill the limit (long words, white space, ...) says nothing about the rest.
-            while len(start) < len(text) and not encodings[row].overflowing:
+            while len(start) < len(text) and not is_over(results[row]):
                 start = self.start_of(text, after=start)
-                (encodings[row],) = self.tokenize([start])
-        return encodings
+                (results[row],) = encode([start])
+        return results
 
     def start_of(self, text: str, *, after: str = "") -> str:
         """As much of `text` as will probably fill the limit, and several times as much as the start `after`.
@@ -216,13 +221,6 @@ class TextTokenizer:
             size *= _GROWTH
         return text
 
-    def _filling_start_of(self, text: str) -> str:
-        """The first start that is over the limit; else the text."""
-        start = self.start_of(text)
-        while len(start) < len(text) and not self._is_over_limit(start):
-            start = self.start_of(text, after=start)
-        return start
-
     def _starts_of_pair(self, pair: Sequence[str]) -> tuple[str, str]:
         """A pair, or as much of its texts as truncation can leave something of.
 
@@ -230,7 +228,8 @@ class TextTokenizer:
         library's time grows with the product of two such texts' lengths.
         """
         first, second = pair
-        starts = self._filling_start_of(first), self._filling_start_of(second)
+        start, other = self.filled(pair, list, self._is_over_limit)
+        starts = start, other
         if starts == (first, second) or not all(map(self._is_over_limit, starts)):
             # At most one is over the limit, and then it stays the longer.
             return starts
@@ -252,7 +251,7 @@ class TextTokenizer:
         return first, second
 
     def _is_over_limit(self, text: str) -> bool:
-        return bool(self._library.encode(text, add_special_tokens=False).overflowing)
+        return _is_over(self._library.encode(text, add_special_tokens=False))
 
     def _count(self, text: str) -> int:
         """Tokens of `text` before truncation, without special ones; piece by piece, as they take much memory."""
@@ -265,6 +264,10 @@ class TextTokenizer:
         tokenizer = Tokenizer.from_str(self._library.to_str())
         tokenizer.no_truncation()
         return tokenizer
+
+
+def _is_over(encoding: Encoding) -> bool:
+    return bool(encoding.overflowing)
 
 
 def tokenizer_of(config: EncoderConfig, *, lower_case: bool = False) -> TextTokenizer:

@@ -223,12 +223,12 @@ def _check_growth(rules: list[dict[str, Any]], directory: Path) -> None:
     found = [str(part.get("content", part.get("prepend"))) for part in replacements]
     found += [part["pattern"].get("String", "") for part in replacements if part["type"] == "Replace"]
     probe = "".join(found)
-    most = max(len(probe), 1) * MAX_GROWTH
+    limit = max(len(probe), 1) * MAX_GROWTH
     for part in replacements:
-        if len(probe) > most:
+        if len(probe) > limit:
             break
         probe = _single_rule(part).normalize_str(probe)
-    if len(probe) > most or sum(map(len, found)) > _LONGEST_REPLACEMENTS:
+    if len(probe) > limit or sum(map(len, found)) > _LONGEST_REPLACEMENTS:
         raise UnsupportedModelError(
             f"the normalizer in {directory / 'tokenizer.json'} makes a text more than {MAX_GROWTH} times as long",
             model=str(directory),

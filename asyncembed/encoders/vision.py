@@ -47,13 +47,13 @@ class ImageReader:
     def __init__(self, directory: Path, settings: ReaderSettings, *, threads: int = 1) -> None:
         """Read the preprocessor's configuration; see `build` for the errors."""
         self.preprocessor: Preprocessor = Preprocessor.read(directory)
-        most_pixels = settings.max_image_pixels or MAX_IMAGE_PIXELS
+        max_pixels = settings.max_image_pixels or MAX_IMAGE_PIXELS
         self._options = DecodeOptions(
             apply_orientation=settings.apply_orientation,
-            max_pixels=most_pixels,
+            max_pixels=max_pixels,
             reduce_to=self._reduced if settings.fast_decode else None,
         )
-        self._memory = DecodingMemory(most_pixels)
+        self._memory = DecodingMemory(max_pixels)
         self._threads = ThreadPoolExecutor(threads, "asyncembed-decode") if threads > 1 else None
 
     @property

@@ -17,7 +17,7 @@ from asyncembed.encoders.tokenizer_files import TokenizerFiles
 Ids: TypeAlias = tuple[int, ...]
 
 # About 30 MB of words; a table that grows beyond it is emptied.
-_MOST_WORDS = 100_000
+_MAX_WORDS = 100_000
 
 # What BERT's normalizer and pre-tokenizer make of ASCII: words, and each punctuation mark alone.
 _ASCII_WORDS = re.compile(r"[A-Za-z0-9]+|[^\sA-Za-z0-9]")
@@ -44,11 +44,11 @@ class WordTable:
             self._is_bert = kinds == ["BertPreTokenizer"] and files.normalizers[0]["clean_text"]
             self._lower_case = files.normalizers[0]["lowercase"]
 
-    def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        """The ids of each text, cut at the limit, and whether it was cut."""
+    def encode(self, texts: Sequence[str]) -> list[tuple[list[int], bool]]:
+        """The ids of each text, cut at the limit, and whether they were cut."""
         if not self._is_word_local:
             encodings = self._tokenizer.tokenize(texts)
-            return [encoding.ids for encoding in encodings], [bool(e.overflowing) for e in encodings]
+            return [(encoding.ids, bool(encoding.overflowing)) for encoding in encodings]
         split = [self._split(text) for text in texts]
         table = self._words
         missing = {word for words in split for word in words if word not in table}
@@ -56,14 +56,14 @@ class WordTable:
             self._learn(missing, split)
             table = self._words
         limit = self._tokenizer.limit
-        results, are_cut = [], []
+        results = []
         for words in split:
             ids = list(chain.from_iterable([table[word] for word in words]))
-            are_cut.append(len(ids) > limit)
-            if are_cut[-1]:
+            is_cut = len(ids) > limit
+            if is_cut:
                 ids = ids[-limit:] if self._tokenizer.truncates_left else ids[:limit]
-            results.append(ids)
-        return results, are_cut
+            results.append((ids, is_cut))
+        return results
 
     def _split(self, text: str) -> list[str]:
         if (
@@ -76,7 +76,7 @@ class WordTable:
         return _CHUNKS.findall(text)
 
     def _learn(self, missing: set[str], split: Sequence[Sequence[str]]) -> None:
-        if len(self._words) + len(missing) > _MOST_WORDS:
+        if len(self._words) + len(missing) > _MAX_WORDS:
             self._words = {}
             missing = {word for words in split for word in words}
         ordered = sorted(missing)

@@ -234,14 +234,14 @@ class Dispatcher:
         """Let items wait; returns those that would wait in vain."""
         if self._failure is not None:
             return [FailedItem(item, self._failure) for item in items]
-        known, failed = [], []
-        for item in items:
-            if item.batch_key.model in self.models:
-                known.append(item)
-            else:
-                failed.append(FailedItem(item, StateError("the worker pool, or the embedder, was closed")))
-        self._scheduler.add(known)
-        return failed
+        items = list(items)
+        gone = {item.batch_key.model for item in items} - self.models.keys()
+        if not gone:
+            self._scheduler.add(items)
+            return []
+        self._scheduler.add(item for item in items if item.batch_key.model not in gone)
+        error = StateError("the worker pool, or the embedder, was closed")
+        return [FailedItem(item, error) for item in items if item.batch_key.model in gone]
 
     def withdraw(self, items: Sequence[Item]) -> None:
         """Forget `items`: those that wait are not computed, and what a worker computes already is dropped."""

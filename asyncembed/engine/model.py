@@ -59,20 +59,18 @@ class TokenRatio:
     Queries that are padded to a fixed length, or get a prompt, teach another ratio than passages do.
     """
 
-    __slots__ = ("_tokens", "_units")
+    __slots__ = ("_tokens", "_units", "tokens_per_unit")
 
     def __init__(self) -> None:
         # Of English, with the weight of one short text.
         self._units, self._tokens = 100.0, 30.0
-
-    def tokens(self, units: int) -> int:
-        """Estimated tokens of an input of so many units, without the special ones."""
-        return int(units * self._tokens / self._units)
+        self.tokens_per_unit: float = self._tokens / self._units
 
     def learn(self, units: int, tokens: int) -> None:
         """Learn that inputs of so many units, together, had so many tokens."""
         self._units = ESTIMATE_MEMORY * self._units + units
         self._tokens = ESTIMATE_MEMORY * self._tokens + tokens
+        self.tokens_per_unit = self._tokens / self._units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +191,7 @@ class ItemMaker:
 
     def item(self, value: object, units: int, sink: Sink, index: int) -> Item:
         """One whose tokens are estimated from its units (characters of a text)."""
-        tokens = self._ratio.tokens(units) + self._special_tokens
+        tokens = int(units * self._ratio.tokens_per_unit) + self._special_tokens
         if tokens >= self._limit:
             tokens, units = self._limit, 0  # cut: says nothing of how many tokens a unit is
         return Item(value, tokens or 1, self._batch_key, self._priority, sink, index, units)

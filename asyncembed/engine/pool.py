@@ -84,12 +84,12 @@ class WorkerPool(Openable):
 
     @checks_keywords
     def __init__(self, **options: Unpack[PoolKeywords]) -> None:
-        self._plan = _plan(PoolOptions(**options))
-        self._supervisor = Supervisor(self._plan)
+        self._supervisor = Supervisor(_plan(PoolOptions(**options)))
 
     @asynccontextmanager
     async def _lifetime(self) -> AsyncGenerator[None]:
-        self._supervisor = Supervisor(self._plan)
+        # Where there can be no processes, it was learnt by the one before.
+        self._supervisor = Supervisor(self._supervisor.plan)
         async with self._supervisor.running():
             yield
 

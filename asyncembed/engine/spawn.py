@@ -2,6 +2,11 @@
 
 multiprocessing has no options for most of this. What is bent is bent for a thread that is launching one of our
 workers, and for nobody else.
+
+What is not documented and relied upon, as CPython 3.11 has it: `multiprocessing.spawn` asks its own
+`get_preparation_data`, `get_executable` and `get_command_line` by these names; a process class is started by its
+`_Popen`; the executor takes its results from the context's one `SimpleQueue`, whose `_writer` it needs no more once its
+process runs. The tests of this module fail where a later version has it otherwise.
 """
 
 import errno

@@ -86,18 +86,16 @@ class _Life:
 class Supervisor:
     """The workers of one opening of a pool, and what is to be computed: what embedders and streams call.
 
-    It lives once, inside `running`. Sinks hear on the event loop, and must not raise: an exception of theirs would end
-    the task of a worker, and with it the whole pool.
+    It lives once, inside `running`; its plan changes where there can be no processes. Sinks hear on the event loop, and
+    must not raise: an exception of theirs would end the task of a worker, and with it the whole pool.
     """
 
     def __init__(self, plan: WorkerPlan) -> None:
-        self._plan = plan
-        self._in_thread = plan.in_thread
-        self._threads = plan.threads
+        self.plan: WorkerPlan = plan
         self._dispatcher = Dispatcher(
             plan.workers,
             plan.reserved,
-            batch_timeout=None if plan.in_thread else plan.batch_timeout,
+            batch_timeout=plan.batch_timeout,
             load_timeout=None if plan.in_thread else LOAD_TIMEOUT_SECONDS,
         )
         # By the index of their slots: the workers that run now.
@@ -211,7 +209,7 @@ class Supervisor:
         failed_starts = 0
         while True:
             await anyio.sleep(slot.backoff_seconds(failed_starts))
-            worker: Worker = ThreadWorker() if self._in_thread else ProcessWorker(self._threads)
+            worker: Worker = ThreadWorker() if self.plan.in_thread else ProcessWorker(self.plan.threads)
             try:
                 try:
                     await self._start(worker)
@@ -309,8 +307,8 @@ class Supervisor:
         model, batch = order.model, order.batch
         if batch is not None:
             return worker.run(model.key, [item.value for item in batch.items], batch.batch_key.call)
-        session = replace(model.config.session, threads=self._threads)
-        devices = self._plan.device_ids
+        session = replace(model.config.session, threads=self.plan.threads)
+        devices = self.plan.device_ids
         if devices:
             session = replace(session, device_id=devices[slot.index % len(devices)])
         return worker.load(model.key, replace(model.config, session=session))
@@ -350,12 +348,13 @@ class Supervisor:
     def _may_try_again(self, slot: Slot, error: WorkerError, failed_starts: int) -> bool:
         """What comes of a worker that could not be started: most shortages pass, sooner or later."""
         if isinstance(error, WorkersImpossible):
-            if self._plan.threads_alone is not None and not self._in_thread:
+            if self.plan.threads_alone is not None and not self.plan.in_thread:
                 # Do without processes, from now on: the user has left it to the pool.
                 logger.warning("computing in a thread of this process, as with workers=0: %s", error)
-                self._in_thread, self._threads = True, self._plan.threads_alone
+                threads = self.plan.threads_alone
+                self.plan = replace(self.plan, workers=1, threads=threads, in_thread=True, batch_timeout=None)
                 self._dispatcher.compute_alone()
-            if self._in_thread:
+            if self.plan.in_thread:
                 return slot in self._dispatcher.slots
             self._give_up(slot, error)
             return False
@@ -387,12 +386,11 @@ class Supervisor:
 
 def _deliver(items: Sequence[Item], answer: Encoded) -> None:
     """Hand each item its result, or its own error."""
-    results, failures = answer.results, answer.failures
-    for position, item in enumerate(items):
-        if failures and position in failures:
-            _tell([FailedItem(item, failures[position])])
+    for position, (item, result) in enumerate(zip(items, answer.results, strict=True)):
+        if answer.failures and position in answer.failures:
+            _tell([FailedItem(item, answer.failures[position])])
         else:
-            item.sink.deliver(item.index, results[position])
+            item.sink.deliver(item.index, result)
 
 
 def _tell(failed: Iterable[FailedItem]) -> None:

@@ -116,10 +116,8 @@ def _file_digest(path: Path, known: Path) -> str:
     status = path.stat()
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     memo = known / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
-    try:
+    with contextlib.suppress(OSError):
         return memo.read_text("ascii")
-    except OSError:
-        pass
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if time.time() - max(status.st_mtime, status.st_ctime) > _TIMESTAMP_STEP_SECONDS:

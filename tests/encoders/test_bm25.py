@@ -81,6 +81,7 @@ def test_every_language_gives_the_vectors_of_fastembed(language: str, directory:
     assert_same(directory, language=language)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

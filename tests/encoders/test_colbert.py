@@ -69,6 +69,7 @@ def test_a_batch_equals_its_inputs_alone(tmp_path: Path, name: str, mode: Any) -
     assert_equal(encoder.encode(DOCUMENTS, call).results, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["embed", "query"])
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_padding_on_the_left_moves_no_vector(tmp_path: Path, name: str, mode: Any) -> None:

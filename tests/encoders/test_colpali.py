@@ -38,6 +38,7 @@ def assert_equal(results: Any, expected: Any) -> None:
         np.testing.assert_allclose(result, right, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_texts_equal_the_reference_one_by_one(tmp_path: Path, name: str) -> None:
     encoder = load(tmp_path, name, max_batch_tokens=5000)

@@ -93,6 +93,7 @@ def test_no_encoder_is_forgotten() -> None:
     assert {spec.encoder for spec in list_models()} <= ROWS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITE)
 def test_it_says_what_it_knows_of_its_model(load: Load, name: str) -> None:
     """The engine reads it once, in the parent."""

@@ -69,6 +69,7 @@ def assert_fails_where_it_should(failures: Any) -> None:
     assert all(isinstance(failures[position], InputError) for position in UNUSABLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEXT_FAMILIES)
 def test_a_half_precision_graph_that_overflows_fails_the_texts_concerned(name: str, tmp_path: Path) -> None:
     spec = TEXT_FAMILIES[name](tmp_path, dtype="float16", overflows=overflowing_token(name))

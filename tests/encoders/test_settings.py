@@ -81,14 +81,6 @@ def test_callers_may_give_what_is_theirs_only(kind: type[Settings], accepted: st
             read_settings(kind, spec_with("some"), {name: "x"})
 
 
-def test_an_encoder_of_somebody_elses_may_have_any_settings() -> None:
-    spec = spec_with("package.module:factory", anything=1)
-    registry.check_settings(spec, {"more": 2})
-    assert registry.row_of(spec).is_foreign
-    with pytest.raises(UnsupportedModelError, match="no encoder is called 'densse'"):
-        registry.row_of(spec_with("densse"))
-
-
 @pytest.mark.parametrize("name", registry.ROWS)
 def test_a_record_is_made_without_a_word_from_anybody(name: str) -> None:
     kind = registry.ROWS[name].settings

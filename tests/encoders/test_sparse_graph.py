@@ -175,6 +175,7 @@ def test_bm42_takes_the_weightiest_word_of_a_stem(tmp_path: Path) -> None:
     assert query.values.tolist() == [1.0]
 
 
+@pytest.mark.slow
 def test_words_of_minicoil_that_share_an_index_stay_apart(tmp_path: Path) -> None:
     """The twins have one hash; a database adds their entries up."""
     write_minicoil(tmp_path)

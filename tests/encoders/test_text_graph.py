@@ -105,6 +105,7 @@ def assert_same(results: list[Any], expected: list[Any]) -> None:
         np.testing.assert_allclose(result, right, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEXT_FAMILIES)
 def test_what_came_up_decides_the_budget_of_every_family(name: str, tmp_path: Path) -> None:
     spec = TEXT_FAMILIES[name](tmp_path)

@@ -20,6 +20,7 @@ def test_every_case_has_its_reference() -> None:
     assert all(REFERENCE.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_files_that_disagree_give_the_tokens_of_transformers(name: str, tmp_path: Path) -> None:
     ours = TextTokenizer(write_case(tmp_path, CASES[name]))

@@ -62,6 +62,7 @@ def test_threads_and_batches_change_nothing(tmp_path: Path) -> None:
         np.testing.assert_allclose(results(load(tmp_path, **fields), paths), alone, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_broken_image_fails_alone(tmp_path: Path) -> None:
     paths = write_pictures(tmp_path)
     encoder = load(tmp_path, session=SessionOptions(threads=2))

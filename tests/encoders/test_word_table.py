@@ -63,17 +63,15 @@ def test_ids_from_the_table_are_those_of_the_tokenizer(kind: str, tmp_path_facto
     def check(texts: list[str]) -> None:
         texts = [text.encode("utf-8", "ignore").decode() for text in texts]
         expected = tokenizer._library.encode_batch_fast(texts, add_special_tokens=False)
-        ids, are_cut = table.encode(texts)
-        assert ids == [encoding.ids for encoding in expected]
-        assert are_cut == [bool(encoding.overflowing) for encoding in expected]
+        assert table.encode(texts) == [(encoding.ids, bool(encoding.overflowing)) for encoding in expected]
 
     check()
 
 
 def test_a_table_that_grew_too_large_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncembed.encoders.word_table._MOST_WORDS", 3)
+    monkeypatch.setattr("asyncembed.encoders.word_table._MAX_WORDS", 3)
     write_tokenizer(tmp_path, wordpiece())
     tokenizer = TextTokenizer(tmp_path, add_special_tokens=False)
     table = WordTable(tokenizer)
     for text in ("the a of", "the and to", "in is it you that"):
-        assert table.encode([text])[0] == [tokenizer._library.encode(text, add_special_tokens=False).ids]
+        assert table.encode([text]) == [(tokenizer._library.encode(text, add_special_tokens=False).ids, False)]

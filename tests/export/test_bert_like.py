@@ -128,6 +128,7 @@ def test_split_weights_give_the_same_numbers(variant: Variant, tmp_path: Path) -
     np.testing.assert_allclose(hidden, arrays["last_hidden_state"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "mpnet", "electra"])
 def test_a_prefix_before_the_names_of_tensors_changes_nothing(name: str, variant: Variant, tmp_path: Path) -> None:
     arrays = reference(name)

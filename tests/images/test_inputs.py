@@ -44,6 +44,7 @@ def test_bytes_in_every_form_are_the_same_bytes(data: bytes) -> None:
         assert accept_image(form) == expected
 
 
+@pytest.mark.slow
 @given(arrays(np.uint8, st.tuples(st.integers(1, 300), st.integers(1, 300), st.sampled_from([1, 3, 4]))))
 def test_pixels_cost_what_moving_them_costs(pixels: Any) -> None:
     form, tokens, size_bytes = accept_image(pixels)

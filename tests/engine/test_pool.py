@@ -1,0 +1,64 @@
+"""What a pool offers its users, and what becomes of its options."""
+
+import pytest
+
+from asyncembed import WorkerPool
+from asyncembed.engine import pool as pool_module
+from asyncembed.engine.pool import MAX_WORKERS_BY_DEFAULT, engine_of
+from asyncembed.engine.supervisor import WorkerPlan
+
+
+def test_a_pool_offers_no_more_than_its_users_need() -> None:
+    assert {name for name in dir(WorkerPool) if not name.startswith("_")} == {"size", "stats", "worker_pids"}
+
+
+async def test_each_opening_has_an_engine_of_its_own() -> None:
+    pool = WorkerPool(workers=0)
+    engines = [engine_of(pool)]
+    for _ in range(2):
+        async with pool:
+            engines.append(engine_of(pool))
+            assert engine_of(pool).stats() == pool.stats()
+    assert len(set(map(id, engines))) == 3
+
+
+def test_a_pool_that_is_not_open_can_be_looked_at() -> None:
+    pool = WorkerPool(workers=2, interactive_workers=1)
+    assert pool.size == pool.stats().workers == 3
+    assert pool.stats().workers_ready == 0
+    assert pool.worker_pids() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "cores", "workers", "threads"),
+    [
+        ({}, 2, 2, 1),
+        ({}, 16, MAX_WORKERS_BY_DEFAULT, 4),
+        ({"workers": 1}, 8, 1, 8),
+        ({"workers": 3, "threads": 2}, 8, 3, 2),
+        ({"device_ids": [4, 7, 9]}, 8, 3, 2),
+        ({"workers": 0}, 8, 1, 8),
+        ({"workers": 16}, 4, 16, 1),
+    ],
+)
+def test_workers_and_threads_are_chosen_from_the_cores(
+    options: dict[str, object], cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "available_cores", lambda: cores)
+    plan = plan_of(options)
+    assert (plan.workers, plan.threads) == (workers, threads)
+    assert plan.in_thread is (options.get("workers") == 0)
+
+
+def test_a_pool_may_do_without_processes_only_where_their_number_is_left_to_it() -> None:
+    assert plan_of({}).threads_alone is not None
+    assert plan_of({"workers": 2}).threads_alone is None
+
+
+def test_a_thread_has_no_time_limit_as_nobody_could_end_it() -> None:
+    assert plan_of({"workers": 0, "batch_timeout": 5.0}).batch_timeout is None
+    assert plan_of({"workers": 1, "batch_timeout": 5.0}).batch_timeout == 5.0
+
+
+def plan_of(options: dict[str, object]) -> WorkerPlan:
+    return engine_of(WorkerPool(**options)).plan  # type: ignore[arg-type]
