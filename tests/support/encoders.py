@@ -112,7 +112,9 @@ def _obey(word: str) -> None:
         case "hang":
             time.sleep(3600)
         case "mark":
-            Path(path).write_text(str(os.getpid()))
+            # Whoever waits for the file reads it at once.
+            Path(f"{path}.part").write_text(str(os.getpid()))
+            Path(f"{path}.part").replace(path)
         case "wait":
             while not Path(path).exists():
                 time.sleep(0.002)
