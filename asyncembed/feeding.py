@@ -315,7 +315,7 @@ async def _feed_awaiting(state: StreamState[InputT], source: AsyncIterable[Input
             except StopAsyncIteration:
                 break
             state.push([state.prepare(index, record)])
-            if index % FIRST_READ == 0:
+            if (index + 1) % FIRST_READ == 0:
                 await checkpoint()  # the source need not have one
     finally:
         # A generator is ours alone, and ends here, in the task that ran it. Another kind of iterator (a stream
