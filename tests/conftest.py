@@ -22,9 +22,14 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("fast" if config.option.markexpr == "not slow" else "whole")
 
 
+# What is imported until the tests begin stays: the collector need not look at it, now or later.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """What has been imported by now stays: the collector need not look at it again and again."""
+    """From here on there is garbage."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])

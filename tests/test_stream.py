@@ -272,6 +272,7 @@ class Sized:
             yield self.load(index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["generator", "async generator", "list with key"])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -892,6 +893,7 @@ async def test_choices_are_checked_at_once(options: dict[str, Any], model: TextE
 # ---------------------------------------------------------------- leaving
 
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize("way", ["drop", "aclose", "async with"])
 async def test_leaving_early_ends_the_source_and_withdraws_what_waits(
@@ -919,6 +921,7 @@ async def test_leaving_early_ends_the_source_and_withdraws_what_waits(
         assert narrow.stats().queued == 0
 
 
+@pytest.mark.slow
 async def test_a_loop_over_a_temporary_ends_with_the_loop(narrow: TextEmbedding) -> None:
     source = Source()
     async for _ in narrow.embed(source.generator()):
@@ -1019,6 +1022,7 @@ async def test_an_exception_of_the_loops_body_comes_out_as_itself(narrow: TextEm
     assert source.is_closed
 
 
+@pytest.mark.slow
 async def test_a_source_that_blocks_for_ever_delays_nobody(narrow: TextEmbedding) -> None:
     gate = threading.Event()
 
@@ -1107,6 +1111,7 @@ async def test_several_tasks_may_take_batches_from_one_stream(model: TextEmbeddi
     assert max(sizes) <= 4
 
 
+@pytest.mark.slow
 async def test_closing_the_embedder_ends_its_streams(pool: WorkerPool) -> None:
     async with nothing_left_behind():
         source, unread = Source(), Source()
@@ -1172,6 +1177,7 @@ async def test_a_pool_that_closes_ends_the_streams_of_embedders_in_other_tasks(k
     assert seen == list(range(len(seen)))
 
 
+@pytest.mark.slow
 def test_a_stream_dropped_after_its_loop_has_ended_is_no_trouble(anyio_backend: str) -> None:
     async def make() -> Stream:
         async with TextEmbedding(ECHO, workers=0) as model:

@@ -118,5 +118,6 @@ def test_every_item_has_a_size() -> None:
 
 
 def test_what_computes_says_how_large_a_batch_may_be() -> None:
-    assert pooled_model().batch_key(Call()).max_batch_tokens == 2048
+    model = pooled_model()
+    assert model.batch_key(Call()).max_batch_tokens == model.config.max_batch_tokens
     assert pooled_model(max_batch_tokens=9000).batch_key(Call()).max_batch_tokens == 9000
