@@ -31,6 +31,11 @@ def definitions() -> list[tuple[str, ast.AST, str]]:
     return list(_definitions())
 
 
+@cache
+def statements_of(module: str) -> list[ast.stmt]:
+    return ast.parse(Path(str(import_module(module).__file__)).read_text(encoding="utf-8")).body
+
+
 def _definitions() -> Iterator[tuple[str, ast.AST, str]]:
     for name in asyncembed.__all__:
         value = getattr(asyncembed, name)
@@ -38,8 +43,7 @@ def _definitions() -> Iterator[tuple[str, ast.AST, str]]:
             module = getattr(owner, "__module__", "")
             if not module.startswith("asyncembed") or not hasattr(owner, "__qualname__"):
                 continue
-            tree = ast.parse(Path(str(import_module(module).__file__)).read_text(encoding="utf-8"))
-            for node in tree.body:
+            for node in statements_of(module):
                 if getattr(node, "name", None) == owner.__name__:
                     yield name, node, module
 
