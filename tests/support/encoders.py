@@ -112,9 +112,10 @@ def _obey(word: str) -> None:
         case "hang":
             time.sleep(3600)
         case "mark":
-            # Whoever waits for the file reads it at once.
-            Path(f"{path}.part").write_text(str(os.getpid()))
-            Path(f"{path}.part").replace(path)
+            # In one step: whoever waits for the file reads it at once, and another worker may write it, too.
+            part = Path(f"{path}.{os.getpid()}")
+            part.write_text(str(os.getpid()))
+            part.replace(path)
         case "wait":
             while not Path(path).exists():
                 time.sleep(0.002)
