@@ -18,7 +18,7 @@ from asyncembed.encoders.batch import Usable, ValueT, read_pair, read_text, spli
 from asyncembed.encoders.encoder import Encoded, EncoderConfig
 from asyncembed.encoders.long_texts import Cutter
 from asyncembed.encoders.tokenizer_files import TokenizerFiles
-from asyncembed.errors import OptionError
+from asyncembed.errors import EncodeError, OptionError
 
 IntArray = npt.NDArray[np.int64]
 
@@ -131,8 +131,17 @@ class TextTokenizer:
         )
 
     def tokenize(self, inputs: Sequence[str] | Sequence[tuple[str, str]]) -> list[Encoding]:
-        """Tokenize texts or pairs as they are, cut at the limit; a text may be of any length."""
-        return self._library.encode_batch_fast(inputs, add_special_tokens=self._add_special_tokens)
+        """Tokenize texts or pairs as they are, cut at the limit; a text may be of any length.
+
+        Raises:
+            EncodeError: The tokenizer's file loads, but asks for what it does not have.
+        """
+        try:
+            return self._library.encode_batch_fast(inputs, add_special_tokens=self._add_special_tokens)
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library panics where it should raise: that is no `Exception`
+            raise EncodeError(f"the tokenizer fails, as its tokenizer.json is broken: {error}") from error
 
     def ids_within(self, text: str) -> list[int]:
         """The ids of a text without special tokens around it."""
