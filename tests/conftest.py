@@ -22,6 +22,19 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("fast" if config.option.markexpr == "not slow" else "whole")
 
 
+PROPERTY_SECONDS = 120
+"""A property of a whole run tries 200 inputs, some of them hostile; other tests have the limit of pyproject.toml."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give properties their time where they try all their examples."""
+    if config.option.markexpr == "not slow":
+        return
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker(pytest.mark.timeout(PROPERTY_SECONDS))
+
+
 # What is imported until the tests begin stays: the collector need not look at it, now or later.
 gc.disable()
 

@@ -155,6 +155,7 @@ def as_sentence_transformers(directory: Path) -> Path:
     return directory
 
 
+@pytest.mark.timeout(60)  # a text of 10 MB among others
 async def test_wrong_input_is_told_which_and_why(pool: WorkerPool, tmp_path: Path) -> None:
     directory = write_model(tmp_path, dim=32)
     async with TextEmbedding(directory, pool=pool, pooling="mean", normalize=True) as model:
