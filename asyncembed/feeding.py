@@ -25,6 +25,7 @@ from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.engine.scheduler import BatchKey, Item, Sink
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, StateError
+from asyncembed.observing import ObservedCall
 from asyncembed.wakeup import Signal
 from asyncembed.window import Entry, Room, Window
 
@@ -123,6 +124,7 @@ class StreamState(Generic[InputT]):
         is_started: Whether its source is being read, or was.
         is_closed: Whether nothing more can come of it.
         end: The error that it ended with, then.
+        observed: What its observers are told of it: once it is started, and if it has any.
         feeder_ended: Set when its source is closed.
     """
 
@@ -137,6 +139,7 @@ class StreamState(Generic[InputT]):
         ordered: bool,
         on_error: OnError,
         on_end: Callable[["StreamState[InputT]"], None],
+        observe: Callable[[], ObservedCall] | None = None,
     ) -> None:
         self.engine = engine
         self.model_name = model_name
@@ -146,11 +149,13 @@ class StreamState(Generic[InputT]):
         self.is_started = False
         self.is_closed: bool = False
         self.end: BaseException | None = None
+        self.observed: ObservedCall | None = None
         self.feeder_ended: Event = Event()
         self._intake = intake
         self._minimum_tokens = intake.batch_key.minimum_size
         self._on_error = on_error
         self._on_end = on_end
+        self._observe = observe
         self._room = Signal()
         self._window = Window(
             max_items=max_items,
@@ -163,6 +168,12 @@ class StreamState(Generic[InputT]):
         self._source_error: BaseException | None = None
         self._is_source_done = False
         self._feeder_scope = CancelScope()
+
+    def start(self) -> None:
+        """Learn that its source is about to be read."""
+        self.is_started = True
+        if self._observe is not None:
+            self.observed = self._observe()
 
     # ---------------------------------------------------------------- the feeder's side
 
@@ -233,6 +244,8 @@ class StreamState(Generic[InputT]):
         items = self._window.push(entries)
         for _ in range(len(entries) - len(items)):
             self._intake.count_failure()
+            if self.observed is not None:
+                self.observed.failed += 1
         if items:
             self._intake.submit(items)
 
@@ -245,6 +258,8 @@ class StreamState(Generic[InputT]):
 
     def fail(self, index: int, error: Exception) -> None:
         """Take an error in the place of a result."""
+        if self.observed is not None:
+            self.observed.failed += 1
         if not self.is_closed:
             self._window.arrive(index, None, error)
 
