@@ -42,7 +42,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   export/     bert_like, onnx_builder, graph_cache
 #   integrations/  opentelemetry, prometheus    a module per framework or tool, each behind an extra
 #
-# Arrows point downwards: integrations, embedders → stream → engine → encoders → runtime; embedders → catalogue, hub, export.
+# Arrows point downwards: embedders → stream → engine → encoders → runtime; embedders → catalogue, hub, export.
 # Public are the names below and the modules errors, hub, observing and readers.
 
 import sys

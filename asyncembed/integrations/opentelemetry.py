@@ -8,7 +8,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5", observers=[telemetry]) as mod
 
 Needs `pip install "asyncembed[opentelemetry]"`; without an SDK, which the program chooses, nothing is recorded.
 
-Source of the names: open-telemetry/semantic-conventions-genai, "embeddings". That has no package of constants, and those
+Source of the names: open-telemetry/semantic-conventions-genai, "embeddings". It has no package of constants, and those
 of `opentelemetry.semconv` are deprecated, so the names are written out.
 """
 

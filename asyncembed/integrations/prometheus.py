@@ -48,7 +48,6 @@ _GAUGES: Mapping[str, str] = {
     "asyncembed_in_flight": "Batches that workers of the model's pool have and have not answered.",
     "asyncembed_workers": "Workers of the model's pool.",
     "asyncembed_workers_ready": "Workers of the model's pool that run.",
-    "asyncembed_padding_share": "The part of the computed tokens that was padding, 0 to 1.",
 }
 """Each the field of `Stats` of that name; models that share a pool all show its queue and its workers."""
 
@@ -133,6 +132,7 @@ class Metrics(Collector):
             for name, fields in counts.items():
                 family.add_metric([name], fields[field])
             yield family
+        yield _padding(counts)
         yield from _gauges([(name, now) for name, now, _ in stats])
         for measured in (self._calls, self._failed_calls, self._batches):
             yield from measured.collect()
@@ -150,14 +150,22 @@ def _counted(stats: "Stats", restarts_before: int) -> Counter[str]:
     return counted
 
 
+def _padding(counts: Mapping[str, Counter[str]]) -> Metric:
+    family = GaugeMetricFamily(
+        "asyncembed_padding_share", "The part of the computed tokens that was padding, 0 to 1.", labels=["model"]
+    )
+    for name, fields in counts.items():
+        padded = fields["padded_tokens"]
+        family.add_metric([name], 1 - fields["tokens"] / padded if padded else 0.0)
+    return family
+
+
 def _gauges(stats: "Sequence[tuple[str, Stats]]") -> Iterable[Metric]:
-    by_name: dict[str, list[Stats]] = {}
-    for name, now in stats:
-        by_name.setdefault(name, []).append(now)
     for metric, text in _GAUGES.items():
-        field = metric.removeprefix("asyncembed_")
         family = GaugeMetricFamily(metric, text, labels=["model"])
-        for name, several in by_name.items():
-            total = sum(float(getattr(one, field)) for one in several)
-            family.add_metric([name], total / len(several) if field == "padding_share" else total)
+        totals: Counter[str] = Counter()
+        for name, now in stats:
+            totals[name] += getattr(now, metric.removeprefix("asyncembed_"))
+        for name, total in totals.items():
+            family.add_metric([name], total)
         yield family
