@@ -254,8 +254,8 @@ class Dispatcher:
                     "time, or embed them as a stream, which is bulk work and bounded by its window"
                 )
             raise OverloadedError(
-                f"the queue is full: {queued} of at most max_queued={limit} inputs wait, and this call has {count}; try "
-                "again later (a web app answers with the status 503), or give the pool more workers",
+                f"the queue is full: {queued} of at most max_queued={limit} inputs wait, and this call has {count}; "
+                "try again later (a web app answers with the status 503), or give the pool more workers",
                 retry_after_seconds=self._seconds_queued(),
             )
         self._reserved += count

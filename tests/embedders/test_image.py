@@ -341,9 +341,7 @@ async def test_images_that_are_being_fetched_take_the_places_of_those_that_wait(
 ) -> None:
     """With `max_queued`: until they wait for a worker, cannot be had, or nobody wants them any more."""
     stalled, missing = f"{server.url}/stall", f"{server.url}/nowhere"
-    async with ImageEmbedding(
-        NAME, model_path=model_path, workers=0, allow_private_urls=True, max_queued=2
-    ) as model:
+    async with ImageEmbedding(NAME, model_path=model_path, workers=0, allow_private_urls=True, max_queued=2) as model:
         for _ in range(2):
             async with anyio.create_task_group() as group:
                 group.start_soon(model.embed_images, [stalled, stalled])
