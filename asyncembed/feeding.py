@@ -121,6 +121,7 @@ class StreamState(Generic[InputT]):
 
     Attributes:
         engine: Who computes.
+        model_name: With what.
         ready: Notified when `take` may have something new.
         keeps_inputs: Whether each result goes out with its record; decided before the start.
         skipped: How many inputs `on_error="skip"`, or a function, has left out.
@@ -135,6 +136,7 @@ class StreamState(Generic[InputT]):
         engine: Supervisor,
         intake: Intake[InputT],
         *,
+        model_name: str,
         max_items: int,
         max_bytes: int,
         ordered: bool,
@@ -142,6 +144,7 @@ class StreamState(Generic[InputT]):
         on_end: Callable[["StreamState[InputT]"], None],
     ) -> None:
         self.engine = engine
+        self.model_name = model_name
         self.ready: Signal = Signal()
         self.keeps_inputs = False
         self.skipped: int = 0
@@ -199,6 +202,14 @@ class StreamState(Generic[InputT]):
     def is_full(self) -> bool:
         """Whether nothing may be read now."""
         return self._window.is_full
+
+    def __repr__(self) -> str:
+        if self.is_closed:
+            state = "ended" if self.end is None else f"ended by {type(self.end).__name__}"
+        else:
+            state = "reading" if self.is_started else "not begun"
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        return f"of {self.model_name!r} {state}: {self._window.taken} given, {len(self._window)} ahead{skipped}"
 
     @uninterrupted
     async def wait_room(self, share: float = 0.0) -> Room:

@@ -42,8 +42,13 @@ ASSEMBLED_AT_ONCE_BYTES = 1024 * 1024
 class _Handle(ABC):
     """What both kinds of stream are: asynchronous iterators that are closed; and no lists and no coroutines."""
 
+    _state: StreamState[Any]
+
     def __aiter__(self) -> Self:
         return self
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._state!r}>"
 
     @abstractmethod
     async def aclose(self) -> None:

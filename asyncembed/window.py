@@ -91,6 +91,8 @@ class Window:
         self.on_ready = on_ready
         self._on_room = on_room
         self._entries: dict[int, Entry] = {}
+        # Less those that `close` forgot.
+        self._pushed = 0
         # The index that is next, or what has come in its order.
         self._next = 0
         self._arrivals: deque[Entry] | None = None if ordered else deque()
@@ -107,6 +109,11 @@ class Window:
         self._wanted: tuple[int, float, float] = (0, 0.0, 0.0)
         self._wants_bytes = False
         self._look_from = -1
+
+    @property
+    def taken(self) -> int:
+        """How many entries were taken."""
+        return self._pushed - len(self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -190,6 +197,7 @@ class Window:
                 self._settle(entry)
             else:
                 items.append(entry.item)
+            self._pushed += 1
         self._waiting += len(items)
         self._pushed_tokens += self._waiting_tokens - waiting_tokens
         return items
@@ -252,6 +260,7 @@ class Window:
     def close(self) -> list[Item]:
         """Forget everything; returns what is not answered yet. Nothing may arrive from now on."""
         items = [entry.item for entry in self._entries.values() if entry.item is not None]
+        self._pushed -= len(self._entries)
         self._entries.clear()
         if self._arrivals is not None:
             self._arrivals.clear()

@@ -93,6 +93,7 @@ async def fed(
         state: StreamState[int] = StreamState(
             engine,
             intake,
+            model_name="numbers",
             max_items=max_items,
             max_bytes=10_000,
             ordered=ordered,

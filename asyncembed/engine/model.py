@@ -115,6 +115,11 @@ class Stats:
         """The part of the computed tokens that was padding, 0 to 1."""
         return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
 
+    def in_words(self) -> str:
+        """What was done, and what is waiting to be."""
+        done = f"{self.items} inputs in {self.batches} batches" + (f", {self.failed} failed" if self.failed else "")
+        return f"{done}; {self.queued} waiting, {self.in_flight} batches in flight"
+
 
 class PooledModel:
     """One model in a pool: how to load it, what came of that, and what it has computed."""

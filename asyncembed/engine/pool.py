@@ -99,8 +99,17 @@ class WorkerPool(Openable):
         return self._supervisor.size
 
     def stats(self) -> Stats:
-        """What all models in it have computed, and the state of its queue and workers: a snapshot."""
+        """What all models in it have computed, and the state of its queue and workers: a snapshot, from any thread."""
         return self._supervisor.stats()
+
+    def __repr__(self) -> str:
+        supervisor: Supervisor | None = getattr(self, "_supervisor", None)  # none while its options are refused
+        if supervisor is None:
+            return f"<{type(self).__name__} not open>"
+        state, stats = supervisor.state, supervisor.stats()
+        if state != "open":
+            return f"<{type(self).__name__} {state}>"
+        return f"<{type(self).__name__} open: {stats.workers_ready} of {stats.workers} workers, {stats.in_words()}>"
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers that run now; empty with `workers=0`."""
@@ -121,6 +130,7 @@ def _plan(options: PoolOptions) -> WorkerPlan:
         workers=max(1, wanted),
         reserved=options.interactive_workers,
         threads=max(1, cores // max(1, wanted)) if threads is None else threads,
+        cores=cores,
         in_thread=wanted == 0,
         threads_alone=(cores if threads is None else threads) if options.workers is None else None,
         device_ids=tuple(options.device_ids or ()),

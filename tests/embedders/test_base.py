@@ -1,5 +1,7 @@
 """Opening, one-item calls, closing, and misuse: what all embedders share."""
 
+import logging
+import re
 from collections import Counter
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +16,11 @@ import pytest
 
 from asyncembed.embedders.base import CALLS_PER_TURN
 from asyncembed.embedders.text import TextEmbedding
+from asyncembed.engine import pool as pool_module
 from asyncembed.engine.pool import WorkerPool
 from asyncembed.errors import InputError, OptionError, StateError
 from tests.support.encoders import ECHO, with_settings
+from tests.support.models import write_model
 from tests.support.waiting import nothing_left_behind, run_in_a_loop_of_its_own, until
 
 
@@ -278,6 +282,68 @@ async def test_two_embedders_live_side_by_side() -> None:
         one, two = [await stack.enter_async_context(TextEmbedding(ECHO, workers=1)) for _ in range(2)]
         first, second = await one.embed_query("a"), await two.embed_query("a")
         assert first[1] != second[1], "each has a process of its own"
+
+
+# ---------------------------------------------------------------- looking at it
+
+
+async def test_a_model_says_how_it_is_doing_before_while_and_after_it_is_open() -> None:
+    model = TextEmbedding(ECHO, workers=0)
+    assert repr(model) == "<TextEmbedding 'echo' not open>"
+    async with model:
+        await model.embed_query("#1")
+        await model.embed(["#1", "bad"], on_error="skip").collect()
+        assert repr(model) == (
+            "<TextEmbedding 'echo' open on the CPU, without a graph: "
+            "3 inputs in 2 batches, 1 failed; 0 waiting, 0 batches in flight>"
+        )
+    assert repr(model) == "<TextEmbedding 'echo' closed after 3 inputs in 2 batches>"
+
+
+def test_a_model_that_was_refused_can_be_looked_at() -> None:
+    """As debuggers do, which show what `self` is where an error comes from."""
+    assert repr(object.__new__(TextEmbedding)) == "<TextEmbedding refused not open>"
+
+
+async def test_opening_says_in_one_line_what_computes_and_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pool_module, "available_cores", lambda: 3)
+    file = "onnx/model_quantized.onnx"
+    directory = write_model(tmp_path / "model", model_file=file)
+    with caplog.at_level(logging.INFO, "asyncembed"):
+        async with TextEmbedding(directory, workers=0, onnx_file=file, pooling="mean", normalize=True):
+            pass
+    (record,) = caplog.records
+    assert re.fullmatch(
+        r"TextEmbedding opened \S+model: \S+model_quantized.onnx \(int8\) on CPUExecutionProvider, "
+        r"1 x 3 threads in this process on 3 cores in \d+\.\d s",
+        record.message.replace("\\", "/"),
+    ), record.message
+
+
+async def test_a_snapshot_from_another_thread_is_never_half_done(gate: Path) -> None:
+    """Each input is in one place in it: it waits, is in flight, or is computed."""
+    count = 400
+    async with TextEmbedding(ECHO, workers=0, max_batch_size=1) as model:
+
+        def add_up() -> list[int]:
+            sums = []
+            while True:
+                stats = model.stats()
+                sums.append(stats.queued + stats.in_flight + stats.items)
+                if stats.items == count:
+                    return sums
+
+        with ThreadPoolExecutor(1) as threads:
+            async with anyio.create_task_group() as group:
+                for number in range(count):
+                    group.start_soon(model.embed_query, f"#{number} wait:{gate}")
+                await until(lambda: model.stats().queued + model.stats().in_flight == count)
+                sums = threads.submit(add_up)
+                gate.touch()
+        assert set(sums.result()) == {count}
+        assert len(sums.result()) > 1
 
 
 # ---------------------------------------------------------------- misuse
