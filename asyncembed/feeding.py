@@ -8,7 +8,7 @@ on the event loop, any other iterable in a thread of its own, as it may block, a
 import itertools
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Generator, Iterable
 from contextlib import suppress
 from contextvars import copy_context
 from inspect import iscoroutine
@@ -25,7 +25,15 @@ from anyio.lowlevel import checkpoint
 from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.engine.scheduler import BatchKey, Item, Sink
 from asyncembed.engine.supervisor import Supervisor
-from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, InputFailure, StateError, UsageError
+from asyncembed.errors import (
+    OF_ONE_INPUT,
+    AsyncEmbedError,
+    InputError,
+    InputFailure,
+    OverloadedError,
+    StateError,
+    UsageError,
+)
 from asyncembed.wakeup import Signal
 from asyncembed.window import Entry, Room, Window
 
@@ -107,8 +115,21 @@ class Intake(Protocol[RecordT]):
         """Count a record that can be no input."""
         ...
 
+    def admit(self, count: int) -> None:
+        """Reserve places for items, where the interactive lane is bounded; those not submitted are free at the end.
+
+        Raises:
+            OverloadedError: There are not as many left.
+            InputError: There never are as many.
+        """
+        ...
+
     def submit(self, items: list[Item]) -> None:
-        """Let items wait for a worker: at once, or when what they stand for was fetched or read."""
+        """Let items wait for a worker: at once, or when what they stand for was fetched or read.
+
+        Raises:
+            OverloadedError: There is no place for items that were not admitted; none of these waits.
+        """
         ...
 
 
@@ -181,7 +202,9 @@ class StreamState(Generic[InputT]):
             with self._feeder_scope:
                 # By its type: what an object says of its class may be anything, or raise.
                 if type(source) in _IN_MEMORY:
-                    await _feed_from_memory(self, cast("Iterable[InputT | InputError]", source))
+                    collection = cast("Collection[InputT | InputError]", source)
+                    self._intake.admit(len(collection))
+                    await _feed_from_memory(self, collection)
                     outcome = None
                 elif hasattr(type(source), "__aiter__"):
                     await _feed_awaiting(self, cast("AsyncIterable[InputT | InputError]", source))
@@ -242,7 +265,10 @@ class StreamState(Generic[InputT]):
         for _ in range(len(entries) - len(items)):
             self._intake.count_failure()
         if items:
-            self._intake.submit(items)
+            try:
+                self._intake.submit(items)
+            except OverloadedError as error:
+                self.close(error)  # now, and not when it is their turn: the caller is to hear it at once
 
     # ---------------------------------------------------------------- the pool's side (a `Recipient`)
 

@@ -100,6 +100,7 @@ class StreamKeywords(CallKeywords, total=False):
 
     Raises:
         StateError: The embedder is not open, or was opened on another event loop.
+        OverloadedError: (from the stream) With "interactive", more inputs wait than `max_queued` allows.
         OptionError: An argument that cannot work; (from the stream) one that the model cannot serve.
         InputError: The source is none; (from the stream) one of its inputs is none of the family, cannot be had, or is
             over the limit with `truncate=False`; `index` says which.
@@ -367,13 +368,14 @@ class Embedder(Openable):
         intake = door(opened.engine, opened.model, call, Priority.INTERACTIVE, None)
         request = _Request()
         try:
-            item, _ = intake.item(value, 0, request)
-        except InputError as error:
-            intake.count_failure()
-            error.index = None
-            raise
-        intake.submit([item])
-        try:
+            intake.admit(1)
+            try:
+                item, _ = intake.item(value, 0, request)
+            except InputError as error:
+                intake.count_failure()
+                error.index = None
+                raise
+            intake.submit([item])
             return assembly.detach(await request.wait(opened.engine, item))
         finally:
             intake.close()
