@@ -172,7 +172,7 @@ class StreamState(Generic[InputT]):
         self.ready: Signal = Signal()
         self.keeps_inputs = False
         self.skipped: int = 0
-        self.is_started = False
+        self.is_started: bool = False
         self.is_closed: bool = False
         self.end: BaseException | None = None
         self.observed: ObservedCall | None = None
