@@ -6,6 +6,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
+from logging import INFO, Logger, getLogger
+from time import monotonic
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -24,9 +26,17 @@ from anyio import Event
 from anyio.abc import TaskGroup
 
 from asyncembed.catalogue.lookup import describe, find_model, list_models, parse_origins, require_model
+from asyncembed.catalogue.onnx_choice import precision_of
 from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family, ModelSpec
-from asyncembed.checks import check_bool, check_callable, check_choice, check_custom_model, check_model_name
+from asyncembed.checks import (
+    check_bool,
+    check_callable,
+    check_choice,
+    check_custom_model,
+    check_model_name,
+    check_on_error,
+)
 from asyncembed.embedders.intake import Door, InputT, Key, check_source
 from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
@@ -35,7 +45,7 @@ from asyncembed.engine.pool import WorkerPool, engine_of
 from asyncembed.engine.scheduler import Item, Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, StateError
-from asyncembed.feeding import OnError, Source, StreamState
+from asyncembed.feeding import ErrorHandler, OnError, Source, StreamState
 from asyncembed.loading import prepare
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
@@ -67,7 +77,7 @@ class CallKeywords(TypedDict, total=False):
 class StreamCall(CallKeywords, total=False):
     """`CallKeywords` of a call whose stream holds results only."""
 
-    on_error: Literal["raise", "skip"]
+    on_error: Literal["raise", "skip"] | ErrorHandler
 
 
 class ReturningCall(CallKeywords, total=False):
@@ -84,10 +94,14 @@ class StreamKeywords(CallKeywords, total=False):
         priority: "interactive" goes before "bulk", which is what streams are unless they say otherwise.
         ordered: Whether results come in input order (True, unless said otherwise), or as they are ready.
         on_error: What becomes of an input that has no result: "raise" (unless said otherwise) ends the stream with its
-            error, "skip" leaves it out, "return" gives the error in the place of the result.
+            error, "skip" leaves it out, "return" gives the error in the place of the result. A function leaves it out,
+            too, and is called with the record and the error, one after the other in the order of the results, as the
+            consumer comes to them. It is a plain function, runs on the event loop, and must return at once. What it
+            raises ends the stream. Where the source handed over an `InputError`, that is the record as well.
 
     Raises:
         StateError: The embedder is not open, or was opened on another event loop.
+        OverloadedError: (from the stream) With "interactive", more inputs wait than `max_queued` allows.
         OptionError: An argument that cannot work; (from the stream) one that the model cannot serve.
         InputError: The source is none; (from the stream) one of its inputs is none of the family, cannot be had, or is
             over the limit with `truncate=False`; `index` says which.
@@ -96,6 +110,8 @@ class StreamKeywords(CallKeywords, total=False):
     key: Key | None
     on_error: OnError
 
+
+logger: Logger = getLogger("asyncembed")
 
 CALLS_PER_TURN = 32
 """Coroutine calls that begin in one turn of the event loop: each takes some tens of microseconds to begin."""
@@ -151,7 +167,7 @@ class Embedder(Openable[Opened]):
             overrides=self._overrides(),
             settings=self._settings(),
         )
-        return _from_opening_to_closing(self._options, find)
+        return _from_opening_to_closing(type(self).__name__, self._options, find)
 
     @property
     def model_name(self) -> str:
@@ -170,9 +186,27 @@ class Embedder(Openable[Opened]):
             hint = f": {ATTRIBUTES[name]}" if name in ATTRIBUTES else ""
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}", name=name, obj=self)
 
+    def __repr__(self) -> str:
+        # Also of one that its constructor has refused, as debuggers show those.
+        kind, name = type(self).__name__, repr(self.model_name) if hasattr(self, "_model_name") else "refused"
+        opened = self._opened
+        if opened is not None:
+            runs_on = opened.model.info.runs_on
+            return f"<{kind} {name} open on {runs_on}: {opened.engine.stats(opened.model).in_words()}>"
+        if self._last_opened is None:
+            return f"<{kind} {name} not open>"
+        model = self._last_opened.model
+        return f"<{kind} {name} closed after {model.items} inputs in {model.batches} batches>"
+
     def stats(self) -> Stats:
-        """What this model has computed, and the state of its pool: a snapshot."""
-        opened = self._require_open()
+        """What this model has computed, and the state of its pool: a snapshot, from any thread.
+
+        Raises:
+            StateError: The embedder is not open.
+        """
+        opened = self._opened
+        if opened is None:
+            raise self._not_open()
         return opened.engine.stats(opened.model)
 
     # ---------------------------------------------------------------- opening
@@ -244,11 +278,14 @@ class Embedder(Openable[Opened]):
     def _require_open(self) -> Opened:
         opened = self._opened
         if opened is None:
-            raise StateError(
-                f"{type(self).__name__} {self._closed_words}: use it inside `async with`, or after `await model.open()`"
-            )
+            raise self._not_open()
         opened.engine.loop.check()
         return opened
+
+    def _not_open(self) -> StateError:
+        return StateError(
+            f"{type(self).__name__} {self._closed_words}: use it inside `async with`, or after `await model.open()`"
+        )
 
     # ---------------------------------------------------------------- dispatching
 
@@ -264,7 +301,7 @@ class Embedder(Openable[Opened]):
         key, priority = keywords.get("key"), keywords.get("priority", "bulk")
         ordered, on_error = keywords.get("ordered", True), keywords.get("on_error", "raise")
         check_choice("priority", priority, get_args(PriorityName))
-        check_choice("on_error", on_error, get_args(OnError))
+        check_on_error(on_error)
         check_bool("ordered", ordered)
         check_callable("key", key, what="a function that takes the input out of a record")
         check_source(source)
@@ -277,6 +314,7 @@ class Embedder(Openable[Opened]):
         state: StreamState[InputT] = StreamState(
             opened.engine,
             intake,
+            model_name=opened.model.name,
             max_items=self._options.max_in_flight or MAX_IN_FLIGHT,
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
             ordered=ordered,
@@ -308,13 +346,14 @@ class Embedder(Openable[Opened]):
         intake = door(opened.engine, opened.model, call, Priority.INTERACTIVE, None)
         request = _Request()
         try:
-            item, _ = intake.item(value, 0, request)
-        except InputError as error:
-            intake.count_failure()
-            error.index = None
-            raise
-        intake.submit([item])
-        try:
+            intake.admit(1)
+            try:
+                item, _ = intake.item(value, 0, request)
+            except InputError as error:
+                intake.count_failure()
+                error.index = None
+                raise
+            intake.submit([item])
             return assembly.detach(await request.wait(opened.engine, item))
         finally:
             intake.close()
@@ -330,9 +369,10 @@ class Embedder(Openable[Opened]):
 
 @asynccontextmanager
 async def _from_opening_to_closing(
-    options: Options, find: Callable[[], Awaitable[EncoderConfig]]
+    kind: str, options: Options, find: Callable[[], Awaitable[EncoderConfig]]
 ) -> AsyncGenerator[Opened]:
-    """An embedder's life; `find` brings its files onto disk."""
+    """An embedder's life; `kind` is its class, and `find` brings its files onto disk."""
+    began = monotonic()
     async with AsyncExitStack() as stack:
         if options.pool is None:
             # The workers start while the files are being found.
@@ -345,6 +385,8 @@ async def _from_opening_to_closing(
         model = engine.add_model(config)
         stack.callback(engine.remove_model, model)
         await engine.warm(model)
+        if logger.isEnabledFor(INFO):
+            logger.info("%s opened %s in %.1f s", kind, _described(engine, model), monotonic() - began)
         group = await stack.enter_async_context(owned_task_group())
         opened = Opened(engine, model, group, config.spec, Turnstile(engine.loop, CALLS_PER_TURN))
         try:
@@ -412,3 +454,17 @@ class _Request:
         if self._error is not None:
             raise self._error
         return self._result
+
+
+def _described(engine: Supervisor, model: PooledModel) -> str:
+    """What was opened, and what computes it: for the log."""
+    config, plan = model.config, engine.plan
+    graph = "no graph"
+    if (file := config.spec.model_file) is not None:
+        precision = precision_of(file)
+        if precision == "fp32" and model.info.dynamically_quantized:
+            precision = "quantised, though its name does not say so"
+        origin = ", exported from its weights" if config.is_exported else ""
+        graph = f"{config.directory / file} ({precision}{origin})"
+    each = f"x {plan.threads} threads in this process" if plan.in_thread else f"workers x {plan.threads} threads"
+    return f"{model.name}: {graph} on {model.info.runs_on}, {engine.size} {each} on {plan.cores} cores"

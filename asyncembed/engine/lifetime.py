@@ -136,14 +136,22 @@ class Openable(ABC, Generic[OpenedT]):
 
     async def _close(self) -> None:
         owner = self._owner
-        if owner is not None and not owner.is_ended:
+        if owner is None:
+            return
+        if not owner.is_ended:
             owner.loop.check()
             owner.stop()
-            await owner.wait_closed()
+        await owner.wait_closed()
 
     @property
     def _opened(self) -> OpenedT | None:
         """What is used while it is open, and None else."""
+        owner = self._owner
+        return owner.opened if owner is not None and owner.is_open else None
+
+    @property
+    def _last_opened(self) -> OpenedT | None:
+        """The same after closing, until it is opened again: for what can be said of it then."""
         return None if self._owner is None else self._owner.opened
 
     @property
@@ -174,6 +182,7 @@ class _Owner(Generic[OpenedT]):
     def __init__(self, lifetime: AbstractAsyncContextManager[OpenedT], name: str) -> None:
         self.loop = Loop()
         self.opened: OpenedT | None = None
+        self.is_open = False
         self.is_stopped = False
         self.is_ended = False
         self._lifetime = lifetime
@@ -192,18 +201,18 @@ class _Owner(Generic[OpenedT]):
         try:
             with self._opening:
                 async with self._lifetime as opened:
-                    if not self.is_stopped:
-                        self.opened = opened
+                    self.opened = opened
+                    self.is_open = not self.is_stopped
                     self._has_opened.set()
                     await self._word_to_stop.wait()
         except get_cancelled_exc_class():
             raise
         except BaseException as error:
             self._error = error
-            if self.opened is not None:
+            if self.is_open:
                 logger.exception("%s failed and is closed", self._name, exc_info=error)
         finally:
-            self.opened = None
+            self.is_open = False
             self.is_stopped = self.is_ended = True
             for block in self._blocks:
                 block.cancel()
@@ -214,7 +223,7 @@ class _Owner(Generic[OpenedT]):
         """Have it close, or give up opening; on its loop."""
         if not self._has_opened.is_set():
             self._opening.cancel()
-        self.opened = None
+        self.is_open = False
         self.is_stopped = True
         self._word_to_stop.set()
 
@@ -233,7 +242,7 @@ class _Owner(Generic[OpenedT]):
             self.stop()
             await self._wait_ended()
             raise
-        if self.opened is None:
+        if not self.is_open:
             await self._wait_ended()
             raise self._take_error() or StateError(f"this {self._name} was closed while it was being opened")
 
