@@ -23,10 +23,10 @@ try:
     from opentelemetry.context import Context
     from opentelemetry.metrics import MeterProvider, get_meter
     from opentelemetry.trace import Link, Span, SpanKind, StatusCode, TracerProvider, get_tracer
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         'asyncembed.integrations.opentelemetry needs a package: pip install "asyncembed[opentelemetry]"'
-    ) from error
+    ) from _error
 
 __all__ = ["Telemetry"]
 

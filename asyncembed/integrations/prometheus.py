@@ -30,10 +30,10 @@ try:
     import prometheus_client as prometheus
     from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.registry import Collector
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         'asyncembed.integrations.prometheus needs a package: pip install "asyncembed[prometheus]"'
-    ) from error
+    ) from _error
 
 if TYPE_CHECKING:
     from asyncembed.engine.model import Stats
