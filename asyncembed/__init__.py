@@ -18,6 +18,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   loading                                 from a model's name to what a worker needs
 #   stream, feeding, window                 the handle; the tasks that read ahead; what is read ahead, and its order
 #   results, scoring, muvera                what comes out, and what may be done with it
+#   bars                                    how far a stream is: numbers, and a bar
 #   readers, sources                        files as sources; their former name
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
 #   __main__, _pyinstaller                  the shell's way in; packed programs
@@ -48,6 +49,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from asyncembed.bars import StreamProgress
     from asyncembed.catalogue.spec import (
         ArchiveOrigin,
         CacheFolderOrigin,
@@ -148,6 +150,7 @@ __all__ = [
     "Stemmer",
     "StreamCall",
     "StreamKeywords",
+    "StreamProgress",
     "TextCall",
     "TextCrossEncoder",
     "TextEmbedding",
@@ -210,6 +213,7 @@ _HOMES = {
     "Stemmer": "asyncembed.encoders.stemming",
     "StreamCall": "asyncembed.embedders.base",
     "StreamKeywords": "asyncembed.embedders.base",
+    "StreamProgress": "asyncembed.bars",
     "TextCall": "asyncembed.embedders.text",
     "TextCrossEncoder": "asyncembed.embedders.cross_encoder",
     "TextEmbedding": "asyncembed.embedders.text",
