@@ -20,6 +20,8 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   results, scoring, muvera                what comes out, and what may be done with it
 #   bars                                    how far a stream is: numbers, and a bar
 #   readers, sources                        files as sources; their former name
+#   observing                               what observers hear of calls and batches
+#   shared, background, remote              one engine for many; the loop it lives on; the way to a loop from elsewhere
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
 #   __main__, _pyinstaller                  the shell's way in; packed programs
 #   embedders/  text, sparse, late_interaction, image, multimodal, cross_encoder: the six classes
@@ -40,9 +42,10 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               download, partial, pace, verify, progress, archive, cache, locks
 #               client, hops, retry, addresses
 #   export/     bert_like, onnx_builder, graph_cache
+#   integrations/  opentelemetry, prometheus    a module per framework or tool, each behind an extra
 #
 # Arrows point downwards: embedders → stream → engine → encoders → runtime; embedders → catalogue, hub, export.
-# Public are the names below and the modules errors, hub and readers.
+# Public are the names below and the modules errors, hub, observing and readers.
 
 import sys
 from importlib import import_module
@@ -95,7 +98,7 @@ if TYPE_CHECKING:
     from asyncembed.images.inputs import ImageInput
     from asyncembed.muvera import Muvera
     from asyncembed.options import OptionKeywords, Options
-    from asyncembed.results import SparseEmbedding
+    from asyncembed.results import Counted, CountedBatch, SparseEmbedding
     from asyncembed.runtime.session import Device, SessionOptions
     from asyncembed.scoring import maxsim, maxsim_scores
     from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
@@ -108,6 +111,8 @@ __all__ = [
     "CacheFolderOrigin",
     "Call",
     "CallKeywords",
+    "Counted",
+    "CountedBatch",
     "Device",
     "EmbeddingStream",
     "Encoded",
@@ -171,6 +176,8 @@ _HOMES = {
     "CacheFolderOrigin": "asyncembed.catalogue.spec",
     "Call": "asyncembed.encoders.encoder",
     "CallKeywords": "asyncembed.embedders.base",
+    "Counted": "asyncembed.results",
+    "CountedBatch": "asyncembed.results",
     "Device": "asyncembed.runtime.session",
     "EmbeddingStream": "asyncembed.stream",
     "Encoded": "asyncembed.encoders.encoder",

@@ -29,8 +29,7 @@ class StreamProgress:
         read: Records read from the source.
         done: Results taken, by your loop or for a batch of it.
         failed: Records that got an error instead of a result, whatever `on_error=` made of it.
-        tokens: Of the results that are computed, taken or not, as estimated from their lengths and from what workers
-            count; 0 with images.
+        tokens: Computed for the results so far, taken or not, padding left out; 0 with images.
         seconds: Since the first result was asked for; until the end, when it has come.
         total: Records that the source has; None where neither it nor `total=` says so.
     """

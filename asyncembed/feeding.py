@@ -8,7 +8,7 @@ on the event loop, any other iterable in a thread of its own, as it may block, a
 import itertools
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Generator, Iterable
 from contextlib import suppress
 from contextvars import copy_context
 from inspect import iscoroutine
@@ -19,14 +19,23 @@ from sys import getsizeof
 from time import monotonic
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
-from anyio import CancelScope, Event, get_cancelled_exc_class, move_on_after
+from anyio import CancelScope, Event, current_effective_deadline, get_cancelled_exc_class, move_on_after
 from anyio.lowlevel import checkpoint
 
 from asyncembed.bars import StreamBar, StreamProgress
 from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.engine.scheduler import BatchKey, Item, Sink
 from asyncembed.engine.supervisor import Supervisor
-from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, InputFailure, StateError, UsageError
+from asyncembed.errors import (
+    OF_ONE_INPUT,
+    AsyncEmbedError,
+    InputError,
+    InputFailure,
+    OverloadedError,
+    StateError,
+    UsageError,
+)
+from asyncembed.observing import ObservedCall
 from asyncembed.wakeup import Signal
 from asyncembed.window import Entry, Room, Window
 
@@ -108,8 +117,21 @@ class Intake(Protocol[RecordT]):
         """Count a record that can be no input."""
         ...
 
+    def admit(self, count: int) -> None:
+        """Reserve places for items, where the interactive lane is bounded; those not submitted are free at the end.
+
+        Raises:
+            OverloadedError: There are not as many left.
+            InputError: There never are as many.
+        """
+        ...
+
     def submit(self, items: list[Item]) -> None:
-        """Let items wait for a worker: at once, or when what they stand for was fetched or read."""
+        """Let items wait for a worker: at once, or when what they stand for was fetched or read.
+
+        Raises:
+            OverloadedError: There is no place for items that were not admitted; none of these waits.
+        """
         ...
 
 
@@ -130,6 +152,7 @@ class StreamState(Generic[InputT]):
         is_started: Whether its source is being read, or was.
         is_closed: Whether nothing more can come of it.
         end: The error that it ended with, then.
+        observed: What its observers are told of it: once it is started, and if it has any.
         feeder_ended: Set when its source is closed.
     """
 
@@ -146,6 +169,7 @@ class StreamState(Generic[InputT]):
         on_end: Callable[["StreamState[InputT]"], None],
         total: int | None = None,
         shows_bar: bool = False,
+        observe: Callable[[], ObservedCall] | None = None,
     ) -> None:
         self.engine = engine
         self.model_name = model_name
@@ -153,15 +177,17 @@ class StreamState(Generic[InputT]):
         self.keeps_inputs = False
         self.skipped: int = 0
         self.total = total
-        self.is_started = False
+        self.is_started: bool = False
         self.is_closed: bool = False
         self.end: BaseException | None = None
+        self.observed: ObservedCall | None = None
         self.feeder_ended: Event = Event()
         self._intake = intake
         self._minimum_tokens = intake.batch_key.minimum_size
         self._on_error = on_error
         self._handler = on_error if callable(on_error) else None
         self._on_end = on_end
+        self._observe = observe
         self._room = Signal()
         self._window = Window(
             max_items=max_items,
@@ -184,9 +210,11 @@ class StreamState(Generic[InputT]):
 
     # ---------------------------------------------------------------- how far it is
 
-    def begin(self) -> None:
-        """Note that the source is to be read now."""
+    def start(self) -> None:
+        """Learn that its source is about to be read."""
         self.is_started = True
+        if self._observe is not None:
+            self.observed = self._observe()
         self._began_at = monotonic()
         if self._bar is not None:
             self._bar.start()
@@ -201,7 +229,7 @@ class StreamState(Generic[InputT]):
             read=taken + len(window),
             done=max(0, taken - failed),
             failed=failed,
-            tokens=int(window.answered_tokens),
+            tokens=window.tokens,
             seconds=0.0 if self._began_at is None else monotonic() - self._began_at,
             total=self.total,
         )
@@ -229,7 +257,9 @@ class StreamState(Generic[InputT]):
             with self._feeder_scope:
                 # By its type: what an object says of its class may be anything, or raise.
                 if type(source) in _IN_MEMORY:
-                    await _feed_from_memory(self, cast("Iterable[InputT | InputError]", source))
+                    collection = cast("Collection[InputT | InputError]", source)
+                    self._intake.admit(len(collection))
+                    await _feed_from_memory(self, collection)
                     outcome = None
                 elif hasattr(type(source), "__aiter__"):
                     await _feed_awaiting(self, cast("AsyncIterable[InputT | InputError]", source))
@@ -237,7 +267,9 @@ class StreamState(Generic[InputT]):
                 else:
                     outcome = await _feed_from_thread(self, cast("Iterable[InputT | InputError]", source))
         except get_cancelled_exc_class():
-            raise
+            # On asyncio it may be the source's own, as of a task that it waits for: nobody else's affair.
+            if current_effective_deadline() == -inf:
+                raise
         except BaseException as error:  # noqa: BLE001 (raised at the consumer: other streams share this task group)
             outcome = error
         finally:
@@ -250,6 +282,21 @@ class StreamState(Generic[InputT]):
     def is_full(self) -> bool:
         """Whether nothing may be read now."""
         return self._window.is_full
+
+    @property
+    def answered(self) -> int:
+        """Inputs so far that have a result, or an error in its place."""
+        return self._window.answered
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were computed for all results so far, padding left out."""
+        return self._window.tokens
+
+    @property
+    def truncated(self) -> int:
+        """Results so far whose inputs were cut at the length limit."""
+        return self._window.truncated
 
     def __repr__(self) -> str:
         if self.is_closed:
@@ -289,8 +336,13 @@ class StreamState(Generic[InputT]):
         items = self._window.push(entries)
         for _ in range(len(entries) - len(items)):
             self._intake.count_failure()
+            if self.observed is not None:
+                self.observed.failed += 1
         if items:
-            self._intake.submit(items)
+            try:
+                self._intake.submit(items)
+            except OverloadedError as error:
+                self.close(error)  # now, and not when it is their turn: the caller is to hear it at once
 
     # ---------------------------------------------------------------- the pool's side (a `Recipient`)
 
@@ -301,6 +353,8 @@ class StreamState(Generic[InputT]):
 
     def fail(self, index: int, error: Exception) -> None:
         """Take an error in the place of a result."""
+        if self.observed is not None:
+            self.observed.failed += 1
         if not self.is_closed:
             self._window.arrive(index, None, error)
 

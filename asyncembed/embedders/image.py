@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import isawaitable, iscoroutine
@@ -15,7 +15,15 @@ from anyio.abc import TaskGroup
 from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family
 from asyncembed.checks import check_bool, check_choice, check_count, check_seconds, checks_keywords
-from asyncembed.embedders.base import AnyStream, HasVectors, ModelName, ReturningCall, StreamCall, StreamKeywords
+from asyncembed.embedders.base import (
+    AnyStream,
+    HasVectors,
+    ModelName,
+    Opened,
+    ReturningCall,
+    StreamCall,
+    StreamKeywords,
+)
 from asyncembed.embedders.intake import InputT, Intake, Key
 from asyncembed.encoders.encoder import Call
 from asyncembed.engine.model import PooledModel
@@ -36,7 +44,7 @@ from asyncembed.images.inputs import (
 )
 from asyncembed.images.urls import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.options import OptionKeywords
-from asyncembed.results import Assembly, CollectedT, ResultT, ScalarT
+from asyncembed.results import Assembly, CollectedT, Counted, CountedBatch, ResultT, ScalarT
 from asyncembed.wakeup import completion, start_thread
 
 if TYPE_CHECKING:
@@ -125,15 +133,8 @@ class ImageEmbedder(HasVectors):
         limits = FetchLimits(allow_private=allow_private_urls, max_bytes=max_url_bytes, timeout_seconds=seconds)
         self._loader = ImageLoader(limits, max_pixels=max_image_pixels)
 
-    @asynccontextmanager
-    async def _lifetime(self) -> AsyncGenerator[None]:
-        try:
-            async with super()._lifetime():
-                yield
-        finally:
-            # After the streams have ended: an image that is being fetched then is nobody's failure.
-            with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
-                await self._loader.aclose()
+    def _lifetime(self) -> AbstractAsyncContextManager[Opened]:
+        return _closing_afterwards(super()._lifetime(), self._loader)
 
     def _settings(self) -> Mapping[str, object]:
         return self._decoding
@@ -151,6 +152,19 @@ class ImageEmbedder(HasVectors):
     ) -> AnyStream[InputT, ResultT, CollectedT]:
         images = cast("Source[InputT]", [source] if is_one_image(source) else source)
         return self._stream(self._require_open(), images, self._door, call, assembly, keywords)
+
+
+@asynccontextmanager
+async def _closing_afterwards(
+    lifetime: AbstractAsyncContextManager[Opened], loader: "ImageLoader"
+) -> AsyncGenerator[Opened]:
+    try:
+        async with lifetime as opened:
+            yield opened
+    finally:
+        # After the streams have ended: an image that is being fetched then is nobody's failure.
+        with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
+            await loader.aclose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,18 +205,20 @@ class _ImageIntake(Intake):
         return self._maker.sized_item(value, self._tokens_per_image + units, sink, index)
 
     def submit(self, items: list[Item]) -> None:
+        self._claim(len(items))
         absent = [item for item in items if type(item.value) is _Absent]
         self._waiting += absent
         for _ in range(min(len(absent), CONCURRENCY - len(self._scopes))):
             scope = CancelScope()
             self._scopes.add(scope)
             self._tasks.start_soon(self._bring_all, scope)
-        super().submit([item for item in items if type(item.value) is not _Absent] if absent else items)
+        self._send([item for item in items if type(item.value) is not _Absent] if absent else items)
 
     def close(self) -> None:
         self._waiting.clear()
         for scope in self._scopes:
             scope.cancel()
+        super().close()
 
     async def _bring_all(self, scope: CancelScope) -> None:
         """Bring in one image after another, in their order, until none waits."""
@@ -235,6 +251,7 @@ class _ImageIntake(Intake):
         except BaseException as error:  # noqa: BLE001 (it travels as a value: nothing leaves a task of the group)
             message = str(error) if isinstance(error, AsyncEmbedError) else in_words(error)
             self.count_failure()
+            self._give_back(1)
             item.sink.fail(item.index, InputError(message, index=item.index))
             return
         item.value = data
@@ -242,7 +259,7 @@ class _ImageIntake(Intake):
         # What it costs to decode is known only now.
         item.size += len(data) // ENCODED_BYTES_PER_TOKEN
         absent.recipient.charge(item.index, len(data))
-        super().submit([item])
+        self._send([item])
 
 
 def _fail_as_closed(item: Item) -> None:
@@ -417,19 +434,40 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         """
         return self._images(images, self._call, self._dense_assembly(self._call), call)
 
+    @overload
+    async def embed_image(self, image: ImageInput, *, with_tokens: Literal[False] = False) -> "NDArray[ScalarT]": ...
+    @overload
+    async def embed_image(self, image: ImageInput, *, with_tokens: Literal[True]) -> "Counted[NDArray[ScalarT]]": ...
     @checks_keywords
-    async def embed_image(self, image: ImageInput) -> "NDArray[ScalarT]":
-        """The vector of one image: (dim,). Goes before bulk work.
+    async def embed_image(
+        self, image: ImageInput, *, with_tokens: bool = False
+    ) -> "NDArray[ScalarT] | Counted[NDArray[ScalarT]]":
+        """The vector of one image: (dim,), `with_tokens` as a `Counted`. Goes before bulk work.
 
         The name is fastembed's; where matrices come of images, `embed_image` is the stream of many.
         """
-        return await self._one(await self._turn(), image, self._door, self._call, self._dense_assembly(self._call))
+        opened = await self._turn()
+        assembly: Assembly[NDArray[ScalarT], NDArray[ScalarT]] = self._dense_assembly(self._call)
+        return await self._one(opened, image, self._door, self._call, assembly, with_tokens=with_tokens)
 
+    @overload
+    async def embed_images(
+        self, images: Iterable[ImageInput], *, with_tokens: Literal[False] = False
+    ) -> "NDArray[ScalarT]": ...
+    @overload
+    async def embed_images(
+        self, images: Iterable[ImageInput], *, with_tokens: Literal[True]
+    ) -> "CountedBatch[NDArray[ScalarT]]": ...
     @checks_keywords
-    async def embed_images(self, images: Iterable[ImageInput]) -> "NDArray[ScalarT]":
-        """The vectors of some images: (n, dim), rows in input order. Goes before bulk work."""
+    async def embed_images(
+        self, images: Iterable[ImageInput], *, with_tokens: bool = False
+    ) -> "NDArray[ScalarT] | CountedBatch[NDArray[ScalarT]]":
+        """The vectors of some images: (n, dim), rows in input order. Goes before bulk work.
+
+        `with_tokens` gives them as a `CountedBatch`.
+        """
         await self._turn()
-        return await self.embed(images, priority="interactive").collect()
+        return await self._several(self.embed(images, priority="interactive"), with_tokens=with_tokens)
 
     def _overrides(self) -> Overrides:
         return replace(super()._overrides(), pooling=self._pooling, normalize=self._normalize)

@@ -15,6 +15,7 @@ from asyncembed.engine.scheduler import Batch, BatchKey, Item, Priority, Sink
 if TYPE_CHECKING:
     from asyncembed.encoders.encoder import EncoderConfig
     from asyncembed.errors import AsyncEmbedError
+    from asyncembed.observing import Observers
 
 ESTIMATE_MEMORY = 0.95
 """How much an earlier batch counts beside the next one when tokens per unit are learnt."""
@@ -90,6 +91,8 @@ class Stats:
         workers: Workers the pool has.
         workers_ready: Workers that run now.
         workers_restarted: How often a worker was replaced.
+        refused: Inputs that were not taken, as too many waited (`max_queued`).
+        truncated: Inputs computed that had been cut at the length limit.
     """
 
     queued_interactive: int
@@ -104,6 +107,8 @@ class Stats:
     workers: int
     workers_ready: int
     workers_restarted: int
+    refused: int = 0
+    truncated: int = 0
 
     @property
     def queued(self) -> int:
@@ -128,6 +133,8 @@ class PooledModel:
         self.key = key
         self.config = config
         self.info: ModelInfo = ModelInfo()
+        self.observers: Observers | None = None
+        """Who hears of its batches; None: nobody."""
         self.is_wanted = False
         """Whether workers load it ahead of its first batch."""
         self.is_warming = False
@@ -137,8 +144,10 @@ class PooledModel:
         self.batches: int = 0
         self.items: int = 0
         self.failed: int = 0
+        self.refused: int = 0
         self.tokens: int = 0
         self.padded_tokens: int = 0
+        self.truncated: int = 0
         self.batch_seconds: deque[float] = deque(maxlen=64)
         # By mode: to count tokens takes less than to embed.
         self._speeds: defaultdict[Hashable, Speed] = defaultdict(Speed)
@@ -174,6 +183,8 @@ class PooledModel:
         self.failed += len(answer.failures)
         self.tokens += answer.tokens
         self.padded_tokens += answer.padded_tokens
+        if answer.counts:
+            self.truncated += sum([count < 0 for count in answer.counts])
         self.batch_seconds.append(seconds)
         # From units, not from the estimates: those were made at different times, from what was known then.
         units = [item.units for item in batch.items]

@@ -13,9 +13,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from logging import Logger, getLogger
 from math import inf
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import anyio
 from anyio import CancelScope, CapacityLimiter, Event, to_thread
@@ -61,6 +62,7 @@ class WorkerPlan:
         threads_alone: That a worker computes with when it has to do for all, in this process; None: it must not.
         device_ids: Devices, dealt out in turn.
         batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
+        max_queued: How many interactive items may wait; None: any number.
     """
 
     workers: int
@@ -71,6 +73,7 @@ class WorkerPlan:
     threads_alone: int | None
     device_ids: Sequence[int]
     batch_timeout: float | None
+    max_queued: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -100,6 +103,7 @@ class Supervisor:
             plan.reserved,
             batch_timeout=plan.batch_timeout,
             load_timeout=None if plan.in_thread else LOAD_TIMEOUT_SECONDS,
+            max_queued=plan.max_queued,
         )
         # Held while anything is moved or counted, so that `stats` in another thread finds nothing half done. Only the
         # loop's thread changes anything, and waits here for no longer than a snapshot takes.
@@ -113,7 +117,7 @@ class Supervisor:
         self._is_open = False
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator[None]:
+    async def running(self) -> AsyncGenerator["Supervisor"]:
         """From the start of the workers to their end."""
         self._loop = Loop()
         self._limiter = CapacityLimiter(inf)
@@ -122,7 +126,7 @@ class Supervisor:
             async with owned_task_group() as group:
                 for slot in self._dispatcher.slots:
                     group.start_soon(self._serve, slot)
-                yield
+                yield self
         finally:
             self._is_open = False
             with self._lock:
@@ -186,6 +190,24 @@ class Supervisor:
         _tell(failed)
         self._wake_those_with_room()
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether interactive items need a place that was reserved before they are submitted."""
+        return self.plan.max_queued is not None
+
+    def reserve(self, model: PooledModel, count: int) -> None:
+        """Keep places for `count` interactive items, which are yet to be submitted.
+
+        Raises:
+            OverloadedError: There are not as many left.
+            InputError: There never are as many.
+        """
+        self._dispatcher.reserve(model, count)
+
+    def release(self, count: int) -> None:
+        """Give places back: of items that are submitted now, or never will be."""
+        self._dispatcher.release(count)
+
     @uninterrupted
     def withdraw(self, items: Sequence[Item]) -> None:
         """Forget `items`: those that wait are not computed, and what a worker computes already is dropped."""
@@ -209,7 +231,7 @@ class Supervisor:
         """Raise `StateError` unless it is open, on the caller's event loop."""
         if not self._is_open:
             state = "was closed and is not open" if self._loop is not None else "is not open"
-            raise StateError(f"the worker pool {state}: use it inside `async with`")
+            raise StateError(f"the worker pool {state}: use it inside `async with`, or after `await pool.open()`")
         self.loop.check()
 
     @property
@@ -350,10 +372,14 @@ class Supervisor:
                 return
             assert len(life.futures) == len(slot.in_flight), "answers come in the order of sending"
             life.futures.popleft()
+            answer = future.result() if error is None else _as_failure(error)
             with self._lock:
-                self._take_answer(slot, life, future.result() if error is None else _as_failure(error))
+                order, seconds = self._take_answer(slot, life, answer)
+            if order.batch is not None and order.model.observers is not None:
+                told = answer.error if isinstance(answer, child.Failed) else cast(Encoded, answer)
+                order.model.observers.batch_ended(order.batch.items, told, seconds)
 
-    def _take_answer(self, slot: Slot, life: _Life, answer: object) -> None:
+    def _take_answer(self, slot: Slot, life: _Life, answer: object) -> tuple[Order, float]:
         order, seconds = self._dispatcher.take_answer(slot, anyio.current_time())
         if order.batch is None:
             self._on_loaded(slot, life, order.model, answer)
@@ -364,6 +390,7 @@ class Supervisor:
             assert isinstance(answer, child.Failed)
             _tell(self._dispatcher.batch_failed(slot, order.batch, answer.error))
             self._wake_those_with_room()
+        return order, seconds
 
     def _on_loaded(self, slot: Slot, life: _Life, model: PooledModel, answer: object) -> None:
         if isinstance(answer, child.Loaded):
@@ -419,10 +446,12 @@ class Supervisor:
 
 def _deliver(items: Sequence[Item], answer: Encoded) -> None:
     """Hand each item its result, or its own error."""
-    for position, (item, result) in enumerate(zip(items, answer.results, strict=True)):
+    counts = repeat(0, len(items)) if answer.counts is None else answer.counts
+    for position, (item, result, count) in enumerate(zip(items, answer.results, counts, strict=True)):
         if answer.failures and position in answer.failures:
             _tell([FailedItem(item, answer.failures[position])])
         else:
+            item.count = count
             item.sink.deliver(item.index, result)
 
 
