@@ -118,6 +118,7 @@ class Window:
         self._wanted: tuple[int, float, float] = (0, 0.0, 0.0)
         self._wants_bytes = False
         self._look_from = -1
+        self._is_closed = False
 
     @property
     def taken(self) -> int:
@@ -178,7 +179,7 @@ class Window:
     def _is_within(self, items: int, tokens: float, size_bytes: float) -> bool:
         """Whether no more than `items` entries are there, with less than so many tokens and bytes; or none at all."""
         if not self._entries:
-            return True
+            return not self._is_closed
         return len(self._entries) <= items and self._waiting_tokens < tokens and self._expected_bytes() < size_bytes
 
     def _expected_bytes(self) -> float:
@@ -273,7 +274,11 @@ class Window:
         return entry
 
     def close(self) -> list[Item]:
-        """Forget everything; returns what is not answered yet. Nothing may arrive from now on."""
+        """Forget everything; returns what is not answered yet. From now on nothing may arrive, and there is no room.
+
+        Whoever reads hears of the end a turn of the loop later, and must not take what is forgotten for room.
+        """
+        self._is_closed = True
         items = [entry.item for entry in self._entries.values() if entry.item is not None]
         self._pushed -= len(self._entries)
         self._entries.clear()
