@@ -69,7 +69,8 @@ async def prepare(
         await in_disk_thread(_check_is_fp32, directory, spec)
     if options.max_length is not None:
         await in_disk_thread(_check_max_length, directory, options.max_length)
-    if spec.model_file is None and kind.needs_graph:
+    is_exported = spec.model_file is None and kind.needs_graph
+    if is_exported:
         # Beside the hub's files, where the user wants those elsewhere; their caches take what is in it for repos.
         cache_dir = None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
         spec = replace(spec, model_file=str(await _export(directory, cache_dir, workers=options.workers)))
@@ -86,6 +87,7 @@ async def prepare(
         accelerated_batch_tokens=options.accelerated_batch_tokens(),
         max_batch_size=options.max_batch_size,
         batch_invariant=options.batch_invariant,
+        is_exported=is_exported,
         keywords=settings,
     )
 

@@ -88,9 +88,11 @@ class Window:
         self._max_items = max_items
         self._max_tokens = max_tokens
         self._max_bytes = max_bytes
-        self._on_ready = on_ready
+        self.on_ready = on_ready
         self._on_room = on_room
         self._entries: dict[int, Entry] = {}
+        # Less those that `close` forgot.
+        self._pushed = 0
         # The index that is next, or what has come in its order.
         self._next = 0
         self._arrivals: deque[Entry] | None = None if ordered else deque()
@@ -98,6 +100,7 @@ class Window:
         # Those without an answer.
         self._waiting = 0
         self._waiting_tokens = 0.0
+        self._pushed_tokens = 0.0
         # Of all answers so far, to know what to expect of the next ones.
         self._answers = 0
         self._answer_bytes = 0
@@ -107,8 +110,26 @@ class Window:
         self._wants_bytes = False
         self._look_from = -1
 
+    @property
+    def taken(self) -> int:
+        """How many entries were taken."""
+        return self._pushed - len(self._entries)
+
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `take` has something."""
+        if self._arrivals is not None:
+            return bool(self._arrivals)
+        entry = self._entries.get(self._next)
+        return entry is not None and entry.item is None
+
+    @property
+    def answered_tokens(self) -> float:
+        """Estimated tokens of all inputs so far that have their answer."""
+        return self._pushed_tokens - self._waiting_tokens
 
     # ---------------------------------------------------------------- room
 
@@ -167,6 +188,7 @@ class Window:
     def push(self, entries: Iterable[Entry]) -> list[Item]:
         """Take in what was read, in the order of the source; returns what is to be computed of it."""
         items: list[Item] = []
+        waiting_tokens = self._waiting_tokens
         for entry in entries:
             self._entries[entry.index] = entry
             self._bytes += entry.size_bytes
@@ -175,7 +197,9 @@ class Window:
                 self._settle(entry)
             else:
                 items.append(entry.item)
+            self._pushed += 1
         self._waiting += len(items)
+        self._pushed_tokens += self._waiting_tokens - waiting_tokens
         return items
 
     def charge(self, index: int, size_bytes: int) -> None:
@@ -212,7 +236,7 @@ class Window:
             self._arrivals.append(entry)
         elif entry.index != self._next:
             return
-        self._on_ready()
+        self.on_ready()
 
     # ---------------------------------------------------------------- out
 
@@ -236,6 +260,7 @@ class Window:
     def close(self) -> list[Item]:
         """Forget everything; returns what is not answered yet. Nothing may arrive from now on."""
         items = [entry.item for entry in self._entries.values() if entry.item is not None]
+        self._pushed -= len(self._entries)
         self._entries.clear()
         if self._arrivals is not None:
             self._arrivals.clear()

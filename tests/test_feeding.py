@@ -47,6 +47,9 @@ class Held:
     def count_failure(self) -> None:
         self.failed += 1
 
+    def admit(self, count: int) -> None:
+        """There is always room."""
+
     def submit(self, items: list[Item]) -> None:
         self.items += items
         self.on_submit()
@@ -93,6 +96,7 @@ async def fed(
         state: StreamState[int] = StreamState(
             engine,
             intake,
+            model_name="numbers",
             max_items=max_items,
             max_bytes=10_000,
             ordered=ordered,

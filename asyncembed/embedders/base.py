@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from inspect import signature
+from logging import INFO, Logger, getLogger
+from time import monotonic
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -23,9 +25,17 @@ from anyio import Event
 from anyio.abc import TaskGroup
 
 from asyncembed.catalogue.lookup import describe, find_model, list_models, parse_origins, require_model
+from asyncembed.catalogue.onnx_choice import precision_of
 from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family, ModelSpec
-from asyncembed.checks import check_bool, check_callable, check_choice, check_custom_model, check_model_name
+from asyncembed.checks import (
+    check_bool,
+    check_callable,
+    check_choice,
+    check_custom_model,
+    check_model_name,
+    check_on_error,
+)
 from asyncembed.embedders.intake import Door, InputT, Key, check_source
 from asyncembed.encoders.encoder import Call
 from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
@@ -34,7 +44,7 @@ from asyncembed.engine.pool import WorkerPool, engine_of
 from asyncembed.engine.scheduler import Item, Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, StateError
-from asyncembed.feeding import OnError, Source, StreamState
+from asyncembed.feeding import ErrorHandler, OnError, Source, StreamState
 from asyncembed.loading import prepare
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
@@ -66,7 +76,7 @@ class CallKeywords(TypedDict, total=False):
 class StreamCall(CallKeywords, total=False):
     """`CallKeywords` of a call whose stream holds results only."""
 
-    on_error: Literal["raise", "skip"]
+    on_error: Literal["raise", "skip"] | ErrorHandler
 
 
 class ReturningCall(CallKeywords, total=False):
@@ -83,10 +93,14 @@ class StreamKeywords(CallKeywords, total=False):
         priority: "interactive" goes before "bulk", which is what streams are unless they say otherwise.
         ordered: Whether results come in input order (True, unless said otherwise), or as they are ready.
         on_error: What becomes of an input that has no result: "raise" (unless said otherwise) ends the stream with its
-            error, "skip" leaves it out, "return" gives the error in the place of the result.
+            error, "skip" leaves it out, "return" gives the error in the place of the result. A function leaves it out,
+            too, and is called with the record and the error, one after the other in the order of the results, as the
+            consumer comes to them. It is a plain function, runs on the event loop, and must return at once. What it
+            raises ends the stream. Where the source handed over an `InputError`, that is the record as well.
 
     Raises:
         StateError: The embedder is not open, or was opened on another event loop.
+        OverloadedError: (from the stream) With "interactive", more inputs wait than `max_queued` allows.
         OptionError: An argument that cannot work; (from the stream) one that the model cannot serve.
         InputError: The source is none; (from the stream) one of its inputs is none of the family, cannot be had, or is
             over the limit with `truncate=False`; `index` says which.
@@ -95,6 +109,8 @@ class StreamKeywords(CallKeywords, total=False):
     key: Key | None
     on_error: OnError
 
+
+logger: Logger = getLogger("asyncembed")
 
 CALLS_PER_TURN = 32
 """Coroutine calls that begin in one turn of the event loop: each takes some tens of microseconds to begin."""
@@ -141,9 +157,12 @@ class Embedder(Openable):
         )
         self._opened: Opened | None = None
         self._was_closed = False
+        # Of the present opening, or of the last one.
+        self._model: PooledModel | None = None
 
     @asynccontextmanager
     async def _lifetime(self) -> AsyncGenerator[None]:
+        began = monotonic()
         async with AsyncExitStack() as stack:
             pool = self._options.pool
             if pool is None:
@@ -159,9 +178,13 @@ class Embedder(Openable):
                 overrides=self._overrides(),
                 settings=self._settings(),
             )
-            model = engine.add_model(config)
+            model = self._model = engine.add_model(config)
             stack.callback(engine.remove_model, model)
             await engine.warm(model)
+            if logger.isEnabledFor(INFO):
+                logger.info(
+                    "%s opened %s in %.1f s", type(self).__name__, _described(engine, model), monotonic() - began
+                )
             group = await stack.enter_async_context(owned_task_group())
             opened = self._opened = Opened(engine, model, group, config.spec, Turnstile(engine.loop, CALLS_PER_TURN))
             try:
@@ -189,9 +212,27 @@ class Embedder(Openable):
             hint = f": {ATTRIBUTES[name]}" if name in ATTRIBUTES else ""
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}", name=name, obj=self)
 
+    def __repr__(self) -> str:
+        # Also of one that its constructor has refused, as debuggers show those.
+        kind, name = type(self).__name__, repr(self.model_name) if hasattr(self, "_model_name") else "refused"
+        opened: Opened | None = getattr(self, "_opened", None)
+        if opened is not None:
+            runs_on = opened.model.info.runs_on
+            return f"<{kind} {name} open on {runs_on}: {opened.engine.stats(opened.model).in_words()}>"
+        model: PooledModel | None = getattr(self, "_model", None)
+        if not getattr(self, "_was_closed", False) or model is None:
+            return f"<{kind} {name} not open>"
+        return f"<{kind} {name} closed after {model.items} inputs in {model.batches} batches>"
+
     def stats(self) -> Stats:
-        """What this model has computed, and the state of its pool: a snapshot."""
-        opened = self._require_open()
+        """What this model has computed, and the state of its pool: a snapshot, from any thread.
+
+        Raises:
+            StateError: The embedder is not open.
+        """
+        opened = self._opened
+        if opened is None:
+            raise self._not_open()
         return opened.engine.stats(opened.model)
 
     # ---------------------------------------------------------------- opening
@@ -261,10 +302,13 @@ class Embedder(Openable):
 
     def _require_open(self) -> Opened:
         if self._opened is None:
-            state = "was closed" if self._was_closed else "is not open"
-            raise StateError(f"{type(self).__name__} {state}: use it inside `async with`")
+            raise self._not_open()
         self._opened.engine.loop.check()
         return self._opened
+
+    def _not_open(self) -> StateError:
+        state = "was closed" if self._was_closed else "is not open"
+        return StateError(f"{type(self).__name__} {state}: use it inside `async with`")
 
     # ---------------------------------------------------------------- dispatching
 
@@ -280,7 +324,7 @@ class Embedder(Openable):
         key, priority = keywords.get("key"), keywords.get("priority", "bulk")
         ordered, on_error = keywords.get("ordered", True), keywords.get("on_error", "raise")
         check_choice("priority", priority, get_args(PriorityName))
-        check_choice("on_error", on_error, get_args(OnError))
+        check_on_error(on_error)
         check_bool("ordered", ordered)
         check_callable("key", key, what="a function that takes the input out of a record")
         check_source(source)
@@ -293,6 +337,7 @@ class Embedder(Openable):
         state: StreamState[InputT] = StreamState(
             opened.engine,
             intake,
+            model_name=opened.model.name,
             max_items=self._options.max_in_flight or MAX_IN_FLIGHT,
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
             ordered=ordered,
@@ -323,13 +368,14 @@ class Embedder(Openable):
         intake = door(opened.engine, opened.model, call, Priority.INTERACTIVE, None)
         request = _Request()
         try:
-            item, _ = intake.item(value, 0, request)
-        except InputError as error:
-            intake.count_failure()
-            error.index = None
-            raise
-        intake.submit([item])
-        try:
+            intake.admit(1)
+            try:
+                item, _ = intake.item(value, 0, request)
+            except InputError as error:
+                intake.count_failure()
+                error.index = None
+                raise
+            intake.submit([item])
             return assembly.detach(await request.wait(opened.engine, item))
         finally:
             intake.close()
@@ -401,3 +447,17 @@ class _Request:
         if self._error is not None:
             raise self._error
         return self._result
+
+
+def _described(engine: Supervisor, model: PooledModel) -> str:
+    """What was opened, and what computes it: for the log."""
+    config, plan = model.config, engine.plan
+    graph = "no graph"
+    if (file := config.spec.model_file) is not None:
+        precision = precision_of(file)
+        if precision == "fp32" and model.info.dynamically_quantized:
+            precision = "quantised, though its name does not say so"
+        origin = ", exported from its weights" if config.is_exported else ""
+        graph = f"{config.directory / file} ({precision}{origin})"
+    each = f"x {plan.threads} threads in this process" if plan.in_thread else f"workers x {plan.threads} threads"
+    return f"{model.name}: {graph} on {model.info.runs_on}, {engine.size} {each} on {plan.cores} cores"

@@ -37,6 +37,7 @@ class EncoderConfig:
         accelerated_batch_tokens: The same where something other than the CPU computes; None: no other number there.
         max_batch_size: Most inputs that one run of the graph may take; None: no limit.
         batch_invariant: Run the inputs of a dynamically quantised graph one by one.
+        is_exported: Whether its graph was built from the weights here, as its source has none.
         keywords: What the family's own constructor keywords say (k, b, language, ...).
     """
 
@@ -48,6 +49,7 @@ class EncoderConfig:
     accelerated_batch_tokens: int | None = None
     max_batch_size: int | None = None
     batch_invariant: bool = True
+    is_exported: bool = False
     keywords: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -109,6 +111,11 @@ class ModelInfo:
     dynamically_quantized: bool = False
     providers: tuple[str, ...] = ()
     warning: str | None = None
+
+    @property
+    def runs_on(self) -> str:
+        """What computes first, for people."""
+        return self.providers[0] if self.providers else "the CPU, without a graph"
 
 
 @dataclass(slots=True)

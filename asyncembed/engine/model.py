@@ -90,6 +90,7 @@ class Stats:
         workers: Workers the pool has.
         workers_ready: Workers that run now.
         workers_restarted: How often a worker was replaced.
+        refused: Inputs that were not taken, as too many waited (`max_queued`).
     """
 
     queued_interactive: int
@@ -104,6 +105,7 @@ class Stats:
     workers: int
     workers_ready: int
     workers_restarted: int
+    refused: int = 0
 
     @property
     def queued(self) -> int:
@@ -114,6 +116,11 @@ class Stats:
     def padding_share(self) -> float:
         """The part of the computed tokens that was padding, 0 to 1."""
         return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+
+    def in_words(self) -> str:
+        """What was done, and what is waiting to be."""
+        done = f"{self.items} inputs in {self.batches} batches" + (f", {self.failed} failed" if self.failed else "")
+        return f"{done}; {self.queued} waiting, {self.in_flight} batches in flight"
 
 
 class PooledModel:
@@ -132,6 +139,7 @@ class PooledModel:
         self.batches: int = 0
         self.items: int = 0
         self.failed: int = 0
+        self.refused: int = 0
         self.tokens: int = 0
         self.padded_tokens: int = 0
         self.batch_seconds: deque[float] = deque(maxlen=64)

@@ -25,6 +25,7 @@ class PoolKeywords(TypedDict, total=False):
     interactive_workers: int
     device_ids: Sequence[int] | None
     batch_timeout: float | None
+    max_queued: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class PoolOptions:
     interactive_workers: int = 0
     device_ids: Sequence[int] | None = None
     batch_timeout: float | None = BATCH_TIMEOUT_SECONDS
+    max_queued: int | None = None
 
     def __post_init__(self) -> None:
         check_count("workers", self.workers, minimum=0)
@@ -43,6 +45,7 @@ class PoolOptions:
         check_count("interactive_workers", self.interactive_workers, minimum=0, may_be_none=False)
         check_device_ids(self.device_ids)
         check_seconds("batch_timeout", self.batch_timeout, may_be_none=True)
+        check_count("max_queued", self.max_queued, minimum=1)
 
     def pool_keywords(self) -> PoolKeywords:
         """What a pool of one's own is made with."""
@@ -76,6 +79,11 @@ class WorkerPool(Openable):
             with the others while both compute; with `workers=0` it is a thread, too.
         device_ids: Devices, one per worker, dealt out in turn; without `workers` there is one worker for each.
         batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
+        max_queued: How many inputs of interactive calls may wait for a worker; None: any number. A call that would make
+            them more raises `OverloadedError` at once. A list (of `embed_documents`, `embed_images`, `rank`) is taken
+            whole or not at all; one that alone is longer, and so never could be, is an `InputError`. A source that
+            does not tell its length is taken as it comes, until there is no room. Streams are bulk work, bounded by
+            their windows, and not concerned unless they ask for `priority="interactive"`.
 
     Raises:
         OptionError: A value that cannot work.
@@ -99,8 +107,17 @@ class WorkerPool(Openable):
         return self._supervisor.size
 
     def stats(self) -> Stats:
-        """What all models in it have computed, and the state of its queue and workers: a snapshot."""
+        """What all models in it have computed, and the state of its queue and workers: a snapshot, from any thread."""
         return self._supervisor.stats()
+
+    def __repr__(self) -> str:
+        supervisor: Supervisor | None = getattr(self, "_supervisor", None)  # none while its options are refused
+        if supervisor is None:
+            return f"<{type(self).__name__} not open>"
+        state, stats = supervisor.state, supervisor.stats()
+        if state != "open":
+            return f"<{type(self).__name__} {state}>"
+        return f"<{type(self).__name__} open: {stats.workers_ready} of {stats.workers} workers, {stats.in_words()}>"
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers that run now; empty with `workers=0`."""
@@ -121,8 +138,10 @@ def _plan(options: PoolOptions) -> WorkerPlan:
         workers=max(1, wanted),
         reserved=options.interactive_workers,
         threads=max(1, cores // max(1, wanted)) if threads is None else threads,
+        cores=cores,
         in_thread=wanted == 0,
         threads_alone=(cores if threads is None else threads) if options.workers is None else None,
         device_ids=tuple(options.device_ids or ()),
         batch_timeout=None if wanted == 0 else options.batch_timeout,
+        max_queued=options.max_queued,
     )

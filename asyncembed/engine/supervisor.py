@@ -6,6 +6,7 @@ arrive on the event loop through `Loop.post`. Nothing here knows what an encoder
 """
 
 import os
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -55,19 +56,23 @@ class WorkerPlan:
         workers: Those for all work; with `in_thread` the one thread.
         reserved: Those kept free for interactive work, besides.
         threads: That each worker computes with.
+        cores: That they were shared out of.
         in_thread: Compute in threads of this process.
         threads_alone: That a worker computes with when it has to do for all, in this process; None: it must not.
         device_ids: Devices, dealt out in turn.
         batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
+        max_queued: How many interactive items may wait; None: any number.
     """
 
     workers: int
     reserved: int
     threads: int
+    cores: int
     in_thread: bool
     threads_alone: int | None
     device_ids: Sequence[int]
     batch_timeout: float | None
+    max_queued: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +102,11 @@ class Supervisor:
             plan.reserved,
             batch_timeout=plan.batch_timeout,
             load_timeout=None if plan.in_thread else LOAD_TIMEOUT_SECONDS,
+            max_queued=plan.max_queued,
         )
+        # Held while anything is moved or counted, so that `stats` in another thread finds nothing half done. Only the
+        # loop's thread changes anything, and waits here for no longer than a snapshot takes.
+        self._lock = threading.RLock()
         # By the index of their slots: the workers that run now.
         self._lives: dict[int, _Life] = {}
         # Set, and made anew, when a model was loaded or cannot be.
@@ -119,7 +128,9 @@ class Supervisor:
                 yield
         finally:
             self._is_open = False
-            _tell(self._dispatcher.close(StateError("the worker pool was closed")))
+            with self._lock:
+                failed = self._dispatcher.close(StateError("the worker pool was closed"))
+            _tell(failed)
             self._notify()
 
     # ---------------------------------------------------------------- what embedders call
@@ -129,16 +140,23 @@ class Supervisor:
         """How many workers it has."""
         return len(self._dispatcher.slots)
 
+    @property
+    def state(self) -> str:
+        """Whether it is open, in words."""
+        return "open" if self._is_open else "not open" if self._loop is None else "closed"
+
     @uninterrupted
     def add_model(self, config: "EncoderConfig") -> PooledModel:
         """Make a model known; workers load it when `warm` asks, or with its first batch."""
         self.check_open()
-        return self._dispatcher.add_model(config)
+        with self._lock:
+            return self._dispatcher.add_model(config)
 
     @uninterrupted
     def remove_model(self, model: PooledModel) -> None:
         """Forget a model; its waiting items get a `StateError`, and the workers drop it."""
-        failed, having = self._dispatcher.remove_model(model)
+        with self._lock:
+            failed, having = self._dispatcher.remove_model(model)
         for slot in having:
             self._lives[slot.index].worker.unload(model.key)
         _tell(failed)
@@ -166,17 +184,42 @@ class Supervisor:
 
         It never raises: an item that cannot be computed, as the pool or its model was closed, hears so by its sink.
         """
-        _tell(self._dispatcher.add(items))
+        with self._lock:
+            failed = self._dispatcher.add(items)
+        _tell(failed)
         self._wake_those_with_room()
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether interactive items need a place that was reserved before they are submitted."""
+        return self.plan.max_queued is not None
+
+    def reserve(self, model: PooledModel, count: int) -> None:
+        """Keep places for `count` interactive items, which are yet to be submitted.
+
+        Raises:
+            OverloadedError: There are not as many left.
+            InputError: There never are as many.
+        """
+        self._dispatcher.reserve(model, count)
+
+    def release(self, count: int) -> None:
+        """Give places back: of items that are submitted now, or never will be."""
+        self._dispatcher.release(count)
 
     @uninterrupted
     def withdraw(self, items: Sequence[Item]) -> None:
         """Forget `items`: those that wait are not computed, and what a worker computes already is dropped."""
-        self._dispatcher.withdraw(items)
+        with self._lock:
+            self._dispatcher.withdraw(items)
 
     def stats(self, model: PooledModel | None = None) -> Stats:
-        """A snapshot of the whole pool, or of one model; the queue and the workers are always the pool's."""
-        return self._dispatcher.stats(model)
+        """A snapshot of the whole pool, or of one model; the queue and the workers are always the pool's.
+
+        From any thread, at any time: nothing in it is from before what the rest is from after.
+        """
+        with self._lock:
+            return self._dispatcher.stats(model)
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers that run now; empty with `workers=0`."""
@@ -229,7 +272,9 @@ class Supervisor:
                 with CancelScope(shield=True):
                     await self._stop(worker)
             logger.warning("worker %d (pid %s) %s and is replaced", slot.index, worker.pid, slot.reason)
-            _tell(self._dispatcher.bury(slot))
+            with self._lock:
+                failed = self._dispatcher.bury(slot)
+            _tell(failed)
             self._notify()
             self._wake_those_with_room()
 
@@ -295,9 +340,13 @@ class Supervisor:
         # Without an await: between what is decided and what is sent, nothing may change.
         loop = self.loop
         try:
-            while (order := self._dispatcher.next_order(slot)) is not None:
-                future = self._send(slot, life.worker, order)
-                self._dispatcher.sent(slot, order, anyio.current_time())
+            while True:
+                with self._lock:
+                    order = self._dispatcher.next_order(slot)
+                    if order is None:
+                        return
+                    future = self._send(slot, life.worker, order)
+                    self._dispatcher.sent(slot, order, anyio.current_time())
                 life.futures.append(future)
                 future.add_done_callback(lambda _: loop.post(life.wake))
         except WorkerGone:
@@ -322,17 +371,20 @@ class Supervisor:
                 return
             assert len(life.futures) == len(slot.in_flight), "answers come in the order of sending"
             life.futures.popleft()
-            order, seconds = self._dispatcher.take_answer(slot, anyio.current_time())
-            answer = future.result() if error is None else _as_failure(error)
-            if order.batch is None:
-                self._on_loaded(slot, life, order.model, answer)
-            elif isinstance(answer, Encoded):
-                self._dispatcher.computed(slot, order, answer, seconds)
-                _deliver(order.batch.items, answer)
-            else:
-                assert isinstance(answer, child.Failed)
-                _tell(self._dispatcher.batch_failed(slot, order.batch, answer.error))
-                self._wake_those_with_room()
+            with self._lock:
+                self._take_answer(slot, life, future.result() if error is None else _as_failure(error))
+
+    def _take_answer(self, slot: Slot, life: _Life, answer: object) -> None:
+        order, seconds = self._dispatcher.take_answer(slot, anyio.current_time())
+        if order.batch is None:
+            self._on_loaded(slot, life, order.model, answer)
+        elif isinstance(answer, Encoded):
+            self._dispatcher.computed(slot, order, answer, seconds)
+            _deliver(order.batch.items, answer)
+        else:
+            assert isinstance(answer, child.Failed)
+            _tell(self._dispatcher.batch_failed(slot, order.batch, answer.error))
+            self._wake_those_with_room()
 
     def _on_loaded(self, slot: Slot, life: _Life, model: PooledModel, answer: object) -> None:
         if isinstance(answer, child.Loaded):
@@ -365,7 +417,9 @@ class Supervisor:
         return True
 
     def _give_up(self, slot: Slot, error: WorkerError) -> None:
-        _tell(self._dispatcher.give_up(slot, error))
+        with self._lock:
+            failed = self._dispatcher.give_up(slot, error)
+        _tell(failed)
         self._notify()
         self._wake_those_with_room()  # a reserved worker may be the only one left for what waits
 

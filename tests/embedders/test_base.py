@@ -1,9 +1,11 @@
 """Opening, one-item calls, closing, and misuse: what all embedders share."""
 
+import logging
+import re
 from collections import Counter
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +16,11 @@ import pytest
 
 from asyncembed.embedders.base import CALLS_PER_TURN
 from asyncembed.embedders.text import TextEmbedding
+from asyncembed.engine import pool as pool_module
 from asyncembed.engine.pool import WorkerPool
-from asyncembed.errors import InputError, OptionError, StateError
+from asyncembed.errors import InputError, OptionError, OverloadedError, StateError
 from tests.support.encoders import ECHO, with_settings
+from tests.support.models import write_model
 from tests.support.waiting import nothing_left_behind, run_in_a_loop_of_its_own, until
 
 
@@ -280,6 +284,68 @@ async def test_two_embedders_live_side_by_side() -> None:
         assert first[1] != second[1], "each has a process of its own"
 
 
+# ---------------------------------------------------------------- looking at it
+
+
+async def test_a_model_says_how_it_is_doing_before_while_and_after_it_is_open() -> None:
+    model = TextEmbedding(ECHO, workers=0)
+    assert repr(model) == "<TextEmbedding 'echo' not open>"
+    async with model:
+        await model.embed_query("#1")
+        await model.embed(["#1", "bad"], on_error="skip").collect()
+        assert repr(model) == (
+            "<TextEmbedding 'echo' open on the CPU, without a graph: "
+            "3 inputs in 2 batches, 1 failed; 0 waiting, 0 batches in flight>"
+        )
+    assert repr(model) == "<TextEmbedding 'echo' closed after 3 inputs in 2 batches>"
+
+
+def test_a_model_that_was_refused_can_be_looked_at() -> None:
+    """As debuggers do, which show what `self` is where an error comes from."""
+    assert repr(object.__new__(TextEmbedding)) == "<TextEmbedding refused not open>"
+
+
+async def test_opening_says_in_one_line_what_computes_and_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pool_module, "available_cores", lambda: 3)
+    file = "onnx/model_quantized.onnx"
+    directory = write_model(tmp_path / "model", model_file=file)
+    with caplog.at_level(logging.INFO, "asyncembed"):
+        async with TextEmbedding(directory, workers=0, onnx_file=file, pooling="mean", normalize=True):
+            pass
+    (record,) = caplog.records
+    assert re.fullmatch(
+        r"TextEmbedding opened \S+model: \S+model_quantized.onnx \(int8\) on CPUExecutionProvider, "
+        r"1 x 3 threads in this process on 3 cores in \d+\.\d s",
+        record.message.replace("\\", "/"),
+    ), record.message
+
+
+async def test_a_snapshot_from_another_thread_is_never_half_done(gate: Path) -> None:
+    """Each input is in one place in it: it waits, is in flight, or is computed."""
+    count = 400
+    async with TextEmbedding(ECHO, workers=0, max_batch_size=1) as model:
+
+        def add_up() -> list[int]:
+            sums = []
+            while True:
+                stats = model.stats()
+                sums.append(stats.queued + stats.in_flight + stats.items)
+                if stats.items == count:
+                    return sums
+
+        with ThreadPoolExecutor(1) as threads:
+            async with anyio.create_task_group() as group:
+                for number in range(count):
+                    group.start_soon(model.embed_query, f"#{number} wait:{gate}")
+                await until(lambda: model.stats().queued + model.stats().in_flight == count)
+                sums = threads.submit(add_up)
+                gate.touch()
+        assert set(sums.result()) == {count}
+        assert len(sums.result()) > 1
+
+
 # ---------------------------------------------------------------- misuse
 
 
@@ -422,3 +488,110 @@ async def test_columns_and_rows_of_tables_are_sources(model: TextEmbedding) -> N
     assert (await model.embed_query(table["text"][1]))[2] == 2
     with pytest.raises(InputError, match="expected a str, got StringScalar"):
         await model.embed(pa.array(["#1", None])).collect()
+
+
+# ---------------------------------------------------------------- overload
+
+
+@asynccontextmanager
+async def busy(gate: Path, *, waiting: int, max_queued: int) -> AsyncGenerator[TextEmbedding]:
+    """A model whose one thread computes for as long as there is no gate, and so many queries that wait."""
+    async with TextEmbedding(ECHO, workers=0, max_batch_size=1, max_queued=max_queued) as model:
+        async with anyio.create_task_group() as group:
+            group.start_soon(model.embed_query, f"wait:{gate}")
+            await until(lambda: model.stats().in_flight == 1)
+            for number in range(waiting):
+                group.start_soon(model.embed_query, f"#{number}")
+            await until(lambda: model.stats().queued_interactive == waiting)
+            yield model
+            gate.touch()
+
+
+async def test_a_query_too_many_is_refused_at_once_and_leaves_nothing(gate: Path) -> None:
+    async with nothing_left_behind(), busy(gate, waiting=2, max_queued=2) as model:
+        for _ in range(3):
+            with pytest.raises(OverloadedError, match="max_queued=2"):
+                await model.embed_query("too many")
+        stats = model.stats()
+        assert (stats.queued_interactive, stats.refused, stats.failed) == (2, 3, 0)
+
+
+async def test_room_comes_back_as_queries_are_computed_or_given_up(gate: Path) -> None:
+    async with busy(gate, waiting=1, max_queued=2) as model:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(model.embed_query, "given up")
+                await until(lambda: model.stats().queued_interactive == 2)
+                with pytest.raises(OverloadedError):
+                    await model.embed_query("too many")
+                scope.cancel()
+        async with anyio.create_task_group() as group:
+            group.start_soon(model.embed_query, "fits again")
+            await until(lambda: model.stats().queued_interactive == 2)
+            gate.touch()
+        assert (await model.embed_query("#7"))[2] == 7
+
+
+async def test_a_list_is_taken_whole_or_not_at_all(gate: Path) -> None:
+    async with busy(gate, waiting=1, max_queued=4) as model:
+        with pytest.raises(OverloadedError, match="1 of at most max_queued=4 inputs wait, and this call has 4"):
+            await model.embed_documents(["a", "b", "c", "d"])
+        assert model.stats().queued_interactive == 1
+        async with anyio.create_task_group() as group:
+            group.start_soon(model.embed_documents, ["a", "b", "c"])
+            await until(lambda: model.stats().queued_interactive == 4)
+            gate.touch()
+
+
+async def test_a_list_that_alone_is_longer_is_no_input(gate: Path) -> None:
+    async with TextEmbedding(ECHO, workers=0, max_queued=2) as model:
+        with pytest.raises(InputError, match="3 inputs in one call") as caught:
+            await model.embed_documents(["a", "b", "c"])
+        assert caught.value.index is None
+        assert (await model.embed_documents(["#1", "#2"]))[:, 2].tolist() == [1, 2]
+
+
+async def test_a_generator_is_taken_as_it_comes_until_there_is_no_room(gate: Path) -> None:
+    async with nothing_left_behind(), busy(gate, waiting=1, max_queued=3) as model:
+        with pytest.raises(OverloadedError):
+            await model.embed_documents(f"#{number}" for number in range(10))
+        assert model.stats().queued_interactive == 1
+
+
+async def test_streams_are_not_concerned(gate: Path) -> None:
+    async with busy(gate, waiting=1, max_queued=1) as model, model.embed(["#3"] * 500) as stream:
+        async with anyio.create_task_group() as group:
+            group.start_soon(stream.collect)
+            await until(lambda: model.stats().queued_bulk > 20)
+            gate.touch()
+
+
+async def test_bad_inputs_keep_no_place() -> None:
+    async with TextEmbedding(ECHO, workers=0, max_queued=2) as model:
+        for _ in range(3):
+            with pytest.raises(InputError, match="got int"):
+                await model.embed_query(cast(Any, 1))
+            with pytest.raises(InputError, match="input 1: "):
+                await model.embed_documents(["fine", cast(Any, 2)])
+        assert len(await model.embed_documents(["a", "b"])) == 2
+
+
+async def test_embedders_of_one_pool_share_its_room(gate: Path) -> None:
+    async with WorkerPool(workers=0, max_queued=1) as pool:
+        async with TextEmbedding(ECHO, pool=pool) as one, TextEmbedding(ECHO, pool=pool) as other:
+            async with anyio.create_task_group() as group:
+                group.start_soon(one.embed_query, f"wait:{gate}")
+                await until(lambda: pool.stats().in_flight == 1)
+                group.start_soon(one.embed_query, "waits")
+                await until(lambda: pool.stats().queued_interactive == 1)
+                with pytest.raises(OverloadedError):
+                    await other.embed_query("too many")
+                gate.touch()
+            assert (one.stats().refused, other.stats().refused) == (0, 1)
+
+
+def test_the_bound_is_the_pools() -> None:
+    with pytest.raises(OptionError, match=r"max_queued: with pool=, give this to the WorkerPool"):
+        TextEmbedding(ECHO, pool=WorkerPool(), max_queued=3)
+    with pytest.raises(OptionError, match="max_queued must be a whole number, 1 or more, or None; got 0"):
+        WorkerPool(max_queued=0)

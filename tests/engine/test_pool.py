@@ -2,10 +2,11 @@
 
 import pytest
 
-from asyncembed import WorkerPool
+from asyncembed import TextEmbedding, WorkerPool
 from asyncembed.engine import pool as pool_module
 from asyncembed.engine.pool import MAX_WORKERS_BY_DEFAULT, engine_of
 from asyncembed.engine.supervisor import WorkerPlan
+from tests.support.encoders import ECHO
 
 
 def test_a_pool_offers_no_more_than_its_users_need() -> None:
@@ -27,6 +28,18 @@ def test_a_pool_that_is_not_open_can_be_looked_at() -> None:
     assert pool.size == pool.stats().workers == 3
     assert pool.stats().workers_ready == 0
     assert pool.worker_pids() == []
+
+
+async def test_a_pool_says_how_it_is_doing() -> None:
+    pool = WorkerPool(workers=0)
+    assert repr(pool) == "<WorkerPool not open>"
+    async with pool, TextEmbedding(ECHO, pool=pool) as model:
+        await model.embed_query("one")
+        assert repr(pool) == (
+            "<WorkerPool open: 1 of 1 workers, 1 inputs in 1 batches; 0 waiting, 0 batches in flight>"
+        )
+    assert repr(pool) == "<WorkerPool closed>"
+    assert repr(object.__new__(WorkerPool)) == "<WorkerPool not open>"
 
 
 @pytest.mark.parametrize(
