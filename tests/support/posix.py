@@ -41,6 +41,13 @@ def act_as(user: int) -> None:
     os.seteuid(user)
 
 
+def fork() -> int:
+    """Go on in two processes; 0 in the new one."""
+    if sys.platform == "win32":
+        raise NotImplementedError(_ELSEWHERE)
+    return os.fork()
+
+
 def halt(pid: int) -> None:
     """Have a process do nothing, until it goes on or is killed."""
     if sys.platform == "win32":
