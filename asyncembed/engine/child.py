@@ -83,6 +83,8 @@ class Host:
             encoded = _own(Encoded, self._encoders[key].encode(values, call))  # type: ignore[arg-type]
             if len(encoded.results) != len(values):
                 raise ValueError(f"{len(encoded.results)} results for {len(values)} inputs")
+            if encoded.counts is not None and len(encoded.counts) != len(values):
+                raise ValueError(f"tokens of {len(encoded.counts)} inputs for {len(values)}")
         except AsyncEmbedError as error:
             return Failed(error)
         except BaseException as error:  # noqa: BLE001 (as above; an exit is the input's that asked for it, too)

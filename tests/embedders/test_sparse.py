@@ -103,7 +103,7 @@ async def test_what_is_no_text_or_over_the_limit_gets_an_error_of_its_own(direct
         with pytest.raises(InputError, match="input 1: expected a str, got int"):
             await model.embed(texts).collect()
         with pytest.raises(InputError, match="got bytes"):
-            await model.embed_query(b"word")  # type: ignore[arg-type]
+            await model.embed_query(b"word")  # type: ignore[call-overload]
 
 
 async def test_bm25_with_stop_words_of_ones_own_needs_no_files() -> None:

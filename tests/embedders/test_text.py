@@ -108,7 +108,7 @@ async def test_prompts_are_off_on_or_ones_own(pool: WorkerPool, tmp_path: Path) 
         with pytest.raises(OptionError, match="no prompt is called 'clustering'; known are: query"):
             own.embed(["the day"], prompt_name="clustering")
         with pytest.raises(OptionError, match="prompt must be a text"):
-            await own.embed_query("the day", prompt=5)  # type: ignore[arg-type]
+            await own.embed_query("the day", prompt=5)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(

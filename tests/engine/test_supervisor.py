@@ -717,6 +717,13 @@ async def test_stats_tell_what_was_computed(tmp_path: Path, gate: Path) -> None:
             stats.items = 0  # type: ignore[misc]
 
 
+async def test_stats_tell_how_many_inputs_were_cut() -> None:
+    async with TextEmbedding(ECHO, workers=0) as model:
+        await numbers(model, ["a cut", "b", "c cut"])
+        await model.embed_query("d cut")
+        assert model.stats().truncated == 3
+
+
 async def test_the_estimate_of_tokens_follows_what_was_computed(pool: WorkerPool) -> None:
     """The echo's tokens are characters: two inputs of one budget no longer share a batch once that is known."""
     async with TextEmbedding(ECHO, pool=pool, max_batch_tokens=1000) as model:

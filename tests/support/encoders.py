@@ -4,6 +4,7 @@ What an input does is written in it, in words divided by spaces:
 
 - `crash`: the worker kills itself; `crash-once:PATH`: only while there is no file PATH, which it makes
 - `hang`: never ends; `wait:PATH`: ends when there is a file PATH; `mark:PATH`: writes the process id there
+- `cut`: counts as cut at the limit
 - `bad`: is refused; `raise`, `raise-input`: fails the batch, with a foreign error or with an `InputError`
 - `die-answering`: the worker kills itself when half of the batch's result is on its way
 - `exit`: calls `sys.exit`; `raise-NAME`: raises the built-in exception of that name; `raise-own`: a `BaseException`
@@ -92,14 +93,19 @@ class EchoEncoder:
                     _obey(word)
         lengths = [len(text) for text in texts]
         results = np.array([lengths, [os.getpid()] * len(texts), numbers], np.float32).T.copy()
-        total, longest = sum(lengths), max(lengths, default=0)
+        longest = max(lengths, default=0)
         if self._width > 3:
             results = np.pad(results, ((0, 0), (0, self._width - 3)))
         if "unpicklable" in words:
             return Encoded([lambda: None] * len(texts))
         if "odd-count" in words:
             results = results[1:]
-        return Encoded(cast(Sequence[object], results), failures, tokens=total, padded_tokens=longest * len(texts))
+        return Encoded(
+            cast(Sequence[object], results),
+            failures,
+            padded_tokens=longest * len(texts),
+            counts=[-len(text) if "cut" in text.split() else len(text) for text in texts],
+        )
 
 
 def _obey(word: str) -> None:
