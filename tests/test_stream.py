@@ -376,7 +376,7 @@ async def test_only_some_dozens_of_batches_of_a_stream_wait(processes: WorkerPoo
                 group.start_soon(anext, late)
                 await until(lambda: model.stats().queued + model.stats().in_flight == most + 1)
                 gate.touch()
-    order = [line.split()[1] for line in log.read_text().splitlines()]
+    order = [line.split()[1] for line in log.read_text("utf-8").splitlines()]
     assert order.index("late") <= most + 8  # the workers write as they finish, and go on reading meanwhile
 
 
@@ -387,7 +387,7 @@ async def test_streams_share_the_workers_fairly(processes: WorkerPool, tmp_path:
         async with anyio.create_task_group() as group:
             for name in ("one", "two", "three"):
                 group.start_soon(numbers, model.embed([f"{name} #{i}" for i in range(150)]))
-    order = [line.split()[1] for line in log.read_text().splitlines()]
+    order = [line.split()[1] for line in log.read_text("utf-8").splitlines()]
     counts = [order[:300].count(name) for name in ("one", "two", "three")]
     # The first one has a window's lead at most.
     assert min(counts) >= 60, counts
