@@ -107,7 +107,6 @@ class Window:
         # Those without an answer.
         self._waiting = 0
         self._waiting_tokens = 0.0
-        self._pushed_tokens = 0.0
         # Of all answers so far, to know what to expect of the next ones.
         self.tokens: int = 0
         self.truncated: int = 0
@@ -118,6 +117,7 @@ class Window:
         self._wanted: tuple[int, float, float] = (0, 0.0, 0.0)
         self._wants_bytes = False
         self._look_from = -1
+        self._is_closed = False
 
     @property
     def taken(self) -> int:
@@ -134,11 +134,6 @@ class Window:
             return bool(self._arrivals)
         entry = self._entries.get(self._next)
         return entry is not None and entry.item is None
-
-    @property
-    def answered_tokens(self) -> float:
-        """Estimated tokens of all inputs so far that have their answer."""
-        return self._pushed_tokens - self._waiting_tokens
 
     # ---------------------------------------------------------------- room
 
@@ -178,7 +173,7 @@ class Window:
     def _is_within(self, items: int, tokens: float, size_bytes: float) -> bool:
         """Whether no more than `items` entries are there, with less than so many tokens and bytes; or none at all."""
         if not self._entries:
-            return True
+            return not self._is_closed
         return len(self._entries) <= items and self._waiting_tokens < tokens and self._expected_bytes() < size_bytes
 
     def _expected_bytes(self) -> float:
@@ -197,7 +192,6 @@ class Window:
     def push(self, entries: Iterable[Entry]) -> list[Item]:
         """Take in what was read, in the order of the source; returns what is to be computed of it."""
         items: list[Item] = []
-        waiting_tokens = self._waiting_tokens
         for entry in entries:
             self._entries[entry.index] = entry
             self._bytes += entry.size_bytes
@@ -208,7 +202,6 @@ class Window:
                 items.append(entry.item)
             self._pushed += 1
         self._waiting += len(items)
-        self._pushed_tokens += self._waiting_tokens - waiting_tokens
         return items
 
     def charge(self, index: int, size_bytes: int) -> None:
@@ -273,7 +266,11 @@ class Window:
         return entry
 
     def close(self) -> list[Item]:
-        """Forget everything; returns what is not answered yet. Nothing may arrive from now on."""
+        """Forget everything; returns what is not answered yet. From now on nothing may arrive, and there is no room.
+
+        Whoever reads hears of the end a turn of the loop later, and must not take what is forgotten for room.
+        """
+        self._is_closed = True
         items = [entry.item for entry in self._entries.values() if entry.item is not None]
         self._pushed -= len(self._entries)
         self._entries.clear()

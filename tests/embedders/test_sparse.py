@@ -159,7 +159,7 @@ def test_neither_bm25_nor_queries_without_inference_load_a_runtime(directories: 
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
-        env=environment, capture_output=True, text=True, timeout=60, check=False,
+        env=environment, capture_output=True, encoding="utf-8", timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
@@ -177,8 +177,8 @@ def test_a_stemmer_that_workers_could_not_import_is_refused() -> None:
         """
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=60, check=False,
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60, check=False,
+        capture_output=True, encoding="utf-8",
     )  # fmt: skip
     assert "OptionError: the class of stemmer=" in done.stderr
     assert "line 7" in done.stderr

@@ -17,7 +17,6 @@ Every result is a vector (length of the text, process id, number after "#" or -1
 
 import builtins
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ import numpy as np
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.errors import InputError
+from tests.support.killing import kill
 
 ECHO = ModelSpec(name="echo", family="text", encoder="tests.support.encoders:EchoEncoder", sources=(), dim=3)
 
@@ -52,7 +52,7 @@ class EchoEncoder:
     def __init__(self, config: EncoderConfig) -> None:
         settings = {name: str(value) for name, value in config.spec.settings.items()}
         if "load_log" in settings:
-            with Path(settings["load_log"]).open("a") as file:
+            with Path(settings["load_log"]).open("a", encoding="utf-8") as file:
                 file.write(f"{os.getpid()} {config.session.device_id} {config.session.threads}\n")
         if "refuse" in settings:
             raise RuntimeError(settings["refuse"])
@@ -61,12 +61,12 @@ class EchoEncoder:
         if "refuse_if" in settings and Path(settings["refuse_if"]).exists():
             raise RuntimeError("told to refuse")
         if "die" in settings or ("die_if" in settings and Path(settings["die_if"]).exists()):
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
         if "only_first" in settings:
             try:
                 Path(settings["only_first"]).touch(exist_ok=False)
             except FileExistsError:
-                os.kill(os.getpid(), signal.SIGKILL)
+                kill()
         while "load_when" in settings and not Path(settings["load_when"]).exists():
             time.sleep(0.002)
         if "hang" in settings:
@@ -77,7 +77,7 @@ class EchoEncoder:
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         texts = [str(value) for value in inputs]
         if self._log is not None:
-            with self._log.open("a") as file:
+            with self._log.open("a", encoding="utf-8") as file:
                 file.write(f"{len(texts)} {texts[0]}\n")
         failures: dict[int, InputError] = {}
         numbers = [-1] * len(texts)
@@ -112,10 +112,10 @@ def _obey(word: str) -> None:
     order, _, path = word.partition(":")
     match order:
         case "crash":
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
         case "crash-once" if not Path(path).exists():
             Path(path).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
         case "die-answering":
             Connection._send_bytes = _send_half_and_die  # type: ignore[attr-defined]
         case "hang":
@@ -123,7 +123,7 @@ def _obey(word: str) -> None:
         case "mark":
             # In one step: whoever waits for the file reads it at once, and another worker may write it, too.
             part = Path(f"{path}.{os.getpid()}")
-            part.write_text(str(os.getpid()))
+            part.write_text(str(os.getpid()), "utf-8")
             part.replace(path)
         case "wait":
             while not Path(path).exists():
@@ -149,7 +149,7 @@ class _Unsendable(BaseException):
 
 def _send_half_and_die(connection: Connection, message: memoryview) -> None:
     os.write(connection.fileno(), len(message).to_bytes(4, "big") + bytes(message[: len(message) // 2]))
-    os.kill(os.getpid(), signal.SIGKILL)
+    kill()
 
 
 def with_settings(**settings: str) -> ModelSpec:
