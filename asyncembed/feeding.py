@@ -19,7 +19,7 @@ from sys import getsizeof
 from time import monotonic
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
-from anyio import CancelScope, Event, get_cancelled_exc_class, move_on_after
+from anyio import CancelScope, Event, current_effective_deadline, get_cancelled_exc_class, move_on_after
 from anyio.lowlevel import checkpoint
 
 from asyncembed.engine.lifetime import uninterrupted
@@ -212,7 +212,9 @@ class StreamState(Generic[InputT]):
                 else:
                     outcome = await _feed_from_thread(self, cast("Iterable[InputT | InputError]", source))
         except get_cancelled_exc_class():
-            raise
+            # On asyncio it may be the source's own, as of a task that it waits for: nobody else's affair.
+            if current_effective_deadline() == -inf:
+                raise
         except BaseException as error:  # noqa: BLE001 (raised at the consumer: other streams share this task group)
             outcome = error
         finally:

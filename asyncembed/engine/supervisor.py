@@ -116,7 +116,7 @@ class Supervisor:
         self._is_open = False
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator[None]:
+    async def running(self) -> AsyncGenerator["Supervisor"]:
         """From the start of the workers to their end."""
         self._loop = Loop()
         self._limiter = CapacityLimiter(inf)
@@ -125,7 +125,7 @@ class Supervisor:
             async with owned_task_group() as group:
                 for slot in self._dispatcher.slots:
                     group.start_soon(self._serve, slot)
-                yield
+                yield self
         finally:
             self._is_open = False
             with self._lock:
@@ -230,7 +230,7 @@ class Supervisor:
         """Raise `StateError` unless it is open, on the caller's event loop."""
         if not self._is_open:
             state = "was closed and is not open" if self._loop is not None else "is not open"
-            raise StateError(f"the worker pool {state}: use it inside `async with`")
+            raise StateError(f"the worker pool {state}: use it inside `async with`, or after `await pool.open()`")
         self.loop.check()
 
     @property
