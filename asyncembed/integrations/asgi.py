@@ -50,7 +50,7 @@ STATUSES: Final[Mapping[type[Exception], int]] = {
 
 
 def lifespan(
-    app_state_name: str | None = None, **models: Openable
+    app_state_name: str | None = None, **models: Openable[Any]
 ) -> Callable[[Any], AbstractAsyncContextManager[dict[str, Any]]]:
     """Models (and pools) that are open as long as the app is: what frameworks take as `lifespan=`.
 
@@ -97,7 +97,7 @@ def lifespan(
     return run
 
 
-async def _open_together(models: Mapping[str, Openable], stack: AsyncExitStack) -> None:
+async def _open_together(models: Mapping[str, Openable[Any]], stack: AsyncExitStack) -> None:
     """Open all at once, and have the stack close them; or raise the first error, with the others given up."""
     opened: set[str] = set()
     failures: list[Exception] = []

@@ -2,26 +2,35 @@
 
 import json
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
+import fastapi
 import httpx
+import litestar
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
-from asyncembed import TextEmbedding
-from asyncembed.errors import ClientGoneError, InputError, OverloadedError
+from asyncembed import TextEmbedding, WorkerPool
+from asyncembed.engine.lifetime import Openable
+from asyncembed.errors import ClientGoneError, InputError, OptionError, OverloadedError, StateError
 from asyncembed.integrations.asgi import (
     READ_AHEAD_BYTES,
     ErrorAnswersMiddleware,
     UntilGoneMiddleware,
+    lifespan,
     until_gone,
 )
 from tests.support.asgi_apps import FRAMEWORKS, make_app
 from tests.support.asgi_servers import serving
-from tests.support.encoders import ECHO
-from tests.support.waiting import until
+from tests.support.encoders import ECHO, with_settings
+from tests.support.waiting import nothing_left_behind, until
 
 every_framework = pytest.mark.parametrize("framework", FRAMEWORKS)
 
@@ -319,3 +328,115 @@ async def test_an_error_after_the_answer_has_begun_comes_out() -> None:
     with pytest.raises(InputError, match="too late"):
         await ErrorAnswersMiddleware(app)(client.scope, client.receive, client.send)
     assert len(client.sent) == 1
+
+
+# ---------------------------------------------------------------- the life of an app
+
+
+def app_with(framework: str, life: Any) -> Any:
+    """An app of that framework that answers `/` with the number in the vector of "#7"."""
+    if framework == "litestar":
+
+        @litestar.get("/")
+        async def of_litestar(request: litestar.Request[Any, Any, Any]) -> int:
+            return int((await request.app.state.embedder.embed_query("#7"))[2])
+
+        return litestar.Litestar([of_litestar], lifespan=[life], openapi_config=None, logging_config=None)
+
+    async def of_starlette(request: Request) -> JSONResponse:
+        assert request.state.embedder is request.app.state.embedder
+        return JSONResponse(int((await request.state.embedder.embed_query("#7"))[2]))
+
+    kind = fastapi.FastAPI if framework == "fastapi" else Starlette
+    return kind(routes=[Route("/", of_starlette)], lifespan=life)
+
+
+every_lifespan = pytest.mark.parametrize("framework", ["starlette", "fastapi", "litestar"])
+
+
+async def live(app: Any) -> list[dict[str, Any]]:
+    """What a server hears of an app's lifespan."""
+    heard: list[dict[str, Any]] = []
+    to_tell = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+
+    async def receive() -> dict[str, Any]:
+        return to_tell.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        heard.append(message)
+
+    with suppress(Exception):  # Starlette raises it again, which servers take for a lifespan that is not supported
+        await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}, "app": app}, receive, send)
+    return heard
+
+
+@pytest.mark.slow
+@every_lifespan
+async def test_models_are_open_as_long_as_the_app_is(framework: str) -> None:
+    pool = WorkerPool(workers=0)
+    embedder = TextEmbedding(ECHO, pool=pool)
+    life = lifespan(other=TextEmbedding(ECHO, pool=pool), embedder=embedder, pool=pool)
+    for _ in range(2):  # an app may be started again, as tests do
+        async with nothing_left_behind(), serving(app_with(framework, life)) as client:
+            assert (await client.get("/")).json() == 7
+            assert pool.stats().workers_ready == 1
+        with pytest.raises(StateError):
+            await embedder.embed_query("closed")
+
+
+@every_lifespan
+async def test_a_model_that_cannot_be_opened_stops_the_start_and_is_named(framework: str) -> None:
+    fine, broken = TextEmbedding(ECHO, workers=0), TextEmbedding(with_settings(refuse="no memory for it"), workers=0)
+    async with nothing_left_behind():
+        (heard,) = await live(app_with(framework, lifespan(embedder=fine, broken=broken)))
+    assert heard["type"] == "lifespan.startup.failed"
+    assert "asyncembed.errors.ModelLoadError: " in heard["message"]
+    assert "no memory for it" in heard["message"]
+    assert "so the app does not start: broken=<TextEmbedding" in heard["message"]
+    assert framework == "litestar" or "ExceptionGroup" not in heard["message"]  # it has a group of its own
+    with pytest.raises(StateError):
+        await fine.embed_query("closed")
+
+
+class Recorded(Openable[None]):
+    """Opens when all of its like do; says what it does."""
+
+    def __init__(self, name: str, log: list[str], others: int) -> None:
+        self._name, self._log, self._others = name, log, others
+
+    @asynccontextmanager
+    async def _lifetime(self) -> AsyncGenerator[None]:
+        name, log, others = self._name, self._log, self._others
+        log.append(f"{name} opens")
+        await until(lambda: sum(line.endswith("opens") for line in log) == others)
+        yield
+        log.append(f"{name} closed")
+
+
+async def test_models_open_together_and_close_in_the_reverse_order() -> None:
+    log: list[str] = []
+    a, b, c = (Recorded(name, log, 3) for name in "abc")
+    async with lifespan(a=a, b=b, c=c)(None) as state:
+        assert list(state) == ["a", "b", "c"]
+        assert len(log) == 3
+    assert log[3:] == ["c closed", "b closed", "a closed"]
+
+
+async def test_models_may_lie_together_under_one_name() -> None:
+    model, app = TextEmbedding(ECHO, workers=0), Starlette()
+    async with lifespan(app_state_name="models", embedder=model)(app) as state:
+        assert app.state.models.embedder is model
+        assert state["models"].embedder is model
+
+
+async def test_an_error_in_the_life_of_the_app_comes_out_as_itself() -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with lifespan(embedder=TextEmbedding(ECHO, workers=0))(None):
+            raise ZeroDivisionError
+
+
+def test_a_lifespan_takes_models_and_nothing_else() -> None:
+    with pytest.raises(OptionError, match=r"embedder= is str"):
+        lifespan(embedder="BAAI/bge-small-en-v1.5")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="models by name"):
+        lifespan()
