@@ -48,6 +48,7 @@ from asyncembed.errors import InputError, StateError
 from asyncembed.feeding import ErrorHandler, OnError, Source, StreamState
 from asyncembed.loading import prepare
 from asyncembed.migration import ATTRIBUTES
+from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observers
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
 from asyncembed.results import COUNT, Assembly, CollectedT, ResultT, dense
 from asyncembed.stream import EmbeddingStream, ReturningStream, returning
@@ -310,7 +311,10 @@ class Embedder(Openable[Opened]):
         def end(state: StreamState[InputT]) -> None:
             opened.streams.discard(state)
             intake.close()
+            if state.observed is not None:
+                state.observed.end(state.end)
 
+        observers = opened.model.observers
         state: StreamState[InputT] = StreamState(
             opened.engine,
             intake,
@@ -320,6 +324,7 @@ class Embedder(Openable[Opened]):
             ordered=ordered,
             on_error=on_error,
             on_end=end,
+            observe=None if observers is None else partial(observers.begin, call.mode, priority),
         )
         opened.streams.add(state)
         if on_error == "return":
@@ -344,9 +349,11 @@ class Embedder(Openable[Opened]):
     ) -> ResultT:
         """One input, at once: an interactive call; after `_turn`."""
         intake = door(opened.engine, opened.model, call, Priority.INTERACTIVE, None)
-        request = _Request()
+        observers = opened.model.observers
+        observed = None if observers is None else observers.begin(call.mode, "interactive")
         try:
             intake.admit(1)
+            request = _Request(observed)
             try:
                 item, _ = intake.item(value, 0, request)
             except InputError as error:
@@ -354,9 +361,17 @@ class Embedder(Openable[Opened]):
                 error.index = None
                 raise
             intake.submit([item])
-            return assembly.detach(await request.wait(opened.engine, item))
+            result = assembly.detach(await request.wait(opened.engine, item))
+        except BaseException as error:
+            if observed is not None:
+                observed.failed = int(isinstance(error, Exception))
+                observed.end(error)
+            raise
         finally:
             intake.close()
+        if observed is not None:
+            observed.end()
+        return result
 
     async def _count(self, opened: Opened, source: Source[InputT], door: Door, call: Call) -> int:
         """Tokens of all inputs together; after `_turn`."""
@@ -387,6 +402,10 @@ async def _from_opening_to_closing(
         await engine.warm(model)
         if logger.isEnabledFor(INFO):
             logger.info("%s opened %s in %.1f s", kind, _described(engine, model), monotonic() - began)
+        if options.observers:
+            model.observers = _observers(options.observers, engine, model)
+            model.observers.opened()
+            stack.callback(model.observers.closed)
         group = await stack.enter_async_context(owned_task_group())
         opened = Opened(engine, model, group, config.spec, Turnstile(engine.loop, CALLS_PER_TURN))
         try:
@@ -424,7 +443,8 @@ class HasVectors(Embedder):
 class _Request:
     """The sink of a one-item call."""
 
-    def __init__(self) -> None:
+    def __init__(self, observed: ObservedCall | None) -> None:
+        self.observed: ObservedCall | None = observed
         self._event = Event()
         self._result: object = None
         self._error: Exception | None = None
@@ -454,6 +474,11 @@ class _Request:
         if self._error is not None:
             raise self._error
         return self._result
+
+
+def _observers(observers: Sequence[Observer], engine: Supervisor, model: PooledModel) -> Observers:
+    dim = model.config.spec.dim or model.info.dim
+    return Observers(observers, ObservedModel(name=model.name, dim=dim, stats=partial(engine.stats, model)))
 
 
 def _described(engine: Supervisor, model: PooledModel) -> str:
