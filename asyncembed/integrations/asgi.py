@@ -55,9 +55,12 @@ def lifespan(
     """Models (and pools) that are open as long as the app is: what frameworks take as `lifespan=`.
 
     ```python
-    app = FastAPI(lifespan=lifespan(embedder=TextEmbedding("BAAI/bge-small-en-v1.5"), reranker=TextCrossEncoder(...)))
-    app = Litestar(lifespan=[lifespan(embedder=TextEmbedding("BAAI/bge-small-en-v1.5"))], ...)
+    from fastapi import FastAPI
+
+    app = FastAPI(lifespan=lifespan(embedder=TextEmbedding("BAAI/bge-small-en-v1.5")))
     ```
+
+    Litestar takes a list: `lifespan=[lifespan(...)]`.
 
     Pools are opened first, then all models at the same time; they are closed in the reverse order. A model that is to
     compute in a pool is made with it (`pool=`), and the pool given here too. If one of them cannot be opened, the
@@ -130,12 +133,8 @@ async def _open_together(models: Mapping[str, Openable[Any]], stack: AsyncExitSt
 async def until_gone(receive: Receive, work: Awaitable[T]) -> T:
     """Await `work`, and cancel it when the client disconnects: what waits for a worker is withdrawn.
 
-    ```python
-    vector = await until_gone(request.receive, model.embed_query(text))
-    ```
-
-    For one handler; `UntilGoneMiddleware` does it for all. The request's body has to be read before, as what is left
-    of it is dropped.
+    As in `await until_gone(request.receive, model.embed_query(text))`, for one handler; `UntilGoneMiddleware` does it
+    for all. The request's body has to be read before, as what is left of it is dropped.
 
     Args:
         receive: Of the request, as ASGI has it: `request.receive` in Starlette, FastAPI and Litestar.
@@ -160,10 +159,14 @@ class UntilGoneMiddleware:
     """Cancels the handler of a request whose client disconnects, for a whole app: whatever it awaits ends.
 
     ```python
-    app.add_middleware(UntilGoneMiddleware)                       # Starlette, FastAPI
-    app = Litestar(middleware=[UntilGoneMiddleware], ...)
-    app = UntilGoneMiddleware(app)                                # any ASGI app
+    from fastapi import FastAPI
+
+    app = FastAPI()
+    app.add_middleware(UntilGoneMiddleware)
     ```
+
+    Litestar takes it as `middleware=[UntilGoneMiddleware]`, and any ASGI app can be put into it:
+    `UntilGoneMiddleware(app)`.
 
     Streaming answers end in the same way. A handler whose answer is complete is left alone, with its background tasks;
     so are websockets, which hear of it by themselves, and the lifespan. What has to be finished though nobody waits
@@ -240,7 +243,9 @@ def exception_handlers() -> dict[Any, Any]:
     """For `exception_handlers=` of Starlette and FastAPI: bad input is a 422, overload a 503 with `Retry-After`.
 
     ```python
-    app = FastAPI(exception_handlers=exception_handlers() | {MyError: my_handler}, ...)
+    from fastapi import FastAPI
+
+    app = FastAPI(exception_handlers=exception_handlers())
     ```
 
     The body is JSON: `detail`, a sentence, and with bad input `index`, the position in its source, where there is one.
