@@ -284,6 +284,17 @@ class StreamState(Generic[InputT]):
             raise self.end or StopAsyncIteration
         return None
 
+    def take_held(self) -> Entry | None:
+        """As `take`, but what is taken counts in the window until `release`."""
+        entry = self.take()
+        if entry is not None:
+            self._window.hold(entry)
+        return entry
+
+    def release(self) -> None:
+        """Nothing that was taken counts in the window any more."""
+        self._window.release()
+
     @uninterrupted
     def close(self, end: BaseException | None = None) -> None:
         """End the stream: the feeder is cancelled, what waits is withdrawn, `take` raises `end` from now on."""
