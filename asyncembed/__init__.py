@@ -88,7 +88,7 @@ if TYPE_CHECKING:
     from asyncembed.encoders.stemming import Stemmer
     from asyncembed.engine.model import Stats
     from asyncembed.engine.pool import PoolKeywords, WorkerPool
-    from asyncembed.feeding import OnError, Source
+    from asyncembed.feeding import ErrorHandler, OnError, Source
     from asyncembed.hub.model_files import download
     from asyncembed.images.inputs import ImageInput
     from asyncembed.muvera import Muvera
@@ -111,6 +111,7 @@ __all__ = [
     "Encoded",
     "Encoder",
     "EncoderConfig",
+    "ErrorHandler",
     "Family",
     "HubOrigin",
     "ImageEmbedder",
@@ -172,6 +173,7 @@ _HOMES = {
     "Encoded": "asyncembed.encoders.encoder",
     "Encoder": "asyncembed.encoders.encoder",
     "EncoderConfig": "asyncembed.encoders.encoder",
+    "ErrorHandler": "asyncembed.feeding",
     "Family": "asyncembed.catalogue.spec",
     "HubOrigin": "asyncembed.catalogue.spec",
     "ImageEmbedder": "asyncembed.embedders.image",

@@ -204,6 +204,22 @@ def check_callable(name: str, value: object, *, what: str) -> None:
         raise OptionError(f"{name} must be {what}; got {value!r}")
 
 
+def check_on_error(on_error: object) -> None:
+    """Raise `OptionError` unless this is one of the three words, or a function that is no coroutine."""
+    choices = ("raise", "skip", "return")
+    if not callable(on_error) and not (isinstance(on_error, str) and on_error in choices):
+        raise OptionError(
+            f"on_error must be one of {', '.join(map(repr, choices))}, or a function that takes a record and its "
+            f"error; got {on_error!r}"
+        )
+    call = getattr(on_error, "__call__", None)  # noqa: B004 (of an object that can be called)
+    if iscoroutinefunction(on_error) or iscoroutinefunction(call):
+        raise OptionError(
+            "on_error must be a plain function, as nothing waits for a coroutine: have it put the record into a list "
+            f"or a queue, from which another task takes it; got {on_error!r}"
+        )
+
+
 def check_device(device: object, choices: Sequence[str]) -> None:
     """Raise `OptionError` unless this is one of `choices`; for the ways of torch and others, with what to write."""
     text = str(device)  # of torch.device, too

@@ -6,6 +6,8 @@ AsyncEmbedError
 ├── UsageError (TypeError)            used as if it were synchronous; says what to write
 ├── InputError (ValueError)           one input cannot be embedded; `index` says which
 ├── StateError (RuntimeError)         used before opening, after closing, or from another event loop
+├── OverloadedError                   more interactive inputs wait than `max_queued` lets; try again later
+├── ClientGoneError                   the client of a web app left before its answer was there
 ├── ModelError
 │   ├── UnknownModelError (ValueError)     the name is in no catalogue and is no repo or directory
 │   ├── UnsupportedModelError (ValueError) its files do not say, or ask for, something we can compute
@@ -69,6 +71,21 @@ class InputError(AsyncEmbedError, ValueError):
 
 class StateError(AsyncEmbedError, RuntimeError):
     """An embedder, pool or stream was used before opening, after closing, or from another event loop."""
+
+
+class OverloadedError(AsyncEmbedError):
+    """The pool has `max_queued` interactive inputs waiting; nothing of this call was computed. Try again later.
+
+    `retry_after_seconds` is about how long what waits will take, where the speed of the model is known yet.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ClientGoneError(AsyncEmbedError):
+    """The client of a web app left before its answer was there, so that its work was cancelled: nobody to tell."""
 
 
 class ModelError(AsyncEmbedError):

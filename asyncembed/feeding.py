@@ -8,15 +8,16 @@ on the event loop, any other iterable in a thread of its own, as it may block, a
 import itertools
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Generator, Iterable
 from contextlib import suppress
 from contextvars import copy_context
+from inspect import iscoroutine
 from itertools import islice
 from math import inf
 from queue import SimpleQueue
 from sys import getsizeof
 from time import monotonic
-from typing import Generic, Literal, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 from anyio import CancelScope, Event, get_cancelled_exc_class, move_on_after
 from anyio.lowlevel import checkpoint
@@ -24,7 +25,15 @@ from anyio.lowlevel import checkpoint
 from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.engine.scheduler import BatchKey, Item, Sink
 from asyncembed.engine.supervisor import Supervisor
-from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, StateError
+from asyncembed.errors import (
+    OF_ONE_INPUT,
+    AsyncEmbedError,
+    InputError,
+    InputFailure,
+    OverloadedError,
+    StateError,
+    UsageError,
+)
 from asyncembed.wakeup import Signal
 from asyncembed.window import Entry, Room, Window
 
@@ -35,7 +44,11 @@ T = TypeVar("T")
 Source: TypeAlias = Iterable[InputT | InputError] | AsyncIterable[InputT | InputError]
 """The caller's inputs; a source may hand over an `InputError` in the place of one that it cannot give."""
 
-OnError: TypeAlias = Literal["raise", "skip", "return"]
+ErrorHandler: TypeAlias = Callable[[Any, InputFailure], object]
+"""Called with each record that has no result, and its error. A plain function; what it returns is not looked at."""
+
+OnError: TypeAlias = Literal["raise", "skip", "return"] | ErrorHandler
+"""What becomes of an input that has no result."""
 
 WAITING_BATCHES = 64
 """How much work of one stream may wait, in full batches: enough to choose inputs of like lengths from (with prose and
@@ -102,8 +115,21 @@ class Intake(Protocol[RecordT]):
         """Count a record that can be no input."""
         ...
 
+    def admit(self, count: int) -> None:
+        """Reserve places for items, where the interactive lane is bounded; those not submitted are free at the end.
+
+        Raises:
+            OverloadedError: There are not as many left.
+            InputError: There never are as many.
+        """
+        ...
+
     def submit(self, items: list[Item]) -> None:
-        """Let items wait for a worker: at once, or when what they stand for was fetched or read."""
+        """Let items wait for a worker: at once, or when what they stand for was fetched or read.
+
+        Raises:
+            OverloadedError: There is no place for items that were not admitted; none of these waits.
+        """
         ...
 
 
@@ -118,8 +144,8 @@ class StreamState(Generic[InputT]):
         engine: Who computes.
         model_name: With what.
         ready: Notified when `take` may have something new.
-        keeps_inputs: Whether an entry keeps its record; decided before the start.
-        skipped: How many inputs `on_error="skip"` has left out.
+        keeps_inputs: Whether each result goes out with its record; decided before the start.
+        skipped: How many inputs `on_error="skip"`, or a function, has left out.
         is_started: Whether its source is being read, or was.
         is_closed: Whether nothing more can come of it.
         end: The error that it ended with, then.
@@ -150,6 +176,7 @@ class StreamState(Generic[InputT]):
         self._intake = intake
         self._minimum_tokens = intake.batch_key.minimum_size
         self._on_error = on_error
+        self._handler = on_error if callable(on_error) else None
         self._on_end = on_end
         self._room = Signal()
         self._window = Window(
@@ -160,6 +187,8 @@ class StreamState(Generic[InputT]):
             on_ready=self.ready.notify,
             on_room=self._room.notify,
         )
+        self._keeps_time = False
+        self._ready_since: float | None = None
         self._source_error: BaseException | None = None
         self._is_source_done = False
         self._feeder_scope = CancelScope()
@@ -173,7 +202,9 @@ class StreamState(Generic[InputT]):
             with self._feeder_scope:
                 # By its type: what an object says of its class may be anything, or raise.
                 if type(source) in _IN_MEMORY:
-                    await _feed_from_memory(self, cast("Iterable[InputT | InputError]", source))
+                    collection = cast("Collection[InputT | InputError]", source)
+                    self._intake.admit(len(collection))
+                    await _feed_from_memory(self, collection)
                     outcome = None
                 elif hasattr(type(source), "__aiter__"):
                     await _feed_awaiting(self, cast("AsyncIterable[InputT | InputError]", source))
@@ -216,7 +247,7 @@ class StreamState(Generic[InputT]):
         Raises:
             KeyboardInterrupt, SystemExit: The caller's own code ends the program.
         """
-        kept = record if self.keeps_inputs else None
+        kept = record if self.keeps_inputs or self._handler is not None else None
         try:
             item, size_bytes = self._intake.item(record, index, self)
         except AsyncEmbedError as error:
@@ -234,7 +265,10 @@ class StreamState(Generic[InputT]):
         for _ in range(len(entries) - len(items)):
             self._intake.count_failure()
         if items:
-            self._intake.submit(items)
+            try:
+                self._intake.submit(items)
+            except OverloadedError as error:
+                self.close(error)  # now, and not when it is their turn: the caller is to hear it at once
 
     # ---------------------------------------------------------------- the pool's side (a `Recipient`)
 
@@ -259,25 +293,59 @@ class StreamState(Generic[InputT]):
 
     # ---------------------------------------------------------------- the consumer's side
 
+    def keep_time(self) -> None:
+        """Note from now on since when a result has been ready."""
+        if not self._keeps_time:
+            self._keeps_time = True
+            self._window.on_ready = self._note_ready
+            self.restart_time()
+
+    def restart_time(self) -> None:
+        """The next result was not ready before now, as another one was before it."""
+        self._ready_since = monotonic() if self._window.is_ready else None
+
+    def _note_ready(self) -> None:
+        if self._ready_since is None:
+            self._ready_since = monotonic()
+        self.ready.notify()
+
+    @property
+    def ready_since(self) -> float:
+        """Since when a result has been ready; of what `take` gives first after a wait or `restart_time`."""
+        return monotonic() if self._ready_since is None else self._ready_since
+
+    @uninterrupted
+    async def wait_ready(self, until: float = inf) -> None:
+        """Wait until `take`, which had nothing, may have something, or until the clock says `until`."""
+        self._ready_since = None
+        if until == inf:
+            await self.ready.wait()
+        else:
+            with move_on_after(max(0.0, until - monotonic())):
+                await self.ready.wait()
+
     def take(self) -> Entry | None:
         """The next entry whose result goes to the consumer, or None if `ready` is to be awaited.
 
-        With `on_error="return"` the error is its result.
+        With `on_error="return"` the error is its result. A function is called here with each record that fails.
 
         Raises:
             StopAsyncIteration: There are no more.
-            Exception: The input's own error with `on_error="raise"`, or the source's; again at each further call.
+            Exception: The input's own error with `on_error="raise"`, that of the function, or the source's; again at
+                each further call.
         """
         while (entry := self._window.take()) is not None:
             if entry.error is None:
                 return entry
             if self._on_error == "raise" or not isinstance(entry.error, OF_ONE_INPUT):
                 self.close(entry.error)
-            elif self._on_error == "skip":
-                self.skipped += 1
-            else:
+            elif self._on_error == "return":
                 entry.result = entry.error
                 return entry
+            else:
+                self.skipped += 1
+                if self._handler is not None:
+                    self._hand_over(self._handler, entry.record, entry.error)
         if self._is_source_done and not self._window:
             self.close(self._source_error)
         if self.is_closed:
@@ -294,6 +362,17 @@ class StreamState(Generic[InputT]):
     def release(self) -> None:
         """Nothing that was taken counts in the window any more."""
         self._window.release()
+
+    def _hand_over(self, handler: ErrorHandler, record: object, error: InputFailure) -> None:
+        """Give a record that failed to the caller's function, whose own exception ends the stream."""
+        try:
+            outcome = handler(record, error)
+        except BaseException as own:  # noqa: BLE001 (raised at the consumer)
+            self.close(own)
+            return
+        if iscoroutine(outcome):
+            outcome.close()
+            self.close(UsageError("on_error= calls a plain function, as nothing waits for the coroutine that it gave"))
 
     @uninterrupted
     def close(self, end: BaseException | None = None) -> None:

@@ -19,7 +19,7 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from asyncembed.checks import check_count
+from asyncembed.checks import check_count, check_number
 from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.errors import OF_ONE_INPUT, InputFailure, StateError, UsageError
 from asyncembed.feeding import OnError as OnError
@@ -127,7 +127,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         state = self._state
         while (entry := state.take()) is None:
             self._check_loop()
-            await state.ready.wait()
+            await state.wait_ready()
         return self._assembly.detach((entry.record, entry.result) if state.keeps_inputs else entry.result)
 
     @uninterrupted
@@ -160,15 +160,38 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         self._state.keeps_inputs = self._has_passed_on = True
         return EmbeddingStream(self._state, self._source, self._group, _paired(self._assembly))
 
-    def batches(self, size: int) -> "BatchStream[ResultT, CollectedT]":
+    def batches(self, size: int, max_wait: float | None = None) -> "BatchStream[ResultT, CollectedT]":
         """The same results, up to `size` at a time, each time of the type that `collect` gives.
 
         For a dense model arrays of up to `size` rows, for a reranker arrays of scores, for the others lists; with
-        `on_error="return"` always lists. Only the last one is smaller. Made for ingest into a database; `with_inputs`
-        comes before it.
+        `on_error="return"` always lists. Made for ingest into a database; `with_inputs` comes before it.
+
+        A batch has `size` rows; only the last one is smaller, unless `max_wait` is given, for a source that trickles.
+
+        Args:
+            size: Rows of a batch.
+            max_wait: Seconds after which a batch is given with the rows that are there, from 0 (what is ready) on. They
+                count from when its first row was ready, whether anybody asked for it then or not: a result is ready
+                when it and all before it are computed, with `ordered=False` when it is computed. So no row waits for
+                others longer than that, and no batch is empty. A cancelled wait keeps its rows, and the time they have
+                waited, for the next one.
         """
         check_count("size", size, minimum=1, may_be_none=False)
-        return BatchStream(size, self._state, take=self._take_some, assemble=self._assemble, close=self.aclose)
+        check_number("max_wait", max_wait, minimum=0, may_be_none=True)
+        return BatchStream(
+            size, max_wait, self._state, take=self._take_some, assemble=self._assemble, close=self.aclose
+        )
+
+    async def take_some(self, limit: int = TAKEN_AT_ONCE) -> list[ResultT]:
+        """What is ready, up to `limit` results, at least one: it waits for the first, and for no other.
+
+        An empty list is the end. For loops of your own, which want few turns of the event loop and no batches of a
+        size: `while some := await stream.take_some(): ...`. Cancelled, it loses nothing. An input's error comes with
+        the next call when results were ready before it.
+        """
+        check_count("limit", limit, minimum=1, may_be_none=False)
+        detach = self._assembly.detach
+        return [detach(result) for result in await self._take_some(min(limit, TAKEN_AT_ONCE))]
 
     async def collect(self) -> CollectedT:
         """All results: for a dense model one array (n, dim), else a list or an array of scores.
@@ -187,12 +210,17 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
 
     @property
     def skipped(self) -> int:
-        """How many inputs `on_error="skip"` has left out so far."""
+        """How many inputs `on_error="skip"`, or a function in its place, has left out so far."""
         return self._state.skipped
 
     @uninterrupted
-    async def _take_some(self, limit: int, take: Callable[[], Entry | None] | None = None) -> list[Any]:
-        """What is ready, up to `limit` results, to be assembled; waits for the first of them. Empty at the end."""
+    async def _take_some(
+        self, limit: int, until: float = inf, take: Callable[[], Entry | None] | None = None
+    ) -> list[Any]:
+        """What is ready, up to `limit` results, to be assembled; waits for the first of them.
+
+        Empty at the end, or when the clock says `until` before there is any.
+        """
         if self._source is not None:
             self._start()
         self._check_loop()
@@ -214,9 +242,9 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
                 if results and error is state.end:
                     return results
                 raise
-            if results:
+            if results or (until != inf and monotonic() >= until):
                 return results
-            await state.ready.wait()
+            await state.wait_ready(until)
 
     async def _assemble(self, results: list[Any]) -> CollectedT:
         """Put results together as `collect` gives them: many of them in a thread, as all are copied."""
@@ -259,7 +287,7 @@ class Runs(Generic[ResultT]):
         ahead: deque[Any],
         *,
         start: Callable[[], None],
-        take: Callable[[int, Callable[[], Entry | None]], Awaitable[list[Any]]],
+        take: Callable[[int, float, Callable[[], Entry | None]], Awaitable[list[Any]]],
         detach: Callable[[Any], ResultT],
     ) -> None:
         self._state = state
@@ -277,7 +305,7 @@ class Runs(Generic[ResultT]):
         """
         if context is not None and not self._state.is_started:
             context.run(self._start)
-        some = await self._take(TAKEN_AT_ONCE, self._state.take_held)
+        some = await self._take(TAKEN_AT_ONCE, inf, self._state.take_held)
         self._ahead += some
         return bool(some)
 
@@ -315,41 +343,58 @@ class BatchStream(_Handle, Generic[ResultT, CollectedT]):
     def __init__(
         self,
         size: int,
+        max_wait: float | None,
         state: StreamState[Any],
         *,
-        take: Callable[[int], Awaitable[list[Any]]],
+        take: Callable[[int, float], Awaitable[list[Any]]],
         assemble: Callable[[list[Any]], Awaitable[CollectedT]],
         close: Callable[[], Awaitable[None]],
     ) -> None:
         self._size = size
+        self._max_wait = max_wait
         self._state = state
+        if max_wait is not None:
+            state.keep_time()
         # Methods of the stream, which stays as long as they do.
         self._take = take
         self._assemble = assemble
         self._close = close
-        # Kept across calls, so that a cancelled consumer loses no result.
+        # Kept across calls, so that a cancelled consumer loses no result; and when they are to be given.
         self._taken: list[Any] = []
+        self._until = inf
 
     async def __anext__(self) -> CollectedT:
-        while len(self._taken) < self._size:
-            try:
-                some = await self._take(min(TAKEN_AT_ONCE, self._size - len(self._taken)))
-            except BaseException as error:
-                if self._taken and error is self._state.end:
-                    break  # the error comes again with the next call
-                raise
-            if not some:
-                break
-            self._taken += some
+        await self._fill()
         if not self._taken:
             raise StopAsyncIteration
         # Several tasks may have filled it together.
         batch, self._taken = self._taken[: self._size], self._taken[self._size :]
+        until, self._until = self._until, inf
+        if self._max_wait is not None:
+            self._state.restart_time()
+            if self._taken:
+                self._until = monotonic() + self._max_wait
         try:
             return await self._assemble(batch)
         except BaseException:
-            self._taken = batch + self._taken
+            self._taken, self._until = batch + self._taken, until
             raise
+
+    async def _fill(self) -> None:
+        """Take results until there are enough for a batch, or it is time to give it, or the stream ends."""
+        while len(self._taken) < self._size:
+            try:
+                some = await self._take(min(TAKEN_AT_ONCE, self._size - len(self._taken)), self._until)
+            except BaseException as error:
+                if self._taken and error is self._state.end:
+                    return  # the error comes again with the next call
+                raise
+            # Another task may have given the batch whose time has come.
+            if not some and (self._taken or self._state.is_closed):
+                return
+            if some and not self._taken and self._max_wait is not None:
+                self._until = self._state.ready_since + self._max_wait
+            self._taken += some
 
     async def aclose(self) -> None:
         await self._close()

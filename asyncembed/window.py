@@ -88,7 +88,7 @@ class Window:
         self._max_items = max_items
         self._max_tokens = max_tokens
         self._max_bytes = max_bytes
-        self._on_ready = on_ready
+        self.on_ready = on_ready
         self._on_room = on_room
         self._entries: dict[int, Entry] = {}
         # Less those that `close` forgot.
@@ -103,6 +103,7 @@ class Window:
         # Those without an answer.
         self._waiting = 0
         self._waiting_tokens = 0.0
+        self._pushed_tokens = 0.0
         # Of all answers so far, to know what to expect of the next ones.
         self._answers = 0
         self._answer_bytes = 0
@@ -119,6 +120,19 @@ class Window:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `take` has something."""
+        if self._arrivals is not None:
+            return bool(self._arrivals)
+        entry = self._entries.get(self._next)
+        return entry is not None and entry.item is None
+
+    @property
+    def answered_tokens(self) -> float:
+        """Estimated tokens of all inputs so far that have their answer."""
+        return self._pushed_tokens - self._waiting_tokens
 
     # ---------------------------------------------------------------- room
 
@@ -178,6 +192,7 @@ class Window:
     def push(self, entries: Iterable[Entry]) -> list[Item]:
         """Take in what was read, in the order of the source; returns what is to be computed of it."""
         items: list[Item] = []
+        waiting_tokens = self._waiting_tokens
         for entry in entries:
             self._entries[entry.index] = entry
             self._bytes += entry.size_bytes
@@ -188,6 +203,7 @@ class Window:
                 items.append(entry.item)
             self._pushed += 1
         self._waiting += len(items)
+        self._pushed_tokens += self._waiting_tokens - waiting_tokens
         return items
 
     def charge(self, index: int, size_bytes: int) -> None:
@@ -224,7 +240,7 @@ class Window:
             self._arrivals.append(entry)
         elif entry.index != self._next:
             return
-        self._on_ready()
+        self.on_ready()
 
     # ---------------------------------------------------------------- out
 

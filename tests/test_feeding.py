@@ -47,6 +47,9 @@ class Held:
     def count_failure(self) -> None:
         self.failed += 1
 
+    def admit(self, count: int) -> None:
+        """There is always room."""
+
     def submit(self, items: list[Item]) -> None:
         self.items += items
         self.on_submit()

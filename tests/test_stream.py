@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, I
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import anyio
 import anyio.lowlevel
@@ -19,9 +20,17 @@ from anyio.abc import TaskStatus
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from asyncembed import (
+    ImageEmbedding,
+    LateInteractionMultimodalEmbedding,
+    LateInteractionTextEmbedding,
+    SparseTextEmbedding,
+    TextCrossEncoder,
+)
+from asyncembed.catalogue.spec import Family
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.engine.pool import WorkerPool
-from asyncembed.errors import InputError, OptionError, StateError
+from asyncembed.errors import InputError, OptionError, StateError, UsageError
 from asyncembed.feeding import FEED_SECONDS, FIRST_READ, WAITING_BATCHES, WAITING_BATCHES_PER_WORKER
 from asyncembed.stream import TURN_SECONDS, EmbeddingStream, OnError
 from tests.support.encoders import ECHO, with_settings
@@ -917,6 +926,339 @@ async def test_a_stream_says_what_ended_it(narrow: TextEmbedding) -> None:
     skipping = narrow.embed(["#1", "bad"], on_error="skip")
     await skipping.collect()
     assert repr(skipping) == "<EmbeddingStream of 'echo' ended: 2 given, 0 ahead, 1 skipped>"
+
+
+# ---------------------------------------------------------------- a source that trickles
+
+
+class Trickle:
+    """A source that gives its next records when it is told to, and says when it has given all that it may."""
+
+    def __init__(self) -> None:
+        self._send, self._receive = anyio.create_memory_object_stream[str](100)
+
+    def give(self, *records: str) -> None:
+        for record in records:
+            self._send.send_nowait(record)
+
+    def end(self) -> None:
+        self._send.close()
+
+    async def records(self) -> AsyncGenerator[str]:
+        async with self._receive:
+            async for record in self._receive:
+                yield record
+
+
+@pytest.fixture
+def trickle() -> Iterator[Trickle]:
+    source = Trickle()
+    yield source
+    source.end()
+
+
+async def taken(batches: Any, count: int) -> list[Any]:
+    """The rows of as many batches as it takes for `count` rows."""
+    rows: list[Any] = []
+    while len(rows) < count:
+        batch = await anext(batches)
+        assert len(batch)
+        rows.extend(batch)
+    return rows
+
+
+@pytest.mark.parametrize("max_wait", [0, 0.001])
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_a_batch_does_not_wait_for_a_source_that_trickles(
+    max_wait: float, ordered: bool, trickle: Trickle, model: TextEmbedding
+) -> None:
+    async with model.embed(trickle.records(), ordered=ordered) as stream:
+        batches = stream.batches(10, max_wait)
+        for start in (0, 3, 6):
+            trickle.give(*texts(9)[start : start + 3])
+            assert sorted(number(row) for row in await taken(batches, 3)) == [start, start + 1, start + 2]
+        trickle.end()
+        with pytest.raises(StopAsyncIteration):
+            await anext(batches)
+
+
+async def test_a_batch_is_full_before_its_time_where_the_source_gives_enough(
+    trickle: Trickle, model: TextEmbedding
+) -> None:
+    async with model.embed(trickle.records()) as stream:
+        batches = stream.batches(10, max_wait=3600)
+        trickle.give(*texts(25))
+        for start in (0, 10):
+            assert [number(row) for row in await anext(batches)] == list(range(start, start + 10))
+        trickle.end()
+        assert [number(row) for row in await anext(batches)] == list(range(20, 25))
+        with pytest.raises(StopAsyncIteration):
+            await anext(batches)
+
+
+async def test_the_time_of_a_batch_counts_from_when_its_first_row_was_ready(
+    trickle: Trickle, model: TextEmbedding
+) -> None:
+    """Not from when somebody asks for it: a consumer that was busy does not wait once more."""
+    before = model.stats().items
+    async with model.embed(trickle.records()) as stream:
+        batches = stream.batches(2, max_wait=3600)
+        trickle.give(*texts(3))
+        assert len(await anext(batches)) == 2
+        await until(lambda: model.stats().items == before + 3)
+        await anyio.wait_all_tasks_blocked()
+        assert stream._state._ready_since is not None
+        stream._state._ready_since -= 3600
+        assert [number(row) for row in await anext(batches)] == [2]
+        trickle.give("#3", "#4")  # and the next one has a time of its own
+        assert [number(row) for row in await anext(batches)] == [3, 4]
+
+
+async def test_a_cancelled_wait_keeps_its_rows_and_their_time(trickle: Trickle, model: TextEmbedding) -> None:
+    async with model.embed(trickle.records()) as stream:
+        batches = stream.batches(10, max_wait=3600)
+        for so_far in (3, 6):
+            trickle.give(*texts(so_far)[-3:])
+            async with anyio.create_task_group() as group:
+                group.start_soon(anext, batches)
+                await until(partial(lambda count: len(batches._taken) == count, so_far))
+                group.cancel_scope.cancel()
+        batches._until -= 3600
+        assert [number(row) for row in await anext(batches)] == list(range(6))
+        trickle.give(*texts(3))
+        with anyio.move_on_after(0):
+            await anext(batches)
+        trickle.end()
+        assert [number(row) for row in await anext(batches)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip", "return", lambda *_: None])
+async def test_a_trickling_batch_has_inputs_and_errors_as_others_have(
+    on_error: OnError, trickle: Trickle, model: TextEmbedding
+) -> None:
+    stream = cast(Stream, model.embed(trickle.records(), on_error=on_error)).with_inputs()
+    batches = stream.batches(10, max_wait=0)
+    trickle.give("#0", "bad #1", "#2")
+    rows: list[tuple[str, Any]] = []
+    if on_error == "raise":
+        with pytest.raises(InputError):
+            while True:
+                rows += zip(*await anext(batches), strict=True)
+    else:
+        while not rows or rows[-1][0] != "#2":
+            rows += zip(*await anext(batches), strict=True)
+    await stream.aclose()
+    expected = {"raise": ["#0"], "return": ["#0", "bad #1", "#2"]}
+    assert [text for text, _ in rows] == expected.get(cast(str, on_error), ["#0", "#2"])
+
+
+async def test_records_that_are_left_out_make_no_empty_batch(trickle: Trickle, model: TextEmbedding) -> None:
+    async with model.embed(trickle.records(), on_error="skip") as stream:
+        batches = stream.batches(10, max_wait=0)
+        trickle.give("bad", "bad")
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(anext, batches)
+                await until(lambda: stream.skipped == 2)
+                await anyio.wait_all_tasks_blocked()
+                scope.cancel()
+        trickle.give("#7")
+        assert [number(row) for row in await anext(batches)] == [7]
+
+
+async def test_several_tasks_may_take_trickling_batches(trickle: Trickle, model: TextEmbedding) -> None:
+    """A task whose batch another one has given goes on waiting: it does not take that for the end."""
+    seen: list[int] = []
+    batches = model.embed(trickle.records()).batches(4, max_wait=0.0005)
+
+    async def consume() -> None:
+        async for rows in batches:
+            assert len(rows)
+            seen.extend(number(row) for row in rows)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(consume)
+        for i in range(60):
+            trickle.give(f"#{i}")
+            if i % 7 == 0:
+                await until(partial(lambda count: len(seen) == count, i + 1))
+        trickle.end()
+    assert sorted(seen) == list(range(60))
+
+
+@pytest.mark.parametrize("max_wait", [-1, "1", float("nan"), True])
+async def test_the_time_of_a_batch_is_checked(max_wait: Any, model: TextEmbedding) -> None:
+    with pytest.raises(OptionError, match="max_wait must be a number of at least 0; got"):
+        model.embed(texts(3)).batches(2, max_wait)
+
+
+async def test_what_is_ready_is_taken_at_once(model: TextEmbedding) -> None:
+    stream = await all_ready(model, 30)
+    assert [number(row) for row in await stream.take_some(10)] == list(range(1, 11))
+    assert [number(row) for row in await stream.take_some()] == list(range(11, 30))
+    assert await stream.take_some() == []
+    with pytest.raises(OptionError, match="limit must be a whole number, 1 or more; got 0"):
+        await stream.take_some(0)
+
+
+async def test_taking_some_waits_for_one_result_only(trickle: Trickle, model: TextEmbedding) -> None:
+    async with model.embed(trickle.records()).with_inputs() as stream:
+        trickle.give("#5")
+        ((text, row),) = await stream.take_some(10)
+        assert (text, number(row)) == ("#5", 5)
+        assert row.base is None
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(stream.take_some)
+                await anyio.wait_all_tasks_blocked()
+                scope.cancel()
+        trickle.give("#6")
+        assert [text for text, _ in await stream.take_some()] == ["#6"]
+
+
+async def test_results_before_an_error_are_taken_before_it(model: TextEmbedding) -> None:
+    stream = model.embed(["#0", "#1", 3, "#4"])  # type: ignore[list-item]
+    seen: list[Any] = []
+    with pytest.raises(InputError):
+        while some := await stream.take_some():
+            seen += some
+    assert [number(row) for row in seen] == [0, 1]
+
+
+# ---------------------------------------------------------------- a function that hears of failures
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("way", ["one by one", "batches", "collect", "some"])
+@pytest.mark.parametrize("kind", ["list", "generator"])
+async def test_a_function_is_called_for_each_record_that_fails(
+    kind: str, way: str, ordered: bool, model: TextEmbedding
+) -> None:
+    """Whether the source, the key, the input or the worker is to blame; in input order, as the results."""
+    broken = InputError("line 3 is no JSON")
+    records: list[Any] = [
+        {"text": "#0"},
+        {"no": 1},
+        {"text": "bad"},
+        broken,
+        {"text": 4},
+        {"text": "#5"},
+        {"text": "bad"},
+    ]
+    failed: list[tuple[Any, Any]] = []
+    stream = cast(
+        Stream,
+        model.embed(
+            records if kind == "list" else (record for record in records),
+            key=lambda record: record["text"],
+            on_error=lambda record, error: failed.append((record, error)),
+            ordered=ordered,
+        ),
+    )
+    match way:
+        case "one by one":
+            rows = [row async for row in stream]
+        case "batches":
+            rows = [row async for batch in stream.batches(2) for row in batch]
+        case "collect":
+            rows = list(await stream.collect())
+        case _:
+            rows = []
+            while some := await stream.take_some(3):
+                rows += some
+    if not ordered:
+        rows.sort(key=number)
+        failed.sort(key=lambda pair: pair[1].index)
+    assert [number(row) for row in rows] == [0, 5]
+    assert [record for record, _ in failed] == [records[i] for i in (1, 2, 3, 4, 6)]
+    assert [error.index for _, error in failed] == [1, 2, 3, 4, 6]
+    assert failed[2][0] is broken
+    assert stream.skipped == 5
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+async def test_every_family_tells_a_function_of_failures(family: Family, pool: WorkerPool) -> None:
+    broken, failed = InputError("line 1 is no JSON"), list[Any]()
+    embedders: dict[Family, tuple[type[Any], tuple[str, ...]]] = {
+        "text": (TextEmbedding, ("embed", "query_embed", "passage_embed")),
+        "sparse": (SparseTextEmbedding, ("embed", "query_embed", "passage_embed")),
+        "late_interaction": (LateInteractionTextEmbedding, ("embed", "query_embed", "passage_embed")),
+        "image": (ImageEmbedding, ("embed",)),
+        "late_interaction_multimodal": (LateInteractionMultimodalEmbedding, ("embed_text", "embed_image")),
+        "cross_encoder": (TextCrossEncoder, ("rerank_pairs", "rerank")),
+    }
+    embedder, methods = embedders[family]
+    async with embedder(replace(ECHO, family=family), pool=pool) as model:
+        for method in methods:
+            failed.clear()
+            query = ["a query"] if method == "rerank" else []
+            stream = getattr(model, method)(
+                *query,
+                [{"of": 3}, broken, {}],
+                key=lambda record: record["of"],
+                on_error=lambda record, error: failed.append((record, error.index)),
+            )
+            assert len(await stream.collect()) == 0
+            assert failed == [({"of": 3}, 0), (broken, 1), ({}, 2)]
+
+
+async def test_a_function_hears_of_failures_also_where_inputs_travel_along(model: TextEmbedding) -> None:
+    failed: list[Any] = []
+    stream = model.embed(["#0", "bad", "#2"], on_error=lambda record, _: failed.append(record)).with_inputs()
+    inputs, matrix = await stream.collect()
+    assert inputs == ["#0", "#2"]
+    assert matrix.shape == (2, 3)
+    assert failed == ["bad"]
+
+
+@pytest.mark.parametrize("error", [LookupError("the disk is full"), KeyboardInterrupt(), SystemExit(3)])
+async def test_what_a_function_raises_ends_the_stream(error: BaseException, model: TextEmbedding) -> None:
+    def refuse(record: object, failure: Exception) -> None:
+        raise error
+
+    source = Source("#{} bad".format)
+    stream = model.embed(source.generator(), on_error=refuse)
+    for _ in range(2):
+        with pytest.raises(type(error)) as caught:
+            await anext(stream)
+        assert caught.value is error
+    await until(lambda: source.is_closed)
+    batches = model.embed(["#0", "#1", "bad", "#3"], on_error=refuse).batches(4)
+    assert len(await anext(batches)) == 2
+    with pytest.raises(type(error)):
+        await anext(batches)
+
+
+async def test_an_error_that_is_of_no_input_is_not_told_to_a_function(model: TextEmbedding) -> None:
+    def records() -> Iterator[str]:
+        yield "bad"
+        raise LookupError("the source is broken")
+
+    failed: list[str] = []
+    with pytest.raises(LookupError):
+        await model.embed(records(), on_error=lambda record, _: failed.append(record)).collect()
+    assert failed == ["bad"]
+
+
+async def handle(record: object, error: Exception) -> None:
+    """A coroutine, which nobody would await."""
+
+
+class Handler:
+    async def __call__(self, record: object, error: Exception) -> None:
+        """Likewise."""
+
+
+@pytest.mark.parametrize("on_error", [handle, partial(handle, error=ValueError()), Handler()])
+async def test_a_coroutine_function_is_refused(on_error: Any, model: TextEmbedding) -> None:
+    with pytest.raises(OptionError, match="on_error must be a plain function"):
+        model.embed(texts(3), on_error=on_error)
+
+
+async def test_a_function_that_gives_a_coroutine_ends_the_stream(model: TextEmbedding) -> None:
+    with pytest.raises(UsageError, match="nothing waits for the coroutine"):
+        await model.embed(["bad"], on_error=lambda record, error: handle(record, error)).collect()
 
 
 # ---------------------------------------------------------------- leaving

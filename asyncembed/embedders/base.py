@@ -28,7 +28,14 @@ from asyncembed.catalogue.lookup import describe, find_model, list_models, parse
 from asyncembed.catalogue.onnx_choice import precision_of
 from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family, ModelSpec
-from asyncembed.checks import check_bool, check_callable, check_choice, check_custom_model, check_model_name
+from asyncembed.checks import (
+    check_bool,
+    check_callable,
+    check_choice,
+    check_custom_model,
+    check_model_name,
+    check_on_error,
+)
 from asyncembed.embedders.intake import Door, InputT, Key, check_source
 from asyncembed.encoders.encoder import Call
 from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
@@ -37,7 +44,7 @@ from asyncembed.engine.pool import WorkerPool, engine_of
 from asyncembed.engine.scheduler import Item, Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, StateError
-from asyncembed.feeding import OnError, Source, StreamState
+from asyncembed.feeding import ErrorHandler, OnError, Source, StreamState
 from asyncembed.loading import prepare
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
@@ -69,7 +76,7 @@ class CallKeywords(TypedDict, total=False):
 class StreamCall(CallKeywords, total=False):
     """`CallKeywords` of a call whose stream holds results only."""
 
-    on_error: Literal["raise", "skip"]
+    on_error: Literal["raise", "skip"] | ErrorHandler
 
 
 class ReturningCall(CallKeywords, total=False):
@@ -86,10 +93,14 @@ class StreamKeywords(CallKeywords, total=False):
         priority: "interactive" goes before "bulk", which is what streams are unless they say otherwise.
         ordered: Whether results come in input order (True, unless said otherwise), or as they are ready.
         on_error: What becomes of an input that has no result: "raise" (unless said otherwise) ends the stream with its
-            error, "skip" leaves it out, "return" gives the error in the place of the result.
+            error, "skip" leaves it out, "return" gives the error in the place of the result. A function leaves it out,
+            too, and is called with the record and the error, one after the other in the order of the results, as the
+            consumer comes to them. It is a plain function, runs on the event loop, and must return at once. What it
+            raises ends the stream. Where the source handed over an `InputError`, that is the record as well.
 
     Raises:
         StateError: The embedder is not open, or was opened on another event loop.
+        OverloadedError: (from the stream) With "interactive", more inputs wait than `max_queued` allows.
         OptionError: An argument that cannot work; (from the stream) one that the model cannot serve.
         InputError: The source is none; (from the stream) one of its inputs is none of the family, cannot be had, or is
             over the limit with `truncate=False`; `index` says which.
@@ -313,7 +324,7 @@ class Embedder(Openable):
         key, priority = keywords.get("key"), keywords.get("priority", "bulk")
         ordered, on_error = keywords.get("ordered", True), keywords.get("on_error", "raise")
         check_choice("priority", priority, get_args(PriorityName))
-        check_choice("on_error", on_error, get_args(OnError))
+        check_on_error(on_error)
         check_bool("ordered", ordered)
         check_callable("key", key, what="a function that takes the input out of a record")
         check_source(source)
@@ -357,13 +368,14 @@ class Embedder(Openable):
         intake = door(opened.engine, opened.model, call, Priority.INTERACTIVE, None)
         request = _Request()
         try:
-            item, _ = intake.item(value, 0, request)
-        except InputError as error:
-            intake.count_failure()
-            error.index = None
-            raise
-        intake.submit([item])
-        try:
+            intake.admit(1)
+            try:
+                item, _ = intake.item(value, 0, request)
+            except InputError as error:
+                intake.count_failure()
+                error.index = None
+                raise
+            intake.submit([item])
             return assembly.detach(await request.wait(opened.engine, item))
         finally:
             intake.close()

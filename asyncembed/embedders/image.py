@@ -191,18 +191,20 @@ class _ImageIntake(Intake):
         return self._maker.sized_item(value, self._tokens_per_image + units, sink, index)
 
     def submit(self, items: list[Item]) -> None:
+        self._claim(len(items))
         absent = [item for item in items if type(item.value) is _Absent]
         self._waiting += absent
         for _ in range(min(len(absent), CONCURRENCY - len(self._scopes))):
             scope = CancelScope()
             self._scopes.add(scope)
             self._tasks.start_soon(self._bring_all, scope)
-        super().submit([item for item in items if type(item.value) is not _Absent] if absent else items)
+        self._send([item for item in items if type(item.value) is not _Absent] if absent else items)
 
     def close(self) -> None:
         self._waiting.clear()
         for scope in self._scopes:
             scope.cancel()
+        super().close()
 
     async def _bring_all(self, scope: CancelScope) -> None:
         """Bring in one image after another, in their order, until none waits."""
@@ -235,6 +237,7 @@ class _ImageIntake(Intake):
         except BaseException as error:  # noqa: BLE001 (it travels as a value: nothing leaves a task of the group)
             message = str(error) if isinstance(error, AsyncEmbedError) else in_words(error)
             self.count_failure()
+            self._give_back(1)
             item.sink.fail(item.index, InputError(message, index=item.index))
             return
         item.value = data
@@ -242,7 +245,7 @@ class _ImageIntake(Intake):
         # What it costs to decode is known only now.
         item.size += len(data) // ENCODED_BYTES_PER_TOKEN
         absent.recipient.charge(item.index, len(data))
-        super().submit([item])
+        self._send([item])
 
 
 def _fail_as_closed(item: Item) -> None:

@@ -35,6 +35,9 @@ class Intake:
         self._model = model
         self._maker = model.item_maker(self.batch_key, priority)
         self._key = key
+        self._is_bounded = engine.is_bounded and priority is Priority.INTERACTIVE
+        # Admitted and yet to come; reserved and yet to be sent, those that are being fetched included.
+        self._admitted = self._places = 0
 
     def item(self, record: object, index: int, sink: Recipient) -> tuple[Item, int]:
         """See `asyncembed.feeding.Intake`."""
@@ -70,12 +73,39 @@ class Intake:
         """See `asyncembed.feeding.Intake`."""
         self._model.count_failure()
 
+    def admit(self, count: int) -> None:
+        """See `asyncembed.feeding.Intake`."""
+        if self._is_bounded:
+            self._engine.reserve(self._model, count)
+            self._admitted += count
+            self._places += count
+
     def submit(self, items: list[Item]) -> None:
         """See `asyncembed.feeding.Intake`."""
+        self._claim(len(items))
+        self._send(items)
+
+    def _claim(self, count: int) -> None:
+        """Have a place for each of so many items: what was admitted, and more for a source of unknown length."""
+        if self._is_bounded:
+            for _ in range(count - self._admitted):
+                self.admit(1)  # each for itself: that they are read together does not make them one list
+            self._admitted -= count
+
+    def _send(self, items: list[Item]) -> None:
+        """Let items that have their places wait for a worker, where they count from now on."""
+        if self._is_bounded:
+            self._give_back(len(items))
         self._engine.submit(items)
+
+    def _give_back(self, count: int) -> None:
+        count = min(count, self._places)
+        self._places -= count
+        self._engine.release(count)
 
     def close(self) -> None:
         """Forget what was not submitted yet."""
+        self._give_back(self._places)
 
 
 class Door(Protocol):

@@ -32,6 +32,7 @@ from asyncembed.errors import (
     EncodeError,
     InputError,
     ModelLoadError,
+    OverloadedError,
     StateError,
     WorkerCrashed,
     WorkerError,
@@ -173,11 +174,15 @@ class Dispatcher:
         *,
         batch_timeout: float | None = None,
         load_timeout: float | None = LOAD_TIMEOUT_SECONDS,
+        max_queued: int | None = None,
     ) -> None:
         self.slots: list[Slot] = [Slot(index, is_reserved=index >= workers) for index in range(workers + reserved)]
         self.models: dict[int, PooledModel] = {}
         self._batch_timeout = batch_timeout
         self._load_timeout = load_timeout
+        self._max_queued = max_queued
+        # Places for interactive items that are yet to be added.
+        self._reserved = 0
         self._scheduler = Scheduler()
         # What comes before all that waits, and whether interactive work went before the first bulk batch of it.
         self._retries: list[Batch] = []
@@ -229,6 +234,52 @@ class Dispatcher:
         return any(model.key in slot.loaded for slot in self.slots)
 
     # ---------------------------------------------------------------- what waits
+
+    def reserve(self, model: PooledModel, count: int) -> None:
+        """Keep places for `count` interactive items of `model` until they are added: all, or none.
+
+        Raises:
+            OverloadedError: There are not as many left.
+            InputError: There never are as many.
+        """
+        limit = self._max_queued
+        if limit is None:
+            return
+        queued = self._queued(Priority.INTERACTIVE) + self._reserved
+        if queued + count > limit:
+            model.refused += count
+            if count > limit:
+                raise InputError(
+                    f"{count} inputs in one call are more than max_queued={limit} ever lets wait: hand over fewer at a "
+                    "time, or embed them as a stream, which is bulk work and bounded by its window"
+                )
+            raise OverloadedError(
+                f"the queue is full: {queued} of at most max_queued={limit} inputs wait, and this call has {count}; "
+                "try again later (a web app answers with the status 503), or give the pool more workers",
+                retry_after_seconds=self._seconds_queued(),
+            )
+        self._reserved += count
+
+    def release(self, count: int) -> None:
+        """Give places back, as their items are added now, or never will be."""
+        if self._max_queued is not None:
+            self._reserved -= count
+            assert self._reserved >= 0, "places are given back once"
+
+    def _seconds_queued(self) -> float | None:
+        """About how long the interactive items that wait take all workers together; None if that is not known yet."""
+        leader = self._scheduler.oldest(Priority.INTERACTIVE)
+        workers = sum(slot.is_usable for slot in self.slots)
+        if leader is None or not workers:
+            return None
+        speed = self.models[leader.batch_key.model].speed(leader.batch_key)
+        tokens = self._scheduler.waiting_tokens(Priority.INTERACTIVE)
+        return speed.seconds(tokens) / workers if speed.is_known else None
+
+    def _queued(self, priority: Priority) -> int:
+        """How many items of this priority wait for a worker, those in batches that were put back included."""
+        put_back = sum(len(batch.items) for batch in self._put_back() if batch.priority is priority)
+        return self._scheduler.waiting(priority) + put_back
 
     def add(self, items: Iterable[Item]) -> list[FailedItem]:
         """Let items wait; returns those that would wait in vain."""
@@ -518,13 +569,9 @@ class Dispatcher:
         """A snapshot of the whole pool, or of one model; the queue and the workers are always the pool's."""
         models = [model] if model is not None else list(self.models.values())
         seconds = [value for known in models for value in known.batch_seconds]
-        queued = {priority: self._scheduler.waiting(priority) for priority in Priority}
-        for batch in self._put_back():
-            for item in batch.items:
-                queued[item.priority] += 1
         return Stats(
-            queued_interactive=queued[Priority.INTERACTIVE],
-            queued_bulk=queued[Priority.BULK],
+            queued_interactive=self._queued(Priority.INTERACTIVE),
+            queued_bulk=self._queued(Priority.BULK),
             in_flight=sum(len(slot.in_flight) for slot in self.slots),
             batches=sum(known.batches for known in models),
             items=sum(known.items for known in models),
@@ -535,6 +582,7 @@ class Dispatcher:
             workers=len(self.slots),
             workers_ready=sum(slot.is_ready for slot in self.slots),
             workers_restarted=self._restarts,
+            refused=sum(known.refused for known in models),
         )
 
 

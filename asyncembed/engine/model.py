@@ -90,6 +90,7 @@ class Stats:
         workers: Workers the pool has.
         workers_ready: Workers that run now.
         workers_restarted: How often a worker was replaced.
+        refused: Inputs that were not taken, as too many waited (`max_queued`).
     """
 
     queued_interactive: int
@@ -104,6 +105,7 @@ class Stats:
     workers: int
     workers_ready: int
     workers_restarted: int
+    refused: int = 0
 
     @property
     def queued(self) -> int:
@@ -137,6 +139,7 @@ class PooledModel:
         self.batches: int = 0
         self.items: int = 0
         self.failed: int = 0
+        self.refused: int = 0
         self.tokens: int = 0
         self.padded_tokens: int = 0
         self.batch_seconds: deque[float] = deque(maxlen=64)

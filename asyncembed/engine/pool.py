@@ -25,6 +25,7 @@ class PoolKeywords(TypedDict, total=False):
     interactive_workers: int
     device_ids: Sequence[int] | None
     batch_timeout: float | None
+    max_queued: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class PoolOptions:
     interactive_workers: int = 0
     device_ids: Sequence[int] | None = None
     batch_timeout: float | None = BATCH_TIMEOUT_SECONDS
+    max_queued: int | None = None
 
     def __post_init__(self) -> None:
         check_count("workers", self.workers, minimum=0)
@@ -43,6 +45,7 @@ class PoolOptions:
         check_count("interactive_workers", self.interactive_workers, minimum=0, may_be_none=False)
         check_device_ids(self.device_ids)
         check_seconds("batch_timeout", self.batch_timeout, may_be_none=True)
+        check_count("max_queued", self.max_queued, minimum=1)
 
     def pool_keywords(self) -> PoolKeywords:
         """What a pool of one's own is made with."""
@@ -76,6 +79,11 @@ class WorkerPool(Openable):
             with the others while both compute; with `workers=0` it is a thread, too.
         device_ids: Devices, one per worker, dealt out in turn; without `workers` there is one worker for each.
         batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
+        max_queued: How many inputs of interactive calls may wait for a worker; None: any number. A call that would make
+            them more raises `OverloadedError` at once. A list (of `embed_documents`, `embed_images`, `rank`) is taken
+            whole or not at all; one that alone is longer, and so never could be, is an `InputError`. A source that
+            does not tell its length is taken as it comes, until there is no room. Streams are bulk work, bounded by
+            their windows, and not concerned unless they ask for `priority="interactive"`.
 
     Raises:
         OptionError: A value that cannot work.
@@ -135,4 +143,5 @@ def _plan(options: PoolOptions) -> WorkerPlan:
         threads_alone=(cores if threads is None else threads) if options.workers is None else None,
         device_ids=tuple(options.device_ids or ()),
         batch_timeout=None if wanted == 0 else options.batch_timeout,
+        max_queued=options.max_queued,
     )

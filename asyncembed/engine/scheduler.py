@@ -190,6 +190,10 @@ class Scheduler:
         """How many items of this priority wait."""
         return len(self._lanes[priority].by_age)
 
+    def waiting_tokens(self, priority: Priority) -> int:
+        """Estimated tokens of what waits of this priority, without padding."""
+        return self._lanes[priority].tokens
+
     def oldest(self, priority: Priority) -> Item | None:
         """The item of this priority that leads its next batch."""
         return next(iter(self._lanes[priority].by_age.values()), None)

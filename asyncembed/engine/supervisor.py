@@ -61,6 +61,7 @@ class WorkerPlan:
         threads_alone: That a worker computes with when it has to do for all, in this process; None: it must not.
         device_ids: Devices, dealt out in turn.
         batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
+        max_queued: How many interactive items may wait; None: any number.
     """
 
     workers: int
@@ -71,6 +72,7 @@ class WorkerPlan:
     threads_alone: int | None
     device_ids: Sequence[int]
     batch_timeout: float | None
+    max_queued: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -100,6 +102,7 @@ class Supervisor:
             plan.reserved,
             batch_timeout=plan.batch_timeout,
             load_timeout=None if plan.in_thread else LOAD_TIMEOUT_SECONDS,
+            max_queued=plan.max_queued,
         )
         # Held while anything is moved or counted, so that `stats` in another thread finds nothing half done. Only the
         # loop's thread changes anything, and waits here for no longer than a snapshot takes.
@@ -185,6 +188,24 @@ class Supervisor:
             failed = self._dispatcher.add(items)
         _tell(failed)
         self._wake_those_with_room()
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether interactive items need a place that was reserved before they are submitted."""
+        return self.plan.max_queued is not None
+
+    def reserve(self, model: PooledModel, count: int) -> None:
+        """Keep places for `count` interactive items, which are yet to be submitted.
+
+        Raises:
+            OverloadedError: There are not as many left.
+            InputError: There never are as many.
+        """
+        self._dispatcher.reserve(model, count)
+
+    def release(self, count: int) -> None:
+        """Give places back: of items that are submitted now, or never will be."""
+        self._dispatcher.release(count)
 
     @uninterrupted
     def withdraw(self, items: Sequence[Item]) -> None:

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from asyncembed.embedders.base import CALLS_PER_TURN
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.engine import pool as pool_module
 from asyncembed.engine.pool import WorkerPool
-from asyncembed.errors import InputError, OptionError, StateError
+from asyncembed.errors import InputError, OptionError, OverloadedError, StateError
 from tests.support.encoders import ECHO, with_settings
 from tests.support.models import write_model
 from tests.support.waiting import nothing_left_behind, run_in_a_loop_of_its_own, until
@@ -488,3 +488,110 @@ async def test_columns_and_rows_of_tables_are_sources(model: TextEmbedding) -> N
     assert (await model.embed_query(table["text"][1]))[2] == 2
     with pytest.raises(InputError, match="expected a str, got StringScalar"):
         await model.embed(pa.array(["#1", None])).collect()
+
+
+# ---------------------------------------------------------------- overload
+
+
+@asynccontextmanager
+async def busy(gate: Path, *, waiting: int, max_queued: int) -> AsyncGenerator[TextEmbedding]:
+    """A model whose one thread computes for as long as there is no gate, and so many queries that wait."""
+    async with TextEmbedding(ECHO, workers=0, max_batch_size=1, max_queued=max_queued) as model:
+        async with anyio.create_task_group() as group:
+            group.start_soon(model.embed_query, f"wait:{gate}")
+            await until(lambda: model.stats().in_flight == 1)
+            for number in range(waiting):
+                group.start_soon(model.embed_query, f"#{number}")
+            await until(lambda: model.stats().queued_interactive == waiting)
+            yield model
+            gate.touch()
+
+
+async def test_a_query_too_many_is_refused_at_once_and_leaves_nothing(gate: Path) -> None:
+    async with nothing_left_behind(), busy(gate, waiting=2, max_queued=2) as model:
+        for _ in range(3):
+            with pytest.raises(OverloadedError, match="max_queued=2"):
+                await model.embed_query("too many")
+        stats = model.stats()
+        assert (stats.queued_interactive, stats.refused, stats.failed) == (2, 3, 0)
+
+
+async def test_room_comes_back_as_queries_are_computed_or_given_up(gate: Path) -> None:
+    async with busy(gate, waiting=1, max_queued=2) as model:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(model.embed_query, "given up")
+                await until(lambda: model.stats().queued_interactive == 2)
+                with pytest.raises(OverloadedError):
+                    await model.embed_query("too many")
+                scope.cancel()
+        async with anyio.create_task_group() as group:
+            group.start_soon(model.embed_query, "fits again")
+            await until(lambda: model.stats().queued_interactive == 2)
+            gate.touch()
+        assert (await model.embed_query("#7"))[2] == 7
+
+
+async def test_a_list_is_taken_whole_or_not_at_all(gate: Path) -> None:
+    async with busy(gate, waiting=1, max_queued=4) as model:
+        with pytest.raises(OverloadedError, match="1 of at most max_queued=4 inputs wait, and this call has 4"):
+            await model.embed_documents(["a", "b", "c", "d"])
+        assert model.stats().queued_interactive == 1
+        async with anyio.create_task_group() as group:
+            group.start_soon(model.embed_documents, ["a", "b", "c"])
+            await until(lambda: model.stats().queued_interactive == 4)
+            gate.touch()
+
+
+async def test_a_list_that_alone_is_longer_is_no_input(gate: Path) -> None:
+    async with TextEmbedding(ECHO, workers=0, max_queued=2) as model:
+        with pytest.raises(InputError, match="3 inputs in one call") as caught:
+            await model.embed_documents(["a", "b", "c"])
+        assert caught.value.index is None
+        assert (await model.embed_documents(["#1", "#2"]))[:, 2].tolist() == [1, 2]
+
+
+async def test_a_generator_is_taken_as_it_comes_until_there_is_no_room(gate: Path) -> None:
+    async with nothing_left_behind(), busy(gate, waiting=1, max_queued=3) as model:
+        with pytest.raises(OverloadedError):
+            await model.embed_documents(f"#{number}" for number in range(10))
+        assert model.stats().queued_interactive == 1
+
+
+async def test_streams_are_not_concerned(gate: Path) -> None:
+    async with busy(gate, waiting=1, max_queued=1) as model, model.embed(["#3"] * 500) as stream:
+        async with anyio.create_task_group() as group:
+            group.start_soon(stream.collect)
+            await until(lambda: model.stats().queued_bulk > 20)
+            gate.touch()
+
+
+async def test_bad_inputs_keep_no_place() -> None:
+    async with TextEmbedding(ECHO, workers=0, max_queued=2) as model:
+        for _ in range(3):
+            with pytest.raises(InputError, match="got int"):
+                await model.embed_query(cast(Any, 1))
+            with pytest.raises(InputError, match="input 1: "):
+                await model.embed_documents(["fine", cast(Any, 2)])
+        assert len(await model.embed_documents(["a", "b"])) == 2
+
+
+async def test_embedders_of_one_pool_share_its_room(gate: Path) -> None:
+    async with WorkerPool(workers=0, max_queued=1) as pool:
+        async with TextEmbedding(ECHO, pool=pool) as one, TextEmbedding(ECHO, pool=pool) as other:
+            async with anyio.create_task_group() as group:
+                group.start_soon(one.embed_query, f"wait:{gate}")
+                await until(lambda: pool.stats().in_flight == 1)
+                group.start_soon(one.embed_query, "waits")
+                await until(lambda: pool.stats().queued_interactive == 1)
+                with pytest.raises(OverloadedError):
+                    await other.embed_query("too many")
+                gate.touch()
+            assert (one.stats().refused, other.stats().refused) == (0, 1)
+
+
+def test_the_bound_is_the_pools() -> None:
+    with pytest.raises(OptionError, match=r"max_queued: with pool=, give this to the WorkerPool"):
+        TextEmbedding(ECHO, pool=WorkerPool(), max_queued=3)
+    with pytest.raises(OptionError, match="max_queued must be a whole number, 1 or more, or None; got 0"):
+        WorkerPool(max_queued=0)

@@ -15,7 +15,7 @@ from fastembed import ImageEmbedding as ReferenceImageEmbedding
 from PIL import Image
 
 from asyncembed import ImageEmbedding, LateInteractionMultimodalEmbedding
-from asyncembed.errors import InputError, OptionError, StateError
+from asyncembed.errors import InputError, OptionError, OverloadedError, StateError
 from asyncembed.images.urls import CONCURRENCY
 from tests.support.images import encoded, picture, write_image_model
 from tests.support.waiting import until
@@ -334,6 +334,27 @@ async def test_an_image_that_is_being_fetched_as_the_embedder_closes_has_not_fai
             pooled = model._opened.model  # type: ignore[union-attr]
     assert [type(end) for end in ends] == [StateError, StateError]
     assert pooled.failed == 0
+
+
+async def test_images_that_are_being_fetched_take_the_places_of_those_that_wait(
+    model_path: Path, server: WebServer
+) -> None:
+    """With `max_queued`: until they wait for a worker, cannot be had, or nobody wants them any more."""
+    stalled, missing = f"{server.url}/stall", f"{server.url}/nowhere"
+    async with ImageEmbedding(NAME, model_path=model_path, workers=0, allow_private_urls=True, max_queued=2) as model:
+        for _ in range(2):
+            async with anyio.create_task_group() as group:
+                group.start_soon(model.embed_images, [stalled, stalled])
+                asked = len(server.requests)
+                await until(lambda: len(server.requests) >= asked + 2)  # noqa: B023 (waited for here)
+                with pytest.raises(OverloadedError):
+                    await model.embed_image(stalled)
+                group.cancel_scope.cancel()
+        with pytest.raises(InputError, match="404"):
+            await model.embed_images([missing, missing])
+        for _ in range(3):
+            with pytest.raises(InputError, match="404"):
+                await model.embed_image(missing)
 
 
 async def test_a_fetched_image_costs_what_its_bytes_cost(

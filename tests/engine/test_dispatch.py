@@ -27,7 +27,9 @@ from asyncembed.engine.scheduler import Batch, BatchKey, Item, Priority
 from asyncembed.errors import (
     AsyncEmbedError,
     EncodeError,
+    InputError,
     ModelLoadError,
+    OverloadedError,
     StateError,
     WorkerCrashed,
     WorkerError,
@@ -54,8 +56,15 @@ class Answers:
 class Rig:
     """A dispatcher, and what the supervisor would do around it."""
 
-    def __init__(self, workers: int = 1, reserved: int = 0, *, batch_timeout: float | None = 10.0) -> None:
-        self.dispatcher = Dispatcher(workers, reserved, batch_timeout=batch_timeout)
+    def __init__(
+        self,
+        workers: int = 1,
+        reserved: int = 0,
+        *,
+        batch_timeout: float | None = 10.0,
+        max_queued: int | None = None,
+    ) -> None:
+        self.dispatcher = Dispatcher(workers, reserved, batch_timeout=batch_timeout, max_queued=max_queued)
         self.answers = Answers()
         self.now = 0.0
         self.count = 0
@@ -767,3 +776,85 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+# ---------------------------------------------------------------- too much to do
+
+
+def bounded_rig(max_queued: int, workers: int = 1) -> tuple[Rig, PooledModel]:
+    rig = Rig(workers, max_queued=max_queued)
+    rig.start_all()
+    return rig, rig.loaded_model()
+
+
+def test_places_are_reserved_whole_or_not_at_all() -> None:
+    rig, model = bounded_rig(3)
+    rig.dispatcher.reserve(model, 2)
+    with pytest.raises(OverloadedError, match="2 of at most max_queued=3 inputs wait, and this call has 2; try again"):
+        rig.dispatcher.reserve(model, 2)
+    rig.dispatcher.reserve(model, 1)
+    rig.dispatcher.release(3)
+    rig.dispatcher.reserve(model, 3)
+    assert rig.dispatcher.stats(model).refused == 2
+
+
+def test_what_waits_takes_places_and_what_a_worker_has_takes_none() -> None:
+    rig, model = bounded_rig(2)
+    rig.add(model, 3, bulk=False)
+    with pytest.raises(OverloadedError):
+        rig.dispatcher.reserve(model, 1)
+    assert rig.batch(rig.slots[0]) == [0]
+    with pytest.raises(OverloadedError):
+        rig.dispatcher.reserve(model, 1)
+    rig.answer(rig.slots[0])
+    assert rig.batch(rig.slots[0]) == [1]
+    rig.dispatcher.reserve(model, 1)
+
+
+def test_bulk_work_takes_no_places() -> None:
+    rig, model = bounded_rig(1)
+    rig.add(model, 50)
+    rig.dispatcher.reserve(model, 1)
+
+
+def test_a_batch_that_was_put_back_takes_its_places_again() -> None:
+    rig, model = bounded_rig(2)
+    rig.add(model, 2, bulk=False, at_once=2)
+    assert rig.batch(rig.slots[0]) == [0, 1]
+    rig.die(rig.slots[0], replaced=False)
+    assert rig.dispatcher.stats().queued_interactive == 2
+    with pytest.raises(OverloadedError):
+        rig.dispatcher.reserve(model, 1)
+
+
+def test_more_than_may_ever_wait_is_no_question_of_time() -> None:
+    rig, model = bounded_rig(3)
+    with pytest.raises(InputError, match="4 inputs in one call are more than max_queued=3 ever lets wait: hand over"):
+        rig.dispatcher.reserve(model, 4)
+
+
+@pytest.mark.parametrize(("workers", "seconds"), [(1, 6.0), (2, 3.0)])
+def test_an_overload_tells_when_to_come_back_by_the_speed_measured(workers: int, seconds: float) -> None:
+    rig, model = bounded_rig(3, workers)
+    for slot in rig.slots:
+        rig.add(model, 1, size=10, bulk=False)
+        assert rig.order(slot) is not None
+        rig.answer(slot, after=2.0)
+    rig.add(model, 3, size=10, bulk=False)
+    with pytest.raises(OverloadedError) as caught:
+        rig.dispatcher.reserve(model, 1)
+    assert caught.value.retry_after_seconds == pytest.approx(seconds)
+
+
+def test_an_overload_tells_no_time_before_any_speed_is_known() -> None:
+    rig, model = bounded_rig(1)
+    rig.add(model, 1, bulk=False)
+    with pytest.raises(OverloadedError) as caught:
+        rig.dispatcher.reserve(model, 1)
+    assert caught.value.retry_after_seconds is None
+
+
+def test_without_a_bound_there_is_always_room() -> None:
+    rig, model = ready_rig()
+    rig.dispatcher.reserve(model, 10_000)
+    rig.dispatcher.release(10_000)

@@ -51,6 +51,7 @@ def keys_that_give_no_text(dense: TextEmbedding, reranker: TextCrossEncoder, rec
 
 def values_that_do_not_exist(dense: TextEmbedding, sparse: SparseTextEmbedding, texts: list[str]) -> None:
     dense.embed(texts, on_error="ignore")  # type: ignore[call-overload]
+    dense.embed(texts, on_error=len)  # type: ignore[arg-type]
     dense.embed(texts, priority=1)  # type: ignore[call-overload]
     sparse.embed(texts, ordered="yes")  # type: ignore[call-overload]
     TextEmbedding("a/b", dtype="int8")  # type: ignore[call-overload]

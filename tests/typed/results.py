@@ -17,7 +17,7 @@ from asyncembed import (
     TextCrossEncoder,
     TextEmbedding,
 )
-from asyncembed.errors import OF_ONE_INPUT, EncodeError, InputError, WorkerCrashed
+from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, EncodeError, InputError, WorkerCrashed
 from asyncembed.images.inputs import ImageInput
 from asyncembed.readers import csv_records, text_lines
 from asyncembed.stream import OnError
@@ -85,6 +85,30 @@ async def errors_as_results(model: TextEmbedding, texts: list[str], many: list[R
     async for rows, results in model.embed(many, key=text_of, on_error="return").with_inputs().batches(8):
         assert_type(rows, list[Record])
         assert_type(results, list[Floats | InputError | EncodeError | WorkerCrashed])
+
+
+async def errors_to_a_function(
+    model: TextEmbedding, reranker: TextCrossEncoder, images: ImageEmbedding, many: list[Record], failed: list[Record]
+) -> None:
+    """A stream of results only, as with "skip"."""
+
+    def dead_letter(record: Record, error: AsyncEmbedError) -> None:
+        failed.append(record)
+
+    stream = model.embed(many, key=text_of, on_error=dead_letter)
+    async for pair in stream.with_inputs():
+        assert_type(pair, tuple[Record, Floats])
+    assert_type(await images.embed(many, key=path_of, on_error=dead_letter).collect(), Floats)
+    scores = reranker.rerank_pairs(many, key=lambda record: ("q", record["text"]), on_error=dead_letter)
+    async for batch in scores.batches(8, max_wait=0.5):
+        assert_type(batch, Floats)
+
+
+async def some_at_a_time(dense: TextEmbedding, sparse: SparseTextEmbedding, texts: list[str]) -> None:
+    assert_type(await dense.embed(texts).take_some(), list[Floats])
+    assert_type(await sparse.embed(texts).with_inputs().take_some(10), list[tuple[str, SparseEmbedding]])
+    failures = dense.embed(texts, on_error="return")
+    assert_type(await failures.take_some(), list[Floats | InputError | EncodeError | WorkerCrashed])
 
 
 async def a_way_that_is_not_known_yet(model: TextEmbedding, texts: list[str], on_error: OnError) -> None:
