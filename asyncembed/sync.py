@@ -121,7 +121,7 @@ def _streaming(
 
     def call(
         self: _Blocking, /, *arguments: P.args, **keywords: P.kwargs
-    ) -> EmbeddingStream[InputT, ResultT, CollectedT]:
+    ) -> "EmbeddingStream[InputT, ResultT, CollectedT]":
         return self._begin(method, *arguments, **keywords)
 
     return _documented(call, method)
@@ -133,8 +133,8 @@ def _batching(
     """Of the method of a stream that gives batches."""
 
     def call(
-        self: EmbeddingStream[Any, Any, Any], /, *arguments: P.args, **keywords: P.kwargs
-    ) -> BatchStream[ResultT, CollectedT]:
+        self: "EmbeddingStream[Any, Any, Any]", /, *arguments: P.args, **keywords: P.kwargs
+    ) -> "BatchStream[ResultT, CollectedT]":
         return self._begin_batches(method, *arguments, **keywords)
 
     return _documented(call, method)
