@@ -19,6 +19,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   stream, feeding, window                 the handle; the tasks that read ahead; what is read ahead, and its order
 #   results, scoring, muvera                what comes out, and what may be done with it
 #   readers, sources                        files as sources; their former name
+#   shared, background, remote              one engine for many; the loop it lives on; the way to a loop from elsewhere
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
 #   __main__, _pyinstaller                  the shell's way in; packed programs
 #   embedders/  text, sparse, late_interaction, image, multimodal, cross_encoder: the six classes

@@ -132,6 +132,23 @@ class WorkerContext(SpawnContext):
         return self.process
 
 
+def kill_workers() -> None:
+    """End every worker of this process at once, whatever it does."""
+    for worker in multiprocessing.active_children():
+        if isinstance(worker, WorkerProcess):
+            worker.kill()
+
+
+def _disown_workers() -> None:
+    # A forked child is not the parent of these, and would fail to wait for them at its end.
+    children: set[process.BaseProcess] = process._children  # type: ignore[attr-defined]  # noqa: SLF001
+    children -= {child for child in children if isinstance(child, WorkerProcess)}
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_workers)
+
+
 # ---------------------------------------------------------------- the surroundings
 
 

@@ -41,7 +41,8 @@ class EchoEncoder:
     device threads" per load; `refuse`, the message of the error that loading raises; `raises`,
     the name of a built-in exception that it raises; `refuse_if`, a file whose
     existence makes loading fail; `die`, `die_if`: likewise, but loading kills the worker; `only_first`, a file that the
-    first loading makes, and whose existence kills the others; `hang`: loading never ends; `width`: the length of the
+    first loading makes, and whose existence kills the others; `hang`: loading never ends; `load_when`, a file whose
+    existence lets loading go on; `width`: the length of the
     vectors, zeros after the first three.
     """
 
@@ -65,6 +66,8 @@ class EchoEncoder:
                 Path(settings["only_first"]).touch(exist_ok=False)
             except FileExistsError:
                 os.kill(os.getpid(), signal.SIGKILL)
+        while "load_when" in settings and not Path(settings["load_when"]).exists():
+            time.sleep(0.002)
         if "hang" in settings:
             time.sleep(3600)
         self._width = int(settings.get("width", 3))

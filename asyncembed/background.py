@@ -1,0 +1,234 @@
+"""One event loop per process that runs in the background: in a daemon thread, with asyncio, from its first use on.
+
+For programs that have no loop, several, or loops that come and go. `run(function, *args)` runs a coroutine function
+on it and blocks the calling thread, `await run_async(function, *args)` does so from any asyncio or trio loop; see
+`asyncembed.remote` for cancellation and errors. What shall live longer than a call is a task of its own there:
+`start_task(function, *args)`, called on the loop.
+
+It ends with the interpreter, after the threads that have used it and before the worker processes are waited for; its
+tasks are cancelled then, and have END_SECONDS to clean up. A forked child has none of its parent's: its own begins
+with its first use.
+"""
+
+import os
+import threading
+from asyncio import SelectorEventLoop
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from contextvars import Context
+from importlib import import_module
+from multiprocessing.util import Finalize
+from typing import Any, TypeVar, TypeVarTuple
+from weakref import WeakSet
+
+import anyio
+from anyio import Event
+from anyio.abc import TaskGroup
+
+from asyncembed.engine.lifetime import owned_task_group
+from asyncembed.engine.spawn import kill_workers
+from asyncembed.errors import StateError
+from asyncembed.remote import Remote
+
+END_SECONDS = 10.0
+"""How long the loop may take to end with the interpreter; workers that still run then are killed."""
+
+Args = TypeVarTuple("Args")
+T = TypeVar("T")
+
+
+def run(function: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
+    """What `await function(*args)` gives on the background loop; blocks the calling thread.
+
+    Ctrl-C in the main thread cancels the function, waits for its end and raises `KeyboardInterrupt`.
+
+    Raises:
+        UsageError: The calling thread is that of the background loop.
+        StateError: The interpreter is ending.
+    """
+    try:
+        return _home().call_blocking(function, *args)
+    except StateError:
+        if _is_abandoned():
+            threading.Event().wait()
+        raise
+
+
+async def run_async(function: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
+    """The same, awaited from any asyncio or trio loop; cancelling the caller cancels the function.
+
+    Raises:
+        StateError: The interpreter is ending.
+    """
+    try:
+        return await _home().call(function, *args)
+    except StateError:
+        if _is_abandoned():
+            await anyio.sleep_forever()
+        raise
+
+
+def post(function: Callable[[*Args], object], *args: *Args) -> None:
+    """Have the background loop call `function(*args)` soon, if there is one; from any thread, also a finalizer's."""
+    background = _background
+    if background is not None and background.process == os.getpid():
+        background.remote.loop.post(function, *args)
+
+
+def is_current_thread() -> bool:
+    """Whether the caller runs in the thread of the background loop."""
+    background = _background
+    return background is not None and background.process == os.getpid() and background.remote.is_current_thread
+
+
+def start_task(function: Callable[[*Args], Coroutine[Any, Any, None]], *args: *Args) -> None:
+    """Start a task that belongs to the background loop; call it there. It must handle its own errors."""
+    assert _background is not None, "called on the loop"
+    _background.group.start_soon(function, *args)
+
+
+class _Background:
+    """The loop of one process; made by one of its threads, which waits until it runs."""
+
+    remote: Remote
+    group: TaskGroup
+    _end: Event
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.users: WeakSet[threading.Thread] = WeakSet()
+        """Threads that have called it, and that the interpreter waits for."""
+        self._is_ready = threading.Event()
+        self._thread = threading.Thread(target=Context().run, args=(self._run,), name="asyncembed-loop", daemon=True)
+        self._thread.start()
+        self._is_ready.wait()
+
+    def _run(self) -> None:
+        # Not a loop of the program's policy, which may be bound to its main thread.
+        options: dict[str, Any] = {} if os.name == "nt" else {"loop_factory": SelectorEventLoop}
+        anyio.run(self._main, backend="asyncio", backend_options=options)
+
+    async def _main(self) -> None:
+        self._end = Event()
+        async with owned_task_group() as self.group:
+            self.remote = Remote(self.group)
+            self._is_ready.set()
+            try:
+                await self._end.wait()
+            finally:
+                self.remote.close()
+
+    def end(self) -> None:
+        """Cancel all that runs, and wait for the thread."""
+        self.remote.loop.post(self._end.set)
+        self._thread.join(END_SECONDS)
+        if self._thread.is_alive():
+            kill_workers()
+
+
+_lock = threading.Lock()
+"""Held while the two below change."""
+_background: _Background | None = None
+_is_ending = False
+_of_parents: list[_Background] = []
+"""What a forked child has of its parents' loops: never used, and never collected, since ending them is not its part."""
+
+
+def _home() -> Remote:
+    global _background
+    background = _background
+    if background is None:
+        with _lock:
+            if _is_ending:
+                raise StateError("the interpreter is ending")
+            if _background is None:
+                _background = _begin()
+            background = _background
+    thread = threading.current_thread()
+    if not thread.daemon and thread not in background.users and thread is not threading.main_thread():
+        background.users.add(thread)
+    return background.remote
+
+
+def _begin() -> _Background:
+    try:
+        background = _Background()
+    except RuntimeError as error:
+        raise StateError(f"the thread of the background loop cannot be started ({error})") from error
+    # Before `multiprocessing` waits for the children of a process that it has started.
+    Finalize(None, _end, exitpriority=100)
+    _end_with_threads()
+    return background
+
+
+# ---------------------------------------------------------------- the end of the interpreter
+
+
+_is_hooked = False
+
+
+def _end_with_threads() -> None:
+    """Have the loop end when the interpreter begins to wait for its threads; once per process and its children.
+
+    The hooks of `concurrent.futures`, after which no worker takes any call, come in the same place. The last one that
+    was registered comes first, so theirs are registered before ours. `atexit` is too late.
+    """
+    global _is_hooked
+    if _is_hooked:
+        return
+    _is_hooked = True
+    import_module("concurrent.futures.thread")
+    import_module("concurrent.futures.process")
+    register = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        with suppress(RuntimeError):  # it is ending already
+            register(_end)
+    else:
+        threading.Thread(target=_end_after_main, name="asyncembed-end").start()
+
+
+def _end_after_main() -> None:
+    threading.main_thread().join()
+    _end()
+
+
+def _end() -> None:
+    """Once the threads are done that use it, end the loop."""
+    global _background, _is_ending
+    background = _background
+    if background is not None and background.process == os.getpid():
+        _wait_for_users(background)
+    with _lock:
+        _is_ending = True
+        background, _background = _background, None
+    if background is not None and background.process == os.getpid():
+        background.end()
+
+
+def _wait_for_users(background: _Background) -> None:
+    """Let those threads finish that the interpreter would wait for anyway: their calls need the loop."""
+    with suppress(KeyboardInterrupt):
+        finish = getattr(import_module("concurrent.futures.thread"), "_python_exit", None)
+        if finish is not None:
+            finish()  # the threads of executors, which take what was submitted to them
+        for thread in list(background.users):
+            if thread is not threading.current_thread():
+                thread.join()
+
+
+def _is_abandoned() -> bool:
+    """Whether the caller is a daemon thread that the interpreter's end stops wherever it is, without a traceback."""
+    return _is_ending and threading.current_thread().daemon
+
+
+def _forget_parents() -> None:
+    global _background, _lock, _is_ending
+    _lock = threading.Lock()
+    _is_ending = False
+    if _background is not None:
+        _of_parents.append(_background)
+        _background = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parents)

@@ -1,0 +1,187 @@
+"""Calls across event loops: a coroutine function runs on one loop, and who waits for it is on another, or on none.
+
+`Remote` is the way to one loop. `await remote.call(function, *args)` comes from any asyncio or trio loop, and
+`remote.call_blocking(function, *args)` from any thread without one. Both give what the function returns or raises, with
+its traceback. A caller that is cancelled, or that gets Ctrl-C, cancels the function and waits until it has ended: then
+nothing of it is left. There is no thread per call, and neither side waits for the other's loop to have time.
+"""
+
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from typing import Any, TypeVar, TypeVarTuple, cast
+
+from anyio import CancelScope, Event, get_cancelled_exc_class
+from anyio.abc import TaskGroup
+
+from asyncembed.errors import StateError, UsageError
+from asyncembed.wakeup import Loop
+
+POLL_SECONDS = 0.1
+"""How often a thread that waits looks up on Windows, where Ctrl-C does not wake it."""
+
+CANCEL_GRACE_SECONDS = 5.0
+"""How long a thread that was interrupted waits for its call to end: workers that are being stopped take up to 2 s."""
+
+Args = TypeVarTuple("Args")
+T = TypeVar("T")
+
+
+class Remote:
+    """The way to the event loop on which it was made; calls become tasks of `group`.
+
+    `close()` comes before the group is left. From then on calls raise `StateError`, and so do those that had not begun.
+    """
+
+    def __init__(self, group: TaskGroup) -> None:
+        self.loop: Loop = Loop()
+        self._group = group
+        # Calls do not run in their callers' contexts: those may name another kind of event loop.
+        self._context = copy_context()
+        self._thread = threading.get_ident()
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        # Under the lock, from here on.
+        self._is_closed = False
+        self._waiting: set[_Call] = set()
+        """Those that the loop has not heard of yet."""
+
+    @property
+    def is_current_thread(self) -> bool:
+        """Whether the caller runs in the thread of this loop."""
+        return threading.get_ident() == self._thread
+
+    async def call(self, function: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
+        """What `await function(*args)` gives on this loop.
+
+        Raises:
+            StateError: The loop, or what its group belongs to, was closed, before the call or during it; or this
+                process was forked from the one that has the loop.
+        """
+        if self.loop.is_running_here():
+            return await function(*args)
+        done, here = Event(), Loop()
+        call = _Call(function, args, lambda: here.post(done.set))
+        self._submit(call)
+        try:
+            await done.wait()
+        except BaseException:
+            self.loop.post(call.cancel)
+            with CancelScope(shield=True):
+                await done.wait()
+            raise
+        return cast(T, call.result())
+
+    def call_blocking(self, function: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
+        """The same for a thread, which waits.
+
+        Raises:
+            UsageError: The thread is that of the loop, which would wait for itself.
+            StateError: As `call`.
+        """
+        if self.is_current_thread and self._process == os.getpid():
+            raise UsageError(
+                "this blocks the thread of the very event loop that would answer it: await the asynchronous call there"
+            )
+        done = threading.Lock()
+        done.acquire()
+        call = _Call(function, args, done.release)
+        try:
+            self._submit(call)
+            _acquire(done)
+        except StateError:
+            raise
+        except BaseException:  # Ctrl-C
+            self.loop.post(call.cancel)
+            done.acquire(timeout=CANCEL_GRACE_SECONDS)
+            raise
+        return cast(T, call.result())
+
+    def close(self) -> None:
+        """Take no more calls; on the loop."""
+        with self._lock:
+            self._is_closed = True
+            waiting, self._waiting = self._waiting, set()
+        for call in waiting:
+            call.refuse()
+
+    def _submit(self, call: "_Call") -> None:
+        if self._process != os.getpid():
+            raise StateError("this was opened before the process was forked; open another one in the child")
+        with self._lock:
+            if self._is_closed:
+                raise StateError("what this call needs was closed")
+            self._waiting.add(call)
+        self.loop.post(self._begin, call)
+
+    def _begin(self, call: "_Call") -> None:
+        with self._lock:
+            if call not in self._waiting:
+                return  # refused
+            self._waiting.discard(call)
+        self._context.copy().run(self._group.start_soon, call.run)
+
+
+class _Call:
+    """One call: a task on one loop, and a word to who waits for it."""
+
+    def __init__(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], tell: Callable[[], Any]) -> None:
+        self._function = function
+        self._args = args
+        self._tell = tell
+        self._scope: CancelScope | None = None
+        self._is_cancelled = False
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    # ---------------------------------------------------------------- on the loop
+
+    async def run(self) -> None:
+        """The task; it raises nothing but the cancellation of its group."""
+        try:
+            with CancelScope() as self._scope:
+                if self._is_cancelled:
+                    self._scope.cancel()
+                self._error = _closed_meanwhile()  # unless something else becomes of it
+                self._result = await self._function(*self._args)
+                self._error = None
+        except get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # noqa: BLE001 (it is the caller's)
+            self._error = error
+        finally:
+            self._tell()
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def refuse(self) -> None:
+        self._error = _closed_meanwhile()
+        self._tell()
+
+    # ---------------------------------------------------------------- of the caller
+
+    def result(self) -> object:
+        error, self._error = self._error, None
+        if error is None:
+            return self._result
+        try:
+            raise error
+        finally:
+            del error  # which refers to this frame
+
+
+def _closed_meanwhile() -> StateError:
+    return StateError("what this call needs was closed before it had ended")
+
+
+def _acquire(lock: threading.Lock) -> None:
+    """Wait for `lock`, with an ear for Ctrl-C."""
+    if os.name != "nt":
+        lock.acquire()
+        return
+    while not lock.acquire(timeout=POLL_SECONDS):
+        pass
