@@ -267,6 +267,13 @@ def check_device_ids(device_ids: object) -> None:
         check_count("device_ids", device_id, minimum=0, may_be_none=False)
 
 
+def check_observers(observers: object) -> None:
+    """Raise `OptionError` unless these are functions."""
+    is_list = isinstance(observers, Sequence) and not isinstance(observers, str | bytes)
+    if not is_list or not all(map(callable, cast("Sequence[object]", observers))):
+        raise OptionError(f"observers must be a list of functions that take events; got {observers!r}")
+
+
 def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 

@@ -19,7 +19,7 @@ from sys import getsizeof
 from time import monotonic
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
-from anyio import CancelScope, Event, get_cancelled_exc_class, move_on_after
+from anyio import CancelScope, Event, current_effective_deadline, get_cancelled_exc_class, move_on_after
 from anyio.lowlevel import checkpoint
 
 from asyncembed.engine.lifetime import uninterrupted
@@ -34,6 +34,7 @@ from asyncembed.errors import (
     StateError,
     UsageError,
 )
+from asyncembed.observing import ObservedCall
 from asyncembed.wakeup import Signal
 from asyncembed.window import Entry, Room, Window
 
@@ -149,6 +150,7 @@ class StreamState(Generic[InputT]):
         is_started: Whether its source is being read, or was.
         is_closed: Whether nothing more can come of it.
         end: The error that it ended with, then.
+        observed: What its observers are told of it: once it is started, and if it has any.
         feeder_ended: Set when its source is closed.
     """
 
@@ -163,21 +165,24 @@ class StreamState(Generic[InputT]):
         ordered: bool,
         on_error: OnError,
         on_end: Callable[["StreamState[InputT]"], None],
+        observe: Callable[[], ObservedCall] | None = None,
     ) -> None:
         self.engine = engine
         self.model_name = model_name
         self.ready: Signal = Signal()
         self.keeps_inputs = False
         self.skipped: int = 0
-        self.is_started = False
+        self.is_started: bool = False
         self.is_closed: bool = False
         self.end: BaseException | None = None
+        self.observed: ObservedCall | None = None
         self.feeder_ended: Event = Event()
         self._intake = intake
         self._minimum_tokens = intake.batch_key.minimum_size
         self._on_error = on_error
         self._handler = on_error if callable(on_error) else None
         self._on_end = on_end
+        self._observe = observe
         self._room = Signal()
         self._window = Window(
             max_items=max_items,
@@ -192,6 +197,12 @@ class StreamState(Generic[InputT]):
         self._source_error: BaseException | None = None
         self._is_source_done = False
         self._feeder_scope = CancelScope()
+
+    def start(self) -> None:
+        """Learn that its source is about to be read."""
+        self.is_started = True
+        if self._observe is not None:
+            self.observed = self._observe()
 
     # ---------------------------------------------------------------- the feeder's side
 
@@ -212,7 +223,9 @@ class StreamState(Generic[InputT]):
                 else:
                     outcome = await _feed_from_thread(self, cast("Iterable[InputT | InputError]", source))
         except get_cancelled_exc_class():
-            raise
+            # On asyncio it may be the source's own, as of a task that it waits for: nobody else's affair.
+            if current_effective_deadline() == -inf:
+                raise
         except BaseException as error:  # noqa: BLE001 (raised at the consumer: other streams share this task group)
             outcome = error
         finally:
@@ -264,6 +277,8 @@ class StreamState(Generic[InputT]):
         items = self._window.push(entries)
         for _ in range(len(entries) - len(items)):
             self._intake.count_failure()
+            if self.observed is not None:
+                self.observed.failed += 1
         if items:
             try:
                 self._intake.submit(items)
@@ -279,6 +294,8 @@ class StreamState(Generic[InputT]):
 
     def fail(self, index: int, error: Exception) -> None:
         """Take an error in the place of a result."""
+        if self.observed is not None:
+            self.observed.failed += 1
         if not self.is_closed:
             self._window.arrive(index, None, error)
 

@@ -11,6 +11,7 @@ from asyncembed.checks import (
     check_callable,
     check_count,
     check_device,
+    check_observers,
     check_path,
     check_precision,
     check_providers,
@@ -20,6 +21,7 @@ from asyncembed.checks import (
 )
 from asyncembed.engine.pool import PoolKeywords, PoolOptions, WorkerPool
 from asyncembed.errors import OptionError
+from asyncembed.observing import Observer
 from asyncembed.runtime.session import Device
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class OptionKeywords(PoolKeywords, total=False):
     max_in_flight: int | None
     max_in_flight_bytes: int | None
     batch_invariant: bool
+    observers: Sequence[Observer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,7 @@ class Options(PoolOptions):
         max_in_flight_bytes: About how much memory those inputs and their waiting results may take.
         batch_invariant: Run the inputs of a dynamically quantised file one by one, so that a result does not depend
             on the others in its batch.
+        observers: Functions that hear of its opening, calls and batches: see `asyncembed.observing`.
     """
 
     model_path: str | os.PathLike[str] | None = None
@@ -108,6 +112,7 @@ class Options(PoolOptions):
     max_in_flight: int | None = None
     max_in_flight_bytes: int | None = None
     batch_invariant: bool = True
+    observers: Sequence[Observer] = ()
 
     def __post_init__(self) -> None:
         PoolOptions.__post_init__(self)
@@ -139,6 +144,8 @@ class Options(PoolOptions):
                 raise OptionError("give either device or providers, not both")
         if self.precision is not None and self.onnx_file is not None:
             raise OptionError("give either precision or onnx_file, not both")
+        check_observers(self.observers)
+        object.__setattr__(self, "observers", tuple(self.observers))
         if self.pool is not None:
             if not isinstance(self.pool, WorkerPool):
                 raise OptionError(f"pool must be a WorkerPool; got {self.pool!r}")

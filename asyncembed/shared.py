@@ -31,7 +31,7 @@ from asyncembed.errors import StateError
 from asyncembed.wakeup import Signal
 
 T = TypeVar("T")
-ModelT = TypeVar("ModelT", bound=Openable)
+ModelT = TypeVar("ModelT", bound=Openable[Any])
 
 
 class Lease(Generic[ModelT]):
@@ -308,7 +308,7 @@ def _again(error: Exception) -> Exception:
 # ---------------------------------------------------------------- what is the same
 
 
-_STATE = frozenset({"_opened", "_was_closed", "_entered", "_owner", "_blocks"})
+_STATE = frozenset({"_owner", "_blocks"})
 """What of a model is about its being open, and not what it is."""
 
 _WITHOUT_DIFFERENCE = frozenset({"progress", "keep_alive"})
@@ -323,7 +323,7 @@ def _unopened(model: ModelT) -> ModelT:
     return twin
 
 
-def _identity(model: Openable) -> Hashable:
+def _identity(model: Openable[Any]) -> Hashable:
     """Equal for models of the same class, name and options, whatever they hold these in."""
     described = {name: value for name, value in vars(model).items() if name not in _STATE}
     return type(model), _frozen(described)

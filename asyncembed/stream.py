@@ -264,7 +264,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         if self._source is not None and not self._state.is_closed:
             self._state.engine.loop.check()
             source, self._source = self._source, None
-            self._state.is_started = True
+            self._state.start()
             self._group.start_soon(self._state.feed, source)
 
     def _check_loop(self) -> None:

@@ -2,9 +2,11 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import copy_context
+from importlib import import_module
 from time import monotonic
 from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
 
@@ -23,9 +25,18 @@ T = TypeVar("T")
 class _AsyncioLoop(Protocol):
     def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any) -> object: ...
 
+    def create_task(self, coroutine: Coroutine[Any, Any, None], *, name: str) -> "_AsyncioTask": ...
+
+
+class _AsyncioTask(Protocol):
+    def add_done_callback(self, callback: Callable[["_AsyncioTask"], object], /) -> object: ...
+
 
 class _TrioToken(Protocol):
     def run_sync_soon(self, sync_fn: Callable[..., Any], *args: Any) -> None: ...
+
+
+_tasks: "set[_AsyncioTask]" = set()
 
 
 class Loop:
@@ -45,6 +56,18 @@ class Loop:
         """
         with suppress(RuntimeError):
             self._post(function, *args)
+
+    def spawn(self, function: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        """Start a task that no other one waits for, nor cancels: the loop does when it ends. On this very loop.
+
+        It runs in the caller's context. No exception may leave it but cancellation: on trio, the run would end.
+        """
+        if hasattr(self._native, "create_task"):
+            task = cast(_AsyncioLoop, self._native).create_task(function(), name=name)
+            _tasks.add(task)  # asyncio itself may forget what it runs
+            task.add_done_callback(_tasks.discard)
+        else:
+            import_module("trio").lowlevel.spawn_system_task(function, name=name, context=copy_context())
 
     def is_running_here(self) -> bool:
         """Whether the caller runs on this very loop."""

@@ -13,7 +13,7 @@ import pytest
 
 import asyncembed
 
-PUBLIC_MODULES = ("asyncembed", "asyncembed.errors", "asyncembed.hub", "asyncembed.readers")
+PUBLIC_MODULES = ("asyncembed", "asyncembed.errors", "asyncembed.hub", "asyncembed.observing", "asyncembed.readers")
 
 
 @cache

@@ -78,7 +78,7 @@ def test_what_is_written_differently_and_is_the_same_is_one_engine(tmp_path: Pat
 
 def test_what_differs_in_class_name_or_options_is_not_shared(tmp_path: Path) -> None:
     leases = [
-        Lease[Openable](model)
+        Lease[Openable[Any]](model)
         for model in (
             TextEmbedding(tmp_path),
             TextEmbedding(tmp_path / "other"),

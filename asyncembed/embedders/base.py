@@ -1,9 +1,10 @@
 """What the public classes share: the base opens, closes and dispatches; a class adds what its family differs in."""
 
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from inspect import signature
 from logging import INFO, Logger, getLogger
 from time import monotonic
@@ -37,7 +38,7 @@ from asyncembed.checks import (
     check_on_error,
 )
 from asyncembed.embedders.intake import Door, InputT, Key, check_source
-from asyncembed.encoders.encoder import Call
+from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
 from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
@@ -47,6 +48,7 @@ from asyncembed.errors import InputError, StateError
 from asyncembed.feeding import ErrorHandler, OnError, Source, StreamState
 from asyncembed.loading import prepare
 from asyncembed.migration import ATTRIBUTES
+from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observers
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
 from asyncembed.results import COUNT, Assembly, CollectedT, ResultT, dense
 from asyncembed.stream import EmbeddingStream, ReturningStream, returning
@@ -128,7 +130,7 @@ class Opened:
     streams: set[StreamState[Any]] = field(default_factory=set)
 
 
-class Embedder(Openable):
+class Embedder(Openable[Opened]):
     """What the six classes share: they differ in what their inputs are and what a result looks like.
 
     Opening finds the model's files (downloading them if need be), starts the workers unless a pool is given, and has
@@ -155,45 +157,18 @@ class Embedder(Openable):
         self._options = Options.from_keywords(
             options, own=[one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
         )
-        self._opened: Opened | None = None
-        self._was_closed = False
-        # Of the present opening, or of the last one.
-        self._model: PooledModel | None = None
 
-    @asynccontextmanager
-    async def _lifetime(self) -> AsyncGenerator[None]:
-        began = monotonic()
-        async with AsyncExitStack() as stack:
-            pool = self._options.pool
-            if pool is None:
-                # The workers start while the files are being found.
-                pool = await stack.enter_async_context(WorkerPool(**self._options.pool_keywords()))
-            engine = engine_of(pool)
-            engine.check_open()
-            config = await prepare(
-                self._wanted(),
-                self.family,
-                self._options,
-                place=self._place,
-                overrides=self._overrides(),
-                settings=self._settings(),
-            )
-            model = self._model = engine.add_model(config)
-            stack.callback(engine.remove_model, model)
-            await engine.warm(model)
-            if logger.isEnabledFor(INFO):
-                logger.info(
-                    "%s opened %s in %.1f s", type(self).__name__, _described(engine, model), monotonic() - began
-                )
-            group = await stack.enter_async_context(owned_task_group())
-            opened = self._opened = Opened(engine, model, group, config.spec, Turnstile(engine.loop, CALLS_PER_TURN))
-            try:
-                yield
-            finally:
-                self._opened = None
-                self._was_closed = True
-                for state in list(opened.streams):
-                    state.close(StateError("the embedder was closed before the stream had ended"))
+    def _lifetime(self) -> AbstractAsyncContextManager[Opened]:
+        find = partial(
+            prepare,
+            self._wanted(),
+            self.family,
+            self._options,
+            place=self._place,
+            overrides=self._overrides(),
+            settings=self._settings(),
+        )
+        return _from_opening_to_closing(type(self).__name__, self._options, find)
 
     @property
     def model_name(self) -> str:
@@ -215,13 +190,13 @@ class Embedder(Openable):
     def __repr__(self) -> str:
         # Also of one that its constructor has refused, as debuggers show those.
         kind, name = type(self).__name__, repr(self.model_name) if hasattr(self, "_model_name") else "refused"
-        opened: Opened | None = getattr(self, "_opened", None)
+        opened = self._opened
         if opened is not None:
             runs_on = opened.model.info.runs_on
             return f"<{kind} {name} open on {runs_on}: {opened.engine.stats(opened.model).in_words()}>"
-        model: PooledModel | None = getattr(self, "_model", None)
-        if not getattr(self, "_was_closed", False) or model is None:
+        if self._last_opened is None:
             return f"<{kind} {name} not open>"
+        model = self._last_opened.model
         return f"<{kind} {name} closed after {model.items} inputs in {model.batches} batches>"
 
     def stats(self) -> Stats:
@@ -262,10 +237,11 @@ class Embedder(Openable):
 
     def _known_size(self) -> int | None:
         """Length of the model's vectors; None where it is not known, or not yet."""
-        if self._opened is None:
+        opened = self._opened
+        if opened is None:
             spec = self._known_spec()
             return None if spec is None else spec.dim
-        return self._opened.spec.dim or self._opened.model.info.dim
+        return opened.spec.dim or opened.model.info.dim
 
     def _dense_assembly(self, call: Call) -> Assembly[Any, Any]:
         """How the vectors that `call` asks for leave a stream."""
@@ -301,14 +277,16 @@ class Embedder(Openable):
         )
 
     def _require_open(self) -> Opened:
-        if self._opened is None:
+        opened = self._opened
+        if opened is None:
             raise self._not_open()
-        self._opened.engine.loop.check()
-        return self._opened
+        opened.engine.loop.check()
+        return opened
 
     def _not_open(self) -> StateError:
-        state = "was closed" if self._was_closed else "is not open"
-        return StateError(f"{type(self).__name__} {state}: use it inside `async with`")
+        return StateError(
+            f"{type(self).__name__} {self._closed_words}: use it inside `async with`, or after `await model.open()`"
+        )
 
     # ---------------------------------------------------------------- dispatching
 
@@ -333,7 +311,10 @@ class Embedder(Openable):
         def end(state: StreamState[InputT]) -> None:
             opened.streams.discard(state)
             intake.close()
+            if state.observed is not None:
+                state.observed.end(state.end)
 
+        observers = opened.model.observers
         state: StreamState[InputT] = StreamState(
             opened.engine,
             intake,
@@ -343,6 +324,7 @@ class Embedder(Openable):
             ordered=ordered,
             on_error=on_error,
             on_end=end,
+            observe=None if observers is None else partial(observers.begin, call.mode, priority),
         )
         opened.streams.add(state)
         if on_error == "return":
@@ -356,8 +338,9 @@ class Embedder(Openable):
         Raises:
             StateError: The embedder is not open, or was opened on another event loop.
         """
-        if self._opened is not None:
-            await self._opened.turnstile.enter()
+        opened = self._opened
+        if opened is not None:
+            await opened.turnstile.enter()
         return self._require_open()
 
     @uninterrupted
@@ -366,9 +349,11 @@ class Embedder(Openable):
     ) -> ResultT:
         """One input, at once: an interactive call; after `_turn`."""
         intake = door(opened.engine, opened.model, call, Priority.INTERACTIVE, None)
-        request = _Request()
+        observers = opened.model.observers
+        observed = None if observers is None else observers.begin(call.mode, "interactive")
         try:
             intake.admit(1)
+            request = _Request(observed)
             try:
                 item, _ = intake.item(value, 0, request)
             except InputError as error:
@@ -376,9 +361,17 @@ class Embedder(Openable):
                 error.index = None
                 raise
             intake.submit([item])
-            return assembly.detach(await request.wait(opened.engine, item))
+            result = assembly.detach(await request.wait(opened.engine, item))
+        except BaseException as error:
+            if observed is not None:
+                observed.failed = int(isinstance(error, Exception))
+                observed.end(error)
+            raise
         finally:
             intake.close()
+        if observed is not None:
+            observed.end()
+        return result
 
     async def _count(self, opened: Opened, source: Source[InputT], door: Door, call: Call) -> int:
         """Tokens of all inputs together; after `_turn`."""
@@ -387,6 +380,39 @@ class Embedder(Openable):
         keywords: StreamKeywords = {"priority": priority, "ordered": False}
         stream = self._stream(opened, source, door, replace(call, mode="count"), COUNT, keywords)
         return cast(int, await stream.collect())
+
+
+@asynccontextmanager
+async def _from_opening_to_closing(
+    kind: str, options: Options, find: Callable[[], Awaitable[EncoderConfig]]
+) -> AsyncGenerator[Opened]:
+    """An embedder's life; `kind` is its class, and `find` brings its files onto disk."""
+    began = monotonic()
+    async with AsyncExitStack() as stack:
+        if options.pool is None:
+            # The workers start while the files are being found.
+            workers = WorkerPool(**options.pool_keywords())
+            engine = await stack.enter_async_context(engine_of(workers).running())
+        else:
+            engine = engine_of(options.pool)
+        engine.check_open()
+        config = await find()
+        model = engine.add_model(config)
+        stack.callback(engine.remove_model, model)
+        await engine.warm(model)
+        if logger.isEnabledFor(INFO):
+            logger.info("%s opened %s in %.1f s", kind, _described(engine, model), monotonic() - began)
+        if options.observers:
+            model.observers = _observers(options.observers, engine, model)
+            model.observers.opened()
+            stack.callback(model.observers.closed)
+        group = await stack.enter_async_context(owned_task_group())
+        opened = Opened(engine, model, group, config.spec, Turnstile(engine.loop, CALLS_PER_TURN))
+        try:
+            yield opened
+        finally:
+            for state in list(opened.streams):
+                state.close(StateError("the embedder was closed before the stream had ended"))
 
 
 class HasVectors(Embedder):
@@ -417,7 +443,8 @@ class HasVectors(Embedder):
 class _Request:
     """The sink of a one-item call."""
 
-    def __init__(self) -> None:
+    def __init__(self, observed: ObservedCall | None) -> None:
+        self.observed: ObservedCall | None = observed
         self._event = Event()
         self._result: object = None
         self._error: Exception | None = None
@@ -447,6 +474,11 @@ class _Request:
         if self._error is not None:
             raise self._error
         return self._result
+
+
+def _observers(observers: Sequence[Observer], engine: Supervisor, model: PooledModel) -> Observers:
+    dim = model.config.spec.dim or model.info.dim
+    return Observers(observers, ObservedModel(name=model.name, dim=dim, stats=partial(engine.stats, model)))
 
 
 def _described(engine: Supervisor, model: PooledModel) -> str:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import isawaitable, iscoroutine
@@ -15,7 +15,15 @@ from anyio.abc import TaskGroup
 from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family
 from asyncembed.checks import check_bool, check_choice, check_count, check_seconds, checks_keywords
-from asyncembed.embedders.base import AnyStream, HasVectors, ModelName, ReturningCall, StreamCall, StreamKeywords
+from asyncembed.embedders.base import (
+    AnyStream,
+    HasVectors,
+    ModelName,
+    Opened,
+    ReturningCall,
+    StreamCall,
+    StreamKeywords,
+)
 from asyncembed.embedders.intake import InputT, Intake, Key
 from asyncembed.encoders.encoder import Call
 from asyncembed.engine.model import PooledModel
@@ -125,15 +133,8 @@ class ImageEmbedder(HasVectors):
         limits = FetchLimits(allow_private=allow_private_urls, max_bytes=max_url_bytes, timeout_seconds=seconds)
         self._loader = ImageLoader(limits, max_pixels=max_image_pixels)
 
-    @asynccontextmanager
-    async def _lifetime(self) -> AsyncGenerator[None]:
-        try:
-            async with super()._lifetime():
-                yield
-        finally:
-            # After the streams have ended: an image that is being fetched then is nobody's failure.
-            with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
-                await self._loader.aclose()
+    def _lifetime(self) -> AbstractAsyncContextManager[Opened]:
+        return _closing_afterwards(super()._lifetime(), self._loader)
 
     def _settings(self) -> Mapping[str, object]:
         return self._decoding
@@ -151,6 +152,19 @@ class ImageEmbedder(HasVectors):
     ) -> AnyStream[InputT, ResultT, CollectedT]:
         images = cast("Source[InputT]", [source] if is_one_image(source) else source)
         return self._stream(self._require_open(), images, self._door, call, assembly, keywords)
+
+
+@asynccontextmanager
+async def _closing_afterwards(
+    lifetime: AbstractAsyncContextManager[Opened], loader: "ImageLoader"
+) -> AsyncGenerator[Opened]:
+    try:
+        async with lifetime as opened:
+            yield opened
+    finally:
+        # After the streams have ended: an image that is being fetched then is nobody's failure.
+        with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
+            await loader.aclose()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,25 @@
-"""Opening and closing: once at a time, in one task, and with the caller's exceptions as they are."""
+"""Opening and closing: once at a time, in any task of the loop, and with the caller's exceptions as they are."""
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from logging import Logger, getLogger
+from os import getpid
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
+from warnings import warn
 
-from anyio import create_task_group, get_cancelled_exc_class, get_current_task
+from anyio import CancelScope, Event, create_task_group, get_cancelled_exc_class, get_current_task
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from asyncembed.errors import StateError, UsageError
+from asyncembed.wakeup import Loop
 
+logger: Logger = getLogger("asyncembed")
+
+OpenedT = TypeVar("OpenedT")
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 _uninterrupted: list[Callable[..., Any]] = []
@@ -37,56 +45,267 @@ def _tell_trio() -> None:
         _uninterrupted.clear()
 
 
-class Openable(ABC):
-    """What is used inside `async with`: opened once at a time, and closed in the task that opened it."""
+class Openable(ABC, Generic[OpenedT]):
+    """What is opened and closed: by `async with`, or by `open` and `aclose`, in any tasks of one event loop.
 
-    _entered: tuple[AbstractAsyncContextManager[Any], int] | None = None
-    """What is open, and the task that opened it."""
+    While it is open, a task of the event loop itself is responsible for what it has, so no task of the program need
+    stay for it. Nothing that runs refers to the object: dropped without being closed, it is closed, with a warning.
+    """
+
+    _owner: "_Owner[OpenedT] | None" = None
+    """Of the present opening, or the last one."""
 
     @abstractmethod
-    def _lifetime(self) -> AbstractAsyncContextManager[Any]:
-        """From opening to closing."""
+    def _lifetime(self) -> AbstractAsyncContextManager[OpenedT]:
+        """From opening to closing: it gives what is used in between, and must not refer to this object."""
 
     if not TYPE_CHECKING:  # type checkers say it first
 
         def __enter__(self) -> NoReturn:
-            raise UsageError(f"open it asynchronously: `async with {type(self).__name__}(...) as ...:`")
+            raise UsageError(f"open it asynchronously: `async with {type(self).__name__}(...) as ...:`, or `open()`")
 
         def __exit__(self, *_: object) -> None:
             """Only beside `__enter__`."""
 
         def __await__(self) -> NoReturn:
-            raise UsageError(f"it is opened by `async with {type(self).__name__}(...) as ...:`")
+            raise UsageError(f"it is opened by `async with {type(self).__name__}(...) as ...:`, or `await ....open()`")
+
+    @uninterrupted
+    async def open(self) -> Self:
+        """Open it; the same as entering `async with`. Until `aclose`, any task of this event loop may use it.
+
+        The task that opens it may end, or be cancelled later: it stays open. Cancelled here, it does not open, and what
+        had been started has ended. While another task closes it, this waits for that; after closing, it can be opened
+        again. Without `aclose`, it ends with the event loop, or when it is collected, which gives a `ResourceWarning`.
+
+        Returns:
+            Itself.
+
+        Raises:
+            StateError: It is open already, or another task is opening it. Who opens it closes it: were this ignored,
+                the first of two to close it would take it away from the other. Or: it was closed while it was opening.
+            AsyncEmbedError: It cannot be opened; the class says what may be wrong.
+        """
+        _tell_trio()
+        while self._owner is not None and not self._owner.is_ended:
+            await self._owner.wait_closing(type(self).__name__)
+        owner = self._owner = _Owner(self._lifetime(), type(self).__name__)
+        await owner.wait_open()
+        return self
+
+    @uninterrupted
+    async def aclose(self) -> None:
+        """Close it, in any task of its event loop; the same as leaving `async with`.
+
+        Streams and calls that are under way get a `StateError`. Returns when all that it had has ended, its workers
+        included; also when cancelled meanwhile. If it is being opened, that is given up. On what is not open it does
+        nothing.
+
+        Raises:
+            StateError: It is open on another event loop.
+        """
+        await self._close()
+        await checkpoint()
 
     @uninterrupted
     async def __aenter__(self) -> Self:
-        _tell_trio()
-        if self._entered is not None:
-            raise StateError(f"this {type(self).__name__} is open already, or was never closed; make another one")
-        lifetime = self._lifetime()
-        self._entered = lifetime, get_current_task().id
-        try:
-            await lifetime.__aenter__()
-        except BaseException:
-            self._entered = None
-            raise
+        await self.open()
+        assert self._owner is not None, "it was opened"
+        self._blocks = [*self._blocks, self._owner.enter_block()]
         return self
 
     @uninterrupted
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        if self._entered is None:
-            raise StateError(f"this {type(self).__name__} is not open")
-        lifetime, task = self._entered
-        if get_current_task().id != task:
-            # A task group cannot be left elsewhere.
-            raise StateError(
-                f"this {type(self).__name__} was opened in another task: enter and leave `async with` in one task "
-                "(test fixtures do with anyio's pytest plugin)"
+        block = _Block.of_this_task(self._blocks)
+        is_ours = False
+        if block is not None:
+            self._blocks = [other for other in self._blocks if other is not block]
+            is_ours = block.leave(kind, error, trace)
+        try:
+            await self._close()
+        except Exception as failure:
+            if error is None or is_ours:
+                raise
+            raise error from failure
+        return is_ours
+
+    _blocks: "Sequence[_Block]" = ()
+    """The `async with` blocks that were entered and not left."""
+
+    async def _close(self) -> None:
+        owner = self._owner
+        if owner is None:
+            return
+        if not owner.is_ended:
+            owner.loop.check()
+            owner.stop()
+        await owner.wait_closed()
+
+    @property
+    def _opened(self) -> OpenedT | None:
+        """What is used while it is open, and None else."""
+        owner = self._owner
+        return owner.opened if owner is not None and owner.is_open else None
+
+    @property
+    def _last_opened(self) -> OpenedT | None:
+        """The same after closing, until it is opened again: for what can be said of it then."""
+        return None if self._owner is None else self._owner.opened
+
+    @property
+    def _closed_words(self) -> str:
+        """Why it cannot be used: it is not open."""
+        if self._owner is None:
+            return "is not open"
+        return "was closed" if self._owner.is_stopped else "is being opened"
+
+    def __del__(self, _warn: Callable[..., None] = warn) -> None:
+        # May run in any thread, or after the loop is gone: leave word and do no more.
+        owner = self._owner
+        if owner is not None and owner.leave_word_to_stop():
+            _warn(
+                f"a {type(self).__name__} was dropped while it was open: use `async with`, or `await ....aclose()`",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
             )
-        self._entered = None
-        return await lifetime.__aexit__(kind, error, trace)
+
+
+class _Owner(Generic[OpenedT]):
+    """One opening: the task that opens, waits for the word to close, and closes.
+
+    It is a task of the event loop itself. Its failures, too, are told as values: to who opens, or who closes.
+    """
+
+    def __init__(self, lifetime: AbstractAsyncContextManager[OpenedT], name: str) -> None:
+        self.loop = Loop()
+        self.opened: OpenedT | None = None
+        self.is_open = False
+        self.is_stopped = False
+        self.is_ended = False
+        self._lifetime = lifetime
+        self._name = name
+        self._process = getpid()
+        self._error: BaseException | None = None
+        self._opening = CancelScope()
+        self._word_to_stop = Event()
+        self._has_opened = Event()
+        """Or failed to."""
+        self._has_ended = Event()
+        self._blocks: set[CancelScope] = set()
+        self.loop.spawn(self._run, f"asyncembed-{name}")
+
+    async def _run(self) -> None:
+        try:
+            with self._opening:
+                async with self._lifetime as opened:
+                    self.opened = opened
+                    self.is_open = not self.is_stopped
+                    self._has_opened.set()
+                    await self._word_to_stop.wait()
+        except get_cancelled_exc_class():
+            raise
+        except BaseException as error:
+            self._error = error
+            if self.is_open:
+                logger.exception("%s failed and is closed", self._name, exc_info=error)
+        finally:
+            self.is_open = False
+            self.is_stopped = self.is_ended = True
+            for block in self._blocks:
+                block.cancel()
+            self._has_opened.set()
+            self._has_ended.set()
+
+    def stop(self) -> None:
+        """Have it close, or give up opening; on its loop."""
+        if not self._has_opened.is_set():
+            self._opening.cancel()
+        self.is_open = False
+        self.is_stopped = True
+        self._word_to_stop.set()
+
+    def leave_word_to_stop(self) -> bool:
+        """The same from any thread, if nobody has done so: whether that is so."""
+        if self.is_stopped or self._process != getpid():
+            return False
+        self.loop.post(self.stop)
+        return True
+
+    async def wait_open(self) -> None:
+        """Wait until it is open; cancelled, give it up."""
+        try:
+            await self._has_opened.wait()
+        except BaseException:
+            self.stop()
+            await self._wait_ended()
+            raise
+        if not self.is_open:
+            await self._wait_ended()
+            raise self._take_error() or StateError(f"this {self._name} was closed while it was being opened")
+
+    async def wait_closing(self, name: str) -> None:
+        """Wait for the end of an opening that is being closed.
+
+        Raises:
+            StateError: It is not being closed, or it is on another event loop.
+        """
+        if not self.is_stopped:
+            raise StateError(
+                f"this {name} is open already, or is being opened: open it once, in the place that closes it, too"
+            )
+        self.loop.check()
+        await self._has_ended.wait()
+
+    async def wait_closed(self) -> None:
+        """Wait until it has ended; raises what went wrong in it."""
+        await self._wait_ended()
+        error = self._take_error()
+        if error is not None:
+            raise error
+
+    async def _wait_ended(self) -> None:
+        cancellation: BaseException | None = None
+        while not self._has_ended.is_set():
+            try:
+                with CancelScope(shield=True):
+                    await self._has_ended.wait()
+            except get_cancelled_exc_class() as error:
+                cancellation = error  # asyncio's own, which no shield holds off: raised when all has ended
+        if cancellation is not None:
+            raise cancellation
+
+    def _take_error(self) -> BaseException | None:
+        error, self._error = self._error, None
+        return error
+
+    def enter_block(self) -> "_Block":
+        """Have a block of the running task cancelled if this fails while it runs."""
+        return _Block(self._blocks)
+
+
+class _Block:
+    """An `async with` block, in the task that entered it."""
+
+    def __init__(self, blocks: set[CancelScope]) -> None:
+        self.task = get_current_task()
+        self._scope = CancelScope()
+        self._blocks = blocks
+        self._blocks.add(self._scope)
+        self._scope.__enter__()
+
+    @staticmethod
+    def of_this_task(blocks: "Sequence[_Block]") -> "_Block | None":
+        """The innermost one of the running task."""
+        task = get_current_task()
+        return next((block for block in reversed(blocks) if block.task.coro is task.coro), None)
+
+    def leave(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        """Leave it; whether its error is only that it was cancelled as what it stands on failed."""
+        self._blocks.discard(self._scope)
+        return bool(self._scope.__exit__(kind, error, trace))
 
 
 @asynccontextmanager

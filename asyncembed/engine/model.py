@@ -15,6 +15,7 @@ from asyncembed.engine.scheduler import Batch, BatchKey, Item, Priority, Sink
 if TYPE_CHECKING:
     from asyncembed.encoders.encoder import EncoderConfig
     from asyncembed.errors import AsyncEmbedError
+    from asyncembed.observing import Observers
 
 ESTIMATE_MEMORY = 0.95
 """How much an earlier batch counts beside the next one when tokens per unit are learnt."""
@@ -130,6 +131,8 @@ class PooledModel:
         self.key = key
         self.config = config
         self.info: ModelInfo = ModelInfo()
+        self.observers: Observers | None = None
+        """Who hears of its batches; None: nobody."""
         self.is_wanted = False
         """Whether workers load it ahead of its first batch."""
         self.is_warming = False

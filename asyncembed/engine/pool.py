@@ -1,7 +1,7 @@
 """The public face of the engine: what users make, open and share; embedders go through `engine_of`."""
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, fields
 from typing import TypedDict, Unpack, cast
 
@@ -56,7 +56,7 @@ class PoolOptions:
         return [one.name for one in fields(PoolOptions) if getattr(self, one.name) != one.default]
 
 
-class WorkerPool(Openable):
+class WorkerPool(Openable[Supervisor]):
     """Worker processes that several embedders can share.
 
     ```python
@@ -94,12 +94,10 @@ class WorkerPool(Openable):
     def __init__(self, **options: Unpack[PoolKeywords]) -> None:
         self._supervisor = Supervisor(_plan(PoolOptions(**options)))
 
-    @asynccontextmanager
-    async def _lifetime(self) -> AsyncGenerator[None]:
+    def _lifetime(self) -> AbstractAsyncContextManager[Supervisor]:
         # Where there can be no processes, it was learnt by the one before.
         self._supervisor = Supervisor(self._supervisor.plan)
-        async with self._supervisor.running():
-            yield
+        return self._supervisor.running()
 
     @property
     def size(self) -> int:

@@ -15,7 +15,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from logging import Logger, getLogger
 from math import inf
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import anyio
 from anyio import CancelScope, CapacityLimiter, Event, to_thread
@@ -116,7 +116,7 @@ class Supervisor:
         self._is_open = False
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator[None]:
+    async def running(self) -> AsyncGenerator["Supervisor"]:
         """From the start of the workers to their end."""
         self._loop = Loop()
         self._limiter = CapacityLimiter(inf)
@@ -125,7 +125,7 @@ class Supervisor:
             async with owned_task_group() as group:
                 for slot in self._dispatcher.slots:
                     group.start_soon(self._serve, slot)
-                yield
+                yield self
         finally:
             self._is_open = False
             with self._lock:
@@ -230,7 +230,7 @@ class Supervisor:
         """Raise `StateError` unless it is open, on the caller's event loop."""
         if not self._is_open:
             state = "was closed and is not open" if self._loop is not None else "is not open"
-            raise StateError(f"the worker pool {state}: use it inside `async with`")
+            raise StateError(f"the worker pool {state}: use it inside `async with`, or after `await pool.open()`")
         self.loop.check()
 
     @property
@@ -371,10 +371,14 @@ class Supervisor:
                 return
             assert len(life.futures) == len(slot.in_flight), "answers come in the order of sending"
             life.futures.popleft()
+            answer = future.result() if error is None else _as_failure(error)
             with self._lock:
-                self._take_answer(slot, life, future.result() if error is None else _as_failure(error))
+                order, seconds = self._take_answer(slot, life, answer)
+            if order.batch is not None and order.model.observers is not None:
+                told = answer.error if isinstance(answer, child.Failed) else cast(Encoded, answer)
+                order.model.observers.batch_ended(order.batch.items, told, seconds)
 
-    def _take_answer(self, slot: Slot, life: _Life, answer: object) -> None:
+    def _take_answer(self, slot: Slot, life: _Life, answer: object) -> tuple[Order, float]:
         order, seconds = self._dispatcher.take_answer(slot, anyio.current_time())
         if order.batch is None:
             self._on_loaded(slot, life, order.model, answer)
@@ -385,6 +389,7 @@ class Supervisor:
             assert isinstance(answer, child.Failed)
             _tell(self._dispatcher.batch_failed(slot, order.batch, answer.error))
             self._wake_those_with_room()
+        return order, seconds
 
     def _on_loaded(self, slot: Slot, life: _Life, model: PooledModel, answer: object) -> None:
         if isinstance(answer, child.Loaded):

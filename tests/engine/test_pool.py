@@ -10,7 +10,13 @@ from tests.support.encoders import ECHO
 
 
 def test_a_pool_offers_no_more_than_its_users_need() -> None:
-    assert {name for name in dir(WorkerPool) if not name.startswith("_")} == {"size", "stats", "worker_pids"}
+    assert {name for name in dir(WorkerPool) if not name.startswith("_")} == {
+        "aclose",
+        "open",
+        "size",
+        "stats",
+        "worker_pids",
+    }
 
 
 async def test_each_opening_has_an_engine_of_its_own() -> None:

@@ -1,0 +1,1 @@
+"""One thin module per framework, store or tool; each behind an extra, imported by nobody else."""
