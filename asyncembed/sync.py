@@ -16,9 +16,11 @@ the first call opens it, and `close()`, or dropping it, gives it back. The engin
 import asyncio
 import sys
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextvars import Context, copy_context
 from functools import partial, update_wrapper
+from inspect import iscoroutine
 from threading import Lock
 from types import TracebackType
 from typing import (
@@ -57,7 +59,8 @@ from asyncembed.embedders.sparse import SparseTextEmbedding as AsyncSparseTextEm
 from asyncembed.embedders.text import DEFAULT_MODEL, TextKeywords
 from asyncembed.embedders.text import TextEmbedding as AsyncTextEmbedding
 from asyncembed.engine.model import Stats
-from asyncembed.errors import StateError, UsageError
+from asyncembed.errors import InputFailure, StateError, UsageError
+from asyncembed.feeding import ErrorHandler
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.results import CollectedT, ResultT, ScalarT, SparseEmbedding
 from asyncembed.shared import Lease, Use
@@ -80,6 +83,7 @@ Args = TypeVarTuple("Args")
 
 __all__ = [
     "BatchStream",
+    "DoorKeywords",
     "EmbeddingStream",
     "ImageEmbedding",
     "LateInteractionMultimodalEmbedding",
@@ -214,6 +218,37 @@ class _Hold:
         self._end()
 
 
+class _Failures:
+    """Records that failed, on their way from the background loop to the function that `on_error=` names.
+
+    That is called in the thread that takes the results: it may block, and make calls of its own.
+    """
+
+    def __init__(self, handler: ErrorHandler) -> None:
+        self._handler = handler
+        self._noted: deque[tuple[object, InputFailure]] = deque()
+
+    @classmethod
+    def instead_of_handler(cls, keywords: dict[str, object]) -> "_Failures | None":
+        """Put itself in the place of a function among the keywords of a call."""
+        handler = keywords.get("on_error")
+        if not callable(handler):
+            return None
+        failures = cls(handler)
+        keywords["on_error"] = failures.note
+        return failures
+
+    def note(self, record: object, error: InputFailure) -> None:
+        self._noted.append((record, error))
+
+    def hand_over(self) -> None:
+        while self._noted:
+            outcome = self._handler(*self._noted.popleft())
+            if iscoroutine(outcome):
+                outcome.close()
+                raise UsageError("on_error= calls a plain function, as nothing waits for the coroutine that it gave")
+
+
 # ---------------------------------------------------------------- streams
 
 
@@ -229,10 +264,17 @@ class EmbeddingStream(_Blocking, Iterator[ResultT], Generic[InputT, ResultT, Col
     stream: each result goes to one of them.
     """
 
-    def __init__(self, stream: AsyncEmbeddingStream[InputT, ResultT, CollectedT], caller: _Caller, hold: _Hold) -> None:
+    def __init__(
+        self,
+        stream: AsyncEmbeddingStream[InputT, ResultT, CollectedT],
+        caller: _Caller,
+        hold: _Hold,
+        failures: _Failures | None,
+    ) -> None:
         self._stream = stream
         self._caller = caller
         self._hold = hold
+        self._failures = failures
         self._runs = runs_of(stream)
         self._context = caller.context()
         self._lock = Lock()
@@ -260,6 +302,15 @@ class EmbeddingStream(_Blocking, Iterator[ResultT], Generic[InputT, ResultT, Col
         finally:
             if self._runs.is_over:
                 self._hold.end()
+            if self._failures is not None:
+                self._hand_over(self._failures)
+
+    def _hand_over(self, failures: "_Failures") -> None:
+        try:
+            failures.hand_over()
+        except BaseException:
+            self._runs.close_soon()
+            raise
 
     def _wait_for(
         self, method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]], *arguments: P.args, **keywords: P.kwargs
@@ -272,7 +323,7 @@ class EmbeddingStream(_Blocking, Iterator[ResultT], Generic[InputT, ResultT, Col
         *arguments: P.args,
         **keywords: P.kwargs,
     ) -> "EmbeddingStream[Any, Any, Any]":
-        return EmbeddingStream(method(self._stream, *arguments, **keywords), self._caller, self._hold)
+        return EmbeddingStream(method(self._stream, *arguments, **keywords), self._caller, self._hold, self._failures)
 
     def _begin_batches(
         self,
@@ -291,12 +342,16 @@ class EmbeddingStream(_Blocking, Iterator[ResultT], Generic[InputT, ResultT, Col
     def batches(self) -> None: ...
 
     @_blocking
+    @_of(AsyncEmbeddingStream[InputT, ResultT, CollectedT].take_some)
+    def take_some(self) -> None: ...
+
+    @_blocking
     @_of(AsyncEmbeddingStream[InputT, ResultT, CollectedT].collect)
     def collect(self) -> None: ...
 
     @property
     def skipped(self) -> int:
-        """How many inputs `on_error="skip"` has left out so far."""
+        """How many inputs `on_error="skip"`, or a function in its place, has left out so far."""
         return self._stream.skipped
 
     def close(self) -> None:
@@ -389,14 +444,15 @@ class _Embedder(_Blocking, Generic[EmbedderT]):
 
     # ---------------------------------------------------------------- opening and closing
 
-    def open(self) -> None:
-        """Open the model now, instead of with the first call.
+    def open(self) -> Self:
+        """Open the model now, instead of with the first call; gives itself.
 
         Raises:
             AsyncEmbedError: It cannot be opened; the next call tries again.
             StateError: It was closed.
         """
         self._caller.run(self._leased().call, _nothing)
+        return self
 
     def close(self) -> None:
         """Give the model back; it is closed if nobody else uses it, and its streams end. Again, nothing happens."""
@@ -414,8 +470,7 @@ class _Embedder(_Blocking, Generic[EmbedderT]):
             self._caller.run(self._lease.unload)
 
     def __enter__(self) -> Self:
-        self.open()
-        return self
+        return self.open()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -487,6 +542,7 @@ class _Embedder(_Blocking, Generic[EmbedderT]):
         **keywords: P.kwargs,
     ) -> EmbeddingStream[Any, Any, Any]:
         lease = self._leased()
+        failures = _Failures.instead_of_handler(cast(dict[str, object], keywords))
 
         async def begin() -> tuple[AsyncEmbeddingStream[Any, Any, Any], Use[EmbedderT]]:
             use = await lease.use()
@@ -497,7 +553,7 @@ class _Embedder(_Blocking, Generic[EmbedderT]):
                 raise
 
         stream, use = self._caller.run(begin)
-        return EmbeddingStream(stream, self._caller, _Hold(lease, use))
+        return EmbeddingStream(stream, self._caller, _Hold(lease, use), failures)
 
 
 async def _nothing(_: object) -> None:
