@@ -18,7 +18,6 @@ import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextvars import Context, copy_context
 from functools import partial, update_wrapper
 from inspect import iscoroutine
 from threading import Lock
@@ -43,6 +42,7 @@ from typing import (
 from weakref import finalize
 
 from asyncembed import background
+from asyncembed.bars import StreamProgress
 from asyncembed.checks import check_bool, check_seconds
 from asyncembed.embedders.base import Embedder, HasVectors, ModelName
 from asyncembed.embedders.cross_encoder import CrossEncoderKeywords
@@ -191,10 +191,6 @@ class _Caller:
             )
         return background.run(function, *arguments)
 
-    def context(self) -> Context | None:
-        """What a source is read in: the context of the calling thread, unless that belongs to another event loop."""
-        return None if self._allow_in_loop and _is_loop_here() else copy_context()
-
 
 def _is_loop_here() -> bool:
     """Whether an event loop runs in this thread, also where no task of it does."""
@@ -276,7 +272,6 @@ class EmbeddingStream(_Blocking, Iterator[ResultT], Generic[InputT, ResultT, Col
         self._hold = hold
         self._failures = failures
         self._runs = runs_of(stream)
-        self._context = caller.context()
         self._lock = Lock()
         """Held by the thread that fetches."""
 
@@ -291,7 +286,7 @@ class EmbeddingStream(_Blocking, Iterator[ResultT], Generic[InputT, ResultT, Col
     def _fetch(self) -> bool:
         """Have results there; False at the end."""
         with self._lock:
-            return self._runs.has_some or self._run(self._runs.fetch, self._context)
+            return self._runs.has_some or self._run(self._runs.fetch)
 
     def _run(self, function: Callable[[*Args], Awaitable[T]], *arguments: *Args) -> T:
         try:
@@ -337,6 +332,10 @@ class EmbeddingStream(_Blocking, Iterator[ResultT], Generic[InputT, ResultT, Col
     @_of(AsyncEmbeddingStream[InputT, ResultT, CollectedT].with_inputs)
     def with_inputs(self) -> None: ...
 
+    @_streaming
+    @_of(AsyncEmbeddingStream[InputT, ResultT, CollectedT].with_tokens)
+    def with_tokens(self) -> None: ...
+
     @_batching
     @_of(AsyncEmbeddingStream[InputT, ResultT, CollectedT].batches)
     def batches(self) -> None: ...
@@ -353,6 +352,10 @@ class EmbeddingStream(_Blocking, Iterator[ResultT], Generic[InputT, ResultT, Col
     def skipped(self) -> int:
         """How many inputs `on_error="skip"`, or a function in its place, has left out so far."""
         return self._stream.skipped
+
+    def progress(self) -> StreamProgress:
+        """How far it is, at any time, also after the end: records read, done and failed, tokens, seconds, rates."""
+        return self._stream.progress()
 
     def close(self) -> None:
         """End the stream, and wait until its source is closed."""
@@ -500,6 +503,11 @@ class _Embedder(_Blocking, Generic[EmbedderT]):
         """The name or directory as it was given."""
         return self._wanted.model_name
 
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens of an input, as `asyncembed.TextEmbedding.max_length` has it. Opens the model."""
+        return self._caller.run(self._leased().call, _length_of)
+
     def stats(self) -> Stats:
         """What this model has computed for all its users, and the state of its workers: a snapshot.
 
@@ -558,6 +566,10 @@ class _Embedder(_Blocking, Generic[EmbedderT]):
 
 async def _nothing(_: object) -> None:
     """What opening does with the open model."""
+
+
+async def _length_of(model: Embedder) -> int | None:
+    return model.max_length
 
 
 VectorsT = TypeVar("VectorsT", bound=HasVectors)

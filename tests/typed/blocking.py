@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, assert_type
 import numpy as np
 from numpy.typing import NDArray
 
-from asyncembed import SparseEmbedding, sync
+from asyncembed import Counted, CountedBatch, SparseEmbedding, sync
 from asyncembed.errors import EncodeError, InputError, WorkerCrashed
 from tests.typed.results import Record, path_of, text_of
 
@@ -26,6 +26,8 @@ def dense(model: sync.TextEmbedding, texts: list[str], lines: Iterator[str]) -> 
     assert_type(model.embed_documents(texts, prompt="search: "), Floats)
     assert_type(model.token_count(texts), int)
     assert_type(model.embed(texts).take_some(), list[Floats])
+    assert_type(model.embed_query("x", with_tokens=True), Counted[Floats])
+    assert_type(model.embed(texts).with_tokens().collect(), CountedBatch[Floats])
     for batch in model.embed(texts, on_error="skip", ordered=False, priority="interactive").batches(8):
         assert_type(batch, Floats)
     with model as opened, opened.embed(texts) as stream:
@@ -116,7 +118,7 @@ def refused(
     dense.embed(many, key=lambda record: record["id"])  # type: ignore[arg-type, return-value]
     dense.embed(texts, on_error="ignore")  # type: ignore[call-overload]
     dense.embed(texts, batch_size=32)  # type: ignore[call-overload]
-    dense.embed_query(["a list"])  # type: ignore[arg-type]
+    dense.embed_query(["a list"])  # type: ignore[call-overload]
     reranker.rank("query", many)  # type: ignore[arg-type]
     sync.TextEmbedding("a/b", dtype="int8")  # type: ignore[call-overload]
     sync.TextEmbedding("a/b", keep_alive="5")  # type: ignore[call-overload]
