@@ -70,7 +70,7 @@ KEYWORDS: Mapping[str, str] = {
     "prompt": _PROMPTS,
     "prompt_name": _PROMPTS,
     "task": "TextEmbedding has tasks, where the model has; queries and passages have methods of their own everywhere",
-    "show_progress_bar": "count the results as they come; progress= of the constructor is about downloads",
+    "show_progress_bar": "progress=True of a call that gives a stream draws a bar; stream.progress() has the numbers",
     "output_value": "TextEmbedding gives a vector per text; LateInteractionTextEmbedding one per token",
     "precision": (
         'output="int8" or output="binary" of TextEmbedding\'s constructor makes vectors small; precision= of any '

@@ -104,6 +104,13 @@ async def errors_to_a_function(
         assert_type(batch, Floats)
 
 
+async def how_far_it_is(dense: TextEmbedding, reranker: TextCrossEncoder, texts: list[str]) -> None:
+    stream = dense.embed(iter(texts), progress=True, total=len(texts))
+    assert_type(stream, EmbeddingStream[str, Floats, Floats])
+    assert_type(stream.progress().items_per_second, float)
+    assert_type(reranker.rerank("query", texts, progress=True).batches(8).progress().total, int | None)
+
+
 async def some_at_a_time(dense: TextEmbedding, sparse: SparseTextEmbedding, texts: list[str]) -> None:
     assert_type(await dense.embed(texts).take_some(), list[Floats])
     assert_type(await sparse.embed(texts).with_inputs().take_some(10), list[tuple[str, SparseEmbedding]])
