@@ -289,11 +289,6 @@ class StreamState(Generic[InputT]):
         return self._window.answered
 
     @property
-    def tokens(self) -> int:
-        """Tokens that were computed for all results so far, padding left out."""
-        return self._window.tokens
-
-    @property
     def truncated(self) -> int:
         """Results so far whose inputs were cut at the length limit."""
         return self._window.truncated
