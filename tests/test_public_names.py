@@ -22,6 +22,7 @@ PUBLIC_MODULES = (
     "asyncembed.integrations.prometheus",
     "asyncembed.observing",
     "asyncembed.readers",
+    "asyncembed.sync",
 )
 
 
