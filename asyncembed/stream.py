@@ -96,8 +96,12 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         source: Source[InputT],
         group: TaskGroup,
         assembly: Assembly[ResultT, CollectedT],
+        *,
+        embedder: object = None,
     ) -> None:
         self._state = state
+        # Nobody else may hold it, and it stays open as long as somebody does.
+        self._embedder = embedder
         # None once it is being read.
         self._source: Source[InputT] | None = source
         self._group = group
@@ -152,7 +156,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         if self._source is None or self._state.keeps_inputs:
             raise StateError("with_inputs() comes before the first result is asked for, and once")
         self._state.keeps_inputs = self._has_passed_on = True
-        return EmbeddingStream(self._state, self._source, self._group, _paired(self._assembly))
+        return EmbeddingStream(self._state, self._source, self._group, _paired(self._assembly), embedder=self._embedder)
 
     def batches(self, size: int, max_wait: float | None = None) -> "BatchStream[ResultT, CollectedT]":
         """The same results, up to `size` at a time, each time of the type that `collect` gives.
