@@ -548,7 +548,7 @@ async def test_a_pool_can_be_opened_again() -> None:
 
 
 async def test_a_mistake_of_the_engine_surfaces() -> None:
-    """A sink must not raise; if one does, whatever is asked fails, the block ends with that error, and nothing hangs."""
+    """A sink must not raise; if one does, all requests fail, the block ends with that error, and nothing hangs."""
 
     class Broken(Inbox):
         def deliver(self, index: int, result: object) -> None:
