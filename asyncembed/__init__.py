@@ -96,7 +96,7 @@ if TYPE_CHECKING:
     from asyncembed.images.inputs import ImageInput
     from asyncembed.muvera import Muvera
     from asyncembed.options import OptionKeywords, Options
-    from asyncembed.results import SparseEmbedding
+    from asyncembed.results import Counted, CountedBatch, SparseEmbedding
     from asyncembed.runtime.session import Device, SessionOptions
     from asyncembed.scoring import maxsim, maxsim_scores
     from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
@@ -109,6 +109,8 @@ __all__ = [
     "CacheFolderOrigin",
     "Call",
     "CallKeywords",
+    "Counted",
+    "CountedBatch",
     "Device",
     "EmbeddingStream",
     "Encoded",
@@ -171,6 +173,8 @@ _HOMES = {
     "CacheFolderOrigin": "asyncembed.catalogue.spec",
     "Call": "asyncembed.encoders.encoder",
     "CallKeywords": "asyncembed.embedders.base",
+    "Counted": "asyncembed.results",
+    "CountedBatch": "asyncembed.results",
     "Device": "asyncembed.runtime.session",
     "EmbeddingStream": "asyncembed.stream",
     "Encoded": "asyncembed.encoders.encoder",

@@ -239,6 +239,21 @@ class StreamState(Generic[InputT]):
         """Whether nothing may be read now."""
         return self._window.is_full
 
+    @property
+    def answered(self) -> int:
+        """Inputs so far that have a result, or an error in its place."""
+        return self._window.answered
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were computed for all results so far, padding left out."""
+        return self._window.tokens
+
+    @property
+    def truncated(self) -> int:
+        """Results so far whose inputs were cut at the length limit."""
+        return self._window.truncated
+
     def __repr__(self) -> str:
         if self.is_closed:
             state = "ended" if self.end is None else f"ended by {type(self.end).__name__}"

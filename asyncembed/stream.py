@@ -22,11 +22,13 @@ from asyncembed.errors import OF_ONE_INPUT, InputFailure, StateError, UsageError
 from asyncembed.feeding import OnError as OnError
 from asyncembed.feeding import Source as Source
 from asyncembed.feeding import StreamState
-from asyncembed.results import Assembly, detach_each
+from asyncembed.results import Assembly, Counted, CountedBatch, count_of, counts_of, detach_each
 
 InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
 CollectedT = TypeVar("CollectedT")
+OtherResultT = TypeVar("OtherResultT")
+OtherCollectedT = TypeVar("OtherCollectedT")
 
 TURN_SECONDS = 0.00025
 """How long a consumer may take results that are ready before it lets other tasks run: a turn of the event loop costs as
@@ -96,6 +98,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         source: Source[InputT],
         group: TaskGroup,
         assembly: Assembly[ResultT, CollectedT],
+        given: frozenset[str] = frozenset(),
         *,
         embedder: object = None,
     ) -> None:
@@ -106,10 +109,12 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         self._source: Source[InputT] | None = source
         self._group = group
         self._assembly = assembly
+        # What goes out with each result. If anything does, the assembly takes entries instead of their results.
+        self._given = given
         self._loop = state.engine.loop
         self._turn_ends = 0.0
         self._has_passed_on = False
-        """Whether `with_inputs` has made another handle of the same stream."""
+        """Whether `with_inputs` or `with_tokens` has made another handle of the same stream."""
 
     @uninterrupted
     async def __anext__(self) -> ResultT:
@@ -126,7 +131,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         while (entry := state.take()) is None:
             self._check_loop()
             await state.wait_ready()
-        return self._assembly.detach((entry.record, entry.result) if state.keeps_inputs else entry.result)
+        return self._assembly.detach(entry if self._given else entry.result)
 
     @uninterrupted
     async def aclose(self) -> None:
@@ -153,10 +158,22 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         Raises:
             StateError: The stream has been started, or gives pairs already.
         """
-        if self._source is None or self._state.keeps_inputs:
-            raise StateError("with_inputs() comes before the first result is asked for, and once")
-        self._state.keeps_inputs = self._has_passed_on = True
-        return EmbeddingStream(self._state, self._source, self._group, _paired(self._assembly), embedder=self._embedder)
+        source = self._pass_on("inputs")
+        self._state.keeps_inputs = True
+        return self._with(_paired(self._of_entries()), source, "inputs")
+
+    def with_tokens(self) -> "EmbeddingStream[InputT, Counted[ResultT], CountedBatch[CollectedT]]":
+        """Give each result together with the tokens of its input, and whether that was cut: see `asyncembed.Counted`.
+
+        Returns the stream that gives them, instead of this one. With `batches` and `collect` they come as
+        `asyncembed.CountedBatch`. The workers count as they compute, so it costs nothing. After `with_inputs` a result
+        is a pair; before it, each pair is an input and what this gives.
+
+        Raises:
+            StateError: The stream has been started, or gives tokens already.
+        """
+        source = self._pass_on("tokens")
+        return self._with(_counted(self._of_entries()), source, "tokens")
 
     def batches(self, size: int, max_wait: float | None = None) -> "BatchStream[ResultT, CollectedT]":
         """The same results, up to `size` at a time, each time of the type that `collect` gives.
@@ -226,7 +243,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         while True:
             try:
                 while len(results) < limit and (entry := state.take()) is not None:
-                    results.append((entry.record, entry.result) if state.keeps_inputs else entry.result)
+                    results.append(entry if self._given else entry.result)
             except StopAsyncIteration:
                 return results
             except BaseException as error:
@@ -240,7 +257,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
 
     async def _assemble(self, results: list[Any]) -> CollectedT:
         """Put results together as `collect` gives them: many of them in a thread, as all are copied."""
-        parts = [result for _, result in results] if self._state.keeps_inputs else results
+        parts = [entry.result for entry in results] if self._given else results
         size_bytes = sum([getattr(part, "nbytes", 0) for part in parts]) if len(parts) <= TAKEN_AT_ONCE else inf
         if size_bytes <= ASSEMBLED_AT_ONCE_BYTES:
             return self._assembly.assemble(results)
@@ -249,12 +266,28 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
     @uninterrupted
     def _start(self) -> None:
         if self._has_passed_on:
-            raise StateError("with_inputs() has given another stream: take from that one")
+            raise StateError("with_inputs() or with_tokens() has given another stream: take from that one")
         if self._source is not None and not self._state.is_closed:
             self._state.engine.loop.check()
             source, self._source = self._source, None
             self._state.start()
             self._group.start_soon(self._state.feed, source)
+
+    def _pass_on(self, what: str) -> Source[InputT]:
+        """Leave the source to another handle, which gives something else with each result."""
+        if self._source is None or self._has_passed_on or what in self._given:
+            raise StateError(f"with_{what}() comes before the first result is asked for, and once")
+        self._has_passed_on = True
+        return self._source
+
+    def _with(
+        self, assembly: Assembly[OtherResultT, OtherCollectedT], source: Source[InputT], what: str
+    ) -> "EmbeddingStream[InputT, OtherResultT, OtherCollectedT]":
+        given = self._given | {what}
+        return EmbeddingStream(self._state, source, self._group, assembly, given, embedder=self._embedder)
+
+    def _of_entries(self) -> Assembly[ResultT, CollectedT]:
+        return self._assembly if self._given else _of_entries(self._assembly)
 
     def _check_loop(self) -> None:
         """Raise `StateError` on another event loop, where nothing would ever wake the consumer."""
@@ -331,7 +364,7 @@ class BatchStream(_Handle, Generic[ResultT, CollectedT]):
         await self._close()
 
 
-# ---------------------------------------------------------------- errors and inputs among results
+# ---------------------------------------------------------------- errors, inputs and tokens among results
 
 
 def returning(assembly: Assembly[ResultT, Any]) -> Assembly[ResultT | InputFailure, list[ResultT | InputFailure]]:
@@ -343,9 +376,25 @@ def returning(assembly: Assembly[ResultT, Any]) -> Assembly[ResultT | InputFailu
     return Assembly(detach, partial(detach_each, detach=detach))
 
 
-def _paired(assembly: Assembly[ResultT, CollectedT]) -> Assembly[tuple[Any, ResultT], tuple[list[Any], CollectedT]]:
-    """The same for (input, result) pairs."""
+def _of_entries(assembly: Assembly[ResultT, CollectedT]) -> Assembly[ResultT, CollectedT]:
+    """The same, given entries of the window."""
     return Assembly(
-        lambda pair: (pair[0], assembly.detach(pair[1])),
-        lambda pairs: ([pair[0] for pair in pairs], assembly.assemble([pair[1] for pair in pairs])),
+        lambda entry: assembly.detach(entry.result),
+        lambda entries: assembly.assemble([entry.result for entry in entries]),
+    )
+
+
+def _paired(assembly: Assembly[ResultT, CollectedT]) -> Assembly[tuple[Any, ResultT], tuple[list[Any], CollectedT]]:
+    """(input, result) pairs, given entries, as `assembly` is."""
+    return Assembly(
+        lambda entry: (entry.record, assembly.detach(entry)),
+        lambda entries: ([entry.record for entry in entries], assembly.assemble(entries)),
+    )
+
+
+def _counted(assembly: Assembly[ResultT, CollectedT]) -> Assembly[Counted[ResultT], CountedBatch[CollectedT]]:
+    """Results with their tokens, given entries, as `assembly` is."""
+    return Assembly(
+        lambda entry: count_of(assembly.detach(entry), entry.count),
+        lambda entries: counts_of(assembly.assemble(entries), [entry.count for entry in entries]),
     )

@@ -31,7 +31,6 @@ def run(environment: dict[str, str], *arguments: str, typed: str = "") -> "subpr
         env=environment,
         cwd=ROOT,
         capture_output=True,
-        text=True,
         encoding="utf-8",
         timeout=100,
         check=True,

@@ -119,10 +119,19 @@ def test_closing_gives_back_what_is_not_answered() -> None:
     assert [item.index for item in window.close()] == [0, 2, 3]
     assert not window
     assert window.take() is None
-    assert window.ask_room(0.5) == Room(100, 1000, 1000, 0)
 
 
 # ---------------------------------------------------------------- room
+
+
+def test_a_closed_window_has_no_room() -> None:
+    """Or a feeder that hears of the end a turn later would read on."""
+    window, calls = make(max_items=4)
+    window.push([entry(0), entry(1)])
+    window.close()
+    assert window.is_full
+    assert window.ask_room() is None
+    assert calls.room == 0
 
 
 @pytest.mark.parametrize("bound", ["max_items", "max_tokens", "max_bytes"])

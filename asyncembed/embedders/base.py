@@ -50,7 +50,7 @@ from asyncembed.loading import prepare
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observers
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
-from asyncembed.results import COUNT, Assembly, CollectedT, ResultT, dense
+from asyncembed.results import COUNT, Assembly, CollectedT, Counted, CountedBatch, ResultT, count_of, dense
 from asyncembed.stream import EmbeddingStream, ReturningStream, returning
 from asyncembed.wakeup import Turnstile
 
@@ -201,6 +201,21 @@ class Embedder(Openable[Opened]):
             hint = f": {ATTRIBUTES[name]}" if name in ATTRIBUTES else ""
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}", name=name, obj=self)
 
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens of an input, special tokens included; what is longer is cut. None: no limit (BM25, images).
+
+        Tokens that a prompt takes count, too, as do those that the model puts in (ColBERT's markers). For a reranker it
+        is the limit of both texts of a pair together.
+
+        Raises:
+            StateError: The model is not open: its files, its graph and `max_length=` decide together.
+        """
+        opened = self._opened
+        if opened is None:
+            raise self._not_open()
+        return opened.model.info.max_length
+
     def __repr__(self) -> str:
         # Also of one that its constructor has refused, as debuggers show those.
         kind, name = type(self).__name__, repr(self.model_name) if hasattr(self, "_model_name") else "refused"
@@ -327,6 +342,7 @@ class Embedder(Openable[Opened]):
             intake.close()
             if state.observed is not None:
                 state.observed.end(state.end)
+            _log_truncated(opened, state)
 
         observers = opened.model.observers
         state: StreamState[InputT] = StreamState(
@@ -359,9 +375,17 @@ class Embedder(Openable[Opened]):
 
     @uninterrupted
     async def _one(
-        self, opened: Opened, value: object, door: Door, call: Call, assembly: Assembly[ResultT, Any]
-    ) -> ResultT:
+        self,
+        opened: Opened,
+        value: object,
+        door: Door,
+        call: Call,
+        assembly: Assembly[ResultT, Any],
+        *,
+        with_tokens: bool = False,
+    ) -> ResultT | Counted[ResultT]:
         """One input, at once: an interactive call; after `_turn`."""
+        check_bool("with_tokens", with_tokens)
         intake = door(opened.engine, opened.model, call, Priority.INTERACTIVE, None)
         observers = opened.model.observers
         observed = None if observers is None else observers.begin(call.mode, "interactive")
@@ -389,11 +413,19 @@ class Embedder(Openable[Opened]):
             intake.close()
         if observed is not None:
             observed.end()
-        return result
+        return count_of(result, item.count) if with_tokens else result
+
+    async def _several(
+        self, stream: EmbeddingStream[InputT, ResultT, CollectedT], *, with_tokens: bool
+    ) -> CollectedT | CountedBatch[CollectedT]:
+        """All results of a call for several inputs; after `_turn`."""
+        check_bool("with_tokens", with_tokens)
+        return await (stream.with_tokens().collect() if with_tokens else stream.collect())
 
     async def _count(self, opened: Opened, source: Source[InputT], door: Door, call: Call) -> int:
         """Tokens of all inputs together; after `_turn`."""
         # A text alone is a single call; a corpus waits in the lane of the streams.
+        check_bool("truncated", call.truncated)
         priority: PriorityName = "interactive" if type(source) is list and len(source) == 1 else "bulk"
         keywords: StreamKeywords = {"priority": priority, "ordered": False}
         stream = self._stream(opened, source, door, replace(call, mode="count"), COUNT, keywords)
@@ -497,6 +529,18 @@ class _Request:
 def _observers(observers: Sequence[Observer], engine: Supervisor, model: PooledModel) -> Observers:
     dim = model.config.spec.dim or model.info.dim
     return Observers(observers, ObservedModel(name=model.name, dim=dim, stats=partial(engine.stats, model)))
+
+
+def _log_truncated(opened: Opened, state: StreamState[Any]) -> None:
+    """Say of a stream that ends how many inputs were cut, if any was."""
+    if state.truncated:
+        logger.info(
+            "%s: %d of %d inputs of a stream were longer than %s tokens and were cut; with_tokens() says which",
+            opened.model.name,
+            state.truncated,
+            state.answered,
+            opened.model.info.max_length,
+        )
 
 
 def _described(engine: Supervisor, model: PooledModel) -> str:

@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from logging import Logger, getLogger
 from math import inf
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -450,10 +451,12 @@ class Supervisor:
 
 def _deliver(items: Sequence[Item], answer: Encoded) -> None:
     """Hand each item its result, or its own error."""
-    for position, (item, result) in enumerate(zip(items, answer.results, strict=True)):
+    counts = repeat(0, len(items)) if answer.counts is None else answer.counts
+    for position, (item, result, count) in enumerate(zip(items, answer.results, counts, strict=True)):
         if answer.failures and position in answer.failures:
             _tell([FailedItem(item, answer.failures[position])])
         else:
+            item.count = count
             item.sink.deliver(item.index, result)
 
 

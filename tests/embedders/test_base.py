@@ -66,7 +66,7 @@ async def test_only_a_text_alone_is_counted_before_bulk_work(pool: WorkerPool, g
             group.start_soon(model.token_count, "alone #1")
             await until(lambda: model.stats().queued + model.stats().in_flight == 61)
             gate.touch()
-    order = [line.split()[1] for line in log.read_text().splitlines()]
+    order = [line.split()[1] for line in log.read_text("utf-8").splitlines()]
     assert order.index("alone") <= 10  # before it only what the workers had by then
 
 

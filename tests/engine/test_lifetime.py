@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import os
 import random
 import signal
 import time
@@ -19,7 +18,7 @@ import pytest
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.engine.pool import WorkerPool
 from asyncembed.errors import ModelLoadError, StateError
-from tests.support import programs
+from tests.support import posix, programs
 from tests.support.encoders import ECHO, with_settings
 from tests.support.waiting import nothing_left_behind, run_in_a_loop_of_its_own, until, worker_processes
 
@@ -590,7 +589,7 @@ def test_ctrl_c_while_workers_start_ends_them_too(seed: int, tmp_path: Path, any
     assert program.stdout.readline() == "opens\n"
     time.sleep(random.Random(seed).uniform(0, 0.6))  # whatever it is doing by then
     workers = worker_processes(program.pid)
-    os.killpg(program.pid, signal.SIGINT)
+    posix.press_ctrl_c(program.pid)
     _, errors = program.communicate(timeout=30)
     assert program.returncode == -signal.SIGINT
     assert errors.rstrip().endswith("KeyboardInterrupt")
