@@ -18,6 +18,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   loading                                 from a model's name to what a worker needs
 #   stream, feeding, window                 the handle; the tasks that read ahead; what is read ahead, and its order
 #   results, scoring, muvera                what comes out, and what may be done with it
+#   bars                                    how far a stream is: numbers, and a bar
 #   readers, sources                        files as sources; their former name
 #   observing                               what observers hear of calls and batches
 #   shared, background, remote              one engine for many; the loop it lives on; the way to a loop from elsewhere
@@ -51,6 +52,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from asyncembed.bars import StreamProgress
     from asyncembed.catalogue.spec import (
         ArchiveOrigin,
         CacheFolderOrigin,
@@ -153,6 +155,7 @@ __all__ = [
     "Stemmer",
     "StreamCall",
     "StreamKeywords",
+    "StreamProgress",
     "TextCall",
     "TextCrossEncoder",
     "TextEmbedding",
@@ -217,6 +220,7 @@ _HOMES = {
     "Stemmer": "asyncembed.encoders.stemming",
     "StreamCall": "asyncembed.embedders.base",
     "StreamKeywords": "asyncembed.embedders.base",
+    "StreamProgress": "asyncembed.bars",
     "TextCall": "asyncembed.embedders.text",
     "TextCrossEncoder": "asyncembed.embedders.cross_encoder",
     "TextEmbedding": "asyncembed.embedders.text",

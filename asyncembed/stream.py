@@ -16,6 +16,7 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
+from asyncembed.bars import StreamProgress
 from asyncembed.checks import check_count, check_number
 from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.errors import OF_ONE_INPUT, InputFailure, StateError, UsageError
@@ -51,6 +52,10 @@ class _Handle(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._state!r}>"
+
+    def progress(self) -> StreamProgress:
+        """How far it is, at any time, also after the end: records read, done and failed, tokens, seconds, rates."""
+        return self._state.progress()
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -128,9 +133,13 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
             await checkpoint()
             self._turn_ends = monotonic() + TURN_SECONDS
         state = self._state
-        while (entry := state.take()) is None:
-            self._check_loop()
-            await state.wait_ready()
+        try:
+            while (entry := state.take()) is None:
+                self._check_loop()
+                await state.wait_ready()
+        except BaseException:
+            await state.wait_drawn()
+            raise
         return self._assembly.detach(entry if self._given else entry.result)
 
     @uninterrupted
@@ -141,12 +150,14 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         self._state.close()
         if self._state.is_started:
             await self._state.feeder_ended.wait()
+        await self._state.wait_drawn()
         await checkpoint()
 
     def __del__(self) -> None:
         # May run in any thread, or after the loop is gone: leave word and do no more.
         state = getattr(self, "_state", None)
         if state is not None and not state.is_closed and not self._has_passed_on:
+            state.end_bar()  # the loop may be gone
             self._loop.post(state.close)
 
     def with_inputs(self) -> "EmbeddingStream[InputT, tuple[InputT, ResultT], tuple[list[InputT], CollectedT]]":
@@ -245,8 +256,10 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
                 while len(results) < limit and (entry := state.take()) is not None:
                     results.append(entry if self._given else entry.result)
             except StopAsyncIteration:
+                await state.wait_drawn()
                 return results
             except BaseException as error:
+                await state.wait_drawn()
                 # What came before the error goes out first; the error comes again with the next call.
                 if results and error is state.end:
                     return results

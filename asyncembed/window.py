@@ -107,7 +107,6 @@ class Window:
         # Those without an answer.
         self._waiting = 0
         self._waiting_tokens = 0.0
-        self._pushed_tokens = 0.0
         # Of all answers so far, to know what to expect of the next ones.
         self.tokens: int = 0
         self.truncated: int = 0
@@ -135,11 +134,6 @@ class Window:
             return bool(self._arrivals)
         entry = self._entries.get(self._next)
         return entry is not None and entry.item is None
-
-    @property
-    def answered_tokens(self) -> float:
-        """Estimated tokens of all inputs so far that have their answer."""
-        return self._pushed_tokens - self._waiting_tokens
 
     # ---------------------------------------------------------------- room
 
@@ -198,7 +192,6 @@ class Window:
     def push(self, entries: Iterable[Entry]) -> list[Item]:
         """Take in what was read, in the order of the source; returns what is to be computed of it."""
         items: list[Item] = []
-        waiting_tokens = self._waiting_tokens
         for entry in entries:
             self._entries[entry.index] = entry
             self._bytes += entry.size_bytes
@@ -209,7 +202,6 @@ class Window:
                 items.append(entry.item)
             self._pushed += 1
         self._waiting += len(items)
-        self._pushed_tokens += self._waiting_tokens - waiting_tokens
         return items
 
     def charge(self, index: int, size_bytes: int) -> None:

@@ -112,6 +112,20 @@ def test_an_input_has_one_answer() -> None:
         window.arrive(1, "again")
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_it_knows_whether_something_can_be_taken(ordered: bool) -> None:
+    window, _ = make(ordered=ordered)
+    assert not window.is_ready
+    window.push([entry(0), entry(1)])
+    assert not window.is_ready
+    window.arrive(1, "result")
+    assert window.is_ready is not ordered
+    window.arrive(0, "result")
+    while window.is_ready:
+        assert window.take() is not None
+    assert window.take() is None
+
+
 def test_closing_gives_back_what_is_not_answered() -> None:
     window, _ = make()
     window.push([entry(index) for index in range(4)])

@@ -1,7 +1,7 @@
 """What the public classes share: the base opens, closes and dispatches; a class adds what its family differs in."""
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence, Sized
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,6 +33,7 @@ from asyncembed.checks import (
     check_bool,
     check_callable,
     check_choice,
+    check_count,
     check_custom_model,
     check_model_name,
     check_on_error,
@@ -69,10 +70,15 @@ class CallKeywords(TypedDict, total=False):
     Keys:
         priority: "interactive" goes before "bulk", which is what streams are unless they say otherwise.
         ordered: Whether results come in input order (True, unless said otherwise), or as they are ready.
+        progress: Show a bar of this stream on stderr: one that moves in a terminal or a notebook, a line every half
+            minute elsewhere, as in a log. (The constructor's `progress` is about downloads.)
+        total: How many records the source has, for the bar and `progress()`, where its length does not say so.
     """
 
     priority: PriorityName
     ordered: bool
+    progress: bool
+    total: int | None
 
 
 class StreamCall(CallKeywords, total=False):
@@ -332,6 +338,9 @@ class Embedder(Openable[Opened]):
         ordered, on_error = keywords.get("ordered", True), keywords.get("on_error", "raise")
         check_choice("priority", priority, get_args(PriorityName))
         check_on_error(on_error)
+        progress, total = keywords.get("progress", False), keywords.get("total")
+        check_bool("progress", progress)
+        check_count("total", total, minimum=0)
         check_bool("ordered", ordered)
         check_callable("key", key, what="a function that takes the input out of a record")
         check_source(source)
@@ -353,6 +362,8 @@ class Embedder(Openable[Opened]):
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
             ordered=ordered,
             on_error=on_error,
+            total=_length_of(source) if total is None else total,
+            shows_bar=progress,
             on_end=end,
             observe=None if observers is None else partial(observers.begin, call.mode, priority),
         )
@@ -524,6 +535,14 @@ class _Request:
         if self._error is not None:
             raise self._error
         return self._result
+
+
+def _length_of(source: object) -> int | None:
+    """How many records a source has, if it knows; what it raises instead is its own matter when it is read."""
+    try:
+        return len(cast("Sized", source))
+    except Exception:  # noqa: BLE001 (it may be anybody's class)
+        return None
 
 
 def _observers(observers: Sequence[Observer], engine: Supervisor, model: PooledModel) -> Observers:
