@@ -238,6 +238,7 @@ import anyio
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.errors import WorkerError
 from tests.support.encoders import ECHO
+from tests.support.killing import kill
 
 def descriptors(is_short):
     most = len(os.listdir("/proc/self/fd")) + 2 if is_short else before[0]
