@@ -398,7 +398,7 @@ async def test_a_model_that_cannot_be_opened_stops_the_start_and_is_named(framew
         await fine.embed_query("closed")
 
 
-class Recorded(Openable[None]):
+class Recorded(Openable[Any]):
     """Opens when all of its like do; says what it does."""
 
     def __init__(self, name: str, log: list[str], others: int) -> None:
