@@ -21,6 +21,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   bars                                    how far a stream is: numbers, and a bar
 #   readers, sources                        files as sources; their former name
 #   observing                               what observers hear of calls and batches
+#   sync                                    the six classes for programs without an event loop
 #   shared, background, remote              one engine for many; the loop it lives on; the way to a loop from elsewhere
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
 #   __main__, _pyinstaller                  the shell's way in; packed programs
@@ -42,10 +43,10 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               download, partial, pace, verify, progress, archive, cache, locks
 #               client, hops, retry, addresses
 #   export/     bert_like, onnx_builder, graph_cache
-#   integrations/  opentelemetry, prometheus    a module per framework or tool, each behind an extra
+#   integrations/  asgi, opentelemetry, prometheus    a module per framework or tool, used by nobody else
 #
 # Arrows point downwards: embedders → stream → engine → encoders → runtime; embedders → catalogue, hub, export.
-# Public are the names below and the modules errors, hub, observing and readers.
+# Public are the names below and the modules errors, hub, observing, readers, sync and those of integrations.
 
 import sys
 from importlib import import_module

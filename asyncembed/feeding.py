@@ -298,8 +298,9 @@ class StreamState(Generic[InputT]):
             state = "ended" if self.end is None else f"ended by {type(self.end).__name__}"
         else:
             state = "reading" if self.is_started else "not begun"
-        skipped = f", {self.skipped} skipped" if self.skipped else ""
-        return f"of {self.model_name!r} {state}: {self._window.taken} given, {len(self._window)} ahead{skipped}"
+        now = self.progress()
+        failed = f", {now.failed} failed" if now.failed else ""
+        return f"of {self.model_name!r} {state}: {now.done} done{failed}, {len(self._window)} ahead"
 
     @uninterrupted
     async def wait_room(self, share: float = 0.0) -> Room:
@@ -423,6 +424,17 @@ class StreamState(Generic[InputT]):
         if self.is_closed:
             raise self.end or StopAsyncIteration
         return None
+
+    def take_held(self) -> Entry | None:
+        """As `take`, but what is taken counts in the window until `release`."""
+        entry = self.take()
+        if entry is not None:
+            self._window.hold(entry)
+        return entry
+
+    def release(self) -> None:
+        """Nothing that was taken counts in the window any more."""
+        self._window.release()
 
     def _hand_over(self, handler: ErrorHandler, record: object, error: InputFailure) -> None:
         """Give a record that failed to the caller's function, whose own exception ends the stream."""

@@ -906,28 +906,28 @@ async def test_choices_are_checked_at_once(options: dict[str, Any], model: TextE
 
 async def test_a_stream_says_how_far_it_is(narrow: TextEmbedding) -> None:
     stream = narrow.embed(texts(3))
-    assert repr(stream) == "<EmbeddingStream of 'echo' not begun: 0 given, 0 ahead>"
+    assert repr(stream) == "<EmbeddingStream of 'echo' not begun: 0 done, 0 ahead>"
     await anext(stream)
-    assert repr(stream) == "<EmbeddingStream of 'echo' reading: 1 given, 2 ahead>"
+    assert repr(stream) == "<EmbeddingStream of 'echo' reading: 1 done, 2 ahead>"
     batches = stream.batches(2)
     await anext(batches)
-    assert repr(batches) == "<BatchStream of 'echo' reading: 3 given, 0 ahead>"
+    assert repr(batches) == "<BatchStream of 'echo' reading: 3 done, 0 ahead>"
     assert await stream.collect() is not None
-    assert repr(stream) == "<EmbeddingStream of 'echo' ended: 3 given, 0 ahead>"
+    assert repr(stream) == "<EmbeddingStream of 'echo' ended: 3 done, 0 ahead>"
 
 
 async def test_a_stream_says_what_ended_it(narrow: TextEmbedding) -> None:
     left = narrow.embed(texts(8))
     await anext(left)
     await left.aclose()
-    assert repr(left) == "<EmbeddingStream of 'echo' ended: 1 given, 0 ahead>"
+    assert repr(left) == "<EmbeddingStream of 'echo' ended: 1 done, 0 ahead>"
     failed = narrow.embed(["#1", "bad"], ordered=True)
     with pytest.raises(InputError):
         await failed.collect()
     assert repr(failed).startswith("<EmbeddingStream of 'echo' ended by InputError")
     skipping = narrow.embed(["#1", "bad"], on_error="skip")
     await skipping.collect()
-    assert repr(skipping) == "<EmbeddingStream of 'echo' ended: 2 given, 0 ahead, 1 skipped>"
+    assert repr(skipping) == "<EmbeddingStream of 'echo' ended: 1 done, 1 failed, 0 ahead>"
 
 
 # ---------------------------------------------------------------- tokens

@@ -172,6 +172,29 @@ def test_an_answer_gives_tokens_back_and_only_taking_the_rest() -> None:
     assert window.ask_room() == Room(2, 1, 992, 0)
 
 
+def test_what_was_taken_and_is_held_counts_until_it_is_released() -> None:
+    window, calls = make(max_items=8, max_bytes=100)
+    window.push([entry(index, size_bytes=10) for index in range(8)])
+    for index in range(8):
+        window.arrive(index, "x")
+    for _ in range(8):
+        one = window.take()
+        assert one is not None
+        window.hold(one)
+    assert window.is_full
+    assert window.ask_room() is None
+    window.release()
+    assert calls.room == 1
+    assert window.ask_room() == Room(8, 1000, 100, 0)
+    window.push([entry(8, size_bytes=60)])
+    window.arrive(8, "y", size_bytes=40)
+    one = window.take()
+    assert one is not None
+    assert not window.is_full
+    window.hold(one)
+    assert window.is_full  # by its bytes
+
+
 def test_whoever_waits_for_a_share_is_not_called_before_it_is_free() -> None:
     window, calls = make(max_items=16)
     window.push([entry(index) for index in range(16)])
