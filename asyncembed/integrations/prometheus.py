@@ -55,6 +55,7 @@ _COUNTERS: Mapping[str, tuple[str, str]] = {
     "asyncembed_batches": ("batches", "Batches computed."),
     "asyncembed_inputs": ("items", "Inputs computed."),
     "asyncembed_failed_inputs": ("failed", "Inputs that got an error instead of a result."),
+    "asyncembed_refused_inputs": ("refused", "Inputs that were not taken, as too many waited (max_queued)."),
     "asyncembed_tokens": ("tokens", "Tokens computed, without padding."),
     "asyncembed_padded_tokens": ("padded_tokens", "Tokens computed, padding included."),
     "asyncembed_worker_restarts": ("workers_restarted", "Workers of the model's pool that were replaced."),
