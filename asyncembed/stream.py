@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
-from time import monotonic
+from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeAlias, TypeVar
 
@@ -115,12 +115,12 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         if self._source is not None:
             self._start()
         # Before anything is taken: a cancelled consumer loses no result.
-        if monotonic() < self._turn_ends:
+        if perf_counter() < self._turn_ends:
             await checkpoint_if_cancelled()
         else:
             self._check_loop()
             await checkpoint()
-            self._turn_ends = monotonic() + TURN_SECONDS
+            self._turn_ends = perf_counter() + TURN_SECONDS
         state = self._state
         while (entry := state.take()) is None:
             self._check_loop()
@@ -245,7 +245,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
                 if results and error is state.end:
                     return results
                 raise
-            if results or (until != inf and monotonic() >= until):
+            if results or (until != inf and perf_counter() >= until):
                 return results
             await state.wait_ready(until)
 
@@ -325,7 +325,7 @@ class BatchStream(_Handle, Generic[ResultT, CollectedT]):
         if self._max_wait is not None:
             self._state.restart_time()
             if self._taken:
-                self._until = monotonic() + self._max_wait
+                self._until = perf_counter() + self._max_wait
         try:
             return await self._assemble(batch)
         except BaseException:
