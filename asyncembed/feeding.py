@@ -22,6 +22,7 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 from anyio import CancelScope, Event, current_effective_deadline, get_cancelled_exc_class, move_on_after
 from anyio.lowlevel import checkpoint
 
+from asyncembed.bars import StreamBar, StreamProgress
 from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.engine.scheduler import BatchKey, Item, Sink
 from asyncembed.engine.supervisor import Supervisor
@@ -147,6 +148,7 @@ class StreamState(Generic[InputT]):
         ready: Notified when `take` may have something new.
         keeps_inputs: Whether each result goes out with its record; decided before the start.
         skipped: How many inputs `on_error="skip"`, or a function, has left out.
+        total: How many records the source has, where anybody says so.
         is_started: Whether its source is being read, or was.
         is_closed: Whether nothing more can come of it.
         end: The error that it ended with, then.
@@ -165,6 +167,8 @@ class StreamState(Generic[InputT]):
         ordered: bool,
         on_error: OnError,
         on_end: Callable[["StreamState[InputT]"], None],
+        total: int | None = None,
+        shows_bar: bool = False,
         observe: Callable[[], ObservedCall] | None = None,
     ) -> None:
         self.engine = engine
@@ -172,6 +176,7 @@ class StreamState(Generic[InputT]):
         self.ready: Signal = Signal()
         self.keeps_inputs = False
         self.skipped: int = 0
+        self.total = total
         self.is_started: bool = False
         self.is_closed: bool = False
         self.end: BaseException | None = None
@@ -194,15 +199,54 @@ class StreamState(Generic[InputT]):
         )
         self._keeps_time = False
         self._ready_since: float | None = None
+        self._failed = 0
+        self._began_at: float | None = None
+        self._last: StreamProgress | None = None
+        self._bar = StreamBar(model_name, self.progress, self._on_drawn) if shows_bar else None
+        self._drawn = Event()
         self._source_error: BaseException | None = None
         self._is_source_done = False
         self._feeder_scope = CancelScope()
+
+    # ---------------------------------------------------------------- how far it is
 
     def start(self) -> None:
         """Learn that its source is about to be read."""
         self.is_started = True
         if self._observe is not None:
             self.observed = self._observe()
+        self._began_at = monotonic()
+        if self._bar is not None:
+            self._bar.start()
+
+    def progress(self) -> StreamProgress:
+        """How far it is; from any thread."""
+        if self._last is not None:
+            return self._last
+        window = self._window
+        taken, failed = window.taken, self._failed
+        return StreamProgress(
+            read=taken + len(window),
+            done=max(0, taken - failed),
+            failed=failed,
+            tokens=window.tokens,
+            seconds=0.0 if self._began_at is None else monotonic() - self._began_at,
+            total=self.total,
+        )
+
+    def end_bar(self) -> None:
+        """Let the bar end, if there is one; from any thread."""
+        if self._bar is not None:
+            self._bar.end()
+
+    def _on_drawn(self) -> None:
+        self.engine.loop.post(self._drawn.set)
+
+    async def wait_drawn(self) -> None:
+        """Once it is closed: wait, not long, until its bar is as it will stay, so that nothing is written into it."""
+        if self.is_closed and self._bar is not None and self._began_at is not None:
+            with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
+                await self._drawn.wait()
 
     # ---------------------------------------------------------------- the feeder's side
 
@@ -245,11 +289,6 @@ class StreamState(Generic[InputT]):
         return self._window.answered
 
     @property
-    def tokens(self) -> int:
-        """Tokens that were computed for all results so far, padding left out."""
-        return self._window.tokens
-
-    @property
     def truncated(self) -> int:
         """Results so far whose inputs were cut at the length limit."""
         return self._window.truncated
@@ -259,8 +298,9 @@ class StreamState(Generic[InputT]):
             state = "ended" if self.end is None else f"ended by {type(self.end).__name__}"
         else:
             state = "reading" if self.is_started else "not begun"
-        skipped = f", {self.skipped} skipped" if self.skipped else ""
-        return f"of {self.model_name!r} {state}: {self._window.taken} given, {len(self._window)} ahead{skipped}"
+        now = self.progress()
+        failed = f", {now.failed} failed" if now.failed else ""
+        return f"of {self.model_name!r} {state}: {now.done} done{failed}, {len(self._window)} ahead"
 
     @uninterrupted
     async def wait_room(self, share: float = 0.0) -> Room:
@@ -369,6 +409,7 @@ class StreamState(Generic[InputT]):
         while (entry := self._window.take()) is not None:
             if entry.error is None:
                 return entry
+            self._failed += 1
             if self._on_error == "raise" or not isinstance(entry.error, OF_ONE_INPUT):
                 self.close(entry.error)
             elif self._on_error == "return":
@@ -383,6 +424,17 @@ class StreamState(Generic[InputT]):
         if self.is_closed:
             raise self.end or StopAsyncIteration
         return None
+
+    def take_held(self) -> Entry | None:
+        """As `take`, but what is taken counts in the window until `release`."""
+        entry = self.take()
+        if entry is not None:
+            self._window.hold(entry)
+        return entry
+
+    def release(self) -> None:
+        """Nothing that was taken counts in the window any more."""
+        self._window.release()
 
     def _hand_over(self, handler: ErrorHandler, record: object, error: InputFailure) -> None:
         """Give a record that failed to the caller's function, whose own exception ends the stream."""
@@ -400,8 +452,10 @@ class StreamState(Generic[InputT]):
         """End the stream: the feeder is cancelled, what waits is withdrawn, `take` raises `end` from now on."""
         if self.is_closed:
             return
+        self._last = self.progress()
         self.is_closed = True
         self.end = end
+        self.end_bar()
         self._feeder_scope.cancel()
         self.engine.withdraw(self._window.close())
         self.ready.notify()

@@ -31,7 +31,7 @@ KEYWORDS: Mapping[str, str] = {
         "batches form by themselves; max_batch_size= and max_batch_tokens= of the constructor bound them, and "
         "stream.batches(n) gives n results at a time"
     ),
-    "lazy_load": "leave it out: the model is loaded when `async with` opens it",
+    "lazy_load": "leave it out: the model is loaded when `async with` or `await model.open()` opens it",
     "device_id": "device_ids=[...] of the constructor, which deals devices out to the workers",
     "specific_model_path": "model_path=, or the directory in the place of the name",
     "enable_cpu_mem_arena": "leave it out: it is on; max_batch_tokens= bounds what it holds",
@@ -70,7 +70,7 @@ KEYWORDS: Mapping[str, str] = {
     "prompt": _PROMPTS,
     "prompt_name": _PROMPTS,
     "task": "TextEmbedding has tasks, where the model has; queries and passages have methods of their own everywhere",
-    "show_progress_bar": "count the results as they come; progress= of the constructor is about downloads",
+    "show_progress_bar": "progress=True of a call that gives a stream draws a bar; stream.progress() has the numbers",
     "output_value": "TextEmbedding gives a vector per text; LateInteractionTextEmbedding one per token",
     "precision": (
         'output="int8" or output="binary" of TextEmbedding\'s constructor makes vectors small; precision= of any '
@@ -110,9 +110,8 @@ ATTRIBUTES: Mapping[str, str] = {
     "tokenizer": "texts are tokenized in the workers; `await token_count(texts)` counts",
     "processor": "inputs are prepared in the workers",
     "preprocess": "inputs are prepared in the workers",
-    "max_seq_length": "max_length= of the constructor",
-    "get_max_seq_length": "max_length= of the constructor sets it",
-    "max_length": "max_length= of the constructor",
+    "max_seq_length": "`max_length`; max_length= of the constructor sets it",
+    "get_max_seq_length": "`max_length`",
     "get_sentence_embedding_dimension": "`embedding_size`",
     "get_embedding_dimension": "`embedding_size`",
     "truncate_sentence_embeddings": _TRUNCATE_DIM,
@@ -122,7 +121,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "eval": "leave it out: models only compute here",
     "compile": "leave it out: ONNX Runtime optimises the graph when it loads it",
     **dict.fromkeys(("save", "save_pretrained", "save_to_hub", "push_to_hub", "fit", "evaluate"), _TRAINING),
-    "load_onnx_model": "`async with` loads the model",
+    "load_onnx_model": "`async with` or `await model.open()` loads the model",
     "raw_embed": "`embed(texts)`",
     "model_description": "`list_supported_models()`",
 }

@@ -19,10 +19,11 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping
 from copy import copy
 from dataclasses import fields, is_dataclass
 from math import inf
+from time import monotonic
 from typing import Any, Generic, TypeVar, cast
 from weakref import finalize
 
-from anyio import CancelScope, Event, current_time, move_on_after
+from anyio import CancelScope, Event, move_on_after
 
 from asyncembed import background
 from asyncembed.engine.lifetime import Openable
@@ -98,7 +99,7 @@ class Use(Generic[ModelT]):
         """It is no more; again, nothing happens."""
         if self._life is not None:
             self._life.uses -= 1
-            self._life.last_used = current_time()
+            self._life.last_used = monotonic()
             self._life = None
 
 
@@ -214,13 +215,13 @@ class _Life(Generic[ModelT]):
 
     def __init__(self, model: ModelT, keep_alive: Callable[[], float]) -> None:
         self.model = model
-        self.process = os.getpid()
-        self.is_open = False
-        self.is_over = False
+        self.process: int = os.getpid()
+        self.is_open: bool = False
+        self.is_over: bool = False
         """Whether another one may begin."""
         self.uses = 0
-        self.last_used = 0.0
-        self.changed = Signal()
+        self.last_used: float = 0.0
+        self.changed: Signal = Signal()
         """When somebody should look again at what this does."""
         self._keep_alive = keep_alive
         self._waiting = 0
@@ -237,7 +238,7 @@ class _Life(Generic[ModelT]):
         try:
             with self._scope:
                 async with self.model:
-                    self.last_used = current_time()
+                    self.last_used = monotonic()
                     self.is_open = True
                     self._opened.set()
                     await self._wait_unused()
@@ -252,7 +253,7 @@ class _Life(Generic[ModelT]):
     async def _wait_unused(self) -> None:
         while not self._is_stopped:
             limit = self._keep_alive()
-            left = limit - (0.0 if self.uses else current_time() - self.last_used)
+            left = limit - (0.0 if self.uses else monotonic() - self.last_used)
             if left <= 0:
                 return
             with move_on_after(left):
@@ -307,7 +308,7 @@ def _again(error: Exception) -> Exception:
 # ---------------------------------------------------------------- what is the same
 
 
-_STATE = frozenset({"_owner", "_blocks"})
+_STATE = frozenset({"_owner"})
 """What of a model is about its being open, and not what it is."""
 
 _WITHOUT_DIFFERENCE = frozenset({"progress", "keep_alive"})

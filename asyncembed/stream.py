@@ -5,7 +5,9 @@ behind `StreamState`, which refers to no handle, so that dropping one ends the s
 """
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from math import inf
 from time import perf_counter
@@ -16,6 +18,7 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
+from asyncembed.bars import StreamProgress
 from asyncembed.checks import check_count, check_number
 from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.errors import OF_ONE_INPUT, InputFailure, StateError, UsageError
@@ -23,10 +26,13 @@ from asyncembed.feeding import OnError as OnError
 from asyncembed.feeding import Source as Source
 from asyncembed.feeding import StreamState
 from asyncembed.results import Assembly, Counted, CountedBatch, count_of, counts_of, detach_each
+from asyncembed.window import Entry
 
 InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
 CollectedT = TypeVar("CollectedT")
+OtherResultT = TypeVar("OtherResultT")
+OtherCollectedT = TypeVar("OtherCollectedT")
 
 TURN_SECONDS = 0.00025
 """How long a consumer may take results that are ready before it lets other tasks run: a turn of the event loop costs as
@@ -49,6 +55,10 @@ class _Handle(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._state!r}>"
+
+    def progress(self) -> StreamProgress:
+        """How far it is, at any time, also after the end: records read, done and failed, tokens, seconds, rates."""
+        return self._state.progress()
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -97,8 +107,12 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         group: TaskGroup,
         assembly: Assembly[ResultT, CollectedT],
         given: frozenset[str] = frozenset(),
+        *,
+        embedder: object = None,
     ) -> None:
         self._state = state
+        # Nobody else may hold it, and it stays open as long as somebody does.
+        self._embedder = embedder
         # None once it is being read.
         self._source: Source[InputT] | None = source
         self._group = group
@@ -107,6 +121,8 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         self._given = given
         self._loop = state.engine.loop
         self._turn_ends = 0.0
+        # What `Runs` has taken and its consumer has not.
+        self._ahead: deque[Any] = deque()
         self._has_passed_on = False
         """Whether `with_inputs` or `with_tokens` has made another handle of the same stream."""
 
@@ -122,9 +138,13 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
             await checkpoint()
             self._turn_ends = perf_counter() + TURN_SECONDS
         state = self._state
-        while (entry := state.take()) is None:
-            self._check_loop()
-            await state.wait_ready()
+        try:
+            while (entry := state.take()) is None:
+                self._check_loop()
+                await state.wait_ready()
+        except BaseException:
+            await state.wait_drawn()
+            raise
         return self._assembly.detach(entry if self._given else entry.result)
 
     @uninterrupted
@@ -135,12 +155,14 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         self._state.close()
         if self._state.is_started:
             await self._state.feeder_ended.wait()
+        await self._state.wait_drawn()
         await checkpoint()
 
     def __del__(self) -> None:
         # May run in any thread, or after the loop is gone: leave word and do no more.
         state = getattr(self, "_state", None)
         if state is not None and not state.is_closed and not self._has_passed_on:
+            state.end_bar()  # the loop may be gone
             self._loop.post(state.close)
 
     def with_inputs(self) -> "EmbeddingStream[InputT, tuple[InputT, ResultT], tuple[list[InputT], CollectedT]]":
@@ -154,7 +176,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         """
         source = self._pass_on("inputs")
         self._state.keeps_inputs = True
-        return EmbeddingStream(self._state, source, self._group, _paired(self._of_entries()), self._given | {"inputs"})
+        return self._with(_paired(self._of_entries()), source, "inputs")
 
     def with_tokens(self) -> "EmbeddingStream[InputT, Counted[ResultT], CountedBatch[CollectedT]]":
         """Give each result together with the tokens of its input, and whether that was cut: see `asyncembed.Counted`.
@@ -167,7 +189,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
             StateError: The stream has been started, or gives tokens already.
         """
         source = self._pass_on("tokens")
-        return EmbeddingStream(self._state, source, self._group, _counted(self._of_entries()), self._given | {"tokens"})
+        return self._with(_counted(self._of_entries()), source, "tokens")
 
     def batches(self, size: int, max_wait: float | None = None) -> "BatchStream[ResultT, CollectedT]":
         """The same results, up to `size` at a time, each time of the type that `collect` gives.
@@ -223,7 +245,9 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         return self._state.skipped
 
     @uninterrupted
-    async def _take_some(self, limit: int, until: float = inf) -> list[Any]:
+    async def _take_some(
+        self, limit: int, until: float = inf, take: Callable[[], Entry | None] | None = None
+    ) -> list[Any]:
         """What is ready, up to `limit` results, to be assembled; waits for the first of them.
 
         Empty at the end, or when the clock says `until` before there is any.
@@ -232,15 +256,21 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
             self._start()
         self._check_loop()
         await checkpoint()
+        if self._ahead:
+            return _popped(self._ahead, limit)
         state = self._state
+        state.release()
+        take = take or state.take
         results: list[Any] = []
         while True:
             try:
-                while len(results) < limit and (entry := state.take()) is not None:
+                while len(results) < limit and (entry := take()) is not None:
                     results.append(entry if self._given else entry.result)
             except StopAsyncIteration:
+                await state.wait_drawn()
                 return results
             except BaseException as error:
+                await state.wait_drawn()
                 # What came before the error goes out first; the error comes again with the next call.
                 if results and error is state.end:
                     return results
@@ -256,6 +286,9 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         if size_bytes <= ASSEMBLED_AT_ONCE_BYTES:
             return self._assembly.assemble(results)
         return await to_thread.run_sync(self._assembly.assemble, results, limiter=self._state.engine.limiter)
+
+    def _runs(self) -> "Runs[ResultT]":
+        return Runs(self._state, self._ahead, take=self._take_some, detach=self._assembly.detach)
 
     @uninterrupted
     def _start(self) -> None:
@@ -274,6 +307,12 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         self._has_passed_on = True
         return self._source
 
+    def _with(
+        self, assembly: Assembly[OtherResultT, OtherCollectedT], source: Source[InputT], what: str
+    ) -> "EmbeddingStream[InputT, OtherResultT, OtherCollectedT]":
+        given = self._given | {what}
+        return EmbeddingStream(self._state, source, self._group, assembly, given, embedder=self._embedder)
+
     def _of_entries(self) -> Assembly[ResultT, CollectedT]:
         return self._assembly if self._given else _of_entries(self._assembly)
 
@@ -283,6 +322,59 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
             raise StateError(
                 "this stream was begun on another event loop; take from it there, or begin another one here"
             )
+
+
+class Runs(Generic[ResultT]):
+    """The results of a stream for a consumer in another thread, as many at a time as are ready.
+
+    A run counts in the window until the next one is fetched: the source is read as far ahead as for any consumer.
+    """
+
+    def __init__(
+        self,
+        state: StreamState[Any],
+        ahead: deque[Any],
+        *,
+        take: Callable[[int, float, Callable[[], Entry | None]], Awaitable[list[Any]]],
+        detach: Callable[[Any], ResultT],
+    ) -> None:
+        self._state = state
+        self._ahead = ahead
+        # Methods of the stream, which stays as long as they do.
+        self._take = take
+        self._detach = detach
+
+    async def fetch(self) -> bool:
+        """Wait for results, on the stream's loop; False at the end, when there are none.
+
+        Cancelled, it loses no result. Raises what `__anext__` of the stream does; what was ready before comes first.
+        """
+        some = await self._take(TAKEN_AT_ONCE, inf, self._state.take_held)
+        self._ahead += some
+        return bool(some)
+
+    def take_nowait(self) -> ResultT:
+        """The next one of those that were fetched, in any thread. Raises `IndexError` where there is none."""
+        return self._detach(self._ahead.popleft())
+
+    @property
+    def has_some(self) -> bool:
+        """Whether `take_nowait` has something; in any thread."""
+        return bool(self._ahead)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will be fetched; in any thread."""
+        return self._state.is_closed
+
+    def close_soon(self) -> None:
+        """Have the stream end; in any thread."""
+        self._state.engine.loop.post(self._state.close)
+
+
+def runs_of(stream: EmbeddingStream[Any, ResultT, Any]) -> Runs[ResultT]:
+    """For the package itself: the stream as a thread takes from it."""
+    return stream._runs()  # noqa: SLF001 (a stream offers its users no more than they need)
 
 
 ReturningStream: TypeAlias = EmbeddingStream[InputT, ResultT | InputFailure, list[ResultT | InputFailure]]
@@ -350,6 +442,15 @@ class BatchStream(_Handle, Generic[ResultT, CollectedT]):
 
     async def aclose(self) -> None:
         await self._close()
+
+
+def _popped(ahead: deque[Any], limit: int) -> list[Any]:
+    """Up to `limit` of those that were fetched already; their consumer's thread may take them as well."""
+    results: list[Any] = []
+    with suppress(IndexError):
+        while len(results) < limit:
+            results.append(ahead.popleft())
+    return results
 
 
 # ---------------------------------------------------------------- errors, inputs and tokens among results

@@ -104,10 +104,12 @@ class Window:
         self._next = 0
         self._arrivals: deque[Entry] | None = None if ordered else deque()
         self._bytes = 0
+        # Those that were taken and are held; their bytes are among the others.
+        self._held = 0
+        self._held_bytes = 0
         # Those without an answer.
         self._waiting = 0
         self._waiting_tokens = 0.0
-        self._pushed_tokens = 0.0
         # Of all answers so far, to know what to expect of the next ones.
         self.tokens: int = 0
         self.truncated: int = 0
@@ -136,11 +138,6 @@ class Window:
         entry = self._entries.get(self._next)
         return entry is not None and entry.item is None
 
-    @property
-    def answered_tokens(self) -> float:
-        """Estimated tokens of all inputs so far that have their answer."""
-        return self._pushed_tokens - self._waiting_tokens
-
     # ---------------------------------------------------------------- room
 
     @property
@@ -159,7 +156,7 @@ class Window:
             self._look_from = max(self._look_from, most)
             return None
         return Room(
-            self._max_items - len(self._entries),
+            self._max_items - len(self._entries) - self._held,
             self._max_tokens - self._waiting_tokens,
             self._max_bytes - self._expected_bytes(),
             self._answer_bytes / self.answered if self.answered else 0.0,
@@ -178,9 +175,10 @@ class Window:
 
     def _is_within(self, items: int, tokens: float, size_bytes: float) -> bool:
         """Whether no more than `items` entries are there, with less than so many tokens and bytes; or none at all."""
-        if not self._entries:
+        count = len(self._entries) + self._held
+        if not count:
             return not self._is_closed
-        return len(self._entries) <= items and self._waiting_tokens < tokens and self._expected_bytes() < size_bytes
+        return count <= items and self._waiting_tokens < tokens and self._expected_bytes() < size_bytes
 
     def _expected_bytes(self) -> float:
         if not self._answer_bytes:
@@ -198,7 +196,6 @@ class Window:
     def push(self, entries: Iterable[Entry]) -> list[Item]:
         """Take in what was read, in the order of the source; returns what is to be computed of it."""
         items: list[Item] = []
-        waiting_tokens = self._waiting_tokens
         for entry in entries:
             self._entries[entry.index] = entry
             self._bytes += entry.size_bytes
@@ -209,7 +206,6 @@ class Window:
                 items.append(entry.item)
             self._pushed += 1
         self._waiting += len(items)
-        self._pushed_tokens += self._waiting_tokens - waiting_tokens
         return items
 
     def charge(self, index: int, size_bytes: int) -> None:
@@ -273,6 +269,19 @@ class Window:
             self._look()
         return entry
 
+    def hold(self, entry: Entry) -> None:
+        """Let an entry that was just taken count on: whoever took it has not used it yet."""
+        self._held += 1
+        self._held_bytes += entry.size_bytes
+        self._bytes += entry.size_bytes
+
+    def release(self) -> None:
+        """Let nothing that was taken count any more."""
+        self._bytes -= self._held_bytes
+        self._held = self._held_bytes = 0
+        if self._look_from >= 0:
+            self._look()
+
     def close(self) -> list[Item]:
         """Forget everything; returns what is not answered yet. From now on nothing may arrive, and there is no room.
 
@@ -284,6 +293,6 @@ class Window:
         self._entries.clear()
         if self._arrivals is not None:
             self._arrivals.clear()
-        self._bytes = self._waiting = 0
+        self._bytes = self._held = self._held_bytes = self._waiting = 0
         self._waiting_tokens = 0.0
         return items

@@ -13,7 +13,17 @@ import pytest
 
 import asyncembed
 
-PUBLIC_MODULES = ("asyncembed", "asyncembed.errors", "asyncembed.hub", "asyncembed.observing", "asyncembed.readers")
+PUBLIC_MODULES = (
+    "asyncembed",
+    "asyncembed.errors",
+    "asyncembed.hub",
+    "asyncembed.integrations.asgi",
+    "asyncembed.integrations.opentelemetry",
+    "asyncembed.integrations.prometheus",
+    "asyncembed.observing",
+    "asyncembed.readers",
+    "asyncembed.sync",
+)
 
 
 @cache

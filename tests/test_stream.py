@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -26,6 +26,7 @@ from asyncembed import (
     LateInteractionMultimodalEmbedding,
     LateInteractionTextEmbedding,
     SparseTextEmbedding,
+    StreamProgress,
     TextCrossEncoder,
 )
 from asyncembed.catalogue.spec import Family
@@ -905,28 +906,28 @@ async def test_choices_are_checked_at_once(options: dict[str, Any], model: TextE
 
 async def test_a_stream_says_how_far_it_is(narrow: TextEmbedding) -> None:
     stream = narrow.embed(texts(3))
-    assert repr(stream) == "<EmbeddingStream of 'echo' not begun: 0 given, 0 ahead>"
+    assert repr(stream) == "<EmbeddingStream of 'echo' not begun: 0 done, 0 ahead>"
     await anext(stream)
-    assert repr(stream) == "<EmbeddingStream of 'echo' reading: 1 given, 2 ahead>"
+    assert repr(stream) == "<EmbeddingStream of 'echo' reading: 1 done, 2 ahead>"
     batches = stream.batches(2)
     await anext(batches)
-    assert repr(batches) == "<BatchStream of 'echo' reading: 3 given, 0 ahead>"
+    assert repr(batches) == "<BatchStream of 'echo' reading: 3 done, 0 ahead>"
     assert await stream.collect() is not None
-    assert repr(stream) == "<EmbeddingStream of 'echo' ended: 3 given, 0 ahead>"
+    assert repr(stream) == "<EmbeddingStream of 'echo' ended: 3 done, 0 ahead>"
 
 
 async def test_a_stream_says_what_ended_it(narrow: TextEmbedding) -> None:
     left = narrow.embed(texts(8))
     await anext(left)
     await left.aclose()
-    assert repr(left) == "<EmbeddingStream of 'echo' ended: 1 given, 0 ahead>"
+    assert repr(left) == "<EmbeddingStream of 'echo' ended: 1 done, 0 ahead>"
     failed = narrow.embed(["#1", "bad"], ordered=True)
     with pytest.raises(InputError):
         await failed.collect()
     assert repr(failed).startswith("<EmbeddingStream of 'echo' ended by InputError")
     skipping = narrow.embed(["#1", "bad"], on_error="skip")
     await skipping.collect()
-    assert repr(skipping) == "<EmbeddingStream of 'echo' ended: 2 given, 0 ahead, 1 skipped>"
+    assert repr(skipping) == "<EmbeddingStream of 'echo' ended: 1 done, 1 failed, 0 ahead>"
 
 
 # ---------------------------------------------------------------- tokens
@@ -1369,6 +1370,90 @@ async def test_a_coroutine_function_is_refused(on_error: Any, model: TextEmbeddi
 async def test_a_function_that_gives_a_coroutine_ends_the_stream(model: TextEmbedding) -> None:
     with pytest.raises(UsageError, match="nothing waits for the coroutine"):
         await model.embed(["bad"], on_error=lambda record, error: handle(record, error)).collect()
+
+
+# ---------------------------------------------------------------- how far it is
+
+
+def counts(stream: Any) -> tuple[int, int, int]:
+    progress = stream.progress()
+    return progress.read, progress.done, progress.failed
+
+
+async def test_progress_counts_what_was_read_done_and_failed(narrow: TextEmbedding) -> None:
+    stream = narrow.embed([*texts(3), "bad", *texts(30)], on_error="skip")
+    assert stream.progress() == StreamProgress(read=0, done=0, failed=0, tokens=0, seconds=0, total=34)
+    for done in (1, 2, 3):
+        await anext(stream)
+        read, *rest = counts(stream)
+        assert rest == [done, 0]
+        assert done <= read <= done + 8
+    await anext(stream)  # the one after the bad one
+    assert counts(stream)[1:] == (4, 1)
+    await stream.collect()
+    assert counts(stream) == (34, 33, 1)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip", "return", lambda *_: None])
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_what_failed_is_counted_whatever_becomes_of_it(
+    on_error: OnError, ordered: bool, model: TextEmbedding
+) -> None:
+    records: list[Any] = ["#0", 7, "bad", "#3"]
+    stream = cast(Stream, model.embed(records, on_error=on_error, ordered=ordered))
+    batches = stream.with_inputs().batches(3)
+    if on_error == "raise":
+        with pytest.raises(InputError):
+            while True:
+                await anext(batches)
+        assert counts(batches)[2] == 1
+    else:
+        async for _ in batches:
+            pass
+        assert counts(batches) == counts(stream) == (4, 2, 2)
+
+
+async def test_progress_stays_as_it_was_when_the_stream_ended(model: TextEmbedding) -> None:
+    stream = await all_ready(model, 20)
+    await anext(stream)
+    await stream.aclose()
+    progress = stream.progress()
+    assert (progress.read, progress.done, progress.failed) == (20, 2, 0)
+    assert progress.seconds > 0
+    assert stream.progress() is progress
+    with pytest.raises(FrozenInstanceError):
+        progress.done = 3  # type: ignore[misc]
+
+
+async def test_progress_has_the_tokens_of_what_is_computed(model: TextEmbedding, gate: Path) -> None:
+    stream = model.embed(["a text of some words"] * 50 + [f"wait:{gate} " + "x" * 5000])
+    for _ in range(50):
+        await anext(stream)
+    before = stream.progress().tokens
+    assert before > 0
+    gate.touch()
+    await stream.collect()
+    assert stream.progress().tokens > 5 * before
+
+
+async def test_progress_says_how_many_there_are_in_all_where_it_can(model: TextEmbedding) -> None:
+    class Unsure(list[str]):
+        def __len__(self) -> int:
+            raise LookupError
+
+    assert model.embed(texts(7)).progress().total == 7
+    assert model.embed(set(texts(7)), total=9).progress().total == 9
+    assert model.embed(iter(texts(7))).progress().total is None
+    assert model.embed((text for text in texts(7)), total=7).progress().total == 7
+    assert await numbers(model.embed(Unsure(texts(7)))) == list(range(7))
+
+
+def test_rates_are_of_all_that_is_through() -> None:
+    progress = StreamProgress(read=100, done=60, failed=20, tokens=1000, seconds=4, total=None)
+    assert progress.items_per_second == 20
+    assert progress.tokens_per_second == 250
+    unread = replace(progress, seconds=0)
+    assert unread.items_per_second == unread.tokens_per_second == 0
 
 
 # ---------------------------------------------------------------- leaving

@@ -1,7 +1,7 @@
 """What the public classes share: the base opens, closes and dispatches; a class adds what its family differs in."""
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence, Sized
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,6 +33,7 @@ from asyncembed.checks import (
     check_bool,
     check_callable,
     check_choice,
+    check_count,
     check_custom_model,
     check_model_name,
     check_on_error,
@@ -69,10 +70,15 @@ class CallKeywords(TypedDict, total=False):
     Keys:
         priority: "interactive" goes before "bulk", which is what streams are unless they say otherwise.
         ordered: Whether results come in input order (True, unless said otherwise), or as they are ready.
+        progress: Show a bar of this stream on stderr: one that moves in a terminal or a notebook, a line every half
+            minute elsewhere, as in a log. (The constructor's `progress` is about downloads.)
+        total: How many records the source has, for the bar and `progress()`, where its length does not say so.
     """
 
     priority: PriorityName
     ordered: bool
+    progress: bool
+    total: int | None
 
 
 class StreamCall(CallKeywords, total=False):
@@ -127,7 +133,21 @@ class Opened:
     group: TaskGroup
     spec: ModelSpec
     turnstile: Turnstile
+    owns_engine: bool
     streams: set[StreamState[Any]] = field(default_factory=set)
+    requests: "set[_Request]" = field(default_factory=set)
+
+    def end_all(self) -> None:
+        """End whatever runs, with an error: the embedder closes."""
+        for state in list(self.streams):
+            state.close(StateError("the embedder was closed before the stream had ended"))
+        for request in list(self.requests):
+            request.fail(0, StateError("the embedder was closed before the call had ended"))
+
+    def kill(self) -> None:
+        """See `asyncembed.engine.lifetime.Killable`."""
+        if self.owns_engine:
+            self.engine.kill()
 
 
 class Embedder(Openable[Opened]):
@@ -318,6 +338,9 @@ class Embedder(Openable[Opened]):
         ordered, on_error = keywords.get("ordered", True), keywords.get("on_error", "raise")
         check_choice("priority", priority, get_args(PriorityName))
         check_on_error(on_error)
+        progress, total = keywords.get("progress", False), keywords.get("total")
+        check_bool("progress", progress)
+        check_count("total", total, minimum=0)
         check_bool("ordered", ordered)
         check_callable("key", key, what="a function that takes the input out of a record")
         check_source(source)
@@ -339,13 +362,15 @@ class Embedder(Openable[Opened]):
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
             ordered=ordered,
             on_error=on_error,
+            total=_length_of(source) if total is None else total,
+            shows_bar=progress,
             on_end=end,
             observe=None if observers is None else partial(observers.begin, call.mode, priority),
         )
         opened.streams.add(state)
         if on_error == "return":
-            return EmbeddingStream(state, source, opened.group, returning(assembly))
-        return EmbeddingStream(state, source, opened.group, assembly)
+            return EmbeddingStream(state, source, opened.group, returning(assembly), embedder=self)
+        return EmbeddingStream(state, source, opened.group, assembly, embedder=self)
 
     @uninterrupted
     async def _turn(self) -> Opened:
@@ -384,8 +409,12 @@ class Embedder(Openable[Opened]):
                 intake.count_failure()
                 error.index = None
                 raise
-            intake.submit([item])
-            result = assembly.detach(await request.wait(opened.engine, item))
+            opened.requests.add(request)
+            try:
+                intake.submit([item])
+                result = assembly.detach(await request.wait(opened.engine, item))
+            finally:
+                opened.requests.discard(request)
         except BaseException as error:
             if observed is not None:
                 observed.failed = int(isinstance(error, Exception))
@@ -439,12 +468,12 @@ async def _from_opening_to_closing(
             model.observers.opened()
             stack.callback(model.observers.closed)
         group = await stack.enter_async_context(owned_task_group())
-        opened = Opened(engine, model, group, config.spec, Turnstile(engine.loop, CALLS_PER_TURN))
+        turnstile = Turnstile(engine.loop, CALLS_PER_TURN)
+        opened = Opened(engine, model, group, config.spec, turnstile, owns_engine=options.pool is None)
         try:
             yield opened
         finally:
-            for state in list(opened.streams):
-                state.close(StateError("the embedder was closed before the stream had ended"))
+            opened.end_all()
 
 
 class HasVectors(Embedder):
@@ -506,6 +535,14 @@ class _Request:
         if self._error is not None:
             raise self._error
         return self._result
+
+
+def _length_of(source: object) -> int | None:
+    """How many records a source has, if it knows; what it raises instead is its own matter when it is read."""
+    try:
+        return len(cast("Sized", source))
+    except Exception:  # noqa: BLE001 (it may be anybody's class)
+        return None
 
 
 def _observers(observers: Sequence[Observer], engine: Supervisor, model: PooledModel) -> Observers:

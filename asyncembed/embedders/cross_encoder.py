@@ -42,6 +42,13 @@ class RerankKeywords(StreamKeywords, total=False):
 PAIRS = partial(Intake, accept_pair)
 
 
+class CrossEncoderKeywords(OptionKeywords, total=False):
+    """The keywords, for signatures; `TextCrossEncoder` documents them."""
+
+    activation: Activation
+    truncate: bool
+
+
 class TextCrossEncoder(Embedder):
     """A reranker: one score for a query and a document; the higher, the better the document answers the query.
 

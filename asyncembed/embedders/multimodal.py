@@ -135,7 +135,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
     ) -> "AnyStream[Any, NDArray[ScalarT], list[NDArray[ScalarT]]]":
         """Embed images; see `ImageEmbedding.embed` for the arguments.
 
-        `ImageEmbedding.embed_image` is a coroutine for one image, as in fastembed; here that is `embed_one_image`.
+        `ImageEmbedding.embed_image` is for one image, as in fastembed; here that is `embed_one_image`.
 
         Returns:
             A stream of arrays (rows, dim). ColPali has 1030 rows for an image, ColModernVBERT 64 and a few for each

@@ -30,6 +30,21 @@ if TYPE_CHECKING:
 CustomKind = Literal["splade", "inference_free_splade"]
 
 
+class SparseKeywords(OptionKeywords, total=False):
+    """The keywords, for signatures; `SparseTextEmbedding` documents them."""
+
+    k: float | None
+    b: float | None
+    avg_len: float | None
+    language: str | None
+    token_max_length: int | None
+    disable_stemmer: bool | None
+    stemmer: "Stemmer | None"
+    stopwords: Iterable[str] | None
+    alpha: float | None
+    truncate: bool
+
+
 class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
     """Sparse text embeddings: for each text the terms that count, and how much.
 

@@ -183,7 +183,7 @@ class PooledModel:
         self.failed += len(answer.failures)
         self.tokens += answer.tokens
         self.padded_tokens += answer.padded_tokens
-        if answer.counts:
+        if answer.counts and min(answer.counts) < 0:
             self.truncated += sum([count < 0 for count in answer.counts])
         self.batch_seconds.append(seconds)
         # From units, not from the estimates: those were made at different times, from what was known then.

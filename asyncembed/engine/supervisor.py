@@ -109,6 +109,7 @@ class Supervisor:
         # Held while anything is moved or counted, so that `stats` in another thread finds nothing half done. Only the
         # loop's thread changes anything, and waits here for no longer than a snapshot takes.
         self._lock = threading.RLock()
+        self._process = os.getpid()
         # By the index of their slots: the workers that run now.
         self._lives: dict[int, _Life] = {}
         # Set, and made anew, when a model was loaded or cannot be.
@@ -134,6 +135,11 @@ class Supervisor:
                 failed = self._dispatcher.close(StateError("the worker pool was closed"))
             _tell(failed)
             self._notify()
+
+    def kill(self) -> None:
+        """End the workers at once, without the event loop, which is gone; from any thread."""
+        for life in list(self._lives.values()):
+            life.worker.kill()
 
     # ---------------------------------------------------------------- what embedders call
 
@@ -220,6 +226,9 @@ class Supervisor:
 
         From any thread, at any time: nothing in it is from before what the rest is from after.
         """
+        if os.getpid() != self._process:
+            # A forked child, where nothing changes any more; a thread of the parent may have had the lock for ever.
+            return self._dispatcher.stats(model)
         with self._lock:
             return self._dispatcher.stats(model)
 
