@@ -215,7 +215,7 @@ class StreamState(Generic[InputT]):
         self.is_started = True
         if self._observe is not None:
             self.observed = self._observe()
-        self._began_at = monotonic()
+        self._began_at = perf_counter()
         if self._bar is not None:
             self._bar.start()
 
@@ -230,7 +230,7 @@ class StreamState(Generic[InputT]):
             done=max(0, taken - failed),
             failed=failed,
             tokens=window.tokens,
-            seconds=0.0 if self._began_at is None else monotonic() - self._began_at,
+            seconds=0.0 if self._began_at is None else perf_counter() - self._began_at,
             total=self.total,
         )
 

@@ -25,7 +25,7 @@ print("all")
 
 EMBEDS = """
 import sys, anyio, psutil
-from asyncembed import OptionError, TextEmbedding, WorkerPool
+from asyncembed import TextEmbedding, WorkerPool
 from tests.support.encoders import ECHO
 from tests.support.waiting import until
 
