@@ -6,6 +6,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cache
 from math import inf
+from pathlib import PurePath
 from queue import Empty, SimpleQueue
 from threading import RLock, Thread
 from time import perf_counter
@@ -62,7 +63,7 @@ class StreamBar:
 
     def __init__(self, name: str, numbers: Callable[[], StreamProgress], on_end: Callable[[], None]) -> None:
         """`numbers` may be called in any thread; `on_end` is called in the bar's when nothing more is drawn."""
-        self._name = name
+        self._name = PurePath(name).name or name
         self._numbers = numbers
         self._on_end = on_end
         # Unlike an event's, its lock may be asked for while it is held: by a collector that ends a stream.
