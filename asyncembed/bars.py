@@ -9,7 +9,7 @@ from math import inf
 from pathlib import PurePath
 from queue import Empty, SimpleQueue
 from threading import RLock, Thread
-from time import monotonic
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _last_drawing(bar: "tqdm[Any]") -> _Show:
 
 
 def _lines(bar: "tqdm[Any]", output: TextIO) -> tuple[_Show, _Show]:
-    next_line = monotonic() + LINE_SECONDS
+    next_line = perf_counter() + LINE_SECONDS
 
     def write(numbers: StreamProgress) -> None:
         _set(bar, numbers)
@@ -165,8 +165,8 @@ def _lines(bar: "tqdm[Any]", output: TextIO) -> tuple[_Show, _Show]:
 
     def show(numbers: StreamProgress) -> None:
         nonlocal next_line
-        if monotonic() >= next_line:
-            next_line = monotonic() + LINE_SECONDS
+        if perf_counter() >= next_line:
+            next_line = perf_counter() + LINE_SECONDS
             write(numbers)
 
     def close(numbers: StreamProgress) -> None:
