@@ -196,7 +196,7 @@ async def test_a_middleware_around_hears_that_the_client_left() -> None:
         seen.append(response.status_code)
         return response
 
-    around = BaseHTTPMiddleware(UntilGoneMiddleware(app), dispatch)
+    around: Any = BaseHTTPMiddleware(UntilGoneMiddleware(app), dispatch)
     await around(client.scope, client.receive, client.send)
     assert seen == [499]
 
