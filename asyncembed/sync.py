@@ -18,6 +18,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
 from functools import partial, update_wrapper
 from inspect import iscoroutine
 from threading import Lock
@@ -277,11 +278,10 @@ class EmbeddingStream(_Blocking, Iterator[ResultT], Generic[InputT, ResultT, Col
 
     def __next__(self) -> ResultT:
         while True:
-            try:
+            with suppress(IndexError):
                 return self._runs.take_nowait()
-            except IndexError:
-                if not self._fetch():
-                    raise StopIteration from None
+            if not self._fetch():
+                raise StopIteration
 
     def _fetch(self) -> bool:
         """Have results there; False at the end."""
