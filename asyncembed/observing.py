@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from logging import Logger, getLogger
-from time import monotonic
+from time import perf_counter
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class ObservedCall:
     failed: int = 0
     error: BaseException | None = None
     seconds: float = 0.0
-    _began: float = field(default_factory=monotonic)
+    _began: float = field(default_factory=perf_counter)
     _tell: "Callable[[Event], None]"
 
     @property
@@ -101,7 +101,7 @@ class ObservedCall:
     def end(self, error: BaseException | None = None) -> None:
         """For the package: tell that it ended."""
         self.error = error
-        self.seconds = monotonic() - self._began
+        self.seconds = perf_counter() - self._began
         self._tell(CallEnded(self))
 
 
@@ -219,9 +219,8 @@ class Observers:
 
 def _shares(items: "Sequence[Item]", answer: "Encoded") -> list[int]:
     """The tokens of each input."""
-    counts: Sequence[int] | None = getattr(answer, "counts", None)
-    if counts is not None:
-        return [abs(count) for count in counts]
+    if answer.counts is not None:
+        return [abs(count) for count in answer.counts]
     # By where each ends, so that the parts add up.
     ends = list(accumulate((item.size for item in items), initial=0))
     return [end - start for start, end in pairwise(answer.tokens * end // ends[-1] for end in ends)]

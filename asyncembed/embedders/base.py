@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
 from logging import INFO, Logger, getLogger
-from time import monotonic
+from time import perf_counter
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -133,7 +133,21 @@ class Opened:
     group: TaskGroup
     spec: ModelSpec
     turnstile: Turnstile
+    owns_engine: bool
     streams: set[StreamState[Any]] = field(default_factory=set)
+    requests: "set[_Request]" = field(default_factory=set)
+
+    def end_all(self) -> None:
+        """End whatever runs, with an error: the embedder closes."""
+        for state in list(self.streams):
+            state.close(StateError("the embedder was closed before the stream had ended"))
+        for request in list(self.requests):
+            request.fail(0, StateError("the embedder was closed before the call had ended"))
+
+    def kill(self) -> None:
+        """See `asyncembed.engine.lifetime.Killable`."""
+        if self.owns_engine:
+            self.engine.kill()
 
 
 class Embedder(Openable[Opened]):
@@ -355,8 +369,8 @@ class Embedder(Openable[Opened]):
         )
         opened.streams.add(state)
         if on_error == "return":
-            return EmbeddingStream(state, source, opened.group, returning(assembly))
-        return EmbeddingStream(state, source, opened.group, assembly)
+            return EmbeddingStream(state, source, opened.group, returning(assembly), embedder=self)
+        return EmbeddingStream(state, source, opened.group, assembly, embedder=self)
 
     @uninterrupted
     async def _turn(self) -> Opened:
@@ -395,8 +409,12 @@ class Embedder(Openable[Opened]):
                 intake.count_failure()
                 error.index = None
                 raise
-            intake.submit([item])
-            result = assembly.detach(await request.wait(opened.engine, item))
+            opened.requests.add(request)
+            try:
+                intake.submit([item])
+                result = assembly.detach(await request.wait(opened.engine, item))
+            finally:
+                opened.requests.discard(request)
         except BaseException as error:
             if observed is not None:
                 observed.failed = int(isinstance(error, Exception))
@@ -430,7 +448,7 @@ async def _from_opening_to_closing(
     kind: str, options: Options, find: Callable[[], Awaitable[EncoderConfig]]
 ) -> AsyncGenerator[Opened]:
     """An embedder's life; `kind` is its class, and `find` brings its files onto disk."""
-    began = monotonic()
+    began = perf_counter()
     async with AsyncExitStack() as stack:
         if options.pool is None:
             # The workers start while the files are being found.
@@ -444,18 +462,18 @@ async def _from_opening_to_closing(
         stack.callback(engine.remove_model, model)
         await engine.warm(model)
         if logger.isEnabledFor(INFO):
-            logger.info("%s opened %s in %.1f s", kind, _described(engine, model), monotonic() - began)
+            logger.info("%s opened %s in %.1f s", kind, _described(engine, model), perf_counter() - began)
         if options.observers:
             model.observers = _observers(options.observers, engine, model)
             model.observers.opened()
             stack.callback(model.observers.closed)
         group = await stack.enter_async_context(owned_task_group())
-        opened = Opened(engine, model, group, config.spec, Turnstile(engine.loop, CALLS_PER_TURN))
+        turnstile = Turnstile(engine.loop, CALLS_PER_TURN)
+        opened = Opened(engine, model, group, config.spec, turnstile, owns_engine=options.pool is None)
         try:
             yield opened
         finally:
-            for state in list(opened.streams):
-                state.close(StateError("the embedder was closed before the stream had ended"))
+            opened.end_all()
 
 
 class HasVectors(Embedder):
