@@ -369,6 +369,17 @@ class StreamState(Generic[InputT]):
             raise self.end or StopAsyncIteration
         return None
 
+    def take_held(self) -> Entry | None:
+        """As `take`, but what is taken counts in the window until `release`."""
+        entry = self.take()
+        if entry is not None:
+            self._window.hold(entry)
+        return entry
+
+    def release(self) -> None:
+        """Nothing that was taken counts in the window any more."""
+        self._window.release()
+
     def _hand_over(self, handler: ErrorHandler, record: object, error: InputFailure) -> None:
         """Give a record that failed to the caller's function, whose own exception ends the stream."""
         try:

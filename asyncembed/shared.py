@@ -19,10 +19,11 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping
 from copy import copy
 from dataclasses import fields, is_dataclass
 from math import inf
+from time import monotonic
 from typing import Any, Generic, TypeVar, cast
 from weakref import finalize
 
-from anyio import CancelScope, Event, current_time, move_on_after
+from anyio import CancelScope, Event, move_on_after
 
 from asyncembed import background
 from asyncembed.engine.lifetime import Openable
@@ -43,6 +44,7 @@ class Lease(Generic[ModelT]):
     """
 
     def __init__(self, model: ModelT, *, keep_alive: float | None = None) -> None:
+        self.keep_alive = keep_alive
         ticket = _Ticket(inf if keep_alive is None else keep_alive)
         self._share: _Share[ModelT] = _share_of(model, ticket)
         self._give_back = finalize(self, _give_back, self._share, ticket)
@@ -63,13 +65,18 @@ class Lease(Generic[ModelT]):
 
     async def use(self) -> "Use[ModelT]":
         """The open model, which counts as used until `Use.end`: for streams. Errors as with `call`."""
-        if not self._give_back.alive:
+        if not self.is_held:
             raise StateError("this was closed: make another one")
         return (await self._share.life()).use()
 
     async def unload(self) -> None:
         """Close the engine at once, for all its users; the next call opens it again. What runs gets a `StateError`."""
         await self._share.unload()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it was not given back."""
+        return self._give_back.alive
 
     @property
     def model(self) -> ModelT | None:
@@ -98,7 +105,7 @@ class Use(Generic[ModelT]):
         """It is no more; again, nothing happens."""
         if self._life is not None:
             self._life.uses -= 1
-            self._life.last_used = current_time()
+            self._life.last_used = monotonic()
             self._life = None
 
 
@@ -237,7 +244,7 @@ class _Life(Generic[ModelT]):
         try:
             with self._scope:
                 async with self.model:
-                    self.last_used = current_time()
+                    self.last_used = monotonic()
                     self.is_open = True
                     self._opened.set()
                     await self._wait_unused()
@@ -252,7 +259,7 @@ class _Life(Generic[ModelT]):
     async def _wait_unused(self) -> None:
         while not self._is_stopped:
             limit = self._keep_alive()
-            left = limit - (0.0 if self.uses else current_time() - self.last_used)
+            left = limit - (0.0 if self.uses else monotonic() - self.last_used)
             if left <= 0:
                 return
             with move_on_after(left):
@@ -307,7 +314,7 @@ def _again(error: Exception) -> Exception:
 # ---------------------------------------------------------------- what is the same
 
 
-_STATE = frozenset({"_owner", "_blocks"})
+_STATE = frozenset({"_owner", "_blocks", "_lease"})
 """What of a model is about its being open, and not what it is."""
 
 _WITHOUT_DIFFERENCE = frozenset({"progress", "keep_alive"})

@@ -5,7 +5,10 @@ behind `StreamState`, which refers to no handle, so that dropping one ends the s
 """
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from math import inf
 from time import monotonic
@@ -23,6 +26,7 @@ from asyncembed.feeding import OnError as OnError
 from asyncembed.feeding import Source as Source
 from asyncembed.feeding import StreamState
 from asyncembed.results import Assembly, detach_each
+from asyncembed.window import Entry
 
 InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
@@ -104,6 +108,8 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         self._assembly = assembly
         self._loop = state.engine.loop
         self._turn_ends = 0.0
+        # What `Runs` has taken and its consumer has not.
+        self._ahead: deque[Any] = deque()
         self._has_passed_on = False
         """Whether `with_inputs` has made another handle of the same stream."""
 
@@ -208,7 +214,9 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         return self._state.skipped
 
     @uninterrupted
-    async def _take_some(self, limit: int, until: float = inf) -> list[Any]:
+    async def _take_some(
+        self, limit: int, until: float = inf, take: Callable[[], Entry | None] | None = None
+    ) -> list[Any]:
         """What is ready, up to `limit` results, to be assembled; waits for the first of them.
 
         Empty at the end, or when the clock says `until` before there is any.
@@ -217,11 +225,15 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
             self._start()
         self._check_loop()
         await checkpoint()
+        if self._ahead:
+            return _popped(self._ahead, limit)
         state = self._state
+        state.release()
+        take = take or state.take
         results: list[Any] = []
         while True:
             try:
-                while len(results) < limit and (entry := state.take()) is not None:
+                while len(results) < limit and (entry := take()) is not None:
                     results.append((entry.record, entry.result) if state.keeps_inputs else entry.result)
             except StopAsyncIteration:
                 return results
@@ -242,6 +254,9 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
             return self._assembly.assemble(results)
         return await to_thread.run_sync(self._assembly.assemble, results, limiter=self._state.engine.limiter)
 
+    def _runs(self) -> "Runs[ResultT]":
+        return Runs(self._state, self._ahead, start=self._start, take=self._take_some, detach=self._assembly.detach)
+
     @uninterrupted
     def _start(self) -> None:
         if self._has_passed_on:
@@ -258,6 +273,64 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
             raise StateError(
                 "this stream was begun on another event loop; take from it there, or begin another one here"
             )
+
+
+class Runs(Generic[ResultT]):
+    """The results of a stream for a consumer in another thread, as many at a time as are ready.
+
+    A run counts in the window until the next one is fetched: the source is read as far ahead as for any consumer.
+    """
+
+    def __init__(
+        self,
+        state: StreamState[Any],
+        ahead: deque[Any],
+        *,
+        start: Callable[[], None],
+        take: Callable[[int, float, Callable[[], Entry | None]], Awaitable[list[Any]]],
+        detach: Callable[[Any], ResultT],
+    ) -> None:
+        self._state = state
+        self._ahead = ahead
+        # Methods of the stream, which stays as long as they do.
+        self._start = start
+        self._take = take
+        self._detach = detach
+
+    async def fetch(self, context: Context | None) -> bool:
+        """Wait for results, on the stream's loop; False at the end, when there are none.
+
+        The source is read in `context`, if there is one. Cancelled, it loses no result. Raises what `__anext__` of the
+        stream does; what was ready before comes first.
+        """
+        if context is not None and not self._state.is_started:
+            context.run(self._start)
+        some = await self._take(TAKEN_AT_ONCE, inf, self._state.take_held)
+        self._ahead += some
+        return bool(some)
+
+    def take_nowait(self) -> ResultT:
+        """The next one of those that were fetched, in any thread. Raises `IndexError` where there is none."""
+        return self._detach(self._ahead.popleft())
+
+    @property
+    def has_some(self) -> bool:
+        """Whether `take_nowait` has something; in any thread."""
+        return bool(self._ahead)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will be fetched; in any thread."""
+        return self._state.is_closed
+
+    def close_soon(self) -> None:
+        """Have the stream end; in any thread."""
+        self._state.engine.loop.post(self._state.close)
+
+
+def runs_of(stream: EmbeddingStream[Any, ResultT, Any]) -> Runs[ResultT]:
+    """For the package itself: the stream as a thread takes from it."""
+    return stream._runs()  # noqa: SLF001 (a stream offers its users no more than they need)
 
 
 ReturningStream: TypeAlias = EmbeddingStream[InputT, ResultT | InputFailure, list[ResultT | InputFailure]]
@@ -325,6 +398,15 @@ class BatchStream(_Handle, Generic[ResultT, CollectedT]):
 
     async def aclose(self) -> None:
         await self._close()
+
+
+def _popped(ahead: deque[Any], limit: int) -> list[Any]:
+    """Up to `limit` of those that were fetched already; their consumer's thread may take them as well."""
+    results: list[Any] = []
+    with suppress(IndexError):
+        while len(results) < limit:
+            results.append(ahead.popleft())
+    return results
 
 
 # ---------------------------------------------------------------- errors and inputs among results

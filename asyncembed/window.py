@@ -97,6 +97,9 @@ class Window:
         self._next = 0
         self._arrivals: deque[Entry] | None = None if ordered else deque()
         self._bytes = 0
+        # Those that were taken and are held; their bytes are among the others.
+        self._held = 0
+        self._held_bytes = 0
         # Those without an answer.
         self._waiting = 0
         self._waiting_tokens = 0.0
@@ -149,7 +152,7 @@ class Window:
             self._look_from = max(self._look_from, most)
             return None
         return Room(
-            self._max_items - len(self._entries),
+            self._max_items - len(self._entries) - self._held,
             self._max_tokens - self._waiting_tokens,
             self._max_bytes - self._expected_bytes(),
             self._answer_bytes / self._answers if self._answers else 0.0,
@@ -168,9 +171,10 @@ class Window:
 
     def _is_within(self, items: int, tokens: float, size_bytes: float) -> bool:
         """Whether no more than `items` entries are there, with less than so many tokens and bytes; or none at all."""
-        if not self._entries:
+        if not self._entries and not self._held:
             return True
-        return len(self._entries) <= items and self._waiting_tokens < tokens and self._expected_bytes() < size_bytes
+        count = len(self._entries) + self._held
+        return count <= items and self._waiting_tokens < tokens and self._expected_bytes() < size_bytes
 
     def _expected_bytes(self) -> float:
         if not self._answer_bytes:
@@ -257,6 +261,19 @@ class Window:
             self._look()
         return entry
 
+    def hold(self, entry: Entry) -> None:
+        """Let an entry that was just taken count on: whoever took it has not used it yet."""
+        self._held += 1
+        self._held_bytes += entry.size_bytes
+        self._bytes += entry.size_bytes
+
+    def release(self) -> None:
+        """Let nothing that was taken count any more."""
+        self._bytes -= self._held_bytes
+        self._held = self._held_bytes = 0
+        if self._look_from >= 0:
+            self._look()
+
     def close(self) -> list[Item]:
         """Forget everything; returns what is not answered yet. Nothing may arrive from now on."""
         items = [entry.item for entry in self._entries.values() if entry.item is not None]
@@ -264,6 +281,6 @@ class Window:
         self._entries.clear()
         if self._arrivals is not None:
             self._arrivals.clear()
-        self._bytes = self._waiting = 0
+        self._bytes = self._held = self._held_bytes = self._waiting = 0
         self._waiting_tokens = 0.0
         return items

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "remote": {"wakeup"},
     "background": {"engine", "remote"},
     "shared": {"background", "engine", "wakeup"},
+    "any_loop": {"background", "engine", "feeding", "remote", "shared", "stream", "wakeup"},
     "images": {"http", "repo_files", "wakeup"},
     "scoring": set[str](),
     "readers": set[str](),
