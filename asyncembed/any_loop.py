@@ -58,8 +58,8 @@ class OnAnyLoop(Openable[OpenedT]):
 
         While this model is open, calls run on its event loop. If it was never opened, they run on a loop in the
         background, in an engine that the first call opens, and that all share who ask for the same class, name and
-        options in this process, also by `asyncembed.sync`. It closes with the last of their models (when that is collected, or by
-        `aclose` of what this returns), or with the interpreter; `unload` closes it at once.
+        options in this process, also by `asyncembed.sync`. It closes with the last of their models (when that is
+        collected, or by `aclose` of what this returns), or with the interpreter; `unload` closes it at once.
 
         A caller that is cancelled, as by a time-out, withdraws its work. The errors are those of the methods; those
         about the arguments of a stream come with its first result. An asynchronous source is read on the loop of its
@@ -97,8 +97,8 @@ class OnAnyLoop(Openable[OpenedT]):
             return _OwnLoop(self, remote)
         if self._owner is not None:
             raise StateError(
-                f"this {type(self).__name__} {self._closed_words}: it is the program that opens it, or make another one "
-                "that it never opens"
+                f"this {type(self).__name__} {self._closed_words}: open it again, or make another one that the program "
+                "never opens"
             )
         lease: Lease[Any] | None = self._lease
         if lease is None or not lease.is_held or lease.keep_alive != keep_alive:
