@@ -18,8 +18,10 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   loading                                 from a model's name to what a worker needs
 #   stream, feeding, window                 the handle; the tasks that read ahead; what is read ahead, and its order
 #   results, scoring, muvera                what comes out, and what may be done with it
+#   bars                                    how far a stream is: numbers, and a bar
 #   readers, sources                        files as sources; their former name
 #   observing                               what observers hear of calls and batches
+#   sync                                    the six classes for programs without an event loop
 #   shared, background, remote              one engine for many; the loop it lives on; the way to a loop from elsewhere
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
 #   __main__, _pyinstaller                  the shell's way in; packed programs
@@ -44,13 +46,14 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   integrations/  opentelemetry, prometheus    a module per framework or tool, each behind an extra
 #
 # Arrows point downwards: embedders → stream → engine → encoders → runtime; embedders → catalogue, hub, export.
-# Public are the names below and the modules errors, hub, observing and readers.
+# Public are the names below and the modules errors, hub, observing, readers and sync.
 
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from asyncembed.bars import StreamProgress
     from asyncembed.catalogue.spec import (
         ArchiveOrigin,
         CacheFolderOrigin,
@@ -96,7 +99,7 @@ if TYPE_CHECKING:
     from asyncembed.images.inputs import ImageInput
     from asyncembed.muvera import Muvera
     from asyncembed.options import OptionKeywords, Options
-    from asyncembed.results import SparseEmbedding
+    from asyncembed.results import Counted, CountedBatch, SparseEmbedding
     from asyncembed.runtime.session import Device, SessionOptions
     from asyncembed.scoring import maxsim, maxsim_scores
     from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
@@ -109,6 +112,8 @@ __all__ = [
     "CacheFolderOrigin",
     "Call",
     "CallKeywords",
+    "Counted",
+    "CountedBatch",
     "Device",
     "EmbeddingStream",
     "Encoded",
@@ -151,6 +156,7 @@ __all__ = [
     "Stemmer",
     "StreamCall",
     "StreamKeywords",
+    "StreamProgress",
     "TextCall",
     "TextCrossEncoder",
     "TextEmbedding",
@@ -171,6 +177,8 @@ _HOMES = {
     "CacheFolderOrigin": "asyncembed.catalogue.spec",
     "Call": "asyncembed.encoders.encoder",
     "CallKeywords": "asyncembed.embedders.base",
+    "Counted": "asyncembed.results",
+    "CountedBatch": "asyncembed.results",
     "Device": "asyncembed.runtime.session",
     "EmbeddingStream": "asyncembed.stream",
     "Encoded": "asyncembed.encoders.encoder",
@@ -213,6 +221,7 @@ _HOMES = {
     "Stemmer": "asyncembed.encoders.stemming",
     "StreamCall": "asyncembed.embedders.base",
     "StreamKeywords": "asyncembed.embedders.base",
+    "StreamProgress": "asyncembed.bars",
     "TextCall": "asyncembed.embedders.text",
     "TextCrossEncoder": "asyncembed.embedders.cross_encoder",
     "TextEmbedding": "asyncembed.embedders.text",

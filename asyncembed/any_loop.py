@@ -20,11 +20,13 @@ from anyio import CancelScope, Event, get_cancelled_exc_class, move_on_after
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from asyncembed import background
+from asyncembed.bars import StreamProgress
 from asyncembed.checks import check_count, check_seconds
 from asyncembed.engine.lifetime import Openable, OpenedT
 from asyncembed.errors import StateError
-from asyncembed.feeding import CLOSE_GRACE_SECONDS
+from asyncembed.feeding import CLOSE_GRACE_SECONDS, NotedFailures
 from asyncembed.remote import Remote
+from asyncembed.results import Counted, CountedBatch
 from asyncembed.shared import Lease
 from asyncembed.stream import TAKEN_AT_ONCE, TURN_SECONDS, BatchStream, EmbeddingStream, Runs, runs_of
 from asyncembed.wakeup import Loop
@@ -32,6 +34,8 @@ from asyncembed.wakeup import Loop
 READ_AHEAD = 16
 """Records that an asynchronous source may be ahead of the window, as each of them on its own would be a wake-up of
 another thread."""
+
+_NOT_BEGUN = StreamProgress(read=0, done=0, failed=0, tokens=0, seconds=0.0, total=None)
 
 Args = TypeVarTuple("Args")
 InputT = TypeVar("InputT")
@@ -316,7 +320,8 @@ def _streaming(method: Callable[..., EmbeddingStream[Any, Any, Any]]) -> Callabl
             return method(way.model_here, *arguments, **keywords)
         relays = _Relays()
         arguments, keywords = relays.replace(arguments, keywords)
-        return _FarStream(_Far(way, lambda model: method(model, *arguments, **keywords), relays))
+        failures = NotedFailures.instead_of_handler(keywords)
+        return _FarStream(_Far(way, lambda model: method(model, *arguments, **keywords), relays, failures))
 
     return begin
 
@@ -331,11 +336,16 @@ class _Far(Generic[InputT, ResultT, CollectedT]):
     """
 
     def __init__(
-        self, way: _Way, make: Callable[[Any], EmbeddingStream[InputT, ResultT, CollectedT]], relays: "_Relays"
+        self,
+        way: _Way,
+        make: Callable[[Any], EmbeddingStream[InputT, ResultT, CollectedT]],
+        relays: "_Relays",
+        failures: NotedFailures | None,
     ) -> None:
         self.way = way
         self.make = make
         self.relays = relays
+        self.failures = failures
         self.stream: EmbeddingStream[InputT, ResultT, CollectedT] | None = None
         self.runs: Runs[ResultT] | None = None
         self._use: _Used | None = None
@@ -349,6 +359,21 @@ class _Far(Generic[InputT, ResultT, CollectedT]):
         finally:
             if self.runs is not None and self.runs.is_over:
                 self.relays.stop()
+            if self.failures is not None:
+                self._hand_over(self.failures)
+
+    def _hand_over(self, failures: NotedFailures) -> None:
+        try:
+            failures.hand_over()
+        except BaseException:
+            self.way.post(self.drop)
+            raise
+
+    def followed_by(
+        self, step: Callable[[EmbeddingStream[InputT, ResultT, CollectedT]], EmbeddingStream[InputT, Any, Any]]
+    ) -> "_Far[InputT, Any, Any]":
+        """The one that gives what a further step makes of this one, which has not begun."""
+        return _Far(self.way, lambda model: step(self.make(model)), self.relays, self.failures)
 
     # ---------------------------------------------------------------- there
 
@@ -366,7 +391,7 @@ class _Far(Generic[InputT, ResultT, CollectedT]):
 
     async def _fetch(self, stream: EmbeddingStream[InputT, ResultT, CollectedT]) -> bool:  # noqa: ARG002 (it has begun)
         assert self.runs is not None
-        return self.runs.has_some or await self.runs.fetch(None)
+        return self.runs.has_some or await self.runs.fetch()
 
     async def _begun(self) -> EmbeddingStream[InputT, ResultT, CollectedT]:
         if self.stream is None:
@@ -441,12 +466,21 @@ class _FarStream(EmbeddingStream[InputT, ResultT, CollectedT]):
         return "<EmbeddingStream not begun>" if self._far.stream is None else repr(self._far.stream)
 
     def with_inputs(self) -> EmbeddingStream[InputT, tuple[InputT, ResultT], tuple[list[InputT], CollectedT]]:
+        return self._passed_on("with_inputs", lambda stream: stream.with_inputs())
+
+    def with_tokens(self) -> EmbeddingStream[InputT, Counted[ResultT], CountedBatch[CollectedT]]:
+        return self._passed_on("with_tokens", lambda stream: stream.with_tokens())
+
+    def _passed_on(
+        self,
+        name: str,
+        step: Callable[[EmbeddingStream[InputT, ResultT, CollectedT]], EmbeddingStream[InputT, Any, Any]],
+    ) -> EmbeddingStream[InputT, Any, Any]:
         self._check_not_passed_on()
-        far = self._far
-        if far.stream is not None:
-            raise StateError("with_inputs() comes before the first result is asked for, and once")
+        if self._far.stream is not None:
+            raise StateError(f"{name}() comes before the first result is asked for")
         self._has_passed_on = True
-        return _FarStream(_Far(far.way, lambda model: far.make(model).with_inputs(), far.relays))
+        return _FarStream(self._far.followed_by(step))
 
     def batches(self, size: int, max_wait: float | None = None) -> BatchStream[ResultT, CollectedT]:
         self._check_not_passed_on()
@@ -468,13 +502,16 @@ class _FarStream(EmbeddingStream[InputT, ResultT, CollectedT]):
         self._check_not_passed_on()
         return await self._far.run(self._far.take, lambda stream: stream.collect())
 
+    def progress(self) -> StreamProgress:
+        return _NOT_BEGUN if self._far.stream is None else self._far.stream.progress()
+
     @property
     def skipped(self) -> int:
         return 0 if self._far.stream is None else self._far.stream.skipped
 
     def _check_not_passed_on(self) -> None:
         if self._has_passed_on:
-            raise StateError("with_inputs() has given another stream: take from that one")
+            raise StateError("with_inputs() or with_tokens() has given another stream: take from that one")
 
 
 class _FarBatches(BatchStream[ResultT, CollectedT]):
@@ -504,6 +541,9 @@ class _FarBatches(BatchStream[ResultT, CollectedT]):
         if self._batches is None:
             self._batches = stream.batches(*self._wanted)
         self._ready.append(await anext(self._batches))
+
+    def progress(self) -> StreamProgress:
+        return self._stream.progress()
 
     async def aclose(self) -> None:
         await self._stream.aclose()

@@ -3,7 +3,7 @@
 ```
 AsyncEmbedError
 ├── OptionError (ValueError)          a keyword or value that cannot work
-├── UsageError (TypeError)            used as if it were synchronous; says what to write
+├── UsageError (TypeError)            synchronous where it is not, or must not be; says what to write
 ├── InputError (ValueError)           one input cannot be embedded; `index` says which
 ├── StateError (RuntimeError)         used before opening, after closing, or from another event loop
 ├── OverloadedError                   more interactive inputs wait than `max_queued` lets; try again later
@@ -50,7 +50,10 @@ class OptionError(AsyncEmbedError, ValueError):
 
 
 class UsageError(AsyncEmbedError, TypeError):
-    """An embedder or stream was used as if it were synchronous; the message says what to write."""
+    """An embedder or stream was used as if it were synchronous, or a synchronous one where an event loop runs.
+
+    The message says what to write.
+    """
 
 
 class InputError(AsyncEmbedError, ValueError):

@@ -22,6 +22,7 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 from anyio import CancelScope, Event, current_effective_deadline, get_cancelled_exc_class, move_on_after
 from anyio.lowlevel import checkpoint
 
+from asyncembed.bars import StreamBar, StreamProgress
 from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.engine.scheduler import BatchKey, Item, Sink
 from asyncembed.engine.supervisor import Supervisor
@@ -134,6 +135,37 @@ class Intake(Protocol[RecordT]):
         ...
 
 
+class NotedFailures:
+    """Records that failed, on their way from the loop of a stream to the function that `on_error=` names.
+
+    That is called by who takes the results, in another thread: there it may make calls of its own.
+    """
+
+    def __init__(self, handler: ErrorHandler) -> None:
+        self._handler = handler
+        self._noted: deque[tuple[object, InputFailure]] = deque()
+
+    @classmethod
+    def instead_of_handler(cls, keywords: dict[str, object]) -> "NotedFailures | None":
+        """Put itself in the place of a function among the keywords of a call."""
+        handler = keywords.get("on_error")
+        if not callable(handler):
+            return None
+        failures = cls(handler)
+        keywords["on_error"] = failures.note
+        return failures
+
+    def note(self, record: object, error: InputFailure) -> None:
+        self._noted.append((record, error))
+
+    def hand_over(self) -> None:
+        while self._noted:
+            outcome = self._handler(*self._noted.popleft())
+            if iscoroutine(outcome):
+                outcome.close()
+                raise UsageError("on_error= calls a plain function, as nothing waits for the coroutine that it gave")
+
+
 class StreamState(Generic[InputT]):
     """What a stream is behind its handle: its window, who waits for what, and how it ends.
 
@@ -147,6 +179,7 @@ class StreamState(Generic[InputT]):
         ready: Notified when `take` may have something new.
         keeps_inputs: Whether each result goes out with its record; decided before the start.
         skipped: How many inputs `on_error="skip"`, or a function, has left out.
+        total: How many records the source has, where anybody says so.
         is_started: Whether its source is being read, or was.
         is_closed: Whether nothing more can come of it.
         end: The error that it ended with, then.
@@ -165,6 +198,8 @@ class StreamState(Generic[InputT]):
         ordered: bool,
         on_error: OnError,
         on_end: Callable[["StreamState[InputT]"], None],
+        total: int | None = None,
+        shows_bar: bool = False,
         observe: Callable[[], ObservedCall] | None = None,
     ) -> None:
         self.engine = engine
@@ -172,6 +207,7 @@ class StreamState(Generic[InputT]):
         self.ready: Signal = Signal()
         self.keeps_inputs = False
         self.skipped: int = 0
+        self.total = total
         self.is_started: bool = False
         self.is_closed: bool = False
         self.end: BaseException | None = None
@@ -194,15 +230,54 @@ class StreamState(Generic[InputT]):
         )
         self._keeps_time = False
         self._ready_since: float | None = None
+        self._failed = 0
+        self._began_at: float | None = None
+        self._last: StreamProgress | None = None
+        self._bar = StreamBar(model_name, self.progress, self._on_drawn) if shows_bar else None
+        self._drawn = Event()
         self._source_error: BaseException | None = None
         self._is_source_done = False
         self._feeder_scope = CancelScope()
+
+    # ---------------------------------------------------------------- how far it is
 
     def start(self) -> None:
         """Learn that its source is about to be read."""
         self.is_started = True
         if self._observe is not None:
             self.observed = self._observe()
+        self._began_at = monotonic()
+        if self._bar is not None:
+            self._bar.start()
+
+    def progress(self) -> StreamProgress:
+        """How far it is; from any thread."""
+        if self._last is not None:
+            return self._last
+        window = self._window
+        taken, failed = window.taken, self._failed
+        return StreamProgress(
+            read=taken + len(window),
+            done=max(0, taken - failed),
+            failed=failed,
+            tokens=window.tokens,
+            seconds=0.0 if self._began_at is None else monotonic() - self._began_at,
+            total=self.total,
+        )
+
+    def end_bar(self) -> None:
+        """Let the bar end, if there is one; from any thread."""
+        if self._bar is not None:
+            self._bar.end()
+
+    def _on_drawn(self) -> None:
+        self.engine.loop.post(self._drawn.set)
+
+    async def wait_drawn(self) -> None:
+        """Once it is closed: wait, not long, until its bar is as it will stay, so that nothing is written into it."""
+        if self.is_closed and self._bar is not None and self._began_at is not None:
+            with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
+                await self._drawn.wait()
 
     # ---------------------------------------------------------------- the feeder's side
 
@@ -239,13 +314,24 @@ class StreamState(Generic[InputT]):
         """Whether nothing may be read now."""
         return self._window.is_full
 
+    @property
+    def answered(self) -> int:
+        """Inputs so far that have a result, or an error in its place."""
+        return self._window.answered
+
+    @property
+    def truncated(self) -> int:
+        """Results so far whose inputs were cut at the length limit."""
+        return self._window.truncated
+
     def __repr__(self) -> str:
         if self.is_closed:
             state = "ended" if self.end is None else f"ended by {type(self.end).__name__}"
         else:
             state = "reading" if self.is_started else "not begun"
-        skipped = f", {self.skipped} skipped" if self.skipped else ""
-        return f"of {self.model_name!r} {state}: {self._window.taken} given, {len(self._window)} ahead{skipped}"
+        now = self.progress()
+        failed = f", {now.failed} failed" if now.failed else ""
+        return f"of {self.model_name!r} {state}: {now.done} done{failed}, {len(self._window)} ahead"
 
     @uninterrupted
     async def wait_room(self, share: float = 0.0) -> Room:
@@ -354,6 +440,7 @@ class StreamState(Generic[InputT]):
         while (entry := self._window.take()) is not None:
             if entry.error is None:
                 return entry
+            self._failed += 1
             if self._on_error == "raise" or not isinstance(entry.error, OF_ONE_INPUT):
                 self.close(entry.error)
             elif self._on_error == "return":
@@ -396,8 +483,10 @@ class StreamState(Generic[InputT]):
         """End the stream: the feeder is cancelled, what waits is withdrawn, `take` raises `end` from now on."""
         if self.is_closed:
             return
+        self._last = self.progress()
         self.is_closed = True
         self.end = end
+        self.end_bar()
         self._feeder_scope.cancel()
         self.engine.withdraw(self._window.close())
         self.ready.notify()

@@ -70,7 +70,7 @@ KEYWORDS: Mapping[str, str] = {
     "prompt": _PROMPTS,
     "prompt_name": _PROMPTS,
     "task": "TextEmbedding has tasks, where the model has; queries and passages have methods of their own everywhere",
-    "show_progress_bar": "count the results as they come; progress= of the constructor is about downloads",
+    "show_progress_bar": "progress=True of a call that gives a stream draws a bar; stream.progress() has the numbers",
     "output_value": "TextEmbedding gives a vector per text; LateInteractionTextEmbedding one per token",
     "precision": (
         'output="int8" or output="binary" of TextEmbedding\'s constructor makes vectors small; precision= of any '
@@ -110,9 +110,8 @@ ATTRIBUTES: Mapping[str, str] = {
     "tokenizer": "texts are tokenized in the workers; `await token_count(texts)` counts",
     "processor": "inputs are prepared in the workers",
     "preprocess": "inputs are prepared in the workers",
-    "max_seq_length": "max_length= of the constructor",
-    "get_max_seq_length": "max_length= of the constructor sets it",
-    "max_length": "max_length= of the constructor",
+    "max_seq_length": "`max_length`; max_length= of the constructor sets it",
+    "get_max_seq_length": "`max_length`",
     "get_sentence_embedding_dimension": "`embedding_size`",
     "get_embedding_dimension": "`embedding_size`",
     "truncate_sentence_embeddings": _TRUNCATE_DIM,

@@ -24,6 +24,9 @@ POLL_SECONDS = 0.1
 CANCEL_GRACE_SECONDS = 5.0
 """How long a thread that was interrupted waits for its call to end: workers that are being stopped take up to 2 s."""
 
+LOOP_VARIABLE = "current_async_library_cvar"
+"""The context variable by which anyio and sniffio tell asyncio from trio."""
+
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
 
@@ -37,7 +40,6 @@ class Remote:
     def __init__(self, group: TaskGroup) -> None:
         self.loop: Loop = Loop()
         self._group = group
-        # Calls do not run in their callers' contexts: those may name another kind of event loop.
         self._context = copy_context()
         self._thread = threading.get_ident()
         self._process = os.getpid()
@@ -120,13 +122,18 @@ class Remote:
             if call not in self._waiting:
                 return  # refused
             self._waiting.discard(call)
-        self._context.copy().run(self._group.start_soon, call.run)
+        # In the context of its caller (which has its trace, say), except for what names the kind of event loop there.
+        for variable in [*call.context, *self._context]:
+            if variable.name == LOOP_VARIABLE:
+                call.context.run(variable.set, self._context.get(variable))
+        call.context.run(self._group.start_soon, call.run)
 
 
 class _Call:
     """One call: a task on one loop, and a word to who waits for it."""
 
     def __init__(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], tell: Callable[[], Any]) -> None:
+        self.context = copy_context()
         self._function = function
         self._args = args
         self._tell = tell

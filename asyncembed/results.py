@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from time import sleep
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, TypeAlias, TypeVar, overload
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,6 +151,50 @@ def bounds_of(lengths: Iterable[int]) -> list[int]:
 
 def _itself(array: ResultT) -> ResultT:
     return array
+
+
+class Counted(NamedTuple, Generic[ResultT]):
+    """A result, and what its input cost.
+
+    Attributes:
+        result: The result; with `on_error="return"` an error may stand in its place.
+        tokens: Tokens that the model has computed for it: of the text with its prompt, special tokens, and what else
+            the model puts in (ColBERT's marker and mask tokens), but no padding. For a pair those of both texts, for
+            BM25 words, for an image its patches of 16 x 16 pixels. 0 for an error, and where somebody else's encoder
+            does not say.
+        is_cut: Whether the input was longer than the model's `max_length`, and was cut.
+    """
+
+    result: ResultT
+    tokens: int
+    is_cut: bool
+
+
+class CountedBatch(NamedTuple, Generic[CollectedT]):
+    """Several results, and what each of their inputs cost; see `Counted`.
+
+    Attributes:
+        results: As they come without counts: an array for a dense model, else a list, or an array of scores.
+        tokens: int32 (n,); `int(tokens.sum())` is what was used.
+        is_cut: bool (n,).
+    """
+
+    results: CollectedT
+    tokens: "npt.NDArray[np.int32]"
+    is_cut: "npt.NDArray[np.bool_]"
+
+
+def count_of(result: ResultT, count: int) -> Counted[ResultT]:
+    """A result with the `count` of its item."""
+    return Counted(result, abs(count), count < 0)
+
+
+def counts_of(results: CollectedT, counts: Iterable[int]) -> CountedBatch[CollectedT]:
+    """Several results with the `count` of each item."""
+    import numpy as np
+
+    signed = np.fromiter(counts, np.int32)
+    return CountedBatch(results, np.abs(signed), signed < 0)
 
 
 @dataclass(frozen=True, slots=True)

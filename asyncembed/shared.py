@@ -221,13 +221,13 @@ class _Life(Generic[ModelT]):
 
     def __init__(self, model: ModelT, keep_alive: Callable[[], float]) -> None:
         self.model = model
-        self.process = os.getpid()
-        self.is_open = False
-        self.is_over = False
+        self.process: int = os.getpid()
+        self.is_open: bool = False
+        self.is_over: bool = False
         """Whether another one may begin."""
         self.uses = 0
-        self.last_used = 0.0
-        self.changed = Signal()
+        self.last_used: float = 0.0
+        self.changed: Signal = Signal()
         """When somebody should look again at what this does."""
         self._keep_alive = keep_alive
         self._waiting = 0

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from contextvars import Context
 from functools import partial
 from math import inf
 from time import monotonic
@@ -19,13 +18,14 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
+from asyncembed.bars import StreamProgress
 from asyncembed.checks import check_count, check_number
 from asyncembed.engine.lifetime import uninterrupted
 from asyncembed.errors import OF_ONE_INPUT, InputFailure, StateError, UsageError
 from asyncembed.feeding import OnError as OnError
 from asyncembed.feeding import Source as Source
 from asyncembed.feeding import StreamState
-from asyncembed.results import Assembly, detach_each
+from asyncembed.results import Assembly, Counted, CountedBatch, count_of, counts_of, detach_each
 from asyncembed.window import Entry
 
 InputT = TypeVar("InputT")
@@ -53,6 +53,10 @@ class _Handle(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._state!r}>"
+
+    def progress(self) -> StreamProgress:
+        """How far it is, at any time, also after the end: records read, done and failed, tokens, seconds, rates."""
+        return self._state.progress()
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -100,18 +104,21 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         source: Source[InputT],
         group: TaskGroup,
         assembly: Assembly[ResultT, CollectedT],
+        given: frozenset[str] = frozenset(),
     ) -> None:
         self._state = state
         # None once it is being read.
         self._source: Source[InputT] | None = source
         self._group = group
         self._assembly = assembly
+        # What goes out with each result. If anything does, the assembly takes entries instead of their results.
+        self._given = given
         self._loop = state.engine.loop
         self._turn_ends = 0.0
         # What `Runs` has taken and its consumer has not.
         self._ahead: deque[Any] = deque()
         self._has_passed_on = False
-        """Whether `with_inputs` has made another handle of the same stream."""
+        """Whether `with_inputs` or `with_tokens` has made another handle of the same stream."""
 
     @uninterrupted
     async def __anext__(self) -> ResultT:
@@ -125,10 +132,14 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
             await checkpoint()
             self._turn_ends = monotonic() + TURN_SECONDS
         state = self._state
-        while (entry := state.take()) is None:
-            self._check_loop()
-            await state.wait_ready()
-        return self._assembly.detach((entry.record, entry.result) if state.keeps_inputs else entry.result)
+        try:
+            while (entry := state.take()) is None:
+                self._check_loop()
+                await state.wait_ready()
+        except BaseException:
+            await state.wait_drawn()
+            raise
+        return self._assembly.detach(entry if self._given else entry.result)
 
     @uninterrupted
     async def aclose(self) -> None:
@@ -138,12 +149,14 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         self._state.close()
         if self._state.is_started:
             await self._state.feeder_ended.wait()
+        await self._state.wait_drawn()
         await checkpoint()
 
     def __del__(self) -> None:
         # May run in any thread, or after the loop is gone: leave word and do no more.
         state = getattr(self, "_state", None)
         if state is not None and not state.is_closed and not self._has_passed_on:
+            state.end_bar()  # the loop may be gone
             self._loop.post(state.close)
 
     def with_inputs(self) -> "EmbeddingStream[InputT, tuple[InputT, ResultT], tuple[list[InputT], CollectedT]]":
@@ -155,10 +168,22 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         Raises:
             StateError: The stream has been started, or gives pairs already.
         """
-        if self._source is None or self._state.keeps_inputs:
-            raise StateError("with_inputs() comes before the first result is asked for, and once")
-        self._state.keeps_inputs = self._has_passed_on = True
-        return EmbeddingStream(self._state, self._source, self._group, _paired(self._assembly))
+        source = self._pass_on("inputs")
+        self._state.keeps_inputs = True
+        return EmbeddingStream(self._state, source, self._group, _paired(self._of_entries()), self._given | {"inputs"})
+
+    def with_tokens(self) -> "EmbeddingStream[InputT, Counted[ResultT], CountedBatch[CollectedT]]":
+        """Give each result together with the tokens of its input, and whether that was cut: see `asyncembed.Counted`.
+
+        Returns the stream that gives them, instead of this one. With `batches` and `collect` they come as
+        `asyncembed.CountedBatch`. The workers count as they compute, so it costs nothing. After `with_inputs` a result
+        is a pair; before it, each pair is an input and what this gives.
+
+        Raises:
+            StateError: The stream has been started, or gives tokens already.
+        """
+        source = self._pass_on("tokens")
+        return EmbeddingStream(self._state, source, self._group, _counted(self._of_entries()), self._given | {"tokens"})
 
     def batches(self, size: int, max_wait: float | None = None) -> "BatchStream[ResultT, CollectedT]":
         """The same results, up to `size` at a time, each time of the type that `collect` gives.
@@ -234,10 +259,12 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         while True:
             try:
                 while len(results) < limit and (entry := take()) is not None:
-                    results.append((entry.record, entry.result) if state.keeps_inputs else entry.result)
+                    results.append(entry if self._given else entry.result)
             except StopAsyncIteration:
+                await state.wait_drawn()
                 return results
             except BaseException as error:
+                await state.wait_drawn()
                 # What came before the error goes out first; the error comes again with the next call.
                 if results and error is state.end:
                     return results
@@ -248,24 +275,34 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
 
     async def _assemble(self, results: list[Any]) -> CollectedT:
         """Put results together as `collect` gives them: many of them in a thread, as all are copied."""
-        parts = [result for _, result in results] if self._state.keeps_inputs else results
+        parts = [entry.result for entry in results] if self._given else results
         size_bytes = sum([getattr(part, "nbytes", 0) for part in parts]) if len(parts) <= TAKEN_AT_ONCE else inf
         if size_bytes <= ASSEMBLED_AT_ONCE_BYTES:
             return self._assembly.assemble(results)
         return await to_thread.run_sync(self._assembly.assemble, results, limiter=self._state.engine.limiter)
 
     def _runs(self) -> "Runs[ResultT]":
-        return Runs(self._state, self._ahead, start=self._start, take=self._take_some, detach=self._assembly.detach)
+        return Runs(self._state, self._ahead, take=self._take_some, detach=self._assembly.detach)
 
     @uninterrupted
     def _start(self) -> None:
         if self._has_passed_on:
-            raise StateError("with_inputs() has given another stream: take from that one")
+            raise StateError("with_inputs() or with_tokens() has given another stream: take from that one")
         if self._source is not None and not self._state.is_closed:
             self._state.engine.loop.check()
             source, self._source = self._source, None
             self._state.start()
             self._group.start_soon(self._state.feed, source)
+
+    def _pass_on(self, what: str) -> Source[InputT]:
+        """Leave the source to another handle, which gives something else with each result."""
+        if self._source is None or self._has_passed_on or what in self._given:
+            raise StateError(f"with_{what}() comes before the first result is asked for, and once")
+        self._has_passed_on = True
+        return self._source
+
+    def _of_entries(self) -> Assembly[ResultT, CollectedT]:
+        return self._assembly if self._given else _of_entries(self._assembly)
 
     def _check_loop(self) -> None:
         """Raise `StateError` on another event loop, where nothing would ever wake the consumer."""
@@ -286,25 +323,20 @@ class Runs(Generic[ResultT]):
         state: StreamState[Any],
         ahead: deque[Any],
         *,
-        start: Callable[[], None],
         take: Callable[[int, float, Callable[[], Entry | None]], Awaitable[list[Any]]],
         detach: Callable[[Any], ResultT],
     ) -> None:
         self._state = state
         self._ahead = ahead
         # Methods of the stream, which stays as long as they do.
-        self._start = start
         self._take = take
         self._detach = detach
 
-    async def fetch(self, context: Context | None) -> bool:
+    async def fetch(self) -> bool:
         """Wait for results, on the stream's loop; False at the end, when there are none.
 
-        The source is read in `context`, if there is one. Cancelled, it loses no result. Raises what `__anext__` of the
-        stream does; what was ready before comes first.
+        Cancelled, it loses no result. Raises what `__anext__` of the stream does; what was ready before comes first.
         """
-        if context is not None and not self._state.is_started:
-            context.run(self._start)
         some = await self._take(TAKEN_AT_ONCE, inf, self._state.take_held)
         self._ahead += some
         return bool(some)
@@ -409,7 +441,7 @@ def _popped(ahead: deque[Any], limit: int) -> list[Any]:
     return results
 
 
-# ---------------------------------------------------------------- errors and inputs among results
+# ---------------------------------------------------------------- errors, inputs and tokens among results
 
 
 def returning(assembly: Assembly[ResultT, Any]) -> Assembly[ResultT | InputFailure, list[ResultT | InputFailure]]:
@@ -421,9 +453,25 @@ def returning(assembly: Assembly[ResultT, Any]) -> Assembly[ResultT | InputFailu
     return Assembly(detach, partial(detach_each, detach=detach))
 
 
-def _paired(assembly: Assembly[ResultT, CollectedT]) -> Assembly[tuple[Any, ResultT], tuple[list[Any], CollectedT]]:
-    """The same for (input, result) pairs."""
+def _of_entries(assembly: Assembly[ResultT, CollectedT]) -> Assembly[ResultT, CollectedT]:
+    """The same, given entries of the window."""
     return Assembly(
-        lambda pair: (pair[0], assembly.detach(pair[1])),
-        lambda pairs: ([pair[0] for pair in pairs], assembly.assemble([pair[1] for pair in pairs])),
+        lambda entry: assembly.detach(entry.result),
+        lambda entries: assembly.assemble([entry.result for entry in entries]),
+    )
+
+
+def _paired(assembly: Assembly[ResultT, CollectedT]) -> Assembly[tuple[Any, ResultT], tuple[list[Any], CollectedT]]:
+    """(input, result) pairs, given entries, as `assembly` is."""
+    return Assembly(
+        lambda entry: (entry.record, assembly.detach(entry)),
+        lambda entries: ([entry.record for entry in entries], assembly.assemble(entries)),
+    )
+
+
+def _counted(assembly: Assembly[ResultT, CollectedT]) -> Assembly[Counted[ResultT], CountedBatch[CollectedT]]:
+    """Results with their tokens, given entries, as `assembly` is."""
+    return Assembly(
+        lambda entry: count_of(assembly.detach(entry), entry.count),
+        lambda entries: counts_of(assembly.assemble(entries), [entry.count for entry in entries]),
     )

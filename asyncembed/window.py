@@ -16,10 +16,11 @@ from asyncembed.engine.scheduler import Item
 class Entry:
     """A record that was read, then also its result or error; and what it holds of the window's bounds.
 
-    `item` is what a worker is to compute: None once there is a result, or an error in its place.
+    `item` is what a worker is to compute: None once there is a result, or an error in its place. `tokens` are
+    estimated, `count` is what was computed for the result (see `Item`).
     """
 
-    __slots__ = ("error", "index", "item", "record", "result", "size_bytes", "tokens")
+    __slots__ = ("count", "error", "index", "item", "record", "result", "size_bytes", "tokens")
 
     result: Any
 
@@ -38,6 +39,7 @@ class Entry:
         self.tokens: float = tokens
         self.size_bytes: int = size_bytes
         self.error: Exception | None = error
+        self.count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,11 @@ class Window:
         ordered: Whether entries are taken in the order in which they were read, or in which their answers came.
         on_ready: Called when `take` has something that it had not before.
         on_room: Called when there is what was asked for in vain. Whoever it wakes asks again.
+
+    Attributes:
+        answered: How many entries had an answer so far, of those that had to be computed.
+        tokens: That were computed for all results so far.
+        truncated: Results so far whose inputs were cut at the length limit.
     """
 
     def __init__(
@@ -103,15 +110,17 @@ class Window:
         # Those without an answer.
         self._waiting = 0
         self._waiting_tokens = 0.0
-        self._pushed_tokens = 0.0
         # Of all answers so far, to know what to expect of the next ones.
-        self._answers = 0
+        self.tokens: int = 0
+        self.truncated: int = 0
+        self.answered: int = 0
         self._answer_bytes = 0
         # What somebody waits to be within, and from how many entries on that is worth a look, which is all that most
         # answers and takings cost. -1: nobody waits.
         self._wanted: tuple[int, float, float] = (0, 0.0, 0.0)
         self._wants_bytes = False
         self._look_from = -1
+        self._is_closed = False
 
     @property
     def taken(self) -> int:
@@ -128,11 +137,6 @@ class Window:
             return bool(self._arrivals)
         entry = self._entries.get(self._next)
         return entry is not None and entry.item is None
-
-    @property
-    def answered_tokens(self) -> float:
-        """Estimated tokens of all inputs so far that have their answer."""
-        return self._pushed_tokens - self._waiting_tokens
 
     # ---------------------------------------------------------------- room
 
@@ -155,7 +159,7 @@ class Window:
             self._max_items - len(self._entries) - self._held,
             self._max_tokens - self._waiting_tokens,
             self._max_bytes - self._expected_bytes(),
-            self._answer_bytes / self._answers if self._answers else 0.0,
+            self._answer_bytes / self.answered if self.answered else 0.0,
         )
 
     def may_load(self, index: int, size_bytes: int) -> bool:
@@ -171,15 +175,15 @@ class Window:
 
     def _is_within(self, items: int, tokens: float, size_bytes: float) -> bool:
         """Whether no more than `items` entries are there, with less than so many tokens and bytes; or none at all."""
-        if not self._entries and not self._held:
-            return True
         count = len(self._entries) + self._held
+        if not count:
+            return not self._is_closed
         return count <= items and self._waiting_tokens < tokens and self._expected_bytes() < size_bytes
 
     def _expected_bytes(self) -> float:
         if not self._answer_bytes:
             return self._bytes
-        return self._bytes + self._waiting * self._answer_bytes / self._answers
+        return self._bytes + self._waiting * self._answer_bytes / self.answered
 
     def _look(self) -> None:
         if self._wants_bytes or self._is_within(*self._wanted):
@@ -192,7 +196,6 @@ class Window:
     def push(self, entries: Iterable[Entry]) -> list[Item]:
         """Take in what was read, in the order of the source; returns what is to be computed of it."""
         items: list[Item] = []
-        waiting_tokens = self._waiting_tokens
         for entry in entries:
             self._entries[entry.index] = entry
             self._bytes += entry.size_bytes
@@ -203,7 +206,6 @@ class Window:
                 items.append(entry.item)
             self._pushed += 1
         self._waiting += len(items)
-        self._pushed_tokens += self._waiting_tokens - waiting_tokens
         return items
 
     def charge(self, index: int, size_bytes: int) -> None:
@@ -219,15 +221,21 @@ class Window:
         """Take the result of an entry that waits, of so many bytes, or the error in its place."""
         entries = self._entries
         entry = entries[index]
-        assert entry.item is not None, "each input has one answer"
+        item = entry.item
+        assert item is not None, "each input has one answer"
         entry.item = None
+        entry.count = count = item.count
+        if count < 0:
+            self.truncated += 1
+            count = -count
+        self.tokens += count
         entry.result = result
         entry.error = error
         entry.size_bytes += size_bytes
         self._bytes += size_bytes
         self._waiting -= 1
         self._waiting_tokens -= entry.tokens
-        self._answers += 1
+        self.answered += 1
         self._answer_bytes += size_bytes
         if index == self._next or self._arrivals is not None:
             self._settle(entry)
@@ -275,7 +283,11 @@ class Window:
             self._look()
 
     def close(self) -> list[Item]:
-        """Forget everything; returns what is not answered yet. Nothing may arrive from now on."""
+        """Forget everything; returns what is not answered yet. From now on nothing may arrive, and there is no room.
+
+        Whoever reads hears of the end a turn of the loop later, and must not take what is forgotten for room.
+        """
+        self._is_closed = True
         items = [entry.item for entry in self._entries.values() if entry.item is not None]
         self._pushed -= len(self._entries)
         self._entries.clear()

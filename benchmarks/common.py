@@ -69,7 +69,11 @@ def fastembed_directory() -> Path:
 def machine() -> str:
     """One line on what this ran on."""
     model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     packages = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "tokenizers", "numpy", "fastembed"))
@@ -95,7 +99,8 @@ def watch_memory() -> Iterator[Peak]:
         total = 0
         for process in [own, *own.children(recursive=True)]:
             try:
-                total += process.memory_full_info().pss
+                info = process.memory_full_info()
+                total += getattr(info, "pss", info.uss)  # elsewhere than on Linux what is shared is left out
             except psutil.Error:
                 continue
         return total

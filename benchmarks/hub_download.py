@@ -48,7 +48,7 @@ def weights(path: Path, size: int) -> Content:
         for position in range(0, size, len(block)):
             file.write(block[: size - position])
     with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 # ------------------------------------------------------------------ one download, in a process of its own
@@ -141,9 +141,9 @@ def run_side(side: str, repo: str, hub: HubServer, folder: Path) -> dict[str, fl
             [sys.executable, "-m", "benchmarks.hub_download", "--side", "idle"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
-        output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=True).stdout
         result: dict[str, float] = json.loads(output)
         result["requests"] = len(hub.requests)
         result["idle_stall_ms"] = float(control.communicate()[0])

@@ -142,7 +142,7 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for side, runs in found.items():
             command = [sys.executable, "-m", "benchmarks.images", "--side", side, "--images", str(arguments.images)]
-            lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+            lines = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout.splitlines()
             runs.append({name: value for line in lines for name, value in json.loads(line).items()})
     reference = {name: statistics.median(run[name] for run in found[REFERENCE]) for name in found[REFERENCE][0]}
     exact = np.load(_vectors_of(REFERENCE))

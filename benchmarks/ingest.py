@@ -89,7 +89,7 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for side in sides:
             command = [sys.executable, "-m", "benchmarks.ingest", "--side", side, "--texts", str(arguments.texts)]
-            lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+            lines = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout.splitlines()
             merged: dict[str, float] = {}
             for line in lines:
                 merged |= json.loads(line)

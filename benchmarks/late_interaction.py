@@ -130,7 +130,7 @@ def main() -> None:
         for side, runs in found.items():
             command = [sys.executable, "-m", "benchmarks.late_interaction", "--side", side]
             command += ["--texts", str(arguments.texts), "--queries", str(arguments.queries)]
-            lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+            lines = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout.splitlines()
             runs.append({name: value for line in lines for name, value in json.loads(line).items()})
     say(f"{arguments.texts} documents, {arguments.queries} queries, {arguments.rounds} rounds: medians\n")
     ours = medians(found[OURS])

@@ -185,7 +185,9 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for side in SIDES:
             command = [sys.executable, "-m", "benchmarks.queries", "--side", side, "--seconds", str(arguments.seconds)]
-            found[side].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            found[side].append(
+                json.loads(subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout)
+            )
     say(f"\nmedians of {arguments.rounds} rounds of {arguments.seconds:.0f} s (in brackets: by fastembed's)\n")
     say(f"| | {' | '.join(SIDES)} |\n|---|{'---|' * len(SIDES)}")
     for key, title in COLUMNS.items():

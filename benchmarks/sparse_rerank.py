@@ -15,7 +15,6 @@ its defaults elsewhere. The sides alternate in one run; the results are compared
 
 import argparse
 import json
-import os
 import random
 import statistics
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 import anyio
 import numpy as np
 import onnx
+import psutil
 from fastembed import SparseTextEmbedding as FastembedSparse
 from fastembed.rerank.cross_encoder import TextCrossEncoder as FastembedCrossEncoder
 from onnx import TensorProto, helper, numpy_helper
@@ -157,9 +157,9 @@ def write_tokenizer(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {"model_max_length": LIMIT, "pad_token": "[PAD]"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    (directory / "special_tokens_map.json").write_text(json.dumps({"pad_token": "[PAD]"}))
-    (directory / "config.json").write_text(json.dumps({"pad_token_id": 0}))
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    (directory / "special_tokens_map.json").write_text(json.dumps({"pad_token": "[PAD]"}), "utf-8")
+    (directory / "config.json").write_text(json.dumps({"pad_token_id": 0}), "utf-8")
 
 
 class Graph:
@@ -243,7 +243,7 @@ async def main() -> None:
     parser.add_argument("parts", nargs="*", default=["bm25", "splade", "rerank"])
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    say(f"{machine()}; load {os.getloadavg()[0]:.1f}")
+    say(f"{machine()}; load {psutil.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as directory:
         for part in arguments.parts:
             match part:

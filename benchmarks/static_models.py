@@ -39,7 +39,7 @@ def write_model(directory: Path) -> None:
     header = json.dumps({"embeddings": entry}).encode()
     (directory / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + matrix.tobytes())
     config = {"model_type": "model2vec", "normalize": True, "hidden_dim": DIM}
-    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(json.dumps(config), "utf-8")
 
 
 async def main() -> None:

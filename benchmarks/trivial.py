@@ -20,4 +20,4 @@ class TrivialEncoder:
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:  # noqa: ARG002
         """A row of zeros per input."""
         count = len(inputs)
-        return Encoded(np.zeros((count, DIM), np.float32), tokens=8 * count, padded_tokens=8 * count)
+        return Encoded(np.zeros((count, DIM), np.float32), padded_tokens=8 * count, counts=[8] * count)

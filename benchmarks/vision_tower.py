@@ -86,7 +86,7 @@ def write_vision_tower(directory: Path) -> Path:
         build.weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    (directory / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
+    (directory / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING), "utf-8")
     onnx.save(model, str(path.with_suffix(".part")))
     path.with_suffix(".part").rename(path)
     return directory

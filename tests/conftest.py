@@ -1,6 +1,7 @@
 """What all tests share: both backends, a time limit, and the line between the fast half and the rest."""
 
 import gc
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,11 @@ PROPERTY_SECONDS = 120
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give properties their time where they try all their examples."""
+    """Leave out what cannot be on this system, and give properties their time where they try all their examples."""
+    if os.name != "posix":
+        left_out = [item for item in items if item.get_closest_marker("posix")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     if config.option.markexpr == "not slow":
         return
     for item in items:

@@ -84,9 +84,9 @@ async def test_calls_give_what_they_give_on_the_models_own_loop(anywhere: Model)
     assert anywhere.stats().items > 0
     assert anywhere.embedding_size == 3
     with pytest.raises(InputError, match="expected a str"):
-        await anywhere.embed_query(7)  # type: ignore[arg-type]
+        await anywhere.embed_query(7)  # type: ignore[call-overload]
     with pytest.raises(OptionError, match="promt"):
-        await anywhere.embed_query("a", promt="b")  # type: ignore[call-arg]
+        await anywhere.embed_query("a", promt="b")  # type: ignore[call-overload]
 
 
 async def test_an_asynchronous_source_may_be_the_argument_of_a_call(tmp_path: Path) -> None:
@@ -165,6 +165,15 @@ async def test_streams_give_results_in_order_and_with_their_inputs(anywhere: Mod
         assert vector[2] == count
         count += 1
     assert count == 2000
+
+
+async def test_streams_give_results_with_their_tokens_and_say_how_far_they_are(anywhere: Model) -> None:
+    stream = anywhere.embed(["a", "bc"])
+    assert stream.progress().read == 0
+    counted = stream.with_tokens()
+    assert [await anext(counted), await anext(counted)][1].result[0] == 2
+    assert counted.progress().done == 2
+    assert [record async for record, _ in anywhere.embed(["a"]).with_tokens().with_inputs()] == ["a"]
 
 
 async def test_streams_come_in_batches_and_as_a_whole(anywhere: Model) -> None:
@@ -412,6 +421,7 @@ async def test_streams_elsewhere_have_every_method_of_streams(kind: type[Any], m
     stream: Any = model.on_any_loop().embed(["a"])
     if kind is BatchStream:
         stream = stream.batches(1)
-    for name, member in vars(kind).items():
+    for name in dir(kind):
+        member = getattr_static(kind, name)
         if not name.startswith("_") and (isfunction(member) or isinstance(member, property)):
             assert name in vars(type(stream)), f"{name} would look for what only a stream of this loop has"

@@ -31,7 +31,6 @@ def run(environment: dict[str, str], *arguments: str, typed: str = "") -> "subpr
         env=environment,
         cwd=ROOT,
         capture_output=True,
-        text=True,
         encoding="utf-8",
         timeout=100,
         check=True,
@@ -76,6 +75,18 @@ def test_hybrid_search_puts_hits_in_the_rerankers_order(environment: dict[str, s
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
     assert "no --reranker" not in done.stdout
+
+
+def test_observability_prints_the_spans_of_calls_and_batches_and_the_metrics(environment: dict[str, str]) -> None:
+    done = run(environment, "-m", "examples.observability", "-n", "20")
+    assert re.search(r"^TextEmbedding opened .* on CPUExecutionProvider, \d+ workers x ", done.stderr, re.MULTILINE)
+    assert "all-MiniLM-L6-v2' open on CPUExecutionProvider: 28 inputs in " in done.stdout
+    calls = re.findall(r"^ +\d+\.\d ms +(\d+) tokens  embeddings all-MiniLM-L6-v2$", done.stdout, re.MULTILINE)
+    batches = re.findall(r"(\d+) tokens  batch all-MiniLM-L6-v2 for \d+ calls$", done.stdout, re.MULTILINE)
+    assert len(calls) == 9
+    assert sum(map(int, calls)) == sum(map(int, batches)) > 0
+    assert len(re.findall(r"ms +- tokens  request \d$", done.stdout, re.MULTILINE)) == 8
+    assert '\nasyncembed_inputs_total{model="all-MiniLM-L6-v2"} 28.0\n' in done.stdout
 
 
 def test_image_search_lists_the_images_of_a_folder_best_first(environment: dict[str, str], tmp_path: Path) -> None:

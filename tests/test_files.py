@@ -36,21 +36,21 @@ async def test_disk_work_goes_on_when_the_default_threads_are_taken() -> None:
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(is_there: bool, tmp_path: Path) -> None:
     target = tmp_path / "file"
     if is_there:
-        target.write_text("old")
+        target.write_text("old", "utf-8")
     with pytest.raises(OSError, match="the disk is full"), replacing(target) as temporary:
-        temporary.write_text("ne")
+        temporary.write_text("ne", "utf-8")
         raise OSError("the disk is full")
-    assert [path.read_text() for path in tmp_path.iterdir()] == (["old"] if is_there else [])
+    assert [path.read_text("utf-8") for path in tmp_path.iterdir()] == (["old"] if is_there else [])
     with replacing(target) as temporary:
-        temporary.write_text("new")
+        temporary.write_text("new", "utf-8")
         assert target.exists() == is_there
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "new")]
+    assert [(path.name, path.read_text("utf-8")) for path in tmp_path.iterdir()] == [("file", "new")]
 
 
 def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:
-    (tmp_path / "other").write_text("someone's own")
+    (tmp_path / "other").write_text("someone's own", "utf-8")
     (tmp_path / "link").symlink_to("other")
     with replacing(tmp_path / "link") as temporary:
         temporary.symlink_to("elsewhere")
     assert (tmp_path / "link").readlink() == Path("elsewhere")
-    assert (tmp_path / "other").read_text() == "someone's own"
+    assert (tmp_path / "other").read_text("utf-8") == "someone's own"

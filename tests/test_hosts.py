@@ -151,8 +151,16 @@ def test_gunicorn_with_preload_gives_each_child_an_engine_of_its_own(
         "program:app",
         program=WSGI.replace("{at_import}", at_import),
     )
-    engines = {server.first()[2]: server.get()[1]}
-    wait_for(lambda: bool(engines.update([tuple(server.get()[:0:-1])])) or len(engines) == 2, server.output)
+    server.first()
+    engines: dict[int, int] = {}
+
+    def have_both_answered() -> bool:
+        length, engine, child = server.get()
+        assert length == 4
+        assert engines.setdefault(child, engine) == engine
+        return len(engines) == 2
+
+    wait_for(have_both_answered, server.output)
     assert len(set(engines.values())) == 2
     assert server.end() == 0
     assert "Traceback" not in server.output(), server.output()

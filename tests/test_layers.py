@@ -14,6 +14,7 @@ EVERYBODYS = {"errors", "checks", "__version__"}
 
 # What a layer may import of the package, besides itself and what is everybody's.
 MAY_IMPORT = {
+    "bars": set[str](),
     "errors": set[str](),
     "checks": {"migration"},
     "migration": set[str](),
@@ -25,7 +26,8 @@ MAY_IMPORT = {
     "remote": {"wakeup"},
     "background": {"engine", "remote"},
     "shared": {"background", "engine", "wakeup"},
-    "any_loop": {"background", "engine", "feeding", "remote", "shared", "stream", "wakeup"},
+    "any_loop": {"background", "bars", "engine", "feeding", "remote", "results", "shared", "stream", "wakeup"},
+    "sync": {"background", "bars", "embedders", "engine", "feeding", "migration", "results", "shared", "stream"},
     "images": {"http", "repo_files", "wakeup"},
     "scoring": set[str](),
     "readers": set[str](),
@@ -37,9 +39,9 @@ MAY_IMPORT = {
     "encoders": {"catalogue", "images", "repo_files", "results", "runtime"},
     "engine": {"encoders", "wakeup"},
     "window": {"engine"},
-    "feeding": {"engine", "observing", "wakeup", "window"},
-    "stream": {"engine", "feeding", "results"},
-    "hub": {"catalogue", "files", "http", "repo_files", "runtime"},
+    "feeding": {"bars", "engine", "observing", "wakeup", "window"},
+    "stream": {"bars", "engine", "feeding", "results", "window"},
+    "hub": {"bars", "catalogue", "files", "http", "repo_files", "runtime"},
     "export": {"files", "repo_files", "runtime"},
     "options": {"engine", "observing", "runtime"},
     "loading": {

@@ -51,13 +51,15 @@ def as_sentence_transformers(
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
         {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
     ]
-    (directory / "modules.json").write_text(json.dumps(modules))
-    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 16}))
+    (directory / "modules.json").write_text(json.dumps(modules), "utf-8")
+    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 16}), "utf-8")
     (directory / "1_Pooling").mkdir(exist_ok=True)
-    (directory / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, pooling: True}))
+    (directory / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": 32, pooling: True}), "utf-8"
+    )
     if prompts:
         config = {"prompts": {"query": "query: ", "document": "doc: "}, "default_prompt_name": None}
-        (directory / "config_sentence_transformers.json").write_text(json.dumps(config))
+        (directory / "config_sentence_transformers.json").write_text(json.dumps(config), "utf-8")
 
 
 @pytest.mark.slow
@@ -381,7 +383,7 @@ async def test_what_a_directory_does_not_say_the_caller_must(tmp_path: Path) -> 
 
 async def test_an_input_has_no_more_tokens_than_the_model_has_positions(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", model_file="model.onnx", dim=384)
-    (directory / "config.json").write_text(json.dumps({"model_type": "bert", "max_position_embeddings": 40}))
+    (directory / "config.json").write_text(json.dumps({"model_type": "bert", "max_position_embeddings": 40}), "utf-8")
     name = "sentence-transformers/all-MiniLM-L6-v2"
     with pytest.raises(OptionError, match="max_length=41 is more than the 40 tokens that the model has positions for"):
         async with TextEmbedding(name, model_path=directory, workers=0, max_length=41):

@@ -71,7 +71,7 @@ def run(program: Path, model: Path, *path: Path) -> list[str]:
             },
             cwd=model,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=100,
             check=False,
         )

@@ -1,14 +1,13 @@
 """Whole programs that use the package, and their ends in every way."""
 
 import json
-import os
 import signal
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support import programs
+from tests.support import posix, programs
 from tests.support.waiting import worker_processes
 
 pytestmark = pytest.mark.slow
@@ -52,7 +51,7 @@ def test_ctrl_c_ends_a_program_cleanly(source: str, tmp_path: Path, anyio_backen
     assert program.stdout.readline() == "busy\n"
     workers = worker_processes(program.pid)
     assert len(workers) == 2
-    os.killpg(program.pid, signal.SIGINT)
+    posix.press_ctrl_c(program.pid)
     _, errors = program.communicate(timeout=10)
     assert program.returncode == -signal.SIGINT
     assert errors.rstrip().endswith("KeyboardInterrupt")

@@ -13,7 +13,14 @@ import pytest
 
 import asyncembed
 
-PUBLIC_MODULES = ("asyncembed", "asyncembed.errors", "asyncembed.hub", "asyncembed.observing", "asyncembed.readers")
+PUBLIC_MODULES = (
+    "asyncembed",
+    "asyncembed.errors",
+    "asyncembed.hub",
+    "asyncembed.observing",
+    "asyncembed.readers",
+    "asyncembed.sync",
+)
 
 
 @cache

@@ -7,7 +7,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +15,7 @@ from asyncembed import TextEmbedding, sources
 from asyncembed.errors import InputError, OptionError
 from asyncembed.readers import csv_records, image_paths, json_lines, text_lines
 from tests.support.models import spec_for, write_model
+from tests.support.waiting import open_files
 
 LONG = "long " * 256 * 1024
 
@@ -65,7 +65,7 @@ def test_json_lines(tmp_path: Path) -> None:
     records: list[Any] = [{"text": "é\n", "n": n} for n in range(5000)] + [LONG, [1], None, 7]
     path.write_text("\n\n".join(json.dumps(record) for record in records), encoding="utf-8")
     assert everything(json_lines(path)) == records
-    path.write_text('{"a": 1}\n\n{"a": \n')
+    path.write_text('{"a": 1}\n\n{"a": \n', "utf-8")
     first, broken = everything(json_lines(path))
     assert first == {"a": 1}
     assert isinstance(broken, InputError)
@@ -82,9 +82,9 @@ def test_csv_records(tmp_path: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     assert everything(csv_records(path)) == rows
-    path.write_text("a;b\r\n1;2\r\n\r\n3;4\r\n")
+    path.write_text("a;b\r\n1;2\r\n\r\n3;4\r\n", "utf-8")
     assert everything(csv_records(path, delimiter=";")) == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
-    path.write_text("a,b\n1,2\n3\n4,5\n")
+    path.write_text("a,b\n1,2\n3\n4,5\n", "utf-8")
     first, broken, last = everything(csv_records(path))
     assert (first, last) == ({"a": "1", "b": "2"}, {"a": "4", "b": "5"})
     assert str(broken).endswith("a.csv: line 3: 1 fields, but the header has 2")
@@ -100,7 +100,7 @@ def test_the_former_module_has_the_same_readers() -> None:
 
 def test_a_quote_inside_a_field_loses_no_row(tmp_path: Path) -> None:
     path = tmp_path / "pipes.csv"
-    path.write_text('id,text\n1,5" pipe\n2,a valve\n3,6" pipe\n4,a "quoted" word\n')
+    path.write_text('id,text\n1,5" pipe\n2,a valve\n3,6" pipe\n4,a "quoted" word\n', "utf-8")
     texts = [record["text"] for record in csv_records(path) if not isinstance(record, InputError)]
     assert texts == ['5" pipe', "a valve", '6" pipe', 'a "quoted" word']
 
@@ -128,7 +128,7 @@ def test_a_field_over_the_limit_of_csv_fails_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     article = "like,a record\n" * 200_000
     rows = [["1", "short"], ["2", LONG], ["3", article], ["4", f'"{LONG}",\n"x","y"\n'], ["5", "end"]]
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["id", "text"], *rows])
     records = everything(csv_records(path))
     assert [records[0], records[4]] == [{"id": "1", "text": "short"}, {"id": "5", "text": "end"}]
@@ -143,7 +143,7 @@ def test_a_broken_header_is_the_files_failure(tmp_path: Path) -> None:
     path.write_bytes(b"a,\xff\n1,2\n")
     with pytest.raises(InputError, match=r"a\.csv: line 1 is no utf-8"):
         everything(csv_records(path))
-    path.write_text(f"a,{LONG}\n1,2\n")
+    path.write_text(f"a,{LONG}\n1,2\n", "utf-8")
     with pytest.raises(InputError, match="line 1: field larger"):
         everything(csv_records(path))
 
@@ -177,7 +177,7 @@ def test_what_csv_cannot_read_is_refused_at_once(options: dict[str, Any], tmp_pa
 
 def test_quotes_may_be_ordinary_characters(tmp_path: Path) -> None:
     path = tmp_path / "a.tsv"
-    path.write_text('text\tn\n"Hello," he said\t1\n"\t2\n')
+    path.write_text('text\tn\n"Hello," he said\t1\n"\t2\n', "utf-8")
     records = everything(csv_records(path, delimiter="\t", quotechar=None))
     assert records == [{"text": '"Hello," he said', "n": "1"}, {"text": '"', "n": "2"}]
 
@@ -247,7 +247,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def test_a_stream_passes_a_broken_record_as_any_other_input(model_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "one"}\n{"text": \n{"text": "three"}\n')
+    path.write_text('{"text": "one"}\n{"text": \n{"text": "three"}\n', "utf-8")
 
     def text_of(record: Any) -> str:
         return str(record["text"])
@@ -269,7 +269,7 @@ async def test_a_stream_passes_a_broken_record_as_any_other_input(model_path: Pa
 @pytest.mark.slow
 async def test_a_stream_reads_no_further_than_its_window_and_closes_the_file(model_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for number in range(20_000):
             file.write(json.dumps({"text": f"the {number}"}) + "\n")
     spec = spec_for(model_path, pooling="mean")
@@ -280,12 +280,12 @@ async def test_a_stream_reads_no_further_than_its_window_and_closes_the_file(mod
         return str(record["text"])
 
     async with TextEmbedding(spec, workers=0, max_in_flight=50) as model:
-        before = psutil.Process().num_fds()
+        before = open_files()
         stream = model.embed(json_lines(path), key=text_of).with_inputs()
         async for record, _ in stream:
             if record["text"] == "the 99":
                 break
-        assert psutil.Process().num_fds() == before + 1
+        assert open_files() == before + 1
         await stream.aclose()
-        assert psutil.Process().num_fds() == before
+        assert open_files() == before
     assert 100 <= len(read) <= 150

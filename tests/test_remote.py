@@ -180,16 +180,30 @@ def test_a_call_that_the_loop_has_not_heard_of_when_it_is_closed_says_so(anyio_b
             call.result(10)
 
 
-async def test_a_call_does_not_run_in_the_context_of_its_caller(anyio_backend: str) -> None:
-    """It may name another kind of event loop."""
+@pytest.mark.parametrize(("here", "there"), PAIRS)
+def test_a_call_has_the_context_of_its_caller_but_for_the_kind_of_event_loop(here: str, there: str) -> None:
+    """A trace goes on in it, say; what it changes stays with it."""
     variable = ContextVar("variable", default="theirs")
 
-    async def read() -> str:
-        return variable.get()
+    async def read() -> tuple[str, str]:
+        found = variable.get()
+        variable.set("its own")
+        return found, kind_of_loop()
 
-    with a_loop_elsewhere(anyio_backend) as remote:
+    async def main(remote: Remote) -> None:
         variable.set("mine")
-        assert await remote.call(read) == "theirs"
+        for _ in range(2):
+            assert await remote.call(read) == ("mine", there)
+            assert variable.get() == "mine"
+        assert kind_of_loop() == here
+
+    def kind_of_loop() -> str:
+        return "trio" if "trio" in type(current_token().native_token).__module__ else "asyncio"
+
+    with a_loop_elsewhere(there) as remote:
+        anyio.run(main, remote, backend=here)
+        variable.set("a thread's")
+        assert remote.call_blocking(read) == ("a thread's", there)
 
 
 @pytest.mark.slow

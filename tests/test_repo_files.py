@@ -85,7 +85,7 @@ def test_an_absent_file_is_none_and_what_is_no_object_an_empty_one(tmp_path: Pat
     assert read_json(tmp_path / "absent.json") is None
     assert read_object(tmp_path / "absent.json") == {}
     file = tmp_path / "config.json"
-    file.write_text(json.dumps([1]))
+    file.write_text(json.dumps([1]), "utf-8")
     assert read_json(file) == [1]
     assert read_object(file) == {}
 

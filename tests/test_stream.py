@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -21,10 +21,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asyncembed import (
+    CountedBatch,
     ImageEmbedding,
     LateInteractionMultimodalEmbedding,
     LateInteractionTextEmbedding,
     SparseTextEmbedding,
+    StreamProgress,
     TextCrossEncoder,
 )
 from asyncembed.catalogue.spec import Family
@@ -374,7 +376,7 @@ async def test_only_some_dozens_of_batches_of_a_stream_wait(processes: WorkerPoo
                 group.start_soon(anext, late)
                 await until(lambda: model.stats().queued + model.stats().in_flight == most + 1)
                 gate.touch()
-    order = [line.split()[1] for line in log.read_text().splitlines()]
+    order = [line.split()[1] for line in log.read_text("utf-8").splitlines()]
     assert order.index("late") <= most + 8  # the workers write as they finish, and go on reading meanwhile
 
 
@@ -385,7 +387,7 @@ async def test_streams_share_the_workers_fairly(processes: WorkerPool, tmp_path:
         async with anyio.create_task_group() as group:
             for name in ("one", "two", "three"):
                 group.start_soon(numbers, model.embed([f"{name} #{i}" for i in range(150)]))
-    order = [line.split()[1] for line in log.read_text().splitlines()]
+    order = [line.split()[1] for line in log.read_text("utf-8").splitlines()]
     counts = [order[:300].count(name) for name in ("one", "two", "three")]
     # The first one has a window's lead at most.
     assert min(counts) >= 60, counts
@@ -904,28 +906,137 @@ async def test_choices_are_checked_at_once(options: dict[str, Any], model: TextE
 
 async def test_a_stream_says_how_far_it_is(narrow: TextEmbedding) -> None:
     stream = narrow.embed(texts(3))
-    assert repr(stream) == "<EmbeddingStream of 'echo' not begun: 0 given, 0 ahead>"
+    assert repr(stream) == "<EmbeddingStream of 'echo' not begun: 0 done, 0 ahead>"
     await anext(stream)
-    assert repr(stream) == "<EmbeddingStream of 'echo' reading: 1 given, 2 ahead>"
+    assert repr(stream) == "<EmbeddingStream of 'echo' reading: 1 done, 2 ahead>"
     batches = stream.batches(2)
     await anext(batches)
-    assert repr(batches) == "<BatchStream of 'echo' reading: 3 given, 0 ahead>"
+    assert repr(batches) == "<BatchStream of 'echo' reading: 3 done, 0 ahead>"
     assert await stream.collect() is not None
-    assert repr(stream) == "<EmbeddingStream of 'echo' ended: 3 given, 0 ahead>"
+    assert repr(stream) == "<EmbeddingStream of 'echo' ended: 3 done, 0 ahead>"
 
 
 async def test_a_stream_says_what_ended_it(narrow: TextEmbedding) -> None:
     left = narrow.embed(texts(8))
     await anext(left)
     await left.aclose()
-    assert repr(left) == "<EmbeddingStream of 'echo' ended: 1 given, 0 ahead>"
+    assert repr(left) == "<EmbeddingStream of 'echo' ended: 1 done, 0 ahead>"
     failed = narrow.embed(["#1", "bad"], ordered=True)
     with pytest.raises(InputError):
         await failed.collect()
     assert repr(failed).startswith("<EmbeddingStream of 'echo' ended by InputError")
     skipping = narrow.embed(["#1", "bad"], on_error="skip")
     await skipping.collect()
-    assert repr(skipping) == "<EmbeddingStream of 'echo' ended: 2 given, 0 ahead, 1 skipped>"
+    assert repr(skipping) == "<EmbeddingStream of 'echo' ended: 1 done, 1 failed, 0 ahead>"
+
+
+# ---------------------------------------------------------------- tokens
+
+
+async def test_results_come_with_the_tokens_of_their_inputs_where_asked_for(model: TextEmbedding) -> None:
+    """The echo's tokens are characters."""
+    stream = model.embed(["#0", "#1 cut", "#22"]).with_tokens()
+    items = [item async for item in stream]
+    assert [(number(item.result), item.tokens, item.is_cut) for item in items] == [
+        (0, 2, False),
+        (1, 6, True),
+        (22, 3, False),
+    ]
+    assert all(type(item.tokens) is int and type(item.is_cut) is bool for item in items)
+    assert items[0].result.flags.owndata
+
+
+async def counted_columns(model: TextEmbedding) -> CountedBatch[Any]:
+    source = [*(f"{'x' * i} #{i}" for i in range(300)), "cut"]
+    return await model.embed(source).with_tokens().collect()
+
+
+async def test_the_tokens_of_a_collected_stream_are_columns_beside_its_results(model: TextEmbedding) -> None:
+    results, tokens, is_cut = await counted_columns(model)
+    assert results.shape == (301, 3)
+    assert tokens.dtype == np.int32
+    assert is_cut.dtype == np.bool_
+    assert tokens.tolist() == [int(row[0]) for row in results]
+    assert np.flatnonzero(is_cut).tolist() == [300]
+    empty = await model.embed([]).with_tokens().collect()
+    assert (empty.results.shape, empty.tokens.shape, empty.is_cut.shape) == ((0, 3), (0,), (0,))
+
+
+@pytest.mark.slow
+async def test_processes_count_as_threads_do(model: TextEmbedding, processes: WorkerPool) -> None:
+    async with TextEmbedding(ECHO, pool=processes) as other:
+        for ours, theirs in zip(await counted_columns(other), await counted_columns(model), strict=True):
+            np.testing.assert_array_equal(
+                ours if ours.ndim == 1 else ours[:, 2], theirs if ours.ndim == 1 else theirs[:, 2]
+            )
+
+
+async def test_tokens_come_with_batches_too(model: TextEmbedding) -> None:
+    batches = [batch async for batch in model.embed(texts(5)).with_tokens().batches(2)]
+    assert [batch.tokens.tolist() for batch in batches] == [[2, 2], [2, 2], [2]]
+    assert [len(batch.results) for batch in batches] == [2, 2, 1]
+
+
+async def test_tokens_and_inputs_may_be_asked_for_together_in_either_order(model: TextEmbedding) -> None:
+    records = [{"text": "#0 cut"}, {"text": "#1"}]
+
+    def stream() -> EmbeddingStream[dict[str, str], Any, Any]:
+        return model.embed(records, key=lambda record: record["text"])
+
+    pairs = [pair async for pair in stream().with_tokens().with_inputs()]
+    assert [record for record, _ in pairs] == records
+    assert [(item.tokens, item.is_cut) for _, item in pairs] == [(6, True), (2, False)]
+    items = [item async for item in stream().with_inputs().with_tokens()]
+    assert [item.result[0] for item in items] == records
+    assert [(number(item.result[1]), item.tokens) for item in items] == [(0, 6), (1, 2)]
+    inputs, counted = await stream().with_tokens().with_inputs().collect()
+    assert (inputs, counted.tokens.tolist(), counted.results.shape) == (records, [6, 2], (2, 3))
+    (inputs, matrix), tokens, is_cut = await stream().with_inputs().with_tokens().collect()
+    assert (inputs, matrix.shape, tokens.tolist(), is_cut.tolist()) == (records, (2, 3), [6, 2], [True, False])
+
+
+async def test_an_error_in_the_place_of_a_result_has_no_tokens(model: TextEmbedding) -> None:
+    """Neither one of a worker nor one that comes before any."""
+    source = cast("list[str]", ["#0", "bad", 3, "#1"])
+    items = [item async for item in model.embed(source, on_error="return").with_tokens()]
+    assert [item.tokens for item in items] == [2, 0, 0, 2]
+    assert [isinstance(item.result, InputError) for item in items] == [False, True, True, False]
+    results, tokens, _ = await model.embed(source, on_error="return").with_tokens().collect()
+    assert [isinstance(result, InputError) for result in results] == [False, True, True, False]
+    assert tokens.tolist() == [2, 0, 0, 2]
+    skipping = await model.embed(["#0", "bad", "#17"], on_error="skip", ordered=False).with_tokens().collect()
+    assert sorted(skipping.tokens.tolist()) == [2, 3]
+
+
+async def test_tokens_are_asked_for_once_and_before_the_first_result(model: TextEmbedding) -> None:
+    first = model.embed(texts(3))
+    stream = first.with_tokens()
+    with pytest.raises(StateError, match="with_tokens"):
+        await anext(first)
+    for taken in (first, stream):
+        with pytest.raises(StateError, match="once"):
+            taken.with_tokens()
+    assert number((await anext(stream)).result) == 0
+    for ask in (stream.with_tokens, stream.with_inputs):
+        with pytest.raises(StateError, match="before the first result"):
+            ask()
+    await stream.aclose()
+
+
+async def test_a_stream_says_at_its_end_how_many_inputs_were_cut(
+    model: TextEmbedding, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, whether tokens were asked for or not; nothing if none was."""
+    with caplog.at_level("INFO", logger="asyncembed"):
+        await model.embed(texts(3)).collect()
+        assert not caplog.messages
+        await model.embed(["#0 cut", "#1", "#2 cut"]).collect()
+        (message,) = caplog.messages
+        assert message.startswith("echo: 2 of 3 inputs")
+        caplog.clear()
+        async with model.embed(["#0 cut"]).with_tokens() as stream:
+            await anext(stream)
+        assert len(caplog.messages) == 1
 
 
 # ---------------------------------------------------------------- a source that trickles
@@ -1259,6 +1370,90 @@ async def test_a_coroutine_function_is_refused(on_error: Any, model: TextEmbeddi
 async def test_a_function_that_gives_a_coroutine_ends_the_stream(model: TextEmbedding) -> None:
     with pytest.raises(UsageError, match="nothing waits for the coroutine"):
         await model.embed(["bad"], on_error=lambda record, error: handle(record, error)).collect()
+
+
+# ---------------------------------------------------------------- how far it is
+
+
+def counts(stream: Any) -> tuple[int, int, int]:
+    progress = stream.progress()
+    return progress.read, progress.done, progress.failed
+
+
+async def test_progress_counts_what_was_read_done_and_failed(narrow: TextEmbedding) -> None:
+    stream = narrow.embed([*texts(3), "bad", *texts(30)], on_error="skip")
+    assert stream.progress() == StreamProgress(read=0, done=0, failed=0, tokens=0, seconds=0, total=34)
+    for done in (1, 2, 3):
+        await anext(stream)
+        read, *rest = counts(stream)
+        assert rest == [done, 0]
+        assert done <= read <= done + 8
+    await anext(stream)  # the one after the bad one
+    assert counts(stream)[1:] == (4, 1)
+    await stream.collect()
+    assert counts(stream) == (34, 33, 1)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip", "return", lambda *_: None])
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_what_failed_is_counted_whatever_becomes_of_it(
+    on_error: OnError, ordered: bool, model: TextEmbedding
+) -> None:
+    records: list[Any] = ["#0", 7, "bad", "#3"]
+    stream = cast(Stream, model.embed(records, on_error=on_error, ordered=ordered))
+    batches = stream.with_inputs().batches(3)
+    if on_error == "raise":
+        with pytest.raises(InputError):
+            while True:
+                await anext(batches)
+        assert counts(batches)[2] == 1
+    else:
+        async for _ in batches:
+            pass
+        assert counts(batches) == counts(stream) == (4, 2, 2)
+
+
+async def test_progress_stays_as_it_was_when_the_stream_ended(model: TextEmbedding) -> None:
+    stream = await all_ready(model, 20)
+    await anext(stream)
+    await stream.aclose()
+    progress = stream.progress()
+    assert (progress.read, progress.done, progress.failed) == (20, 2, 0)
+    assert progress.seconds > 0
+    assert stream.progress() is progress
+    with pytest.raises(FrozenInstanceError):
+        progress.done = 3  # type: ignore[misc]
+
+
+async def test_progress_has_the_tokens_of_what_is_computed(model: TextEmbedding, gate: Path) -> None:
+    stream = model.embed(["a text of some words"] * 50 + [f"wait:{gate} " + "x" * 5000])
+    for _ in range(50):
+        await anext(stream)
+    before = stream.progress().tokens
+    assert before > 0
+    gate.touch()
+    await stream.collect()
+    assert stream.progress().tokens > 5 * before
+
+
+async def test_progress_says_how_many_there_are_in_all_where_it_can(model: TextEmbedding) -> None:
+    class Unsure(list[str]):
+        def __len__(self) -> int:
+            raise LookupError
+
+    assert model.embed(texts(7)).progress().total == 7
+    assert model.embed(set(texts(7)), total=9).progress().total == 9
+    assert model.embed(iter(texts(7))).progress().total is None
+    assert model.embed((text for text in texts(7)), total=7).progress().total == 7
+    assert await numbers(model.embed(Unsure(texts(7)))) == list(range(7))
+
+
+def test_rates_are_of_all_that_is_through() -> None:
+    progress = StreamProgress(read=100, done=60, failed=20, tokens=1000, seconds=4, total=None)
+    assert progress.items_per_second == 20
+    assert progress.tokens_per_second == 250
+    unread = replace(progress, seconds=0)
+    assert unread.items_per_second == unread.tokens_per_second == 0
 
 
 # ---------------------------------------------------------------- leaving

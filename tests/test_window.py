@@ -112,6 +112,20 @@ def test_an_input_has_one_answer() -> None:
         window.arrive(1, "again")
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_it_knows_whether_something_can_be_taken(ordered: bool) -> None:
+    window, _ = make(ordered=ordered)
+    assert not window.is_ready
+    window.push([entry(0), entry(1)])
+    assert not window.is_ready
+    window.arrive(1, "result")
+    assert window.is_ready is not ordered
+    window.arrive(0, "result")
+    while window.is_ready:
+        assert window.take() is not None
+    assert window.take() is None
+
+
 def test_closing_gives_back_what_is_not_answered() -> None:
     window, _ = make()
     window.push([entry(index) for index in range(4)])
@@ -119,10 +133,19 @@ def test_closing_gives_back_what_is_not_answered() -> None:
     assert [item.index for item in window.close()] == [0, 2, 3]
     assert not window
     assert window.take() is None
-    assert window.ask_room(0.5) == Room(100, 1000, 1000, 0)
 
 
 # ---------------------------------------------------------------- room
+
+
+def test_a_closed_window_has_no_room() -> None:
+    """Or a feeder that hears of the end a turn later would read on."""
+    window, calls = make(max_items=4)
+    window.push([entry(0), entry(1)])
+    window.close()
+    assert window.is_full
+    assert window.ask_room() is None
+    assert calls.room == 0
 
 
 @pytest.mark.parametrize("bound", ["max_items", "max_tokens", "max_bytes"])
@@ -147,6 +170,29 @@ def test_an_answer_gives_tokens_back_and_only_taking_the_rest() -> None:
     window.arrive(7, "h")
     assert calls.room == 1
     assert window.ask_room() == Room(2, 1, 992, 0)
+
+
+def test_what_was_taken_and_is_held_counts_until_it_is_released() -> None:
+    window, calls = make(max_items=8, max_bytes=100)
+    window.push([entry(index, size_bytes=10) for index in range(8)])
+    for index in range(8):
+        window.arrive(index, "x")
+    for _ in range(8):
+        one = window.take()
+        assert one is not None
+        window.hold(one)
+    assert window.is_full
+    assert window.ask_room() is None
+    window.release()
+    assert calls.room == 1
+    assert window.ask_room() == Room(8, 1000, 100, 0)
+    window.push([entry(8, size_bytes=60)])
+    window.arrive(8, "y", size_bytes=40)
+    one = window.take()
+    assert one is not None
+    assert not window.is_full
+    window.hold(one)
+    assert window.is_full  # by its bytes
 
 
 def test_whoever_waits_for_a_share_is_not_called_before_it_is_free() -> None:

@@ -1,7 +1,7 @@
 """What the public classes share: the base opens, closes and dispatches; a class adds what its family differs in."""
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence, Sized
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,6 +34,7 @@ from asyncembed.checks import (
     check_bool,
     check_callable,
     check_choice,
+    check_count,
     check_custom_model,
     check_model_name,
     check_on_error,
@@ -52,7 +53,7 @@ from asyncembed.migration import ATTRIBUTES
 from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observers
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
 from asyncembed.remote import Remote
-from asyncembed.results import COUNT, Assembly, CollectedT, ResultT, dense
+from asyncembed.results import COUNT, Assembly, CollectedT, Counted, CountedBatch, ResultT, count_of, dense
 from asyncembed.stream import EmbeddingStream, ReturningStream, returning
 from asyncembed.wakeup import Turnstile
 
@@ -71,10 +72,15 @@ class CallKeywords(TypedDict, total=False):
     Keys:
         priority: "interactive" goes before "bulk", which is what streams are unless they say otherwise.
         ordered: Whether results come in input order (True, unless said otherwise), or as they are ready.
+        progress: Show a bar of this stream on stderr: one that moves in a terminal or a notebook, a line every half
+            minute elsewhere, as in a log. (The constructor's `progress` is about downloads.)
+        total: How many records the source has, for the bar and `progress()`, where its length does not say so.
     """
 
     priority: PriorityName
     ordered: bool
+    progress: bool
+    total: int | None
 
 
 class StreamCall(CallKeywords, total=False):
@@ -189,6 +195,21 @@ class Embedder(OnAnyLoop[Opened]):
         def __getattr__(self, name: str) -> NoReturn:
             hint = f": {ATTRIBUTES[name]}" if name in ATTRIBUTES else ""
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}", name=name, obj=self)
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens of an input, special tokens included; what is longer is cut. None: no limit (BM25, images).
+
+        Tokens that a prompt takes count, too, as do those that the model puts in (ColBERT's markers). For a reranker it
+        is the limit of both texts of a pair together.
+
+        Raises:
+            StateError: The model is not open: its files, its graph and `max_length=` decide together.
+        """
+        opened = self._opened
+        if opened is None:
+            raise self._not_open()
+        return opened.model.info.max_length
 
     def __repr__(self) -> str:
         # Also of one that its constructor has refused, as debuggers show those.
@@ -310,6 +331,9 @@ class Embedder(OnAnyLoop[Opened]):
         ordered, on_error = keywords.get("ordered", True), keywords.get("on_error", "raise")
         check_choice("priority", priority, get_args(PriorityName))
         check_on_error(on_error)
+        progress, total = keywords.get("progress", False), keywords.get("total")
+        check_bool("progress", progress)
+        check_count("total", total, minimum=0)
         check_bool("ordered", ordered)
         check_callable("key", key, what="a function that takes the input out of a record")
         check_source(source)
@@ -320,6 +344,7 @@ class Embedder(OnAnyLoop[Opened]):
             intake.close()
             if state.observed is not None:
                 state.observed.end(state.end)
+            _log_truncated(opened, state)
 
         observers = opened.model.observers
         state: StreamState[InputT] = StreamState(
@@ -330,6 +355,8 @@ class Embedder(OnAnyLoop[Opened]):
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
             ordered=ordered,
             on_error=on_error,
+            total=_length_of(source) if total is None else total,
+            shows_bar=progress,
             on_end=end,
             observe=None if observers is None else partial(observers.begin, call.mode, priority),
         )
@@ -352,9 +379,17 @@ class Embedder(OnAnyLoop[Opened]):
 
     @uninterrupted
     async def _one(
-        self, opened: Opened, value: object, door: Door, call: Call, assembly: Assembly[ResultT, Any]
-    ) -> ResultT:
+        self,
+        opened: Opened,
+        value: object,
+        door: Door,
+        call: Call,
+        assembly: Assembly[ResultT, Any],
+        *,
+        with_tokens: bool = False,
+    ) -> ResultT | Counted[ResultT]:
         """One input, at once: an interactive call; after `_turn`."""
+        check_bool("with_tokens", with_tokens)
         intake = door(opened.engine, opened.model, call, Priority.INTERACTIVE, None)
         observers = opened.model.observers
         observed = None if observers is None else observers.begin(call.mode, "interactive")
@@ -378,11 +413,19 @@ class Embedder(OnAnyLoop[Opened]):
             intake.close()
         if observed is not None:
             observed.end()
-        return result
+        return count_of(result, item.count) if with_tokens else result
+
+    async def _several(
+        self, stream: EmbeddingStream[InputT, ResultT, CollectedT], *, with_tokens: bool
+    ) -> CollectedT | CountedBatch[CollectedT]:
+        """All results of a call for several inputs; after `_turn`."""
+        check_bool("with_tokens", with_tokens)
+        return await (stream.with_tokens().collect() if with_tokens else stream.collect())
 
     async def _count(self, opened: Opened, source: Source[InputT], door: Door, call: Call) -> int:
         """Tokens of all inputs together; after `_turn`."""
         # A text alone is a single call; a corpus waits in the lane of the streams.
+        check_bool("truncated", call.truncated)
         priority: PriorityName = "interactive" if type(source) is list and len(source) == 1 else "bulk"
         keywords: StreamKeywords = {"priority": priority, "ordered": False}
         stream = self._stream(opened, source, door, replace(call, mode="count"), COUNT, keywords)
@@ -484,9 +527,29 @@ class _Request:
         return self._result
 
 
+def _length_of(source: object) -> int | None:
+    """How many records a source has, if it knows; what it raises instead is its own matter when it is read."""
+    try:
+        return len(cast("Sized", source))
+    except Exception:  # noqa: BLE001 (it may be anybody's class)
+        return None
+
+
 def _observers(observers: Sequence[Observer], engine: Supervisor, model: PooledModel) -> Observers:
     dim = model.config.spec.dim or model.info.dim
     return Observers(observers, ObservedModel(name=model.name, dim=dim, stats=partial(engine.stats, model)))
+
+
+def _log_truncated(opened: Opened, state: StreamState[Any]) -> None:
+    """Say of a stream that ends how many inputs were cut, if any was."""
+    if state.truncated:
+        logger.info(
+            "%s: %d of %d inputs of a stream were longer than %s tokens and were cut; with_tokens() says which",
+            opened.model.name,
+            state.truncated,
+            state.answered,
+            opened.model.info.max_length,
+        )
 
 
 def _described(engine: Supervisor, model: PooledModel) -> str:

@@ -1,6 +1,7 @@
 """Rerankers: how well a document answers a query, judged by a model that reads both together."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Unpack, cast, get_args, overload
 
@@ -13,7 +14,7 @@ from asyncembed.encoders.encoder import Call
 from asyncembed.errors import InputError
 from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
-from asyncembed.results import SCORE, Assembly, CollectedT, Scores, stack_scores
+from asyncembed.results import SCORE, Assembly, CollectedT, CountedBatch, Scores, stack_scores
 from asyncembed.stream import EmbeddingStream, ReturningStream
 
 Activation = Literal["none", "sigmoid"]
@@ -39,6 +40,13 @@ class RerankKeywords(StreamKeywords, total=False):
 
 
 PAIRS = partial(Intake, accept_pair)
+
+
+class CrossEncoderKeywords(OptionKeywords, total=False):
+    """The keywords, for signatures; `TextCrossEncoder` documents them."""
+
+    activation: Activation
+    truncate: bool
 
 
 class TextCrossEncoder(Embedder):
@@ -148,6 +156,7 @@ class TextCrossEncoder(Embedder):
         top_k: int | None = None,
         *,
         key: None = None,
+        with_tokens: Literal[False] = False,
         activation: Activation | None = None,
     ) -> list[tuple[int, float]]: ...
     @overload
@@ -158,8 +167,31 @@ class TextCrossEncoder(Embedder):
         top_k: int | None = None,
         *,
         key: Callable[[InputT], str],
+        with_tokens: Literal[False] = False,
         activation: Activation | None = None,
     ) -> list[tuple[int, float]]: ...
+    @overload
+    async def rank(
+        self,
+        query: str,
+        documents: Source[str],
+        top_k: int | None = None,
+        *,
+        key: None = None,
+        with_tokens: Literal[True],
+        activation: Activation | None = None,
+    ) -> CountedBatch[list[tuple[int, float]]]: ...
+    @overload
+    async def rank(
+        self,
+        query: str,
+        documents: Source[InputT],
+        top_k: int | None = None,
+        *,
+        key: Callable[[InputT], str],
+        with_tokens: Literal[True],
+        activation: Activation | None = None,
+    ) -> CountedBatch[list[tuple[int, float]]]: ...
     @checks_keywords
     async def rank(
         self,
@@ -168,12 +200,14 @@ class TextCrossEncoder(Embedder):
         top_k: int | None = None,
         *,
         key: Key | None = None,
+        with_tokens: bool = False,
         activation: Activation | None = None,
-    ) -> list[tuple[int, float]]:
+    ) -> list[tuple[int, float]] | CountedBatch[list[tuple[int, float]]]:
         """The best documents for a query. Goes before bulk work.
 
         Returns:
             (position in `documents`, score), best first, the earlier of two equals first; `top_k` of them, or all.
+            `with_tokens` as a `CountedBatch`, whose counts are those of all pairs, in the order of `documents`.
 
         Raises:
             InputError: As in `rerank`.
@@ -183,14 +217,20 @@ class TextCrossEncoder(Embedder):
         # Where the scores of many documents are put together they are sorted too: in a thread.
         best = Assembly(float, partial(_best, top_k=top_k))
         call: RerankKeywords = {"key": key, "activation": activation, "priority": "interactive"}
-        return cast("list[tuple[int, float]]", await self._with_query(query, documents, best, call).collect())
+        stream = cast(
+            "EmbeddingStream[Any, float, list[tuple[int, float]]]", self._with_query(query, documents, best, call)
+        )
+        return await self._several(stream, with_tokens=with_tokens)
 
     @checks_keywords
-    async def token_count(self, pairs: Source[Pair]) -> int:
-        """How many tokens the pairs have together, special tokens included, each cut at the length limit."""
+    async def token_count(self, pairs: Source[Pair], *, truncated: bool = True) -> int:
+        """How many tokens the pairs have together, special tokens included.
+
+        As `rerank_pairs` computes them, each cut at `max_length`; with `truncated=False` all that the whole texts have.
+        """
         opened = await self._turn()
         _refuse_text(pairs, "pairs", "the pair")
-        return await self._count(opened, pairs, PAIRS, self._call(None))
+        return await self._count(opened, pairs, PAIRS, replace(self._call(None), truncated=truncated))
 
     @classmethod
     def add_custom_model(

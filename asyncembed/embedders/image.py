@@ -44,7 +44,7 @@ from asyncembed.images.inputs import (
 )
 from asyncembed.images.urls import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.options import OptionKeywords
-from asyncembed.results import Assembly, CollectedT, ResultT, ScalarT
+from asyncembed.results import Assembly, CollectedT, Counted, CountedBatch, ResultT, ScalarT
 from asyncembed.wakeup import completion, start_thread
 
 if TYPE_CHECKING:
@@ -453,19 +453,40 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         """
         return self._images(images, self._call, self._dense_assembly(self._call), call)
 
+    @overload
+    async def embed_image(self, image: ImageInput, *, with_tokens: Literal[False] = False) -> "NDArray[ScalarT]": ...
+    @overload
+    async def embed_image(self, image: ImageInput, *, with_tokens: Literal[True]) -> "Counted[NDArray[ScalarT]]": ...
     @checks_keywords
-    async def embed_image(self, image: ImageInput) -> "NDArray[ScalarT]":
-        """The vector of one image: (dim,). Goes before bulk work.
+    async def embed_image(
+        self, image: ImageInput, *, with_tokens: bool = False
+    ) -> "NDArray[ScalarT] | Counted[NDArray[ScalarT]]":
+        """The vector of one image: (dim,), `with_tokens` as a `Counted`. Goes before bulk work.
 
         The name is fastembed's; where matrices come of images, `embed_image` is the stream of many.
         """
-        return await self._one(await self._turn(), image, self._door, self._call, self._dense_assembly(self._call))
+        opened = await self._turn()
+        assembly: Assembly[NDArray[ScalarT], NDArray[ScalarT]] = self._dense_assembly(self._call)
+        return await self._one(opened, image, self._door, self._call, assembly, with_tokens=with_tokens)
 
+    @overload
+    async def embed_images(
+        self, images: Iterable[ImageInput], *, with_tokens: Literal[False] = False
+    ) -> "NDArray[ScalarT]": ...
+    @overload
+    async def embed_images(
+        self, images: Iterable[ImageInput], *, with_tokens: Literal[True]
+    ) -> "CountedBatch[NDArray[ScalarT]]": ...
     @checks_keywords
-    async def embed_images(self, images: Iterable[ImageInput]) -> "NDArray[ScalarT]":
-        """The vectors of some images: (n, dim), rows in input order. Goes before bulk work."""
+    async def embed_images(
+        self, images: Iterable[ImageInput], *, with_tokens: bool = False
+    ) -> "NDArray[ScalarT] | CountedBatch[NDArray[ScalarT]]":
+        """The vectors of some images: (n, dim), rows in input order. Goes before bulk work.
+
+        `with_tokens` gives them as a `CountedBatch`.
+        """
         await self._turn()
-        return await self.embed(images, priority="interactive").collect()
+        return await self._several(self.embed(images, priority="interactive"), with_tokens=with_tokens)
 
     def _overrides(self) -> Overrides:
         return replace(super()._overrides(), pooling=self._pooling, normalize=self._normalize)

@@ -85,19 +85,27 @@ class LateInteractionTextEmbedding(
     # ---------------------------------------------------------------- about texts and models
 
     @checks_keywords
-    async def token_count(self, texts: Source[str], is_doc: bool = True, include_extension: bool = False) -> int:
-        """How many tokens the texts have together, special tokens included, each cut at the length limit.
+    async def token_count(
+        self, texts: Source[str], is_doc: bool = True, include_extension: bool = False, *, truncated: bool = True
+    ) -> int:
+        """How many tokens the texts have together, special tokens included.
+
+        As `embed` computes them, each cut at the length limit; with `truncated=False` all that the whole texts have.
 
         Args:
             texts: The texts; one `str` is one text.
             is_doc: Whether they are documents, rather than queries.
             include_extension: Whether the model's marker, and the mask tokens that lengthen a query, count too.
+            truncated: Whether only those count that are left when a text is cut.
         """
         opened = await self._turn()
         check_bool("is_doc", is_doc)
         check_bool("include_extension", include_extension)
         call = Call(
-            truncate=self._truncate, include_extension=include_extension, role="document" if is_doc else "query"
+            truncate=self._truncate,
+            truncated=truncated,
+            include_extension=include_extension,
+            role="document" if is_doc else "query",
         )
         return await self._count(opened, as_source(texts), TEXTS, call)
 

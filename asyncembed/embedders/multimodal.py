@@ -12,7 +12,7 @@ from asyncembed.embedders.roles import TEXTS
 from asyncembed.encoders.encoder import Call
 from asyncembed.feeding import Source
 from asyncembed.images.inputs import ImageInput, ImageT
-from asyncembed.results import MATRICES, ScalarT
+from asyncembed.results import MATRICES, Counted, CountedBatch, ScalarT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,7 +135,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
     ) -> "AnyStream[Any, NDArray[ScalarT], list[NDArray[ScalarT]]]":
         """Embed images; see `ImageEmbedding.embed` for the arguments.
 
-        `ImageEmbedding.embed_image` is a coroutine for one image, as in fastembed; here that is `embed_one_image`.
+        `ImageEmbedding.embed_image` is for one image, as in fastembed; here that is `embed_one_image`.
 
         Returns:
             A stream of arrays (rows, dim). ColPali has 1030 rows for an image, ColModernVBERT 64 and a few for each
@@ -145,29 +145,58 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
 
     # ---------------------------------------------------------------- a few inputs, at once
 
+    @overload
+    async def embed_query(self, query: str, *, with_tokens: Literal[False] = False) -> "NDArray[ScalarT]": ...
+    @overload
+    async def embed_query(self, query: str, *, with_tokens: Literal[True]) -> "Counted[NDArray[ScalarT]]": ...
     @checks_keywords
-    async def embed_query(self, query: str) -> "NDArray[ScalarT]":
-        """The matrix of one text: (rows, dim). Goes before bulk work."""
-        return await self._one(await self._turn(), query, TEXTS, self._text_call, MATRICES)
+    async def embed_query(
+        self, query: str, *, with_tokens: bool = False
+    ) -> "NDArray[ScalarT] | Counted[NDArray[ScalarT]]":
+        """The matrix of one text: (rows, dim), `with_tokens` as a `Counted`. Goes before bulk work."""
+        opened = await self._turn()
+        return await self._one(opened, query, TEXTS, self._text_call, MATRICES, with_tokens=with_tokens)
 
+    @overload
+    async def embed_images(
+        self, images: Iterable[ImageInput], *, with_tokens: Literal[False] = False
+    ) -> "list[NDArray[ScalarT]]": ...
+    @overload
+    async def embed_images(
+        self, images: Iterable[ImageInput], *, with_tokens: Literal[True]
+    ) -> "CountedBatch[list[NDArray[ScalarT]]]": ...
     @checks_keywords
-    async def embed_images(self, images: Iterable[ImageInput]) -> "list[NDArray[ScalarT]]":
-        """The matrices of some images, in input order. Goes before bulk work."""
+    async def embed_images(
+        self, images: Iterable[ImageInput], *, with_tokens: bool = False
+    ) -> "list[NDArray[ScalarT]] | CountedBatch[list[NDArray[ScalarT]]]":
+        """The matrices of some images, in input order, `with_tokens` as a `CountedBatch`. Goes before bulk work."""
         await self._turn()
-        return await self.embed_image(images, priority="interactive").collect()
+        return await self._several(self.embed_image(images, priority="interactive"), with_tokens=with_tokens)
+
+    @overload
+    async def embed_one_image(
+        self, image: ImageInput, *, with_tokens: Literal[False] = False
+    ) -> "NDArray[ScalarT]": ...
+    @overload
+    async def embed_one_image(
+        self, image: ImageInput, *, with_tokens: Literal[True]
+    ) -> "Counted[NDArray[ScalarT]]": ...
+    @checks_keywords
+    async def embed_one_image(
+        self, image: ImageInput, *, with_tokens: bool = False
+    ) -> "NDArray[ScalarT] | Counted[NDArray[ScalarT]]":
+        """The matrix of one image: (rows, dim), `with_tokens` as a `Counted`. Goes before bulk work."""
+        opened = await self._turn()
+        return await self._one(opened, image, self._door, self._image_call, MATRICES, with_tokens=with_tokens)
 
     @checks_keywords
-    async def embed_one_image(self, image: ImageInput) -> "NDArray[ScalarT]":
-        """The matrix of one image: (rows, dim). Goes before bulk work."""
-        return await self._one(await self._turn(), image, self._door, self._image_call, MATRICES)
+    async def token_count(self, texts: Source[str], include_extension: bool = False, *, truncated: bool = True) -> int:
+        """How many tokens the texts have together.
 
-    @checks_keywords
-    async def token_count(self, texts: Source[str], include_extension: bool = False) -> int:
-        """How many tokens the texts have together, each cut at the length limit.
-
+        As `embed_text` computes them, each cut at `max_length`; with `truncated=False` all that the whole texts have.
         With `include_extension` those count too that make a query of a text.
         """
         opened = await self._turn()
         check_bool("include_extension", include_extension)
-        call = Call(truncate=self._text_call.truncate, include_extension=include_extension)
+        call = Call(truncate=self._text_call.truncate, truncated=truncated, include_extension=include_extension)
         return await self._count(opened, as_source(texts), TEXTS, call)

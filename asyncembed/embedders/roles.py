@@ -3,14 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Generic, Unpack, overload
+from typing import Any, Generic, Literal, Unpack, overload
 
 from asyncembed.checks import checks_keywords
 from asyncembed.embedders.base import AnyStream, Embedder, Opened, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.intake import InputT, Intake, accept_text, as_source
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.feeding import Source
-from asyncembed.results import Assembly, CollectedT, ResultT
+from asyncembed.results import Assembly, CollectedT, Counted, CountedBatch, ResultT
 from asyncembed.stream import EmbeddingStream, ReturningStream
 
 TEXTS = partial(Intake, accept_text)
@@ -96,16 +96,28 @@ class TextRoles(Embedder, Generic[ResultT, CollectedT]):
 
     # ---------------------------------------------------------------- a few inputs, at once
 
+    @overload
+    async def embed_query(self, query: str, *, with_tokens: Literal[False] = False) -> ResultT: ...
+    @overload
+    async def embed_query(self, query: str, *, with_tokens: Literal[True]) -> Counted[ResultT]: ...
     @checks_keywords
-    async def embed_query(self, query: str) -> ResultT:
-        """The result of one query. Goes before bulk work."""
-        return await self._query(query, {})
+    async def embed_query(self, query: str, *, with_tokens: bool = False) -> ResultT | Counted[ResultT]:
+        """The result of one query, `with_tokens` as a `Counted`. Goes before bulk work."""
+        return await self._query(query, {}, with_tokens=with_tokens)
 
+    @overload
+    async def embed_documents(self, documents: Iterable[str], *, with_tokens: Literal[False] = False) -> CollectedT: ...
+    @overload
+    async def embed_documents(
+        self, documents: Iterable[str], *, with_tokens: Literal[True]
+    ) -> CountedBatch[CollectedT]: ...
     @checks_keywords
-    async def embed_documents(self, documents: Iterable[str]) -> CollectedT:
-        """The results of some documents, in input order. Goes before bulk work."""
+    async def embed_documents(
+        self, documents: Iterable[str], *, with_tokens: bool = False
+    ) -> CollectedT | CountedBatch[CollectedT]:
+        """The results of some documents, in input order, `with_tokens` as a `CountedBatch`. Goes before bulk work."""
         await self._turn()
-        return await self.embed(documents, priority="interactive").collect()
+        return await self._several(self.embed(documents, priority="interactive"), with_tokens=with_tokens)
 
     # ---------------------------------------------------------------- parts
 
@@ -124,7 +136,7 @@ class TextRoles(Embedder, Generic[ResultT, CollectedT]):
         call = self._call(opened, mode, asked)
         return self._stream(opened, as_source(source), TEXTS, call, self._assembly(call), asked)
 
-    async def _query(self, query: str, asked: StreamKeywords) -> ResultT:
+    async def _query(self, query: str, asked: StreamKeywords, *, with_tokens: bool) -> ResultT | Counted[ResultT]:
         opened = await self._turn()
         call = self._call(opened, "query", asked)
-        return await self._one(opened, query, TEXTS, call, self._assembly(call))
+        return await self._one(opened, query, TEXTS, call, self._assembly(call), with_tokens=with_tokens)

@@ -30,6 +30,21 @@ if TYPE_CHECKING:
 CustomKind = Literal["splade", "inference_free_splade"]
 
 
+class SparseKeywords(OptionKeywords, total=False):
+    """The keywords, for signatures; `SparseTextEmbedding` documents them."""
+
+    k: float | None
+    b: float | None
+    avg_len: float | None
+    language: str | None
+    token_max_length: int | None
+    disable_stemmer: bool | None
+    stemmer: "Stemmer | None"
+    stopwords: Iterable[str] | None
+    alpha: float | None
+    truncate: bool
+
+
 class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
     """Sparse text embeddings: for each text the terms that count, and how much.
 
@@ -107,13 +122,14 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
     # ---------------------------------------------------------------- about texts and models
 
     @checks_keywords
-    async def token_count(self, texts: Source[str]) -> int:
-        """How many tokens the texts have together, special tokens included, each cut at the length limit.
+    async def token_count(self, texts: Source[str], *, truncated: bool = True) -> int:
+        """How many tokens the texts have together, special tokens included; for BM25 words, also those left out.
 
-        For BM25, how many words, those that do not count included.
+        As `embed` computes them, each cut at `max_length`; with `truncated=False` all that the whole texts have.
         """
         opened = await self._turn()
-        return await self._count(opened, as_source(texts), TEXTS, self._call(opened, "count"))
+        asked = replace(self._call(opened, "count"), truncated=truncated)
+        return await self._count(opened, as_source(texts), TEXTS, asked)
 
     @classmethod
     def add_custom_model(

@@ -24,7 +24,7 @@ from asyncembed.encoders.registry import row_of
 from asyncembed.errors import OptionError
 from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
-from asyncembed.results import Assembly, ScalarT
+from asyncembed.results import Assembly, Counted, CountedBatch, ScalarT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -280,30 +280,56 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
 
     # ---------------------------------------------------------------- a few inputs, at once
 
+    @overload
+    async def embed_query(
+        self, query: str, *, with_tokens: Literal[False] = False, **call: Unpack[TextCall]
+    ) -> "NDArray[ScalarT]": ...
+    @overload
+    async def embed_query(
+        self, query: str, *, with_tokens: Literal[True], **call: Unpack[TextCall]
+    ) -> "Counted[NDArray[ScalarT]]": ...
     @checks_keywords
-    async def embed_query(self, query: str, **call: Unpack[TextCall]) -> "NDArray[ScalarT]":
+    async def embed_query(
+        self, query: str, *, with_tokens: bool = False, **call: Unpack[TextCall]
+    ) -> "NDArray[ScalarT] | Counted[NDArray[ScalarT]]":
         """The vector of one query: float32 (dim,) unless `dtype` or `output` asks otherwise. Goes before bulk work.
 
         With the query prompt or task, where the model has one and it is switched on. The keywords, and the errors, are
-        those of `embed`; an `InputError` has no `index`.
+        those of `embed`; an `InputError` has no `index`. `with_tokens` gives it as a `Counted`.
         """
-        return await self._query(query, cast(TextStreamKeywords, call))
+        return await self._query(query, cast(TextStreamKeywords, call), with_tokens=with_tokens)
 
+    @overload
+    async def embed_documents(
+        self, documents: Iterable[str], *, with_tokens: Literal[False] = False, **call: Unpack[TextCall]
+    ) -> "NDArray[ScalarT]": ...
+    @overload
+    async def embed_documents(
+        self, documents: Iterable[str], *, with_tokens: Literal[True], **call: Unpack[TextCall]
+    ) -> "CountedBatch[NDArray[ScalarT]]": ...
     @checks_keywords
-    async def embed_documents(self, documents: Iterable[str], **call: Unpack[TextCall]) -> "NDArray[ScalarT]":
+    async def embed_documents(
+        self, documents: Iterable[str], *, with_tokens: bool = False, **call: Unpack[TextCall]
+    ) -> "NDArray[ScalarT] | CountedBatch[NDArray[ScalarT]]":
         """The vectors of some passages: (n, dim), rows in input order. Goes before bulk work.
 
         With the passage prompt or task, where the model has one and it is switched on. The keywords, and the errors,
-        are those of `embed`; for more than some hundred passages `passage_embed` is the better way.
+        are those of `embed`; `with_tokens` gives them as a `CountedBatch`, for usage that is to be billed. For more
+        than some hundred passages `passage_embed` is the better way.
         """
         await self._turn()
-        return await self.passage_embed(documents, priority="interactive", **call).collect()
+        stream = self.passage_embed(documents, priority="interactive", **call)
+        return await self._several(stream, with_tokens=with_tokens)
 
     @checks_keywords
-    async def token_count(self, texts: Source[str], **call: Unpack[TextCall]) -> int:
-        """How many tokens the texts have together, special tokens included, each cut at the length limit."""
+    async def token_count(self, texts: Source[str], *, truncated: bool = True, **call: Unpack[TextCall]) -> int:
+        """How many tokens the texts have together, special tokens and prompt included.
+
+        As `embed` computes them, each cut at `max_length`; with `truncated=False` all that the whole texts have.
+        """
         opened = await self._turn()
-        return await self._count(opened, as_source(texts), TEXTS, self._call(opened, "embed", call))
+        asked = replace(self._call(opened, "embed", call), truncated=truncated)
+        return await self._count(opened, as_source(texts), TEXTS, asked)
 
     # ---------------------------------------------------------------- about models
 

@@ -94,9 +94,9 @@ class Bm25Encoder:
             values = np.ones(len(indices), dtype=np.float32)
         else:
             values = self._weigh(entries, [some.total() for some in counts], bounds)
-        computed = sum(map(len, words))
+        lengths = list(map(len, words))
         batch = Ragged(SparseEmbedding, (indices, values), bounds)
-        return Encoded(batch, failures, tokens=computed, padded_tokens=computed)
+        return Encoded(batch, failures, padded_tokens=sum(lengths), counts=lengths)
 
     def _weigh(
         self, entries: Sequence[Mapping[int, int]], lengths: Sequence[int], bounds: Sequence[int]

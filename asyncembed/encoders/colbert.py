@@ -71,9 +71,10 @@ class LateInteractionEncoder:
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Embed texts, or count their tokens; a text that cannot be tokenized is a failure."""
-        done = self.tokenizer.encode(inputs, prefix=call.prompt or "", truncate=call.truncate)
         if call.mode == "count":
-            return count_tokens(done, self._extended(call.role) if call.include_extension else int)
+            extra = self._extended(call.role) if call.include_extension else int
+            return count_tokens(self.tokenizer.count(inputs, call), extra)
+        done = self.tokenizer.encode(inputs, prefix=call.prompt or "", truncate=call.truncate)
         is_query = call.mode == "query"
         make_row = self._query if is_query else self._document
         rows = [make_row(np.array(encoding.ids, dtype=np.int64)) for encoding in done.values]
@@ -84,7 +85,7 @@ class LateInteractionEncoder:
             self._graph.finite,
             done,
             scales=self._settings.normalize_queries if is_query else self._spec.normalize,
-            tokens=sum(len(row.ids) for row in rows),
+            counts=self.tokenizer.computed(done, [len(row.ids) for row in rows]),
             padded_tokens=padded,
         )
 

@@ -80,12 +80,12 @@ class MultimodalEncoder:
             return self._encode_images(inputs, call)
         extends = call.mode != "count" or call.include_extension
         texts = [self._variant.query(value) if extends and isinstance(value, str) else value for value in inputs]
-        done = self.tokenizer.encode(texts, prefix=call.prompt or "", truncate=call.truncate)
         if call.mode == "count":
-            return count_tokens(done)
+            return count_tokens(self.tokenizer.count(texts, call))
+        done = self.tokenizer.encode(texts, prefix=call.prompt or "", truncate=call.truncate)
         matrices, padded = self._embed_texts([self._variant.text_ids(encoding.ids) for encoding in done.values])
-        tokens = sum(map(len, done.values))
-        return encoded_matrices(matrices, call, self._graph.finite, done, tokens=tokens, padded_tokens=padded)
+        counts = self.tokenizer.computed(done)
+        return encoded_matrices(matrices, call, self._graph.finite, done, counts=counts, padded_tokens=padded)
 
     def _encode_images(self, inputs: Sequence[object], call: Call) -> Encoded:
         images = self._reader.read(inputs)
@@ -98,8 +98,7 @@ class MultimodalEncoder:
             together = self._run_images([images.values[row] for row in run.rows])
             for row, matrix in zip(run.rows, together, strict=True):
                 matrices[row] = matrix
-        tokens = sum(len(run.rows) * run.length for run in runs)
-        return encoded_matrices(matrices, call, self._graph.finite, images, tokens=tokens, padded_tokens=tokens)
+        return encoded_matrices(matrices, call, self._graph.finite, images, counts=lengths, padded_tokens=sum(lengths))
 
     def _embed_texts(self, texts: Sequence[list[int]]) -> tuple[list[Array], int]:
         """The vectors of each text's tokens, and the tokens computed."""

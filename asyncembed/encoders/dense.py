@@ -58,14 +58,13 @@ class DenseEncoder:
         Raises:
             OptionError: The call asks for a task or a number of dimensions that the model does not have.
         """
+        if call.mode == "count":
+            return count_tokens(self.tokenizer.count(inputs, call))
         prompt = call.prompt or ""
         done = self.tokenizer.encode(inputs, prefix=prompt, truncate=call.truncate)
-        if call.mode == "count":
-            return count_tokens(done)
         vectors, padded = self._embed(done, prompt, self._task(call))
-        return encoded_rows(
-            vectors, call, self._graph.finite, done, tokens=sum(map(len, done.values)), padded_tokens=padded
-        )
+        counts = self.tokenizer.computed(done)
+        return encoded_rows(vectors, call, self._graph.finite, done, counts=counts, padded_tokens=padded)
 
     def _embed(self, texts: Tokenized, prompt: str, extra: "Mapping[str, Array]") -> tuple[FloatArray, int]:
         """Pooled vectors of the usable texts, float32 (n, dim), and the tokens computed for them."""

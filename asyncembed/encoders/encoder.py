@@ -67,6 +67,7 @@ class Call:
         output: "float", or the quantised forms "int8" and "binary".
         int8_ranges: For "int8": the smallest and largest value of each component, float32 (2, dim) as bytes.
         activation: What is done to the logit of a pair: "sigmoid" maps it to 0..1.
+        truncated: With "count": only the tokens count that are left of an input when it is cut at the limit.
         include_extension: With "count": the tokens count, too, that the encoder itself puts into a text.
         role: With "count" and `include_extension`: what the texts are.
     """
@@ -80,6 +81,7 @@ class Call:
     output: Literal["float", "int8", "binary"] = "float"
     int8_ranges: bytes | None = None
     activation: Literal["none", "sigmoid"] = "none"
+    truncated: bool = True
     include_extension: bool = False
     role: Literal["query", "document"] = "document"
 
@@ -126,14 +128,21 @@ class Encoded:
         results: One result per input, in input order; a dense batch is one array (n, dim).
         failures: Position in the batch → why that input alone has no result; `results` holds any value there. An
             `EncodeError` where the input is right, but what the model gives for it is not finite.
-        tokens: Real tokens computed.
+        tokens: Real tokens computed; of `counts` the sum.
         padded_tokens: Tokens computed, padding included.
+        counts: Tokens computed for each input, by position: -n for one of n tokens that was cut at the limit. None: not
+            known, or nothing was computed. Python's own numbers, which pickle sooner than an array.
     """
 
     results: Results
     failures: Failures = field(default_factory=dict)
     tokens: int = 0
     padded_tokens: int = 0
+    counts: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.counts is not None:
+            self.tokens = sum(map(abs, self.counts))
 
 
 class Encoder(Protocol):

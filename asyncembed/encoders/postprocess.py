@@ -38,13 +38,16 @@ def finish(vectors: FloatArray, call: Call) -> Array:
 
 
 def encoded_rows(
-    vectors: FloatArray, call: Call, finite: Finite, inputs: Usable[Any], *, tokens: int, padded_tokens: int
+    vectors: FloatArray, call: Call, finite: Finite, inputs: Usable[Any], *, counts: Sequence[int], padded_tokens: int
 ) -> Encoded:
-    """The answer to a batch: `vectors`, float32 (n, dim), one per usable input."""
+    """The answer to a batch: `vectors`, float32 (n, dim), one per usable input, as are `counts` (see `Encoded`)."""
     results = finish(vectors, call)
     not_finite = finite.failures(vectors, inputs.positions, results=results)
     return Encoded(
-        inputs.scatter(results), {**inputs.failures, **not_finite}, tokens=tokens, padded_tokens=padded_tokens
+        inputs.scatter(results),
+        {**inputs.failures, **not_finite},
+        padded_tokens=padded_tokens,
+        counts=inputs.in_batch(counts, 0),
     )
 
 
@@ -55,7 +58,7 @@ def encoded_matrices(
     inputs: Usable[Any],
     *,
     scales: bool = False,
-    tokens: int,
+    counts: Sequence[int],
     padded_tokens: int,
 ) -> Encoded:
     """Likewise for a matrix (rows, dim) per usable input, with rows of unit length if it `scales` them."""
@@ -65,10 +68,13 @@ def encoded_matrices(
     if scales:
         vectors = normalize(vectors)
     results = finish(vectors, call)
-    counts = inputs.in_batch(map(len, matrices), 0)
-    not_finite = finite.failures(vectors, np.repeat(np.arange(len(counts)), counts), results=results)
+    rows = inputs.in_batch(map(len, matrices), 0)
+    not_finite = finite.failures(vectors, np.repeat(np.arange(len(rows)), rows), results=results)
     return Encoded(
-        matrix_batch(results, counts), {**inputs.failures, **not_finite}, tokens=tokens, padded_tokens=padded_tokens
+        matrix_batch(results, rows),
+        {**inputs.failures, **not_finite},
+        padded_tokens=padded_tokens,
+        counts=inputs.in_batch(counts, 0),
     )
 
 

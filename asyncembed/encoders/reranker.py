@@ -32,9 +32,9 @@ class CrossEncoder:
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Score pairs, or with mode "count" count their tokens; a pair that cannot be tokenized is a failure."""
-        done = self._tokenizer.encode_pairs(inputs, truncate=call.truncate)
         if call.mode == "count":
-            return count_tokens(done)
+            return count_tokens(self._tokenizer.count_pairs(inputs, call))
+        done = self._tokenizer.encode_pairs(inputs, truncate=call.truncate)
         scores = np.zeros(len(inputs), dtype=np.float32)
         positions = np.array(done.positions, dtype=np.intp)
         runs = self._graph.runs([encoding.ids for encoding in done.values])
@@ -45,8 +45,8 @@ class CrossEncoder:
         failures: Failures = {**done.failures, **self._graph.finite.failures(scores, range(len(scores)))}
         if call.activation == "sigmoid":
             scores = sigmoid(scores)
-        tokens = sum(map(len, done.values))
-        return Encoded(scores, failures, tokens=tokens, padded_tokens=sum(run.ids.size for run in runs))
+        counts = done.in_batch(self._tokenizer.computed(done), 0)
+        return Encoded(scores, failures, padded_tokens=sum(run.ids.size for run in runs), counts=counts)
 
     def _types(self, pairs: Tokenized, run: TextRun) -> Array:
         """Which text of its pair each token of a run belongs to."""

@@ -69,21 +69,21 @@ class SparseEncoder:
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         """Vectors of texts, or with mode "count" their tokens; a text that cannot be tokenized is a failure."""
+        if call.mode == "count":
+            return count_tokens(self._tokenizer.count(inputs, call))
         is_query = call.mode == "query"
         lookup = self._lookup if is_query else None
-        tokenizer = self._graph.tokenizer if lookup is None and call.mode != "count" else self._tokenizer
+        tokenizer = self._graph.tokenizer if lookup is None else self._tokenizer
         done = tokenizer.encode(inputs, truncate=call.truncate)
-        if call.mode == "count":
-            return count_tokens(done)
-        tokens = sum(map(len, done.values))
         if lookup is not None:
-            entries, padded = [lookup(np.array(encoding.ids, dtype=np.int64)) for encoding in done.values], tokens
+            entries = [lookup(np.array(encoding.ids, dtype=np.int64)) for encoding in done.values]
+            padded = sum(map(len, done.values))
         else:
             entries, padded = self._compute(done, is_query=is_query)
         vectors = done.in_batch(entries, (_NO_INDICES, _NO_VALUES))
         batch = sparse_batch([indices for indices, _ in vectors], [values for _, values in vectors])
         failures: Failures = {**done.failures, **self._not_finite(batch)}
-        return Encoded(batch, failures, tokens=tokens, padded_tokens=padded)
+        return Encoded(batch, failures, padded_tokens=padded, counts=done.in_batch(tokenizer.computed(done), 0))
 
     @cached_property
     def _graph(self) -> TextGraph:

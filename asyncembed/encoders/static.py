@@ -17,7 +17,7 @@ from asyncembed.encoders.finite import Finite, quietly
 from asyncembed.encoders.pooling import FloatArray, normalize
 from asyncembed.encoders.postprocess import check_dim, encoded_rows
 from asyncembed.encoders.settings import StaticSettings, read_settings
-from asyncembed.encoders.tokenization import TextTokenizer
+from asyncembed.encoders.tokenization import TextTokenizer, count_tokens
 from asyncembed.encoders.word_table import WordTable
 from asyncembed.errors import ModelLoadError, OptionError
 from asyncembed.repo_files import WEIGHTS, shown
@@ -61,7 +61,8 @@ class StaticEncoder:
         self._vectors = _matrix(tensors, folder)
         self._rows = tensors.get("mapping")
         self._weights = tensors["weights"].astype(np.float32) if "weights" in tensors else None
-        self.info: ModelInfo = ModelInfo(max_length=self._tokenizer.limit, special_tokens=0, dim=self._vectors.shape[1])
+        limit = None if self._tokenizer.limit == _UNLIMITED else self._tokenizer.limit
+        self.info: ModelInfo = ModelInfo(max_length=limit, special_tokens=0, dim=self._vectors.shape[1])
         check_dim(spec, self._vectors.shape[1])
 
     @quietly
@@ -69,21 +70,23 @@ class StaticEncoder:
         """Embed texts, or count their tokens; what is no valid text is a failure."""
         if call.task is not None:
             raise OptionError(f"{self._spec.name} has no tasks; leave out task=")
-        texts = split(map(read_text, inputs))
-        ids = self._tokenize(texts, call.prompt or "", truncate=call.truncate)
+        if call.mode == "count" and not call.truncated:
+            return count_tokens(self._tokenizer.count(inputs, call))
+        texts = self._tokenize(split(map(read_text, inputs)), call.prompt or "", truncate=call.truncate)
+        lengths = [len(ids) for ids, _ in texts.values]
         if call.mode == "count":
-            return Encoded(ids.in_batch(map(len, ids.values), 0), ids.failures)
-        vectors = self._mean(ids.values)
+            return count_tokens(texts.become(lengths))
+        vectors = self._mean([ids for ids, _ in texts.values])
         if self._spec.normalize:
             vectors = normalize(vectors)
-        count = sum(map(len, ids.values))
-        return encoded_rows(vectors, call, self._finite, ids, tokens=count, padded_tokens=count)
+        counts = [-len(ids) if is_cut else len(ids) for ids, is_cut in texts.values]
+        return encoded_rows(vectors, call, self._finite, texts, counts=counts, padded_tokens=sum(lengths))
 
-    def _tokenize(self, texts: Usable[str], prompt: str, *, truncate: bool) -> Usable[list[int]]:
+    def _tokenize(self, texts: Usable[str], prompt: str, *, truncate: bool) -> Usable[tuple[list[int], bool]]:
+        """The ids of each text, and whether they were cut."""
         whole = [prompt + text for text in texts.values]
-        found = self._tokenizer.filled(whole, self._words.encode, lambda each: each[1])
-        done = texts.become([ids for ids, _ in found])
-        return done if truncate else done.without([is_cut for _, is_cut in found], self._tokenizer.too_long)
+        done = texts.become(self._tokenizer.filled(whole, self._words.encode, lambda each: each[1]))
+        return done if truncate else done.without([is_cut for _, is_cut in done.values], self._tokenizer.too_long)
 
     def _mean(self, ids: Sequence[Sequence[int]]) -> FloatArray:
         means = np.zeros((len(ids), self._vectors.shape[1]), dtype=np.float32)

@@ -4,7 +4,7 @@ The rules are those of transformers' fast tokenizers, read from the same files: 
 `tokenizer_config.json`, `special_tokens_map.json` and `config.json`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from asyncembed.encoders.batch import Usable, ValueT, read_pair, read_text, split
-from asyncembed.encoders.encoder import Encoded, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
 from asyncembed.encoders.long_texts import Cutter
 from asyncembed.encoders.tokenizer_files import TokenizerFiles
 from asyncembed.errors import EncodeError, OptionError
@@ -152,6 +152,32 @@ class TextTokenizer:
         """Why a text over the limit that must not be cut is a failure."""
         return f"longer than the model's limit of {self.limit} tokens, and truncate=False"
 
+    def computed(self, done: Tokenized, lengths: Iterable[int] | None = None) -> list[int]:
+        """`Encoded.counts` of the usable inputs: their tokens, or `lengths` if the encoder itself puts some in."""
+        return [
+            -length if len(encoding) >= self.limit and _is_over(encoding) else length
+            for encoding, length in zip(done.values, lengths or map(len, done.values), strict=True)
+        ]
+
+    def count(self, inputs: Sequence[object], call: Call) -> Usable[int]:
+        """How many tokens texts have, as `call` asks: cut at the limit or not."""
+        prefix = call.prompt or ""
+        if call.truncated:
+            done = self.encode(inputs, prefix=prefix, truncate=call.truncate)
+            return done.become(list(map(len, done.values)))
+        texts = split(map(read_text, inputs))
+        special = self.special_tokens()
+        return texts.become([special + self._count(prefix + text) for text in texts.values])
+
+    def count_pairs(self, inputs: Sequence[object], call: Call) -> Usable[int]:
+        """Likewise for pairs of texts."""
+        if call.truncated:
+            done = self.encode_pairs(inputs, truncate=call.truncate)
+            return done.become(list(map(len, done.values)))
+        pairs = split(map(read_pair, inputs))
+        special = self.special_tokens(is_pair=True)
+        return pairs.become([special + sum(map(self._count, pair)) for pair in pairs.values])
+
     def _checked(self, done: Tokenized, *, truncate: bool) -> Tokenized:
         return done if truncate else done.without(list(map(_is_over, done.values)), self.too_long)
 
@@ -286,7 +312,6 @@ def tokenizer_of(config: EncoderConfig, *, lower_case: bool = False) -> TextToke
     )
 
 
-def count_tokens(texts: Tokenized, extra: Callable[[int], int] = int) -> Encoded:
+def count_tokens(counts: Usable[int], extra: Callable[[int], int] = int) -> Encoded:
     """The answer to mode "count": an int per input, 0 where it could not be tokenized."""
-    counts = [extra(len(encoding)) for encoding in texts.values]
-    return Encoded(texts.in_batch(counts, 0), texts.failures)
+    return Encoded(counts.in_batch(map(extra, counts.values), 0), counts.failures)

@@ -129,8 +129,8 @@ class ImageEncoder:
         vectors: FloatArray = np.array(rows.values, dtype=np.float32).reshape(-1, self._dim)
         if self._spec.normalize:
             vectors = normalize(vectors)
-        tokens = self._tokens * len(vectors)
-        return encoded_rows(vectors, call, self._graph.finite, rows, tokens=tokens, padded_tokens=tokens)
+        counts = [self._tokens] * len(vectors)
+        return encoded_rows(vectors, call, self._graph.finite, rows, counts=counts, padded_tokens=sum(counts))
 
     def _encode_part(self, inputs: Sequence[object]) -> list[FloatArray | InputError]:
         """The vector of each image, or why it has none."""

@@ -6,6 +6,7 @@ libraries are settled by the environment, which must stand before they load.
 
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Hashable, Sequence
@@ -82,6 +83,8 @@ class Host:
             encoded = _own(Encoded, self._encoders[key].encode(values, call))  # type: ignore[arg-type]
             if len(encoded.results) != len(values):
                 raise ValueError(f"{len(encoded.results)} results for {len(values)} inputs")
+            if encoded.counts is not None and len(encoded.counts) != len(values):
+                raise ValueError(f"tokens of {len(encoded.counts)} inputs for {len(values)}")
         except AsyncEmbedError as error:
             return Failed(error)
         except BaseException as error:  # noqa: BLE001 (as above; an exit is the input's that asked for it, too)
@@ -111,7 +114,7 @@ _host = Host()
 def initialize(threads: int) -> None:
     """Make this process a worker: deaf to Ctrl-C, quiet on stdout, gone with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
+    if sys.platform != "win32":
         # The parent started this process with SIGINT blocked, so that none could arrive before the line above.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):

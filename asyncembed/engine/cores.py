@@ -38,8 +38,8 @@ def cpu_quota(proc: Path = Path("/proc/self")) -> float:
     as systems mount either or both. Source: the kernel's `admin-guide/cgroup-v1` and `cgroup-v2.rst`.
     """
     try:
-        mounts = (proc / "mountinfo").read_text(errors="replace").splitlines()
-        memberships = (proc / "cgroup").read_text(errors="replace").splitlines()
+        mounts = (proc / "mountinfo").read_text("utf-8", errors="replace").splitlines()
+        memberships = (proc / "cgroup").read_text("utf-8", errors="replace").splitlines()
     except OSError:
         return inf
     own = {controllers: path for _, controllers, path in (line.split(":", 2) for line in memberships if line)}
@@ -80,15 +80,15 @@ def _groups(mount_point: Path, root: str, path: str) -> Iterator[Path]:
 
 def _quota_v2(folder: Path) -> float:
     with suppress(OSError, ValueError):
-        quota, period = (folder / "cpu.max").read_text().split()
+        quota, period = (folder / "cpu.max").read_text("utf-8").split()
         return _cores(int(quota), int(period))
     return inf
 
 
 def _quota_v1(folder: Path) -> float:
     with suppress(OSError, ValueError):
-        quota = int((folder / "cpu.cfs_quota_us").read_text())
-        return _cores(quota, int((folder / "cpu.cfs_period_us").read_text()))
+        quota = int((folder / "cpu.cfs_quota_us").read_text("utf-8"))
+        return _cores(quota, int((folder / "cpu.cfs_period_us").read_text("utf-8")))
     return inf
 
 

@@ -583,6 +583,7 @@ class Dispatcher:
             workers_ready=sum(slot.is_ready for slot in self.slots),
             workers_restarted=self._restarts,
             refused=sum(known.refused for known in models),
+            truncated=sum(known.truncated for known in models),
         )
 
 

@@ -92,6 +92,7 @@ class Stats:
         workers_ready: Workers that run now.
         workers_restarted: How often a worker was replaced.
         refused: Inputs that were not taken, as too many waited (`max_queued`).
+        truncated: Inputs computed that had been cut at the length limit.
     """
 
     queued_interactive: int
@@ -107,6 +108,7 @@ class Stats:
     workers_ready: int
     workers_restarted: int
     refused: int = 0
+    truncated: int = 0
 
     @property
     def queued(self) -> int:
@@ -145,6 +147,7 @@ class PooledModel:
         self.refused: int = 0
         self.tokens: int = 0
         self.padded_tokens: int = 0
+        self.truncated: int = 0
         self.batch_seconds: deque[float] = deque(maxlen=64)
         # By mode: to count tokens takes less than to embed.
         self._speeds: defaultdict[Hashable, Speed] = defaultdict(Speed)
@@ -180,6 +183,8 @@ class PooledModel:
         self.failed += len(answer.failures)
         self.tokens += answer.tokens
         self.padded_tokens += answer.padded_tokens
+        if answer.counts and min(answer.counts) < 0:
+            self.truncated += sum([count < 0 for count in answer.counts])
         self.batch_seconds.append(seconds)
         # From units, not from the estimates: those were made at different times, from what was known then.
         units = [item.units for item in batch.items]

@@ -72,10 +72,11 @@ class Item:
     """One waiting input.
 
     `size` is its estimated number of tokens, and `units` what that was estimated from (characters of a text), or 0 if
-    it tells nothing of how units become tokens. `age` is set when it is added.
+    it tells nothing of how units become tokens. `age` is set when it is added, `count` before its result is delivered:
+    the tokens that were computed for it, less than 0 (-n for n) if it was cut at the limit; 0: not known.
     """
 
-    __slots__ = ("age", "batch_key", "index", "priority", "sink", "size", "units", "value")
+    __slots__ = ("age", "batch_key", "count", "index", "priority", "sink", "size", "units", "value")
 
     def __init__(
         self, value: object, size: int, batch_key: BatchKey, priority: Priority, sink: Sink, index: int, units: int = 0
@@ -88,6 +89,7 @@ class Item:
         self.index: int = index
         self.units: int = units
         self.age: int = -1
+        self.count: int = 0
 
     def __repr__(self) -> str:
         return f"<Item {self.index} size={self.size} {self.priority.name.lower()} age={self.age}>"

@@ -257,7 +257,7 @@ def _get_command_line(original: Callable[..., list[Any]], **kwargs: Any) -> list
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
     # A child inherits the mask of the thread that starts it; it lets SIGINT through again once it ignores it.
-    if not hasattr(signal, "pthread_sigmask"):
+    if sys.platform == "win32":  # which has no masks
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from logging import Logger, getLogger
 from math import inf
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -107,6 +108,7 @@ class Supervisor:
         # Held while anything is moved or counted, so that `stats` in another thread finds nothing half done. Only the
         # loop's thread changes anything, and waits here for no longer than a snapshot takes.
         self._lock = threading.RLock()
+        self._process = os.getpid()
         # By the index of their slots: the workers that run now.
         self._lives: dict[int, _Life] = {}
         # Set, and made anew, when a model was loaded or cannot be.
@@ -218,6 +220,9 @@ class Supervisor:
 
         From any thread, at any time: nothing in it is from before what the rest is from after.
         """
+        if os.getpid() != self._process:
+            # A forked child, where nothing changes any more; a thread of the parent may have had the lock for ever.
+            return self._dispatcher.stats(model)
         with self._lock:
             return self._dispatcher.stats(model)
 
@@ -445,10 +450,12 @@ class Supervisor:
 
 def _deliver(items: Sequence[Item], answer: Encoded) -> None:
     """Hand each item its result, or its own error."""
-    for position, (item, result) in enumerate(zip(items, answer.results, strict=True)):
+    counts = repeat(0, len(items)) if answer.counts is None else answer.counts
+    for position, (item, result, count) in enumerate(zip(items, answer.results, counts, strict=True)):
         if answer.failures and position in answer.failures:
             _tell([FailedItem(item, answer.failures[position])])
         else:
+            item.count = count
             item.sink.deliver(item.index, result)
 
 

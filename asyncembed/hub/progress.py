@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from queue import SimpleQueue
-from threading import RLock, Thread
+from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 from anyio import to_thread
+
+from asyncembed.bars import bar_class
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -129,7 +130,7 @@ def _draw(events: "SimpleQueue[ProgressEvent | None]") -> None:
 def _open_bar(source: str, total_bytes: int | None) -> "tqdm[Any]":
     from huggingface_hub.utils import are_progress_bars_disabled
 
-    return _bar_class()(
+    return bar_class()(
         total=total_bytes,
         desc=source,
         unit="B",
@@ -137,16 +138,3 @@ def _open_bar(source: str, total_bytes: int | None) -> "tqdm[Any]":
         # None: only where the output is a terminal.
         disable=True if are_progress_bars_disabled() else None,
     )
-
-
-@cache
-def _bar_class() -> "type[tqdm[Any]]":
-    from tqdm import tqdm
-
-    class Bar(tqdm):  # type: ignore[type-arg]
-        # tqdm's own lock fixes the start method of multiprocessing for the whole program, and its monitor is a thread
-        # that outlives the bar; neither is needed here, so neither is made.
-        monitor_interval = 0
-
-    Bar.set_lock(RLock())
-    return Bar

@@ -248,16 +248,24 @@ def _encoded_bytes(image: "Image.Image") -> bytes | None:
         return None
     if isinstance(file, BytesIO):
         return file.getvalue()
-    if os.name != "posix":
-        return None
     try:
         descriptor = file.fileno()  # type: ignore[union-attr]
     except (OSError, AttributeError):
         return None
+    return _whole_file(descriptor)
+
+
+def _whole_file(descriptor: int) -> bytes | None:
+    """What an open file holds, read without moving its position, which belongs to the image; None where that cannot be.
+
+    Raises:
+        InputError: It is too large.
+    """
+    if sys.platform == "win32":
+        return None
     size_bytes = os.fstat(descriptor).st_size
     if size_bytes > MAX_ENCODED_BYTES:
         raise InputError(f"its file of {size_bytes} bytes is too large")
-    # Without moving the file's position, which belongs to the image.
     return os.pread(descriptor, size_bytes, 0)
 
 

@@ -41,7 +41,7 @@ ANSWER = "(3, 384) 1\n"
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, packed into a folder: once for the module, as it takes most of a minute."""
     directory = tmp_path_factory.mktemp("packed")
-    (directory / "program.py").write_text(PROGRAM)
+    (directory / "program.py").write_text(PROGRAM, "utf-8")
     command = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level=WARN"]
     command += [f"--exclude-module={name}" for name in NOT_NEEDED]
     done = subprocess.run(
@@ -49,7 +49,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=directory,
         env={**os.environ, "PYTHONPATH": str(programs.ROOT), "PYINSTALLER_CONFIG_DIR": str(directory / "cache")},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     return directory / "dist" / "program" / "program"
@@ -70,6 +70,6 @@ def test_a_packed_program_has_what_it_needs_and_its_workers_are_not_the_program_
     text = write_model(tmp_path / "text", model_file=spec.model_file, dim=spec.dim)
     sparse = write_bm25(tmp_path / "sparse")
     done = subprocess.run(
-        [packed, NAME, text, sparse], capture_output=True, text=True, timeout=programs.PROGRAM_SECONDS
+        [packed, NAME, text, sparse], capture_output=True, encoding="utf-8", timeout=programs.PROGRAM_SECONDS
     )
     assert (done.stdout, done.stderr) == ("started\n" + 2 * ANSWER, "")

@@ -31,7 +31,7 @@ def test_a_cpu_is_the_best_kind_whose_instructions_it_has(features: set[str], ki
 
 
 def test_linux_says_the_same_as_numpy_where_both_do(tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text(CPUINFO)
+    (tmp_path / "cpuinfo").write_text(CPUINFO, "utf-8")
     assert kind_of(features_of_linux(tmp_path / "cpuinfo")) == "avx512_vnni"
     assert features_of_linux(tmp_path / "absent") == frozenset()
     listed = features_of_linux(Path("/proc/cpuinfo"))

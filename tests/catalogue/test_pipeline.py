@@ -158,7 +158,7 @@ WITH_LINEAR = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense
 
 def write_with_linear(directory: Path) -> Path:
     write_repo(directory, modules=WITH_LINEAR, files=("onnx/model.onnx", "2_Dense/model.safetensors"))
-    (directory / "2_Dense/config.json").write_text(json.dumps({"in_features": 8, "out_features": 4}))
+    (directory / "2_Dense/config.json").write_text(json.dumps({"in_features": 8, "out_features": 4}), "utf-8")
     return directory
 
 
@@ -189,9 +189,9 @@ def test_a_keyword_overrides_its_own_module_and_no_other(
 
 def test_modules_of_the_repos_own_are_the_graphs_where_the_caller_says_the_rest(tmp_path: Path) -> None:
     write_with_linear(tmp_path)
-    modules = json.loads((tmp_path / "modules.json").read_text())
+    modules = json.loads((tmp_path / "modules.json").read_text("utf-8"))
     modules[0]["type"] = "custom_st.Transformer"
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "modules.json").write_text(json.dumps(modules), "utf-8")
     with pytest.raises(
         UnsupportedModelError, match=r"custom_st.Transformer is none that we compute.*pooling= and norm"
     ):
@@ -241,10 +241,10 @@ def test_a_pooling_mode_of_any_shape_is_our_error_unless_the_caller_says_another
 def test_no_module_leads_out_of_the_repo(folder: object, position: int, tmp_path: Path) -> None:
     repo = write_with_linear(tmp_path / "repo")
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
-    modules = json.loads((repo / "modules.json").read_text())
+    (tmp_path / "elsewhere" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}), "utf-8")
+    modules = json.loads((repo / "modules.json").read_text("utf-8"))
     modules[position]["path"] = folder
-    (repo / "modules.json").write_text(json.dumps(modules))
+    (repo / "modules.json").write_text(json.dumps(modules), "utf-8")
     with pytest.raises(ModelLoadError):
         spec_from_directory(repo)
 
@@ -432,23 +432,23 @@ def test_sparse_encoders_of_sentence_transformers_are_splade(tmp_path: Path) -> 
     write_repo(tmp_path, modules=modules)
     pooling = tmp_path / "1_SpladePooling" / "config.json"
     pooling.parent.mkdir()
-    pooling.write_text(json.dumps({"pooling_strategy": "max", "activation_function": "relu"}))
+    pooling.write_text(json.dumps({"pooling_strategy": "max", "activation_function": "relu"}), "utf-8")
     spec = spec_from_directory(tmp_path, family="sparse")
     assert (spec.encoder, spec.max_length) == ("splade", 128)
-    pooling.write_text(json.dumps({"pooling_strategy": "sum", "activation_function": "relu"}))
+    pooling.write_text(json.dumps({"pooling_strategy": "sum", "activation_function": "relu"}), "utf-8")
     with pytest.raises(UnsupportedModelError, match="sum of relu"):
         spec_from_directory(tmp_path, family="sparse")
     write_repo(tmp_path, modules=[("Transformer", ""), ("Pooling", "1_Pooling")])
     with pytest.raises(UnsupportedModelError, match="MLMTransformer and SpladePooling"):
         spec_from_directory(tmp_path, family="sparse")
     (tmp_path / "modules.json").unlink()
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"]}))
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"]}), "utf-8")
     assert spec_from_directory(tmp_path, family="sparse").encoder == "splade"
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", '[{"idx": "first"}]', "["])
 def test_a_broken_list_of_modules_is_told(content: str, tmp_path: Path) -> None:
-    (tmp_path / "modules.json").write_text(content)
+    (tmp_path / "modules.json").write_text(content, "utf-8")
     with pytest.raises(ModelLoadError, match="modules.json"):
         spec_from_directory(tmp_path)
 
@@ -485,7 +485,7 @@ def test_modules_are_computed_in_the_one_order_in_which_they_mean_something(
         flags = {"pooling_mode_mean_tokens": True}
         directory = write_repo(Path(folder), modules=modules, files=files)
         (directory / "Pooling").mkdir()
-        (directory / "Pooling/config.json").write_text(json.dumps(flags))
+        (directory / "Pooling/config.json").write_text(json.dumps(flags), "utf-8")
         overrides = Overrides(pooling=pooling, normalize=None if pooling is None else True)
         # Where the caller says all, modules of the repo's own may stand for the first two.
         first = "(Transformer )?(Pooling )?" if pooling else "Transformer Pooling "

@@ -7,20 +7,29 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import anyio
 import anyio.lowlevel
 import numpy as np
 import pytest
 
+from asyncembed import (
+    ImageEmbedding,
+    LateInteractionMultimodalEmbedding,
+    LateInteractionTextEmbedding,
+    SparseTextEmbedding,
+    TextCrossEncoder,
+)
 from asyncembed.embedders.base import CALLS_PER_TURN
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.engine import pool as pool_module
 from asyncembed.engine.pool import WorkerPool
 from asyncembed.errors import InputError, OptionError, OverloadedError, StateError
 from tests.support.encoders import ECHO, with_settings
-from tests.support.models import write_model
+from tests.support.every_encoder import WRITE
+from tests.support.images import picture
+from tests.support.models import TEXTS, write_model
 from tests.support.waiting import nothing_left_behind, run_in_a_loop_of_its_own, until
 
 
@@ -66,7 +75,7 @@ async def test_only_a_text_alone_is_counted_before_bulk_work(pool: WorkerPool, g
             group.start_soon(model.token_count, "alone #1")
             await until(lambda: model.stats().queued + model.stats().in_flight == 61)
             gate.touch()
-    order = [line.split()[1] for line in log.read_text().splitlines()]
+    order = [line.split()[1] for line in log.read_text("utf-8").splitlines()]
     assert order.index("alone") <= 10  # before it only what the workers had by then
 
 
@@ -174,6 +183,118 @@ async def test_a_query_cancelled_while_it_is_computed_disturbs_nobody(pool: Work
             cancelled.cancel_scope.cancel()
         group.start_soon(model.embed_documents, ["a", "b"])
         gate.touch()
+
+
+# ---------------------------------------------------------------- tokens
+
+LONG = "the " * 2000
+EMBEDDERS: dict[str, type[Any]] = {
+    "dense": TextEmbedding,
+    "static": TextEmbedding,
+    "bm25": SparseTextEmbedding,
+    "bm42": SparseTextEmbedding,
+    "minicoil": SparseTextEmbedding,
+    "splade": SparseTextEmbedding,
+    "inference_free_splade": SparseTextEmbedding,
+    "colbert": LateInteractionTextEmbedding,
+    "token_states": LateInteractionTextEmbedding,
+}
+
+
+def same(found: Any, wanted: Any) -> bool:
+    return bool(np.allclose(found.values, wanted.values) if hasattr(wanted, "values") else np.allclose(found, wanted))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EMBEDDERS)
+async def test_calls_for_texts_say_what_these_cost_where_asked(name: str, pool: WorkerPool, tmp_path: Path) -> None:
+    documents = ["how many", LONG]
+    extended = {"include_extension": True} if EMBEDDERS[name] is LateInteractionTextEmbedding else {}
+    async with EMBEDDERS[name](WRITE[name](tmp_path), pool=pool) as model:
+        results, tokens, is_cut = await model.embed_documents(documents, with_tokens=True)
+        assert is_cut.tolist() == [False, model.max_length is not None]
+        assert [await model.token_count(each, **extended) for each in documents] == tokens.tolist()
+        assert tokens[1] == (model.max_length or 2000)
+        assert await model.token_count(LONG, truncated=False) >= 2000
+        plain = await model.embed_documents(documents)
+        assert all(map(same, results, plain))
+        query = await model.embed_query("how many", with_tokens=True)
+        assert query.tokens >= 2
+        assert query.is_cut is False
+        assert same(query.result, await model.embed_query("how many"))
+        assert (await model.query_embed(["how many"]).with_tokens().collect()).tokens.tolist() == [query.tokens]
+        assert model.stats().truncated == 2 * (model.max_length is not None)
+
+
+@pytest.mark.slow
+async def test_rankings_say_what_all_pairs_cost(pool: WorkerPool, tmp_path: Path) -> None:
+    documents = ["how many", LONG, "the way"]
+    async with TextCrossEncoder(WRITE["cross_encoder"](tmp_path), pool=pool) as model:
+        best, tokens, is_cut = await model.rank("make it", documents, top_k=1, with_tokens=True)
+        assert best == await model.rank("make it", documents, top_k=1)
+        assert is_cut.tolist() == [False, True, False]
+        assert tokens.tolist() == [await model.token_count([("make it", each)]) for each in documents]
+        assert tokens[1] == model.max_length
+        assert await model.token_count([("make it", LONG)], truncated=False) == 2000 + tokens[0] - 2
+
+
+@pytest.mark.slow
+async def test_images_say_how_many_patches_they_are(pool: WorkerPool, tmp_path: Path) -> None:
+    pictures = [picture(40, 30), picture(300, 200)]
+    async with ImageEmbedding(WRITE["image"](tmp_path), pool=pool) as images:
+        assert images.max_length is None
+        vectors, tokens, is_cut = await images.embed_images(pictures, with_tokens=True)
+        one = await images.embed_image(pictures[0], with_tokens=True)
+        assert same(one.result, vectors[0])
+        assert tokens.tolist() == [one.tokens] * 2
+        assert one.tokens > 0
+        assert not is_cut.any()
+
+
+@pytest.mark.slow
+async def test_pages_and_the_queries_for_them_say_what_they_cost(pool: WorkerPool, tmp_path: Path) -> None:
+    async with LateInteractionMultimodalEmbedding(WRITE["colmodernvbert"](tmp_path), pool=pool) as model:
+        query = await model.embed_query(LONG, with_tokens=True)
+        assert (query.tokens, query.is_cut) == (model.max_length, True)
+        assert await model.token_count(LONG, truncated=False) >= 2000
+        pages, tokens, _ = await model.embed_images([picture(40, 30), picture(300, 200)], with_tokens=True)
+        assert len(pages) == len(tokens) == 2
+        one = await model.embed_one_image(picture(40, 30), with_tokens=True)
+        assert (one.tokens, one.result.shape) == (tokens[0], pages[0].shape)
+
+
+@pytest.mark.slow
+async def test_threads_and_processes_count_alike(pool: WorkerPool, tmp_path: Path) -> None:
+    spec = WRITE["dense"](tmp_path)
+    columns = []
+    for options in ({"pool": pool}, {"workers": 0}):
+        async with TextEmbedding(spec, **options) as model:
+            columns.append(await model.embed([*TEXTS, LONG], ordered=True).with_tokens().collect())
+    for ours, theirs in zip(*columns, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+async def test_the_length_limit_is_known_while_a_model_is_open(tmp_path: Path) -> None:
+    """Of `max_length=` and what the model takes, the smaller one."""
+    model = TextEmbedding(WRITE["dense"](tmp_path), workers=0, max_length=7)
+    with pytest.raises(StateError, match="is not open"):
+        _ = model.max_length
+    async with model:
+        assert model.max_length == 7
+        assert (await model.embed_query("the " * 5, with_tokens=True)).is_cut is False
+        assert (await model.embed_query("the " * 6, with_tokens=True))[1:] == (7, True)
+        assert await model.token_count("the " * 6, truncated=False, prompt="they ") == 9
+    with pytest.raises(StateError, match="was closed"):
+        _ = model.max_length
+
+
+async def test_what_asks_for_tokens_is_checked(model: TextEmbedding) -> None:
+    wrong = cast(Literal[True], "yes")
+    for ask in (model.embed_query("x", with_tokens=wrong), model.embed_documents(["x"], with_tokens=wrong)):
+        with pytest.raises(OptionError, match="with_tokens must be True or False"):
+            await ask
+    with pytest.raises(OptionError, match="truncated must be True or False"):
+        await model.token_count("x", truncated=cast(bool, "no"))
 
 
 # ---------------------------------------------------------------- opening and closing

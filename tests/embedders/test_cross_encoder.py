@@ -161,7 +161,7 @@ async def test_a_directory_outside_the_catalogue_works_with_one_label_only(
     with pytest.raises(UnsupportedModelError, match="several labels"):
         async with TextCrossEncoder(tmp_path, workers=0):
             pass
-    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "no", "1": "maybe", "2": "yes"}}))
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "no", "1": "maybe", "2": "yes"}}), "utf-8")
     with pytest.raises(UnsupportedModelError, match="3 labels"):
         async with TextCrossEncoder(tmp_path, workers=0):
             pass

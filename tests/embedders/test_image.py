@@ -174,8 +174,8 @@ async def test_a_directory_as_transformers_5_writes_it_is_a_model(
 ) -> None:
     write_image_model(tmp_path, NAME)
     config = tmp_path / "preprocessor_config.json"
-    nested = {"image_processor": json.loads(config.read_text()), "processor_class": "CLIPProcessor"}
-    (tmp_path / "processor_config.json").write_text(json.dumps(nested))
+    nested = {"image_processor": json.loads(config.read_text("utf-8")), "processor_class": "CLIPProcessor"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(nested), "utf-8")
     config.unlink()
     async with ImageEmbedding(tmp_path, workers=0) as model:
         np.testing.assert_allclose(await model.embed_images(list(paths)), expected, atol=1e-6)

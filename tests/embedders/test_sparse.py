@@ -103,7 +103,7 @@ async def test_what_is_no_text_or_over_the_limit_gets_an_error_of_its_own(direct
         with pytest.raises(InputError, match="input 1: expected a str, got int"):
             await model.embed(texts).collect()
         with pytest.raises(InputError, match="got bytes"):
-            await model.embed_query(b"word")  # type: ignore[arg-type]
+            await model.embed_query(b"word")  # type: ignore[call-overload]
 
 
 async def test_bm25_with_stop_words_of_ones_own_needs_no_files() -> None:
@@ -159,7 +159,7 @@ def test_neither_bm25_nor_queries_without_inference_load_a_runtime(directories: 
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
-        env=environment, capture_output=True, text=True, timeout=60, check=False,
+        env=environment, capture_output=True, encoding="utf-8", timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
@@ -177,8 +177,8 @@ def test_a_stemmer_that_workers_could_not_import_is_refused() -> None:
         """
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=60, check=False,
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60, check=False,
+        capture_output=True, encoding="utf-8",
     )  # fmt: skip
     assert "OptionError: the class of stemmer=" in done.stderr
     assert "line 7" in done.stderr

@@ -108,7 +108,7 @@ async def test_prompts_are_off_on_or_ones_own(pool: WorkerPool, tmp_path: Path) 
         with pytest.raises(OptionError, match="no prompt is called 'clustering'; known are: query"):
             own.embed(["the day"], prompt_name="clustering")
         with pytest.raises(OptionError, match="prompt must be a text"):
-            await own.embed_query("the day", prompt=5)  # type: ignore[arg-type]
+            await own.embed_query("the day", prompt=5)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ async def test_a_role_gets_its_own_prompt_the_empty_one_included_and_never_the_d
         "prompts": {default: "not this one "} if are_own and default else declared,
         "default_prompt_name": default,
     }
-    (directory / "config_sentence_transformers.json").write_text(json.dumps(config))
+    (directory / "config_sentence_transformers.json").write_text(json.dumps(config), "utf-8")
     async with TextEmbedding(directory, workers=0, prompts=declared if are_own else None) as model:
         expected = {prompt: await model.embed_query("day", prompt=prompt) for prompt in (query, passage, plain)}
         assert np.array_equal(await model.embed_query("day"), expected[query])
@@ -149,9 +149,9 @@ async def test_a_role_gets_its_own_prompt_the_empty_one_included_and_never_the_d
 def as_sentence_transformers(directory: Path) -> Path:
     kinds = {"Transformer": "", "Pooling": "1_Pooling"}
     modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds.items()]
-    (directory / "modules.json").write_text(json.dumps(modules))
+    (directory / "modules.json").write_text(json.dumps(modules), "utf-8")
     (directory / "1_Pooling").mkdir()
-    (directory / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean"}), "utf-8")
     return directory
 
 

@@ -70,7 +70,7 @@ def test_a_split_image_has_rows_for_each_tile(tmp_path: Path) -> None:
 def test_an_image_that_is_not_split_equals_the_reference(tmp_path: Path) -> None:
     spec = write_multimodal_model(tmp_path, COLMODERNVBERT_NAME)
     config = SMALL_IDEFICS3 | {"do_image_splitting": False}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config), "utf-8")
     encoder = build(EncoderConfig(spec=spec, directory=tmp_path))
     image = picture(80, 50)
     expected = list(reference(tmp_path, COLMODERNVBERT_NAME).embed_image([image]))

@@ -327,7 +327,9 @@ def test_what_the_repo_lists_after_a_finished_vector_is_not_done_again(tmp_path:
     write_model(tmp_path, **BOTH)
     (tmp_path / "2_Dense").mkdir()
     write_tensors(tmp_path / "2_Dense/model.safetensors", {"linear.weight": np.eye(DIM, dtype=np.float32) * 2})
-    (tmp_path / "2_Dense/config.json").write_text('{"activation_function": "torch.nn.modules.linear.Identity"}')
+    (tmp_path / "2_Dense/config.json").write_text(
+        '{"activation_function": "torch.nn.modules.linear.Identity"}', "utf-8"
+    )
     settings = {"projections": ("2_Dense",)}
     finished = small_encoder(tmp_path, pooling="mean", settings=settings | {"takes_finished": "any"})
     computed = small_encoder(tmp_path, pooling="mean", settings=settings)

@@ -171,6 +171,44 @@ def test_what_it_computed_is_counted(load: Load, name: str, mode: Mode) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), EVERY_MODE)
+def test_each_input_has_the_tokens_that_it_has_alone(load: Load, name: str, mode: Mode) -> None:
+    encoder, inputs = load(name), inputs_for(mode)
+    counts = encode(encoder, mode, [wrong_input_for(mode), *inputs]).counts
+    assert counts is not None
+    assert counts[0] == 0
+    assert list(counts[1:]) == [encode(encoder, mode, [value]).tokens * _sign(encoder, mode, value) for value in inputs]
+    assert {type(count) for count in counts} == {int}
+
+
+def _sign(encoder: Encoder, mode: Mode, value: object) -> int:
+    """-1 for an input that is over the limit."""
+    return -1 if mode != "image" and encoder.encode([value], Call(mode=mode, truncate=False)).failures else 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mode"), [(name, mode) for name, mode in COUNTING if name != "bm25"])
+def test_whole_inputs_are_counted_whether_they_are_within_the_limit_or_not(load: Load, name: str, mode: Mode) -> None:
+    """Within it the two counts agree; over it, one word more is one token more."""
+    encoder = load(name)
+    limit = encoder.info.max_length
+    assert limit is not None
+
+    def count(words: int, *, truncated: bool = True, truncate: bool = True) -> int:
+        text = "the " * words
+        value: object = (text, text) if mode == "pair" else text
+        call = Call(mode="count", include_extension=True, role="query", truncated=truncated, truncate=truncate)
+        return int(encoder.encode([value], call).results[0])
+
+    step = 2 if mode == "pair" else 1
+    assert count(3, truncated=False) == count(3)
+    assert count(10_000) <= limit < count(10_000, truncated=False)
+    assert count(10_001, truncated=False) - count(10_000, truncated=False) == step
+    assert count(10_000, truncated=False) == count(9_000, truncated=False) + 1000 * step
+    assert count(10_000, truncated=False, truncate=False) == count(10_000, truncated=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mode"), EVERY_MODE)
 def test_what_it_answers_survives_the_way_to_another_process(load: Load, name: str, mode: Mode) -> None:
     encoded = encode(load(name), mode, [*inputs_for(mode), wrong_input_for(mode)])
     results, failures = pickle.loads(pickle.dumps((encoded.results, encoded.failures)))

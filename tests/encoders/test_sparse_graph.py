@@ -161,7 +161,7 @@ def test_the_weights_of_queries_must_be_there(directories: dict[str, Path], tmp_
     write_splade(tmp_path)
     with pytest.raises(UnsupportedModelError, match=r"idf\.json"):
         load(IF_SPLADE, tmp_path)
-    (tmp_path / "idf.json").write_text('["no object"]')
+    (tmp_path / "idf.json").write_text('["no object"]', "utf-8")
     with pytest.raises(ModelLoadError, match=r"idf\.json is no object"):
         load(IF_SPLADE, tmp_path)
 
@@ -194,6 +194,6 @@ def test_broken_files_of_minicoil_are_named(damage: str, tmp_path: Path) -> None
         case "shape":
             np.save(tmp_path / "minicoil.triplet.model.npy", np.zeros((2, 8, 4), np.float32))
         case "json":
-            (tmp_path / "minicoil.triplet.model.vocab").write_text(json.dumps({"vocab": []}))
+            (tmp_path / "minicoil.triplet.model.vocab").write_text(json.dumps({"vocab": []}), "utf-8")
     with pytest.raises(ModelLoadError, match=r"minicoil\.triplet\.model"):
         load(MINICOIL, tmp_path)

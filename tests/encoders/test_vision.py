@@ -77,7 +77,7 @@ def test_images_of_different_sizes_run_apart_where_the_model_takes_them_as_they_
     import json
 
     spec = write_image_model(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_resize": False}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_resize": False}), "utf-8")
     encoder = ImageEncoder(EncoderConfig(spec=spec, directory=tmp_path))
     files = [encoded(picture(*size), "PNG") for size in ((50, 60), (70, 40), (50, 60))]
     together = results(encoder, files)

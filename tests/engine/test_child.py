@@ -33,10 +33,10 @@ def test_a_model_is_loaded_once(tmp_path: Path) -> None:
     host, config = child.Host(), config_of(with_settings(load_log=str(log)))
     host.load(0, config)
     host.load(0, config)
-    assert len(log.read_text().splitlines()) == 1
+    assert len(log.read_text("utf-8").splitlines()) == 1
     host.unload(0)
     host.load(0, config)
-    assert len(log.read_text().splitlines()) == 2
+    assert len(log.read_text("utf-8").splitlines()) == 2
 
 
 def test_a_foreign_error_of_loading_travels_as_text() -> None:

@@ -15,12 +15,12 @@ def write(root: Path, *, mounts: list[str], groups: list[str], files: dict[str, 
     """A /proc/self with these mounts and groups; `files` are what lies in the mounts, below `root`."""
     proc = root / "proc"
     proc.mkdir()
-    (proc / "mountinfo").write_text("".join(f"{line.replace('@', str(root))}\n" for line in mounts))
-    (proc / "cgroup").write_text("".join(f"{line}\n" for line in groups))
+    (proc / "mountinfo").write_text("".join(f"{line.replace('@', str(root))}\n" for line in mounts), "utf-8")
+    (proc / "cgroup").write_text("".join(f"{line}\n" for line in groups), "utf-8")
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, "utf-8")
     return proc
 
 
@@ -60,9 +60,9 @@ def test_a_container_that_sees_its_own_group_as_the_top_is_read_there(tmp_path: 
     files = {"unified/cpu.max": "200000 100000\n", "unified/inner/cpu.max": "100000 100000\n"}
     proc = write(tmp_path, mounts=[mount], groups=["0::/docker/1f"], files=files)
     assert cpu_quota(proc) == 2
-    (proc / "cgroup").write_text("0::/docker/1f/inner\n")
+    (proc / "cgroup").write_text("0::/docker/1f/inner\n", "utf-8")
     assert cpu_quota(proc) == 1
-    (proc / "cgroup").write_text("0::/elsewhere\n")
+    (proc / "cgroup").write_text("0::/elsewhere\n", "utf-8")
     assert cpu_quota(proc) == 2
 
 

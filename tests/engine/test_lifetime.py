@@ -1,6 +1,5 @@
 """Ctrl-C at any moment of opening: the program ends with it, and nothing is left running."""
 
-import os
 import random
 import signal
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import programs
+from tests.support import posix, programs
 from tests.support.waiting import worker_processes
 
 pytestmark = pytest.mark.slow
@@ -101,7 +100,7 @@ def test_ctrl_c_while_workers_start_ends_them_too(seed: int, tmp_path: Path, any
     assert program.stdout.readline() == "opens\n"
     time.sleep(random.Random(seed).uniform(0, 0.6))  # whatever it is doing by then
     workers = worker_processes(program.pid)
-    os.killpg(program.pid, signal.SIGINT)
+    posix.press_ctrl_c(program.pid)
     _, errors = program.communicate(timeout=30)
     assert program.returncode == -signal.SIGINT
     assert errors.rstrip().endswith("KeyboardInterrupt")

@@ -1,11 +1,15 @@
 """What a pool offers its users, and what becomes of its options."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from asyncembed import TextEmbedding, WorkerPool
 from asyncembed.engine import pool as pool_module
 from asyncembed.engine.pool import MAX_WORKERS_BY_DEFAULT, engine_of
 from asyncembed.engine.supervisor import WorkerPlan
+from tests.support import programs
 from tests.support.encoders import ECHO
 
 
@@ -46,6 +50,36 @@ async def test_a_pool_says_how_it_is_doing() -> None:
         )
     assert repr(pool) == "<WorkerPool closed>"
     assert repr(object.__new__(WorkerPool)) == "<WorkerPool not open>"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_can_look_at_its_parents_pool_whatever_went_on_there(tmp_path: Path) -> None:
+    source = """
+import os, threading
+from asyncembed import WorkerPool
+from asyncembed.engine.pool import engine_of
+
+pool = WorkerPool(workers=0)
+is_held, is_over = threading.Event(), threading.Event()
+
+def decide():
+    with engine_of(pool)._lock:
+        is_held.set()
+        is_over.wait()
+
+thread = threading.Thread(target=decide)
+thread.start()
+is_held.wait()
+child = os.fork()
+if child == 0:
+    print(repr(pool), pool.stats().workers, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+is_over.set()
+thread.join()
+"""
+    assert programs.run(source, tmp_path).stdout == "<WorkerPool not open> 1\n"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ async def main():
         report(type(error).__name__, error)
 
 def report(*words):
-    with open(sys.argv[1], "a") as file:
+    with open(sys.argv[1], "a", encoding="utf-8") as file:
         print(*words, file=file)
 
 asyncio.run(main())
@@ -43,7 +43,7 @@ def run(source: str, directory: Path) -> tuple[list[str], str]:
     """The lines that a program reported, and its stderr."""
     report = directory / "report"
     done = programs.run(source, directory, str(report))
-    return (report.read_text().splitlines() if report.exists() else []), done.stderr
+    return (report.read_text("utf-8").splitlines() if report.exists() else []), done.stderr
 
 
 # ---------------------------------------------------------------- descriptors 0 to 2
@@ -55,7 +55,7 @@ def test_a_program_with_closed_standard_streams_has_workers_that_live_and_end_wi
 ) -> None:
     """Their numbers go to whatever is opened next: a pipe of ours under one of them would be written over."""
     script, report = tmp_path / "program.py", tmp_path / "report"
-    script.write_text(source_of(workers=2, after="await asyncio.sleep(3600)"))
+    script.write_text(source_of(workers=2, after="await asyncio.sleep(3600)"), "utf-8")
     parent = subprocess.Popen(
         ["sh", "-c", f'exec "$0" "$1" "$2" {closed}', sys.executable, script, report],
         cwd=tmp_path,
@@ -65,9 +65,9 @@ def test_a_program_with_closed_standard_streams_has_workers_that_live_and_end_wi
         stderr=subprocess.DEVNULL,
     )
     try:
-        while not (report.exists() and report.read_text().endswith("\n")):
+        while not (report.exists() and report.read_text("utf-8").endswith("\n")):
             assert parent.poll() is None
-        assert report.read_text() == "2 2\n"
+        assert report.read_text("utf-8") == "2 2\n"
         workers = worker_processes(parent.pid)
         assert len(workers) == 2
     finally:
@@ -102,7 +102,7 @@ multiprocessing.spawn.set_executable(None)
 
 def test_an_interpreter_that_the_program_has_set_is_taken(tmp_path: Path) -> None:
     mark, program = tmp_path / "mark", tmp_path / "interpreter"
-    program.write_text(f'#!/bin/sh\ntouch {mark}\nexec {sys.executable} "$@"\n')
+    program.write_text(f'#!/bin/sh\ntouch {mark}\nexec {sys.executable} "$@"\n', "utf-8")
     program.chmod(0o755)
     before = f"import multiprocessing\nmultiprocessing.set_executable({str(program)!r})"
     assert run(source_of(before), tmp_path)[0] == ["2 1"]

@@ -1,7 +1,6 @@
 """The worker pool with real workers: what they compute, and what becomes of it when they die."""
 
 import os
-import signal
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import FrozenInstanceError, replace
@@ -30,6 +29,7 @@ from asyncembed.errors import (
 )
 from tests.support import programs
 from tests.support.encoders import ECHO, with_settings
+from tests.support.killing import kill
 from tests.support.waiting import WAIT_SECONDS, nothing_left_behind, until
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def only_error(results: Sequence[object], index: int) -> object:
 async def test_an_idle_worker_that_is_killed_is_replaced() -> None:
     async with nothing_left_behind(), WorkerPool(workers=2) as pool, TextEmbedding(ECHO, pool=pool) as model:
         before = pool.worker_pids()
-        os.kill(before[0], signal.SIGKILL)
+        kill(before[0])
         await until(lambda: len(set(pool.worker_pids()) - set(before)) == 1)
         assert before[1] in pool.worker_pids()
         assert model.stats().workers_restarted == 1
@@ -100,9 +100,9 @@ async def test_a_worker_killed_at_work_loses_nothing(tmp_path: Path, gate: Path)
 
         async with anyio.create_task_group() as group:
             group.start_soon(consume)
-            await until(lambda: mark.exists() and bool(mark.read_text()))
+            await until(lambda: mark.exists() and bool(mark.read_text("utf-8")))
             gate.touch()
-            os.kill(int(mark.read_text()), signal.SIGKILL)
+            kill(int(mark.read_text("utf-8")))
         assert results == list(range(50))
 
 
@@ -119,7 +119,7 @@ async def test_all_workers_killed_at_once_lose_nothing(tmp_path: Path, gate: Pat
             group.start_soon(consume)
             await until(lambda: model.stats().in_flight == 2)
             for pid in pool.worker_pids():
-                os.kill(pid, signal.SIGKILL)
+                kill(pid)
             gate.touch()
         assert results == list(range(50))
         assert model.stats().workers_restarted == 2
@@ -216,7 +216,7 @@ async def test_an_input_withdrawn_after_it_killed_a_worker_is_not_tried_again(tm
             group.start_soon(model.embed_query, f"mark:{mark} hang")
             await until(mark.exists)
             group.cancel_scope.cancel()
-        os.kill(int(mark.read_text()), signal.SIGKILL)
+        kill(int(mark.read_text("utf-8")))
         assert await numbers(model, numbered(5)) == list(range(5))
         assert model.stats().workers_restarted == 1
 
@@ -257,7 +257,7 @@ async def main():
         pool = model._opened.engine
         (pid,) = pool.worker_pids()
         shorten(True)
-        os.kill(pid, signal.SIGKILL)
+        kill(pid)
         try:
             with anyio.fail_after(30):
                 await model.embed_query("a")
@@ -398,7 +398,7 @@ async def test_a_worker_that_cannot_load_again_costs_no_input(way: str, tmp_path
     spec = with_settings(**{way: str(trouble)})
     async with WorkerPool(workers=2) as pool, TextEmbedding(spec, pool=pool, max_batch_size=1) as model:
         trouble.touch()
-        os.kill(pool.worker_pids()[0], signal.SIGKILL)
+        kill(pool.worker_pids()[0])
         await until(lambda: model.stats().workers_restarted >= 3)
         assert await numbers(model, numbered(20)) == list(range(20))
         trouble.unlink()
@@ -411,7 +411,7 @@ async def test_when_no_worker_can_load_again_the_inputs_fail_and_nothing_hangs(t
     trouble = tmp_path / "trouble"
     async with WorkerPool(workers=1) as pool, TextEmbedding(with_settings(die_if=str(trouble)), pool=pool) as model:
         trouble.touch()
-        os.kill(pool.worker_pids()[0], signal.SIGKILL)
+        kill(pool.worker_pids()[0])
         with pytest.raises(ModelLoadError):
             await model.embed_query("#1")
         trouble.unlink()
@@ -431,7 +431,7 @@ async def test_a_model_opens_though_another_kills_a_worker_again_and_again(tmp_p
     trouble = tmp_path / "trouble"
     async with WorkerPool(workers=2) as pool, TextEmbedding(with_settings(die_if=str(trouble)), pool=pool) as model:
         trouble.touch()
-        os.kill(pool.worker_pids()[0], signal.SIGKILL)
+        kill(pool.worker_pids()[0])
         await until(lambda: model.stats().workers_restarted >= 3)
         async with TextEmbedding(replace(ECHO, name="echo 2"), pool=pool) as other:
             assert await numbers(other, numbered(5)) == list(range(5))
@@ -447,16 +447,16 @@ async def test_a_model_loads_with_its_first_batch_or_ahead_of_it(tmp_path: Path)
         inbox = Inbox()
         engine_of(pool).submit([Item("#7", 3, BatchKey(model.key, Call(), 2048, 8), Priority.BULK, inbox, 0)])
         await until(lambda: 0 in inbox.heard)
-        assert len(log.read_text().splitlines()) == 1
+        assert len(log.read_text("utf-8").splitlines()) == 1
         await engine_of(pool).warm(model)
-        assert len(log.read_text().splitlines()) == 2
+        assert len(log.read_text("utf-8").splitlines()) == 2
 
 
 async def test_devices_are_dealt_out_and_cores_shared(tmp_path: Path) -> None:
     log = tmp_path / "loads"
     async with TextEmbedding(with_settings(load_log=str(log)), device_ids=[4, 7]) as model:
         assert model.stats().workers == 2
-    loads = [line.split() for line in log.read_text().splitlines()]
+    loads = [line.split() for line in log.read_text("utf-8").splitlines()]
     assert sorted(device for _, device, _ in loads) == ["4", "7"]
     threads = max(1, available_cores() // 2)
     assert {threads_of for _, _, threads_of in loads} == {str(threads)}
@@ -592,7 +592,7 @@ async def test_a_query_goes_before_what_an_ingest_has_waiting(tmp_path: Path, ga
         group.start_soon(model.embed_query, "query")
         await until(lambda: model.stats().queued_interactive == 1)
         gate.touch()
-    order = [line.split()[1] for line in log.read_text().splitlines()]
+    order = [line.split()[1] for line in log.read_text("utf-8").splitlines()]
     assert order[:3] == ["#0", "query", "#1"]
 
 
@@ -675,7 +675,7 @@ async def test_that_worker_takes_over_when_no_other_can_be_started(monkeypatch: 
         one, other = pool.worker_pids()
         assert {int(row[1]) for row in await model.embed(numbered(20)).collect()} == {one}
         monkeypatch.setattr("multiprocessing.spawn._python_exe", b"/bin/false")
-        os.kill(one, signal.SIGKILL)
+        kill(one)
         assert {int(row[1]) for row in await model.embed(numbered(20)).collect()} == {other}
 
 
@@ -715,6 +715,13 @@ async def test_stats_tell_what_was_computed(tmp_path: Path, gate: Path) -> None:
         assert stats.batch_seconds > 0
         with pytest.raises(FrozenInstanceError):
             stats.items = 0  # type: ignore[misc]
+
+
+async def test_stats_tell_how_many_inputs_were_cut() -> None:
+    async with TextEmbedding(ECHO, workers=0) as model:
+        await numbers(model, ["a cut", "b", "c cut"])
+        await model.embed_query("d cut")
+        assert model.stats().truncated == 3
 
 
 async def test_the_estimate_of_tokens_follows_what_was_computed(pool: WorkerPool) -> None:
@@ -757,7 +764,7 @@ async def test_a_worker_that_hangs_at_its_start_does_not_delay_closing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mark, program = tmp_path / "mark", tmp_path / "python"
-    program.write_text(f"#!/bin/sh\ntouch {mark}\nexec sleep 3600\n")
+    program.write_text(f"#!/bin/sh\ntouch {mark}\nexec sleep 3600\n", "utf-8")
     program.chmod(0o755)
     resource_tracker.ensure_running()  # multiprocessing's own, before its program is replaced
     monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(program))

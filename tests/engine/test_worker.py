@@ -14,7 +14,7 @@ from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.engine import child
 from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone
 from asyncembed.errors import StateError
-from tests.support import programs
+from tests.support import posix, programs
 from tests.support.encoders import ECHO
 from tests.support.programs import HowRun
 from tests.support.waiting import worker_processes
@@ -62,7 +62,7 @@ def test_a_worker_ignores_ctrl_c(worker: ProcessWorker) -> None:
     os.kill(worker.pid, signal.SIGINT)
     assert worker.call(os.getpid).result(ANSWER_SECONDS) == worker.pid
     # Blocked only while it started: what the encoder starts in its turn can be interrupted.
-    assert worker.call(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result(ANSWER_SECONDS) == set()
+    assert worker.call(posix.blocked_signals).result(ANSWER_SECONDS) == set()
 
 
 def test_sigint_is_blocked_from_the_first_moment_of_the_first_worker(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_killed_worker_says_so(worker: ProcessWorker) -> None:
 def test_a_large_call_to_a_worker_that_is_killed_does_not_block_its_end(worker: ProcessWorker) -> None:
     """More than the pipe holds: the thread that writes it must not wait for a reader that is dead."""
     assert worker.pid is not None
-    os.kill(worker.pid, signal.SIGSTOP)
+    posix.halt(worker.pid)
     answer = worker.run(0, [bytes(10_000_000)], Call())
     worker.kill()
     with pytest.raises(Exception, match="terminated abruptly"):
@@ -168,7 +168,7 @@ if __name__ == "__main__":
 
 PROGRAM = """
 import os, sys
-with open("runs", "a") as file:
+with open("runs", "a", encoding="utf-8") as file:
     file.write("run ")
 import asyncio, json
 from asyncembed.embedders.text import TextEmbedding
@@ -187,7 +187,7 @@ def test_a_program_without_a_main_guard_runs_once(how: HowRun, tmp_path: Path) -
     done = programs.run(PROGRAM, tmp_path, how=how)
     assert done.stderr == ""
     assert json.loads(done.stdout) == [1, 2, 3]
-    assert (tmp_path / "runs").read_text() == "run "
+    assert (tmp_path / "runs").read_text("utf-8") == "run "
 
 
 def test_other_processes_still_get_their_main_module(tmp_path: Path) -> None:

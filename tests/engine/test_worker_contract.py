@@ -68,7 +68,7 @@ def test_a_model_says_what_it_is_and_loads_once(worker: Worker, tmp_path: Path) 
     config = replace(CONFIG, spec=with_settings(load_log=str(tmp_path / "loads")))
     for _ in range(2):
         assert worker.load(1, config).result(ANSWER_SECONDS) == child.Loaded(ModelInfo(dim=3))
-    assert len((tmp_path / "loads").read_text().splitlines()) == 1
+    assert len((tmp_path / "loads").read_text("utf-8").splitlines()) == 1
 
 
 def test_models_that_cannot_be_loaded_are_answers(worker: Worker) -> None:

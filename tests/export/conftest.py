@@ -22,7 +22,7 @@ def variant(tmp_path: Path) -> Variant:
         shutil.copytree(DATA / name, directory)
         path = directory / "config.json"
         changed = json.loads(path.read_bytes()) | config
-        path.write_text(json.dumps({key: value for key, value in changed.items() if value is not None}))
+        path.write_text(json.dumps({key: value for key, value in changed.items() if value is not None}), "utf-8")
         return directory
 
     return copy

@@ -123,7 +123,7 @@ def test_split_weights_give_the_same_numbers(variant: Variant, tmp_path: Path) -
     for file in set(weight_map.values()):
         write_tensors(directory / file, {name: tensors[name] for name in tensors if weight_map[name] == file})
     index = {"metadata": {}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(str(index).replace("'", '"'))
+    (directory / "model.safetensors.index.json").write_text(str(index).replace("'", '"'), "utf-8")
     hidden = run(ensure_graph(directory, cache_dir=tmp_path), arrays)
     np.testing.assert_allclose(hidden, arrays["last_hidden_state"], rtol=0, atol=1e-5)
 
@@ -243,7 +243,7 @@ def test_an_unknown_architecture_is_named_beside_the_known_ones(name: object, va
 @pytest.mark.parametrize("text", ["", "[]", "{", "\x00"])
 def test_a_broken_config_is_a_load_error(text: str, variant: Variant, tmp_path: Path) -> None:
     directory = variant("bert")
-    (directory / "config.json").write_text(text)
+    (directory / "config.json").write_text(text, "utf-8")
     with pytest.raises(ModelLoadError, match=r"config\.json"):
         ensure_graph(directory, cache_dir=tmp_path / "cache")
 

@@ -22,7 +22,7 @@ def files(root: Path) -> list[Path]:
 def run(code: str, *arguments: object, env: Mapping[str, str] | None = None) -> str:
     """Run `code` in a fresh interpreter; what it prints."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8", check=True)
     return done.stdout.strip()
 
 
@@ -81,7 +81,7 @@ def test_a_changed_config_never_gets_the_old_graph(variant: Variant, tmp_path: P
     directory = variant("bert", hidden_act="gelu")
     old = ensure_graph(directory, cache_dir=tmp_path / "cache")
     config = json.loads((directory / "config.json").read_bytes())
-    (directory / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    (directory / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}), "utf-8")
     assert ensure_graph(directory, cache_dir=tmp_path / "cache") != old
 
 
@@ -156,7 +156,7 @@ def test_a_failed_build_leaves_nothing_behind(variant: Variant, tmp_path: Path) 
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", "utf-8")
     with pytest.raises(ModelLoadError, match="ASYNCEMBED_CACHE"):
         ensure_graph(DATA / "bert", cache_dir=tmp_path / "file" / "cache")
 

@@ -17,6 +17,7 @@ from asyncembed.hub.listing import RepoFile, Wanted
 from asyncembed.hub.partial import Partial
 from tests.hub.calls import download_files
 from tests.hub.server import Fault, HubServer, Repo, blob_id
+from tests.support import posix
 
 pytestmark = pytest.mark.slow
 
@@ -113,14 +114,15 @@ async def test_a_model_that_its_user_moved_to_another_disk_is_used_and_completed
     folder.symlink_to(tmp_path / "disk")
     snapshot = await fetch_all()
     assert (snapshot / "config.json").read_bytes() == FILES["config.json"]
-    assert (tmp_path / "disk/refs/main").read_text() == COMMIT
+    assert (tmp_path / "disk/refs/main").read_text("utf-8") == COMMIT
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a link away")
+@pytest.mark.posix
+@pytest.mark.skipif(not posix.is_root(), reason="only root can give a link away")
 async def test_a_model_that_another_user_linked_elsewhere_is_not_written(folder: Path, victim: Path) -> None:
     folder.rmdir()
     folder.symlink_to(victim)
-    os.lchown(folder, 12345, 12345)
+    posix.give_away(folder)
     with pytest.raises(CacheNotWritableError, match="is a link"):
         await fetch_all()
     assert_untouched(victim)
@@ -158,7 +160,7 @@ def test_a_leftover_that_is_no_file_of_ours_is_never_opened(kind: str, tmp_path:
         case "a hard link":
             os.link(precious, leftover)
         case "a pipe":
-            os.mkfifo(leftover)
+            posix.make_pipe(leftover)
         case _:
             leftover.mkdir()
     finish(blob)
@@ -179,12 +181,13 @@ def test_a_link_at_the_very_name_of_a_partial_file_is_replaced(tmp_path: Path) -
     assert (tmp_path / FILE.etag).read_bytes() == CONTENT
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.posix
+@pytest.mark.skipif(not posix.is_root(), reason="only root can give a file away")
 def test_a_leftover_of_another_user_is_not_written_to(tmp_path: Path) -> None:
     blob = tmp_path / FILE.etag
     leftover = blob.with_name(f"{blob.name}.asyncembed.incomplete")
     leftover.write_bytes(bytes(2 * len(CONTENT)))
-    os.chown(leftover, 12345, 12345)
+    posix.give_away(leftover)
     finish(blob)
     assert leftover.read_bytes() == bytes(2 * len(CONTENT))
 
@@ -215,8 +218,8 @@ async def test_no_lock_is_made_behind_a_link(place: str, cache: Path, victim: Pa
 def write_listing(folder: Path, files: dict[str, dict[str, object]]) -> None:
     for name in ("trees", "refs", f"snapshots/{COMMIT}", "blobs"):
         (folder / name).mkdir(parents=True)
-    (folder / "refs/main").write_text(COMMIT)
-    (folder / f"trees/{COMMIT}.json").write_text(json.dumps({"format_version": 1, "files": files}))
+    (folder / "refs/main").write_text(COMMIT, "utf-8")
+    (folder / f"trees/{COMMIT}.json").write_text(json.dumps({"format_version": 1, "files": files}), "utf-8")
 
 
 async def test_an_unsafe_path_in_a_cached_listing_is_not_used(cache: Path, folder: Path, hub: HubServer) -> None:
@@ -277,13 +280,13 @@ anyio.run(main)
 def test_a_pipe_in_the_cache_does_not_hang(place: str, cache: Path, folder: Path) -> None:
     write_listing(folder, {})
     (folder / place).unlink()
-    os.mkfifo(folder / place)
-    told = subprocess.run([sys.executable, "-c", PIPES, str(cache)], capture_output=True, text=True, timeout=60)
+    posix.make_pipe(folder / place)
+    told = subprocess.run([sys.executable, "-c", PIPES, str(cache)], capture_output=True, encoding="utf-8", timeout=60)
     assert told.stdout == "done\n", told.stderr
 
 
 async def test_a_ref_without_end_is_ignored(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     write_listing(folder, {})
-    (folder / "refs/main").write_text(COMMIT + "\n" * 2**20)
+    (folder / "refs/main").write_text(COMMIT + "\n" * 2**20, "utf-8")
     assert RepoCache(folder.parent, REPO).read_ref("main") is None

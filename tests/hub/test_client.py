@@ -209,7 +209,9 @@ def test_one_module_imports_the_http_client() -> None:
     """Its successor has the same interface: to change over is to change that line."""
     package = Path(asyncembed.__file__).parent
     importers = [
-        path.name for path in package.rglob("*.py") if re.search(r"(?m)^\s*(import|from) httpx", path.read_text())
+        path.name
+        for path in package.rglob("*.py")
+        if re.search(r"(?m)^\s*(import|from) httpx", path.read_text("utf-8"))
     ]
     assert importers == ["http.py"]
 

@@ -204,7 +204,7 @@ def test_ctrl_c_in_a_shell_leaves_what_the_next_one_resumes(repo: Repo, hub: Hub
         [sys.executable, "-c", CHILD, hub.url, str(cache), REPO],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     ) as child:
         assert child.stdout is not None
         for line in child.stdout:
@@ -226,13 +226,13 @@ def test_a_killed_process_leaves_what_the_next_one_resumes(repo: Repo, hub: HubS
     hub.faults.append(Fault("content", times=8, path="onnx", stall_after=300_000))
 
     with subprocess.Popen(
-        [sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", CHILD, hub.url, str(cache), REPO], stdout=subprocess.PIPE, encoding="utf-8"
     ) as child:
         assert child.stdout is not None
         for line in child.stdout:
             if int(line) > 2_000_000:
                 break
-        child.send_signal(signal.SIGKILL)
+        child.kill()
     hub.faults.clear()
     hub.requests.clear()
     anyio.run(partial(download_files, [HubOrigin(REPO)], patterns=["*"], progress=False))

@@ -40,6 +40,7 @@ from asyncembed.errors import (
 from asyncembed.hub import BytesReceived, ProgressEvent
 from tests.hub.calls import change_policy, download_files, list_files
 from tests.hub.server import Fault, HubServer, Repo
+from tests.support import posix
 
 pytestmark = pytest.mark.slow
 
@@ -288,7 +289,7 @@ class TestAccess:
         hub.known_tokens = {"hf_env", "hf_file"}
         token_file = Path(constants.HF_TOKEN_PATH)
         token_file.parent.mkdir(parents=True)
-        token_file.write_text("hf_file\n")
+        token_file.write_text("hf_file\n", "utf-8")
         await fetch_all()
         assert hub.of_route("info")[-1].headers["authorization"] == "Bearer hf_file"
         monkeypatch.setenv("HF_TOKEN", "hf_env")
@@ -445,7 +446,7 @@ class TestCache:
     ) -> None:
         old = await fetch_all()
         (cache / "models--org--model/snapshots" / ("e" * 40)).mkdir()
-        (cache / "models--org--model/refs/main").write_text("e" * 40)
+        (cache / "models--org--model/refs/main").write_text("e" * 40, "utf-8")
         assert await fetch_all(local_files_only=True) == old
 
     async def test_a_cache_written_in_lower_case_is_found(self, hub: HubServer, cache: Path) -> None:
@@ -488,14 +489,14 @@ class TestCache:
 @contextmanager
 def as_ordinary_user() -> Iterator[None]:
     """Permissions mean nothing to root."""
-    if os.geteuid() != 0:
+    if not posix.is_root():
         yield
         return
-    os.seteuid(65534)
+    posix.act_as(65534)
     try:
         yield
     finally:
-        os.seteuid(0)
+        posix.act_as(0)
 
 
 @pytest.fixture
@@ -532,7 +533,7 @@ async def test_a_read_only_cache_without_the_model_says_so(
 
 @pytest.mark.parametrize("name", ["closed/to others", "x" * 300])
 async def test_a_cache_that_cannot_even_be_looked_at_is_told(name: str, open_folder: Path) -> None:
-    (open_folder / "closed").mkdir(mode=0o700 if os.geteuid() == 0 else 0)
+    (open_folder / "closed").mkdir(mode=0o700 if posix.is_root() else 0)
     with as_ordinary_user():
         with pytest.raises(DownloadError, match=name):
             await fetch_all(cache_dir=open_folder / name)
@@ -549,7 +550,7 @@ async def test_the_lock_file_of_another_user_is_no_obstacle(
     locks.mkdir(parents=True)
     lock = locks / f"{hub.repos[REPO].sha256('model.onnx')}.lock"
     lock.touch()
-    lock.chmod(0o400 if os.geteuid() != 0 else 0o600)
+    lock.chmod(0o400 if not posix.is_root() else 0o600)
     open_folder.chmod(0o777)
     with as_ordinary_user():
         assert_whole(await fetch_all(cache_dir=open_folder))
@@ -561,7 +562,7 @@ async def test_a_blob_that_only_another_user_may_read_is_downloaded(
     """The payloads of the store that huggingface_hub shares among repos may be closed to others."""
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(open_folder / "token"))
     snapshot = await fetch_all(cache_dir=open_folder)
-    (snapshot / "model.onnx").resolve().chmod(0o400 if os.geteuid() == 0 else 0)
+    (snapshot / "model.onnx").resolve().chmod(0o400 if posix.is_root() else 0)
     for path in [open_folder, *open_folder.rglob("*")]:
         if path.is_dir():
             path.chmod(0o777)
@@ -589,7 +590,7 @@ except DiskFullError as error:
 def test_a_full_disk_is_named_and_nothing_unfinished_is_kept(hub: HubServer, cache: Path) -> None:
     """The limit of a file's size fails as a full disk does: in the middle of a write."""
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, hub.url, str(cache)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", FULL_DISK, hub.url, str(cache)], capture_output=True, encoding="utf-8", check=False
     )
     assert "no room left" in done.stdout, done.stderr
     assert not list(cache.rglob(f"blobs/{hub.repos[REPO].sha256('model.onnx')}*"))

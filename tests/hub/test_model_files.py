@@ -1,13 +1,9 @@
 """From a model's name to its files, in Python and from a shell."""
 
-import fcntl
 import json
 import os
-import pty
-import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +23,7 @@ from asyncembed.errors import (
 from asyncembed.hub import FileFinished, HubAccess
 from asyncembed.hub.model_files import download_repo
 from tests.hub.server import HubServer, Repo
+from tests.support import posix
 from tests.support.external_data import CONSTANT_FILE, graph_naming
 
 pytestmark = pytest.mark.slow
@@ -246,7 +243,9 @@ async def test_a_repo_describes_itself_offline_too(hub: HubServer) -> None:
 
 def run(hub: HubServer, home: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "asyncembed", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(hub, home, **variables))
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", check=False, env=environment(hub, home, **variables)
+    )
 
 
 def environment(hub: HubServer, home: Path, **variables: str) -> dict[str, str]:
@@ -284,6 +283,7 @@ def test_the_catalogue_is_a_table_or_json(hub: HubServer, tmp_path: Path) -> Non
     assert {spec["family"] for spec in specs} == {"sparse"}
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
     ("variables", "arguments", "has_bar"),
     [({}, (), True), ({"HF_HUB_DISABLE_PROGRESS_BARS": "1"}, (), False), ({}, ("--quiet",), False)],
@@ -291,8 +291,7 @@ def test_the_catalogue_is_a_table_or_json(hub: HubServer, tmp_path: Path) -> Non
 def test_a_terminal_gets_one_bar(
     variables: dict[str, str], arguments: tuple[str, ...], has_bar: bool, hub: HubServer, tmp_path: Path
 ) -> None:
-    terminal, end = pty.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    terminal, end = posix.open_terminal()
     command = [sys.executable, "-m", "asyncembed", "download", "org/own", "--pattern=*.json", *arguments]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=end, env=environment(hub, tmp_path, **variables)
@@ -318,7 +317,7 @@ sys.exit(", ".join(sorted(heavy & set(sys.modules))) or None)
 
 
 def test_importing_the_hub_loads_no_client() -> None:
-    done = subprocess.run([sys.executable, "-c", IMPORT_LIGHT], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", IMPORT_LIGHT], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
 
 

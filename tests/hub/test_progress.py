@@ -1,9 +1,7 @@
 """How a download goes, told to a callback or drawn in a terminal."""
 
 import os
-import pty
 import sys
-import termios
 import threading
 from collections.abc import Iterator
 from typing import TextIO
@@ -21,6 +19,7 @@ from asyncembed.hub import (
 )
 from tests.hub.calls import change_policy, download_files
 from tests.hub.server import HubServer, Repo
+from tests.support import posix
 
 pytestmark = pytest.mark.slow
 
@@ -64,9 +63,9 @@ async def test_what_a_callback_raises_ends_the_download(kind: type[ProgressEvent
 @pytest.fixture
 def halted_terminal() -> Iterator[TextIO]:
     """A terminal whose user pressed Ctrl-S."""
-    reader, end = pty.openpty()
-    termios.tcflow(end, termios.TCOOFF)
-    with os.fdopen(end, "w") as terminal:
+    reader, end = posix.open_terminal()
+    posix.let_output_flow(end, flows=False)
+    with os.fdopen(end, "w", encoding="utf-8") as terminal:
         yield terminal
     os.close(reader)
 
@@ -79,5 +78,5 @@ async def test_a_halted_terminal_halts_no_event_loop(halted_terminal: TextIO, mo
         snapshot = await download_files([HubOrigin("org/model")], patterns=["*"])
     assert (snapshot / "model.onnx").stat().st_size == 300_000
     (drawing,) = (thread for thread in threading.enumerate() if thread.name == "asyncembed-progress")
-    termios.tcflow(halted_terminal.fileno(), termios.TCOON)
+    posix.let_output_flow(halted_terminal.fileno(), flows=True)
     await anyio.to_thread.run_sync(drawing.join)

@@ -296,14 +296,14 @@ def test_a_cached_listing_of_any_shape_is_read_or_ignored(tmp_path: Path) -> Non
     cache = RepoCache(tmp_path, REPO)
     for name in ("trees", f"snapshots/{COMMIT}", "refs"):
         (cache.folder / name).mkdir(parents=True)
-    (cache.folder / "refs/main").write_text(COMMIT)
+    (cache.folder / "refs/main").write_text(COMMIT, "utf-8")
 
     @fuzzed
     @given(json_values | st.dictionaries(json_leaves.map(str), json_values, max_size=3), keys, json_values)
     def check(files: object, key: str, value: object) -> None:
         entry = {"size": 1, "blob_id": "a" * 40, {"oid": "blob_id", "lfs": "lfs_sha256"}.get(key, key): value}
         for document in (files, {"format_version": 1, "files": files}, {"format_version": 1, "files": {"f": entry}}):
-            (cache.folder / f"trees/{COMMIT}.json").write_text(json.dumps(document))
+            (cache.folder / f"trees/{COMMIT}.json").write_text(json.dumps(document), "utf-8")
             cache.on_disk("main", Wanted(("*",), ("sub/model.onnx",)))
             cache.drop_damaged("main", Wanted(("*",)))
             listing = cache.read_listing("main", COMMIT)

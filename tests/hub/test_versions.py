@@ -38,7 +38,7 @@ def test_newest_huggingface_hub_and_oldest_onnxruntime() -> None:
         *("-q", "-p", "no:cacheprovider", "-k", "not trio", *TESTS),
     ]
     environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"versions 2\.\S+ 1\.24\.2", done.stdout)
     assert re.search(r"\d+ passed", done.stdout)

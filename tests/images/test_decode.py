@@ -1,6 +1,5 @@
 """Decoding: every kind of image has a defined result or is refused with a reason."""
 
-import os
 import pickle
 import struct
 import zlib
@@ -9,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
 from asyncembed.errors import InputError
 from asyncembed.images.decode import DecodeOptions, decode
 from asyncembed.images.inputs import PillowImage, Unreadable, check_array, is_pillow_image
+from tests.support import posix
 from tests.support.images import MODES, encoded, picture
+from tests.support.waiting import open_files
 
 PLAIN = DecodeOptions()
 
@@ -243,10 +243,10 @@ def test_a_directory_is_no_image(tmp_path: Path) -> None:
         decode(str(tmp_path), PLAIN)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system here")
+@pytest.mark.posix
 def test_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path) -> None:
     pipe = tmp_path / "a.jpg"
-    os.mkfifo(pipe)
+    posix.make_pipe(pipe)
     (tmp_path / "link.jpg").symlink_to(pipe)
     for path in (pipe, tmp_path / "link.jpg", Path("/dev/zero"), Path("/dev/tty")):
         with pytest.raises(InputError, match=r"not a file|No such"):
@@ -278,10 +278,10 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
         data = encoded(picture(50, 50), kind)
         path.write_bytes(data[:200] if "broken" in name else data)
         paths.append(path)
-    before = psutil.Process().num_fds()
+    before = open_files()
     for path in paths:
         try:
             decode(str(path), PLAIN)
         except InputError:
             assert "broken" in path.name
-    assert psutil.Process().num_fds() == before
+    assert open_files() == before

@@ -41,7 +41,7 @@ def test_each_format_that_is_named_is_read(kind: str) -> None:
 
 def test_a_page_of_postscript_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "gs"
-    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n", "utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)

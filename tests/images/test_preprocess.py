@@ -88,7 +88,7 @@ def test_a_bare_number_as_size_is_the_shorter_edge() -> None:
     ],
 )
 def test_a_config_that_cannot_work_names_file_and_reason(tmp_path: Path, config: dict[str, Any], word: str) -> None:
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config), "utf-8")
     with pytest.raises(UnsupportedModelError, match=f"preprocessor_config.json.*{word}"):
         Preprocessor.read(tmp_path)
 
@@ -180,7 +180,7 @@ def test_one_number_is_both_edges_or_the_shorter_one() -> None:
     ids=str,
 )
 def test_a_config_may_not_ask_for_what_no_model_has(tmp_path: Path, config: object) -> None:
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config), "utf-8")
     with pytest.raises(UnsupportedModelError, match="preprocessor_config.json"):
         Preprocessor.read(tmp_path)
 
@@ -188,10 +188,12 @@ def test_a_config_may_not_ask_for_what_no_model_has(tmp_path: Path, config: obje
 def test_the_config_may_lie_among_the_rest_of_a_processors(tmp_path: Path) -> None:
     """Transformers 5 writes it there; a file of its own goes first."""
     image = picture(100, 80)
-    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": SIGLIP, "image_seq_len": 64}))
+    (tmp_path / "processor_config.json").write_text(
+        json.dumps({"image_processor": SIGLIP, "image_seq_len": 64}), "utf-8"
+    )
     nested = Preprocessor.read(tmp_path)(image)
     np.testing.assert_array_equal(nested.pixels, Preprocessor(SIGLIP)(image).pixels)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(CLIP))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(CLIP), "utf-8")
     np.testing.assert_array_equal(Preprocessor.read(tmp_path)(image).pixels, Preprocessor(CLIP)(image).pixels)
 
 
@@ -199,7 +201,7 @@ def test_a_missing_or_broken_config(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"no preprocessor_config\.json"):
         Preprocessor.read(tmp_path)
     for text in ("{", "[" * 100_000):
-        (tmp_path / "preprocessor_config.json").write_text(text)
+        (tmp_path / "preprocessor_config.json").write_text(text, "utf-8")
         with pytest.raises(ModelLoadError, match="cannot read"):
             Preprocessor.read(tmp_path)
 

@@ -20,6 +20,7 @@ from asyncembed.runtime.session import SessionOptions
 from tests.hub import conftest
 from tests.hub.calls import download_files
 from tests.hub.server import HubServer, Repo
+from tests.support import posix
 
 pytestmark = pytest.mark.slow
 hub, _environment = conftest.hub, conftest._environment
@@ -193,7 +194,7 @@ async def test_nothing_is_put_where_others_can_write_or_a_link_leads_elsewhere(
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    private = temporary / f"asyncembed-{os.getuid()}"
+    private = temporary / f"asyncembed-{posix.user_id()}"
     private.mkdir()
     private.chmod(0o777)
     assert await in_disk_thread(loadable_model_path, snapshot, "onnx/model.onnx") == snapshot / "onnx/model.onnx"

@@ -72,7 +72,7 @@ try:
 except RuntimeMissingError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=True)
     assert "asyncembed[cpu]" in done.stdout
     assert "asyncembed[gpu]" in done.stdout
 

@@ -60,7 +60,7 @@ def test_a_split_model_reads_as_one(tmp_path: Path) -> None:
     write_tensors(tmp_path / "model-00001-of-00002.safetensors", {"a": MATRIX})
     write_tensors(tmp_path / "model-00002-of-00002.safetensors", {"b": MATRIX * 2})
     weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (tmp_path / WEIGHTS_INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / WEIGHTS_INDEX).write_text(json.dumps({"weight_map": weight_map}), "utf-8")
     tensors = read_tensors(*find_weights(tmp_path))
     np.testing.assert_array_equal(tensors["b"], tensors["a"] * 2)
 
@@ -71,14 +71,14 @@ def test_a_directory_without_weights_has_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd", "gone.safetensors", 3, ""])
 def test_an_index_cannot_name_what_is_not_beside_it(tmp_path: Path, name: object) -> None:
-    (tmp_path / WEIGHTS_INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+    (tmp_path / WEIGHTS_INDEX).write_text(json.dumps({"weight_map": {"a": name}}), "utf-8")
     with pytest.raises(ModelLoadError, match=WEIGHTS_INDEX):
         find_weights(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', "\x00"])
 def test_a_broken_index_is_a_load_error(tmp_path: Path, text: str) -> None:
-    (tmp_path / WEIGHTS_INDEX).write_text(text)
+    (tmp_path / WEIGHTS_INDEX).write_text(text, "utf-8")
     with pytest.raises(ModelLoadError, match=WEIGHTS_INDEX):
         find_weights(tmp_path)
 

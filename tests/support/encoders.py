@@ -4,6 +4,7 @@ What an input does is written in it, in words divided by spaces:
 
 - `crash`: the worker kills itself; `crash-once:PATH`: only while there is no file PATH, which it makes
 - `hang`: never ends; `wait:PATH`: ends when there is a file PATH; `mark:PATH`: writes the process id there
+- `cut`: counts as cut at the limit
 - `bad`: is refused; `raise`, `raise-input`: fails the batch, with a foreign error or with an `InputError`
 - `die-answering`: the worker kills itself when half of the batch's result is on its way
 - `exit`: calls `sys.exit`; `raise-NAME`: raises the built-in exception of that name; `raise-own`: a `BaseException`
@@ -16,7 +17,6 @@ Every result is a vector (length of the text, process id, number after "#" or -1
 
 import builtins
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ import numpy as np
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.errors import InputError
+from tests.support.killing import kill
 
 ECHO = ModelSpec(name="echo", family="text", encoder="tests.support.encoders:EchoEncoder", sources=(), dim=3)
 
@@ -51,7 +52,7 @@ class EchoEncoder:
     def __init__(self, config: EncoderConfig) -> None:
         settings = {name: str(value) for name, value in config.spec.settings.items()}
         if "load_log" in settings:
-            with Path(settings["load_log"]).open("a") as file:
+            with Path(settings["load_log"]).open("a", encoding="utf-8") as file:
                 file.write(f"{os.getpid()} {config.session.device_id} {config.session.threads}\n")
         if "refuse" in settings:
             raise RuntimeError(settings["refuse"])
@@ -60,12 +61,12 @@ class EchoEncoder:
         if "refuse_if" in settings and Path(settings["refuse_if"]).exists():
             raise RuntimeError("told to refuse")
         if "die" in settings or ("die_if" in settings and Path(settings["die_if"]).exists()):
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
         if "only_first" in settings:
             try:
                 Path(settings["only_first"]).touch(exist_ok=False)
             except FileExistsError:
-                os.kill(os.getpid(), signal.SIGKILL)
+                kill()
         while "load_when" in settings and not Path(settings["load_when"]).exists():
             time.sleep(0.002)
         if "hang" in settings:
@@ -76,7 +77,7 @@ class EchoEncoder:
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         texts = [str(value) for value in inputs]
         if self._log is not None:
-            with self._log.open("a") as file:
+            with self._log.open("a", encoding="utf-8") as file:
                 file.write(f"{len(texts)} {texts[0]}\n")
         failures: dict[int, InputError] = {}
         numbers = [-1] * len(texts)
@@ -92,24 +93,29 @@ class EchoEncoder:
                     _obey(word)
         lengths = [len(text) for text in texts]
         results = np.array([lengths, [os.getpid()] * len(texts), numbers], np.float32).T.copy()
-        total, longest = sum(lengths), max(lengths, default=0)
+        longest = max(lengths, default=0)
         if self._width > 3:
             results = np.pad(results, ((0, 0), (0, self._width - 3)))
         if "unpicklable" in words:
             return Encoded([lambda: None] * len(texts))
         if "odd-count" in words:
             results = results[1:]
-        return Encoded(cast(Sequence[object], results), failures, tokens=total, padded_tokens=longest * len(texts))
+        return Encoded(
+            cast(Sequence[object], results),
+            failures,
+            padded_tokens=longest * len(texts),
+            counts=[-len(text) if "cut" in text.split() else len(text) for text in texts],
+        )
 
 
 def _obey(word: str) -> None:
     order, _, path = word.partition(":")
     match order:
         case "crash":
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
         case "crash-once" if not Path(path).exists():
             Path(path).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
         case "die-answering":
             Connection._send_bytes = _send_half_and_die  # type: ignore[attr-defined]
         case "hang":
@@ -117,7 +123,7 @@ def _obey(word: str) -> None:
         case "mark":
             # In one step: whoever waits for the file reads it at once, and another worker may write it, too.
             part = Path(f"{path}.{os.getpid()}")
-            part.write_text(str(os.getpid()))
+            part.write_text(str(os.getpid()), "utf-8")
             part.replace(path)
         case "wait":
             while not Path(path).exists():
@@ -143,7 +149,7 @@ class _Unsendable(BaseException):
 
 def _send_half_and_die(connection: Connection, message: memoryview) -> None:
     os.write(connection.fileno(), len(message).to_bytes(4, "big") + bytes(message[: len(message) // 2]))
-    os.kill(os.getpid(), signal.SIGKILL)
+    kill()
 
 
 def with_settings(**settings: str) -> ModelSpec:

@@ -29,7 +29,7 @@ def write_multimodal_model(directory: Path, name: str, **graph: Any) -> ModelSpe
     if name == COLPALI_NAME:
         write_tokenizer(directory, unigram(), pad_token="<pad>", limit=50)
         preprocessing, dimensions = COLPALI, 4
-        (directory / "config.json").write_text(json.dumps({"model_type": "colpali"}))
+        (directory / "config.json").write_text(json.dumps({"model_type": "colpali"}), "utf-8")
     else:
         tokenizer = byte_level_bpe()
         marks = ["<|begin_of_text|>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>", "<image>"]
@@ -37,9 +37,9 @@ def write_multimodal_model(directory: Path, name: str, **graph: Any) -> ModelSpe
         tokenizer.add_special_tokens(marks)
         write_tokenizer(directory, tokenizer, pad_token="<pad>", limit=2000)
         preprocessing, dimensions = SMALL_IDEFICS3, 5
-        (directory / "processor_config.json").write_text(json.dumps({"image_seq_len": TILE_TOKENS}))
-        (directory / "config.json").write_text(json.dumps({"vision_config": {"image_size": 32}}))
-    (directory / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+        (directory / "processor_config.json").write_text(json.dumps({"image_seq_len": TILE_TOKENS}), "utf-8")
+        (directory / "config.json").write_text(json.dumps({"vision_config": {"image_size": 32}}), "utf-8")
+    (directory / "preprocessor_config.json").write_text(json.dumps(preprocessing), "utf-8")
     write_multimodal_graph(directory / spec.model_file, spec.dim, dimensions, **graph)
     return replace(spec, sources=(LocalOrigin(directory),), additional_files=())
 

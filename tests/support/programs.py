@@ -17,7 +17,7 @@ def start(
 ) -> subprocess.Popen[str]:
     """Start `source` as a program, in `directory`; it can import this package and the tests' support."""
     path = directory / "program.py"
-    path.write_text(source)
+    path.write_text(source, "utf-8")
     command = {
         "script": [str(path)],
         "stdin": ["-"],
@@ -31,7 +31,7 @@ def start(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         start_new_session=new_session,
     )
     assert process.stdin is not None

@@ -86,6 +86,14 @@ def as_program(snippet: str, module: str = "asyncembed") -> str:
     if "anyio.run(" in snippet:
         return snippet
     body = ast.unparse(_with_checks(snippet))
+    if "asyncembed.sync" in f"{module} {snippet}":
+        return "\n".join(
+            [
+                "from tests.support.snippets import check",
+                *(GIVEN.get(name) or _import_of(name, module) for name in _missing_names(snippet)),
+                body,
+            ]
+        )
     return "\n".join(
         [
             "import anyio, contextlib",

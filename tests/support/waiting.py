@@ -1,7 +1,7 @@
 """Waiting for what other processes and threads do, which sends no event: bounded, and never for a fixed time."""
 
 import gc
-import os
+import sys
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -56,9 +56,17 @@ def threads() -> set[str]:
 resource_tracker.ensure_running()
 
 
+def open_files() -> int:
+    """How many this process has open: files, sockets and pipes."""
+    process = psutil.Process()
+    if sys.platform == "win32":
+        return process.num_handles()
+    return process.num_fds()
+
+
 def _open_files() -> int:
     gc.collect()
-    return psutil.Process().num_fds() if os.name == "posix" else 0
+    return open_files()
 
 
 @asynccontextmanager

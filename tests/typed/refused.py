@@ -39,7 +39,7 @@ def records_without_a_key(
 
 async def a_few_records(dense: TextEmbedding, reranker: TextCrossEncoder, records: list[dict[str, str]]) -> None:
     await dense.embed_documents(records)  # type: ignore[arg-type]
-    await dense.embed_query(["a list"])  # type: ignore[arg-type]
+    await dense.embed_query(["a list"])  # type: ignore[call-overload]
     await reranker.rank("query", records)  # type: ignore[arg-type]
     await dense.token_count([1, 2])  # type: ignore[list-item]
 

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asyncembed import (
+    Counted,
+    CountedBatch,
     EmbeddingStream,
     ImageEmbedding,
     LateInteractionMultimodalEmbedding,
@@ -51,6 +53,9 @@ async def dense(model: TextEmbedding, texts: list[str], lines: AsyncIterator[str
     assert_type(await model.embed_query("x", task="retrieval"), Floats)
     assert_type(await model.embed_documents(texts, prompt="search: "), Floats)
     assert_type(await model.token_count(texts), int)
+    assert_type(await model.token_count(texts, truncated=False), int)
+    assert_type(await model.embed_query("x", task="retrieval", with_tokens=True), Counted[Floats])
+    assert_type(await model.embed_documents(texts, prompt="search: ", with_tokens=True), CountedBatch[Floats])
     async for batch in model.embed(texts, on_error="skip", ordered=False, priority="interactive").batches(8):
         assert_type(batch, Floats)
 
@@ -69,6 +74,31 @@ async def records(model: TextEmbedding, many: list[Record], some: Iterator[Recor
         assert_type(batch, list[Record])
         assert_type(vectors, Floats)
     assert_type(await model.passage_embed(many, key=text_of).with_inputs().collect(), tuple[list[Record], Floats])
+
+
+async def tokens(
+    dense: TextEmbedding[np.float16], sparse: SparseTextEmbedding, reranker: TextCrossEncoder, many: list[Record]
+) -> None:
+    async for item in dense.embed(many, key=text_of).with_tokens():
+        assert_type(item, Counted[Halves])
+        assert_type(item.result, Halves)
+        assert_type(item.tokens, int)
+        assert_type(item.is_cut, bool)
+    async for record, item in dense.embed(many, key=text_of).with_tokens().with_inputs():
+        assert_type(record, Record)
+        assert_type(item, Counted[Halves])
+    assert_type(
+        await dense.embed(many, key=text_of).with_inputs().with_tokens().collect(),
+        CountedBatch[tuple[list[Record], Halves]],
+    )
+    async for batch in sparse.embed(["x"]).with_tokens().batches(8):
+        assert_type(batch, CountedBatch[list[SparseEmbedding]])
+        assert_type(batch.tokens, NDArray[np.int32])
+        assert_type(batch.is_cut, NDArray[np.bool_])
+    assert_type(await sparse.embed_query("x", with_tokens=True), Counted[SparseEmbedding])
+    assert_type(await reranker.rank("x", ["y"], with_tokens=True), CountedBatch[list[tuple[int, float]]])
+    async for returned in dense.embed(["x"], on_error="return").with_tokens():
+        assert_type(returned, Counted[Halves | InputError | EncodeError | WorkerCrashed])
 
 
 async def errors_as_results(model: TextEmbedding, texts: list[str], many: list[Record]) -> None:
@@ -102,6 +132,13 @@ async def errors_to_a_function(
     scores = reranker.rerank_pairs(many, key=lambda record: ("q", record["text"]), on_error=dead_letter)
     async for batch in scores.batches(8, max_wait=0.5):
         assert_type(batch, Floats)
+
+
+async def how_far_it_is(dense: TextEmbedding, reranker: TextCrossEncoder, texts: list[str]) -> None:
+    stream = dense.embed(iter(texts), progress=True, total=len(texts))
+    assert_type(stream, EmbeddingStream[str, Floats, Floats])
+    assert_type(stream.progress().items_per_second, float)
+    assert_type(reranker.rerank("query", texts, progress=True).batches(8).progress().total, int | None)
 
 
 async def some_at_a_time(dense: TextEmbedding, sparse: SparseTextEmbedding, texts: list[str]) -> None:

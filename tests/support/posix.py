@@ -1,0 +1,92 @@
+"""What only POSIX has, for tests that are marked so: for type checkers of other systems it is not there at all."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+_ELSEWHERE = "there is no such thing on this system: mark the test with @pytest.mark.posix"
+
+
+def make_pipe(path: Path) -> None:
+    """Make a pipe that has a name."""
+    if sys.platform == "win32":
+        raise NotImplementedError(_ELSEWHERE)
+    os.mkfifo(path)
+
+
+def give_away(path: Path) -> None:
+    """Make a file or link another user's; only root can."""
+    if sys.platform == "win32":
+        raise NotImplementedError(_ELSEWHERE)
+    os.lchown(path, 12345, 12345)
+
+
+def user_id() -> int:
+    """Who this process acts as; 0 is root."""
+    if sys.platform == "win32":
+        raise NotImplementedError(_ELSEWHERE)
+    return os.geteuid()
+
+
+def is_root() -> bool:
+    """Whether permissions mean nothing to this process."""
+    return sys.platform != "win32" and user_id() == 0
+
+
+def act_as(user: int) -> None:
+    """Act as another user, or as root again."""
+    if sys.platform == "win32":
+        raise NotImplementedError(_ELSEWHERE)
+    os.seteuid(user)
+
+
+def fork() -> int:
+    """Go on in two processes; 0 in the new one."""
+    if sys.platform == "win32":
+        raise NotImplementedError(_ELSEWHERE)
+    return os.fork()
+
+
+def halt(pid: int) -> None:
+    """Have a process do nothing, until it goes on or is killed."""
+    if sys.platform == "win32":
+        raise NotImplementedError(_ELSEWHERE)
+    os.kill(pid, signal.SIGSTOP)
+
+
+def press_ctrl_c(pid: int) -> None:
+    """Send SIGINT to all processes of the session that a process has begun, as their terminal would."""
+    if sys.platform == "win32":
+        raise NotImplementedError(_ELSEWHERE)
+    os.killpg(pid, signal.SIGINT)
+
+
+def blocked_signals() -> set[int]:
+    """The signals that wait in the calling thread."""
+    if sys.platform == "win32":
+        raise NotImplementedError(_ELSEWHERE)
+    return {int(one) for one in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
+
+
+def open_terminal(columns: int = 100) -> tuple[int, int]:
+    """A terminal of this width: the end that a person sits at, and the program's."""
+    if sys.platform == "win32":
+        raise NotImplementedError(_ELSEWHERE)
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    person, program = pty.openpty()
+    fcntl.ioctl(program, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    return person, program
+
+
+def let_output_flow(terminal: int, *, flows: bool) -> None:
+    """Have a terminal take no more characters, as Ctrl-S does, or take them again."""
+    if sys.platform == "win32":
+        raise NotImplementedError(_ELSEWHERE)
+    import termios
+
+    termios.tcflow(terminal, termios.TCOON if flows else termios.TCOOFF)
