@@ -2,10 +2,11 @@
 
 import gc
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from inspect import getattr_static, isfunction
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,15 +32,19 @@ T = TypeVar("T")
 Model = TextEmbedding[np.float32]
 
 
+_numbers = count()
+
+
 def echo(**settings: Any) -> Model:
+    """A model that shares its engine with none of another test."""
+    settings.setdefault("number", next(_numbers))
     return TextEmbedding(replace(ECHO, settings=settings), workers=0, max_batch_size=1)
 
 
 @pytest.fixture
-def model() -> Iterator[Model]:
+def model() -> Model:
     """A model that was never opened."""
-    yield echo()
-    gc.collect()
+    return echo()
 
 
 @asynccontextmanager
@@ -319,7 +324,8 @@ async def test_handles_that_have_passed_on_their_stream_say_so(anywhere: Model) 
 
 
 async def test_models_that_are_the_same_share_an_engine_until_the_last_one_goes() -> None:
-    first, second = echo(), echo()
+    number = next(_numbers)
+    first, second = echo(number=number), echo(number=number)
     async with first.on_any_loop() as face:
         assert (await second.on_any_loop().embed_query("four"))[0] == 4
         assert face.stats() == second.on_any_loop().stats()

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic, sleep
-from typing import Any
 
 import psutil
 import pytest
+from jupyter_client.manager import KernelManager
 
 from tests.support.programs import ROOT
 from tests.support.waiting import worker_processes
@@ -240,10 +240,9 @@ def test_celery_computes_in_threads_of_its_processes(start: Callable[..., Server
 
 @pytest.mark.parametrize("end", ["shutdown", "restart"])
 def test_a_notebooks_kernel_ends_with_its_workers(end: str, tmp_path: Path) -> None:
-    manager_module: Any = pytest.importorskip("jupyter_client.manager")
     output = tmp_path / "output"
     with output.open("w", encoding="utf-8") as file:
-        manager = manager_module.KernelManager(kernel_name="python3")
+        manager = KernelManager(kernel_name="python3")
         manager.start_kernel(
             cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=file, stderr=subprocess.STDOUT
         )
