@@ -31,7 +31,7 @@ KEYWORDS: Mapping[str, str] = {
         "batches form by themselves; max_batch_size= and max_batch_tokens= of the constructor bound them, and "
         "stream.batches(n) gives n results at a time"
     ),
-    "lazy_load": "leave it out: the model is loaded when `async with` opens it",
+    "lazy_load": "leave it out: the model is loaded when `async with` or `await model.open()` opens it",
     "device_id": "device_ids=[...] of the constructor, which deals devices out to the workers",
     "specific_model_path": "model_path=, or the directory in the place of the name",
     "enable_cpu_mem_arena": "leave it out: it is on; max_batch_tokens= bounds what it holds",
@@ -121,7 +121,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "eval": "leave it out: models only compute here",
     "compile": "leave it out: ONNX Runtime optimises the graph when it loads it",
     **dict.fromkeys(("save", "save_pretrained", "save_to_hub", "push_to_hub", "fit", "evaluate"), _TRAINING),
-    "load_onnx_model": "`async with` loads the model",
+    "load_onnx_model": "`async with` or `await model.open()` loads the model",
     "raw_embed": "`embed(texts)`",
     "model_description": "`list_supported_models()`",
 }

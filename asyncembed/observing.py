@@ -219,9 +219,8 @@ class Observers:
 
 def _shares(items: "Sequence[Item]", answer: "Encoded") -> list[int]:
     """The tokens of each input."""
-    counts: Sequence[int] | None = getattr(answer, "counts", None)
-    if counts is not None:
-        return [abs(count) for count in counts]
+    if answer.counts is not None:
+        return [abs(count) for count in answer.counts]
     # By where each ends, so that the parts add up.
     ends = list(accumulate((item.size for item in items), initial=0))
     return [end - start for start, end in pairwise(answer.tokens * end // ends[-1] for end in ends)]

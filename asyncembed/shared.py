@@ -314,7 +314,7 @@ def _again(error: Exception) -> Exception:
 # ---------------------------------------------------------------- what is the same
 
 
-_STATE = frozenset({"_owner", "_blocks", "_lease"})
+_STATE = frozenset({"_owner", "_lease"})
 """What of a model is about its being open, and not what it is."""
 
 _WITHOUT_DIFFERENCE = frozenset({"progress", "keep_alive"})

@@ -31,6 +31,8 @@ from asyncembed.window import Entry
 InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
 CollectedT = TypeVar("CollectedT")
+OtherResultT = TypeVar("OtherResultT")
+OtherCollectedT = TypeVar("OtherCollectedT")
 
 TURN_SECONDS = 0.00025
 """How long a consumer may take results that are ready before it lets other tasks run: a turn of the event loop costs as
@@ -105,8 +107,12 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         group: TaskGroup,
         assembly: Assembly[ResultT, CollectedT],
         given: frozenset[str] = frozenset(),
+        *,
+        embedder: object = None,
     ) -> None:
         self._state = state
+        # Nobody else may hold it, and it stays open as long as somebody does.
+        self._embedder = embedder
         # None once it is being read.
         self._source: Source[InputT] | None = source
         self._group = group
@@ -170,7 +176,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         """
         source = self._pass_on("inputs")
         self._state.keeps_inputs = True
-        return EmbeddingStream(self._state, source, self._group, _paired(self._of_entries()), self._given | {"inputs"})
+        return self._with(_paired(self._of_entries()), source, "inputs")
 
     def with_tokens(self) -> "EmbeddingStream[InputT, Counted[ResultT], CountedBatch[CollectedT]]":
         """Give each result together with the tokens of its input, and whether that was cut: see `asyncembed.Counted`.
@@ -183,7 +189,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
             StateError: The stream has been started, or gives tokens already.
         """
         source = self._pass_on("tokens")
-        return EmbeddingStream(self._state, source, self._group, _counted(self._of_entries()), self._given | {"tokens"})
+        return self._with(_counted(self._of_entries()), source, "tokens")
 
     def batches(self, size: int, max_wait: float | None = None) -> "BatchStream[ResultT, CollectedT]":
         """The same results, up to `size` at a time, each time of the type that `collect` gives.
@@ -300,6 +306,12 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
             raise StateError(f"with_{what}() comes before the first result is asked for, and once")
         self._has_passed_on = True
         return self._source
+
+    def _with(
+        self, assembly: Assembly[OtherResultT, OtherCollectedT], source: Source[InputT], what: str
+    ) -> "EmbeddingStream[InputT, OtherResultT, OtherCollectedT]":
+        given = self._given | {what}
+        return EmbeddingStream(self._state, source, self._group, assembly, given, embedder=self._embedder)
 
     def _of_entries(self) -> Assembly[ResultT, CollectedT]:
         return self._assembly if self._given else _of_entries(self._assembly)

@@ -25,6 +25,8 @@ T = TypeVar("T")
 class _AsyncioLoop(Protocol):
     def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any) -> object: ...
 
+    def is_closed(self) -> bool: ...
+
     def create_task(self, coroutine: Coroutine[Any, Any, None], *, name: str) -> "_AsyncioTask": ...
 
 
@@ -68,6 +70,10 @@ class Loop:
             task.add_done_callback(_tasks.discard)
         else:
             import_module("trio").lowlevel.spawn_system_task(function, name=name, context=copy_context())
+
+    def is_closed(self) -> bool:
+        """Whether it was closed, and runs nothing any more; a loop of trio's first ends all that it runs."""
+        return hasattr(self._native, "is_closed") and cast(_AsyncioLoop, self._native).is_closed()
 
     def is_running_here(self) -> bool:
         """Whether the caller runs on this very loop."""

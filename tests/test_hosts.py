@@ -240,7 +240,7 @@ def test_celery_computes_in_threads_of_its_processes(start: Callable[..., Server
 
 @pytest.mark.parametrize("end", ["shutdown", "restart"])
 def test_a_notebooks_kernel_ends_with_its_workers(end: str, tmp_path: Path) -> None:
-    output = tmp_path / "output"
+    output, before = tmp_path / "output", set(worker_processes())
     with output.open("w", encoding="utf-8") as file:
         manager = KernelManager(kernel_name="python3")
         manager.start_kernel(
@@ -254,10 +254,10 @@ def test_a_notebooks_kernel_ends_with_its_workers(end: str, tmp_path: Path) -> N
                 MODEL + "print(embed('four'))", timeout=WAIT_SECONDS, output_hook=lambda _: None
             )
             assert answer["content"]["status"] == "ok", answer
-            workers = worker_processes(manager.provisioner.pid)
-            assert workers
+            processes = set(worker_processes()) - before
+            assert len(processes) == 2, "the kernel and its worker"
             manager.restart_kernel() if end == "restart" else manager.shutdown_kernel()
-            _, alive = psutil.wait_procs(workers, timeout=10)
+            _, alive = psutil.wait_procs(processes, timeout=10)
             assert not alive
         finally:
             client.stop_channels()

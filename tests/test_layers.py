@@ -56,7 +56,7 @@ MAY_IMPORT = {
         "runtime",
         "wakeup",
     },
-    "integrations": {"observing"},
+    "integrations": {"engine", "observing", "wakeup"},
     "_pyinstaller": set[str](),
     "__main__": {"catalogue", "hub"},
 }

@@ -13,6 +13,7 @@ from asyncembed import TextEmbedding, WorkerPool
 from asyncembed.errors import EncodeError, InputError, OptionError
 from asyncembed.observing import BatchEnded, CallBegan, CallEnded, Event, ModelClosed, ModelOpened
 from tests.support.encoders import ECHO
+from tests.support.models import write_model
 from tests.support.waiting import until
 
 EventT = TypeVar("EventT")
@@ -75,6 +76,20 @@ async def test_a_batch_knows_whose_inputs_are_in_it(heard: Heard, gate: Path) ->
     assert second.tokens == sum(call.tokens for call in second.calls) == 6
     assert second.padded_tokens >= second.tokens
     assert second.seconds > 0
+
+
+async def test_the_tokens_of_a_call_are_those_of_its_own_inputs(heard: Heard, tmp_path: Path) -> None:
+    """Whatever they share a batch with."""
+    texts = ["the way", "they said that there was a way", "time"] * 4
+    options: Any = {"pooling": "mean", "normalize": True, "workers": 0}
+    async with TextEmbedding(write_model(tmp_path), observers=[heard], **options) as model:
+        async with anyio.create_task_group() as group:
+            for text in texts:
+                group.start_soon(model.embed_query, text)
+        expected = [await model.token_count(text) for text in texts]
+    assert any(len(batch.calls) > 1 for batch in heard.of(BatchEnded))
+    found = [event.call.tokens for event in heard.of(CallEnded) if event.call.mode == "query"]
+    assert sorted(found) == sorted(expected)
 
 
 @pytest.mark.parametrize("on_error", ["skip", "return"])

@@ -136,7 +136,21 @@ class Opened:
     spec: ModelSpec
     turnstile: Turnstile
     remote: Remote
+    owns_engine: bool
     streams: set[StreamState[Any]] = field(default_factory=set)
+    requests: "set[_Request]" = field(default_factory=set)
+
+    def end_all(self) -> None:
+        """End whatever runs, with an error: the embedder closes."""
+        for state in list(self.streams):
+            state.close(StateError("the embedder was closed before the stream had ended"))
+        for request in list(self.requests):
+            request.fail(0, StateError("the embedder was closed before the call had ended"))
+
+    def kill(self) -> None:
+        """See `asyncembed.engine.lifetime.Killable`."""
+        if self.owns_engine:
+            self.engine.kill()
 
 
 class Embedder(OnAnyLoop[Opened]):
@@ -362,8 +376,8 @@ class Embedder(OnAnyLoop[Opened]):
         )
         opened.streams.add(state)
         if on_error == "return":
-            return EmbeddingStream(state, source, opened.group, returning(assembly))
-        return EmbeddingStream(state, source, opened.group, assembly)
+            return EmbeddingStream(state, source, opened.group, returning(assembly), embedder=self)
+        return EmbeddingStream(state, source, opened.group, assembly, embedder=self)
 
     @uninterrupted
     async def _turn(self) -> Opened:
@@ -402,8 +416,12 @@ class Embedder(OnAnyLoop[Opened]):
                 intake.count_failure()
                 error.index = None
                 raise
-            intake.submit([item])
-            result = assembly.detach(await request.wait(opened.engine, item))
+            opened.requests.add(request)
+            try:
+                intake.submit([item])
+                result = assembly.detach(await request.wait(opened.engine, item))
+            finally:
+                opened.requests.discard(request)
         except BaseException as error:
             if observed is not None:
                 observed.failed = int(isinstance(error, Exception))
@@ -457,13 +475,20 @@ async def _from_opening_to_closing(
             model.observers.opened()
             stack.callback(model.observers.closed)
         group = await stack.enter_async_context(owned_task_group())
-        opened = Opened(engine, model, group, config.spec, Turnstile(engine.loop, CALLS_PER_TURN), Remote(group))
+        opened = Opened(
+            engine,
+            model,
+            group,
+            config.spec,
+            Turnstile(engine.loop, CALLS_PER_TURN),
+            Remote(group),
+            owns_engine=options.pool is None,
+        )
         try:
             yield opened
         finally:
             opened.remote.close()
-            for state in list(opened.streams):
-                state.close(StateError("the embedder was closed before the stream had ended"))
+            opened.end_all()
 
 
 class HasVectors(Embedder):

@@ -2,15 +2,15 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from logging import Logger, getLogger
 from os import getpid
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar
 from warnings import warn
 
-from anyio import CancelScope, Event, create_task_group, get_cancelled_exc_class, get_current_task
+from anyio import CancelScope, Event, create_task_group, get_cancelled_exc_class, get_current_task, get_running_tasks
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
@@ -19,7 +19,16 @@ from asyncembed.wakeup import Loop
 
 logger: Logger = getLogger("asyncembed")
 
-OpenedT = TypeVar("OpenedT")
+
+class Killable(Protocol):
+    """What is used while something is open."""
+
+    def kill(self) -> None:
+        """End its processes at once, without its event loop, which is gone; from any thread."""
+        ...
+
+
+OpenedT = TypeVar("OpenedT", bound=Killable)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 _uninterrupted: list[Callable[..., Any]] = []
@@ -87,8 +96,8 @@ class Openable(ABC, Generic[OpenedT]):
             AsyncEmbedError: It cannot be opened; the class says what may be wrong.
         """
         _tell_trio()
-        while self._owner is not None and not self._owner.is_ended:
-            await self._owner.wait_closing(type(self).__name__)
+        while self._owner is not None and not self._owner.has_ended():
+            await self._owner.wait_closing()
         owner = self._owner = _Owner(self._lifetime(), type(self).__name__)
         await owner.wait_open()
         return self
@@ -107,41 +116,29 @@ class Openable(ABC, Generic[OpenedT]):
         await self._close()
         await checkpoint()
 
-    @uninterrupted
     async def __aenter__(self) -> Self:
-        await self.open()
-        assert self._owner is not None, "it was opened"
-        self._blocks = [*self._blocks, self._owner.enter_block()]
-        return self
+        return await self.open()
 
     @uninterrupted
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        block = _Block.of_this_task(self._blocks)
-        is_ours = False
-        if block is not None:
-            self._blocks = [other for other in self._blocks if other is not block]
-            is_ours = block.leave(kind, error, trace)
+    ) -> None:
         try:
             await self._close()
         except Exception as failure:
-            if error is None or is_ours:
+            if error is None:
                 raise
-            raise error from failure
-        return is_ours
-
-    _blocks: "Sequence[_Block]" = ()
-    """The `async with` blocks that were entered and not left."""
+            raise error from failure  # the caller's own comes first
 
     async def _close(self) -> None:
         owner = self._owner
         if owner is None:
             return
-        if not owner.is_ended:
+        if not owner.has_ended():
             owner.loop.check()
             owner.stop()
-        await owner.wait_closed()
+        if not owner.is_around_this_task():
+            await owner.wait_closed()
 
     @property
     def _opened(self) -> OpenedT | None:
@@ -184,20 +181,21 @@ class _Owner(Generic[OpenedT]):
         self.opened: OpenedT | None = None
         self.is_open = False
         self.is_stopped = False
-        self.is_ended = False
+        self._is_ended = False
         self._lifetime = lifetime
         self._name = name
         self._process = getpid()
+        self._task: int | None = None
         self._error: BaseException | None = None
         self._opening = CancelScope()
         self._word_to_stop = Event()
         self._has_opened = Event()
         """Or failed to."""
         self._has_ended = Event()
-        self._blocks: set[CancelScope] = set()
         self.loop.spawn(self._run, f"asyncembed-{name}")
 
     async def _run(self) -> None:
+        self._task = get_current_task().id
         try:
             with self._opening:
                 async with self._lifetime as opened:
@@ -209,13 +207,11 @@ class _Owner(Generic[OpenedT]):
             raise
         except BaseException as error:
             self._error = error
-            if self.is_open:
+            if self.is_open and isinstance(error, Exception):
                 logger.exception("%s failed and is closed", self._name, exc_info=error)
         finally:
             self.is_open = False
-            self.is_stopped = self.is_ended = True
-            for block in self._blocks:
-                block.cancel()
+            self.is_stopped = self._is_ended = True
             self._has_opened.set()
             self._has_ended.set()
 
@@ -228,11 +224,25 @@ class _Owner(Generic[OpenedT]):
         self._word_to_stop.set()
 
     def leave_word_to_stop(self) -> bool:
-        """The same from any thread, if nobody has done so: whether that is so."""
+        """The same from any thread, unless it was done: whether it was not."""
         if self.is_stopped or self._process != getpid():
             return False
-        self.loop.post(self.stop)
+        if not self.has_ended():
+            self.loop.post(self.stop)
         return True
+
+    def has_ended(self) -> bool:
+        """Whether nothing of it is left: it has closed, or could not open; or its event loop is gone.
+
+        A loop that was closed with tasks in it, as only old programs do, runs none of them again. And in a forked
+        child there is no such loop; what is open there is the parent's.
+        """
+        is_of_parent = self._process != getpid()
+        if not self._is_ended and (is_of_parent or self.loop.is_closed()):
+            self.is_open, self.is_stopped, self._is_ended = False, True, True
+            if self.opened is not None and not is_of_parent:
+                self.opened.kill()
+        return self._is_ended
 
     async def wait_open(self) -> None:
         """Wait until it is open; cancelled, give it up."""
@@ -246,7 +256,15 @@ class _Owner(Generic[OpenedT]):
             await self._wait_ended()
             raise self._take_error() or StateError(f"this {self._name} was closed while it was being opened")
 
-    async def wait_closing(self, name: str) -> None:
+    def is_around_this_task(self) -> bool:
+        """Whether the running task is one of those that end before this does: it reads the source of a stream."""
+        parents = {task.id: task.parent_id for task in get_running_tasks()}
+        task: int | None = get_current_task().id
+        while task is not None and task != self._task:
+            task = parents.get(task)
+        return task is not None
+
+    async def wait_closing(self) -> None:
         """Wait for the end of an opening that is being closed.
 
         Raises:
@@ -254,7 +272,7 @@ class _Owner(Generic[OpenedT]):
         """
         if not self.is_stopped:
             raise StateError(
-                f"this {name} is open already, or is being opened: open it once, in the place that closes it, too"
+                f"this {self._name} is open already, or is being opened: open it once, in the place that closes it, too"
             )
         self.loop.check()
         await self._has_ended.wait()
@@ -268,7 +286,7 @@ class _Owner(Generic[OpenedT]):
 
     async def _wait_ended(self) -> None:
         cancellation: BaseException | None = None
-        while not self._has_ended.is_set():
+        while not self._is_ended:
             try:
                 with CancelScope(shield=True):
                     await self._has_ended.wait()
@@ -280,32 +298,6 @@ class _Owner(Generic[OpenedT]):
     def _take_error(self) -> BaseException | None:
         error, self._error = self._error, None
         return error
-
-    def enter_block(self) -> "_Block":
-        """Have a block of the running task cancelled if this fails while it runs."""
-        return _Block(self._blocks)
-
-
-class _Block:
-    """An `async with` block, in the task that entered it."""
-
-    def __init__(self, blocks: set[CancelScope]) -> None:
-        self.task = get_current_task()
-        self._scope = CancelScope()
-        self._blocks = blocks
-        self._blocks.add(self._scope)
-        self._scope.__enter__()
-
-    @staticmethod
-    def of_this_task(blocks: "Sequence[_Block]") -> "_Block | None":
-        """The innermost one of the running task."""
-        task = get_current_task()
-        return next((block for block in reversed(blocks) if block.task.coro is task.coro), None)
-
-    def leave(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        """Leave it; whether its error is only that it was cancelled as what it stands on failed."""
-        self._blocks.discard(self._scope)
-        return bool(self._scope.__exit__(kind, error, trace))
 
 
 @asynccontextmanager

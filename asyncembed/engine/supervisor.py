@@ -135,6 +135,11 @@ class Supervisor:
             _tell(failed)
             self._notify()
 
+    def kill(self) -> None:
+        """End the workers at once, without the event loop, which is gone; from any thread."""
+        for life in list(self._lives.values()):
+            life.worker.kill()
+
     # ---------------------------------------------------------------- what embedders call
 
     @property

@@ -1,1 +1,1 @@
-"""One thin module per framework, store or tool; each behind an extra, imported by nobody else."""
+"""One thin module per framework, store or tool; behind an extra where it needs one, imported by nobody else."""

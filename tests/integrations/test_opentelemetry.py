@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
-from asyncembed import TextCrossEncoder, TextEmbedding
+from asyncembed import TextCrossEncoder, TextEmbedding, sync
 from asyncembed.errors import InputError
 from asyncembed.integrations.opentelemetry import Telemetry
 from tests.support import programs
@@ -217,6 +217,18 @@ async def test_reranking_and_counting_have_operations_of_their_own(recorded: Rec
     assert attributes(ranked)["gen_ai.usage.input_tokens"] > 6
     (counted,) = recorded.spans(f"count_tokens {directory}")
     assert "gen_ai.usage.input_tokens" not in attributes(counted)
+
+
+def test_a_trace_goes_on_through_the_calls_that_block(recorded: Recorded) -> None:
+    tracer = recorded.tracers.get_tracer("app")
+    with (
+        tracer.start_as_current_span("request") as request,
+        sync.TextEmbedding(ECHO, workers=0, observers=[recorded.telemetry]) as model,
+    ):
+        model.embed_query("#1")
+        assert len(list(model.embed(["#1", "#2"]))) == 2
+    calls = recorded.spans("embeddings echo")
+    assert [call.parent for call in calls] == [request.get_span_context()] * 2
 
 
 async def test_without_an_sdk_nothing_is_recorded_and_nothing_fails() -> None:
