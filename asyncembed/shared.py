@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping
 from copy import copy
 from dataclasses import fields, is_dataclass
 from math import inf
-from time import monotonic
+from time import perf_counter
 from typing import Any, Generic, TypeVar, cast
 from weakref import finalize
 
@@ -105,7 +105,7 @@ class Use(Generic[ModelT]):
         """It is no more; again, nothing happens."""
         if self._life is not None:
             self._life.uses -= 1
-            self._life.last_used = monotonic()
+            self._life.last_used = perf_counter()
             self._life = None
 
 
@@ -244,7 +244,7 @@ class _Life(Generic[ModelT]):
         try:
             with self._scope:
                 async with self.model:
-                    self.last_used = monotonic()
+                    self.last_used = perf_counter()
                     self.is_open = True
                     self._opened.set()
                     await self._wait_unused()
@@ -259,7 +259,7 @@ class _Life(Generic[ModelT]):
     async def _wait_unused(self) -> None:
         while not self._is_stopped:
             limit = self._keep_alive()
-            left = limit - (0.0 if self.uses else monotonic() - self.last_used)
+            left = limit - (0.0 if self.uses else perf_counter() - self.last_used)
             if left <= 0:
                 return
             with move_on_after(left):

@@ -2,9 +2,7 @@
 
 import io
 import os
-import pty
 import sys
-import termios
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 from asyncembed import bars
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.errors import InputError, OptionError
+from tests.support import posix
 from tests.support.encoders import ECHO
 from tests.support.waiting import nothing_left_behind, until
 
@@ -58,8 +57,7 @@ class Terminal(Output):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(monkeypatch)
-        self.reader, end = pty.openpty()
-        termios.tcsetwinsize(end, (24, 80))
+        self.reader, end = posix.open_terminal(columns=80)
         self.file = os.fdopen(end, "w", encoding="utf-8")
 
     def text(self, end: str = "\n") -> str:
@@ -204,11 +202,11 @@ async def test_a_stream_goes_its_way_where_nothing_can_be_written(
 async def test_a_halted_terminal_halts_no_stream(terminal: Terminal, model: TextEmbedding) -> None:
     """Its user has pressed Ctrl-S; what remains to be drawn is drawn when it goes on."""
     terminal.use()
-    termios.tcflow(terminal.file.fileno(), termios.TCOOFF)
+    posix.let_output_flow(terminal.file.fileno(), flows=False)
     try:
         assert len(await model.embed(texts(300), progress=True).collect()) == 300
     finally:
-        termios.tcflow(terminal.file.fileno(), termios.TCOON)
+        posix.let_output_flow(terminal.file.fileno(), flows=True)
     await until(lambda: "asyncembed-progress" not in {thread.name for thread in threading.enumerate()})
     assert " 300/300 [" in terminal.text()
 

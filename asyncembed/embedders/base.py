@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
 from logging import INFO, Logger, getLogger
-from time import monotonic
+from time import perf_counter
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -455,7 +455,7 @@ async def _from_opening_to_closing(
     kind: str, options: Options, find: Callable[[], Awaitable[EncoderConfig]]
 ) -> AsyncGenerator[Opened]:
     """An embedder's life; `kind` is its class, and `find` brings its files onto disk."""
-    began = monotonic()
+    began = perf_counter()
     async with AsyncExitStack() as stack:
         if options.pool is None:
             # The workers start while the files are being found.
@@ -469,7 +469,7 @@ async def _from_opening_to_closing(
         stack.callback(engine.remove_model, model)
         await engine.warm(model)
         if logger.isEnabledFor(INFO):
-            logger.info("%s opened %s in %.1f s", kind, _described(engine, model), monotonic() - began)
+            logger.info("%s opened %s in %.1f s", kind, _described(engine, model), perf_counter() - began)
         if options.observers:
             model.observers = _observers(options.observers, engine, model)
             model.observers.opened()
