@@ -17,6 +17,7 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
 from functools import partial, update_wrapper
 from threading import Lock
 from types import TracebackType
@@ -244,11 +245,10 @@ class EmbeddingStream(_Blocking, Iterator[ResultT], Generic[InputT, ResultT, Col
 
     def __next__(self) -> ResultT:
         while True:
-            try:
+            with suppress(IndexError):
                 return self._runs.take_nowait()
-            except IndexError:
-                if not self._fetch():
-                    raise StopIteration from None
+            if not self._fetch():
+                raise StopIteration
 
     def _fetch(self) -> bool:
         """Have results there; False at the end."""
