@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypedDict, Unpack, cast
 
 from asyncembed.checks import check_count, check_device_ids, check_seconds, checks_keywords
@@ -10,6 +10,7 @@ from asyncembed.engine.cores import available_cores
 from asyncembed.engine.lifetime import Openable
 from asyncembed.engine.model import Stats
 from asyncembed.engine.supervisor import Supervisor, WorkerPlan
+from asyncembed.faking import current_fakes
 
 BATCH_TIMEOUT_SECONDS = 300.0
 
@@ -93,10 +94,14 @@ class WorkerPool(Openable[Supervisor]):
     @checks_keywords
     def __init__(self, **options: Unpack[PoolKeywords]) -> None:
         self._supervisor = Supervisor(_plan(PoolOptions(**options)))
+        self._plan_without_fakes: WorkerPlan | None = None
 
     def _lifetime(self) -> AbstractAsyncContextManager[Supervisor]:
         # Where there can be no processes, it was learnt by the one before.
-        self._supervisor = Supervisor(self._supervisor.plan)
+        plan = self._plan_without_fakes or self._supervisor.plan
+        are_faked = current_fakes() is not None
+        self._plan_without_fakes = plan if are_faked else None
+        self._supervisor = Supervisor(replace(plan, in_thread=True, batch_timeout=None) if are_faked else plan)
         return self._supervisor.running()
 
     @property
