@@ -6,9 +6,10 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cache
 from math import inf
+from pathlib import PurePath
 from queue import Empty, SimpleQueue
 from threading import RLock, Thread
-from time import monotonic
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class StreamBar:
 
     def __init__(self, name: str, numbers: Callable[[], StreamProgress], on_end: Callable[[], None]) -> None:
         """`numbers` may be called in any thread; `on_end` is called in the bar's when nothing more is drawn."""
-        self._name = name
+        self._name = PurePath(name).name or name
         self._numbers = numbers
         self._on_end = on_end
         # Unlike an event's, its lock may be asked for while it is held: by a collector that ends a stream.
@@ -155,7 +156,7 @@ def _last_drawing(bar: "tqdm[Any]") -> _Show:
 
 
 def _lines(bar: "tqdm[Any]", output: TextIO) -> tuple[_Show, _Show]:
-    next_line = monotonic() + LINE_SECONDS
+    next_line = perf_counter() + LINE_SECONDS
 
     def write(numbers: StreamProgress) -> None:
         _set(bar, numbers)
@@ -164,8 +165,8 @@ def _lines(bar: "tqdm[Any]", output: TextIO) -> tuple[_Show, _Show]:
 
     def show(numbers: StreamProgress) -> None:
         nonlocal next_line
-        if monotonic() >= next_line:
-            next_line = monotonic() + LINE_SECONDS
+        if perf_counter() >= next_line:
+            next_line = perf_counter() + LINE_SECONDS
             write(numbers)
 
     def close(numbers: StreamProgress) -> None:

@@ -16,7 +16,7 @@ from itertools import islice
 from math import inf
 from queue import SimpleQueue
 from sys import getsizeof
-from time import monotonic
+from time import perf_counter
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 from anyio import CancelScope, Event, current_effective_deadline, get_cancelled_exc_class, move_on_after
@@ -135,6 +135,37 @@ class Intake(Protocol[RecordT]):
         ...
 
 
+class NotedFailures:
+    """Records that failed, on their way from the loop of a stream to the function that `on_error=` names.
+
+    That is called by who takes the results, in another thread: there it may make calls of its own.
+    """
+
+    def __init__(self, handler: ErrorHandler) -> None:
+        self._handler = handler
+        self._noted: deque[tuple[object, InputFailure]] = deque()
+
+    @classmethod
+    def instead_of_handler(cls, keywords: dict[str, object]) -> "NotedFailures | None":
+        """Put itself in the place of a function among the keywords of a call."""
+        handler = keywords.get("on_error")
+        if not callable(handler):
+            return None
+        failures = cls(handler)
+        keywords["on_error"] = failures.note
+        return failures
+
+    def note(self, record: object, error: InputFailure) -> None:
+        self._noted.append((record, error))
+
+    def hand_over(self) -> None:
+        while self._noted:
+            outcome = self._handler(*self._noted.popleft())
+            if iscoroutine(outcome):
+                outcome.close()
+                raise UsageError("on_error= calls a plain function, as nothing waits for the coroutine that it gave")
+
+
 class StreamState(Generic[InputT]):
     """What a stream is behind its handle: its window, who waits for what, and how it ends.
 
@@ -215,7 +246,7 @@ class StreamState(Generic[InputT]):
         self.is_started = True
         if self._observe is not None:
             self.observed = self._observe()
-        self._began_at = monotonic()
+        self._began_at = perf_counter()
         if self._bar is not None:
             self._bar.start()
 
@@ -230,7 +261,7 @@ class StreamState(Generic[InputT]):
             done=max(0, taken - failed),
             failed=failed,
             tokens=window.tokens,
-            seconds=0.0 if self._began_at is None else monotonic() - self._began_at,
+            seconds=0.0 if self._began_at is None else perf_counter() - self._began_at,
             total=self.total,
         )
 
@@ -374,17 +405,17 @@ class StreamState(Generic[InputT]):
 
     def restart_time(self) -> None:
         """The next result was not ready before now, as another one was before it."""
-        self._ready_since = monotonic() if self._window.is_ready else None
+        self._ready_since = perf_counter() if self._window.is_ready else None
 
     def _note_ready(self) -> None:
         if self._ready_since is None:
-            self._ready_since = monotonic()
+            self._ready_since = perf_counter()
         self.ready.notify()
 
     @property
     def ready_since(self) -> float:
         """Since when a result has been ready; of what `take` gives first after a wait or `restart_time`."""
-        return monotonic() if self._ready_since is None else self._ready_since
+        return perf_counter() if self._ready_since is None else self._ready_since
 
     @uninterrupted
     async def wait_ready(self, until: float = inf) -> None:
@@ -393,7 +424,7 @@ class StreamState(Generic[InputT]):
         if until == inf:
             await self.ready.wait()
         else:
-            with move_on_after(max(0.0, until - monotonic())):
+            with move_on_after(max(0.0, until - perf_counter())):
                 await self.ready.wait()
 
     def take(self) -> Entry | None:
@@ -472,7 +503,7 @@ async def _feed_from_memory(state: StreamState[InputT], source: Iterable[InputT 
         room = await state.wait_room(LIST_SHARE)
         entries: list[Entry] = []
         try:
-            records.read(room, limit, entries.append, monotonic() + FEED_SECONDS)
+            records.read(room, limit, entries.append, perf_counter() + FEED_SECONDS)
         finally:
             state.push(entries)
         if limit == FEED_CHUNK:
@@ -535,7 +566,7 @@ class _Records(Generic[InputT]):
             self._count += 1
             tokens -= entry.tokens
             size_bytes -= entry.size_bytes + result_bytes
-            if put(entry) or size_bytes <= 0 or tokens <= 0 or monotonic() > until:
+            if put(entry) or size_bytes <= 0 or tokens <= 0 or perf_counter() > until:
                 return
         self.is_done = self._count < end
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -13,6 +14,12 @@ from anyio.lowlevel import RunVar, current_token
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+IN_USE_SECONDS = 1.0
+"""On Windows a file that somebody has open stays where it is, and cannot be replaced. Readers of small files and virus
+scanners, which look at new ones, are done sooner; whoever maps a graph is not."""
+
+_STEP_SECONDS = 0.01
 
 DISK_THREADS = 8
 """Threads per event loop for disk work, apart from anyio's default ones, which a program may have filled."""
@@ -42,9 +49,26 @@ def replacing(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        temporary.replace(target)
+        move(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a file (or a folder that takes no other's place) another name, in the place of what has it now. Blocks.
+
+    Raises:
+        PermissionError: It may not be. On Windows, where either is open or mapped, only after a short wait for its end.
+    """
+    until = time.perf_counter() + IN_USE_SECONDS
+    while True:
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            if os.name != "nt" or time.perf_counter() > until:
+                raise
+        time.sleep(_STEP_SECONDS)
 
 
 def default_cache_dir() -> Path:

@@ -78,7 +78,8 @@ async def prepare(
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
         path = await in_disk_thread(loadable_model_path, directory, spec.model_file)
-        spec = replace(spec, model_file=str(path.relative_to(directory) if path.is_relative_to(directory) else path))
+        relative = path.relative_to(directory) if path.is_relative_to(directory) else path
+        spec = replace(spec, model_file=relative.as_posix())
     return EncoderConfig(
         spec=spec,
         directory=directory,

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from logging import Logger, getLogger
-from time import monotonic
+from time import perf_counter
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class ObservedCall:
     failed: int = 0
     error: BaseException | None = None
     seconds: float = 0.0
-    _began: float = field(default_factory=monotonic)
+    _began: float = field(default_factory=perf_counter)
     _tell: "Callable[[Event], None]"
 
     @property
@@ -101,7 +101,7 @@ class ObservedCall:
     def end(self, error: BaseException | None = None) -> None:
         """For the package: tell that it ended."""
         self.error = error
-        self.seconds = monotonic() - self._began
+        self.seconds = perf_counter() - self._began
         self._tell(CallEnded(self))
 
 

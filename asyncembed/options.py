@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeGuard, get_args
 
 from asyncembed.checks import (
@@ -192,8 +192,15 @@ class Options(PoolOptions):
 def is_path(model_name: object) -> TypeGuard[str | os.PathLike[str]]:
     """Whether it is certainly a directory: a `Path`, or a text that is written as a path and as no name."""
     if isinstance(model_name, str):
+        if os.name == "nt" and is_path_on_windows(model_name):
+            return True
         return model_name.startswith((".", "~")) or os.path.isabs(model_name)  # noqa: PTH117 (a name is no path)
     return isinstance(model_name, os.PathLike)
+
+
+def is_path_on_windows(model_name: str) -> bool:
+    """Whether it has a drive, or a separator that no name has."""
+    return "\\" in model_name or PureWindowsPath(model_name).drive != ""
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:

@@ -6,6 +6,7 @@ names all of them. Every reader gets from such a name to a path by `inside`, and
 """
 
 import json
+import os
 import re
 from pathlib import Path
 from reprlib import Repr
@@ -25,13 +26,34 @@ _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./-]{1,120}")
 _SHORT = Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxdict = 2, 120, 4, 2
 
+_NOT_ON_WINDOWS = re.compile(
+    r"""
+    .*[<>:"|?*\x00-\x1f]                                      # characters that names have not
+    | .*[ .]$                                                # ends that are left out
+    | (con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\ *(\.|$)   # devices, whatever their ending
+    """,
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+
 _LONGEST_PATH = 1000
 _LONGEST_NAME_BYTES = 255  # of one part of a path, on every file system of Linux, macOS and Windows
 
 
 def is_safe_path(path: str) -> bool:
-    """Whether a name from outside is that of a file below the directory it is put into, on every platform."""
-    return len(path) <= _LONGEST_PATH and "\\" not in path and "\0" not in path and all(map(_is_name, path.split("/")))
+    """Whether a name from outside is that of a file below the directory it is put into, on every platform.
+
+    On Windows also whether there can be such a file: not where a part names a device (`aux.json`), has a character that
+    names have not (`:` begins a stream of another file), or ends in a dot or a blank, which would be left out.
+    """
+    if len(path) > _LONGEST_PATH or "\\" in path or "\0" in path:
+        return False
+    parts = path.split("/")
+    return all(map(_is_name, parts)) and (os.name != "nt" or all(map(is_name_on_windows, parts)))
+
+
+def is_name_on_windows(part: str) -> bool:
+    """Whether Windows takes this as a file's name, and as no other's."""
+    return _NOT_ON_WINDOWS.match(part) is None
 
 
 def inside(directory: Path, path: str) -> Path:

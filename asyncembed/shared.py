@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping
 from copy import copy
 from dataclasses import fields, is_dataclass
 from math import inf
-from time import monotonic
+from time import perf_counter
 from typing import Any, Generic, TypeVar, cast
 from weakref import finalize
 
@@ -45,6 +45,7 @@ class Lease(Generic[ModelT]):
     """
 
     def __init__(self, model: ModelT, *, keep_alive: float | None = None) -> None:
+        self.keep_alive = keep_alive
         ticket = _Ticket(inf if keep_alive is None else keep_alive)
         self._share: _Share[ModelT] = _share_of(model, ticket)
         self._give_back = finalize(self, _give_back, self._share, ticket)
@@ -65,13 +66,18 @@ class Lease(Generic[ModelT]):
 
     async def use(self) -> "Use[ModelT]":
         """The open model, which counts as used until `Use.end`: for streams. Errors as with `call`."""
-        if not self._give_back.alive:
+        if not self.is_held:
             raise StateError("this was closed: make another one")
         return (await self._share.life()).use()
 
     async def unload(self) -> None:
         """Close the engine at once, for all its users; the next call opens it again. What runs gets a `StateError`."""
         await self._share.unload()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it was not given back."""
+        return self._give_back.alive
 
     @property
     def model(self) -> ModelT | None:
@@ -100,7 +106,7 @@ class Use(Generic[ModelT]):
         """It is no more; again, nothing happens."""
         if self._life is not None:
             self._life.uses -= 1
-            self._life.last_used = monotonic()
+            self._life.last_used = perf_counter()
             self._life = None
 
 
@@ -243,7 +249,7 @@ class _Life(Generic[ModelT]):
         try:
             with self._scope:
                 async with self.model:
-                    self.last_used = monotonic()
+                    self.last_used = perf_counter()
                     self.is_open = True
                     self._opened.set()
                     await self._wait_unused()
@@ -258,7 +264,7 @@ class _Life(Generic[ModelT]):
     async def _wait_unused(self) -> None:
         while not self._is_stopped:
             limit = self._keep_alive()
-            left = limit - (0.0 if self.uses else monotonic() - self.last_used)
+            left = limit - (0.0 if self.uses else perf_counter() - self.last_used)
             if left <= 0:
                 return
             with move_on_after(left):
@@ -313,7 +319,7 @@ def _again(error: Exception) -> Exception:
 # ---------------------------------------------------------------- what is the same
 
 
-_STATE = frozenset({"_owner"})
+_STATE = frozenset({"_owner", "_lease"})
 """What of a model is about its being open, and not what it is."""
 
 _WITHOUT_DIFFERENCE = frozenset({"progress", "keep_alive"})

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from math import inf
-from time import monotonic
+from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeAlias, TypeVar
 
@@ -131,12 +131,12 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         if self._source is not None:
             self._start()
         # Before anything is taken: a cancelled consumer loses no result.
-        if monotonic() < self._turn_ends:
+        if perf_counter() < self._turn_ends:
             await checkpoint_if_cancelled()
         else:
             self._check_loop()
             await checkpoint()
-            self._turn_ends = monotonic() + TURN_SECONDS
+            self._turn_ends = perf_counter() + TURN_SECONDS
         state = self._state
         try:
             while (entry := state.take()) is None:
@@ -275,7 +275,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
                 if results and error is state.end:
                     return results
                 raise
-            if results or (until != inf and monotonic() >= until):
+            if results or (until != inf and perf_counter() >= until):
                 return results
             await state.wait_ready(until)
 
@@ -417,7 +417,7 @@ class BatchStream(_Handle, Generic[ResultT, CollectedT]):
         if self._max_wait is not None:
             self._state.restart_time()
             if self._taken:
-                self._until = monotonic() + self._max_wait
+                self._until = perf_counter() + self._max_wait
         try:
             return await self._assemble(batch)
         except BaseException:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
 from importlib import import_module
-from time import monotonic
+from time import perf_counter
 from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
 
 from anyio import Event, NoEventLoopError
@@ -135,7 +135,7 @@ class Turnstile:
             StateError: The caller runs on another loop, and would wait for ever.
         """
         if not self._groups:
-            now = monotonic()
+            now = perf_counter()
             if now - self._last_came > BURST_SECONDS:
                 self._passed = 0
             self._last_came = now
@@ -153,7 +153,7 @@ class Turnstile:
 
     def _begin_turn(self) -> None:
         self._groups.popleft().set()
-        self._last_came = monotonic()
+        self._last_came = perf_counter()
         self._passed = self._per_turn
         if self._groups:
             self._loop.post(self._begin_turn)
@@ -171,7 +171,7 @@ async def completion(future: Future[T]) -> T:
     return future.result()
 
 
-def start_thread(function: Callable[[*Args], T], *args: *Args) -> "Future[T]":
+def start_thread(function: Callable[[*Args], T], *args: *Args, name: str = "asyncembed-image") -> "Future[T]":
     """Run `function` in a daemon thread of its own; the future has what comes of it, an exception included.
 
     Not in a thread of the program's executor or of anyio's limiter: what hangs would fill those, and keep the loop and
@@ -190,5 +190,5 @@ def start_thread(function: Callable[[*Args], T], *args: *Args) -> "Future[T]":
         else:
             future.set_result(result)
 
-    threading.Thread(target=work, name="asyncembed-image", daemon=True).start()
+    threading.Thread(target=work, name=name, daemon=True).start()
     return future

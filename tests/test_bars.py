@@ -2,9 +2,7 @@
 
 import io
 import os
-import pty
 import sys
-import termios
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 from asyncembed import bars
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.errors import InputError, OptionError
+from tests.support import posix
 from tests.support.encoders import ECHO
 from tests.support.waiting import nothing_left_behind, until
 
@@ -58,8 +57,7 @@ class Terminal(Output):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(monkeypatch)
-        self.reader, end = pty.openpty()
-        termios.tcsetwinsize(end, (24, 80))
+        self.reader, end = posix.open_terminal(columns=80)
         self.file = os.fdopen(end, "w", encoding="utf-8")
 
     def text(self, end: str = "\n") -> str:
@@ -88,6 +86,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
 # ---------------------------------------------------------------- what is seen
 
 
+@pytest.mark.posix
 async def test_a_terminal_has_one_bar_that_is_complete_when_the_loop_ends(
     terminal: Terminal, model: TextEmbedding
 ) -> None:
@@ -103,6 +102,7 @@ async def test_a_terminal_has_one_bar_that_is_complete_when_the_loop_ends(
     assert len(last) <= 80
 
 
+@pytest.mark.posix
 async def test_a_bar_moves_while_results_are_taken(
     terminal: Terminal, model: TextEmbedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +114,7 @@ async def test_a_bar_moves_while_results_are_taken(
             await anyio.to_thread.run_sync(terminal.text, f" {taken}/10 [")
 
 
+@pytest.mark.posix
 async def test_a_source_that_does_not_know_its_length_is_counted(terminal: Terminal, model: TextEmbedding) -> None:
     terminal.use()
     await model.embed(iter(texts(50)), progress=True).collect()
@@ -122,6 +123,7 @@ async def test_a_source_that_does_not_know_its_length_is_counted(terminal: Termi
     assert " 50/100 [" in terminal.text()
 
 
+@pytest.mark.posix
 async def test_records_that_failed_are_through_too_and_are_counted(terminal: Terminal, model: TextEmbedding) -> None:
     terminal.use()
     await model.embed(["#0", "bad", "#2", "bad"], progress=True, on_error="skip").collect()
@@ -201,14 +203,15 @@ async def test_a_stream_goes_its_way_where_nothing_can_be_written(
         assert len(await model.embed(texts(30), progress=True).collect()) == 30
 
 
+@pytest.mark.posix
 async def test_a_halted_terminal_halts_no_stream(terminal: Terminal, model: TextEmbedding) -> None:
     """Its user has pressed Ctrl-S; what remains to be drawn is drawn when it goes on."""
     terminal.use()
-    termios.tcflow(terminal.file.fileno(), termios.TCOOFF)
+    posix.let_output_flow(terminal.file.fileno(), flows=False)
     try:
         assert len(await model.embed(texts(300), progress=True).collect()) == 300
     finally:
-        termios.tcflow(terminal.file.fileno(), termios.TCOON)
+        posix.let_output_flow(terminal.file.fileno(), flows=True)
     await until(lambda: "asyncembed-progress" not in {thread.name for thread in threading.enumerate()})
     assert " 300/300 [" in terminal.text()
 

@@ -1,9 +1,13 @@
 """The examples run as their docstrings say, on little data."""
 
+import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -87,6 +91,71 @@ def test_observability_prints_the_spans_of_calls_and_batches_and_the_metrics(env
     assert sum(map(int, calls)) == sum(map(int, batches)) > 0
     assert len(re.findall(r"ms +- tokens  request \d$", done.stdout, re.MULTILINE)) == 8
     assert '\nasyncembed_inputs_total{model="all-MiniLM-L6-v2"} 28.0\n' in done.stdout
+
+
+def write_mean_model(directory: Path) -> None:
+    """A small model that says itself how it pools."""
+    write_model(directory, model_file="model.onnx")
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [
+        {"idx": i, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds.items())
+    ]
+    (directory / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
+
+
+def stored(database: Path) -> dict[str, int]:
+    """Ids, and bytes of their vectors; nothing as long as there is no table."""
+    try:
+        with closing(sqlite3.connect(database)) as connection:
+            return dict(connection.execute("SELECT id, length(vector) FROM records"))
+    except sqlite3.OperationalError:
+        return {}
+
+
+def test_the_ingest_stores_what_it_can_and_keeps_the_rest_aside(environment: dict[str, str], tmp_path: Path) -> None:
+    write_mean_model(tmp_path / "model")
+    source, database = tmp_path / "in.jsonl", tmp_path / "out.db"
+    source.write_text(
+        '{"id": 1, "text": "the way"}\n{"id": 2,\n{"id": 3}\n{"id": 4, "text": "a day"}\n', encoding="utf-8"
+    )
+    model = ["--model", str(tmp_path / "model"), "--workers", "0"]
+    done = run(environment, "-m", "examples.ingest", str(source), str(database), *model)
+    assert done.stdout.startswith(f"2 records in {database}, 2 broken ones in {tmp_path / 'out.broken.jsonl'}\n")
+    assert stored(database).keys() == {"1", "4"}
+    assert all(size_bytes > 0 for size_bytes in stored(database).values())
+    broken = [json.loads(line) for line in (tmp_path / "out.broken.jsonl").read_text("utf-8").splitlines()]
+    assert [line["record"] for line in broken] == [None, {"id": 3}]
+    assert "line 2 is no JSON" in broken[0]["error"]
+    assert "key= failed: KeyError" in broken[1]["error"]
+    (bar,) = done.stderr.splitlines()
+    assert "4 inputs [" in bar
+    assert "2 failed" in bar
+
+
+def test_the_ingest_makes_its_own_sample(environment: dict[str, str]) -> None:
+    done = run(environment, "-m", "examples.ingest", "--workers", "1")
+    assert re.match(r"300 records in .*, 4 broken ones in ", done.stdout)
+
+
+def test_the_ingest_does_not_hold_a_record_back_until_others_come(environment: dict[str, str], tmp_path: Path) -> None:
+    write_mean_model(tmp_path / "model")
+    database = tmp_path / "out.db"
+    model = ["--model", str(tmp_path / "model"), "--workers", "0"]
+    command = [sys.executable, "-m", "examples.ingest", "-", str(database), *model]
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, encoding="utf-8") as process:
+        assert process.stdin is not None
+        for count in (1, 2):
+            process.stdin.write(json.dumps({"id": count, "text": "the way"}) + "\n")
+            process.stdin.flush()
+            while len(stored(database)) < count:  # with stdin open all the while
+                assert process.poll() is None
+                time.sleep(0.05)
+        process.stdin.close()
+    assert process.returncode == 0
+    assert len(stored(database)) == 2
 
 
 def test_image_search_lists_the_images_of_a_folder_best_first(environment: dict[str, str], tmp_path: Path) -> None:

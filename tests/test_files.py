@@ -1,12 +1,13 @@
 """Files on both backends."""
 
+import threading
 from pathlib import Path
 
 import anyio
 import pytest
 from anyio import to_thread
 
-from asyncembed.files import in_disk_thread, open_to_write, replacing
+from asyncembed.files import in_disk_thread, move, open_to_write, replacing
 
 
 async def test_a_file_is_written_anew(tmp_path: Path) -> None:
@@ -47,6 +48,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(is_there: bool, tmp_path: P
     assert [(path.name, path.read_text("utf-8")) for path in tmp_path.iterdir()] == [("file", "new")]
 
 
+@pytest.mark.posix
 def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("someone's own", "utf-8")
     (tmp_path / "link").symlink_to("other")
@@ -54,3 +56,22 @@ def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:
         temporary.symlink_to("elsewhere")
     assert (tmp_path / "link").readlink() == Path("elsewhere")
     assert (tmp_path / "other").read_text("utf-8") == "someone's own"
+
+
+def test_a_file_that_somebody_reads_is_replaced_all_the_same(tmp_path: Path) -> None:
+    """On Windows once that is over: no longer than IN_USE_SECONDS."""
+    (tmp_path / "new").write_text("new", "utf-8")
+    (tmp_path / "old").write_text("old", "utf-8")
+    reader = (tmp_path / "old").open("rb")
+    closing = threading.Timer(0.1, reader.close)
+    closing.start()
+    move(tmp_path / "new", tmp_path / "old")
+    closing.join()
+    assert [(path.name, path.read_text("utf-8")) for path in tmp_path.iterdir()] == [("old", "new")]
+
+
+def test_what_fails_to_take_a_place_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"), replacing(tmp_path / "folder") as temporary:
+        temporary.write_text("new", "utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

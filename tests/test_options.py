@@ -11,7 +11,7 @@ from asyncembed import Options, WorkerPool
 from asyncembed.embedders import base, cross_encoder, image, text
 from asyncembed.engine.pool import PoolKeywords, PoolOptions
 from asyncembed.errors import OptionError
-from asyncembed.options import OptionKeywords
+from asyncembed.options import OptionKeywords, is_path_on_windows
 
 
 def documented(text: str | None, heading: str) -> set[str]:
@@ -71,3 +71,12 @@ def test_what_a_pool_decides_is_not_said_beside_it() -> None:
 
 def test_a_token_is_not_shown() -> None:
     assert "hf_secret" not in repr(Options(token="hf_secret"))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_path"),
+    [("C:\\models\\bge", True), ("C:models", True), ("d:/models/bge", True), ("models\\bge", True),
+     ("\\\\server\\share\\bge", True), ("BAAI/bge-small-en-v1.5", False), ("bge", False)],
+)  # fmt: skip
+def test_drives_and_backslashes_make_a_path_on_windows(name: str, is_path: bool) -> None:
+    assert is_path_on_windows(name) == is_path

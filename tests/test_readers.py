@@ -36,13 +36,19 @@ def test_the_images_of_a_folder_in_order(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    (tmp_path / "c" / "again").symlink_to(tmp_path)
     found = [path.relative_to(tmp_path).as_posix() for path in everything(image_paths(tmp_path))]
     assert found == ["a.png", "b.JPG", "c.jpeg", "c/d.webp", "c/e/f.tiff"]
     assert len(everything(image_paths(str(tmp_path), recursive=False))) == 3
     assert len(everything(image_paths(tmp_path, suffixes={".txt"}))) == 1
     with pytest.raises(NotADirectoryError):
         everything(image_paths(tmp_path / "a.png"))
+
+
+@pytest.mark.posix
+def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert everything(image_paths(tmp_path)) == [tmp_path / "a.png"]
 
 
 def test_lines(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from anyio.lowlevel import checkpoint, current_token
 
 from asyncembed.errors import StateError, UsageError
 from asyncembed.remote import Remote
+from tests.support import posix
 
 
 @contextmanager
@@ -207,13 +208,13 @@ def test_a_call_has_the_context_of_its_caller_but_for_the_kind_of_event_loop(her
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.posix
 def test_a_forked_child_cannot_call_its_parents_loop(anyio_backend: str) -> None:
     async def one() -> int:
         return 1
 
     with a_loop_elsewhere(anyio_backend) as remote:
-        child = os.fork()
+        child = posix.fork()
         if child == 0:
             try:
                 remote.call_blocking(one)

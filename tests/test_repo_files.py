@@ -19,7 +19,7 @@ from asyncembed.encoders.projection import read_projections
 from asyncembed.errors import AsyncEmbedError, ModelLoadError
 from asyncembed.export.bert_like import ARCHITECTURES, read_config
 from asyncembed.images.preprocess import Preprocessor
-from asyncembed.repo_files import inside, is_safe_path, read_json, read_object, shown
+from asyncembed.repo_files import inside, is_name_on_windows, is_safe_path, read_json, read_object, shown
 from asyncembed.runtime.safetensors import find_weights, read_tensors
 from tests.export.conftest import DATA
 from tests.support.any_json import spoilt
@@ -61,6 +61,23 @@ def test_whatever_counts_as_safe_stays_below(path: str) -> None:
     if is_safe_path(path):
         assert os.path.normpath(f"/folder/{path}") == f"/folder/{path}"
         assert not Path(f"/absent/{path}").exists()  # and can be asked for
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["con", "CON", "nul.json", "aux.tar.gz", "com1", "LPT9.txt", "con .txt", "conin$", "model.onnx:stream", "C:",
+     "a?", "a*b", "a<b", "a>b", 'a"b', "a|b", "a\nb", "a\x07", "a.", "a ", "...", ".. "],
+)  # fmt: skip
+def test_what_windows_takes_for_something_else_is_no_name_there(name: str) -> None:
+    assert not is_name_on_windows(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "console.json", "com10", "auxiliary", ".gitattributes", "a b", "ü.json", "1_Pooling", "nul-1"],
+)
+def test_other_names_are_names_on_windows(name: str) -> None:
+    assert is_name_on_windows(name)
 
 
 @pytest.mark.parametrize(

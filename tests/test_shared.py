@@ -18,6 +18,7 @@ from asyncembed.embedders.text import TextEmbedding
 from asyncembed.engine.lifetime import Openable
 from asyncembed.errors import ModelLoadError, StateError
 from asyncembed.shared import Lease
+from tests.support import posix
 from tests.support.encoders import ECHO
 from tests.support.waiting import until
 
@@ -181,11 +182,11 @@ def test_unloading_ends_what_runs_with_an_error_and_the_next_call_loads_again(tm
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.posix
 def test_a_forked_child_opens_an_engine_of_its_own() -> None:
     lease = Lease(echo())
     embed(lease)
-    child = os.fork()
+    child = posix.fork()
     if child == 0:
         try:
             is_new = lease.model is None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
 from logging import INFO, Logger, getLogger
-from time import monotonic
+from time import perf_counter
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -25,6 +25,7 @@ from typing import (
 from anyio import Event
 from anyio.abc import TaskGroup
 
+from asyncembed.any_loop import OnAnyLoop
 from asyncembed.catalogue.lookup import describe, find_model, list_models, parse_origins, require_model
 from asyncembed.catalogue.onnx_choice import precision_of
 from asyncembed.catalogue.pipeline import Overrides
@@ -40,7 +41,7 @@ from asyncembed.checks import (
 )
 from asyncembed.embedders.intake import Door, InputT, Key, check_source
 from asyncembed.encoders.encoder import Call, EncoderConfig
-from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
+from asyncembed.engine.lifetime import owned_task_group, uninterrupted
 from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
 from asyncembed.engine.scheduler import Item, Priority
@@ -52,6 +53,7 @@ from asyncembed.loading import prepare, prepare_fake
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observers
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
+from asyncembed.remote import Remote
 from asyncembed.results import COUNT, Assembly, CollectedT, Counted, CountedBatch, ResultT, count_of, dense
 from asyncembed.stream import EmbeddingStream, ReturningStream, returning
 from asyncembed.wakeup import Turnstile
@@ -134,6 +136,7 @@ class Opened:
     group: TaskGroup
     spec: ModelSpec
     turnstile: Turnstile
+    remote: Remote
     owns_engine: bool
     streams: set[StreamState[Any]] = field(default_factory=set)
     requests: "set[_Request]" = field(default_factory=set)
@@ -151,7 +154,7 @@ class Opened:
             self.engine.kill()
 
 
-class Embedder(Openable[Opened]):
+class Embedder(OnAnyLoop[Opened]):
     """What the six classes share: they differ in what their inputs are and what a result looks like.
 
     Opening finds the model's files (downloading them if need be), starts the workers unless a pool is given, and has
@@ -254,6 +257,10 @@ class Embedder(Openable[Opened]):
         return opened.engine.stats(opened.model)
 
     # ---------------------------------------------------------------- opening
+
+    def _remote(self) -> Remote | None:
+        opened = self._opened
+        return None if opened is None else opened.remote
 
     def _wanted(self) -> ModelName:
         """The model to open."""
@@ -456,7 +463,7 @@ async def _from_opening_to_closing(
     kind: str, options: Options, find: Callable[[], Awaitable[EncoderConfig]], *, in_process: bool
 ) -> AsyncGenerator[Opened]:
     """An embedder's life; `kind` is its class, `find` brings its files onto disk; `in_process` is for fakes."""
-    began = monotonic()
+    began = perf_counter()
     async with AsyncExitStack() as stack:
         if options.pool is None:
             # The workers start while the files are being found.
@@ -473,17 +480,25 @@ async def _from_opening_to_closing(
         stack.callback(engine.remove_model, model)
         await engine.warm(model)
         if logger.isEnabledFor(INFO):
-            logger.info("%s opened %s in %.1f s", kind, _described(engine, model), monotonic() - began)
+            logger.info("%s opened %s in %.1f s", kind, _described(engine, model), perf_counter() - began)
         if options.observers:
             model.observers = _observers(options.observers, engine, model)
             model.observers.opened()
             stack.callback(model.observers.closed)
         group = await stack.enter_async_context(owned_task_group())
-        turnstile = Turnstile(engine.loop, CALLS_PER_TURN)
-        opened = Opened(engine, model, group, config.spec, turnstile, owns_engine=options.pool is None)
+        opened = Opened(
+            engine,
+            model,
+            group,
+            config.spec,
+            Turnstile(engine.loop, CALLS_PER_TURN),
+            Remote(group),
+            owns_engine=options.pool is None,
+        )
         try:
             yield opened
         finally:
+            opened.remote.close()
             opened.end_all()
 
 

@@ -167,7 +167,7 @@ class TextTokenizer:
             return done.become(list(map(len, done.values)))
         texts = split(map(read_text, inputs))
         special = self.special_tokens()
-        return texts.become([special + self._count(prefix + text) for text in texts.values])
+        return texts.become([special + count for count in self._counts([prefix + text for text in texts.values])])
 
     def count_pairs(self, inputs: Sequence[object], call: Call) -> Usable[int]:
         """Likewise for pairs of texts."""
@@ -176,7 +176,8 @@ class TextTokenizer:
             return done.become(list(map(len, done.values)))
         pairs = split(map(read_pair, inputs))
         special = self.special_tokens(is_pair=True)
-        return pairs.become([special + sum(map(self._count, pair)) for pair in pairs.values])
+        counts = self._counts([text for pair in pairs.values for text in pair])
+        return pairs.become([special + sum(pair) for pair in zip(counts[::2], counts[1::2], strict=True)])
 
     def _checked(self, done: Tokenized, *, truncate: bool) -> Tokenized:
         return done if truncate else done.without(list(map(_is_over, done.values)), self.too_long)
@@ -290,8 +291,15 @@ class TextTokenizer:
 
     def _count(self, text: str) -> int:
         """Tokens of `text` before truncation, without special ones; piece by piece, as they take much memory."""
-        pieces = self._cutter.pieces(text, _COUNTED_CHARACTERS)
-        return sum(len(self._untruncated.encode(piece, add_special_tokens=False)) for piece in pieces)
+        return sum(self._lengths([piece])[0] for piece in self._cutter.pieces(text, _COUNTED_CHARACTERS))
+
+    def _counts(self, texts: Sequence[str]) -> list[int]:
+        """`_count` of each; all that are short in one go, which takes a fraction of the time."""
+        short = iter(self._lengths([text for text in texts if len(text) <= _COUNTED_CHARACTERS]))
+        return [next(short) if len(text) <= _COUNTED_CHARACTERS else self._count(text) for text in texts]
+
+    def _lengths(self, pieces: list[str]) -> list[int]:
+        return list(map(len, self._untruncated.encode_batch_fast(pieces, add_special_tokens=False)))
 
     @cached_property
     def _untruncated(self) -> Tokenizer:

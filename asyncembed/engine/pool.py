@@ -1,5 +1,6 @@
 """The public face of the engine: what users make, open and share; embedders go through `engine_of`."""
 
+import os
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, fields, replace
@@ -10,9 +11,13 @@ from asyncembed.engine.cores import available_cores
 from asyncembed.engine.lifetime import Openable
 from asyncembed.engine.model import Stats
 from asyncembed.engine.supervisor import Supervisor, WorkerPlan
+from asyncembed.errors import OptionError
 from asyncembed.faking import current_fakes
 
 BATCH_TIMEOUT_SECONDS = 300.0
+
+MAX_WORKERS_ON_WINDOWS = 60
+"""Windows waits for 63 handles at once, and Python's own pools for 61 workers."""
 
 MAX_WORKERS_BY_DEFAULT = 4
 """Each worker holds the model once, so more than a few are for the user to ask for."""
@@ -47,6 +52,15 @@ class PoolOptions:
         check_device_ids(self.device_ids)
         check_seconds("batch_timeout", self.batch_timeout, may_be_none=True)
         check_count("max_queued", self.max_queued, minimum=1)
+        self._check_processes()
+
+    def _check_processes(self) -> None:
+        asked = len(self.device_ids or (0,)) if self.workers is None else self.workers
+        if os.name == "nt" and asked and asked + self.interactive_workers > MAX_WORKERS_ON_WINDOWS:
+            raise OptionError(
+                f"on Windows workers and interactive_workers may be {MAX_WORKERS_ON_WINDOWS} together; got "
+                f"{asked + self.interactive_workers}"
+            )
 
     def pool_keywords(self) -> PoolKeywords:
         """What a pool of one's own is made with."""

@@ -34,6 +34,9 @@ _NO_SEMAPHORES = {errno.ENOSYS, errno.ENOENT, errno.EACCES, errno.EPERM, errno.E
 
 _FILL_DESCRIPTORS = "import os;d=0\nwhile d<3:d=os.open(os.devnull,os.O_RDWR)\nos.close(d);del d\n"
 
+_IGNORE_SIGINT = "import signal;signal.signal(signal.SIGINT,signal.SIG_IGN);"
+"""A console of Windows sends its Ctrl-C to workers, too. They have no other moment as early as this one."""
+
 T = TypeVar("T")
 
 
@@ -60,8 +63,9 @@ def launching() -> Iterator[None]:
         _check_threads()
         _install_wrappers()
         _launch.is_ours, _launch.interpreter = True, interpreter
-        # Launching starts this helper of multiprocessing's on demand, which would let SIGINT through again.
-        resource_tracker.ensure_running()
+        if os.name == "posix":
+            # Launching starts this helper of multiprocessing's on demand, which would let SIGINT through again.
+            resource_tracker.ensure_running()
         yield
     except WorkerError:
         raise
@@ -248,9 +252,10 @@ def _get_executable(original: Callable[[], Any]) -> Any:
 
 def _get_command_line(original: Callable[..., list[Any]], **kwargs: Any) -> list[Any]:
     command = original(**kwargs)
-    if os.name == "posix" and "-c" in command:
-        # Also where a descriptor up to 2 is open here but not inherited, as an event loop's.
-        command[command.index("-c") + 1] = _FILL_DESCRIPTORS + command[command.index("-c") + 1]
+    if "-c" in command:
+        # Filled also where a descriptor up to 2 is open here but not inherited, as an event loop's.
+        first = _FILL_DESCRIPTORS if os.name == "posix" else _IGNORE_SIGINT
+        command[command.index("-c") + 1] = first + command[command.index("-c") + 1]
     return command
 
 

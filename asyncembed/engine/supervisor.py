@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import repeat
 from logging import Logger, getLogger
 from math import inf
+from multiprocessing import connection
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import anyio
@@ -29,7 +30,7 @@ from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.scheduler import Item
 from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone
 from asyncembed.errors import OF_ONE_INPUT, EncodeError, StateError, WorkerError, WorkersImpossible
-from asyncembed.wakeup import Loop, completion
+from asyncembed.wakeup import Loop, completion, start_thread
 
 if TYPE_CHECKING:
     from asyncembed.encoders.encoder import EncoderConfig
@@ -339,8 +340,8 @@ class Supervisor:
     async def _watch_death(self, slot: Slot, life: _Life) -> None:
         # A worker with work in flight reports its death through its futures, after the answers that it sent before; an
         # idle one only here.
-        if life.worker.death_fd is not None and os.name == "posix":
-            await anyio.wait_readable(life.worker.death_fd)
+        if life.worker.death_fd is not None:
+            await _until_dead(life.worker.death_fd)
             if slot.in_flight:
                 await anyio.sleep(DEATH_GRACE_SECONDS)
             slot.die(Death.ENDED)
@@ -451,6 +452,17 @@ class Supervisor:
 
     async def _in_own_thread(self, function: Callable[[], T]) -> T:
         return await to_thread.run_sync(function, limiter=self._limiter)
+
+
+async def _until_dead(process: int) -> None:
+    """Wait until a process ends, by what its death makes readable or, on Windows, by its handle.
+
+    No event loop waits for a handle, so a thread does; a process that is watched no more is one that is being ended.
+    """
+    if os.name == "posix":
+        await anyio.wait_readable(process)
+    else:
+        await completion(start_thread(connection.wait, [process], name="asyncembed-death-watch"))
 
 
 def _deliver(items: Sequence[Item], answer: Encoded) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
 from asyncembed.export.bert_like import read_config
-from asyncembed.files import default_cache_dir, replacing
+from asyncembed.files import default_cache_dir, move, replacing
 from asyncembed.runtime.safetensors import find_weights, read_tensors
 
 # Raised when the graph that the same weights give changes: older graphs are then not found any more.
@@ -56,14 +56,14 @@ def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
     try:
         _prune(root)
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=_TEMPORARY_PREFIX, dir=root) as temporary:
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY_PREFIX, dir=root, ignore_cleanup_errors=True) as temporary:
             graph.write(Path(temporary, GRAPH_FILE), Path(temporary, DATA_FILE), DATA_FILE)
             target.mkdir(exist_ok=True)
             if target.is_symlink():
                 raise NotADirectoryError(errno.ENOTDIR, "a link where a directory of the cache belongs", str(target))
             # The graph last: whoever sees it finds its weights. Two processes write the same bytes.
             for name in (DATA_FILE, GRAPH_FILE):
-                Path(temporary, name).replace(target / name)
+                move(Path(temporary, name), target / name)
     except OSError as error:
         if _is_complete(target):  # Windows does not replace a file that another process has just made and mapped
             return target / GRAPH_FILE
@@ -111,7 +111,8 @@ def _file_digest(path: Path, known: Path) -> str:
 
     Digests are remembered in the directory `known`, under the identity that `stat` gives: device, inode,
     size, and the times of the last change to the content and to the inode. No program can set the latter, so
-    it also tells files apart whose modification time an archive or a package manager has fixed.
+    it also tells files apart whose modification time an archive or a package manager has fixed. (On Windows it is the
+    time when the file was made.)
     """
     status = path.stat()
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

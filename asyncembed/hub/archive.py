@@ -17,7 +17,7 @@ import anyio
 from anyio import from_thread
 
 from asyncembed.errors import ArchiveError, NotCachedError, RepoFileNotFoundError
-from asyncembed.files import WritableFile, in_disk_thread, open_to_write
+from asyncembed.files import WritableFile, in_disk_thread, move, open_to_write
 from asyncembed.hub.access import HubAccess
 from asyncembed.hub.addresses import shown_address
 from asyncembed.hub.listing import Wanted
@@ -149,7 +149,7 @@ class Archive:
         if self._target.is_symlink():
             self._target.unlink()
         if not self._target.exists():
-            extracted.rename(self._target)
+            move(extracted, self._target)
             return
         # An interrupted tool's, or somebody's own of this name: what else is in it stays.
         home = self._target.resolve()
@@ -160,7 +160,7 @@ class Archive:
             if path.is_dir():
                 place.mkdir(exist_ok=True)
             else:
-                path.replace(place)
+                move(path, place)
 
 
 def extract(archive: Path, into: Path, folder: str, source: str, *, check: Callable[[], object] = lambda: None) -> None:

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asyncembed.errors import CacheNotWritableError, DiskFullError, DownloadError
-from asyncembed.files import replacing
+from asyncembed.files import move, replacing
 from asyncembed.hub.listing import DEFAULT_REVISION, Listing, RepoFile, Wanted, parse_file
 from asyncembed.hub.partial import Partial
 from asyncembed.hub.verify import is_intact
@@ -37,6 +37,9 @@ EMPTY_BLOB_ID = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
 """git's name for no bytes at all; another blob without bytes is what a crash left."""
 
 _COPY_BYTES = 2**20
+_MOST_OF_A_PATH = 248
+"""Characters that a directory's path may have on Windows; a file's may have twelve more."""
+
 _TREE_FORMAT = 1
 _MAX_TREE_BYTES = 64 * 2**20
 _MAX_REF_BYTES = 1024
@@ -242,11 +245,16 @@ class RepoCache:
                 # On some Windows machines links can be made, but lead nowhere.
                 if self._is_there(pointer, file):
                     return
-        if may_move:
-            blob.replace(pointer)
-        else:
-            with replacing(pointer) as temporary, blob.open("rb") as content, temporary.open("xb") as copy:
-                shutil.copyfileobj(content, copy, _COPY_BYTES)
+        try:
+            if may_move:
+                move(blob, pointer)
+            else:
+                with replacing(pointer) as temporary, blob.open("rb") as content, temporary.open("xb") as copy:
+                    shutil.copyfileobj(content, copy, _COPY_BYTES)
+        except PermissionError:
+            # On Windows a file that somebody has open is not replaced: it may be what another download has put there.
+            if not self._is_there(pointer, file):
+                raise
 
     def _pointer(self, commit: str, file: RepoFile) -> Path:
         """The snapshot's entry of `file`, in its directory, which is there."""
@@ -339,9 +347,16 @@ def translate_disk_error(error: OSError, where: Path) -> DownloadError:
             free = 0
         return disk_full(where, None, free)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        in_use = ", or end the programs that have it open" if os.name == "nt" else ""
         return CacheNotWritableError(
-            f"files are missing in the cache and it cannot be written ({error}); make it writable or give "
+            f"files are missing in the cache and it cannot be written ({error}); make it writable{in_use}, or give "
             "another directory (cache_dir=, HF_HUB_CACHE or HF_HOME)",
+            source=str(where),
+        )
+    if os.name == "nt" and len(str(error.filename or "")) >= _MOST_OF_A_PATH:
+        return DownloadError(
+            f"the cache cannot be used: {error}; Windows takes no longer paths unless long ones are switched on: give "
+            "a directory with a shorter name (cache_dir=, HF_HUB_CACHE or HF_HOME)",
             source=str(where),
         )
     return DownloadError(f"the cache cannot be used: {error}", source=str(where))

@@ -31,6 +31,7 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from asyncembed.files import move
 from asyncembed.hub.listing import RepoFile
 from asyncembed.hub.verify import ContentHash
 
@@ -182,7 +183,13 @@ class Partial:
             assert self.is_verified()
             self._file.truncate(self._size)
             self._close()
-            self._path.replace(target)
+            try:
+                move(self._path, target)
+            except PermissionError:
+                # On Windows a file that somebody has open is not replaced: it may be what another download has put.
+                if not target.is_file() or target.stat().st_size != self._size:
+                    raise
+                self._path.unlink(missing_ok=True)
             self._delete_leftovers()
 
     def release(self) -> None:
@@ -192,7 +199,7 @@ class Partial:
                 self._close()
                 with contextlib.suppress(OSError):
                     if self.ranges.total():
-                        self._path.replace(self._free_path)
+                        move(self._path, self._free_path)
                     else:
                         self._path.unlink()
 

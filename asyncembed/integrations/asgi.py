@@ -170,7 +170,8 @@ class UntilGoneMiddleware:
 
     Streaming answers end in the same way. A handler whose answer is complete is left alone, with its background tasks;
     so are websockets, which hear of it by themselves, and the lifespan. What has to be finished though nobody waits
-    for its answer belongs into a background task, or under a shield (`anyio.CancelScope(shield=True)`).
+    for its answer belongs into a background task, or under a shield (`anyio.CancelScope(shield=True)`), as does
+    clean-up that awaits something. A handler that is no coroutine runs in a thread, which nothing can end.
     """
 
     def __init__(self, app: ASGIApp) -> None:

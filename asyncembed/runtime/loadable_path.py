@@ -98,7 +98,17 @@ def _forget_deleted(shared: Path, repo: Path) -> None:
         for path in shared.iterdir():
             is_ours = is_commit(path.name) and not path.is_symlink() and (path / MARK).is_file()
             if is_ours and not (repo / "snapshots" / path.name).exists():
-                shutil.rmtree(path, ignore_errors=True)
+                _delete_marked(path)
+
+
+def _delete_marked(folder: Path) -> None:
+    """Delete a folder of ours, its mark last: what is mapped stays on Windows, and is ours the next time as well."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MARK:
+            path.unlink()
+    shutil.rmtree(folder)
 
 
 def _make_marked(home: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from asyncembed.encoders.encoder import Call
 from asyncembed.encoders.tokenization import TextTokenizer, Tokenized
 from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
 from tests.support.models import TEXTS
@@ -123,6 +124,28 @@ def test_pairs_share_the_limit_and_keep_their_types(tmp_path: Path) -> None:
     done = TextTokenizer(tmp_path).encode_pairs([("the a", "of and to in is"), ("the", 3), "the", ("", "\udfff")])
     assert done.values[0].type_ids == [0, 0, 0, 0, 1, 1, 1, 1]
     assert list(done.failures) == [1, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_texts_are_counted_as_the_library_counts_them(kind: str, tmp_path: Path) -> None:
+    """Whatever their length, with the prompt, and pairs likewise; the cut ones are no more than the limit."""
+    tokenizer, options = KINDS[kind]
+    write_tokenizer(tmp_path, tokenizer, **options)
+    theirs, _ = load_tokenizer(tmp_path)
+    theirs.no_truncation()
+    theirs.no_padding()
+    ours = TextTokenizer(tmp_path)
+    texts = [*TEXTS, "they said that there was a way, " * 10_000, "x" * 1000, 3]
+    whole = Call(mode="count", prompt="how many: ", truncated=False, truncate=False)
+    counts = ours.count(texts, whole)
+    assert counts.failures.keys() == {len(texts) - 1}
+    assert counts.values == [len(theirs.encode(f"how many: {text}")) for text in texts[:-1]]
+    assert ours.count(texts, Call(mode="count", prompt="how many: ")).values == [
+        min(count, ours.limit) for count in counts.values
+    ]
+    pairs = list(zip(texts[:-1], TEXTS, strict=False))
+    assert ours.count_pairs(pairs, whole).values == [len(theirs.encode(*pair)) for pair in pairs]
 
 
 def test_letters_keep_their_case_unless_asked(tmp_path: Path) -> None:

@@ -82,6 +82,12 @@ def test_too_few_results_are_an_error_of_the_encoder() -> None:
     assert "1 results for 2 inputs" in str(answer.error)
 
 
+def test_tokens_of_too_few_inputs_are_an_error_of_the_encoder() -> None:
+    answer = loaded_host().run(0, ["a", "odd-tokens"], Call())
+    assert isinstance(answer, child.Failed)
+    assert "tokens of 1 inputs for 2" in str(answer.error)
+
+
 def test_an_unknown_model_is_an_error_and_no_crash() -> None:
     answer = child.Host().run(7, ["a"], Call())
     assert isinstance(answer, child.Failed)

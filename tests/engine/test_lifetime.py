@@ -498,6 +498,92 @@ def test_a_loop_that_was_closed_under_a_model_does_not_keep_it(tmp_path: Path) -
     assert (done.returncode, done.stdout, done.stderr) == (0, "2 1.0\n" * 2 + "0\n", "")
 
 
+# ---------------------------------------------------------------- hooks and fixtures
+
+FIXTURES = """
+import pytest
+import pytest_asyncio
+from asyncembed.embedders.text import TextEmbedding
+from asyncembed.engine.pool import WorkerPool
+from tests.support.encoders import ECHO
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def opened():
+    model = TextEmbedding(ECHO, workers=0)
+    await model.open()
+    yield model
+    await model.aclose()
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def entered():
+    async with WorkerPool(workers=1) as pool, TextEmbedding(ECHO, pool=pool) as model:
+        yield model
+
+@pytest_asyncio.fixture
+async def own():
+    async with TextEmbedding(ECHO, workers=0) as model:
+        yield model
+
+@pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.parametrize("number", range(2))
+async def test_models_of_many_tests(opened, entered, number):
+    for model in (opened, entered):
+        assert (await model.embed_query(f"#{number}"))[2] == number
+        assert [vector[2] async for vector in model.embed([f"#{number}"])] == [number]
+
+@pytest.mark.asyncio
+async def test_a_model_of_one_test(own):
+    assert (await own.embed_query("#1"))[2] == 1
+"""
+
+
+@pytest.mark.slow
+def test_fixtures_of_pytest_asyncio_open_in_one_task_and_close_in_another(tmp_path: Path) -> None:
+    (tmp_path / "test_models.py").write_text(FIXTURES, encoding="utf-8")
+    options = ["-q", "-p", "no:cacheprovider", "-W", "error", "-o", "asyncio_default_fixture_loop_scope=function"]
+    done = programs.run(f"import sys, pytest; sys.exit(pytest.main({[*options, 'test_models.py']}))", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
+    assert "error" not in done.stdout
+
+
+HOOKS = """
+import asyncio
+from asyncembed.embedders.text import TextEmbedding
+from asyncembed.engine.pool import WorkerPool
+from tests.support.encoders import ECHO
+from tests.support.waiting import worker_processes
+
+pool = WorkerPool(workers=1)
+model = TextEmbedding(ECHO, pool=pool)
+
+async def on_startup():
+    await pool.open()
+    await model.open()
+
+async def on_shutdown():
+    await model.aclose()
+    await pool.aclose()
+
+async def handle(number):
+    return (await model.embed_query(f"#{number}"))[2]
+
+async def serve():
+    await asyncio.create_task(on_startup())
+    print(sum(await asyncio.gather(*map(handle, range(10)))), len(worker_processes()))
+    await asyncio.create_task(on_shutdown())
+    print(len(worker_processes()))
+
+asyncio.run(serve())
+"""
+
+
+@pytest.mark.slow
+def test_a_pair_of_hooks_opens_and_closes(tmp_path: Path) -> None:
+    done = programs.run(HOOKS, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "45.0 1\n0\n", "")
+
+
 # ---------------------------------------------------------------- Ctrl-C
 
 SWEEP = """
@@ -581,6 +667,7 @@ anyio.run(main, backend=sys.argv[1])
 """
 
 
+@pytest.mark.posix
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_ctrl_c_while_workers_start_ends_them_too(seed: int, tmp_path: Path, anyio_backend: str) -> None:

@@ -4,8 +4,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing import connection
 from pathlib import Path
-from select import select
 from typing import TYPE_CHECKING
 
 import psutil
@@ -114,7 +114,7 @@ def test_only_a_process_can_die_and_shows_it(worker: Worker) -> None:
     assert (worker.pid is None) == (worker.death_fd is None)
     worker.kill()
     if worker.death_fd is not None:
-        assert select([worker.death_fd], [], [], ANSWER_SECONDS)[0]
+        assert connection.wait([worker.death_fd], ANSWER_SECONDS)
 
 
 def test_stopping_leaves_neither_process_nor_thread(make: Make) -> None:

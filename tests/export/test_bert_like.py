@@ -1,5 +1,6 @@
 """The numbers of the graphs, against torch's for the same weights; see `make_reference.py`."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def rewrite(directory: Path, change: Any) -> None:
     """Replace the weights of a model by what `change` makes of its dictionary of arrays."""
     path = directory / "model.safetensors"
     tensors = {name: array.copy() for name, array in read_tensors(path).items()}
+    gc.collect()  # what has built a graph from them maps them as long as it is there, and Windows then keeps the file
     path.unlink()
     write_tensors(path, change(tensors))
 

@@ -45,6 +45,7 @@ def test_a_copy_of_the_weights_finds_the_same_graph(variant: Variant, tmp_path: 
     assert ensure_graph(other, cache_dir=tmp_path / "cache") == ensure_graph(directory, cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.posix
 def test_links_into_a_blob_store_find_the_same_graph(tmp_path: Path) -> None:
     snapshot = tmp_path / "snapshot"
     snapshot.mkdir()
@@ -199,6 +200,7 @@ print(sorted({'onnx', 'onnxruntime', 'torch', 'httpx'} & set(sys.modules)))
     assert run(code) == "[]"
 
 
+@pytest.mark.posix
 def test_nothing_is_written_behind_a_link(tmp_path: Path) -> None:
     graph = ensure_graph(DATA / "bert", cache_dir=tmp_path / "cache")
     elsewhere = tmp_path / "elsewhere"

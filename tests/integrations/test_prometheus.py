@@ -55,6 +55,12 @@ async def test_counts_are_those_of_the_model(registry: CollectorRegistry) -> Non
     assert value("asyncembed_worker_restarts_total") == 0
 
 
+async def test_inputs_that_were_cut_are_counted(registry: CollectorRegistry) -> None:
+    async with TextEmbedding(ECHO, workers=0, observers=[Metrics(registry)]) as model:
+        await model.embed(["#1 cut", "#2", "#3 cut"]).collect()
+    assert exposed(registry)("asyncembed_truncated_inputs_total") == 2
+
+
 async def test_the_queue_is_shown_as_it_is_when_somebody_asks(registry: CollectorRegistry, gate: Path) -> None:
     async with TextEmbedding(ECHO, workers=0, observers=[Metrics(registry)]) as model:
         async with anyio.create_task_group() as group:

@@ -77,6 +77,7 @@ except RuntimeMissingError as error:
     assert "asyncembed[gpu]" in done.stdout
 
 
+@pytest.mark.posix
 def test_freed_memory_goes_back_to_the_system() -> None:
     # Blocks small enough for glibc's heap, the last of which keeps the others from being given back on their own.
     blocks = [np.ones(12_000) for _ in range(1000)]

@@ -174,6 +174,7 @@ def test_what_is_no_graph_has_no_weights_elsewhere(content: bytes, tmp_path: Pat
     assert read_onnx_file(tmp_path / "model.onnx").weights == ()
 
 
+@pytest.mark.posix
 def test_a_file_is_within_reach_beside_the_graph_or_beside_what_it_links_to(tmp_path: Path) -> None:
     for name in ("snapshot", "blobs", "elsewhere"):
         (tmp_path / name).mkdir()

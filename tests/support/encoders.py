@@ -8,7 +8,8 @@ What an input does is written in it, in words divided by spaces:
 - `bad`: is refused; `raise`, `raise-input`: fails the batch, with a foreign error or with an `InputError`
 - `die-answering`: the worker kills itself when half of the batch's result is on its way
 - `exit`: calls `sys.exit`; `raise-NAME`: raises the built-in exception of that name; `raise-own`: a `BaseException`
-  that cannot be sent anywhere; `print`: writes to stdout; `odd-count`: gives one result too few
+  that cannot be sent anywhere; `print`: writes to stdout; `odd-count`: gives one result too few; `odd-tokens`: the
+  tokens of one input too few
 - `unpicklable`: has a result that cannot be pickled
 - `#7`: puts 7 into the result
 
@@ -104,7 +105,7 @@ class EchoEncoder:
             cast(Sequence[object], results),
             failures,
             padded_tokens=longest * len(texts),
-            counts=[-len(text) if "cut" in text.split() else len(text) for text in texts],
+            counts=[-len(text) if "cut" in text.split() else len(text) for text in texts]["odd-tokens" in words :],
         )
 
 

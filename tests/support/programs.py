@@ -7,15 +7,25 @@ from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).parents[2]
+ELSEWHERE = ROOT / "tests/support/elsewhere"
 PROGRAM_SECONDS = 60
 
 HowRun = Literal["script", "stdin", "-c", "-m"]
 
 
 def start(
-    source: str, directory: Path, *arguments: str, how: HowRun = "script", new_session: bool = False
+    source: str,
+    directory: Path,
+    *arguments: str,
+    how: HowRun = "script",
+    new_session: bool = False,
+    elsewhere: bool = False,
 ) -> subprocess.Popen[str]:
-    """Start `source` as a program, in `directory`; it can import this package and the tests' support."""
+    """Start `source` as a program, in `directory`; it can import this package and the tests' support.
+
+    With `elsewhere` the package finds what it would find on Windows, see `tests/support/elsewhere`.
+    """
+    folders = [str(ROOT), *([str(ELSEWHERE)] if elsewhere else []), os.environ.get("PYTHONPATH", "")]
     path = directory / "program.py"
     path.write_text(source, "utf-8")
     command = {
@@ -27,7 +37,7 @@ def start(
     process = subprocess.Popen(
         [sys.executable, "-W", "error", *command, *arguments],
         cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -42,8 +52,10 @@ def start(
     return process
 
 
-def run(source: str, directory: Path, *arguments: str, how: HowRun = "script") -> subprocess.CompletedProcess[str]:
+def run(
+    source: str, directory: Path, *arguments: str, how: HowRun = "script", elsewhere: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run `source` as a program until it ends."""
-    process = start(source, directory, *arguments, how=how)
+    process = start(source, directory, *arguments, how=how, elsewhere=elsewhere)
     output, errors = process.communicate(timeout=PROGRAM_SECONDS)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
