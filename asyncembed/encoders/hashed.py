@@ -1,7 +1,7 @@
 """Results without a model, for tests of programs: made up of hashes of the words, for every family.
 
 They depend on the input, its prompt and its task only, on any machine: the hash is SHAKE-256. Inputs that share words
-are nearer than others. A token is a word; there are no special ones.
+are nearer than others (less so for words of one to three letters). A token is a word; there are no special ones.
 """
 
 import re
@@ -130,7 +130,8 @@ class HashedEncoder:
         whole = _hashed(f"{context}\0{text.text}", self._dim)
         if not text.words:
             return whole
-        return _unit(_unit(sum(_hashed_word(word, self._dim) for word in text.words)) + WHOLE_WEIGHT * whole)
+        words = sum(_weight(word) * _hashed_word(word, self._dim) for word in text.words)
+        return _unit(_unit(words) + WHOLE_WEIGHT * whole)
 
     def _task(self, call: Call) -> object:
         """What stands for the call's task; of a catalogued model only one of its own."""
@@ -248,9 +249,14 @@ def _query_rows(config: EncoderConfig) -> int:
 
 def _logit(query: Words, document: Words) -> float:
     wanted = set(query.words)
-    share = len(wanted.intersection(document.words)) / max(1, len(wanted))
+    share = sum(map(_weight, wanted.intersection(document.words))) / (sum(map(_weight, wanted)) or 1.0)
     # No two documents are equally good, as with a model.
     return 8 * share - 4 + _number(f"{query.text}\0{document.text}") / 2**33
+
+
+def _weight(word: str) -> float:
+    """How much a word counts: the shortest ones say little."""
+    return min(1.0, (len(word) / 4) ** 2)
 
 
 def _counted(words: Usable[Words], least: int = 0) -> Encoded:
