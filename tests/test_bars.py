@@ -87,6 +87,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
 # ---------------------------------------------------------------- what is seen
 
 
+@pytest.mark.posix
 async def test_a_terminal_has_one_bar_that_is_complete_when_the_loop_ends(
     terminal: Terminal, model: TextEmbedding
 ) -> None:
@@ -102,6 +103,7 @@ async def test_a_terminal_has_one_bar_that_is_complete_when_the_loop_ends(
     assert len(last) <= 80
 
 
+@pytest.mark.posix
 async def test_a_bar_moves_while_results_are_taken(
     terminal: Terminal, model: TextEmbedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +133,7 @@ def on_screen(drawn: str) -> list[str]:
     return [line.rstrip() for line in lines if line.strip()]
 
 
+@pytest.mark.posix
 async def test_bars_of_several_streams_leave_a_line_each(
     terminal: Terminal, model: TextEmbedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +155,7 @@ async def test_bars_of_several_streams_leave_a_line_each(
     assert [line.partition("[")[0].rpartition("|")[2] for line in lines] == [" 10/10 ", " 20/20 ", " 30/30 ", "END"]
 
 
+@pytest.mark.posix
 async def test_a_source_that_does_not_know_its_length_is_counted(terminal: Terminal, model: TextEmbedding) -> None:
     terminal.use()
     await model.embed(iter(texts(50)), progress=True).collect()
@@ -160,6 +164,7 @@ async def test_a_source_that_does_not_know_its_length_is_counted(terminal: Termi
     assert " 50/100 [" in terminal.text()
 
 
+@pytest.mark.posix
 async def test_records_that_failed_are_through_too_and_are_counted(terminal: Terminal, model: TextEmbedding) -> None:
     terminal.use()
     await model.embed(["#0", "bad", "#2", "bad"], progress=True, on_error="skip").collect()
@@ -239,6 +244,7 @@ async def test_a_stream_goes_its_way_where_nothing_can_be_written(
         assert len(await model.embed(texts(30), progress=True).collect()) == 30
 
 
+@pytest.mark.posix
 async def test_a_halted_terminal_halts_no_stream(terminal: Terminal, model: TextEmbedding) -> None:
     """Its user has pressed Ctrl-S; what remains to be drawn is drawn when it goes on."""
     terminal.use()
