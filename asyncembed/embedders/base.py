@@ -352,16 +352,10 @@ class Embedder(OnAnyLoop[Opened]):
         assembly: Assembly[ResultT, CollectedT],
         keywords: StreamKeywords,
     ) -> AnyStream[InputT, ResultT, CollectedT]:
-        key, priority = keywords.get("key"), keywords.get("priority", "bulk")
-        ordered, on_error = keywords.get("ordered", True), keywords.get("on_error", "raise")
-        check_choice("priority", priority, get_args(PriorityName))
-        check_on_error(on_error)
-        progress, total = keywords.get("progress", False), keywords.get("total")
-        check_bool("progress", progress)
-        check_count("total", total, minimum=0)
-        check_bool("ordered", ordered)
-        check_callable("key", key, what="a function that takes the input out of a record")
+        _check_stream(keywords)
         check_source(source)
+        key, priority = keywords.get("key"), keywords.get("priority", "bulk")
+        on_error, total = keywords.get("on_error", "raise"), keywords.get("total")
         intake = door(opened.engine, opened.model, call, Priority[priority.upper()], key)
 
         def end(state: StreamState[InputT]) -> None:
@@ -378,10 +372,10 @@ class Embedder(OnAnyLoop[Opened]):
             model_name=opened.model.name,
             max_items=self._options.max_in_flight or MAX_IN_FLIGHT,
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
-            ordered=ordered,
+            ordered=keywords.get("ordered", True),
             on_error=on_error,
             total=_length_of(source) if total is None else total,
-            shows_bar=progress,
+            shows_bar=keywords.get("progress", False),
             on_end=end,
             observe=None if observers is None else partial(observers.begin, call.mode, priority),
         )
@@ -485,9 +479,9 @@ async def _from_opening_to_closing(
         if logger.isEnabledFor(INFO):
             logger.info("%s opened %s in %.1f s", kind, _described(engine, model), perf_counter() - began)
         if options.observers:
-            model.observers = _observers(options.observers, engine, model)
-            model.observers.opened()
-            stack.callback(model.observers.closed)
+            observers = model.observers = _observers(options.observers, engine, model)
+            observers.opened()
+            stack.callback(observers.closed)
         group = await stack.enter_async_context(owned_task_group())
         opened = Opened(
             engine,
@@ -564,6 +558,15 @@ class _Request:
         if self._error is not None:
             raise self._error
         return self._result
+
+
+def _check_stream(keywords: StreamKeywords) -> None:
+    check_choice("priority", keywords.get("priority", "bulk"), get_args(PriorityName))
+    check_on_error(keywords.get("on_error", "raise"))
+    check_bool("progress", keywords.get("progress", False))
+    check_count("total", keywords.get("total"), minimum=0)
+    check_bool("ordered", keywords.get("ordered", True))
+    check_callable("key", keywords.get("key"), what="a function that takes the input out of a record")
 
 
 def _length_of(source: object) -> int | None:
