@@ -48,7 +48,7 @@ from asyncembed.engine.scheduler import Item, Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, StateError
 from asyncembed.faking import SETTING, Fakes, current_fakes
-from asyncembed.feeding import ErrorHandler, OnError, Source, StreamState
+from asyncembed.feeding import ErrorHandler, OnError, Source, StreamState, is_in_memory
 from asyncembed.loading import prepare, prepare_fake
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observers
@@ -75,7 +75,8 @@ class CallKeywords(TypedDict, total=False):
         ordered: Whether results come in input order (True, unless said otherwise), or as they are ready.
         progress: Show a bar of this stream on stderr: one that moves in a terminal or a notebook, a line every half
             minute elsewhere, as in a log. (The constructor's `progress` is about downloads.)
-        total: How many records the source has, for the bar and `progress()`, where its length does not say so.
+        total: How many records the source has, for the bar and `progress()`. Of a collection in memory (a list, say) it
+            is known; any other source is asked for its length where `progress` wants a bar.
     """
 
     priority: PriorityName
@@ -355,7 +356,8 @@ class Embedder(OnAnyLoop[Opened]):
         _check_stream(keywords)
         check_source(source)
         key, priority = keywords.get("key"), keywords.get("priority", "bulk")
-        on_error, total = keywords.get("on_error", "raise"), keywords.get("total")
+        on_error, shows_bar = keywords.get("on_error", "raise"), keywords.get("progress", False)
+        total = keywords.get("total")
         intake = door(opened.engine, opened.model, call, Priority[priority.upper()], key)
 
         def end(state: StreamState[InputT]) -> None:
@@ -374,8 +376,8 @@ class Embedder(OnAnyLoop[Opened]):
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
             ordered=keywords.get("ordered", True),
             on_error=on_error,
-            total=_length_of(source) if total is None else total,
-            shows_bar=keywords.get("progress", False),
+            total=_length_of(source, is_wanted=shows_bar) if total is None else total,
+            shows_bar=shows_bar,
             on_end=end,
             observe=None if observers is None else partial(observers.begin, call.mode, priority),
         )
@@ -569,8 +571,13 @@ def _check_stream(keywords: StreamKeywords) -> None:
     check_callable("key", keywords.get("key"), what="a function that takes the input out of a record")
 
 
-def _length_of(source: object) -> int | None:
-    """How many records a source has, if it knows; what it raises instead is its own matter when it is read."""
+def _length_of(source: object, *, is_wanted: bool) -> int | None:
+    """How many records a source has, if it knows; what it raises instead is its own matter when it is read.
+
+    A source of somebody's own may ask a database for it, and hold up the loop: it does so where that is wanted.
+    """
+    if not is_wanted and not is_in_memory(source):
+        return None
     try:
         return len(cast("Sized", source))
     except Exception:  # noqa: BLE001 (it may be anybody's class)
