@@ -22,6 +22,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   readers, sources                        files as sources; their former name
 #   observing                               what observers hear of calls and batches
 #   sync                                    the six classes for programs without an event loop
+#   any_loop                                a model that may be awaited from any event loop
 #   shared, background, remote              one engine for many; the loop it lives on; the way to a loop from elsewhere
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
 #   __main__, _pyinstaller                  the shell's way in; packed programs

@@ -135,6 +135,37 @@ class Intake(Protocol[RecordT]):
         ...
 
 
+class NotedFailures:
+    """Records that failed, on their way from the loop of a stream to the function that `on_error=` names.
+
+    That is called by who takes the results, in another thread: there it may make calls of its own.
+    """
+
+    def __init__(self, handler: ErrorHandler) -> None:
+        self._handler = handler
+        self._noted: deque[tuple[object, InputFailure]] = deque()
+
+    @classmethod
+    def instead_of_handler(cls, keywords: dict[str, object]) -> "NotedFailures | None":
+        """Put itself in the place of a function among the keywords of a call."""
+        handler = keywords.get("on_error")
+        if not callable(handler):
+            return None
+        failures = cls(handler)
+        keywords["on_error"] = failures.note
+        return failures
+
+    def note(self, record: object, error: InputFailure) -> None:
+        self._noted.append((record, error))
+
+    def hand_over(self) -> None:
+        while self._noted:
+            outcome = self._handler(*self._noted.popleft())
+            if iscoroutine(outcome):
+                outcome.close()
+                raise UsageError("on_error= calls a plain function, as nothing waits for the coroutine that it gave")
+
+
 class StreamState(Generic[InputT]):
     """What a stream is behind its handle: its window, who waits for what, and how it ends.
 

@@ -44,6 +44,7 @@ class Lease(Generic[ModelT]):
     """
 
     def __init__(self, model: ModelT, *, keep_alive: float | None = None) -> None:
+        self.keep_alive = keep_alive
         ticket = _Ticket(inf if keep_alive is None else keep_alive)
         self._share: _Share[ModelT] = _share_of(model, ticket)
         self._give_back = finalize(self, _give_back, self._share, ticket)
@@ -64,13 +65,18 @@ class Lease(Generic[ModelT]):
 
     async def use(self) -> "Use[ModelT]":
         """The open model, which counts as used until `Use.end`: for streams. Errors as with `call`."""
-        if not self._give_back.alive:
+        if not self.is_held:
             raise StateError("this was closed: make another one")
         return (await self._share.life()).use()
 
     async def unload(self) -> None:
         """Close the engine at once, for all its users; the next call opens it again. What runs gets a `StateError`."""
         await self._share.unload()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it was not given back."""
+        return self._give_back.alive
 
     @property
     def model(self) -> ModelT | None:
@@ -308,7 +314,7 @@ def _again(error: Exception) -> Exception:
 # ---------------------------------------------------------------- what is the same
 
 
-_STATE = frozenset({"_owner"})
+_STATE = frozenset({"_owner", "_lease"})
 """What of a model is about its being open, and not what it is."""
 
 _WITHOUT_DIFFERENCE = frozenset({"progress", "keep_alive"})

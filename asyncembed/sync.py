@@ -16,10 +16,8 @@ the first call opens it, and `close()`, or dropping it, gives it back. The engin
 import asyncio
 import sys
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial, update_wrapper
-from inspect import iscoroutine
 from threading import Lock
 from types import TracebackType
 from typing import (
@@ -59,8 +57,8 @@ from asyncembed.embedders.sparse import SparseTextEmbedding as AsyncSparseTextEm
 from asyncembed.embedders.text import DEFAULT_MODEL, TextKeywords
 from asyncembed.embedders.text import TextEmbedding as AsyncTextEmbedding
 from asyncembed.engine.model import Stats
-from asyncembed.errors import InputFailure, StateError, UsageError
-from asyncembed.feeding import ErrorHandler
+from asyncembed.errors import StateError, UsageError
+from asyncembed.feeding import NotedFailures
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.results import CollectedT, ResultT, ScalarT, SparseEmbedding
 from asyncembed.shared import Lease, Use
@@ -214,37 +212,6 @@ class _Hold:
         self._end()
 
 
-class _Failures:
-    """Records that failed, on their way from the background loop to the function that `on_error=` names.
-
-    That is called in the thread that takes the results: it may block, and make calls of its own.
-    """
-
-    def __init__(self, handler: ErrorHandler) -> None:
-        self._handler = handler
-        self._noted: deque[tuple[object, InputFailure]] = deque()
-
-    @classmethod
-    def instead_of_handler(cls, keywords: dict[str, object]) -> "_Failures | None":
-        """Put itself in the place of a function among the keywords of a call."""
-        handler = keywords.get("on_error")
-        if not callable(handler):
-            return None
-        failures = cls(handler)
-        keywords["on_error"] = failures.note
-        return failures
-
-    def note(self, record: object, error: InputFailure) -> None:
-        self._noted.append((record, error))
-
-    def hand_over(self) -> None:
-        while self._noted:
-            outcome = self._handler(*self._noted.popleft())
-            if iscoroutine(outcome):
-                outcome.close()
-                raise UsageError("on_error= calls a plain function, as nothing waits for the coroutine that it gave")
-
-
 # ---------------------------------------------------------------- streams
 
 
@@ -265,7 +232,7 @@ class EmbeddingStream(_Blocking, Iterator[ResultT], Generic[InputT, ResultT, Col
         stream: AsyncEmbeddingStream[InputT, ResultT, CollectedT],
         caller: _Caller,
         hold: _Hold,
-        failures: _Failures | None,
+        failures: NotedFailures | None,
     ) -> None:
         self._stream = stream
         self._caller = caller
@@ -300,7 +267,7 @@ class EmbeddingStream(_Blocking, Iterator[ResultT], Generic[InputT, ResultT, Col
             if self._failures is not None:
                 self._hand_over(self._failures)
 
-    def _hand_over(self, failures: "_Failures") -> None:
+    def _hand_over(self, failures: "NotedFailures") -> None:
         try:
             failures.hand_over()
         except BaseException:
@@ -550,7 +517,7 @@ class _Embedder(_Blocking, Generic[EmbedderT]):
         **keywords: P.kwargs,
     ) -> EmbeddingStream[Any, Any, Any]:
         lease = self._leased()
-        failures = _Failures.instead_of_handler(cast(dict[str, object], keywords))
+        failures = NotedFailures.instead_of_handler(cast(dict[str, object], keywords))
 
         async def begin() -> tuple[AsyncEmbeddingStream[Any, Any, Any], Use[EmbedderT]]:
             use = await lease.use()

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "remote": {"wakeup"},
     "background": {"engine", "remote"},
     "shared": {"background", "engine", "wakeup"},
+    "any_loop": {"background", "bars", "engine", "feeding", "remote", "results", "shared", "stream", "wakeup"},
     "sync": {"background", "bars", "embedders", "engine", "feeding", "migration", "results", "shared", "stream"},
     "images": {"http", "repo_files", "wakeup"},
     "scoring": set[str](),

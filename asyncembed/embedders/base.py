@@ -25,6 +25,7 @@ from typing import (
 from anyio import Event
 from anyio.abc import TaskGroup
 
+from asyncembed.any_loop import OnAnyLoop
 from asyncembed.catalogue.lookup import describe, find_model, list_models, parse_origins, require_model
 from asyncembed.catalogue.onnx_choice import precision_of
 from asyncembed.catalogue.pipeline import Overrides
@@ -40,7 +41,7 @@ from asyncembed.checks import (
 )
 from asyncembed.embedders.intake import Door, InputT, Key, check_source
 from asyncembed.encoders.encoder import Call, EncoderConfig
-from asyncembed.engine.lifetime import Openable, owned_task_group, uninterrupted
+from asyncembed.engine.lifetime import owned_task_group, uninterrupted
 from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
 from asyncembed.engine.scheduler import Item, Priority
@@ -51,6 +52,7 @@ from asyncembed.loading import prepare
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observers
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
+from asyncembed.remote import Remote
 from asyncembed.results import COUNT, Assembly, CollectedT, Counted, CountedBatch, ResultT, count_of, dense
 from asyncembed.stream import EmbeddingStream, ReturningStream, returning
 from asyncembed.wakeup import Turnstile
@@ -133,6 +135,7 @@ class Opened:
     group: TaskGroup
     spec: ModelSpec
     turnstile: Turnstile
+    remote: Remote
     owns_engine: bool
     streams: set[StreamState[Any]] = field(default_factory=set)
     requests: "set[_Request]" = field(default_factory=set)
@@ -150,7 +153,7 @@ class Opened:
             self.engine.kill()
 
 
-class Embedder(Openable[Opened]):
+class Embedder(OnAnyLoop[Opened]):
     """What the six classes share: they differ in what their inputs are and what a result looks like.
 
     Opening finds the model's files (downloading them if need be), starts the workers unless a pool is given, and has
@@ -246,6 +249,10 @@ class Embedder(Openable[Opened]):
         return opened.engine.stats(opened.model)
 
     # ---------------------------------------------------------------- opening
+
+    def _remote(self) -> Remote | None:
+        opened = self._opened
+        return None if opened is None else opened.remote
 
     def _wanted(self) -> ModelName:
         """The model to open."""
@@ -468,11 +475,19 @@ async def _from_opening_to_closing(
             model.observers.opened()
             stack.callback(model.observers.closed)
         group = await stack.enter_async_context(owned_task_group())
-        turnstile = Turnstile(engine.loop, CALLS_PER_TURN)
-        opened = Opened(engine, model, group, config.spec, turnstile, owns_engine=options.pool is None)
+        opened = Opened(
+            engine,
+            model,
+            group,
+            config.spec,
+            Turnstile(engine.loop, CALLS_PER_TURN),
+            Remote(group),
+            owns_engine=options.pool is None,
+        )
         try:
             yield opened
         finally:
+            opened.remote.close()
             opened.end_all()
 
 

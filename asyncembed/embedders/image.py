@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import isawaitable, iscoroutine
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, Unpack, cast, overload
 
 import anyio
 from anyio import CancelScope, get_cancelled_exc_class, move_on_after
@@ -132,6 +132,12 @@ class ImageEmbedder(HasVectors):
         }
         limits = FetchLimits(allow_private=allow_private_urls, max_bytes=max_url_bytes, timeout_seconds=seconds)
         self._loader = ImageLoader(limits, max_pixels=max_image_pixels)
+
+    def __copy__(self) -> Self:
+        """Another model of the same, with connections of its own."""
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self), _loader=self._loader.anew())
+        return twin
 
     def _lifetime(self) -> AbstractAsyncContextManager[Opened]:
         return _closing_afterwards(super()._lifetime(), self._loader)
@@ -271,12 +277,25 @@ def _fail_as_closed(item: Item) -> None:
 
 
 class ImageLoader:
-    """Fetches URLs and reads file objects. It is an embedder's: connections outlive the streams that used them."""
+    """Fetches URLs and reads file objects. It is an embedder's: connections outlive the streams that used them.
+
+    Equal are those that do the same, whatever connections they have.
+    """
 
     def __init__(self, limits: FetchLimits, *, max_pixels: int) -> None:
         self.max_pixels = max_pixels
         self._limits = limits
         self._fetcher = UrlFetcher(limits)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ImageLoader) and (self.max_pixels, self._limits) == (other.max_pixels, other._limits)
+
+    def __hash__(self) -> int:
+        return hash((self.max_pixels, self._limits))
+
+    def anew(self) -> "ImageLoader":
+        """One that does the same."""
+        return ImageLoader(self._limits, max_pixels=self.max_pixels)
 
     async def load(self, image: ToFetch) -> bytes:
         """The bytes of an image.
