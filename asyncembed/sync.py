@@ -17,6 +17,7 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
 from functools import partial, update_wrapper
 from threading import Lock
 from types import TracebackType
@@ -57,6 +58,7 @@ from asyncembed.embedders.sparse import SparseTextEmbedding as AsyncSparseTextEm
 from asyncembed.embedders.text import DEFAULT_MODEL, TextKeywords
 from asyncembed.embedders.text import TextEmbedding as AsyncTextEmbedding
 from asyncembed.engine.model import Stats
+from asyncembed.engine.pool import WorkerPool as AsyncWorkerPool
 from asyncembed.errors import StateError, UsageError
 from asyncembed.feeding import NotedFailures
 from asyncembed.migration import ATTRIBUTES
@@ -89,6 +91,7 @@ __all__ = [
     "SparseTextEmbedding",
     "TextCrossEncoder",
     "TextEmbedding",
+    "WorkerPool",
 ]
 
 
@@ -244,11 +247,10 @@ class EmbeddingStream(_Blocking, Iterator[ResultT], Generic[InputT, ResultT, Col
 
     def __next__(self) -> ResultT:
         while True:
-            try:
+            with suppress(IndexError):
                 return self._runs.take_nowait()
-            except IndexError:
-                if not self._fetch():
-                    raise StopIteration from None
+            if not self._fetch():
+                raise StopIteration
 
     def _fetch(self) -> bool:
         """Have results there; False at the end."""
@@ -587,7 +589,29 @@ class _TextRoles(_Embedder[EmbedderT], Generic[EmbedderT, ResultT, CollectedT]):
     def embed_documents(self) -> None: ...
 
 
-# ---------------------------------------------------------------- the six classes
+# ---------------------------------------------------------------- the six classes, and the pool that they may share
+
+
+class WorkerPool(AsyncWorkerPool):
+    """Worker processes that several models can share. As `asyncembed.WorkerPool`, for programs without a loop.
+
+    ```python
+    with WorkerPool(workers=2) as pool:
+        with TextEmbedding("BAAI/bge-small-en-v1.5", pool=pool) as model:
+            query = model.embed_query("what is backpressure?")
+    ```
+
+    It is open inside `with` only.
+    """
+
+    def __enter__(self) -> Self:
+        _Caller(allow_in_loop=False).run(self.open)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        background.run(self.aclose)
 
 
 class _TextKeywords(TextKeywords, DoorKeywords, total=False): ...

@@ -86,6 +86,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
 # ---------------------------------------------------------------- what is seen
 
 
+@pytest.mark.posix
 async def test_a_terminal_has_one_bar_that_is_complete_when_the_loop_ends(
     terminal: Terminal, model: TextEmbedding
 ) -> None:
@@ -101,6 +102,7 @@ async def test_a_terminal_has_one_bar_that_is_complete_when_the_loop_ends(
     assert len(last) <= 80
 
 
+@pytest.mark.posix
 async def test_a_bar_moves_while_results_are_taken(
     terminal: Terminal, model: TextEmbedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +114,7 @@ async def test_a_bar_moves_while_results_are_taken(
             await anyio.to_thread.run_sync(terminal.text, f" {taken}/10 [")
 
 
+@pytest.mark.posix
 async def test_a_source_that_does_not_know_its_length_is_counted(terminal: Terminal, model: TextEmbedding) -> None:
     terminal.use()
     await model.embed(iter(texts(50)), progress=True).collect()
@@ -120,6 +123,7 @@ async def test_a_source_that_does_not_know_its_length_is_counted(terminal: Termi
     assert " 50/100 [" in terminal.text()
 
 
+@pytest.mark.posix
 async def test_records_that_failed_are_through_too_and_are_counted(terminal: Terminal, model: TextEmbedding) -> None:
     terminal.use()
     await model.embed(["#0", "bad", "#2", "bad"], progress=True, on_error="skip").collect()
@@ -199,6 +203,7 @@ async def test_a_stream_goes_its_way_where_nothing_can_be_written(
         assert len(await model.embed(texts(30), progress=True).collect()) == 30
 
 
+@pytest.mark.posix
 async def test_a_halted_terminal_halts_no_stream(terminal: Terminal, model: TextEmbedding) -> None:
     """Its user has pressed Ctrl-S; what remains to be drawn is drawn when it goes on."""
     terminal.use()

@@ -43,6 +43,7 @@ STUCK_SOURCE = PROGRAM.format(blocking="time.sleep(3600)", then="")
 STUCK_WORKER = PROGRAM.format(blocking="yield 'hang'", then="")
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("source", [ENDLESS, STUCK_SOURCE, STUCK_WORKER], ids=["busy", "stuck source", "stuck worker"])
 def test_ctrl_c_ends_a_program_cleanly(source: str, tmp_path: Path, anyio_backend: str) -> None:
     """As in a terminal, the whole process group gets the signal; only the program itself answers it."""

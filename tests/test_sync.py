@@ -518,6 +518,20 @@ def test_a_model_that_nobody_uses_is_unloaded_after_a_time_and_a_stream_uses_it(
     assert len(log.read_text(encoding="utf-8").splitlines()) == 2
 
 
+def test_models_may_share_a_pool() -> None:
+    with sync.WorkerPool(workers=0) as pool:
+        with sync.TextEmbedding(ECHO, pool=pool) as first, sync.TextEmbedding(ECHO, pool=pool, max_length=5) as second:
+            assert numbers([first.embed_query("#1"), second.embed_query("#2")]) == [1, 2]
+            assert pool.stats().items == 2
+    with pytest.raises(StateError):
+        sync.TextEmbedding(ECHO, pool=pool).embed_query("#1")
+
+
+async def test_a_pool_is_not_opened_where_an_event_loop_runs() -> None:
+    with pytest.raises(UsageError, match="would block"), sync.WorkerPool(workers=0):
+        raise AssertionError
+
+
 def test_what_is_known_of_a_model_needs_no_opening() -> None:
     model = sync.TextEmbedding("BAAI/bge-small-en-v1.5")
     assert (model.model_name, model.embedding_size) == ("BAAI/bge-small-en-v1.5", 384)

@@ -667,6 +667,7 @@ anyio.run(main, backend=sys.argv[1])
 """
 
 
+@pytest.mark.posix
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_ctrl_c_while_workers_start_ends_them_too(seed: int, tmp_path: Path, anyio_backend: str) -> None:

@@ -57,6 +57,7 @@ def test_a_worker_is_another_process(worker: ProcessWorker) -> None:
     assert worker.pid != os.getpid()
 
 
+@pytest.mark.posix
 def test_a_worker_ignores_ctrl_c(worker: ProcessWorker) -> None:
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGINT)
@@ -104,6 +105,7 @@ def test_a_killed_worker_says_so(worker: ProcessWorker) -> None:
     worker.unload(0)  # no news to anybody
 
 
+@pytest.mark.posix
 def test_a_large_call_to_a_worker_that_is_killed_does_not_block_its_end(worker: ProcessWorker) -> None:
     """More than the pipe holds: the thread that writes it must not wait for a reader that is dead."""
     assert worker.pid is not None

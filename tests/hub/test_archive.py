@@ -105,6 +105,7 @@ async def test_what_else_is_in_a_folder_of_the_archives_name_stays(source: Archi
     assert (directory / "sub/config.json").read_bytes() == b"{}"
 
 
+@pytest.mark.posix
 async def test_an_archive_is_not_extracted_through_a_link(source: ArchiveOrigin, cache: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

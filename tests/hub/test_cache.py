@@ -63,6 +63,7 @@ async def fetch_all(**keywords: object) -> Path:
 PLACES = ["blobs", "refs", "trees", "snapshots", f"snapshots/{COMMIT}", f"snapshots/{COMMIT}/onnx"]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("place", PLACES)
 async def test_nothing_is_written_behind_a_link_that_stands_for_a_directory(
     place: str, folder: Path, victim: Path, caplog: pytest.LogCaptureFixture
@@ -74,6 +75,7 @@ async def test_nothing_is_written_behind_a_link_that_stands_for_a_directory(
     assert_untouched(victim)
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("place", PLACES)
 async def test_nothing_is_deleted_behind_a_link_that_stands_for_a_directory(
     place: str, folder: Path, victim: Path, caplog: pytest.LogCaptureFixture
@@ -96,6 +98,7 @@ async def outcome(caplog: pytest.LogCaptureFixture, **keywords: object) -> str:
     return caplog.text
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("place", ["snapshots", f"snapshots/{COMMIT}"])
 async def test_a_snapshot_that_is_a_link_is_not_used(place: str, folder: Path, tmp_path: Path) -> None:
     snapshot = await fetch_all()
@@ -106,6 +109,7 @@ async def test_a_snapshot_that_is_a_link_is_not_used(place: str, folder: Path, t
         await fetch_all(local_files_only=True)
 
 
+@pytest.mark.posix
 async def test_a_model_that_its_user_moved_to_another_disk_is_used_and_completed(
     folder: Path, tmp_path: Path, hub: HubServer
 ) -> None:
@@ -145,6 +149,7 @@ def finish(blob: Path) -> None:
     assert not blob.is_symlink()
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("kind", ["a link", "a dangling link", "a hard link", "a pipe", "a directory"])
 def test_a_leftover_that_is_no_file_of_ours_is_never_opened(kind: str, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
@@ -168,6 +173,7 @@ def test_a_leftover_that_is_no_file_of_ours_is_never_opened(kind: str, tmp_path:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.posix
 def test_a_link_at_the_very_name_of_a_partial_file_is_replaced(tmp_path: Path) -> None:
     """As when someone is quicker than the moment between finding a leftover and opening it."""
     precious = tmp_path / "precious"
@@ -192,6 +198,7 @@ def test_a_leftover_of_another_user_is_not_written_to(tmp_path: Path) -> None:
     assert leftover.read_bytes() == bytes(2 * len(CONTENT))
 
 
+@pytest.mark.posix
 async def test_a_lock_that_is_a_link_empties_nothing(cache: Path, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_bytes(PRECIOUS)
@@ -203,6 +210,7 @@ async def test_a_lock_that_is_a_link_empties_nothing(cache: Path, tmp_path: Path
     assert precious.read_bytes() == PRECIOUS
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("place", [".locks", ".locks/models--org--model"])
 async def test_no_lock_is_made_behind_a_link(place: str, cache: Path, victim: Path) -> None:
     (cache / place).parent.mkdir(parents=True)
@@ -276,6 +284,7 @@ anyio.run(main)
 """
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("place", ["refs/main", f"trees/{COMMIT}.json"])
 def test_a_pipe_in_the_cache_does_not_hang(place: str, cache: Path, folder: Path) -> None:
     write_listing(folder, {})

@@ -358,6 +358,7 @@ class TestCache:
         assert hub.requests == []
         assert_whole(await fetch_all(verify=True))
 
+    @pytest.mark.posix
     async def test_a_dangling_chain_of_two_links_is_healed(self, hub: HubServer, cache: Path) -> None:
         """The store that huggingface_hub shares among repos was purged."""
         snapshot = await fetch_all()
@@ -377,6 +378,7 @@ class TestCache:
             os.utime(path, (0, 0))
         assert_whole(await fetch_all())
 
+    @pytest.mark.posix
     async def test_damage_in_a_cache_that_cannot_be_written_is_told(self, hub: HubServer, open_folder: Path) -> None:
         snapshot = await fetch_all(cache_dir=open_folder)
         with (snapshot / "model.onnx").open("r+b") as file:
@@ -402,6 +404,7 @@ class TestCache:
         found = await download_files([HubOrigin(REPO)], patterns=[], required=["model.onnx", "config.json"])
         assert_whole(found)
 
+    @pytest.mark.posix
     async def test_a_link_to_the_wrong_blob_is_healed(self, hub: HubServer) -> None:
         snapshot = await fetch_all()
         (snapshot / "config.json").unlink()
@@ -455,6 +458,7 @@ class TestCache:
         assert_whole(await download_files([HubOrigin("Org/Model")], patterns=["*"]))
         assert hub.requests == []
 
+    @pytest.mark.posix
     async def test_two_links_in_a_row_are_followed_and_never_written_through(self, hub: HubServer, cache: Path) -> None:
         """As the store that huggingface_hub shares among repos has them."""
         snapshot = await fetch_all()
@@ -478,6 +482,7 @@ class TestCache:
         assert await download_files([HubOrigin(REPO)], patterns=["*"], required=["model.onnx"]) == snapshot
         assert "without config.json" in caplog.text
 
+    @pytest.mark.posix
     async def test_a_cache_path_with_blanks_and_umlauts_and_links(self, tmp_path: Path) -> None:
         (tmp_path / "ä b").mkdir()
         (tmp_path / "link").symlink_to("ä b")
@@ -513,6 +518,7 @@ def make_read_only(folder: Path) -> None:
             path.chmod(0o555 if path.is_dir() else 0o444)
 
 
+@pytest.mark.posix
 async def test_a_read_only_cache_with_the_model_is_enough(hub: HubServer, open_folder: Path) -> None:
     snapshot = await fetch_all(cache_dir=open_folder)
     make_read_only(open_folder)
@@ -520,6 +526,7 @@ async def test_a_read_only_cache_with_the_model_is_enough(hub: HubServer, open_f
         assert await fetch_all(cache_dir=open_folder) == snapshot
 
 
+@pytest.mark.posix
 async def test_a_read_only_cache_without_the_model_says_so(
     hub: HubServer, open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -531,6 +538,7 @@ async def test_a_read_only_cache_without_the_model_says_so(
         await fetch_all(cache_dir=open_folder)
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("name", ["closed/to others", "x" * 300])
 async def test_a_cache_that_cannot_even_be_looked_at_is_told(name: str, open_folder: Path) -> None:
     (open_folder / "closed").mkdir(mode=0o700 if posix.is_root() else 0)
@@ -541,6 +549,7 @@ async def test_a_cache_that_cannot_even_be_looked_at_is_told(name: str, open_fol
             await list_files(REPO, cache_dir=open_folder / name)
 
 
+@pytest.mark.posix
 async def test_the_lock_file_of_another_user_is_no_obstacle(
     hub: HubServer, open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -556,6 +565,7 @@ async def test_the_lock_file_of_another_user_is_no_obstacle(
         assert_whole(await fetch_all(cache_dir=open_folder))
 
 
+@pytest.mark.posix
 async def test_a_blob_that_only_another_user_may_read_is_downloaded(
     hub: HubServer, open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

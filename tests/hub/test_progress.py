@@ -70,6 +70,7 @@ def halted_terminal() -> Iterator[TextIO]:
     os.close(reader)
 
 
+@pytest.mark.posix
 async def test_a_halted_terminal_halts_no_event_loop(halted_terminal: TextIO, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of the download happens, while not one character of its bar can be written."""
     monkeypatch.setattr(sys, "stderr", halted_terminal)

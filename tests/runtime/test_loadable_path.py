@@ -178,6 +178,7 @@ async def test_weights_that_are_missing_are_named(files: dict[str, bytes | memor
         await in_disk_thread(loadable_model_path, directory, "onnx/model.onnx")
 
 
+@pytest.mark.posix
 async def test_nothing_is_put_where_others_can_write_or_a_link_leads_elsewhere(
     hub: HubServer, files: dict[str, bytes | memoryview], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
