@@ -3,9 +3,9 @@
     uv run -m examples.any_loop
 
 Frameworks want embedders whose constructor is plain, whose methods come in pairs, `embed` and `aembed`, and which they
-call under loops that come and go. `on_any_loop()` gives a model that can be awaited under all of them, on asyncio and on
-trio; `asyncembed.sync` the same without a loop. Both are one engine with one set of workers, as the model and its options
-are the same. The first call opens it; it closes when the last adapter is dropped, or with the program.
+call under loops that come and go. `on_any_loop()` gives a model that can be awaited under all of them, on asyncio and
+on trio; `asyncembed.sync` the same without a loop. Both are one engine with one set of workers, as the model and its
+options are the same. The first call opens it; it closes when the last adapter is dropped, or with the program.
 """
 
 import asyncio

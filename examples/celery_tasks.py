@@ -5,8 +5,8 @@
     BROKER_URL=redis://localhost RESULT_BACKEND=redis://localhost uv run celery -A examples.celery_tasks worker
 
 The model is made where the module is imported, before the worker forks, and opened by the first task of each process.
-Processes of the prefork pool may have no children: there it computes in a thread of theirs (`workers=0` by itself), with
-a copy of the model in each. With `--pool threads` all tasks share one set of workers, and are computed together.
+Processes of the prefork pool may have no children: there it computes in a thread of theirs (`workers=0` by itself),
+with a copy of the model in each. With `--pool threads` all tasks share one set of workers, and are computed together.
 """
 
 import argparse

@@ -4,18 +4,20 @@
     curl 'localhost:8000/query?text=what+is+backpressure'
     curl -X POST localhost:8000/model -H 'content-type: application/json' -d '{"name": "BAAI/bge-small-en-v1.5"}'
 
-The app is Litestar's; bots, pipelines, test fixtures and other servers have such hooks as well. `await model.open()` and
-`await model.aclose()` may be called in different tasks of one event loop. Where there is a place for `async with`, or for
-a lifespan as in `web_fastapi.py`, take that: it cannot be forgotten.
+The app is Litestar's; bots, pipelines, test fixtures and other servers have such hooks as well. `await model.open()`
+and `await model.aclose()` may be called in different tasks of one event loop. Where there is a place for `async with`,
+or for a lifespan as in `web_fastapi.py`, take that: it cannot be forgotten.
 """
 
 import os
 from dataclasses import dataclass
 
 from litestar import Litestar, get, post
+from litestar.exceptions import ClientException
 from litestar.params import FromQuery
 
 from asyncembed import TextEmbedding
+from asyncembed.errors import AsyncEmbedError
 from examples.quickstart import demo_model
 
 
@@ -59,7 +61,10 @@ async def query(text: FromQuery[str]) -> list[float]:
 @post("/model", status_code=200)
 async def exchange(data: Wanted) -> str:
     """Exchange the model, in the task of a request."""
-    await search.exchange(data.name)
+    try:
+        await search.exchange(data.name)
+    except AsyncEmbedError as error:  # no such model, or one that cannot be opened: a 400
+        raise ClientException(str(error)) from error
     return repr(search.model)
 
 

@@ -21,7 +21,9 @@ from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
+from django.core.asgi import get_asgi_application
 from django.core.management import execute_from_command_line
+from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 
@@ -76,22 +78,9 @@ class Refusals:
 urlpatterns = [path("query", query), path("documents", documents), path("stats", stats)]
 
 # A project has these in its settings.py, asgi.py and wsgi.py.
-settings.configure(
-    ROOT_URLCONF=__name__, MIDDLEWARE=[f"{__name__}.Refusals"], ALLOWED_HOSTS=["localhost", "127.0.0.1"]
-)
-
-
-def __getattr__(name: str) -> Any:
-    """The app for the one kind of server or the other."""
-    if name == "asgi":
-        from django.core.asgi import get_asgi_application
-
-        return get_asgi_application()
-    if name == "wsgi":
-        from django.core.wsgi import get_wsgi_application
-
-        return get_wsgi_application()
-    raise AttributeError(name)
+settings.configure(ROOT_URLCONF=__name__, MIDDLEWARE=[f"{__name__}.Refusals"], ALLOWED_HOSTS=["localhost", "127.0.0.1"])
+asgi = get_asgi_application()
+wsgi = get_wsgi_application()
 
 
 if __name__ == "__main__":
