@@ -55,7 +55,7 @@ class WorkerPlan:
     """How many workers of which kind a pool has: what became of its options.
 
     Attributes:
-        workers: Those for all work; with `in_thread` the one thread.
+        workers: Those for all work; with `in_thread` one, and as many as asked for where models are fakes.
         reserved: Those kept free for interactive work, besides.
         threads: That each worker computes with.
         cores: That they were shared out of.
