@@ -108,6 +108,9 @@ class StreamKeywords(CallKeywords, total=False):
             too, and is called with the record and the error, one after the other in the order of the results, as the
             consumer comes to them. It is a plain function, runs on the event loop, and must return at once. What it
             raises ends the stream. Where the source handed over an `InputError`, that is the record as well.
+        progress: Show a bar of this stream on stderr: one that moves in a terminal or a notebook, a line every half
+            minute elsewhere, as in a log. (The constructor's `progress` is about downloads.)
+        total: How many records the source has, for the bar and `progress()`, where its length does not say so.
 
     Raises:
         StateError: The embedder is not open, or was opened on another event loop.
