@@ -1,13 +1,12 @@
 """Whole programs without an event loop of their own, and their ends in every way."""
 
-import os
 import signal
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support import programs
+from tests.support import posix, programs
 from tests.support.waiting import worker_processes
 
 pytestmark = pytest.mark.slow
@@ -53,6 +52,7 @@ model.embed_query("hang")
 """
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
     "body", [IN_A_LOOP, IN_A_QUERY, IN_COLLECT, WITH_THREADS], ids=["loop", "query", "collect", "threads"]
 )
@@ -63,7 +63,7 @@ def test_ctrl_c_ends_a_program_cleanly(body: str, tmp_path: Path) -> None:
     assert program.stdout.readline() == "busy\n"
     workers = worker_processes(program.pid)
     assert len(workers) == 2
-    os.killpg(program.pid, signal.SIGINT)
+    posix.press_ctrl_c(program.pid)
     _, errors = program.communicate(timeout=15)
     assert program.returncode == -signal.SIGINT
     assert errors.rstrip().endswith("KeyboardInterrupt")

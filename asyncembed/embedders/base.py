@@ -47,8 +47,9 @@ from asyncembed.engine.pool import WorkerPool, engine_of
 from asyncembed.engine.scheduler import Item, Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, StateError
+from asyncembed.faking import SETTING, Fakes, current_fakes
 from asyncembed.feeding import ErrorHandler, OnError, Source, StreamState
-from asyncembed.loading import prepare
+from asyncembed.loading import prepare, prepare_fake
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observers
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
@@ -107,6 +108,9 @@ class StreamKeywords(CallKeywords, total=False):
             too, and is called with the record and the error, one after the other in the order of the results, as the
             consumer comes to them. It is a plain function, runs on the event loop, and must return at once. What it
             raises ends the stream. Where the source handed over an `InputError`, that is the record as well.
+        progress: Show a bar of this stream on stderr: one that moves in a terminal or a notebook, a line every half
+            minute elsewhere, as in a log. (The constructor's `progress` is about downloads.)
+        total: How many records the source has, for the bar and `progress()`, where its length does not say so.
 
     Raises:
         StateError: The embedder is not open, or was opened on another event loop.
@@ -182,8 +186,9 @@ class Embedder(OnAnyLoop[Opened]):
         )
 
     def _lifetime(self) -> AbstractAsyncContextManager[Opened]:
+        fakes = self._fakes()
         find = partial(
-            prepare,
+            prepare if fakes is None else partial(prepare_fake, fakes),
             self._wanted(),
             self.family,
             self._options,
@@ -191,7 +196,13 @@ class Embedder(OnAnyLoop[Opened]):
             overrides=self._overrides(),
             settings=self._settings(),
         )
-        return _from_opening_to_closing(type(self).__name__, self._options, find)
+        return _from_opening_to_closing(type(self).__name__, self._options, find, in_process=fakes is not None)
+
+    def _fakes(self) -> Fakes | None:
+        """What it is to be instead of itself, if it was given a fake, or they are switched on."""
+        name = self._model_name
+        own = name.settings.get(SETTING) if isinstance(name, ModelSpec) else None
+        return own if isinstance(own, Fakes) else current_fakes()
 
     @property
     def model_name(self) -> str:
@@ -452,14 +463,17 @@ class Embedder(OnAnyLoop[Opened]):
 
 @asynccontextmanager
 async def _from_opening_to_closing(
-    kind: str, options: Options, find: Callable[[], Awaitable[EncoderConfig]]
+    kind: str, options: Options, find: Callable[[], Awaitable[EncoderConfig]], *, in_process: bool
 ) -> AsyncGenerator[Opened]:
-    """An embedder's life; `kind` is its class, and `find` brings its files onto disk."""
+    """An embedder's life; `kind` is its class, `find` brings its files onto disk; `in_process` is for fakes."""
     began = perf_counter()
     async with AsyncExitStack() as stack:
         if options.pool is None:
             # The workers start while the files are being found.
-            workers = WorkerPool(**options.pool_keywords())
+            keywords = options.pool_keywords()
+            if in_process:
+                keywords["workers"] = 0
+            workers = WorkerPool(**keywords)
             engine = await stack.enter_async_context(engine_of(workers).running())
         else:
             engine = engine_of(options.pool)
