@@ -72,7 +72,7 @@ async def run_async(function: Callable[[*Args], Awaitable[T]], *args: *Args) -> 
 
 
 def run_last(function: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:
-    """`run` for what gives something back: nothing happens where the loop has not begun, or has ended with all of it."""
+    """`run` for what gives something back: nothing happens where the loop has not begun, or has ended with it all."""
     if _is_here():
         try:
             run(function, *args)

@@ -161,6 +161,7 @@ def work():
 threading.Thread(target=work).start()
 """
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "end",
