@@ -443,6 +443,13 @@ async def test_opening_says_in_one_line_what_computes_and_how(
     ), record.message
 
 
+async def test_opening_says_once_that_there_is_no_graph(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "asyncembed"):
+        async with TextEmbedding(ECHO, workers=0):
+            pass
+    assert caplog.messages[0].startswith("TextEmbedding opened echo on the CPU, without a graph, 1 x ")
+
+
 async def test_a_snapshot_from_another_thread_is_never_half_done(gate: Path) -> None:
     """Each input is in one place in it: it waits, is in flight, or is computed."""
     count = 400
