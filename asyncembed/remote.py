@@ -8,11 +8,13 @@ nothing of it is left. There is no thread per call, and neither side waits for t
 
 import os
 import threading
+from asyncio import current_task
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
+from math import inf
 from typing import Any, TypeVar, TypeVarTuple, cast
 
-from anyio import CancelScope, Event, get_cancelled_exc_class
+from anyio import CancelScope, Event, current_effective_deadline, get_cancelled_exc_class
 from anyio.abc import TaskGroup
 
 from asyncembed.errors import StateError, UsageError
@@ -153,8 +155,10 @@ class _Call:
                 self._error = _closed_meanwhile()  # unless something else becomes of it
                 self._result = await self._function(*self._args)
                 self._error = None
-        except get_cancelled_exc_class():
-            raise
+        except get_cancelled_exc_class() as error:
+            if _is_cancelled_here():
+                raise
+            self._error = error  # its own, as that of a source, and nobody else's affair
         except BaseException as error:  # noqa: BLE001 (it is the caller's)
             self._error = error
         finally:
@@ -179,6 +183,14 @@ class _Call:
             raise error
         finally:
             del error  # which refers to this frame
+
+
+def _is_cancelled_here() -> bool:
+    """Whether somebody has cancelled this task, when it has raised what cancellation raises; on asyncio anyone can."""
+    if current_effective_deadline() == -inf:
+        return True
+    task = current_task()  # none but asyncio's comes here
+    return task is not None and task.cancelling() > 0
 
 
 def _closed_meanwhile() -> StateError:

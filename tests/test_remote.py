@@ -1,5 +1,6 @@
 """Calls from one event loop to another, and from threads without one."""
 
+import asyncio
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -118,6 +119,32 @@ async def test_what_ends_a_program_reaches_the_caller_and_no_other_call(anyio_ba
         with pytest.raises(SystemExit):
             await remote.call(leave)
         assert await remote.call(one) == 1
+
+
+def test_a_call_that_raises_a_cancellation_of_its_own_cancels_nobody_else() -> None:
+    """As a source may that waits for a task of its program's."""
+
+    async def cancelled() -> None:
+        raise asyncio.CancelledError("its own")
+
+    async def one() -> int:
+        return 1
+
+    with a_loop_elsewhere("asyncio") as remote:
+        with pytest.raises(asyncio.CancelledError, match="its own"):
+            remote.call_blocking(cancelled)
+        assert remote.call_blocking(one) == 1
+
+
+def test_a_call_whose_task_is_cancelled_by_its_loop_says_so() -> None:
+    async def cancelled() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await anyio.sleep_forever()
+
+    with a_loop_elsewhere("asyncio") as remote, pytest.raises(StateError, match="closed before it had ended"):
+        remote.call_blocking(cancelled)
 
 
 async def test_a_call_on_the_loop_itself_is_a_plain_await() -> None:

@@ -415,6 +415,18 @@ def test_an_exception_of_the_source_comes_after_all_earlier_results(model: sync.
         next(stream)
 
 
+def test_a_source_that_raises_a_cancellation_ends_its_stream_and_nothing_else(model: sync.TextEmbedding) -> None:
+    def source() -> Iterator[str]:
+        yield "#0"
+        raise asyncio.CancelledError("of the source")
+
+    stream = model.embed(source())
+    assert number(next(stream)) == 0
+    with pytest.raises(asyncio.CancelledError, match="of the source"):
+        next(stream)
+    assert number(model.embed_query("#1")) == 1
+
+
 def test_failed_records_go_to_a_function_in_the_thread_that_takes(model: sync.TextEmbedding) -> None:
     failed: list[tuple[object, object, int]] = []
 
