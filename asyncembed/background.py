@@ -158,8 +158,8 @@ class _Background:
             kill_workers()
 
 
-_lock = threading.Lock()
-"""Held while the two below change."""
+_lock = threading.RLock()
+"""Held while the two below change. Again by the same thread, as a finalizer may come at any time."""
 _background: _Background | None = None
 _is_ending = False
 _of_parents: list[_Background] = []
@@ -282,7 +282,7 @@ def _is_abandoned() -> bool:
 
 def _forget_parents() -> None:
     global _background, _lock, _is_ending
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _is_ending = False
     if _background is not None:
         _of_parents.append(_background)

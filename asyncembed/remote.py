@@ -45,11 +45,12 @@ class Remote:
         self._context = copy_context()
         self._thread = threading.get_ident()
         self._process = os.getpid()
-        self._lock = threading.Lock()
-        # Under the lock, from here on.
         self._is_closed = False
         self._waiting: set[_Call] = set()
-        """Those that the loop has not heard of yet."""
+        """Those that the loop has not heard of yet.
+
+        Without a lock, as a finalizer may make a call in the middle of another one.
+        """
 
     @property
     def is_current_thread(self) -> bool:
@@ -104,26 +105,24 @@ class Remote:
 
     def close(self) -> None:
         """Take no more calls; on the loop."""
-        with self._lock:
-            self._is_closed = True
-            waiting, self._waiting = self._waiting, set()
-        for call in waiting:
+        self._is_closed = True
+        for call in list(self._waiting):
             call.refuse()
+        self._waiting.clear()
 
     def _submit(self, call: "_Call") -> None:
         if self._process != os.getpid():
             raise StateError("this was opened before the process was forked; open another one in the child")
-        with self._lock:
-            if self._is_closed:
-                raise StateError("what this call needs was closed")
-            self._waiting.add(call)
+        self._waiting.add(call)
+        if self._is_closed:
+            self._waiting.discard(call)
+            raise StateError("what this call needs was closed")
         self.loop.post(self._begin, call)
 
     def _begin(self, call: "_Call") -> None:
-        with self._lock:
-            if call not in self._waiting:
-                return  # refused
-            self._waiting.discard(call)
+        if call not in self._waiting:
+            return  # refused
+        self._waiting.discard(call)
         # In the context of its caller (which has its trace, say), except for what names the kind of event loop there.
         for variable in [*call.context, *self._context]:
             if variable.name == LOOP_VARIABLE:

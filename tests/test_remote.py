@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import product
 from traceback import extract_tb
+from types import FrameType
+from typing import Any
 
 import anyio
 import pytest
@@ -159,6 +162,36 @@ async def test_a_call_on_the_loop_itself_is_a_plain_await() -> None:
         assert remote.is_current_thread
         with pytest.raises(UsageError, match="await the asynchronous call"):
             remote.call_blocking(which)
+
+
+def test_a_finalizer_may_call_between_any_two_lines_of_a_call(anyio_backend: str) -> None:
+    """The garbage collector may come at any time, with objects that close what they have."""
+
+    async def one() -> int:
+        return 1
+
+    found: list[int] = []
+
+    def finalize(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename != Remote.call_blocking.__code__.co_filename:
+            return None
+        if event == "line":
+            found.append(remote.call_blocking(one))  # which is not traced
+        return finalize
+
+    def call() -> None:
+        sys.settrace(finalize)
+        try:
+            remote.call_blocking(one)
+        finally:
+            sys.settrace(None)
+
+    with a_loop_elsewhere(anyio_backend) as remote:
+        thread = threading.Thread(target=call, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive(), sys._current_frames()[thread.ident or 0]
+    assert len(found) > 10
 
 
 def test_a_call_after_closing_is_refused(anyio_backend: str) -> None:

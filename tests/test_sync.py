@@ -620,6 +620,18 @@ async def test_a_call_that_would_block_an_event_loop_is_refused() -> None:
     await until(lambda: "not open" in repr(model))
 
 
+async def test_a_stream_is_closed_where_an_event_loop_runs_too() -> None:
+    """A finalizer that does so may come in any thread."""
+    source = Source()
+    model = sync.TextEmbedding(ECHO, workers=0)
+    stream = await anyio.to_thread.run_sync(model.embed, source.generator())
+    await anyio.to_thread.run_sync(next, stream)
+    stream.close()
+    assert await anyio.to_thread.run_sync(source.closed.wait, 10)
+    await until(lambda: is_idle(model))
+    model.close()
+
+
 async def test_a_notebook_may_allow_it() -> None:
     with sync.TextEmbedding(ECHO, workers=0, allow_in_loop=True) as model:
         assert numbers(model.embed(iter(texts(3)))) == [0, 1, 2]
