@@ -97,8 +97,8 @@ class Remote:
             _acquire(done)
         except StateError:
             raise
-        except BaseException:  # Ctrl-C
-            self.loop.post(call.cancel)
+        except BaseException:  # Ctrl-C, maybe on the way there
+            self.loop.post(self._withdraw, call)
             done.acquire(timeout=CANCEL_GRACE_SECONDS)
             raise
         return cast(T, call.result())
@@ -123,11 +123,19 @@ class Remote:
         if call not in self._waiting:
             return  # refused
         self._waiting.discard(call)
+        call.has_begun = True
         # In the context of its caller (which has its trace, say), except for what names the kind of event loop there.
         for variable in [*call.context, *self._context]:
             if variable.name == LOOP_VARIABLE:
                 call.context.run(variable.set, self._context.get(variable))
         call.context.run(self._group.start_soon, call.run)
+
+    def _withdraw(self, call: "_Call") -> None:
+        """Cancel it, and let its caller go if it has not come here, which it will not any more."""
+        call.cancel()
+        if not call.has_begun:
+            self._waiting.discard(call)
+            call.refuse()
 
 
 class _Call:
@@ -138,6 +146,7 @@ class _Call:
         self._function = function
         self._args = args
         self._tell = tell
+        self.has_begun: bool = False
         self._scope: CancelScope | None = None
         self._is_cancelled = False
         self._result: Any = None
@@ -169,8 +178,9 @@ class _Call:
             self._scope.cancel()
 
     def refuse(self) -> None:
-        self._error = _closed_meanwhile()
-        self._tell()
+        if self._error is None:
+            self._error = _closed_meanwhile()
+            self._tell()
 
     # ---------------------------------------------------------------- of the caller
 

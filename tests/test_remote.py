@@ -194,6 +194,35 @@ def test_a_finalizer_may_call_between_any_two_lines_of_a_call(anyio_backend: str
     assert len(found) > 10
 
 
+def test_ctrl_c_on_the_way_to_the_loop_waits_for_nothing_that_never_comes_there(
+    anyio_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def one() -> int:
+        return 1
+
+    def interrupted(line: int) -> bool:
+        """Whether a call is, where Ctrl-C comes before that line."""
+
+        def interrupt(frame: FrameType, event: str, _: object) -> Any:
+            if event == "line" and frame.f_lineno == line:
+                raise KeyboardInterrupt
+            return interrupt if frame.f_code is Remote._submit.__code__ else None
+
+        before = sys.gettrace()
+        sys.settrace(interrupt)
+        try:
+            return remote.call_blocking(one) != 1
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+
+    monkeypatch.setattr("asyncembed.remote.CANCEL_GRACE_SECONDS", threading.TIMEOUT_MAX)
+    lines = {line for _, _, line in Remote._submit.__code__.co_lines() if line is not None}
+    with a_loop_elsewhere(anyio_backend) as remote:
+        assert [interrupted(line) for line in sorted(lines)].count(True) > 3
+
+
 def test_a_call_after_closing_is_refused(anyio_backend: str) -> None:
     async def one() -> int:
         return 1
