@@ -40,13 +40,16 @@ def public_names() -> set[str]:
 
 
 def names_listed_by(module: str) -> set[str]:
-    """A module's `__all__`, read and not imported: its framework may not be installed, or take seconds."""
+    """What a module defines, or has in `__all__`: read, since its framework may not be installed, or take seconds."""
     path = Path(asyncembed.__file__).parents[1] / f"{module.replace('.', '/')}.py"
+    found: set[str] = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         match node:
             case ast.Assign(targets=[ast.Name(id="__all__")]):
                 return set(ast.literal_eval(node.value))
-    raise AssertionError(f"{module} has no __all__")
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                found |= {name} if name[0] != "_" else set()
+    return found
 
 
 @cache

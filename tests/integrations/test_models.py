@@ -14,7 +14,7 @@ import anyio.to_thread
 import numpy as np
 import pytest
 
-from asyncembed import TextCrossEncoder, TextEmbedding, WorkerPool, sync
+from asyncembed import TextCrossEncoder, TextEmbedding, sync
 from asyncembed.errors import OptionError, StateError, UsageError
 from asyncembed.integrations._models import LISTED_AT_ONCE, Model, as_lists
 from asyncembed.testing import Fakes, fake_model, fake_models
@@ -102,9 +102,11 @@ async def test_a_call_that_blocks_a_loop_says_so_once(fakes: Fakes) -> None:
     def embed_query() -> Any:
         return model.run(query, instead="aembed_query")
 
+    def twice() -> list[Any]:
+        return [embed_query(), embed_query()]
+
     with pytest.warns(RuntimeWarning, match=r"blocks the event loop.*await aembed_query\(") as caught:
-        first = embed_query()
-        second = embed_query()
+        first, second = twice()
     assert [warning.filename for warning in caught] == [__file__], "where the adapter was called"
     np.testing.assert_array_equal(first, second)
 

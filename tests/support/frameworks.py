@@ -1,4 +1,4 @@
-"""What the dependency group `integrations` brings: it is left out where other Pythons and lowest versions are tested."""
+"""What the dependency group `integrations` brings: it is left out by the runs on other Pythons and lowest versions."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
