@@ -26,6 +26,7 @@ from asyncembed.integrations.pydantic_ai import (
     AsyncembedEmbeddingSettings,
 )
 from asyncembed.testing import Fakes, fake_models
+from tests.support import snippets
 from tests.support.encoders import ECHO, with_settings
 from tests.support.waiting import until
 
@@ -193,3 +194,11 @@ async def test_a_pickled_one_opens_where_it_arrives(fakes: Fakes) -> None:
     result = await again.embed("one", input_type="query")
     np.testing.assert_array_equal(result["one"], (await model.embed("one", input_type="query"))["one"])
     await model.aclose()
+
+
+async def test_the_snippet_of_the_readme_answers(fakes: Fakes) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    snippet = snippets.of_integration(readme, "pydantic_ai")
+    async with TextEmbedding(NAME) as model:
+        embedder: Embedder = eval(snippet, globals(), {"model": model})
+        assert len((await embedder.embed_query("one"))["one"]) == 384
