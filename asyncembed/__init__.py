@@ -103,7 +103,7 @@ if TYPE_CHECKING:
     from asyncembed.options import OptionKeywords, Options
     from asyncembed.results import Counted, CountedBatch, SparseEmbedding
     from asyncembed.runtime.session import Device, SessionOptions
-    from asyncembed.scoring import maxsim, maxsim_scores
+    from asyncembed.scoring import cosine, maxsim, maxsim_scores, top_k
     from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
 
 __version__ = "0.2.0.dev0"
@@ -167,9 +167,11 @@ __all__ = [
     "TextStreamCall",
     "TextStreamKeywords",
     "WorkerPool",
+    "cosine",
     "download",
     "maxsim",
     "maxsim_scores",
+    "top_k",
 ]
 
 # Worker processes import this package too: nothing is loaded before it is used.
@@ -232,9 +234,11 @@ _HOMES = {
     "TextStreamCall": "asyncembed.embedders.text",
     "TextStreamKeywords": "asyncembed.embedders.text",
     "WorkerPool": "asyncembed.engine.pool",
+    "cosine": "asyncembed.scoring",
     "download": "asyncembed.hub.model_files",
     "maxsim": "asyncembed.scoring",
     "maxsim_scores": "asyncembed.scoring",
+    "top_k": "asyncembed.scoring",
 }
 
 
