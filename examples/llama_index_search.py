@@ -51,15 +51,15 @@ async def main() -> None:
         index = VectorStoreIndex([], embed_model=embedding)
         await index.ainsert_nodes(nodes)
 
-        rerankers = []
+        reranker = None
         if arguments.reranker:
-            reranker = await stack.enter_async_context(TextCrossEncoder(arguments.reranker, pool=pool))
-            rerankers.append(AsyncembedRerank(reranker, top_n=HITS))
+            cross_encoder = await stack.enter_async_context(TextCrossEncoder(arguments.reranker, pool=pool))
+            reranker = AsyncembedRerank(cross_encoder, top_n=HITS)
         # Without an LLM a query engine gives what it has found; with one of yours it answers from that.
         engine = RetrieverQueryEngine(
-            index.as_retriever(similarity_top_k=CANDIDATES if rerankers else HITS),
+            index.as_retriever(similarity_top_k=CANDIDATES if reranker else HITS),
             NoText(llm=MockLLM()),
-            node_postprocessors=rerankers,
+            node_postprocessors=[reranker] if reranker else [],
         )
         answers = await asyncio.gather(*map(engine.aquery, arguments.queries))
     for query, answer in zip(arguments.queries, answers, strict=True):

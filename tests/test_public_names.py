@@ -18,6 +18,7 @@ PUBLIC_MODULES = (
     "asyncembed.errors",
     "asyncembed.hub",
     "asyncembed.integrations.asgi",
+    "asyncembed.integrations.llama_index",
     "asyncembed.integrations.opentelemetry",
     "asyncembed.integrations.prometheus",
     "asyncembed.observing",

@@ -1,11 +1,15 @@
 """LlamaIndex: dense and sparse embedding models, and a reranker, for indexes, ingestion, retrievers and query engines.
 
 ```python
-index = VectorStoreIndex([], embed_model=AsyncembedEmbedding("BAAI/bge-small-en-v1.5"))
-await index.ainsert_nodes(nodes)
-retriever = index.as_retriever(similarity_top_k=50)
-reranker = AsyncembedRerank("Xenova/ms-marco-MiniLM-L-6-v2", top_n=5)
-best = await reranker.apostprocess_nodes(await retriever.aretrieve(question), query_str=question)
+from llama_index.core import VectorStoreIndex
+from llama_index.core.schema import TextNode
+
+async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
+    index = VectorStoreIndex([], embed_model=AsyncembedEmbedding(model))
+    await index.ainsert_nodes([TextNode(text=text) for text in documents])
+    found = await index.as_retriever(similarity_top_k=50).aretrieve("what is backpressure?")
+    reranker = AsyncembedRerank("Xenova/ms-marco-MiniLM-L-6-v2", top_n=2)
+    best = await reranker.apostprocess_nodes(found, query_str="what is backpressure?")
 ```
 
 Needs `pip install "asyncembed[llama-index]"`. Each class takes as `model` either a model of asyncembed, open or not,

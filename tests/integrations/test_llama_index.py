@@ -6,6 +6,7 @@ import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -29,10 +30,12 @@ from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.errors import InputError, OptionError, StateError, UsageError
 from asyncembed.integrations.llama_index import AsyncembedEmbedding, AsyncembedRerank, AsyncembedSparseEmbedding
 from asyncembed.testing import Fakes, fake_model, fake_models
+from tests.support import snippets
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow  # it takes seconds to import LlamaIndex
 
+README = Path(__file__).parents[2] / "README.md"
 DIM = 8
 PROMPTS = {"query": "query: ", "document": "passage: "}
 TEXTS = ["the cat sat on a mat", "backpressure slows a source", "rain in the mountains", "a mat for cats"]
@@ -336,6 +339,13 @@ def test_a_pipeline_takes_it_into_processes_of_its_own(run: str, monkeypatch: py
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking where there are threads
             done = asyncio.run(pipeline.arun(nodes=nodes(), num_workers=2))
     assert [node.embedding for node in done] == embedding.get_text_embedding_batch(TEXTS)
+
+
+async def test_the_readmes_snippet_runs(opened: TextEmbedding[Any]) -> None:
+    snippet = snippets.of_integration(README.read_text(encoding="utf-8"), "llama_index")
+    index = eval(snippet, globals() | {"model": opened})
+    await index.ainsert_nodes(nodes())
+    assert len(await index.as_retriever(similarity_top_k=3).aretrieve("cats")) == 3
 
 
 # ---------------------------------------------------------------- as configuration
