@@ -265,7 +265,8 @@ class AsyncembedRerank(BaseNodePostprocessor):
         **options: Any,
     ) -> None:
         made, fields = _made(type(self), TextCrossEncoder, model, options)
-        super().__init__(top_n=top_n, **fields)
+        fields["top_n"] = top_n
+        super().__init__(**fields)
         self._model = made
 
     @classmethod
