@@ -24,6 +24,7 @@ from inspect import isawaitable, iscoroutinefunction
 from itertools import islice
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, TypedDict, cast
+from uuid import UUID
 
 from anyio import CapacityLimiter, create_task_group, to_thread
 from anyio.lowlevel import checkpoint
@@ -72,11 +73,11 @@ __all__ = [
 ]
 
 BATCH_POINTS = 64
-"""Of a batch, unless said otherwise: the client makes JSON of a batch on the event loop, a few milliseconds of these."""
+"""Of a batch, unless said otherwise: the client makes JSON of it on the event loop, which takes some milliseconds."""
 
 DenseModel: TypeAlias = TextEmbedding[Any] | ImageEmbedding[Any]
 MultivectorModel: TypeAlias = LateInteractionTextEmbedding[Any] | LateInteractionMultimodalEmbedding[Any]
-PointId: TypeAlias = int | str
+PointId: TypeAlias = int | str | UUID
 """As Qdrant takes it: a number from 0 on, or a UUID."""
 
 
@@ -229,20 +230,20 @@ def points(
     """Make points of the records of any iterable or async iterable: a stream of batches, in the order of the source.
 
     The source is read once. Each record goes through one model after the other; all of them compute at the same time,
-    each on other records, and none is further ahead than its `max_in_flight`. A record is there with all its vectors, or
-    not at all. As with every stream, a slow store slows the source.
+    each on other records, and none is further ahead than its `max_in_flight`. A record is there with all its vectors,
+    or not at all. As with every stream, a slow store slows the source.
 
     Args:
         records: What is stored. One `str` is one record.
-        dense: An open `TextEmbedding` or `ImageEmbedding`; its vectors have the name "dense". A mapping gives names, and
-            allows for several; the name "" is the vector without one.
+        dense: An open `TextEmbedding` or `ImageEmbedding`; its vectors have the name "dense". A mapping gives names,
+            and allows for several; the name "" is the vector without one.
         sparse: An open `SparseTextEmbedding`, named "sparse" unless a mapping says otherwise.
         multivector: An open late interaction model, likewise, named "multivector".
         key: Takes the text or image out of a record; called once for each model.
         id: From a record to a number or UUID; None: its number in the source, from 0 on. Called in a thread, as
             `payload` is.
-        payload: From a record to what is kept with its vectors. None: of a mapping itself, of a text {"text": ...}, else
-            nothing.
+        payload: From a record to what is kept with its vectors. None: of a mapping itself, of a text {"text": ...}, of
+            anything else nothing.
         batch_size: Most points of a batch.
         max_wait: Seconds after which a batch is given with the points that are there: see `EmbeddingStream.batches`.
         start: How many records of the source are passed over, since they are stored: `Stored.records` of the last
@@ -259,10 +260,8 @@ def points(
         InputError: The source is none; (from the stream) a record that has failed, with its index in the source.
     """
     check_on_error(on_error)
-    if on_error == "return":
-        raise OptionError(
-            'on_error is "raise", "skip" or a function here: in the place of a point there can be no error'
-        )
+    if cast(object, on_error) == "return":
+        raise OptionError('on_error is "raise", "skip" or a function here: no error can be in the place of a point')
     for name, function in (("key", key), ("id", id), ("payload", payload)):
         check_callable(name, function, what="a function of a record")
     check_count("start", start, minimum=0, may_be_none=False)
@@ -303,7 +302,7 @@ class PointStream(AsyncIterator[list[PointStruct]]):
 
     @property
     def records(self) -> int:
-        """How many records of the source are through with the batches that were given; `start` and failed ones count."""
+        """How many records of the source are through with the batches so far; `start` and failed ones count."""
         return self._records
 
     def progress(self) -> StreamProgress:
@@ -550,8 +549,8 @@ async def upload(
         client: Qdrant's asynchronous client.
         collection: Its name; see `collection_config`.
         batches: What `points` gives. It is closed in the end.
-        checkpoint: A function, or coroutine function, called after each batch that the store has acknowledged, in order,
-            and in the end if records failed after that.
+        checkpoint: A function, or coroutine function, called after each batch that the store has acknowledged, in
+            order, and in the end if records failed after that.
         wait: Whether the store acknowledges a batch only when it can be found.
     """
     if not iscoroutinefunction(getattr(client, "upsert", None)):
