@@ -13,17 +13,20 @@ import pytest
 
 import asyncembed
 
+INTEGRATIONS = [
+    f"asyncembed.integrations.{path.stem}"
+    for path in sorted((Path(asyncembed.__file__).parent / "integrations").glob("[!_]*.py"))
+]
+
 PUBLIC_MODULES = (
     "asyncembed",
     "asyncembed.errors",
     "asyncembed.hub",
-    "asyncembed.integrations.asgi",
-    "asyncembed.integrations.opentelemetry",
-    "asyncembed.integrations.prometheus",
     "asyncembed.observing",
     "asyncembed.readers",
     "asyncembed.sync",
     "asyncembed.testing",
+    *INTEGRATIONS,
 )
 
 
@@ -31,7 +34,7 @@ PUBLIC_MODULES = (
 def public_names() -> set[str]:
     found = set(asyncembed.__all__)
     for name in PUBLIC_MODULES[1:]:
-        if name.startswith("asyncembed.integrations."):
+        if name in INTEGRATIONS:
             found |= names_listed_by(name)
             continue
         module = import_module(name)
