@@ -7,6 +7,7 @@ nothing of it is left. There is no thread per call, and neither side waits for t
 """
 
 import os
+import sys
 import threading
 from asyncio import current_task
 from collections.abc import Awaitable, Callable
@@ -43,6 +44,10 @@ class Remote:
         self.loop: Loop = Loop()
         self._group = group
         self._context = copy_context()
+        # A loop that `asyncio.run` has started has no such variable, and its callbacks no task to be recognised by.
+        sniffio = sys.modules.get("sniffio")
+        if sniffio is not None and self._context.get(sniffio.current_async_library_cvar) is None:
+            self._context.run(sniffio.current_async_library_cvar.set, sniffio.current_async_library())
         self._thread = threading.get_ident()
         self._process = os.getpid()
         self._is_closed = False

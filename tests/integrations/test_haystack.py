@@ -26,7 +26,6 @@ from asyncembed.integrations.haystack import (
     AsyncembedTextEmbedder,
 )
 from asyncembed.testing import Fakes, fake_model, fake_models
-from tests.support.encoders import ECHO
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow  # the framework takes seconds to import
@@ -259,21 +258,20 @@ async def test_the_loop_goes_on_while_a_component_works(name: str, fakes: Fakes)
     await embedder.close_async()
 
 
-async def test_a_run_that_is_cancelled_is_withdrawn(tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    async with TextEmbedding(ECHO, workers=0, max_batch_size=1) as model:
-        try:
-            texts, queries = AsyncembedDocumentEmbedder(model), AsyncembedTextEmbedder(model)
-            async with anyio.create_task_group() as group:
-                group.start_soon(queries.run_async, f"wait:{gate}")
-                await until(lambda: model.stats().in_flight == 1)
-                group.start_soon(texts.run_async, documents())
-                group.start_soon(queries.run_async, "another")
-                await until(lambda: model.stats().queued >= 3)
-                group.cancel_scope.cancel()
-            await until(lambda: model.stats().queued == 0)
-        finally:
-            gate.touch()
+@every_component
+async def test_a_run_that_is_cancelled_is_withdrawn(name: str, fakes: Fakes) -> None:
+    make, inputs = FIVE[name]
+    embedder = make()
+    await embedder.warm_up_async()
+    fakes.seconds = 60
+    async with anyio.create_task_group() as group:
+        for _ in range(8):
+            group.start_soon(lambda: embedder.run_async(**inputs))
+        await until(lambda: embedder._model.anywhere.stats().in_flight > 0)
+        group.cancel_scope.cancel()
+    await until(lambda: embedder._model.anywhere.stats().queued == 0)
+    fakes.seconds = 0
+    await embedder.close_async()
 
 
 @every_component
