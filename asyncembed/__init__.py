@@ -23,6 +23,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   observing                               what observers hear of calls and batches
 #   sync                                    the six classes for programs without an event loop
 #   any_loop                                a model that may be awaited from any event loop
+#   testing, faking                         models without weights for a program's tests; whether they are switched on
 #   shared, background, remote              one engine for many; the loop it lives on; the way to a loop from elsewhere
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
 #   __main__, _pyinstaller                  the shell's way in; packed programs
@@ -35,7 +36,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               spawn, frozen, cores        how processes start, and how many
 #   encoders/   encoder, registry, settings the seam; which module serves a model, and what a model says to it
 #               dense, static, colbert, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
-#               text_graph, graph_output, pooling, projection, postprocess, finite, batch
+#               hashed, text_graph, graph_output, pooling, projection, postprocess, finite, batch
 #               tokenization, tokenizer_files, long_texts, word_table, word_pieces, stemming
 #   runtime/    session                     the seam; onnx, providers: its implementation
 #               onnx_file, loadable_path, safetensors
@@ -47,7 +48,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   integrations/  asgi, opentelemetry, prometheus    a module per framework or tool, used by nobody else
 #
 # Arrows point downwards: embedders → stream → engine → encoders → runtime; embedders → catalogue, hub, export.
-# Public are the names below and the modules errors, hub, observing, readers, sync and those of integrations.
+# Public are the names below and the modules errors, hub, observing, readers, sync, testing and those of integrations.
 
 import sys
 from importlib import import_module

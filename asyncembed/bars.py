@@ -32,7 +32,8 @@ class StreamProgress:
         failed: Records that got an error instead of a result, whatever `on_error=` made of it.
         tokens: Computed for the results so far, taken or not, padding left out; 0 with images.
         seconds: Since the first result was asked for; until the end, when it has come.
-        total: Records that the source has; None where neither it nor `total=` says so.
+        total: Records that the source has, as `total=` says, or a collection in memory; with `progress=True` also what
+            another source says of its length. None: not known.
     """
 
     read: int
@@ -124,7 +125,9 @@ def _opened(output: TextIO | None, name: str, total: int | None) -> tuple[_Show,
     )
     if bar.disable:  # by tqdm's own variable, TQDM_DISABLE
         return _ignore, _ignore
-    return (_redraw(bar), _last_drawing(bar)) if is_drawn else _lines(bar, output)
+    if not is_drawn:
+        return _lines(bar, output)
+    return _redraw(bar), _last_drawing(bar) if notebook is not None else _last_line(bar, output)
 
 
 def _ignore(numbers: StreamProgress) -> None:
@@ -151,6 +154,19 @@ def _last_drawing(bar: "tqdm[Any]") -> _Show:
         _set(bar, numbers)
         bar.refresh()
         bar.close()
+
+    return close
+
+
+def _last_line(bar: "tqdm[Any]", output: TextIO) -> _Show:
+    def close(numbers: StreamProgress) -> None:
+        _set(bar, numbers)
+        line = str(bar)
+        # Written above the bars that go on. Left there by tqdm itself, it would move them on, off the lines that they
+        # have drawn.
+        bar.leave = False
+        bar.close()
+        bar.write(line, output)
 
     return close
 

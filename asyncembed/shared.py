@@ -28,6 +28,7 @@ from anyio import CancelScope, Event, move_on_after
 from asyncembed import background
 from asyncembed.engine.lifetime import Openable
 from asyncembed.errors import StateError
+from asyncembed.faking import Fakes, current_fakes
 from asyncembed.wakeup import Signal
 
 T = TypeVar("T")
@@ -139,6 +140,9 @@ class _Share(Generic[ModelT]):
         """The open one, opened if need be."""
         while True:
             life = self._current()
+            if life is not None and life.fakes is not current_fakes():
+                await life.end()  # a test has switched fakes on or off
+                continue
             if life is None:
                 life = self._life = _Life(_unopened(self._model), self.keep_alive)
                 background.start_task(life.run)
@@ -222,6 +226,7 @@ class _Life(Generic[ModelT]):
     def __init__(self, model: ModelT, keep_alive: Callable[[], float]) -> None:
         self.model = model
         self.process: int = os.getpid()
+        self.fakes: Fakes | None = current_fakes()
         self.is_open: bool = False
         self.is_over: bool = False
         """Whether another one may begin."""

@@ -187,7 +187,7 @@ def run(side: str, arguments: argparse.Namespace, checkout: Path = ROOT) -> Any:
         [sys.executable, str(Path(__file__)), "--side", side, *keywords],
         check=True,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env={**os.environ, "PYTHONPATH": str(checkout)},
     )
     return json.loads(done.stdout.splitlines()[-1])

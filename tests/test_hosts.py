@@ -3,7 +3,6 @@
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import psutil
 import pytest
 from jupyter_client.manager import KernelManager
 
+from tests.support import posix
 from tests.support.programs import ROOT
 from tests.support.waiting import worker_processes
 
@@ -60,7 +60,7 @@ class Server:
 
     def get(self) -> list[int]:
         """What the app answers: the length of its text, the worker that computed it, and its own process."""
-        with socket.socket(socket.AF_UNIX) as self_made:
+        with posix.unix_socket() as self_made:
             self_made.settimeout(WAIT_SECONDS)
             self_made.connect(str(self.socket))
             connection = http.client.HTTPConnection("localhost")
@@ -227,7 +227,7 @@ def test_celery_computes_in_threads_of_its_processes(start: Callable[..., Server
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=WAIT_SECONDS,
     )
     assert answers.returncode == 0, answers.stderr + server.output()

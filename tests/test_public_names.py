@@ -23,6 +23,7 @@ PUBLIC_MODULES = (
     "asyncembed.observing",
     "asyncembed.readers",
     "asyncembed.sync",
+    "asyncembed.testing",
 )
 
 

@@ -1,13 +1,12 @@
 """Whole programs without an event loop of their own, and their ends in every way."""
 
-import os
 import signal
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support import programs
+from tests.support import posix, programs
 from tests.support.waiting import worker_processes
 
 pytestmark = pytest.mark.slow
@@ -53,6 +52,7 @@ model.embed_query("hang")
 """
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
     "body", [IN_A_LOOP, IN_A_QUERY, IN_COLLECT, WITH_THREADS], ids=["loop", "query", "collect", "threads"]
 )
@@ -63,7 +63,7 @@ def test_ctrl_c_ends_a_program_cleanly(body: str, tmp_path: Path) -> None:
     assert program.stdout.readline() == "busy\n"
     workers = worker_processes(program.pid)
     assert len(workers) == 2
-    os.killpg(program.pid, signal.SIGINT)
+    posix.press_ctrl_c(program.pid)
     _, errors = program.communicate(timeout=15)
     assert program.returncode == -signal.SIGINT
     assert errors.rstrip().endswith("KeyboardInterrupt")
@@ -111,6 +111,49 @@ def test_a_program_ends_without_a_word(body: str, status: int, is_closed: bool, 
     done = programs.run(HEAD + head + body, tmp_path)
     # It has come to its end, and so have its workers: they hold the other end of its stderr.
     assert (done.returncode, done.stdout, done.stderr) == (status, "0\n", "")
+
+
+AT_EXIT = """
+import atexit
+def last():
+    stream.close()
+    model.unload()
+    model.close()
+    print(0)
+atexit.register(last)
+model = TextEmbedding(ECHO, workers=1)
+stream = model.embed(endless())
+next(stream)
+"""
+IN_DEL = """
+class Store:
+    def __init__(self):
+        self.model = TextEmbedding(ECHO, workers=1)
+        self.stream = self.model.embed(endless())
+        next(self.stream)
+    def __del__(self):
+        self.stream.close()
+        self.model.unload()
+        self.model.close()
+        print(0)
+store = Store()
+"""
+OF_ANY_LOOP = """
+import asyncio, atexit, asyncembed
+model = asyncembed.TextEmbedding(ECHO, workers=1).on_any_loop()
+async def last():
+    await model.unload()
+    await model.aclose()
+    print(0)
+atexit.register(lambda: asyncio.run(last()))
+asyncio.run(model.embed_query("a"))
+"""
+
+
+@pytest.mark.parametrize("body", [AT_EXIT, IN_DEL, OF_ANY_LOOP], ids=["atexit", "__del__", "on any loop"])
+def test_what_closes_a_model_at_the_very_end_finds_it_closed(body: str, tmp_path: Path) -> None:
+    done = programs.run(HEAD + body, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
 def test_an_exception_of_the_program_comes_out_as_itself(tmp_path: Path) -> None:

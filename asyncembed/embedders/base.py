@@ -47,8 +47,9 @@ from asyncembed.engine.pool import WorkerPool, engine_of
 from asyncembed.engine.scheduler import Item, Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, StateError
-from asyncembed.feeding import ErrorHandler, OnError, Source, StreamState
-from asyncembed.loading import prepare
+from asyncembed.faking import SETTING, Fakes, current_fakes
+from asyncembed.feeding import ErrorHandler, OnError, Source, StreamState, is_in_memory
+from asyncembed.loading import prepare, prepare_fake
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observers
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
@@ -74,7 +75,8 @@ class CallKeywords(TypedDict, total=False):
         ordered: Whether results come in input order (True, unless said otherwise), or as they are ready.
         progress: Show a bar of this stream on stderr: one that moves in a terminal or a notebook, a line every half
             minute elsewhere, as in a log. (The constructor's `progress` is about downloads.)
-        total: How many records the source has, for the bar and `progress()`, where its length does not say so.
+        total: How many records the source has, for the bar and `progress()`. Of a collection in memory (a list, say) it
+            is known; any other source is asked for its length where `progress` wants a bar.
     """
 
     priority: PriorityName
@@ -107,6 +109,9 @@ class StreamKeywords(CallKeywords, total=False):
             too, and is called with the record and the error, one after the other in the order of the results, as the
             consumer comes to them. It is a plain function, runs on the event loop, and must return at once. What it
             raises ends the stream. Where the source handed over an `InputError`, that is the record as well.
+        progress: Show a bar of this stream on stderr: one that moves in a terminal or a notebook, a line every half
+            minute elsewhere, as in a log. (The constructor's `progress` is about downloads.)
+        total: How many records the source has, for the bar and `progress()`, where its length does not say so.
 
     Raises:
         StateError: The embedder is not open, or was opened on another event loop.
@@ -182,8 +187,9 @@ class Embedder(OnAnyLoop[Opened]):
         )
 
     def _lifetime(self) -> AbstractAsyncContextManager[Opened]:
+        fakes = self._fakes()
         find = partial(
-            prepare,
+            prepare if fakes is None else partial(prepare_fake, fakes),
             self._wanted(),
             self.family,
             self._options,
@@ -191,7 +197,13 @@ class Embedder(OnAnyLoop[Opened]):
             overrides=self._overrides(),
             settings=self._settings(),
         )
-        return _from_opening_to_closing(type(self).__name__, self._options, find)
+        return _from_opening_to_closing(type(self).__name__, self._options, find, in_process=fakes is not None)
+
+    def _fakes(self) -> Fakes | None:
+        """What it is to be instead of itself, if it was given a fake, or they are switched on."""
+        name = self._model_name
+        own = name.settings.get(SETTING) if isinstance(name, ModelSpec) else None
+        return own if isinstance(own, Fakes) else current_fakes()
 
     @property
     def model_name(self) -> str:
@@ -341,16 +353,11 @@ class Embedder(OnAnyLoop[Opened]):
         assembly: Assembly[ResultT, CollectedT],
         keywords: StreamKeywords,
     ) -> AnyStream[InputT, ResultT, CollectedT]:
-        key, priority = keywords.get("key"), keywords.get("priority", "bulk")
-        ordered, on_error = keywords.get("ordered", True), keywords.get("on_error", "raise")
-        check_choice("priority", priority, get_args(PriorityName))
-        check_on_error(on_error)
-        progress, total = keywords.get("progress", False), keywords.get("total")
-        check_bool("progress", progress)
-        check_count("total", total, minimum=0)
-        check_bool("ordered", ordered)
-        check_callable("key", key, what="a function that takes the input out of a record")
+        _check_stream(keywords)
         check_source(source)
+        key, priority = keywords.get("key"), keywords.get("priority", "bulk")
+        on_error, shows_bar = keywords.get("on_error", "raise"), keywords.get("progress", False)
+        total = keywords.get("total")
         intake = door(opened.engine, opened.model, call, Priority[priority.upper()], key)
 
         def end(state: StreamState[InputT]) -> None:
@@ -367,10 +374,10 @@ class Embedder(OnAnyLoop[Opened]):
             model_name=opened.model.name,
             max_items=self._options.max_in_flight or MAX_IN_FLIGHT,
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
-            ordered=ordered,
+            ordered=keywords.get("ordered", True),
             on_error=on_error,
-            total=_length_of(source) if total is None else total,
-            shows_bar=progress,
+            total=_length_of(source, is_wanted=shows_bar) if total is None else total,
+            shows_bar=shows_bar,
             on_end=end,
             observe=None if observers is None else partial(observers.begin, call.mode, priority),
         )
@@ -452,14 +459,17 @@ class Embedder(OnAnyLoop[Opened]):
 
 @asynccontextmanager
 async def _from_opening_to_closing(
-    kind: str, options: Options, find: Callable[[], Awaitable[EncoderConfig]]
+    kind: str, options: Options, find: Callable[[], Awaitable[EncoderConfig]], *, in_process: bool
 ) -> AsyncGenerator[Opened]:
-    """An embedder's life; `kind` is its class, and `find` brings its files onto disk."""
+    """An embedder's life; `kind` is its class, `find` brings its files onto disk; `in_process` is for fakes."""
     began = perf_counter()
     async with AsyncExitStack() as stack:
         if options.pool is None:
             # The workers start while the files are being found.
-            workers = WorkerPool(**options.pool_keywords())
+            keywords = options.pool_keywords()
+            if in_process:
+                keywords["workers"] = 0
+            workers = WorkerPool(**keywords)
             engine = await stack.enter_async_context(engine_of(workers).running())
         else:
             engine = engine_of(options.pool)
@@ -471,9 +481,9 @@ async def _from_opening_to_closing(
         if logger.isEnabledFor(INFO):
             logger.info("%s opened %s in %.1f s", kind, _described(engine, model), perf_counter() - began)
         if options.observers:
-            model.observers = _observers(options.observers, engine, model)
-            model.observers.opened()
-            stack.callback(model.observers.closed)
+            observers = model.observers = _observers(options.observers, engine, model)
+            observers.opened()
+            stack.callback(observers.closed)
         group = await stack.enter_async_context(owned_task_group())
         opened = Opened(
             engine,
@@ -552,8 +562,22 @@ class _Request:
         return self._result
 
 
-def _length_of(source: object) -> int | None:
-    """How many records a source has, if it knows; what it raises instead is its own matter when it is read."""
+def _check_stream(keywords: StreamKeywords) -> None:
+    check_choice("priority", keywords.get("priority", "bulk"), get_args(PriorityName))
+    check_on_error(keywords.get("on_error", "raise"))
+    check_bool("progress", keywords.get("progress", False))
+    check_count("total", keywords.get("total"), minimum=0)
+    check_bool("ordered", keywords.get("ordered", True))
+    check_callable("key", keywords.get("key"), what="a function that takes the input out of a record")
+
+
+def _length_of(source: object, *, is_wanted: bool) -> int | None:
+    """How many records a source has, if it knows; what it raises instead is its own matter when it is read.
+
+    A source of somebody's own may ask a database for it, and hold up the loop: it does so where that is wanted.
+    """
+    if not is_wanted and not is_in_memory(source):
+        return None
     try:
         return len(cast("Sized", source))
     except Exception:  # noqa: BLE001 (it may be anybody's class)
@@ -568,24 +592,25 @@ def _observers(observers: Sequence[Observer], engine: Supervisor, model: PooledM
 def _log_truncated(opened: Opened, state: StreamState[Any]) -> None:
     """Say of a stream that ends how many inputs were cut, if any was."""
     if state.truncated:
+        length = opened.model.info.max_length  # somebody's own encoder may cut and not say where
         logger.info(
-            "%s: %d of %d inputs of a stream were longer than %s tokens and were cut; with_tokens() says which",
+            "%s: %d of %d inputs of a stream were longer than %s and were cut; with_tokens() says which",
             opened.model.name,
             state.truncated,
             state.answered,
-            opened.model.info.max_length,
+            "the limit" if length is None else f"{length} tokens",
         )
 
 
 def _described(engine: Supervisor, model: PooledModel) -> str:
     """What was opened, and what computes it: for the log."""
     config, plan = model.config, engine.plan
-    graph = "no graph"
+    graph = ""
     if (file := config.spec.model_file) is not None:
         precision = precision_of(file)
         if precision == "fp32" and model.info.dynamically_quantized:
             precision = "quantised, though its name does not say so"
         origin = ", exported from its weights" if config.is_exported else ""
-        graph = f"{config.directory / file} ({precision}{origin})"
+        graph = f": {config.directory / file} ({precision}{origin})"
     each = f"x {plan.threads} threads in this process" if plan.in_thread else f"workers x {plan.threads} threads"
-    return f"{model.name}: {graph} on {model.info.runs_on}, {engine.size} {each} on {plan.cores} cores"
+    return f"{model.name}{graph} on {model.info.runs_on}, {engine.size} {each} on {plan.cores} cores"

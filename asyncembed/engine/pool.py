@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypedDict, Unpack, cast
 
 from asyncembed.checks import check_count, check_device_ids, check_seconds, checks_keywords
@@ -12,6 +12,7 @@ from asyncembed.engine.lifetime import Openable
 from asyncembed.engine.model import Stats
 from asyncembed.engine.supervisor import Supervisor, WorkerPlan
 from asyncembed.errors import OptionError
+from asyncembed.faking import current_fakes
 
 BATCH_TIMEOUT_SECONDS = 300.0
 
@@ -107,10 +108,14 @@ class WorkerPool(Openable[Supervisor]):
     @checks_keywords
     def __init__(self, **options: Unpack[PoolKeywords]) -> None:
         self._supervisor = Supervisor(_plan(PoolOptions(**options)))
+        self._plan_without_fakes: WorkerPlan | None = None
 
     def _lifetime(self) -> AbstractAsyncContextManager[Supervisor]:
         # Where there can be no processes, it was learnt by the one before.
-        self._supervisor = Supervisor(self._supervisor.plan)
+        plan = self._plan_without_fakes or self._supervisor.plan
+        are_faked = current_fakes() is not None
+        self._plan_without_fakes = plan if are_faked else None
+        self._supervisor = Supervisor(replace(plan, in_thread=True, batch_timeout=None) if are_faked else plan)
         return self._supervisor.running()
 
     @property

@@ -17,6 +17,7 @@ from itertools import repeat
 from logging import Logger, getLogger
 from math import inf
 from multiprocessing import connection
+from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import anyio
@@ -59,7 +60,7 @@ class WorkerPlan:
     """How many workers of which kind a pool has: what became of its options.
 
     Attributes:
-        workers: Those for all work; with `in_thread` the one thread.
+        workers: Those for all work; with `in_thread` one, and as many as asked for where models are fakes.
         reserved: Those kept free for interactive work, besides.
         threads: That each worker computes with.
         cores: That they were shared out of.
@@ -329,14 +330,14 @@ class Supervisor:
                 self._give_orders(slot, life)
                 if slot.death is not None:
                     break
-                with anyio.move_on_after(self._dispatcher.seconds_left(slot, anyio.current_time())):
+                with anyio.move_on_after(self._dispatcher.seconds_left(slot, perf_counter())):
                     await life.changed.wait()
                 life.changed = Event()
                 self._take_answers(slot, life)
                 for _ in range(TURNS_TO_COME_BACK):
                     if self._dispatcher.may_be_joined(slot):
                         await checkpoint()
-                if self._dispatcher.seconds_left(slot, anyio.current_time()) <= 0:
+                if self._dispatcher.seconds_left(slot, perf_counter()) <= 0:
                     slot.die(Death.TIMED_OUT)
                 if slot.death is not None:
                     break
@@ -364,7 +365,7 @@ class Supervisor:
                     if order is None:
                         return
                     future = self._send(slot, life.worker, order)
-                    self._dispatcher.sent(slot, order, anyio.current_time())
+                    self._dispatcher.sent(slot, order, perf_counter())
                 life.futures.append(future)
                 future.add_done_callback(lambda _: loop.post(life.wake))
         except WorkerGone:
@@ -397,7 +398,7 @@ class Supervisor:
                 order.model.observers.batch_ended(order.batch.items, told, seconds)
 
     def _take_answer(self, slot: Slot, life: _Life, answer: object) -> tuple[Order, float]:
-        order, seconds = self._dispatcher.take_answer(slot, anyio.current_time())
+        order, seconds = self._dispatcher.take_answer(slot, perf_counter())
         if order.batch is None:
             self._on_loaded(slot, life, order.model, answer)
         elif isinstance(answer, Encoded):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -67,6 +68,13 @@ def blocked_signals() -> set[int]:
     if sys.platform == "win32":
         raise NotImplementedError(_ELSEWHERE)
     return {int(one) for one in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
+
+
+def unix_socket() -> socket.socket:
+    """A socket that connects to a path."""
+    if sys.platform == "win32":
+        raise NotImplementedError(_ELSEWHERE)
+    return socket.socket(socket.AF_UNIX)
 
 
 def open_terminal(columns: int = 100) -> tuple[int, int]:
