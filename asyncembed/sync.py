@@ -41,6 +41,7 @@ from typing import (
 from weakref import finalize
 
 from asyncembed import background
+from asyncembed.any_loop import Home
 from asyncembed.bars import StreamProgress
 from asyncembed.checks import check_bool, check_seconds
 from asyncembed.embedders.base import Embedder, HasVectors, ModelName
@@ -179,7 +180,7 @@ class _Caller:
     """Makes calls on the background loop, from threads that may wait for them."""
 
     def __init__(self, *, allow_in_loop: bool) -> None:
-        self._allow_in_loop = allow_in_loop
+        self.allow_in_loop = allow_in_loop
 
     def run(self, function: Callable[[*Args], Awaitable[T]], *arguments: *Args) -> T:
         """What the function gives on the background loop.
@@ -195,8 +196,13 @@ class _Caller:
         self._check()
         background.run_last(function)
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether no event loop runs in this thread, or it may be blocked."""
+        return not is_loop_here() or (self.allow_in_loop and not background.is_current_thread())
+
     def _check(self) -> None:
-        if not self._allow_in_loop and _is_loop_here():
+        if not self.may_wait:
             raise UsageError(
                 "this call would block the event loop that runs in this thread: there, await the same call of the "
                 "class of this name in `asyncembed`, or make this one in a thread (`await asyncio.to_thread(...)`); "
@@ -204,7 +210,7 @@ class _Caller:
             )
 
 
-def _is_loop_here() -> bool:
+def is_loop_here() -> bool:
     """Whether an event loop runs in this thread, also where no task of it does."""
     try:
         asyncio.get_running_loop()
@@ -338,11 +344,12 @@ class EmbeddingStream(_Blocking, Iterator[ResultT], Generic[InputT, ResultT, Col
         return self._stream.progress()
 
     def close(self) -> None:
-        """End the stream, and wait until its source is closed."""
-        if self._runs.is_over:
-            self._hold.end()
-        else:
+        """End the stream, and wait until its source is closed; where that would block an event loop, do not wait."""
+        if not self._runs.is_over and self._caller.may_wait:
             self._run(self._stream.aclose)
+            return
+        self._runs.close_soon()
+        self._hold.end()
 
     def __enter__(self) -> Self:
         return self
@@ -438,12 +445,15 @@ class _Embedder(_Blocking, Generic[EmbedderT]):
         return self
 
     def close(self) -> None:
-        """Give the model back; it is closed if nobody else uses it, and its streams end. Again, nothing happens."""
+        """Give the model back; it is closed if nobody else uses it, and its streams end. Again, nothing happens.
+
+        It waits for the end, unless that would block an event loop.
+        """
         lease, self._lease, self._is_closed = self._lease, None, True
         if lease is None:
             return
         lease.close()
-        if not _is_loop_here():
+        if self._caller.may_wait:
             background.run_last(lease.aclose)
 
     def unload(self) -> None:
@@ -549,6 +559,34 @@ async def _nothing(_: object) -> None:
 
 async def _length_of(model: Embedder) -> int | None:
     return model.max_length
+
+
+class _Home(Home[EmbedderT]):
+    """What coroutines use of a model of this module; it closes when that does."""
+
+    def __init__(self, kind: type[EmbedderT], model: _Embedder[EmbedderT]) -> None:
+        super().__init__(kind)
+        self._model = model
+
+    @property
+    def wanted(self) -> EmbedderT:
+        return self._model._wanted  # noqa: SLF001 (of this module)
+
+    def _present(self) -> EmbedderT:
+        return self._model._model  # noqa: SLF001 (of this module)
+
+    def _leased(self) -> Lease[EmbedderT]:
+        return self._model._leased()  # noqa: SLF001 (of this module)
+
+
+def face_of_sync(model: object) -> Embedder | None:
+    """A model of this module for coroutines, as `on_any_loop` is of an asynchronous one; None if it is none."""
+    return _Home(model._kind, model).on_any_loop() if isinstance(model, _Embedder) else None  # noqa: SLF001 (of this module)
+
+
+def may_block_loops(model: object) -> bool:
+    """Whether it is a model of this module that was made with `allow_in_loop=True`."""
+    return isinstance(model, _Embedder) and model._caller.allow_in_loop  # noqa: SLF001 (of this module)
 
 
 VectorsT = TypeVar("VectorsT", bound=HasVectors)
