@@ -10,9 +10,9 @@ tasks are cancelled then, and have END_SECONDS to clean up. A forked child has n
 with its first use.
 """
 
+import asyncio
 import os
 import threading
-from asyncio import SelectorEventLoop
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
@@ -105,8 +105,8 @@ class _Background:
 
     def _run(self) -> None:
         # Not a loop of the program's policy, which may be bound to its main thread.
-        options: dict[str, Any] = {} if os.name == "nt" else {"loop_factory": SelectorEventLoop}
-        anyio.run(self._main, backend="asyncio", backend_options=options)
+        factory = getattr(asyncio, "ProactorEventLoop", asyncio.SelectorEventLoop)
+        anyio.run(self._main, backend="asyncio", backend_options={"loop_factory": factory})
 
     async def _main(self) -> None:
         self._end = Event()
