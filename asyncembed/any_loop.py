@@ -79,6 +79,7 @@ class OnAnyLoop(Openable[OpenedT]):
             StateError: (from calls) The model was opened and is closed.
         """
         check_seconds("keep_alive", keep_alive, may_be_none=True)
+        background.end_after_threads()
         return cast(Self, _face_class(type(self))(self, keep_alive))
 
     async def unload(self) -> None:
@@ -88,7 +89,7 @@ class OnAnyLoop(Openable[OpenedT]):
         `open` or `async with` stays open until it is closed.
         """
         if self._lease is not None:
-            await background.run_async(self._lease.unload)
+            await background.run_last_async(self._lease.unload)
 
     @abstractmethod
     def _remote(self) -> Remote | None:
@@ -119,7 +120,8 @@ class OnAnyLoop(Openable[OpenedT]):
     async def _give_back(self) -> None:
         lease, self._lease = self._lease, None
         if lease is not None:
-            await background.run_async(lease.aclose)
+            lease.close()
+            await background.run_last_async(lease.aclose)
 
 
 # ---------------------------------------------------------------- where calls run

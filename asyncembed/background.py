@@ -5,13 +5,14 @@ on it and blocks the calling thread, `await run_async(function, *args)` does so 
 `asyncembed.remote` for cancellation and errors. What shall live longer than a call is a task of its own there:
 `start_task(function, *args)`, called on the loop.
 
-It ends with the interpreter, after the threads that have used it and before the worker processes are waited for; its
-tasks are cancelled then, and have END_SECONDS to clean up. A forked child has none of its parent's: its own begins
-with its first use.
+It ends with the interpreter, after the threads that the interpreter waits for, as they may still call it, and before
+the worker processes are waited for; its tasks are cancelled then, and have END_SECONDS to clean up. A forked child has
+none of its parent's: its own begins with its first use.
 """
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -19,7 +20,6 @@ from contextvars import Context
 from importlib import import_module
 from multiprocessing.util import Finalize
 from typing import Any, TypeVar, TypeVarTuple
-from weakref import WeakSet
 
 import anyio
 from anyio import Event
@@ -32,6 +32,9 @@ from asyncembed.remote import Remote
 
 END_SECONDS = 10.0
 """How long the loop may take to end with the interpreter; workers that still run then are killed."""
+
+LOOK_SECONDS = 0.05
+"""How often the ending interpreter looks which threads it waits for."""
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
@@ -68,6 +71,26 @@ async def run_async(function: Callable[[*Args], Awaitable[T]], *args: *Args) -> 
         raise
 
 
+def run_last(function: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:
+    """`run` for what gives something back: nothing happens where the loop has not begun, or has ended with it all."""
+    if _is_here():
+        try:
+            run(function, *args)
+        except StateError:
+            if not _is_ending:
+                raise
+
+
+async def run_last_async(function: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:
+    """The same, awaited from any asyncio or trio loop."""
+    if _is_here():
+        try:
+            await run_async(function, *args)
+        except StateError:
+            if not _is_ending:
+                raise
+
+
 def post(function: Callable[[*Args], object], *args: *Args) -> None:
     """Have the background loop call `function(*args)` soon, if there is one; from any thread, also a finalizer's."""
     background = _background
@@ -78,7 +101,7 @@ def post(function: Callable[[*Args], object], *args: *Args) -> None:
 def is_current_thread() -> bool:
     """Whether the caller runs in the thread of the background loop."""
     background = _background
-    return background is not None and background.process == os.getpid() and background.remote.is_current_thread
+    return background is not None and _is_here() and background.remote.is_current_thread
 
 
 def start_task(function: Callable[[*Args], Coroutine[Any, Any, None]], *args: *Args) -> None:
@@ -96,8 +119,6 @@ class _Background:
 
     def __init__(self) -> None:
         self.process = os.getpid()
-        self.users: WeakSet[threading.Thread] = WeakSet()
-        """Threads that have called it, and that the interpreter waits for."""
         self._is_ready = threading.Event()
         self._thread = threading.Thread(target=Context().run, args=(self._run,), name="asyncembed-loop", daemon=True)
         self._thread.start()
@@ -144,20 +165,23 @@ def _home() -> Remote:
             if _background is None:
                 _background = _begin()
             background = _background
-    thread = threading.current_thread()
-    if not thread.daemon and thread not in background.users and thread is not threading.main_thread():
-        background.users.add(thread)
     return background.remote
 
 
+def _is_here() -> bool:
+    """Whether this process has a loop."""
+    background = _background
+    return background is not None and background.process == os.getpid()
+
+
 def _begin() -> _Background:
+    end_after_threads()
     try:
         background = _Background()
     except RuntimeError as error:
         raise StateError(f"the thread of the background loop cannot be started ({error})") from error
     # Before `multiprocessing` waits for the children of a process that it has started.
     Finalize(None, _end, exitpriority=100)
-    _end_with_threads()
     return background
 
 
@@ -167,24 +191,32 @@ def _begin() -> _Background:
 _is_hooked = False
 
 
-def _end_with_threads() -> None:
-    """Have the loop end when the interpreter begins to wait for its threads; once per process and its children.
+def end_after_threads() -> None:
+    """Have the loop end when the interpreter waits for its threads; for this process and its children, however often.
+
+    Whoever may use the loop says so ahead of its first use, which may come in a thread that the main one does not wait
+    for: then it is too late.
 
     The hooks of `concurrent.futures`, after which no worker takes any call, come in the same place. The last one that
     was registered comes first, so theirs are registered before ours. `atexit` is too late.
+
+    Raises:
+        StateError: The interpreter is ending.
     """
     global _is_hooked
     if _is_hooked:
         return
-    _is_hooked = True
-    import_module("concurrent.futures.thread")
-    import_module("concurrent.futures.process")
-    register = getattr(threading, "_register_atexit", None)
-    if register is not None:
-        with suppress(RuntimeError):  # it is ending already
+    try:
+        import_module("concurrent.futures.thread")
+        import_module("concurrent.futures.process")
+        register = getattr(threading, "_register_atexit", None)
+        if register is not None:
             register(_end)
-    else:
-        threading.Thread(target=_end_after_main, name="asyncembed-end").start()
+        else:
+            threading.Thread(target=_end_after_main, name="asyncembed-end").start()
+    except RuntimeError as error:
+        raise StateError(f"the interpreter is ending ({error}); have the main thread wait for this one") from error
+    _is_hooked = True
 
 
 def _end_after_main() -> None:
@@ -193,11 +225,11 @@ def _end_after_main() -> None:
 
 
 def _end() -> None:
-    """Once the threads are done that use it, end the loop."""
+    """Once the threads are done that may use it, end the loop."""
     global _background, _is_ending
-    background = _background
-    if background is not None and background.process == os.getpid():
-        _wait_for_users(background)
+    if not _is_ending:
+        with suppress(KeyboardInterrupt):
+            _wait_for_threads()
     with _lock:
         _is_ending = True
         background, _background = _background, None
@@ -205,15 +237,31 @@ def _end() -> None:
         background.end()
 
 
-def _wait_for_users(background: _Background) -> None:
+def _wait_for_threads() -> None:
     """Let those threads finish that the interpreter would wait for anyway: their calls need the loop."""
-    with suppress(KeyboardInterrupt):
-        finish = getattr(import_module("concurrent.futures.thread"), "_python_exit", None)
-        if finish is not None:
-            finish()  # the threads of executors, which take what was submitted to them
-        for thread in list(background.users):
-            if thread is not threading.current_thread():
-                thread.join()
+    main = threading.main_thread()
+    # So it will be while the interpreter waits for them, and some of them end when they see that.
+    vars(main)["is_alive"] = lambda: False
+    finish = getattr(import_module("concurrent.futures.thread"), "_python_exit", None)
+    if finish is not None:
+        finish()  # the threads of executors, which take what was submitted to them
+    while threads := [thread for thread in threading.enumerate() if _is_waited_for(thread)]:
+        threads[0].join(LOOK_SECONDS)
+
+
+def _is_waited_for(thread: threading.Thread) -> bool:
+    """Whether the interpreter waits for the end of a thread, which comes by itself and neither here nor after ours."""
+    if thread.daemon or thread is threading.current_thread() or thread is threading.main_thread():
+        return False
+    if type(thread).__module__ == "concurrent.futures.process":  # ends by a hook of its own, after this one
+        return False
+    frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 (documented)
+    while frame is not None:
+        waits = frame.f_code is threading.Thread.join.__code__ and frame.f_locals.get("timeout") is None
+        if waits and frame.f_locals.get("self") is threading.main_thread():
+            return False
+        frame = frame.f_back
+    return True
 
 
 def _is_abandoned() -> bool:

@@ -124,7 +124,9 @@ def _opened(output: TextIO | None, name: str, total: int | None) -> tuple[_Show,
     )
     if bar.disable:  # by tqdm's own variable, TQDM_DISABLE
         return _ignore, _ignore
-    return (_redraw(bar), _last_drawing(bar)) if is_drawn else _lines(bar, output)
+    if not is_drawn:
+        return _lines(bar, output)
+    return _redraw(bar), _last_drawing(bar) if notebook is not None else _last_line(bar, output)
 
 
 def _ignore(numbers: StreamProgress) -> None:
@@ -151,6 +153,19 @@ def _last_drawing(bar: "tqdm[Any]") -> _Show:
         _set(bar, numbers)
         bar.refresh()
         bar.close()
+
+    return close
+
+
+def _last_line(bar: "tqdm[Any]", output: TextIO) -> _Show:
+    def close(numbers: StreamProgress) -> None:
+        _set(bar, numbers)
+        line = str(bar)
+        # Written above the bars that go on. Left there by tqdm itself, it would move them on, off the lines that they
+        # have drawn.
+        bar.leave = False
+        bar.close()
+        bar.write(line, output)
 
     return close
 

@@ -13,8 +13,9 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5", observers=[slow_calls]) as mo
 ```
 
 Observers are called on the model's event loop, in between everything else, so they must be quick and may not wait.
-`CallBegan` comes in the context of the caller (its context variables are the caller's). An exception of an observer is
-logged and goes no further. No event holds an input or a result. Where nobody observes, nothing is done for it.
+`CallBegan` comes in the context of the caller (its context variables are the caller's). An exception of an observer,
+`SystemExit` included, is logged and goes no further. No event holds an input or a result. Where nobody observes,
+nothing is done for it.
 
 `asyncembed.integrations.opentelemetry` and `asyncembed.integrations.prometheus` are observers.
 """
@@ -174,7 +175,10 @@ class Observers:
         for observer in self._observers:
             try:
                 observer(event)
-            except Exception:
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
+                # An exit, too: what is told of a batch runs in a task of the pool, which is everybody's.
                 logger.exception("%s: an observer failed at %s", self._model.name, type(event).__name__)
 
     def opened(self) -> None:

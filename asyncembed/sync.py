@@ -95,6 +95,9 @@ __all__ = [
 ]
 
 
+background.end_after_threads()
+
+
 # ---------------------------------------------------------------- from an asynchronous method to one that blocks
 #
 #     @_blocking
@@ -184,13 +187,21 @@ class _Caller:
         Raises:
             UsageError: An event loop runs in this thread, and nobody has allowed to block it.
         """
+        self._check()
+        return background.run(function, *arguments)
+
+    def run_last(self, function: Callable[[], Awaitable[object]]) -> None:
+        """Likewise, for what ends something: nothing is left to end once the interpreter is ending."""
+        self._check()
+        background.run_last(function)
+
+    def _check(self) -> None:
         if not self._allow_in_loop and _is_loop_here():
             raise UsageError(
                 "this call would block the event loop that runs in this thread: there, await the same call of the "
                 "class of this name in `asyncembed`, or make this one in a thread (`await asyncio.to_thread(...)`); "
                 "allow_in_loop=True of the constructor is for notebooks"
             )
-        return background.run(function, *arguments)
 
 
 def _is_loop_here() -> bool:
@@ -431,15 +442,14 @@ class _Embedder(_Blocking, Generic[EmbedderT]):
         lease, self._lease, self._is_closed = self._lease, None, True
         if lease is None:
             return
-        if _is_loop_here():
-            lease.close()  # without waiting for it
-        else:
-            background.run(lease.aclose)
+        lease.close()
+        if not _is_loop_here():
+            background.run_last(lease.aclose)
 
     def unload(self) -> None:
         """Close the engine at once, for all its users; the next call of any of them opens it again."""
         if self._lease is not None:
-            self._caller.run(self._lease.unload)
+            self._caller.run_last(self._lease.unload)
 
     def __enter__(self) -> Self:
         return self.open()
@@ -611,7 +621,7 @@ class WorkerPool(AsyncWorkerPool):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        background.run(self.aclose)
+        background.run_last(self.aclose)
 
 
 class _TextKeywords(TextKeywords, DoorKeywords, total=False): ...

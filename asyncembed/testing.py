@@ -39,7 +39,8 @@ def fake_models(
     """Have every embedder that opens in this process be a fake, until the block is left. The arguments are `Fakes`'.
 
     Inside another such block, the inner one counts. What is open in the end stays what it is, except for the shared
-    engines of `asyncembed.sync` and `on_any_loop`, whose next call opens them anew.
+    engines of `asyncembed.sync` and `on_any_loop`, whose next call opens them anew. A pool that is open already keeps
+    its processes, and fakes are computed there, as they were when they opened.
     """
     fakes = Fakes(dim=dim, failures=failures, seconds=seconds, opening_error=opening_error)
     switch_on(fakes)
@@ -58,7 +59,9 @@ def fake_model(
     prompts: Mapping[str, str] | None = None,
     fakes: Fakes | None = None,
 ) -> ModelSpec:
-    """One fake, whatever is switched on, for programs that are handed their model.
+    """One fake, whatever is switched on, for programs that are handed their model; computed in a thread.
+
+    In a `pool=` of processes it is computed there, and does what `fakes` said when it was opened.
 
     ```python
     async with TextEmbedding(fake_model(dim=8)) as model:

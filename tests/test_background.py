@@ -131,6 +131,89 @@ def work(number):
     assert sorted(map(int, done.stdout.split())) == list(range(1, 13))
 
 
+FIRST_USE_AFTER_MAIN = """
+def work():
+    threading.main_thread().join(0.2)
+    print(embed(), flush=True)
+threading.Thread(target=work).start()
+"""
+
+A_THREAD_OF_A_THREAD = """
+def begin():
+    threading.main_thread().join(0.2)
+    threading.Thread(target=lambda: print(embed(), flush=True)).start()
+threading.Thread(target=begin).start()
+"""
+
+WHILE_MAIN_IS_ALIVE = """
+def work():
+    while threading.main_thread().is_alive():
+        embed()
+    print(4, flush=True)
+threading.Thread(target=work).start()
+"""
+
+WAITS_FOR_MAIN = """
+def work():
+    embed()
+    threading.main_thread().join()
+    print(4, flush=True)
+threading.Thread(target=work).start()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "end",
+    [FIRST_USE_AFTER_MAIN, A_THREAD_OF_A_THREAD, WHILE_MAIN_IS_ALIVE, WAITS_FOR_MAIN],
+    ids=["first use after main", "thread of a thread", "while main is alive", "waits for main"],
+)
+@pytest.mark.parametrize("is_open", [True, False], ids=["open", "not open"])
+def test_threads_that_outlive_the_main_one_end_in_their_own_ways(end: str, is_open: bool, tmp_path: Path) -> None:
+    """Whether they look after the main thread, or use the loop only when that has come to its end."""
+    head = BEGINNING if is_open else BEGINNING.replace("assert embed() == 4", "background.end_after_threads()")
+    done = programs.run(head + end, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
+
+
+@pytest.mark.slow
+def test_executors_that_end_after_the_loop_are_not_waited_for(tmp_path: Path) -> None:
+    body = """
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from asyncembed import background
+
+if __name__ == "__main__":
+    background.end_after_threads()
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    print(pool.submit(abs, -4).result())
+"""
+    done = programs.run(body, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
+
+
+@pytest.mark.slow
+def test_what_is_new_when_the_interpreter_is_ending_is_refused(tmp_path: Path) -> None:
+    """Nobody has said before that the loop may be used, so that nobody waits for it."""
+    body = """
+import threading
+from asyncembed.errors import StateError
+
+def late():
+    threading.main_thread().join()
+    from asyncembed import background
+    try:
+        background.end_after_threads()
+    except StateError as error:
+        print(error)
+
+threading.Thread(target=late).start()
+"""
+    done = programs.run(body, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("the interpreter is ending")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("use", ["pass", "embed()"])

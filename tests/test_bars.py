@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 import threading
 from collections.abc import AsyncGenerator, Iterator
@@ -112,6 +113,46 @@ async def test_a_bar_moves_while_results_are_taken(
         for taken in (1, 2, 3):
             await anext(stream)
             await anyio.to_thread.run_sync(terminal.text, f" {taken}/10 [")
+
+
+def on_screen(drawn: str) -> list[str]:
+    """The lines that a terminal shows in the end."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall("\r|\n|\x1b\\[A|[^\r\n\x1b]+", drawn):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\x1b[A":
+            row -= 1
+        else:
+            line = lines[row].ljust(column)
+            lines[row] = line[:column] + part + line[column + len(part) :]
+            column += len(part)
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+@pytest.mark.posix
+async def test_bars_of_several_streams_leave_a_line_each(
+    terminal: Terminal, model: TextEmbedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one may end first: nothing of the others stays where they were."""
+    terminal.use()
+    monkeypatch.setattr(bars, "REFRESH_SECONDS", 0.001)
+    drawn = ""
+    streams = []
+    for count in (10, 20, 30):
+        streams.append(model.embed(texts(count), progress=True))
+        await anext(streams[-1])
+        drawn += await anyio.to_thread.run_sync(terminal.text, f" 1/{count} [")
+    for stream, count in zip(streams, (10, 20, 30), strict=True):
+        await stream.collect()
+        drawn += await anyio.to_thread.run_sync(terminal.text, f" {count}/{count} [")
+    terminal.file.write("END")
+    terminal.file.flush()
+    lines = on_screen(drawn + await anyio.to_thread.run_sync(terminal.text, "END"))
+    assert [line.partition("[")[0].rpartition("|")[2] for line in lines] == [" 10/10 ", " 20/20 ", " 30/30 ", "END"]
 
 
 @pytest.mark.posix

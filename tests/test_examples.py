@@ -15,7 +15,7 @@ import pytest
 
 from examples.quickstart import stdlib_docstrings
 from tests.support.images import picture, write_image_model
-from tests.support.models import write_model
+from tests.support.models import write_model, write_self_describing_model
 from tests.support.sparse_models import write_reranker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]  # whole programs on the real model
@@ -93,19 +93,6 @@ def test_observability_prints_the_spans_of_calls_and_batches_and_the_metrics(env
     assert '\nasyncembed_inputs_total{model="all-MiniLM-L6-v2"} 28.0\n' in done.stdout
 
 
-def write_mean_model(directory: Path) -> None:
-    """A small model that says itself how it pools."""
-    write_model(directory, model_file="model.onnx")
-    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
-    modules = [
-        {"idx": i, "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(kinds.items())
-    ]
-    (directory / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
-    (directory / "1_Pooling").mkdir()
-    (directory / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
-
-
 def stored(database: Path) -> dict[str, int]:
     """Ids, and bytes of their vectors; nothing as long as there is no table."""
     try:
@@ -116,7 +103,7 @@ def stored(database: Path) -> dict[str, int]:
 
 
 def test_the_ingest_stores_what_it_can_and_keeps_the_rest_aside(environment: dict[str, str], tmp_path: Path) -> None:
-    write_mean_model(tmp_path / "model")
+    write_self_describing_model(tmp_path / "model")
     source, database = tmp_path / "in.jsonl", tmp_path / "out.db"
     source.write_text(
         '{"id": 1, "text": "the way"}\n{"id": 2,\n{"id": 3}\n{"id": 4, "text": "a day"}\n', encoding="utf-8"
@@ -141,7 +128,7 @@ def test_the_ingest_makes_its_own_sample(environment: dict[str, str]) -> None:
 
 
 def test_the_ingest_does_not_hold_a_record_back_until_others_come(environment: dict[str, str], tmp_path: Path) -> None:
-    write_mean_model(tmp_path / "model")
+    write_self_describing_model(tmp_path / "model")
     database = tmp_path / "out.db"
     model = ["--model", str(tmp_path / "model"), "--workers", "0"]
     command = [sys.executable, "-m", "examples.ingest", "-", str(database), *model]

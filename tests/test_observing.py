@@ -1,5 +1,6 @@
 """What observers hear of a model, and that nothing they do harms it."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -179,6 +180,23 @@ async def test_an_observer_that_fails_harms_nobody(heard: Heard, caplog: pytest.
             assert (await model.embed_query("#5"))[2] == 5
     assert len(heard.events) == len(caplog.records) == 5
     assert "echo: an observer failed at ModelOpened" in caplog.text
+
+
+class OfItsOwn(BaseException):
+    """As those of test frameworks are, which no `except Exception` catches."""
+
+
+@pytest.mark.parametrize("error", [OfItsOwn, SystemExit, asyncio.CancelledError])
+async def test_whatever_an_observer_raises_the_pool_goes_on(error: type[BaseException], heard: Heard) -> None:
+    def fail(event: Event) -> None:
+        raise error
+
+    async with WorkerPool(workers=0) as pool, TextEmbedding(ECHO, pool=pool) as unobserved:
+        async with TextEmbedding(ECHO, pool=pool, observers=[fail, heard]) as model:
+            assert (await model.embed_query("#5"))[2] == 5
+            assert len(await model.embed(["#1", "bad"], on_error="skip").collect()) == 1
+        assert (await unobserved.embed_query("#6"))[2] == 6
+    assert [type(event) for event in heard.events][-3:] == [BatchEnded, CallEnded, ModelClosed]
 
 
 async def test_models_of_one_pool_are_observed_apart(heard: Heard) -> None:

@@ -1032,7 +1032,7 @@ async def test_a_stream_says_at_its_end_how_many_inputs_were_cut(
         assert not caplog.messages
         await model.embed(["#0 cut", "#1", "#2 cut"]).collect()
         (message,) = caplog.messages
-        assert message.startswith("echo: 2 of 3 inputs")
+        assert message.startswith("echo: 2 of 3 inputs of a stream were longer than the limit and were cut; ")
         caplog.clear()
         async with model.embed(["#0 cut"]).with_tokens() as stream:
             await anext(stream)

@@ -113,6 +113,49 @@ def test_a_program_ends_without_a_word(body: str, status: int, is_closed: bool, 
     assert (done.returncode, done.stdout, done.stderr) == (status, "0\n", "")
 
 
+AT_EXIT = """
+import atexit
+def last():
+    stream.close()
+    model.unload()
+    model.close()
+    print(0)
+atexit.register(last)
+model = TextEmbedding(ECHO, workers=1)
+stream = model.embed(endless())
+next(stream)
+"""
+IN_DEL = """
+class Store:
+    def __init__(self):
+        self.model = TextEmbedding(ECHO, workers=1)
+        self.stream = self.model.embed(endless())
+        next(self.stream)
+    def __del__(self):
+        self.stream.close()
+        self.model.unload()
+        self.model.close()
+        print(0)
+store = Store()
+"""
+OF_ANY_LOOP = """
+import asyncio, atexit, asyncembed
+model = asyncembed.TextEmbedding(ECHO, workers=1).on_any_loop()
+async def last():
+    await model.unload()
+    await model.aclose()
+    print(0)
+atexit.register(lambda: asyncio.run(last()))
+asyncio.run(model.embed_query("a"))
+"""
+
+
+@pytest.mark.parametrize("body", [AT_EXIT, IN_DEL, OF_ANY_LOOP], ids=["atexit", "__del__", "on any loop"])
+def test_what_closes_a_model_at_the_very_end_finds_it_closed(body: str, tmp_path: Path) -> None:
+    done = programs.run(HEAD + body, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
 def test_an_exception_of_the_program_comes_out_as_itself(tmp_path: Path) -> None:
     body = """
 model = TextEmbedding(ECHO, workers=1)

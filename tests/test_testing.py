@@ -340,3 +340,14 @@ async def test_one_fake_needs_no_switch() -> None:
             assert not np.array_equal(await model.embed_query("a"), (await model.embed_documents(["a"]))[0])
             with pytest.raises(InputError, match="its own"):
                 await model.embed_query("poison")
+
+
+@pytest.mark.slow
+async def test_one_fake_may_be_computed_in_processes_too() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("asyncembed.faking._switched_on", [])
+        async with WorkerPool(workers=1) as pool, TextEmbedding(fake_model(dim=8), pool=pool) as there:
+            vector = await there.embed_query("a ferry")
+            assert pool.worker_pids()
+        async with TextEmbedding(fake_model(dim=8)) as here:
+            np.testing.assert_array_equal(vector, await here.embed_query("a ferry"))

@@ -1,6 +1,5 @@
 """The web apps of the examples, served by uvicorn as their docstrings say, and spoken to by clients."""
 
-import json
 import os
 import re
 import signal
@@ -17,7 +16,7 @@ import psutil
 import pytest
 
 from tests.support.graphs import DIM
-from tests.support.models import write_model
+from tests.support.models import write_self_describing_model
 from tests.support.waiting import WAIT_SECONDS, until, worker_processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
@@ -34,14 +33,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 async def server(request: pytest.FixtureRequest, tmp_path_factory: Any) -> AsyncGenerator[psutil.Process]:
-    directory = tmp_path_factory.mktemp("model")
-    modules = [
-        {"type": "sentence_transformers.models." + name, "path": name.replace("Transformer", "")}
-        for name in ("Transformer", "Pooling")
-    ]
-    (write_model(directory) / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
-    (directory / "Pooling").mkdir()
-    (directory / "Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
+    directory = write_self_describing_model(tmp_path_factory.mktemp("model"))
     environment = os.environ | {
         "MODEL": str(directory),
         "MAX_QUEUED": str(MAX_QUEUED),

@@ -582,24 +582,25 @@ def _observers(observers: Sequence[Observer], engine: Supervisor, model: PooledM
 def _log_truncated(opened: Opened, state: StreamState[Any]) -> None:
     """Say of a stream that ends how many inputs were cut, if any was."""
     if state.truncated:
+        length = opened.model.info.max_length  # somebody's own encoder may cut and not say where
         logger.info(
-            "%s: %d of %d inputs of a stream were longer than %s tokens and were cut; with_tokens() says which",
+            "%s: %d of %d inputs of a stream were longer than %s and were cut; with_tokens() says which",
             opened.model.name,
             state.truncated,
             state.answered,
-            opened.model.info.max_length,
+            "the limit" if length is None else f"{length} tokens",
         )
 
 
 def _described(engine: Supervisor, model: PooledModel) -> str:
     """What was opened, and what computes it: for the log."""
     config, plan = model.config, engine.plan
-    graph = "no graph"
+    graph = ""
     if (file := config.spec.model_file) is not None:
         precision = precision_of(file)
         if precision == "fp32" and model.info.dynamically_quantized:
             precision = "quantised, though its name does not say so"
         origin = ", exported from its weights" if config.is_exported else ""
-        graph = f"{config.directory / file} ({precision}{origin})"
+        graph = f": {config.directory / file} ({precision}{origin})"
     each = f"x {plan.threads} threads in this process" if plan.in_thread else f"workers x {plan.threads} threads"
-    return f"{model.name}: {graph} on {model.info.runs_on}, {engine.size} {each} on {plan.cores} cores"
+    return f"{model.name}{graph} on {model.info.runs_on}, {engine.size} {each} on {plan.cores} cores"

@@ -278,8 +278,8 @@ class Dispatcher:
 
     def _queued(self, priority: Priority) -> int:
         """How many items of this priority wait for a worker, those in batches that were put back included."""
-        put_back = sum(len(batch.items) for batch in self._put_back() if batch.priority is priority)
-        return self._scheduler.waiting(priority) + put_back
+        put_back = (item for batch in self._put_back() if batch.priority is priority for item in batch.items)
+        return self._scheduler.waiting(priority) + sum(item.sink is not NOBODY for item in put_back)
 
     def add(self, items: Iterable[Item]) -> list[FailedItem]:
         """Let items wait; returns those that would wait in vain."""

@@ -32,8 +32,13 @@ READ_AHEAD_BYTES = 64 * 1024
 """How much of a request's body may be read before its handler asks for it, to hear whether the client leaves. What is
 larger is read as the handler takes it."""
 
+MESSAGE_BYTES = 256
+"""What a message takes beside its part of the body: bodies may come in very many, very small parts."""
+
 RETRY_AFTER_SECONDS = 1
 """What an overloaded app asks clients to wait for at least, and as long as the speed of the model is not known."""
+
+GONE = "the client left before its answer was there"
 
 CLIENT_GONE_STATUS = 499
 """Read by nobody but logs and metrics; nginx's number for it."""
@@ -145,14 +150,20 @@ async def until_gone(receive: Receive, work: Awaitable[T]) -> T:
     """
 
     async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        group.cancel_scope.cancel()
+        ends = 0
+        # After the end of a body only its client's leaving can come. Middlewares that have read it put a function in
+        # the place of `receive` that gives it again and again, at once: that one tells of nothing.
+        while ends < 2:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                group.cancel_scope.cancel()
+                return
+            ends += not message.get("more_body", False)
 
     async with owned_task_group() as group:
         group.start_soon(watch)
         return await work
-    raise ClientGoneError("the client left before its answer was there")
+    raise ClientGoneError(GONE)
 
 
 class UntilGoneMiddleware:
@@ -168,10 +179,11 @@ class UntilGoneMiddleware:
     Litestar takes it as `middleware=[UntilGoneMiddleware]`, and any ASGI app can be put into it:
     `UntilGoneMiddleware(app)`.
 
-    Streaming answers end in the same way. A handler whose answer is complete is left alone, with its background tasks;
-    so are websockets, which hear of it by themselves, and the lifespan. What has to be finished though nobody waits
-    for its answer belongs into a background task, or under a shield (`anyio.CancelScope(shield=True)`), as does
-    clean-up that awaits something. A handler that is no coroutine runs in a thread, which nothing can end.
+    Streaming answers end in the same way. Where no answer was begun, middlewares around this one see a 499. A handler
+    whose answer is complete is left alone, with its background tasks; so are websockets, which hear of it by
+    themselves, and the lifespan. What has to be finished though nobody waits for its answer belongs into a background
+    task, or under a shield (`anyio.CancelScope(shield=True)`), as does clean-up that awaits something. A handler that
+    is no coroutine runs in a thread, which nothing can end.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -185,6 +197,9 @@ class UntilGoneMiddleware:
         async with owned_task_group() as group:
             group.start_soon(exchange.watch, group.cancel_scope.cancel)
             await self._app(scope, exchange.receive, exchange.send)
+        if exchange.is_abandoned:
+            # For the middlewares around: to some of them, no answer at all is a failure of the app.
+            await _Answer(ClientGoneError(GONE))(scope, receive, send)
 
 
 class _Exchange:
@@ -200,7 +215,14 @@ class _Exchange:
         # It is told to send its body when that is asked for, which may be never.
         if not any(name.lower() == b"expect" for name, _ in scope["headers"]):
             self._is_asked_for.set()
-        self._is_answered = False
+        self._is_begun = self._is_answered = False
+        self._is_gone = False
+        """Whether the client left before it was answered."""
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the client left before its answer was begun."""
+        return self._is_gone and not self._is_begun
 
     async def watch(self, leave: Callable[[], None]) -> None:
         """Read what the client sends, and call `leave` if it goes before it was answered."""
@@ -210,11 +232,12 @@ class _Exchange:
                 await self._changed.wait()
             message = await self._receive()
             self._messages.append(message)
-            self._unread_bytes += len(message.get("body", b""))
+            self._unread_bytes += MESSAGE_BYTES + len(message.get("body", b""))
             self._changed.notify()
             if message["type"] == "http.disconnect":
                 break
         if not self._is_answered:
+            self._is_gone = True
             leave()
 
     async def receive(self) -> Message:
@@ -225,12 +248,13 @@ class _Exchange:
         if self._messages[0]["type"] == "http.disconnect":
             return self._messages[0]  # nothing comes after it, however often it is asked for
         message = self._messages.popleft()
-        self._unread_bytes -= len(message.get("body", b""))
+        self._unread_bytes -= MESSAGE_BYTES + len(message.get("body", b""))
         self._changed.notify()
         return message
 
     async def send(self, message: Message) -> None:
         """For the handler: a part of its answer. After the last one it is not cancelled any more."""
+        self._is_begun = True
         is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
         if is_last or message["type"] == "http.response.pathsend":
             self._is_answered = True

@@ -764,7 +764,8 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def what_is_counted_is_what_there_is(self) -> None:
         stats = self.dispatcher.stats()
-        assert stats.queued == len(self.waiting()) + sum(len(batch.items) for batch in self.dispatcher._put_back())
+        put_back = [item for batch in self.dispatcher._put_back() for item in batch.items if item.sink is not NOBODY]
+        assert stats.queued == len(self.waiting()) + len(put_back)
         assert stats.in_flight == sum(len(slot.in_flight) for slot in self.dispatcher.slots)
 
     def teardown(self) -> None:
@@ -825,6 +826,19 @@ def test_a_batch_that_was_put_back_takes_its_places_again() -> None:
     assert rig.dispatcher.stats().queued_interactive == 2
     with pytest.raises(OverloadedError):
         rig.dispatcher.reserve(model, 1)
+
+
+def test_what_was_withdrawn_after_it_was_put_back_takes_no_places() -> None:
+    """While no worker can be started, nobody looks at what was put back."""
+    rig, model = bounded_rig(2)
+    items = rig.add(model, 2, bulk=False, at_once=2)
+    assert rig.batch(rig.slots[0]) == [0, 1]
+    rig.die(rig.slots[0], replaced=False)
+    rig.dispatcher.withdraw(items[:1])
+    assert rig.dispatcher.stats().queued_interactive == 1
+    rig.dispatcher.reserve(model, 1)
+    rig.dispatcher.withdraw(items[1:])
+    assert rig.dispatcher.stats().queued_interactive == 0
 
 
 def test_more_than_may_ever_wait_is_no_question_of_time() -> None:

@@ -13,8 +13,9 @@ import httpx
 import litestar
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asyncembed import TextEmbedding, WorkerPool
@@ -182,6 +183,36 @@ async def test_a_handler_that_asks_again_hears_again_that_the_client_left() -> N
     assert [message["type"] for message in heard] == ["http.request", "http.disconnect", "http.disconnect"]
 
 
+async def test_a_middleware_around_hears_that_the_client_left() -> None:
+    """Starlette's own takes an app that gives no answer for one that has failed, and logs it so each time."""
+    client, seen = Client(body(b"all")), []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        client.leaves.set()
+        await anyio.sleep_forever()
+
+    async def dispatch(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        response = await call_next(request)
+        seen.append(response.status_code)
+        return response
+
+    around: Any = BaseHTTPMiddleware(UntilGoneMiddleware(app), dispatch)
+    await around(client.scope, client.receive, client.send)
+    assert seen == [499]
+
+
+async def test_an_answer_that_was_begun_when_the_client_left_is_not_begun_again() -> None:
+    client = Client(body(b"all"))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        client.leaves.set()
+        await anyio.sleep_forever()
+
+    await UntilGoneMiddleware(app)(client.scope, client.receive, client.send)
+    assert len(client.sent) == 1
+
+
 async def test_a_body_that_nobody_reads_is_not_taken_in_whole() -> None:
     client = Client(*[body(READ_AHEAD_BYTES // 4 * b"x", more=True)] * 100)
 
@@ -193,6 +224,27 @@ async def test_a_body_that_nobody_reads_is_not_taken_in_whole() -> None:
         assert len(client.read) == 5
 
     await UntilGoneMiddleware(app)(client.scope, client.receive, client.send)
+
+
+async def test_a_body_in_many_small_parts_is_not_taken_in_whole() -> None:
+    """A message weighs something itself, and there may be no end of them."""
+
+    async def receive() -> dict[str, Any]:
+        read.append(None)
+        assert len(read) < 10_000
+        return body(more=True)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await anyio.wait_all_tasks_blocked()
+        assert 1 < len(read) < 1000
+        before = len(read)
+        await receive()
+        await anyio.wait_all_tasks_blocked()
+        assert len(read) == before + 1
+
+    read: list[None] = []
+    client = Client()
+    await UntilGoneMiddleware(app)(client.scope, receive, client.send)
 
 
 async def test_a_client_is_not_told_to_send_a_body_before_its_handler_wants_it() -> None:
@@ -262,6 +314,22 @@ async def test_the_helper_says_that_the_client_is_gone() -> None:
     with pytest.raises(ClientGoneError, match="the client left"):
         await until_gone(client.receive, work())
     assert has_ended
+
+
+async def test_the_helper_does_not_listen_for_ever_to_what_never_tells_of_a_client() -> None:
+    """As a middleware that has read the body often puts in its place: it gives the body each time, at once."""
+
+    async def receive() -> dict[str, Any]:
+        asked.append(None)
+        assert len(asked) < 100
+        return {"type": "http.request", "body": b"all"}
+
+    async def work() -> int:
+        await anyio.wait_all_tasks_blocked()
+        return 7
+
+    asked: list[None] = []
+    assert await until_gone(receive, work()) == 7
 
 
 async def test_the_helper_lets_a_time_limit_pass() -> None:

@@ -42,6 +42,20 @@ def write_model(
     return directory
 
 
+def write_self_describing_model(directory: Path, **graph: Any) -> Path:
+    """The same, which says itself how it pools, so that it can be opened by its directory alone."""
+    write_model(directory, model_file="model.onnx", **graph)
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [
+        {"idx": i, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds.items())
+    ]
+    (directory / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
+    return directory
+
+
 def spec_for(directory: Path, **fields: Any) -> ModelSpec:
     """A spec of a dense text model whose files lie in `directory`."""
     defaults: dict[str, Any] = {
