@@ -659,7 +659,7 @@ class _Relay(AsyncIterator[InputT]):
             if self._scope.cancelled_caught:
                 self._error = StateError("the stream was closed")
         except get_cancelled_exc_class():
-            self._error = StateError("the event loop that read the source has ended")
+            self._error = StateError("the source was cancelled, by itself or because its event loop has ended")
             raise
         except BaseException as error:  # noqa: BLE001 (it is the stream's)
             self._error = error

@@ -120,14 +120,25 @@ class _Background:
     def __init__(self) -> None:
         self.process = os.getpid()
         self._is_ready = threading.Event()
+        """Or cannot begin."""
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=Context().run, args=(self._run,), name="asyncembed-loop", daemon=True)
         self._thread.start()
         self._is_ready.wait()
+        if self._failure is not None:
+            raise self._failure
 
     def _run(self) -> None:
         # Not a loop of the program's policy, which may be bound to its main thread.
         factory = getattr(asyncio, "ProactorEventLoop", asyncio.SelectorEventLoop)
-        anyio.run(self._main, backend="asyncio", backend_options={"loop_factory": factory})
+        try:
+            anyio.run(self._main, backend="asyncio", backend_options={"loop_factory": factory})
+        except Exception as error:
+            if self._is_ready.is_set():
+                raise
+            self._failure = error
+        finally:
+            self._is_ready.set()
 
     async def _main(self) -> None:
         self._end = Event()
@@ -147,8 +158,8 @@ class _Background:
             kill_workers()
 
 
-_lock = threading.Lock()
-"""Held while the two below change."""
+_lock = threading.RLock()
+"""Held while the two below change. Again by the same thread, as a finalizer may come at any time."""
 _background: _Background | None = None
 _is_ending = False
 _of_parents: list[_Background] = []
@@ -178,8 +189,8 @@ def _begin() -> _Background:
     end_after_threads()
     try:
         background = _Background()
-    except RuntimeError as error:
-        raise StateError(f"the thread of the background loop cannot be started ({error})") from error
+    except (OSError, RuntimeError) as error:
+        raise StateError(f"the background loop cannot be started now ({error}); free what it lacks") from error
     # Before `multiprocessing` waits for the children of a process that it has started.
     Finalize(None, _end, exitpriority=100)
     return background
@@ -271,7 +282,7 @@ def _is_abandoned() -> bool:
 
 def _forget_parents() -> None:
     global _background, _lock, _is_ending
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _is_ending = False
     if _background is not None:
         _of_parents.append(_background)

@@ -32,7 +32,8 @@ class StreamProgress:
         failed: Records that got an error instead of a result, whatever `on_error=` made of it.
         tokens: Computed for the results so far, taken or not, padding left out; 0 with images.
         seconds: Since the first result was asked for; until the end, when it has come.
-        total: Records that the source has; None where neither it nor `total=` says so.
+        total: Records that the source has, as `total=` says, or a collection in memory; with `progress=True` also what
+            another source says of its length. None: not known.
     """
 
     read: int

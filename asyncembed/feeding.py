@@ -84,6 +84,12 @@ _IN_MEMORY = frozenset({list, tuple, set, frozenset, deque, range, type({}.keys(
 """Sources that are read on the loop, because reading them cannot block; a subclass might."""
 
 
+def is_in_memory(source: object) -> bool:
+    """Whether to read a source, or to ask for its length, cannot block."""
+    # By its type: what an object says of its class may be anything, or raise.
+    return type(source) in _IN_MEMORY
+
+
 class Recipient(Sink, Protocol):
     """Whom a result concerns, and who bounds what waits for it."""
 
@@ -286,8 +292,7 @@ class StreamState(Generic[InputT]):
         outcome: BaseException | None = StateError("the source was cancelled, by itself or because the embedder closes")
         try:
             with self._feeder_scope:
-                # By its type: what an object says of its class may be anything, or raise.
-                if type(source) in _IN_MEMORY:
+                if is_in_memory(source):
                     collection = cast("Collection[InputT | InputError]", source)
                     self._intake.admit(len(collection))
                     await _feed_from_memory(self, collection)

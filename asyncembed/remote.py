@@ -8,11 +8,13 @@ nothing of it is left. There is no thread per call, and neither side waits for t
 
 import os
 import threading
+from asyncio import current_task
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
+from math import inf
 from typing import Any, TypeVar, TypeVarTuple, cast
 
-from anyio import CancelScope, Event, get_cancelled_exc_class
+from anyio import CancelScope, Event, current_effective_deadline, get_cancelled_exc_class
 from anyio.abc import TaskGroup
 
 from asyncembed.errors import StateError, UsageError
@@ -43,11 +45,12 @@ class Remote:
         self._context = copy_context()
         self._thread = threading.get_ident()
         self._process = os.getpid()
-        self._lock = threading.Lock()
-        # Under the lock, from here on.
         self._is_closed = False
         self._waiting: set[_Call] = set()
-        """Those that the loop has not heard of yet."""
+        """Those that the loop has not heard of yet.
+
+        Without a lock, as a finalizer may make a call in the middle of another one.
+        """
 
     @property
     def is_current_thread(self) -> bool:
@@ -94,39 +97,45 @@ class Remote:
             _acquire(done)
         except StateError:
             raise
-        except BaseException:  # Ctrl-C
-            self.loop.post(call.cancel)
+        except BaseException:  # Ctrl-C, maybe on the way there
+            self.loop.post(self._withdraw, call)
             done.acquire(timeout=CANCEL_GRACE_SECONDS)
             raise
         return cast(T, call.result())
 
     def close(self) -> None:
         """Take no more calls; on the loop."""
-        with self._lock:
-            self._is_closed = True
-            waiting, self._waiting = self._waiting, set()
-        for call in waiting:
+        self._is_closed = True
+        for call in list(self._waiting):
             call.refuse()
+        self._waiting.clear()
 
     def _submit(self, call: "_Call") -> None:
         if self._process != os.getpid():
             raise StateError("this was opened before the process was forked; open another one in the child")
-        with self._lock:
-            if self._is_closed:
-                raise StateError("what this call needs was closed")
-            self._waiting.add(call)
+        self._waiting.add(call)
+        if self._is_closed:
+            self._waiting.discard(call)
+            raise StateError("what this call needs was closed")
         self.loop.post(self._begin, call)
 
     def _begin(self, call: "_Call") -> None:
-        with self._lock:
-            if call not in self._waiting:
-                return  # refused
-            self._waiting.discard(call)
+        if call not in self._waiting:
+            return  # refused
+        self._waiting.discard(call)
+        call.has_begun = True
         # In the context of its caller (which has its trace, say), except for what names the kind of event loop there.
         for variable in [*call.context, *self._context]:
             if variable.name == LOOP_VARIABLE:
                 call.context.run(variable.set, self._context.get(variable))
         call.context.run(self._group.start_soon, call.run)
+
+    def _withdraw(self, call: "_Call") -> None:
+        """Cancel it, and let its caller go if it has not come here, which it will not any more."""
+        call.cancel()
+        if not call.has_begun:
+            self._waiting.discard(call)
+            call.refuse()
 
 
 class _Call:
@@ -137,6 +146,7 @@ class _Call:
         self._function = function
         self._args = args
         self._tell = tell
+        self.has_begun: bool = False
         self._scope: CancelScope | None = None
         self._is_cancelled = False
         self._result: Any = None
@@ -153,8 +163,10 @@ class _Call:
                 self._error = _closed_meanwhile()  # unless something else becomes of it
                 self._result = await self._function(*self._args)
                 self._error = None
-        except get_cancelled_exc_class():
-            raise
+        except get_cancelled_exc_class() as error:
+            if _is_cancelled_here():
+                raise
+            self._error = error  # its own, as that of a source, and nobody else's affair
         except BaseException as error:  # noqa: BLE001 (it is the caller's)
             self._error = error
         finally:
@@ -166,8 +178,9 @@ class _Call:
             self._scope.cancel()
 
     def refuse(self) -> None:
-        self._error = _closed_meanwhile()
-        self._tell()
+        if self._error is None:
+            self._error = _closed_meanwhile()
+            self._tell()
 
     # ---------------------------------------------------------------- of the caller
 
@@ -179,6 +192,14 @@ class _Call:
             raise error
         finally:
             del error  # which refers to this frame
+
+
+def _is_cancelled_here() -> bool:
+    """Whether somebody has cancelled this task, when it has raised what cancellation raises; on asyncio anyone can."""
+    if current_effective_deadline() == -inf:
+        return True
+    task = current_task()  # none but asyncio's comes here
+    return task is not None and task.cancelling() > 0
 
 
 def _closed_meanwhile() -> StateError:

@@ -195,8 +195,13 @@ class _Caller:
         self._check()
         background.run_last(function)
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether no event loop runs in this thread, or it may be blocked."""
+        return not _is_loop_here() or (self._allow_in_loop and not background.is_current_thread())
+
     def _check(self) -> None:
-        if not self._allow_in_loop and _is_loop_here():
+        if not self.may_wait:
             raise UsageError(
                 "this call would block the event loop that runs in this thread: there, await the same call of the "
                 "class of this name in `asyncembed`, or make this one in a thread (`await asyncio.to_thread(...)`); "
@@ -338,11 +343,12 @@ class EmbeddingStream(_Blocking, Iterator[ResultT], Generic[InputT, ResultT, Col
         return self._stream.progress()
 
     def close(self) -> None:
-        """End the stream, and wait until its source is closed."""
-        if self._runs.is_over:
-            self._hold.end()
-        else:
+        """End the stream, and wait until its source is closed; where that would block an event loop, do not wait."""
+        if not self._runs.is_over and self._caller.may_wait:
             self._run(self._stream.aclose)
+            return
+        self._runs.close_soon()
+        self._hold.end()
 
     def __enter__(self) -> Self:
         return self
@@ -438,12 +444,15 @@ class _Embedder(_Blocking, Generic[EmbedderT]):
         return self
 
     def close(self) -> None:
-        """Give the model back; it is closed if nobody else uses it, and its streams end. Again, nothing happens."""
+        """Give the model back; it is closed if nobody else uses it, and its streams end. Again, nothing happens.
+
+        It waits for the end, unless that would block an event loop.
+        """
         lease, self._lease, self._is_closed = self._lease, None, True
         if lease is None:
             return
         lease.close()
-        if not _is_loop_here():
+        if self._caller.may_wait:
             background.run_last(lease.aclose)
 
     def unload(self) -> None:

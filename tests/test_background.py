@@ -54,6 +54,40 @@ def test_ctrl_c_cancels_what_a_blocked_main_thread_waits_for() -> None:
     assert ended.is_set()
 
 
+@pytest.mark.slow
+@pytest.mark.posix
+def test_a_loop_that_cannot_begin_says_so_and_begins_when_it_can(tmp_path: Path) -> None:
+    body = """
+import os, resource
+from asyncembed import background
+from asyncembed.errors import StateError
+
+async def one():
+    return 1
+
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))
+background.end_after_threads()
+held = []
+try:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    os.close(held.pop())
+try:
+    background.run(one)
+except StateError as error:
+    print(error)
+for descriptor in held:
+    os.close(descriptor)
+print(background.run(one))
+"""
+    done = programs.run(body, tmp_path)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, lines[1:]) == (0, ["1"]), done.stderr
+    assert "Too many open files" in lines[0]
+
+
 # ---------------------------------------------------------------- the interpreter's end
 
 BEGINNING = """

@@ -1,6 +1,8 @@
 """Calls from one event loop to another, and from threads without one."""
 
+import asyncio
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import product
 from traceback import extract_tb
+from types import FrameType
+from typing import Any
 
 import anyio
 import pytest
@@ -120,6 +124,32 @@ async def test_what_ends_a_program_reaches_the_caller_and_no_other_call(anyio_ba
         assert await remote.call(one) == 1
 
 
+def test_a_call_that_raises_a_cancellation_of_its_own_cancels_nobody_else() -> None:
+    """As a source may that waits for a task of its program's."""
+
+    async def cancelled() -> None:
+        raise asyncio.CancelledError("its own")
+
+    async def one() -> int:
+        return 1
+
+    with a_loop_elsewhere("asyncio") as remote:
+        with pytest.raises(asyncio.CancelledError, match="its own"):
+            remote.call_blocking(cancelled)
+        assert remote.call_blocking(one) == 1
+
+
+def test_a_call_whose_task_is_cancelled_by_its_loop_says_so() -> None:
+    async def cancelled() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await anyio.sleep_forever()
+
+    with a_loop_elsewhere("asyncio") as remote, pytest.raises(StateError, match="closed before it had ended"):
+        remote.call_blocking(cancelled)
+
+
 async def test_a_call_on_the_loop_itself_is_a_plain_await() -> None:
     async with anyio.create_task_group() as group:
         remote = Remote(group)
@@ -132,6 +162,65 @@ async def test_a_call_on_the_loop_itself_is_a_plain_await() -> None:
         assert remote.is_current_thread
         with pytest.raises(UsageError, match="await the asynchronous call"):
             remote.call_blocking(which)
+
+
+def test_a_finalizer_may_call_between_any_two_lines_of_a_call(anyio_backend: str) -> None:
+    """The garbage collector may come at any time, with objects that close what they have."""
+
+    async def one() -> int:
+        return 1
+
+    found: list[int] = []
+
+    def finalize(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename != Remote.call_blocking.__code__.co_filename:
+            return None
+        if event == "line":
+            found.append(remote.call_blocking(one))  # which is not traced
+        return finalize
+
+    def call() -> None:
+        sys.settrace(finalize)
+        try:
+            remote.call_blocking(one)
+        finally:
+            sys.settrace(None)
+
+    with a_loop_elsewhere(anyio_backend) as remote:
+        thread = threading.Thread(target=call, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive(), sys._current_frames()[thread.ident or 0]
+    assert len(found) > 10
+
+
+def test_ctrl_c_on_the_way_to_the_loop_waits_for_nothing_that_never_comes_there(
+    anyio_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def one() -> int:
+        return 1
+
+    def interrupted(line: int) -> bool:
+        """Whether a call is, where Ctrl-C comes before that line."""
+
+        def interrupt(frame: FrameType, event: str, _: object) -> Any:
+            if event == "line" and frame.f_lineno == line:
+                raise KeyboardInterrupt
+            return interrupt if frame.f_code is Remote._submit.__code__ else None
+
+        before = sys.gettrace()
+        sys.settrace(interrupt)
+        try:
+            return remote.call_blocking(one) != 1
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+
+    monkeypatch.setattr("asyncembed.remote.CANCEL_GRACE_SECONDS", threading.TIMEOUT_MAX)
+    lines = {line for _, _, line in Remote._submit.__code__.co_lines() if line is not None}
+    with a_loop_elsewhere(anyio_backend) as remote:
+        assert [interrupted(line) for line in sorted(lines)].count(True) > 3
 
 
 def test_a_call_after_closing_is_refused(anyio_backend: str) -> None:

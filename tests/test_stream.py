@@ -1445,7 +1445,32 @@ async def test_progress_says_how_many_there_are_in_all_where_it_can(model: TextE
     assert model.embed(set(texts(7)), total=9).progress().total == 9
     assert model.embed(iter(texts(7))).progress().total is None
     assert model.embed((text for text in texts(7)), total=7).progress().total == 7
+    assert model.embed(Unsure(texts(7)), progress=True).progress().total is None
     assert await numbers(model.embed(Unsure(texts(7)))) == list(range(7))
+
+
+class OfADatabase:
+    """Records whose number is a query, as with the row sets of some libraries."""
+
+    def __init__(self) -> None:
+        self.was_counted = False
+
+    def __len__(self) -> int:
+        self.was_counted = True
+        return 3
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(texts(3))
+
+
+async def test_a_source_that_may_take_long_to_count_is_not_asked_unless_a_bar_is_to_show_it(
+    model: TextEmbedding,
+) -> None:
+    rows = OfADatabase()
+    assert len(await model.embed(rows).collect()) == 3
+    assert not rows.was_counted
+    assert model.embed(rows).progress().total is None
+    assert model.embed(rows, progress=True).progress().total == 3
 
 
 def test_rates_are_of_all_that_is_through() -> None:

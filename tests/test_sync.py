@@ -415,6 +415,18 @@ def test_an_exception_of_the_source_comes_after_all_earlier_results(model: sync.
         next(stream)
 
 
+def test_a_source_that_raises_a_cancellation_ends_its_stream_and_nothing_else(model: sync.TextEmbedding) -> None:
+    def source() -> Iterator[str]:
+        yield "#0"
+        raise asyncio.CancelledError("of the source")
+
+    stream = model.embed(source())
+    assert number(next(stream)) == 0
+    with pytest.raises(asyncio.CancelledError, match="of the source"):
+        next(stream)
+    assert number(model.embed_query("#1")) == 1
+
+
 def test_failed_records_go_to_a_function_in_the_thread_that_takes(model: sync.TextEmbedding) -> None:
     failed: list[tuple[object, object, int]] = []
 
@@ -606,6 +618,18 @@ async def test_a_call_that_would_block_an_event_loop_is_refused() -> None:
         next(stream)
     model.close()  # without waiting
     await until(lambda: "not open" in repr(model))
+
+
+async def test_a_stream_is_closed_where_an_event_loop_runs_too() -> None:
+    """A finalizer that does so may come in any thread."""
+    source = Source()
+    model = sync.TextEmbedding(ECHO, workers=0)
+    stream = await anyio.to_thread.run_sync(model.embed, source.generator())
+    await anyio.to_thread.run_sync(next, stream)
+    stream.close()
+    assert await anyio.to_thread.run_sync(source.closed.wait, 10)
+    await until(lambda: is_idle(model))
+    model.close()
 
 
 async def test_a_notebook_may_allow_it() -> None:

@@ -48,7 +48,7 @@ from asyncembed.engine.scheduler import Item, Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, StateError
 from asyncembed.faking import SETTING, Fakes, current_fakes
-from asyncembed.feeding import ErrorHandler, OnError, Source, StreamState
+from asyncembed.feeding import ErrorHandler, OnError, Source, StreamState, is_in_memory
 from asyncembed.loading import prepare, prepare_fake
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observers
@@ -75,7 +75,8 @@ class CallKeywords(TypedDict, total=False):
         ordered: Whether results come in input order (True, unless said otherwise), or as they are ready.
         progress: Show a bar of this stream on stderr: one that moves in a terminal or a notebook, a line every half
             minute elsewhere, as in a log. (The constructor's `progress` is about downloads.)
-        total: How many records the source has, for the bar and `progress()`, where its length does not say so.
+        total: How many records the source has, for the bar and `progress()`. Of a collection in memory (a list, say) it
+            is known; any other source is asked for its length where `progress` wants a bar.
     """
 
     priority: PriorityName
@@ -352,16 +353,11 @@ class Embedder(OnAnyLoop[Opened]):
         assembly: Assembly[ResultT, CollectedT],
         keywords: StreamKeywords,
     ) -> AnyStream[InputT, ResultT, CollectedT]:
-        key, priority = keywords.get("key"), keywords.get("priority", "bulk")
-        ordered, on_error = keywords.get("ordered", True), keywords.get("on_error", "raise")
-        check_choice("priority", priority, get_args(PriorityName))
-        check_on_error(on_error)
-        progress, total = keywords.get("progress", False), keywords.get("total")
-        check_bool("progress", progress)
-        check_count("total", total, minimum=0)
-        check_bool("ordered", ordered)
-        check_callable("key", key, what="a function that takes the input out of a record")
+        _check_stream(keywords)
         check_source(source)
+        key, priority = keywords.get("key"), keywords.get("priority", "bulk")
+        on_error, shows_bar = keywords.get("on_error", "raise"), keywords.get("progress", False)
+        total = keywords.get("total")
         intake = door(opened.engine, opened.model, call, Priority[priority.upper()], key)
 
         def end(state: StreamState[InputT]) -> None:
@@ -378,10 +374,10 @@ class Embedder(OnAnyLoop[Opened]):
             model_name=opened.model.name,
             max_items=self._options.max_in_flight or MAX_IN_FLIGHT,
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
-            ordered=ordered,
+            ordered=keywords.get("ordered", True),
             on_error=on_error,
-            total=_length_of(source) if total is None else total,
-            shows_bar=progress,
+            total=_length_of(source, is_wanted=shows_bar) if total is None else total,
+            shows_bar=shows_bar,
             on_end=end,
             observe=None if observers is None else partial(observers.begin, call.mode, priority),
         )
@@ -485,9 +481,9 @@ async def _from_opening_to_closing(
         if logger.isEnabledFor(INFO):
             logger.info("%s opened %s in %.1f s", kind, _described(engine, model), perf_counter() - began)
         if options.observers:
-            model.observers = _observers(options.observers, engine, model)
-            model.observers.opened()
-            stack.callback(model.observers.closed)
+            observers = model.observers = _observers(options.observers, engine, model)
+            observers.opened()
+            stack.callback(observers.closed)
         group = await stack.enter_async_context(owned_task_group())
         opened = Opened(
             engine,
@@ -566,8 +562,22 @@ class _Request:
         return self._result
 
 
-def _length_of(source: object) -> int | None:
-    """How many records a source has, if it knows; what it raises instead is its own matter when it is read."""
+def _check_stream(keywords: StreamKeywords) -> None:
+    check_choice("priority", keywords.get("priority", "bulk"), get_args(PriorityName))
+    check_on_error(keywords.get("on_error", "raise"))
+    check_bool("progress", keywords.get("progress", False))
+    check_count("total", keywords.get("total"), minimum=0)
+    check_bool("ordered", keywords.get("ordered", True))
+    check_callable("key", keywords.get("key"), what="a function that takes the input out of a record")
+
+
+def _length_of(source: object, *, is_wanted: bool) -> int | None:
+    """How many records a source has, if it knows; what it raises instead is its own matter when it is read.
+
+    A source of somebody's own may ask a database for it, and hold up the loop: it does so where that is wanted.
+    """
+    if not is_wanted and not is_in_memory(source):
+        return None
     try:
         return len(cast("Sized", source))
     except Exception:  # noqa: BLE001 (it may be anybody's class)

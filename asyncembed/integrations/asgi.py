@@ -7,7 +7,7 @@ trio; no framework is imported. `examples/web_fastapi.py` and `examples/web_lite
 import json
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from math import ceil
 from types import SimpleNamespace
 from typing import Any, Final, TypeAlias, TypeVar
@@ -198,8 +198,10 @@ class UntilGoneMiddleware:
             group.start_soon(exchange.watch, group.cancel_scope.cancel)
             await self._app(scope, exchange.receive, exchange.send)
         if exchange.is_abandoned:
-            # For the middlewares around: to some of them, no answer at all is a failure of the app.
-            await _Answer(ClientGoneError(GONE))(scope, receive, send)
+            # For the middlewares around: to some of them, no answer at all is a failure of the app. The server may
+            # refuse it, by an `OSError`.
+            with suppress(OSError):
+                await _Answer(ClientGoneError(GONE))(scope, receive, send)
 
 
 class _Exchange:

@@ -201,6 +201,20 @@ async def test_a_middleware_around_hears_that_the_client_left() -> None:
     assert seen == [499]
 
 
+async def test_a_server_may_refuse_an_answer_to_a_client_that_left() -> None:
+    """As ASGI lets it, with an `OSError`."""
+    client = Client(body(b"all"))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        client.leaves.set()
+        await anyio.sleep_forever()
+
+    async def send(message: dict[str, Any]) -> None:
+        raise BrokenPipeError("nobody is there")
+
+    await UntilGoneMiddleware(app)(client.scope, client.receive, send)
+
+
 async def test_an_answer_that_was_begun_when_the_client_left_is_not_begun_again() -> None:
     client = Client(body(b"all"))
 
