@@ -45,7 +45,8 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               download, partial, pace, verify, progress, archive, cache, locks
 #               client, hops, retry, addresses
 #   export/     bert_like, onnx_builder, graph_cache
-#   integrations/  asgi, opentelemetry, prometheus    a module per framework or tool, used by nobody else
+#   integrations/  a module per framework, store or tool, used by nobody else: asgi, opentelemetry, prometheus
+#               llama_index, pydantic_ai
 #
 # Arrows point downwards: embedders → stream → engine → encoders → runtime; embedders → catalogue, hub, export.
 # Public are the names below and the modules errors, hub, observing, readers, sync, testing and those of integrations.
@@ -103,7 +104,7 @@ if TYPE_CHECKING:
     from asyncembed.options import OptionKeywords, Options
     from asyncembed.results import Counted, CountedBatch, SparseEmbedding
     from asyncembed.runtime.session import Device, SessionOptions
-    from asyncembed.scoring import maxsim, maxsim_scores
+    from asyncembed.scoring import cosine, maxsim, maxsim_scores, top_k
     from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
 
 __version__ = "0.2.0.dev0"
@@ -167,9 +168,11 @@ __all__ = [
     "TextStreamCall",
     "TextStreamKeywords",
     "WorkerPool",
+    "cosine",
     "download",
     "maxsim",
     "maxsim_scores",
+    "top_k",
 ]
 
 # Worker processes import this package too: nothing is loaded before it is used.
@@ -232,9 +235,11 @@ _HOMES = {
     "TextStreamCall": "asyncembed.embedders.text",
     "TextStreamKeywords": "asyncembed.embedders.text",
     "WorkerPool": "asyncembed.engine.pool",
+    "cosine": "asyncembed.scoring",
     "download": "asyncembed.hub.model_files",
     "maxsim": "asyncembed.scoring",
     "maxsim_scores": "asyncembed.scoring",
+    "top_k": "asyncembed.scoring",
 }
 
 

@@ -6,7 +6,7 @@ there. This module carries arguments, results and cancellation: the results of a
 and an asynchronous source stays on its caller's loop (`_Relay`).
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
@@ -23,11 +23,11 @@ from asyncembed import background
 from asyncembed.bars import StreamProgress
 from asyncembed.checks import check_count, check_seconds
 from asyncembed.engine.lifetime import Openable, OpenedT
-from asyncembed.errors import StateError
+from asyncembed.errors import OptionError, StateError
 from asyncembed.feeding import CLOSE_GRACE_SECONDS, NotedFailures
 from asyncembed.remote import Remote
 from asyncembed.results import Counted, CountedBatch
-from asyncembed.shared import Lease
+from asyncembed.shared import Lease, unopened
 from asyncembed.stream import TAKEN_AT_ONCE, TURN_SECONDS, BatchStream, EmbeddingStream, Runs, runs_of
 from asyncembed.wakeup import Loop
 
@@ -147,6 +147,15 @@ class _Way(Protocol):
         """What the function gives there, with the model."""
         ...
 
+    def call_blocking(self, function: Callable[[Any], Awaitable[T]]) -> T:
+        """The same for a thread, which waits."""
+        ...
+
+    @property
+    def is_current_thread(self) -> bool:
+        """Whether the caller runs in the thread of that loop."""
+        ...
+
     async def run(self, function: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
         """What the function gives there."""
         ...
@@ -173,6 +182,13 @@ class _OwnLoop:
     async def call(self, function: Callable[[Any], Awaitable[T]]) -> T:
         return await self._remote.call(function, self.model)
 
+    def call_blocking(self, function: Callable[[Any], Awaitable[T]]) -> T:
+        return self._remote.call_blocking(function, self.model)
+
+    @property
+    def is_current_thread(self) -> bool:
+        return self._remote.is_current_thread
+
     async def run(self, function: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
         return await self._remote.call(function, *args)
 
@@ -197,6 +213,13 @@ class _Background:
     async def call(self, function: Callable[[Any], Awaitable[T]]) -> T:
         return await background.run_async(self._lease.call, function)
 
+    def call_blocking(self, function: Callable[[Any], Awaitable[T]]) -> T:
+        return background.run(self._lease.call, function)
+
+    @property
+    def is_current_thread(self) -> bool:
+        return background.is_current_thread()
+
     async def run(self, function: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
         return await background.run_async(function, *args)
 
@@ -213,7 +236,7 @@ class _Background:
 class _Face:
     """Comes before the class of the model, and holds a model of it; `_face_class` adds the methods."""
 
-    def __init__(self, model: OnAnyLoop[Any], keep_alive: float | None) -> None:
+    def __init__(self, model: "OnAnyLoop[Any] | Home[Any]", keep_alive: float | None) -> None:
         self._model = model
         self._keep_alive = keep_alive
 
@@ -257,8 +280,71 @@ async def _nothing(_: object) -> None:
     """What opening does with the open model."""
 
 
+ModelT = TypeVar("ModelT", bound=OnAnyLoop[Any])
+
+
+class Home(ABC, Generic[ModelT]):
+    """What a face asks of a model, where that is something else than an `OnAnyLoop`."""
+
+    def __init__(self, kind: type[ModelT]) -> None:
+        self._kind = kind
+
+    def on_any_loop(self, *, keep_alive: float | None = None) -> ModelT:
+        """The face; its time is that of its model."""
+        if keep_alive is not None:
+            raise OptionError("keep_alive: this model has its own")
+        return cast(ModelT, _face_class(self._kind)(self, None))
+
+    @property
+    @abstractmethod
+    def wanted(self) -> ModelT:
+        """What says which model it is, and is never opened."""
+
+    @abstractmethod
+    def _present(self) -> ModelT:
+        """The open model, or `wanted`."""
+
+    @abstractmethod
+    def _leased(self) -> Lease[ModelT]:
+        """Of its engine."""
+
+    async def unload(self) -> None:
+        await background.run_last_async(self._leased().unload)
+
+    def _way(self, keep_alive: float | None) -> _Way:  # noqa: ARG002 (it has its own)
+        return _Background(self._leased())
+
+    async def _give_back(self) -> None:
+        """Who has made the model does so."""
+
+
+def face_of(model: ModelT) -> ModelT:
+    """What `on_any_loop` gives; of that, itself."""
+    return model if isinstance(cast(object, model), _Face) else model.on_any_loop()
+
+
+def unopened_of(face: ModelT) -> ModelT:
+    """Another model of the same class, name and options, of what `on_any_loop` gave."""
+    model = cast(_Face, face)._model  # noqa: SLF001 (of this module)
+    return cast(ModelT, unopened(model.wanted if isinstance(model, Home) else model))
+
+
+def run_blocking(face: ModelT, function: Callable[[ModelT], Awaitable[T]]) -> T:
+    """What the function gives with the open model of what `on_any_loop` gave, on its loop; blocks the calling thread.
+
+    Raises:
+        UsageError: The calling thread is that of this loop.
+    """
+    return cast(_Face, face)._way().call_blocking(function)  # noqa: SLF001 (of this module)
+
+
+def is_loop_of(face: OnAnyLoop[Any]) -> bool:
+    """Whether the calling thread is that of the loop on which the calls of the face run."""
+    return cast(_Face, face)._way().is_current_thread  # noqa: SLF001 (of this module)
+
+
 @cache
-def _face_class(kind: type[OnAnyLoop[Any]]) -> Callable[[OnAnyLoop[Any], float | None], Any]:
+def _face_class(kind: type[OnAnyLoop[Any]]) -> Callable[["OnAnyLoop[Any] | Home[Any]", float | None], Any]:
     """The class of the faces of a class of models: a subclass, each of whose methods goes where the model is."""
     members: dict[str, Any] = {"__module__": kind.__module__, "__doc__": kind.__doc__}
     for name in dir(kind):

@@ -99,7 +99,8 @@ class Remote:
             raise
         except BaseException:  # Ctrl-C, maybe on the way there
             self.loop.post(self._withdraw, call)
-            done.acquire(timeout=CANCEL_GRACE_SECONDS)
+            if not call.has_ended:  # else `done` may be taken already
+                done.acquire(timeout=CANCEL_GRACE_SECONDS)
             raise
         return cast(T, call.result())
 
@@ -147,6 +148,7 @@ class _Call:
         self._args = args
         self._tell = tell
         self.has_begun: bool = False
+        self.has_ended: bool = False
         self._scope: CancelScope | None = None
         self._is_cancelled = False
         self._result: Any = None
@@ -170,6 +172,7 @@ class _Call:
         except BaseException as error:  # noqa: BLE001 (it is the caller's)
             self._error = error
         finally:
+            self.has_ended = True
             self._tell()
 
     def cancel(self) -> None:
@@ -180,6 +183,7 @@ class _Call:
     def refuse(self) -> None:
         if self._error is None:
             self._error = _closed_meanwhile()
+            self.has_ended = True
             self._tell()
 
     # ---------------------------------------------------------------- of the caller

@@ -144,7 +144,7 @@ class _Share(Generic[ModelT]):
                 await life.end()  # a test has switched fakes on or off
                 continue
             if life is None:
-                life = self._life = _Life(_unopened(self._model), self.keep_alive)
+                life = self._life = _Life(unopened(self._model), self.keep_alive)
                 background.start_task(life.run)
             if life.is_open:
                 return life
@@ -191,7 +191,7 @@ def _share_of(model: ModelT, ticket: _Ticket) -> _Share[ModelT]:
     key = _identity(model)
     with _lock:
         while True:
-            share = cast("_Share[ModelT]", _shares.get(key) or _Share(_unopened(model), key))
+            share = cast("_Share[ModelT]", _shares.get(key) or _Share(unopened(model), key))
             share.tickets.add(ticket)
             if _shares.setdefault(key, share) is share:
                 break
@@ -326,7 +326,7 @@ _WITHOUT_DIFFERENCE = frozenset({"progress", "keep_alive"})
 """Options that may differ among the users of one engine."""
 
 
-def _unopened(model: ModelT) -> ModelT:
+def unopened(model: ModelT) -> ModelT:
     """Another one of the same, that nobody else can open."""
     twin = copy(model)
     for name in _STATE & vars(model).keys():

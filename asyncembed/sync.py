@@ -41,6 +41,7 @@ from typing import (
 from weakref import finalize
 
 from asyncembed import background
+from asyncembed.any_loop import Home
 from asyncembed.bars import StreamProgress
 from asyncembed.checks import check_bool, check_seconds
 from asyncembed.embedders.base import Embedder, HasVectors, ModelName
@@ -179,7 +180,7 @@ class _Caller:
     """Makes calls on the background loop, from threads that may wait for them."""
 
     def __init__(self, *, allow_in_loop: bool) -> None:
-        self._allow_in_loop = allow_in_loop
+        self.allow_in_loop = allow_in_loop
 
     def run(self, function: Callable[[*Args], Awaitable[T]], *arguments: *Args) -> T:
         """What the function gives on the background loop.
@@ -198,7 +199,7 @@ class _Caller:
     @property
     def may_wait(self) -> bool:
         """Whether no event loop runs in this thread, or it may be blocked."""
-        return not _is_loop_here() or (self._allow_in_loop and not background.is_current_thread())
+        return not is_loop_here() or (self.allow_in_loop and not background.is_current_thread())
 
     def _check(self) -> None:
         if not self.may_wait:
@@ -209,7 +210,7 @@ class _Caller:
             )
 
 
-def _is_loop_here() -> bool:
+def is_loop_here() -> bool:
     """Whether an event loop runs in this thread, also where no task of it does."""
     try:
         asyncio.get_running_loop()
@@ -558,6 +559,34 @@ async def _nothing(_: object) -> None:
 
 async def _length_of(model: Embedder) -> int | None:
     return model.max_length
+
+
+class _Home(Home[EmbedderT]):
+    """What coroutines use of a model of this module; it closes when that does."""
+
+    def __init__(self, kind: type[EmbedderT], model: _Embedder[EmbedderT]) -> None:
+        super().__init__(kind)
+        self._model = model
+
+    @property
+    def wanted(self) -> EmbedderT:
+        return self._model._wanted  # noqa: SLF001 (of this module)
+
+    def _present(self) -> EmbedderT:
+        return self._model._model  # noqa: SLF001 (of this module)
+
+    def _leased(self) -> Lease[EmbedderT]:
+        return self._model._leased()  # noqa: SLF001 (of this module)
+
+
+def face_of_sync(model: object) -> Embedder | None:
+    """A model of this module for coroutines, as `on_any_loop` is of an asynchronous one; None if it is none."""
+    return _Home(model._kind, model).on_any_loop() if isinstance(model, _Embedder) else None  # noqa: SLF001 (of this module)
+
+
+def may_block_loops(model: object) -> bool:
+    """Whether it is a model of this module that was made with `allow_in_loop=True`."""
+    return isinstance(model, _Embedder) and model._caller.allow_in_loop  # noqa: SLF001 (of this module)
 
 
 VectorsT = TypeVar("VectorsT", bound=HasVectors)

@@ -45,6 +45,7 @@ def hub() -> Iterator[HubServer]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(60)  # some frameworks take many seconds to import
 @pytest.mark.parametrize(("snippet", "module"), EXAMPLES)
 def test_an_example_runs_and_comes_to_what_it_says(
     snippet: str, module: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -81,6 +81,17 @@ def test_hybrid_search_puts_hits_in_the_rerankers_order(environment: dict[str, s
     assert "no --reranker" not in done.stdout
 
 
+def test_llama_index_finds_docstrings_and_puts_them_in_the_rerankers_order(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    reranker = ["--reranker", str(write_reranker(tmp_path / "reranker"))]
+    done = run(environment, "-m", "examples.llama_index_search", "-n", "30", *reranker, "a time limit", "chance")
+    assert re.search(r"^30 docstrings in .* with \d+ workers$", done.stdout, re.MULTILINE)
+    scores = [float(score) for score in re.findall(r"^ +(-?\d+\.\d\d)  [\w.]+$", done.stdout, re.MULTILINE)]
+    assert len(scores) == 6
+    assert scores == sorted(scores[:3], reverse=True) + sorted(scores[3:], reverse=True)
+
+
 def test_observability_prints_the_spans_of_calls_and_batches_and_the_metrics(environment: dict[str, str]) -> None:
     done = run(environment, "-m", "examples.observability", "-n", "20")
     assert re.search(r"^TextEmbedding opened .* on CPUExecutionProvider, \d+ workers x ", done.stderr, re.MULTILINE)

@@ -13,17 +13,20 @@ import pytest
 
 import asyncembed
 
+INTEGRATIONS = [
+    f"asyncembed.integrations.{path.stem}"
+    for path in sorted((Path(asyncembed.__file__).parent / "integrations").glob("[!_]*.py"))
+]
+
 PUBLIC_MODULES = (
     "asyncembed",
     "asyncembed.errors",
     "asyncembed.hub",
-    "asyncembed.integrations.asgi",
-    "asyncembed.integrations.opentelemetry",
-    "asyncembed.integrations.prometheus",
     "asyncembed.observing",
     "asyncembed.readers",
     "asyncembed.sync",
     "asyncembed.testing",
+    *INTEGRATIONS,
 )
 
 
@@ -31,8 +34,24 @@ PUBLIC_MODULES = (
 def public_names() -> set[str]:
     found = set(asyncembed.__all__)
     for name in PUBLIC_MODULES[1:]:
+        if name in INTEGRATIONS:
+            found |= names_listed_by(name)
+            continue
         module = import_module(name)
         found |= set(getattr(module, "__all__", None) or (each for each in vars(module) if not each.startswith("_")))
+    return found
+
+
+def names_listed_by(module: str) -> set[str]:
+    """What a module defines, or has in `__all__`: read, since its framework may not be installed, or take seconds."""
+    path = Path(asyncembed.__file__).parents[1] / f"{module.replace('.', '/')}.py"
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="__all__")]):
+                return set(ast.literal_eval(node.value))
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                found |= {name} if name[0] != "_" else set()
     return found
 
 

@@ -18,7 +18,7 @@ import pytest
 from anyio.lowlevel import checkpoint, current_token
 
 from asyncembed.errors import StateError, UsageError
-from asyncembed.remote import Remote
+from asyncembed.remote import Remote, _acquire
 from tests.support import posix
 
 
@@ -221,6 +221,28 @@ def test_ctrl_c_on_the_way_to_the_loop_waits_for_nothing_that_never_comes_there(
     lines = {line for _, _, line in Remote._submit.__code__.co_lines() if line is not None}
     with a_loop_elsewhere(anyio_backend) as remote:
         assert [interrupted(line) for line in sorted(lines)].count(True) > 3
+
+
+def test_ctrl_c_when_the_call_has_just_ended_waits_for_nothing(
+    anyio_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def one() -> int:
+        return 1
+
+    def interrupt(frame: FrameType, event: str, _: object) -> Any:
+        if event == "return" and frame.f_code is _acquire.__code__:
+            raise KeyboardInterrupt
+        return interrupt if frame.f_code is _acquire.__code__ else None
+
+    monkeypatch.setattr("asyncembed.remote.CANCEL_GRACE_SECONDS", threading.TIMEOUT_MAX)
+    before = sys.gettrace()
+    with a_loop_elsewhere(anyio_backend) as remote:
+        sys.settrace(interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                remote.call_blocking(one)
+        finally:
+            sys.settrace(before)
 
 
 def test_a_call_after_closing_is_refused(anyio_backend: str) -> None:

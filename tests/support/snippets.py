@@ -59,6 +59,12 @@ def fenced(text: str) -> list[str]:
     return [textwrap.dedent(found) for found in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 
 
+def of_integration(readme: str, name: str) -> str:
+    """What the README's table of integrations has for one of them: an expression."""
+    (row,) = re.findall(rf"^\| \[`{name}`\].*\| `([^`]+)` \|$", readme, re.MULTILINE)
+    return str(row)
+
+
 def serve(hub: HubServer, snippet: str, directory: Path) -> None:
     """Put small models on the hub for all that the snippet names."""
     for spec in list_models():

@@ -1,0 +1,14 @@
+"""Tests of frameworks are collected where these are installed, and not in the fast half: imports take seconds."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.frameworks import FRAMEWORKS, is_installed
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what `FRAMEWORKS` says, and nothing else."""
+    name = collection_path.stem.removeprefix("test_")
+    is_left_out = name in FRAMEWORKS and (config.option.markexpr == "not slow" or not is_installed(name))
+    return True if is_left_out else None
