@@ -783,6 +783,14 @@ class SparseTextEmbedding(_TextRoles[AsyncSparseTextEmbedding, SparseEmbedding, 
     def __init__(self, model_name: ModelName, **keywords: Unpack[_SparseKeywords]) -> None:
         super().__init__(model_name, **keywords)
 
+    @property
+    def requires_idf(self) -> bool:
+        """Whether its vectors leave the rarity of a term to the database. Opens a model that is not known by name."""
+        try:
+            return self._model.requires_idf
+        except StateError:
+            return self._caller.run(self._leased().call, _requires_idf)
+
     @_blocking
     @_of(AsyncSparseTextEmbedding.token_count)
     def token_count(self) -> None: ...
@@ -790,6 +798,10 @@ class SparseTextEmbedding(_TextRoles[AsyncSparseTextEmbedding, SparseEmbedding, 
     @staticmethod
     @_of(AsyncSparseTextEmbedding.add_custom_model)
     def add_custom_model() -> None: ...
+
+
+async def _requires_idf(model: AsyncSparseTextEmbedding) -> bool:
+    return model.requires_idf
 
 
 class LateInteractionTextEmbedding(

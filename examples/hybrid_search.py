@@ -4,8 +4,8 @@
     uv run python -m examples.hybrid_search -n 5000 "wait for tasks"     # more documents, your own queries
     uv run python -m examples.hybrid_search --reranker Xenova/ms-marco-MiniLM-L-6-v2
 
-One pool of workers serves all models. Two streams over the corpus, dense vectors and BM25's sparse ones, run side by
-side into one collection; a query is answered from both, fused by their ranks, and a reranker can put the best hits in
+One pool of workers serves all models. The corpus is read once, and goes through the dense model and BM25 into one
+collection; a query is answered from the vectors of both, fused by their ranks, and a reranker can put the best hits in
 order.
 
 What needs no hub: the dense model's weights come with a package of the `demo` group, and BM25 with stop words of one's
@@ -22,7 +22,8 @@ from itertools import islice
 import anyio
 from qdrant_client import AsyncQdrantClient, models
 
-from asyncembed import SparseEmbedding, SparseTextEmbedding, TextCrossEncoder, TextEmbedding, WorkerPool
+from asyncembed import SparseTextEmbedding, TextCrossEncoder, TextEmbedding, WorkerPool
+from asyncembed.integrations.qdrant import collection_config, points, prefetch, upload
 from examples.quickstart import demo_model, stdlib_docstrings
 
 QUERIES = [
@@ -37,7 +38,6 @@ STOP_WORDS = (
     "that the their then there these they this to was when where which will with you your"
 )
 COLLECTION = "docstrings"
-BATCH = 64
 CANDIDATES = 20
 HITS = 3
 
@@ -69,30 +69,15 @@ async def main() -> None:
 
 async def ingest(client: AsyncQdrantClient, dense: TextEmbedding, sparse: SparseTextEmbedding, limit: int) -> int:
     """Embed and store up to `limit` docstrings; returns how many there were."""
-    await client.create_collection(
-        COLLECTION,
-        vectors_config={"dense": models.VectorParams(size=dense.embedding_size, distance=models.Distance.COSINE)},
-        # BM25's vectors say how often a term occurs; the database weighs how rare it is.
-        sparse_vectors_config={"bm25": models.SparseVectorParams(modifier=models.Modifier.IDF)},
+    await client.create_collection(COLLECTION, **collection_config(dense=dense, sparse=sparse))
+    stream = points(
+        islice(stdlib_docstrings(), limit),
+        dense=dense,
+        sparse=sparse,
+        key=lambda document: document.text,
+        payload=lambda document: document._asdict(),
     )
-    documents = list(islice(stdlib_docstrings(), limit))
-    # Each stream computes ahead within its window while this task stores what the other one has.
-    dense_batches = dense.embed(documents, key=lambda document: document.text).with_inputs().batches(BATCH)
-    sparse_batches = sparse.embed(documents, key=lambda document: document.text).batches(BATCH)
-    count = 0
-    async for batch, vectors in dense_batches:
-        terms = await anext(sparse_batches)
-        points = [
-            models.PointStruct(
-                id=count + position,
-                vector={"dense": vector.tolist(), "bm25": as_qdrant(term)},
-                payload={"name": document.name, "text": document.text},
-            )
-            for position, (document, vector, term) in enumerate(zip(batch, vectors, terms, strict=True))
-        ]
-        await client.upsert(COLLECTION, points)
-        count += len(points)
-    return count
+    return (await upload(client, COLLECTION, stream)).done
 
 
 async def search(
@@ -103,14 +88,9 @@ async def search(
     query: str,
 ) -> list[tuple[float, dict[str, str]]]:
     """The best hits for `query`, each with its score: that of the reranker, or of the fusion without one."""
-    vector = await dense.embed_query(query)
-    terms = await sparse.embed_query(query)
     found = await client.query_points(
         COLLECTION,
-        prefetch=[
-            models.Prefetch(query=vector.tolist(), using="dense", limit=CANDIDATES),
-            models.Prefetch(query=as_qdrant(terms), using="bm25", limit=CANDIDATES),
-        ],
+        prefetch=await prefetch(query, dense=dense, sparse=sparse, limit=CANDIDATES),
         query=models.FusionQuery(fusion=models.Fusion.RRF),
         limit=CANDIDATES if reranker else HITS,
     )
@@ -119,10 +99,6 @@ async def search(
         return hits
     ranked = await reranker.rank(query, [hit["text"] for _, hit in hits], top_k=HITS)
     return [(score, hits[position][1]) for position, score in ranked]
-
-
-def as_qdrant(vector: SparseEmbedding) -> models.SparseVector:
-    return models.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
 
 
 def parse_arguments() -> argparse.Namespace:

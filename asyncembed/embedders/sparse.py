@@ -19,7 +19,7 @@ from asyncembed.embedders.base import ModelName, Opened, StreamKeywords
 from asyncembed.embedders.intake import as_source
 from asyncembed.embedders.roles import TEXTS, TextRoles
 from asyncembed.encoders.encoder import Call, Mode
-from asyncembed.errors import OptionError
+from asyncembed.errors import OptionError, StateError
 from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
 from asyncembed.results import SPARSE, Assembly, SparseEmbedding
@@ -120,6 +120,19 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         self._truncate = truncate
 
     # ---------------------------------------------------------------- about texts and models
+
+    @property
+    def requires_idf(self) -> bool:
+        """Whether its vectors leave the rarity of a term to the database: BM25, BM42, miniCOIL.
+
+        Raises:
+            StateError: The model is neither catalogued nor given as a spec, so this is known only while it is open.
+        """
+        opened = self._opened
+        spec = self._known_spec() if opened is None else opened.spec
+        if spec is None:
+            raise StateError(f"whether {self.model_name} requires the IDF is known once it is open")
+        return bool(spec.settings.get("requires_idf"))
 
     @checks_keywords
     async def token_count(self, texts: Source[str], *, truncated: bool = True) -> int:

@@ -49,6 +49,7 @@ GIVEN: Mapping[str, str] = {
     "paths": "from pathlib import Path; paths = sorted(Path('photos').iterdir())",
     "index": "def index(indices, values): assert len(indices) == len(values) > 0",
     "text_model": "text_model = await opened.enter_async_context(TextEmbedding('BAAI/bge-small-en-v1.5'))",
+    "sparse_model": "sparse_model = await opened.enter_async_context(SparseTextEmbedding('Qdrant/bm25'))",
     "image_model": "image_model = await opened.enter_async_context(ImageEmbedding('Qdrant/clip-ViT-B-32-vision'))",
 }
 """What an example may take for granted → how its program comes by it; there are `photos/` and `articles.jsonl`, too."""
@@ -103,7 +104,7 @@ def as_program(snippet: str, module: str = "asyncembed") -> str:
     return "\n".join(
         [
             "import anyio, contextlib",
-            "from asyncembed import ImageEmbedding, TextEmbedding",
+            "from asyncembed import ImageEmbedding, SparseTextEmbedding, TextEmbedding",
             "from tests.support.snippets import check",
             *(_import_of(name, module) for name in _missing_names(snippet) if name not in GIVEN),
             "async def main():",
