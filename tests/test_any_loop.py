@@ -1,6 +1,5 @@
 """One model for every event loop and every thread."""
 
-import asyncio
 import gc
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -432,13 +431,3 @@ async def test_streams_elsewhere_have_every_method_of_streams(kind: type[Any], m
         member = getattr_static(kind, name)
         if not name.startswith("_") and (isfunction(member) or isinstance(member, property)):
             assert name in vars(type(stream)), f"{name} would look for what only a stream of this loop has"
-
-
-def test_a_model_on_a_loop_of_plain_asyncio_is_reached_from_a_thread() -> None:
-    async def run() -> None:
-        async with TextEmbedding(ECHO, workers=0) as model:
-            anywhere = model.on_any_loop()
-            for _ in range(2):
-                assert (await asyncio.to_thread(lambda: asyncio.run(anywhere.embed_query("#1")))).shape
-
-    asyncio.run(asyncio.wait_for(run(), 15))
