@@ -81,6 +81,30 @@ def test_hybrid_search_puts_hits_in_the_rerankers_order(environment: dict[str, s
     assert "no --reranker" not in done.stdout
 
 
+def test_langchain_puts_what_it_finds_into_prompts_in_the_rerankers_order(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    reranker = ["--reranker", str(write_reranker(tmp_path / "reranker"))]
+    done = run(environment, "-m", "examples.langchain_search", "-n", "150", *reranker, "a time limit?", "chance?")
+    assert re.search(r"^\d hits before the store was full$", done.stdout, re.MULTILINE)
+    assert "\n150 docstrings in the store\n" in done.stdout
+    prompts = done.stdout.split("\nSystem: ")[1:]
+    assert [re.findall(r"^Human: (.*)$", prompt, re.MULTILINE) for prompt in prompts] == [
+        ["a time limit?"],
+        ["chance?"],
+    ]
+    for prompt in prompts:
+        scores = [float(score) for score in re.findall(r"^[\w.]+ \((-?\d+\.\d\d)\)$", prompt, re.MULTILINE)]
+        assert len(scores) == 3
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_langchain_does_without_a_reranker(environment: dict[str, str]) -> None:
+    done = run(environment, "-m", "examples.langchain_search", "-n", "20", "a time limit?")
+    assert "\n20 docstrings in the store\n" in done.stdout
+    assert "\nHuman: a time limit?\n" in done.stdout
+
+
 def test_llama_index_finds_docstrings_and_puts_them_in_the_rerankers_order(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -3,8 +3,11 @@
 ```python
 model = Model(TextEmbedding, "BAAI/bge-small-en-v1.5", keep_alive=300)  # or a model, open or not, also of `sync`
 
-vector = await model.anywhere.embed_query(text)  # on any event loop, in any thread
-vector = model.run(lambda opened: opened.embed_query(text), instead="aembed_query")  # blocks the thread
+vector = await model.anywhere.embed_query("what is it?")  # on any event loop, in any thread
+
+
+def blocking():  # for threads
+    return model.run(lambda opened: opened.embed_query("what is it?"), instead="embed_query")
 ```
 """
 

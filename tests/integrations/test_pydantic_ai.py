@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import os
 import pickle
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,3 +206,18 @@ async def test_the_snippet_of_the_readme_answers(fakes: Fakes) -> None:
     async with TextEmbedding(NAME) as model:
         embedder: Embedder = eval(snippet, globals(), {"model": model})
         assert len((await embedder.embed_query("one"))["one"]) == 384
+
+
+@pytest.mark.timeout(60)  # a whole program on the real model
+def test_the_example_has_an_agent_find_docstrings(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.pydantic_ai_search", "-n", "60", "pick random elements"],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"HF_HOME": str(tmp_path), "ASYNCEMBED_CACHE": str(tmp_path)},
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    assert re.match(
+        r"60 docstrings, \d{3,} tokens\n\npick random elements\n  see [\w.]+, [\w.]+, [\w.]+\n$", done.stdout
+    )
