@@ -61,7 +61,7 @@ class AsyncembedFunction(TextEmbeddingFunction):
     @classmethod
     def create(cls, **keywords: Any) -> Self:
         """One with these parameters, which the schema of a table keeps."""
-        return cast(Self, super().create(**keywords))
+        return cast(Self, cast(Any, super()).create(**keywords))
 
     def model_post_init(self, context: Any) -> None:
         """Check the options; nothing is opened."""
