@@ -10,10 +10,10 @@ the worker processes are waited for; its tasks are cancelled then, and have END_
 none of its parent's: its own begins with its first use.
 """
 
+import asyncio
 import os
 import sys
 import threading
-from asyncio import SelectorEventLoop
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
@@ -130,9 +130,9 @@ class _Background:
 
     def _run(self) -> None:
         # Not a loop of the program's policy, which may be bound to its main thread.
-        options: dict[str, Any] = {} if os.name == "nt" else {"loop_factory": SelectorEventLoop}
+        factory = getattr(asyncio, "ProactorEventLoop", asyncio.SelectorEventLoop)
         try:
-            anyio.run(self._main, backend="asyncio", backend_options=options)
+            anyio.run(self._main, backend="asyncio", backend_options={"loop_factory": factory})
         except Exception as error:
             if self._is_ready.is_set():
                 raise

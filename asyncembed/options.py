@@ -81,7 +81,7 @@ class Options(PoolOptions):
         pool: A pool shared with other embedders; it decides all that concerns the workers.
         precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", "uint8", "q4", "q4f16", "bnb4"), where
             it has several; of several for one precision, the one that suits this machine's CPU.
-        onnx_file: The ONNX file to take, as a path inside the repo.
+        onnx_file: The ONNX file to take, as a path inside the repo, also as Windows writes it.
         output_name: The output of the graph to take, by its name or position. None takes what the model's files say,
             and a finished vector (`sentence_embedding`) where a graph has one and they say nothing else.
         max_length: Limit of an input in tokens, instead of the model's own; what is longer is cut.
@@ -129,6 +129,8 @@ class Options(PoolOptions):
             check_text(name, getattr(self, name))
         for name in ("local_files_only", "batch_invariant"):
             check_bool(name, getattr(self, name))
+        if self.onnx_file is not None:
+            object.__setattr__(self, "onnx_file", self.onnx_file.replace("\\", "/"))  # as `os.path.join` gives it
         check_token(self.token)
         if not isinstance(self.progress, bool):
             check_callable("progress", self.progress, what="a function that takes events, False for no bar, or None")

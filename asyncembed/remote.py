@@ -7,10 +7,11 @@ nothing of it is left. There is no thread per call, and neither side waits for t
 """
 
 import os
+import sys
 import threading
 from asyncio import current_task
 from collections.abc import Awaitable, Callable
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from math import inf
 from typing import Any, TypeVar, TypeVarTuple, cast
 
@@ -42,7 +43,7 @@ class Remote:
     def __init__(self, group: TaskGroup) -> None:
         self.loop: Loop = Loop()
         self._group = group
-        self._context = copy_context()
+        self._context = _context_of_this_loop()
         self._thread = threading.get_ident()
         self._process = os.getpid()
         self._is_closed = False
@@ -196,6 +197,18 @@ class _Call:
             raise error
         finally:
             del error  # which refers to this frame
+
+
+def _context_of_this_loop() -> Context:
+    """This task's, with the name of its kind of event loop, which is not there under a plain `asyncio.run`.
+
+    sniffio, where it is installed, knows asyncio by the current task, and a call begins outside of any.
+    """
+    context = copy_context()
+    sniffio = sys.modules.get("sniffio")
+    if sniffio is not None:
+        context.run(sniffio.current_async_library_cvar.set, sniffio.current_async_library())
+    return context
 
 
 def _is_cancelled_here() -> bool:

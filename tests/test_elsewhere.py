@@ -55,6 +55,21 @@ for make in (lambda: WorkerPool(workers=60, interactive_workers=1), lambda: Text
         print(error)
 """
 
+OWN_LOOP = """
+import asyncio, os
+from asyncembed import background
+
+class OfMainThread(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self):
+        raise AssertionError("a loop of the program's")
+
+async def kind():
+    return type(asyncio.get_running_loop()).__name__
+
+asyncio.set_event_loop_policy(OfMainThread())
+print(background.run(kind))
+"""
+
 OPENING = """
 import sys, anyio
 from asyncembed import TextEmbedding
@@ -88,6 +103,11 @@ def test_there_are_at_most_60_workers_on_windows(tmp_path: Path) -> None:
         ]
         * 2
     ), done.stderr
+
+
+def test_the_background_has_no_loop_of_the_programs_policy(tmp_path: Path) -> None:
+    done = programs.run(OWN_LOOP, tmp_path, elsewhere=True)
+    assert done.stdout == "_UnixSelectorEventLoop\n", done.stderr
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -34,6 +34,10 @@ def test_every_keyword_is_explained_once() -> None:
     assert documented(Options.__doc__, "Attributes") == set(OptionKeywords.__annotations__) - of_the_pool
 
 
+def test_the_path_of_a_graph_may_be_one_of_windows() -> None:
+    assert Options(onnx_file=r"onnx\model.onnx") == Options(onnx_file="onnx/model.onnx")
+
+
 @pytest.mark.parametrize("keywords", [base.StreamKeywords, text.TextCall], ids=lambda keywords: str(keywords.__name__))
 def test_every_keyword_of_a_call_is_explained(keywords: Any) -> None:
     assert documented(keywords.__doc__, "Keys") == set(keywords.__annotations__)

@@ -318,6 +318,23 @@ def test_a_call_has_the_context_of_its_caller_but_for_the_kind_of_event_loop(her
         assert remote.call_blocking(read) == ("a thread's", there)
 
 
+def test_a_thread_calls_a_loop_that_is_not_anyios_own() -> None:
+    """Where sniffio is installed, as by many a framework, nothing outside of a task says which kind of loop it is."""
+
+    async def one() -> int:
+        await checkpoint()
+        return 1
+
+    async def main() -> int:
+        async with anyio.create_task_group() as group:
+            remote = Remote(group)
+            result = await asyncio.to_thread(remote.call_blocking, one)
+            remote.close()
+        return result
+
+    assert asyncio.run(main()) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.posix
 def test_a_forked_child_cannot_call_its_parents_loop(anyio_backend: str) -> None:

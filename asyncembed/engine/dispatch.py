@@ -49,10 +49,17 @@ ROUND_TRIP_SECONDS = 0.0006
 ROUND_TRIP_SHARE = 0.02
 """While the round trip is a smaller part of a batch than this, no second batch is kept in flight."""
 
+COMPANY_SHARE = 0.1
+"""While the round trip is a smaller part of what is in flight than this, interactive work waits for its end: callers
+that come until then share its batch. Only a full batch, which nobody could join, does not wait."""
+
 MAX_DEPTH = 4
 
 WORTH_SHARING_SECONDS = 0.005
 """Work that takes no longer is not shared out among idle workers: to send a batch costs tenths of a millisecond."""
+
+WORTH_LEAVING_TOKENS = 32
+"""Fewer are not left to a worker that is busy still: to run a graph has a fixed cost."""
 
 KILLS_BEFORE_SPLITTING = 2
 MAX_LOAD_CRASHES = 3
@@ -145,8 +152,12 @@ class Slot:
         if len(self.in_flight) > ceil(ROUND_TRIP_SECONDS / typical_seconds):
             return False
         # By size, too: what was computed lately may have been much smaller than what is in flight.
-        in_flight_seconds = sum(order.speed.seconds(order.size) for order in self.in_flight)
-        return in_flight_seconds < ROUND_TRIP_SECONDS / ROUND_TRIP_SHARE
+        return self.in_flight_seconds < ROUND_TRIP_SECONDS / ROUND_TRIP_SHARE
+
+    @property
+    def in_flight_seconds(self) -> float:
+        """About how long all takes that it has in flight, from the start of the first."""
+        return sum(order.speed.seconds(order.size) for order in self.in_flight)
 
     def die(self, death: Death, details: str = "") -> None:
         """Give the worker no more; the first reason is the one that counts."""
@@ -302,7 +313,12 @@ class Dispatcher:
 
     def slots_with_room(self) -> Iterator[Slot]:
         """Whose workers may be given something that waits."""
-        return (slot for slot in self.slots if slot.is_ready and slot.has_room)
+        return (slot for slot in self.slots if slot.is_ready and slot.has_room and self._may_follow(slot))
+
+    def may_be_joined(self, slot: Slot) -> bool:
+        """Whether what an idle worker would be given may grow within a turn of the loop, by those answered just now."""
+        is_interactive = self._scheduler.turn() is Priority.INTERACTIVE
+        return slot.is_idle and is_interactive and not self._fills_a_batch(Priority.INTERACTIVE)
 
     # ---------------------------------------------------------------- what comes next
 
@@ -375,12 +391,45 @@ class Dispatcher:
             return None
         priority = turn if self._may_take(slot, turn) else Priority.INTERACTIVE
         idle = sum(other.is_idle and self._may_take(other, priority) for other in self.slots)
-        if slot.in_flight and idle:
-            return None  # those begin at once, while here it would only wait
+        if slot.in_flight and (idle or not self._may_follow(slot)):
+            return None  # an idle worker begins at once, while here it would only wait
         seconds = self._seconds_waiting(priority)
         if seconds:
             idle = min(idle, 1 + int(seconds / WORTH_SHARING_SECONDS))
-        return self._scheduler.next_batch(idle, priority=priority)
+        most_tokens = self._share(slot) if priority is Priority.INTERACTIVE and idle == 1 else None
+        return self._scheduler.next_batch(idle, priority=priority, most_tokens=most_tokens)
+
+    def _may_follow(self, slot: Slot) -> bool:
+        """Whether the next batch may be sent already, or waits for the end of those in flight; see COMPANY_SHARE.
+
+        Bulk work does not wait: nobody comes back with more of it when others are answered.
+        """
+        if not slot.in_flight or self._scheduler.waiting(Priority.BULK) or self._fills_a_batch(Priority.INTERACTIVE):
+            return True
+        return slot.in_flight_seconds < ROUND_TRIP_SECONDS / COMPANY_SHARE
+
+    def _fills_a_batch(self, priority: Priority) -> bool:
+        """Whether as much waits as a batch may take."""
+        leader = self._scheduler.oldest(priority)
+        if leader is None:
+            return False
+        tokens, count = self._scheduler.waiting_tokens(priority), self._scheduler.waiting(priority)
+        return tokens >= leader.batch_key.max_batch_tokens or count >= leader.batch_key.max_batch_size
+
+    def _share(self, slot: Slot) -> int | None:
+        """Tokens of an interactive batch that leave the busy workers as much as this one has; None: take all.
+
+        Else callers who are answered together would come back together for ever: many at one worker, few at another.
+        """
+        busy = [other for other in self.slots if other is not slot and other.is_usable and not other.is_loading]
+        tokens = self._scheduler.tokens + sum(order.size for other in busy for order in other.in_flight)
+        share = max(WORTH_LEAVING_TOKENS, ceil(tokens / (1 + len(busy))))
+        leader = self._scheduler.oldest(Priority.INTERACTIVE)
+        if leader is None:
+            return None
+        left = self._scheduler.waiting_tokens(Priority.INTERACTIVE) - share
+        speed = self.models[leader.batch_key.model].speed(leader.batch_key)
+        return share if left >= WORTH_LEAVING_TOKENS and speed.seconds(left) > WORTH_SHARING_SECONDS else None
 
     def _seconds_waiting(self, priority: Priority) -> float:
         """About how long all that waits would take one worker, by the speed of what comes next; 0 if not known yet."""

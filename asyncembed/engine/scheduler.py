@@ -235,13 +235,16 @@ class Scheduler:
             return Priority.INTERACTIVE
         return Priority.BULK if bulk else None
 
-    def next_batch(self, idle_workers: int = 1, *, priority: Priority | None = None) -> Batch | None:
+    def next_batch(
+        self, idle_workers: int = 1, *, priority: Priority | None = None, most_tokens: int | None = None
+    ) -> Batch | None:
         """Form the next batch, or return None if nothing waits.
 
         Args:
             idle_workers: How many workers, the asking one included, have nothing to do. What waits is shared out among
                 them: a batch then takes no more than its part of the waiting tokens.
             priority: Take items of this priority, whosever turn it is.
+            most_tokens: Take no more than that, but one item in any case; the rest is left to other workers.
         """
         if priority is None:
             priority = self.turn()
@@ -254,6 +257,8 @@ class Scheduler:
         if idle_workers > 1:
             share = max(SPLIT_FLOOR_TOKENS, -(-lane.tokens // idle_workers))
             budget = min(budget, share)
+        if most_tokens is not None:
+            budget = min(budget, most_tokens)
         batch = Batch(batch_key, self._fill(lane, leader, budget))
         self._settle(batch)
         return batch

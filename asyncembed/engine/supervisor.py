@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import anyio
 from anyio import CancelScope, CapacityLimiter, Event, to_thread
+from anyio.lowlevel import checkpoint
 
 from asyncembed.encoders.encoder import Encoded
 from asyncembed.engine import child
@@ -45,6 +46,9 @@ DEATH_GRACE_SECONDS = 1.0
 
 MAX_FAILED_STARTS = 5
 """After so many in a row nobody waits for a worker any more; it is tried again all the same, and may come back."""
+
+TURNS_TO_COME_BACK = 2
+"""Turns of the loop in which a caller learns its result and asks the next: its batch then is that of those who wait."""
 
 T = TypeVar("T")
 
@@ -330,6 +334,9 @@ class Supervisor:
                     await life.changed.wait()
                 life.changed = Event()
                 self._take_answers(slot, life)
+                for _ in range(TURNS_TO_COME_BACK):
+                    if self._dispatcher.may_be_joined(slot):
+                        await checkpoint()
                 if self._dispatcher.seconds_left(slot, perf_counter()) <= 0:
                     slot.die(Death.TIMED_OUT)
                 if slot.death is not None:

@@ -320,11 +320,14 @@ class _Builder:
     # Weights
 
     def _weight(self, name: str, expected: tuple[int | None, ...]) -> str:
+        # Not `self`, which has the graph that has this function: a circle would keep the weights mapped.
+        tensors, full_name, model = self.tensors, self.prefix + name, self.config.model
+
         def load() -> Array:
-            array = self.tensors[self.prefix + name]
+            array = tensors[full_name]
             if array.dtype.kind != "f":
                 reason = f"has the element type {array.dtype}, and quantised weights are not computed; use a repo that"
-                raise UnsupportedModelError(self._about(name, f"{reason} has an ONNX file"), model=self.config.model)
+                raise UnsupportedModelError(_about(model, full_name, f"{reason} has an ONNX file"), model=model)
             return array
 
         return self.graph.weight(name, self._checked_shape(name, expected), load)
@@ -334,19 +337,21 @@ class _Builder:
         shape = self._shape(name)
         if len(shape) != len(expected) or any(e not in (None, s) for e, s in zip(expected, shape, strict=True)):
             reason = f"has the shape {list(shape)}, which does not fit config.json and the other tensors"
-            raise ModelLoadError(self._about(name, reason), model=self.config.model)
+            raise ModelLoadError(_about(self.config.model, self.prefix + name, reason), model=self.config.model)
         return shape
 
     def _shape(self, name: str) -> tuple[int, ...]:
         if not self._has(name):
-            raise ModelLoadError(self._about(name, "is not among its weights"), model=self.config.model)
+            model, reason = self.config.model, "is not among its weights"
+            raise ModelLoadError(_about(model, self.prefix + name, reason), model=model)
         return self.tensors.shape(self.prefix + name)
-
-    def _about(self, name: str, reason: str) -> str:
-        return f"no ONNX graph can be built of {self.config.model}: the tensor {self.prefix}{name} {reason}"
 
     def _has(self, name: str) -> bool:
         return self.prefix + name in self.tensors
+
+
+def _about(model: str, name: str, reason: str) -> str:
+    return f"no ONNX graph can be built of {model}: the tensor {name} {reason}"
 
 
 def _distance_buckets(longest: int) -> npt.NDArray[np.int64]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
 from asyncembed.export.bert_like import read_config
+from asyncembed.export.onnx_builder import Graph
 from asyncembed.files import default_cache_dir, move, replacing
 from asyncembed.runtime.safetensors import find_weights, read_tensors
 
@@ -52,7 +53,13 @@ def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
             'install the package onnx: pip install "asyncembed[export]"',
             model=str(directory),
         )
-    graph = config.build(read_tensors(*weights))
+    with read_tensors(*weights) as tensors:
+        _keep(config.build(tensors), root, target, directory)
+    return target / GRAPH_FILE
+
+
+def _keep(graph: Graph, root: Path, target: Path, directory: Path) -> None:
+    """Write the graph of `directory` into its folder `target`."""
     try:
         _prune(root)
         root.mkdir(parents=True, exist_ok=True)
@@ -66,13 +73,12 @@ def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
                 move(Path(temporary, name), target / name)
     except OSError as error:
         if _is_complete(target):  # Windows does not replace a file that another process has just made and mapped
-            return target / GRAPH_FILE
+            return
         raise ModelLoadError(
             f"the graph built from {directory} cannot be kept in {root}: {error}; "
             "name another directory with cache_dir= or in ASYNCEMBED_CACHE",
             model=str(directory),
         ) from error
-    return target / GRAPH_FILE
 
 
 def find_graph(directory: Path, *, cache_dir: Path | None = None) -> Path | None:

@@ -22,21 +22,20 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asyncembed.errors import CacheNotWritableError, DiskFullError, DownloadError
 from asyncembed.files import move, replacing
 from asyncembed.hub.listing import DEFAULT_REVISION, Listing, RepoFile, Wanted, parse_file
-from asyncembed.hub.partial import Partial
+from asyncembed.hub.partial import Partial, allocated_bytes
 from asyncembed.hub.verify import is_intact
 from asyncembed.repo_files import is_commit, is_safe_path
 
 EMPTY_BLOB_ID = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
 """git's name for no bytes at all; another blob without bytes is what a crash left."""
 
-_COPY_BYTES = 2**20
 _MOST_OF_A_PATH = 248
 """Characters that a directory's path may have on Windows; a file's may have twelve more."""
 
@@ -201,10 +200,7 @@ class RepoCache:
             with contextlib.suppress(OSError):
                 _write_atomically(tag, _TAG)
         needed = sum(file.size_bytes for file in files if not self._is_there(self.blob(file), file))
-        kept = sum(
-            getattr(path.lstat(), "st_blocks", 0) * 512
-            for path in (self.folder / "blobs").glob("*.asyncembed*.incomplete")
-        )
+        kept = sum(allocated_bytes(path.lstat()) for path in (self.folder / "blobs").glob("*.asyncembed*.incomplete"))
         usage = shutil.disk_usage(self.folder)
         if usage.total and usage.free + kept < needed:  # some network file systems report 0 of 0
             raise disk_full(self.folder, needed - kept, usage.free)
@@ -217,16 +213,28 @@ class RepoCache:
         return tuple(file for file in files if not (file.is_storable and self._is_there(snapshot / file.path, file)))
 
     def link_blob(self, commit: str, file: RepoFile) -> bool:
-        """Put `file` into the snapshot if its blob is there already; whether it is in the snapshot now."""
+        """Put `file` into the snapshot if its bytes are there already; whether it is in the snapshot now."""
         if self._is_there(self.snapshot(commit) / file.path, file):
             return True
         blob = self._directory("blobs") / file.etag
         if file.size_bytes == 0 and not blob.exists():
             _write_atomically(blob, "")
         if not self._is_there(blob, file):
-            return False
+            return self._take_from_other(commit, file)
         self._link(blob, commit, file, may_move=False)
         return True
+
+    def _take_from_other(self, commit: str, file: RepoFile) -> bool:
+        """The same from another commit's snapshot, where that has the file itself, for want of links. Reads it all."""
+        for snapshot in self._snapshots():
+            listing = self.read_listing(snapshot.name, snapshot.name) if _is_directory(snapshot) else None
+            for other in () if listing is None else listing.files:
+                source = snapshot / other.path
+                is_same = other.etag == file.etag and other.is_storable and not source.is_symlink()
+                if is_same and self._is_there(source, file) and is_intact(source, file):
+                    self._put(source, self._pointer(commit, file), file, _duplicate)
+                    return True
+        return False
 
     def publish(self, partial: Partial, commit: str, file: RepoFile) -> None:
         """Make a verified partial file the blob, and put it into the snapshot."""
@@ -245,12 +253,11 @@ class RepoCache:
                 # On some Windows machines links can be made, but lead nowhere.
                 if self._is_there(pointer, file):
                     return
+        self._put(blob, pointer, file, move if may_move else _duplicate)
+
+    def _put(self, source: Path, pointer: Path, file: RepoFile, transfer: Callable[[Path, Path], None]) -> None:
         try:
-            if may_move:
-                move(blob, pointer)
-            else:
-                with replacing(pointer) as temporary, blob.open("rb") as content, temporary.open("xb") as copy:
-                    shutil.copyfileobj(content, copy, _COPY_BYTES)
+            transfer(source, pointer)
         except PermissionError:
             # On Windows a file that somebody has open is not replaced: it may be what another download has put there.
             if not self._is_there(pointer, file):
@@ -415,6 +422,15 @@ def _symlink(target: str, pointer: Path) -> None:
             return
         with replacing(pointer) as temporary:
             temporary.symlink_to(target)
+
+
+def _duplicate(source: Path, target: Path) -> None:
+    """Give a file another name, in the place of what has it now; where it can have but one, copy it."""
+    with replacing(target) as temporary:
+        try:
+            os.link(source.resolve(), temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -189,7 +189,8 @@ class Partial:
                 # On Windows a file that somebody has open is not replaced: it may be what another download has put.
                 if not target.is_file() or target.stat().st_size != self._size:
                     raise
-                self._path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it may be this one that is open; then it stays, as a leftover
+                    self._path.unlink()
             self._delete_leftovers()
 
     def release(self) -> None:
@@ -222,7 +223,7 @@ class Partial:
                 status = path.lstat()
                 is_free = path == self._free_path or path.name.startswith(self._prefix)
                 if _is_own(status) and (is_free or time.time() - status.st_mtime > QUIET_SECONDS):
-                    found.append((getattr(status, "st_blocks", status.st_size), path))
+                    found.append((allocated_bytes(status), path))
         return [path for _, path in sorted(found, reverse=True)]
 
     def _delete_leftovers(self) -> None:
@@ -258,6 +259,12 @@ class Partial:
         view = memoryview(data)
         while view:
             view = view[self._file.write(view) :]
+
+
+def allocated_bytes(status: os.stat_result) -> int:
+    """What a file takes of its disk, gaps left out. Windows does not say it, and files have no gaps there."""
+    blocks: int | None = getattr(status, "st_blocks", None)
+    return status.st_size if blocks is None else blocks * 512
 
 
 def _records(journal: bytes, size: int) -> Iterable[tuple[int, int]]:

@@ -8,8 +8,10 @@ import json
 import math
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -87,16 +89,38 @@ class Tensors(Mapping[str, Array]):
     """Tensors by name. Nothing is read before a tensor is asked for.
 
     The arrays are read-only views of the mapped files, except that bfloat16 is widened to float32, exactly,
-    in a copy. They stay valid as long as anything refers to them.
+    in a copy. They stay valid as long as anything refers to them. On Windows a mapped file cannot be deleted: who needs
+    no views any more closes it by `with`.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._entries: dict[str, _Entry] = {}
-        for path in paths:
-            for name, entry in _read_header(path, _map(path)).items():
-                if name in self._entries:
-                    raise _broken(path, f"the tensor {name} is in {self._entries[name].path.name} too")
-                self._entries[name] = entry
+        self._maps: list[mmap.mmap] = []
+        try:
+            for path in paths:
+                self._add(path)
+        except BaseException:
+            self._close()  # an error keeps alive what it has come through
+            raise
+
+    def _add(self, path: Path) -> None:
+        self._maps.append(_map(path))
+        for name, entry in _read_header(path, self._maps[-1]).items():
+            if name in self._entries:
+                raise _broken(path, f"the tensor {name} is in {self._entries[name].path.name} too")
+            self._entries[name] = entry
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        """Let go of the files that no array is a view of; with the others this waits for their arrays."""
+        for data in self._maps:
+            with suppress(BufferError):
+                data.close()
 
     def __getitem__(self, name: str) -> Array:
         """The tensor `name`.

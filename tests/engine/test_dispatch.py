@@ -10,12 +10,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.engine.dispatch import (
+    COMPANY_SHARE,
     KILLS_BEFORE_SPLITTING,
     MAX_BACKOFF_SECONDS,
     MAX_DEPTH,
     MAX_LOAD_CRASHES,
     NOBODY,
     ROUND_TRIP_SECONDS,
+    WORTH_SHARING_SECONDS,
     Death,
     Dispatcher,
     FailedItem,
@@ -267,6 +269,114 @@ def test_a_busy_worker_leaves_work_to_an_idle_one() -> None:
     assert rig.batch(rig.slots[0]) == [], "the other one would begin at once"
     assert rig.batch(rig.slots[1]) == [1]
     assert rig.batch(rig.slots[0]) == [2]
+
+
+# ---------------------------------------------------------------- whom may a batch wait for?
+
+
+WORTH_WAITING_SECONDS = ROUND_TRIP_SECONDS / COMPANY_SHARE * 1.5
+
+
+def busy_rig(workers: int = 1, *, count: int = 1, seconds: float = WORTH_WAITING_SECONDS) -> tuple[Rig, PooledModel]:
+    """Workers the first of which computes `count` queries, each of which takes so long; 50 of them fill a batch."""
+    rig, model = ready_rig(workers)
+    model.speed(BatchKey(model.key, Call(), 10_000, 50)).measure(seconds, 10)
+    rig.add(model, count, at_once=50, bulk=False)
+    assert len(rig.batch(rig.slots[0])) == count
+    return rig, model
+
+
+def test_queries_wait_for_the_end_of_what_is_computed_and_those_that_come_meanwhile_join_them() -> None:
+    rig, model = busy_rig()
+    rig.add(model, 2, at_once=50, bulk=False)
+    assert not list(rig.dispatcher.slots_with_room()), "nobody is woken in vain"
+    assert rig.batch(rig.slots[0]) == []
+    rig.add(model, 3, at_once=50, bulk=False)
+    rig.answer(rig.slots[0])
+    assert rig.batch(rig.slots[0]) == [1, 2, 3, 4, 5]
+
+
+def test_queries_that_fill_a_batch_wait_for_nobody() -> None:
+    rig, model = busy_rig()
+    rig.add(model, 50, at_once=50, bulk=False)
+    assert list(rig.dispatcher.slots_with_room()) == [rig.slots[0]]
+    assert len(rig.batch(rig.slots[0])) == 50
+
+
+def test_queries_do_not_wait_for_what_ends_within_some_round_trips() -> None:
+    rig, model = busy_rig(seconds=ROUND_TRIP_SECONDS / COMPANY_SHARE / 1.5)
+    rig.add(model, 2, at_once=50, bulk=False)
+    assert rig.batch(rig.slots[0]) == [1, 2]
+
+
+def test_bulk_work_waits_for_nobody_and_queries_in_its_midst_neither() -> None:
+    rig, model = busy_rig()
+    rig.add(model, 2, at_once=50)
+    assert rig.batch(rig.slots[0]) == [1, 2]
+    rig, model = busy_rig()
+    rig.add(model, 2, at_once=50)
+    rig.add(model, 1, at_once=50, bulk=False)
+    assert rig.batch(rig.slots[0]) == [3]
+
+
+def test_an_idle_worker_waits_for_those_who_may_join_queries_that_fill_no_batch() -> None:
+    rig, model = ready_rig()
+    slot = rig.slots[0]
+    assert not rig.dispatcher.may_be_joined(slot), "there is nothing to join"
+    rig.add(model, 1, at_once=2, bulk=False)
+    assert rig.dispatcher.may_be_joined(slot)
+    rig.add(model, 1, at_once=2, bulk=False)
+    assert not rig.dispatcher.may_be_joined(slot)
+    assert rig.batch(slot) == [0, 1]
+    rig.add(model, 1, at_once=2, bulk=False)
+    assert not rig.dispatcher.may_be_joined(slot), "it computes"
+    rig.answer(slot)
+    assert rig.batch(slot) == [2]
+    rig.answer(slot)
+    rig.add(model, 1, at_once=2)
+    assert not rig.dispatcher.may_be_joined(slot), "bulk work waits for nobody"
+
+
+def test_a_worker_leaves_a_busy_one_as_many_queries_as_it_takes() -> None:
+    rig, model = busy_rig(2, count=2)
+    rig.add(model, 14, at_once=50, bulk=False)
+    assert len(rig.batch(rig.slots[1])) == 8
+    rig.answer(rig.slots[0])
+    rig.add(model, 2, at_once=50, bulk=False)
+    assert len(rig.batch(rig.slots[0])) == 8, "as those who were answered have come back"
+
+
+def test_a_worker_leaves_a_busy_one_no_query_if_that_has_much_to_do() -> None:
+    rig, model = busy_rig(2, count=12)
+    rig.add(model, 12, at_once=50, bulk=False)
+    assert len(rig.batch(rig.slots[1])) == 12
+
+
+def test_a_worker_leaves_a_busy_one_no_queries_that_are_done_at_once() -> None:
+    rig, model = busy_rig(2, count=2, seconds=WORTH_SHARING_SECONDS / 7)
+    rig.add(model, 14, at_once=50, bulk=False)
+    assert len(rig.batch(rig.slots[1])) == 14
+
+
+def test_a_worker_leaves_a_busy_one_no_few_queries() -> None:
+    rig, model = busy_rig(2)
+    rig.add(model, 3, at_once=50, bulk=False)
+    assert len(rig.batch(rig.slots[1])) == 3
+
+
+def test_a_worker_leaves_one_that_loads_a_model_no_queries() -> None:
+    rig, model = ready_rig(2)
+    rig.slots[0].loaded.clear()
+    model.speed(BatchKey(model.key, Call(), 10_000, 50)).measure(1.0, 10)
+    rig.add(model, 14, size=30, at_once=50, bulk=False)
+    order = rig.order(rig.slots[0])
+    assert order is not None
+    assert order.batch is None
+    held = rig.slots[0].held
+    assert held is not None
+    rig.add(model, 14, at_once=50, bulk=False)
+    waiting = 28 - len(held.items)
+    assert len(rig.batch(rig.slots[1])) == waiting
 
 
 # ---------------------------------------------------------------- models

@@ -102,6 +102,13 @@ def test_little_work_is_not_shared_out() -> None:
     assert len(sizes_of(scheduler.next_batch(idle_workers=4))) == 4
 
 
+def test_a_batch_takes_no_more_than_it_may_but_one_item_in_any_case() -> None:
+    scheduler = Scheduler()
+    scheduler.add(make_items(10, 10, 10))
+    assert sizes_of(scheduler.next_batch(most_tokens=20)) == [10, 10]
+    assert sizes_of(scheduler.next_batch(most_tokens=5)) == [10]
+
+
 def test_a_group_hashes_and_compares_by_its_fields() -> None:
     assert BatchKey(0, "embed", BUDGET, 8) == KEYS[0]
     assert hash(BatchKey(0, "embed", BUDGET, 8)) == hash(KEYS[0])

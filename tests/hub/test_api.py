@@ -212,6 +212,19 @@ class TestRefresh:
         assert await download_files([HubOrigin(REPO)], patterns=["*"]) == new
         assert (await list_files(REPO)).commit == new.name
 
+    async def test_without_links_no_more_is_downloaded_either(
+        self, moved: Callable[[], None], hub: HubServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The bytes lie in the snapshot of the commit that had them first, and nowhere else."""
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
+        old = await download_files([HubOrigin(REPO)], patterns=["*"])
+        (old / "onnx" / "model.onnx").write_bytes(bytes(len(FILES["onnx/model.onnx"])))  # damaged
+        moved()
+        new = await download_files([HubOrigin(REPO)], patterns=["*"], refresh=True)
+        assert contents(new) == {**FILES, "config.json": b"[]"}
+        downloaded = {request.path.partition(f"{new.name}/")[2] for request in hub.of_route("resolve")}
+        assert downloaded == {"config.json", "onnx/model.onnx"}
+
     async def test_refreshing_what_is_up_to_date_takes_one_request(self, repo: Repo, hub: HubServer) -> None:
         snapshot = await download_files([HubOrigin(REPO)], patterns=["*"])
         hub.requests.clear()

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from asyncembed.catalogue.spec import HubOrigin
 from asyncembed.hub import BytesReceived, ProgressEvent, download
 from asyncembed.hub.listing import RepoFile
-from asyncembed.hub.partial import ByteRanges, Partial
+from asyncembed.hub.partial import ByteRanges, Partial, allocated_bytes
 from tests.hub.calls import change_policy, download_files
 from tests.hub.server import Fault, HubServer, Repo, blob_id
 
@@ -355,6 +355,15 @@ def test_a_resumed_file_equals_an_unbroken_one(order: list[int], lost: int, torn
         resumed.finish(blob)
         assert blob.read_bytes() == content
         assert list(Path(folder).iterdir()) == [blob]
+
+
+def test_what_a_file_takes_of_its_disk_is_known_on_windows_too(tmp_path: Path) -> None:
+    """There an `os.stat_result` does not tell how many blocks a file has."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(5000))
+    status = path.stat()
+    assert allocated_bytes(os.stat_result(status[:10])) == 5000
+    assert 0 <= allocated_bytes(status) < 100_000
 
 
 def test_a_partial_file_is_never_as_long_as_the_file(tmp_path: Path) -> None:

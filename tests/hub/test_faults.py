@@ -387,6 +387,7 @@ class TestCache:
         with as_ordinary_user(), pytest.raises(CacheNotWritableError, match="cache_dir="):
             await fetch_all(cache_dir=open_folder, verify=True)
 
+    @pytest.mark.posix
     async def test_a_cache_that_is_purged_meanwhile_is_filled_anew(self, cache: Path) -> None:
         def purge(event: ProgressEvent) -> None:
             if isinstance(event, BytesReceived) and not purged:
@@ -411,6 +412,7 @@ class TestCache:
         (snapshot / "config.json").symlink_to((snapshot / "model.onnx").readlink())
         assert_whole(await fetch_all())
 
+    @pytest.mark.posix
     async def test_a_blob_that_lost_its_link_is_not_downloaded_again(self, hub: HubServer) -> None:
         snapshot = await fetch_all()
         shutil.rmtree(snapshot)

@@ -32,6 +32,7 @@ FILES: dict[str, bytes | memoryview] = {
 def repo(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Repo:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS_WARNING", True)  # on Windows
     hub.repos[REPO] = Repo(dict(FILES), large=frozenset({"onnx/model.onnx", "onnx/model.onnx_data"}))
     return hub.repos[REPO]
 
@@ -117,6 +118,7 @@ async def test_both_may_fill_one_cache_at_once(repo: Repo, hub: HubServer, cache
     assert not (await to_thread.run_sync(lambda: scan_cache_dir(cache))).warnings
 
 
+@pytest.mark.posix
 async def test_we_link_a_blob_that_is_there_only_while_huggingface_hub_does_not(
     repo: Repo, hub: HubServer, cache: Path
 ) -> None:

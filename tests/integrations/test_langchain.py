@@ -179,18 +179,24 @@ async def test_cancelling_withdraws_what_waits(gate: Path, texts: int) -> None:
         assert model.stats().items == 1
 
 
-def test_a_call_that_is_cancelled_withdraws_from_a_shared_model(gate: Path) -> None:
-    fakes = Fakes(seconds=60)
-    embeddings = AsyncembedEmbeddings(fake_model(dim=4, fakes=fakes))
+def test_a_call_that_is_cancelled_withdraws_from_a_shared_model() -> None:
+    fakes = Fakes()
+    spec = fake_model(dim=4, fakes=fakes)
+    embeddings = AsyncembedEmbeddings(spec, max_batch_size=1)
+    with sync.TextEmbedding(spec, max_batch_size=1) as same:
+        fakes.seconds = 60
 
-    async def give_up() -> None:
-        with anyio.move_on_after(0.05) as scope:
-            await embeddings.aembed_documents(TEXTS)
-        assert scope.cancelled_caught
+        async def give_up() -> None:
+            async with anyio.create_task_group() as group:
+                group.start_soon(embeddings.aembed_documents, TEXTS * 10)
+                await until(lambda: same.stats().queued > 0)
+                group.cancel_scope.cancel()
+            await until(lambda: same.stats().queued == 0)
 
-    anyio.run(give_up)
-    fakes.seconds = 0
-    assert len(embeddings.embed_query(QUERY)) == 4
+        anyio.run(give_up)
+        fakes.seconds = 0
+        assert len(embeddings.embed_query(QUERY)) == 4
+        assert same.stats().items < len(TEXTS * 10)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

@@ -84,6 +84,7 @@ async def test_what_we_download_loads_as_it_is(hub: HubServer, files: dict[str, 
     run(path)
 
 
+@pytest.mark.posix
 async def test_weights_in_the_shared_store_load_through_hard_links(
     hub: HubServer, files: dict[str, bytes | memoryview]
 ) -> None:
@@ -98,6 +99,7 @@ async def test_weights_in_the_shared_store_load_through_hard_links(
     assert await in_disk_thread(loadable_model_path, snapshot, "onnx/model.onnx") == path
 
 
+@pytest.mark.posix
 async def test_links_of_deleted_snapshots_are_removed_and_nothing_else(
     hub: HubServer, files: dict[str, bytes | memoryview]
 ) -> None:
@@ -118,6 +120,7 @@ async def test_links_of_deleted_snapshots_are_removed_and_nothing_else(
 
 
 @pytest.mark.parametrize("folder", ["mine", f"snapshots/{'c' * 40}"])
+@pytest.mark.posix
 async def test_folders_beside_a_local_model_are_left_alone(
     folder: str, files: dict[str, bytes | memoryview], tmp_path: Path
 ) -> None:
@@ -149,6 +152,7 @@ def link_weights(directory: Path, target: Path) -> None:
 @pytest.mark.parametrize(
     "layout", ["model", f"models--org--name/snapshots/{'c' * 40}", "models--org--name/snapshots/main"]
 )
+@pytest.mark.posix
 async def test_no_file_outside_the_model_is_read_as_weights(
     layout: str, files: dict[str, bytes | memoryview], tmp_path: Path
 ) -> None:
@@ -163,6 +167,7 @@ async def test_no_file_outside_the_model_is_read_as_weights(
     assert not list(tmp_path.rglob("onnx_snapshots"))
 
 
+@pytest.mark.posix
 async def test_a_link_that_stays_in_the_directory_is_followed(
     files: dict[str, bytes | memoryview], tmp_path: Path
 ) -> None:
@@ -178,6 +183,7 @@ async def test_weights_that_are_missing_are_named(files: dict[str, bytes | memor
         await in_disk_thread(loadable_model_path, directory, "onnx/model.onnx")
 
 
+@pytest.mark.posix
 @pytest.mark.posix
 async def test_nothing_is_put_where_others_can_write_or_a_link_leads_elsewhere(
     hub: HubServer, files: dict[str, bytes | memoryview], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -205,6 +211,7 @@ async def test_nothing_is_put_where_others_can_write_or_a_link_leads_elsewhere(
     assert (await in_disk_thread(loadable_model_path, snapshot, "onnx/model.onnx")).is_relative_to(private)
 
 
+@pytest.mark.posix
 async def test_where_links_cannot_be_made_copies_serve(
     hub: HubServer, files: dict[str, bytes | memoryview], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +224,7 @@ async def test_where_links_cannot_be_made_copies_serve(
     run(path)
 
 
+@pytest.mark.posix
 async def test_where_nothing_can_be_put_anywhere_the_weights_come_from_memory(
     hub: HubServer,
     files: dict[str, bytes | memoryview],

@@ -56,6 +56,26 @@ def test_arrays_outlive_the_mapping_and_cannot_be_written(tmp_path: Path) -> Non
         array[0, 0] = 1.0
 
 
+def test_files_are_closed_that_no_array_needs(tmp_path: Path) -> None:
+    path = write_tensors(tmp_path / "model.safetensors", {"a": MATRIX, "b": MATRIX})
+    with read_tensors(path) as tensors:
+        array = tensors["a"]
+    np.testing.assert_array_equal(array, MATRIX)
+    with read_tensors(path) as tensors:
+        tensors["a"].sum()
+    with pytest.raises(ValueError, match="closed"):
+        tensors["b"]
+
+
+def test_a_file_that_is_refused_can_be_deleted_at_once(tmp_path: Path) -> None:
+    """As the error says; on Windows it must not be mapped any more, and the error keeps alive what it came through."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"not one")
+    with pytest.raises(ModelLoadError, match="delete it"):
+        read_tensors(path)
+    path.unlink()
+
+
 def test_a_split_model_reads_as_one(tmp_path: Path) -> None:
     write_tensors(tmp_path / "model-00001-of-00002.safetensors", {"a": MATRIX})
     write_tensors(tmp_path / "model-00002-of-00002.safetensors", {"b": MATRIX * 2})
