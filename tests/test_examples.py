@@ -116,6 +116,19 @@ def test_llama_index_finds_docstrings_and_puts_them_in_the_rerankers_order(
     assert scores == sorted(scores[:3], reverse=True) + sorted(scores[3:], reverse=True)
 
 
+@pytest.mark.parametrize("store", ["chroma", "lancedb"])
+def test_a_store_finds_what_an_earlier_run_has_kept_there(
+    store: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """With the model that the store names, as the second run names none."""
+    query = "numbers drawn by chance"
+    command = ["-m", f"examples.store_{store}", "-n", "30", "--folder", str(tmp_path / "db"), "--workers", "0", query]
+    first, second = run(environment, *command), run(environment, *command)
+    assert f"\n{query}\n  " in first.stdout
+    assert first.stdout == second.stdout
+    assert first.stdout.startswith("30 docstrings in the ")
+
+
 def test_observability_prints_the_spans_of_calls_and_batches_and_the_metrics(environment: dict[str, str]) -> None:
     done = run(environment, "-m", "examples.observability", "-n", "20")
     assert re.search(r"^TextEmbedding opened .* on CPUExecutionProvider, \d+ workers x ", done.stderr, re.MULTILINE)

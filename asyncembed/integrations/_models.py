@@ -129,6 +129,11 @@ class Model(Generic[EmbedderT]):
 
     # ---------------------------------------------------------------- as configuration
 
+    @property
+    def is_configuration(self) -> bool:
+        """Whether it was given a name, and so can be written down."""
+        return self._name is not None and not isinstance(self._name, ModelSpec)
+
     def configuration(self) -> dict[str, Any]:
         """Name and options by keyword, `model` among them, for files; what it was made of.
 

@@ -1,0 +1,136 @@
+"""LanceDB's own tables, synchronous and asynchronous, with a function of its registry."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
+
+from asyncembed import TextEmbedding, sync
+from asyncembed.errors import InputError
+from asyncembed.integrations.lancedb import AsyncembedFunction
+from asyncembed.testing import Fakes, fake_models
+from tests.support import snippets
+
+pytestmark = pytest.mark.slow  # the framework takes seconds to import
+
+NAME = "BAAI/bge-small-en-v1.5"
+TEXTS = ["how cats sleep", "a full queue makes its writer wait", "the way home"]
+
+
+@pytest.fixture
+def fakes() -> Iterator[Fakes]:
+    with fake_models() as switched_on:
+        yield switched_on
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """LanceDB's asynchronous tables know asyncio only."""
+    return "asyncio"
+
+
+def described(**keywords: Any) -> tuple[pa.Schema, list[Any]]:
+    """A schema, and what fills its vectors."""
+    function = get_registry().get("asyncembed").create(model=NAME, **keywords)
+    schema = pa.schema([("text", pa.string()), ("vector", pa.list_(pa.float32(), function.ndims()))])
+    return schema, [EmbeddingFunctionConfig(source_column="text", vector_column="vector", function=function)]
+
+
+def made(folder: Path, **keywords: Any) -> Any:
+    schema, functions = described(**keywords)
+    return lancedb.connect(folder).create_table("texts", schema=schema, embedding_functions=functions)
+
+
+def test_a_table_is_searched_by_meaning(fakes: Fakes, tmp_path: Path) -> None:
+    table = made(tmp_path)
+    table.add(pa.table({"text": TEXTS}))
+    assert table.search("cats sleep").limit(1).to_list()[0]["text"] == TEXTS[0]
+    kept = np.stack(table.to_arrow()["vector"].to_pylist())
+    with sync.TextEmbedding(NAME) as model:
+        assert np.allclose(kept, model.embed_documents(TEXTS))
+
+
+def test_a_table_that_is_opened_again_has_its_function_with_its_parameters_only(fakes: Fakes, tmp_path: Path) -> None:
+    made(tmp_path, prompts={"query": "find: "}, keep_alive=60.0)
+    again = lancedb.connect(tmp_path).open_table("texts")
+    (kept,) = json.loads(again.schema.metadata[b"embedding_functions"])
+    assert kept["name"] == "asyncembed"
+    assert kept["model"] == {"model": NAME, "prompts": {"query": "find: "}, "keep_alive": 60.0}
+    again.add([{"text": text} for text in TEXTS])
+    assert again.search("cats sleep").limit(1).to_list()[0]["text"] == TEXTS[0]
+
+
+async def test_an_asynchronous_table_calls_it_beside_the_loop(fakes: Fakes, tmp_path: Path) -> None:
+    schema, functions = described()
+    connection = await lancedb.connect_async(tmp_path)
+    table = await connection.create_table("texts", schema=schema, embedding_functions=functions)
+    await table.add([{"text": text} for text in TEXTS])
+    found = await (await table.search("cats sleep")).limit(1).to_list()
+    assert found[0]["text"] == TEXTS[0]
+
+
+def test_queries_have_the_prompt_of_queries(fakes: Fakes) -> None:
+    prompts = {"query": "find: ", "passage": "kept: "}
+    function = AsyncembedFunction.create(model=NAME, prompts=prompts)
+    with sync.TextEmbedding(NAME, prompts=prompts) as model:
+        assert np.allclose(function.compute_query_embeddings("cats"), [model.embed_query("cats")])
+        assert np.allclose(function.compute_source_embeddings(["cats"]), model.embed_documents(["cats"]))
+    assert not np.allclose(function.compute_query_embeddings("cats"), function.compute_source_embeddings(["cats"]))
+
+
+@pytest.mark.parametrize("form", [list, np.array, pa.array, lambda texts: pa.chunked_array([texts[:1], texts[1:]])])
+def test_texts_come_as_lists_or_arrays_and_those_that_are_none_have_no_vector(fakes: Fakes, form: Any) -> None:
+    function = AsyncembedFunction.create(model=NAME)
+    rows = function.compute_source_embeddings(form(["a", None, "b"]))
+    assert [None if row is None else row.shape for row in rows] == [(384,), None, (384,)]
+
+
+def test_a_permanent_error_comes_at_once_and_as_it_is(fakes: Fakes, tmp_path: Path) -> None:
+    fakes.failures["cats"] = InputError("refused")
+    function = AsyncembedFunction.create(model=NAME)
+    assert function.max_retries == 0
+    with pytest.raises(InputError, match="input 0: refused"):
+        function.compute_source_embeddings_with_retry(TEXTS)
+    with pytest.raises(ValueError, match="workers"):
+        AsyncembedFunction.create(model=NAME, workers=-1)
+    with pytest.raises(ValueError, match="model"):
+        AsyncembedFunction.create(model=TextEmbedding(NAME))
+
+
+def test_many_threads_share_one_engine(fakes: Fakes) -> None:
+    function = AsyncembedFunction.create(model=NAME)
+    found: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(function.compute_query_embeddings("cats")[0])) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert all(np.array_equal(one, found[0]) for one in found)
+
+
+async def test_in_a_loops_thread_it_warns_once(fakes: Fakes) -> None:
+    function = AsyncembedFunction.create(model=NAME)
+    with pytest.warns(RuntimeWarning, match="blocks the event loop"):
+        function.compute_query_embeddings("cats")
+    function.compute_query_embeddings("cats")
+
+
+def test_functions_are_equal_where_their_parameters_are() -> None:
+    assert AsyncembedFunction.create(model=NAME, threads=1) == AsyncembedFunction.create(model=NAME, threads=1)
+    assert AsyncembedFunction.create(model=NAME, threads=1) != AsyncembedFunction.create(model=NAME, threads=2)
+    assert len({AsyncembedFunction.create(model=NAME), AsyncembedFunction.create(model=NAME)}) == 1
+
+
+def test_the_snippet_of_the_readme_is_a_function_of_lancedbs(fakes: Fakes) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert eval(snippets.of_integration(readme, "lancedb"), globals()).ndims() == 384
