@@ -46,7 +46,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               client, hops, retry, addresses
 #   export/     bert_like, onnx_builder, graph_cache
 #   integrations/  a module per framework, store or tool, used by nobody else: asgi, opentelemetry, prometheus
-#               chroma, lancedb, langchain, langchain_qdrant, llama_index, pydantic_ai, qdrant
+#               chroma, haystack, lancedb, langchain, langchain_qdrant, llama_index, pydantic_ai, qdrant
 #
 # Arrows point downwards: embedders → stream → engine → encoders → runtime; embedders → catalogue, hub, export.
 # Public are the names below and the modules errors, hub, observing, readers, sync, testing and those of integrations.

@@ -14,6 +14,9 @@ from tests.support import reach
 # A shell that starts the tests in the background has them ignore Ctrl-C, which some tests press: programs inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Haystack would tell its makers of each pipeline that runs, over the network; programs inherit that, too.
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
+
 settings.register_profile("whole", max_examples=200, deadline=None)
 settings.register_profile("fast", max_examples=25, deadline=None)
 

@@ -217,3 +217,13 @@ def test_image_search_says_what_to_do_without_the_hub(environment: dict[str, str
         run(environment, "-m", "examples.image_search", "--offline", "--workers", "0")
     assert "--text-model DIRECTORY --image-model DIRECTORY" in caught.value.stderr
     assert "Traceback" not in caught.value.stderr
+
+
+@pytest.mark.parametrize("reranks", [False, True])
+def test_haystack_searches_with_pipelines(reranks: bool, environment: dict[str, str], tmp_path: Path) -> None:
+    more = ["--reranker", str(write_reranker(tmp_path / "reranker"))] if reranks else []
+    done = run(environment, "-m", "examples.haystack_search", "-n", "30", *more, "a time limit")
+    assert done.stdout.startswith("30 docstrings\n")
+    scores = [float(score) for score in re.findall(r"^ +(-?\d+\.\d\d)  [\w.]+$", done.stdout, re.MULTILINE)]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
