@@ -43,7 +43,7 @@ try:
     from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
     from llama_index.core.bridge.pydantic import BaseModel, Field, PrivateAttr
     from llama_index.core.callbacks.schema import CBEventType, EventPayload
-    from llama_index.core.instrumentation import get_dispatcher
+    from llama_index.core.instrumentation import Dispatcher, get_dispatcher
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
@@ -66,7 +66,7 @@ BATCH_SIZE = 256
 HANDED = "model_digest"
 """Stands in dicts for a model that was handed over."""
 
-dispatcher = get_dispatcher(__name__)
+dispatcher: Dispatcher = get_dispatcher(__name__)
 
 
 class AsyncembedEmbedding(BaseEmbedding):
