@@ -37,7 +37,8 @@ def start(
     process = subprocess.Popen(
         [sys.executable, "-W", "error", *command, *arguments],
         cwd=directory,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+        # No empty folder among them, which means the one that the program runs in: it may be gone.
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
