@@ -33,7 +33,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
 #               pool, lifetime              the public WorkerPool; opening and closing
-#               spawn, frozen, cores        how processes start, and how many
+#               spawn, frozen, cores, cgroups   how processes start, and how many
 #   encoders/   encoder, registry, settings the seam; which module serves a model, and what a model says to it
 #               dense, static, colbert, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
 #               hashed, text_graph, graph_output, pooling, projection, postprocess, finite, batch
