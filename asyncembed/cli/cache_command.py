@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from asyncembed.cli.output import json_option, print_json, print_table
+from asyncembed.cli.output import json_option, print_json, print_table, size_in_words
 
 if TYPE_CHECKING:
     from asyncembed.cli.stored import Places, Stored
@@ -106,7 +106,8 @@ def _as_document(places: "Places", stored: "list[Stored]") -> dict[str, object]:
 
 def _print_stored(places: "Places", stored: "list[Stored]") -> None:
     rows = [
-        (_named(each), each.kind, size(each.size_bytes), _day(each.used_at), _shown(each, places)) for each in stored
+        (_named(each), each.kind, size_in_words(each.size_bytes), _day(each.used_at), _shown(each, places))
+        for each in stored
     ]
     if rows:
         print_table(("NAME", "WHAT", "SIZE", "USED", "WHERE"), rows)
@@ -130,16 +131,8 @@ def _shown(each: "Stored", places: "Places") -> str:
 def _in_words(stored: "list[Stored]") -> str:
     models = sum(each.kind == "model" for each in stored)
     number = "1 model" if models == 1 else f"{models} models"
-    return f"{number}, {size(sum(each.size_bytes for each in stored))}"
+    return f"{number}, {size_in_words(sum(each.size_bytes for each in stored))}"
 
 
 def _day(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, tz=UTC).astimezone().strftime("%Y-%m-%d") if seconds else ""
-
-
-def size(count: int) -> str:
-    """A number of bytes, as disks are measured: 1 MB is a million."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return f"{count} B"
