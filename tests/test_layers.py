@@ -86,7 +86,7 @@ MAY_IMPORT = {
     "testing": {"catalogue", "faking"},
     "_pytest_plugin": {"testing"},
     "_pyinstaller": set[str](),
-    "cli": {"catalogue", "hub", "runtime"},
+    "cli": {"catalogue", "engine", "export", "faking", "files", "hub", "runtime"},
     "__main__": {"cli"},
 }
 

@@ -88,9 +88,13 @@ def clear(
 def _confirm(yes: bool) -> None:
     if yes:
         return
-    if not sys.stdin.isatty():
+    if not _is_terminal():
         raise click.UsageError("nobody can be asked here whether that may be deleted: say --yes")
     click.confirm("Delete this?", abort=True, err=True)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _as_document(places: "Places", stored: "list[Stored]") -> dict[str, object]:

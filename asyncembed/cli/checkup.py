@@ -110,7 +110,10 @@ def versions() -> Iterator[Finding]:
     yield Finding("asyncembed", "ok", f"{__version__} in {Path(__file__).parents[1]}")
     implementation = platform.python_implementation()
     yield Finding("python", "ok", f"{implementation} {platform.python_version()} in {sys.prefix}")
-    yield Finding("system", "ok", f"{platform.platform()}, {platform.machine()}")
+    libc = " ".join(platform.libc_ver())
+    yield Finding(
+        "system", "ok", f"{platform.system()} {platform.release()}, {platform.machine()}, {libc}".rstrip(", ")
+    )
     found = {package: installed for package in PACKAGES if (installed := _version(package)) is not None}
     yield Finding("packages", "ok", ", ".join(f"{package} {installed}" for package, installed in found.items()))
     runtimes = [package for package in found if package.startswith("onnxruntime")]
