@@ -27,6 +27,9 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   shared, background, remote              one engine for many; the loop it lives on; the way to a loop from elsewhere
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
 #   __main__, _pyinstaller                  the shell's way in; packed programs
+#   cli/        commands, output            the group of all commands; what they print
+#               model_options               options of those that open models
+#               download_command, models_command
 #   embedders/  text, sparse, late_interaction, image, multimodal, cross_encoder: the six classes
 #               base, roles, intake         what they share
 #   images/     inputs, urls, connecting, decode, image_limits, preprocess

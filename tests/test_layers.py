@@ -87,7 +87,8 @@ MAY_IMPORT = {
     "testing": {"catalogue", "faking"},
     "_pytest_plugin": {"testing"},
     "_pyinstaller": set[str](),
-    "__main__": {"catalogue", "hub"},
+    "cli": {"catalogue", "hub", "runtime"},
+    "__main__": {"cli"},
 }
 
 FOREIGN = {
