@@ -29,7 +29,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   __main__, _pyinstaller                  the shell's way in; packed programs
 #   cli/        commands, output            the group of all commands; what they print
 #               model_options               options of those that open models
-#               download_command, models_command
+#               download_command, models_command, serve_command
 #   embedders/  text, sparse, late_interaction, image, multimodal, cross_encoder: the six classes
 #               base, roles, intake         what they share
 #   images/     inputs, urls, connecting, decode, image_limits, preprocess

@@ -87,7 +87,7 @@ MAY_IMPORT = {
     "testing": {"catalogue", "faking"},
     "_pytest_plugin": {"testing"},
     "_pyinstaller": set[str](),
-    "cli": {"catalogue", "hub", "runtime"},
+    "cli": {"catalogue", "hub", "server"},
     "__main__": {"cli"},
 }
 

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, Unpack, cast
 
 import orjson
@@ -159,12 +159,15 @@ def _lifespan(
 
     @asynccontextmanager
     async def run(_: FastAPI) -> AsyncGenerator[None]:
-        async with lifespan("models", **opened)(None):
-            service.is_ready = True
+        async with AsyncExitStack() as stack:
             try:
-                yield
-            finally:
-                service.is_ready = False
+                await stack.enter_async_context(lifespan("models", **opened)(None))
+            except Exception as error:
+                service.failure = error
+                raise
+            service.is_ready = True
+            yield
+            service.is_ready = False
 
     return run
 

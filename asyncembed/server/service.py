@@ -34,12 +34,14 @@ class Service:
         models: What is served.
         limits: What one request may ask for.
         is_ready: Whether the models are open.
+        failure: Why they could not be opened.
     """
 
     def __init__(self, models: ServedModels, limits: Limits, api_keys: Sequence[str]) -> None:
         self.models = models
         self.limits = limits
         self.is_ready = False
+        self.failure: Exception | None = None
         # Of one length whatever the keys are, so that comparing tells nothing of them.
         self._keys = [sha256(key.encode()).digest() for key in api_keys]
 
