@@ -29,7 +29,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   __main__, _pyinstaller                  the shell's way in; packed programs
 #   cli/        commands, output            the group of all commands; what they print
 #               model_options               options of those that open models
-#               download_command, models_command, cache_command, doctor_command
+#               download_command, models_command, serve_command, cache_command, doctor_command
 #               stored, checkup, charts     what the caches hold; what doctor looks at; figures as SVG
 #   embedders/  text, sparse, late_interaction, image, multimodal, cross_encoder: the six classes
 #               base, roles, intake         what they share
@@ -49,11 +49,14 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               download, partial, pace, verify, progress, archive, cache, locks
 #               client, hops, retry, addresses
 #   export/     bert_like, onnx_builder, graph_cache
-#   integrations/  a module per framework, store or tool, used by nobody else: asgi, opentelemetry, prometheus
+#   server/     app, service, served        models behind HTTP; what its handlers share; which model serves a request
+#               endpoint, openai_dialect    a route from request to answer; a module per interface that clients know
+#               refusals, request_limits, vectors, openapi_document
+#   integrations/  a module per framework, store or tool, used by the server at most: asgi, opentelemetry, prometheus
 #               chroma, haystack, lancedb, langchain, langchain_qdrant, llama_index, pydantic_ai, qdrant
 #
 # Arrows point downwards: embedders → stream → engine → encoders → runtime; embedders → catalogue, hub, export.
-# Public are the names below and the modules errors, hub, observing, readers, sync, testing and those of integrations.
+# Public are the names below and the modules errors, hub, observing, readers, server, sync, testing, integrations.
 
 import sys
 from importlib import import_module

@@ -19,6 +19,7 @@ MODULES = {
     "doctor": "doctor_command",
     "download": "download_command",
     "models": "models_command",
+    "serve": "serve_command",
 }
 """The name of a command → the module of `asyncembed.cli` that has it, as a variable of the same name.
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import click
 
-from asyncembed.runtime.session import Device
-
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+DEVICES = ("auto", "cpu", "cuda")
+"""Those of `runtime.session`, which imports numpy: too much for a `--help`."""
 
 _FILES = (
     click.option("--revision", help="Branch, tag or commit on the hub."),
@@ -19,7 +20,7 @@ _FILES = (
 )
 
 _COMPUTING = (
-    click.option("--device", type=click.Choice(get_args(Device)), default="auto", show_default=True),
+    click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True),
     click.option("--max-length", type=int, help="Most tokens of a text; what is longer is cut."),
     click.option("--max-batch-tokens", type=int, help="Most tokens, padding included, computed at once."),
     click.option("--max-batch-size", type=int, help="Most texts computed at once."),
