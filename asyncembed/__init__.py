@@ -27,8 +27,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   shared, background, remote              one engine for many; the loop it lives on; the way to a loop from elsewhere
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
 #   __main__, _pyinstaller                  the shell's way in; packed programs
-#   cli/        commands, output            the group of all commands; what they print
-#               model_options               options of those that open models
+#   cli/        commands, model_options, output   the group of all; options of those that open models; what they print
 #               download_command, models_command, serve_command, cache_command, doctor_command
 #               stored, checkup, charts     what the caches hold; what doctor looks at; figures as SVG
 #   embedders/  text, sparse, late_interaction, image, multimodal, cross_encoder: the six classes
