@@ -28,7 +28,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
 #   __main__, _pyinstaller                  the shell's way in; packed programs
 #   cli/        commands, model_options, output   the group of all; options of those that open models; what they print
-#               download_command, models_command, serve_command, cache_command, doctor_command
+#               download_command, models_command, serve_command, cache_command, doctor_command, log_lines
 #               stored, checkup, charts     what the caches hold; what doctor looks at; figures as SVG
 #   embedders/  text, sparse, late_interaction, image, multimodal, cross_encoder: the six classes
 #               base, roles, intake         what they share
@@ -51,6 +51,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   server/     app, service, served        models behind HTTP; what its handlers share; which model serves a request
 #               endpoint, openai_dialect    a route from request to answer; a module per interface that clients know
 #               refusals, request_limits, vectors, openapi_document
+#               meter, monitoring           what came of requests; health and metrics
 #   integrations/  a module per framework, store or tool, used by the server at most: asgi, opentelemetry, prometheus
 #               chroma, haystack, lancedb, langchain, langchain_qdrant, llama_index, pydantic_ai, qdrant
 #

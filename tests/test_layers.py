@@ -83,7 +83,7 @@ MAY_IMPORT = {
         "sync",
         "wakeup",
     },
-    "server": {"catalogue", "embedders", "engine", "integrations", "options"},
+    "server": {"catalogue", "embedders", "engine", "integrations", "loading", "observing", "options"},
     "testing": {"catalogue", "faking"},
     "_pytest_plugin": {"testing"},
     "_pyinstaller": set[str](),
