@@ -73,9 +73,11 @@ def test_of_nothing_there_is_no_percentile() -> None:
     assert percentile([], 50) == 0
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says so")
-def test_memory_that_is_taken_is_seen() -> None:
+def test_memory_that_is_taken_is_seen_where_the_system_says_so() -> None:
     before = memory_of(["self"])
+    if not sys.platform.startswith("linux"):
+        assert before is None
+        return
     taken: Any = bytearray(b"x") * (64 * 2**20)
     after = memory_of([str(os.getpid())])
     assert before is not None
