@@ -27,16 +27,16 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   shared, background, remote              one engine for many; the loop it lives on; the way to a loop from elsewhere
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
 #   __main__, _pyinstaller                  the shell's way in; packed programs
-#   cli/        commands, output            the group of all commands; what they print
-#               model_options               options of those that open models
-#               download_command, models_command, serve_command
+#   cli/        commands, model_options, output   the group of all; options of those that open models; what they print
+#               download_command, models_command, serve_command, cache_command, doctor_command
+#               stored, checkup, charts     what the caches hold; what doctor looks at; figures as SVG
 #   embedders/  text, sparse, late_interaction, image, multimodal, cross_encoder: the six classes
 #               base, roles, intake         what they share
 #   images/     inputs, urls, connecting, decode, image_limits, preprocess
 #   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
 #               pool, lifetime              the public WorkerPool; opening and closing
-#               spawn, frozen, cores        how processes start, and how many
+#               spawn, frozen, cores, cgroups   how processes start, and how many
 #   encoders/   encoder, registry, settings the seam; which module serves a model, and what a model says to it
 #               dense, static, colbert, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
 #               hashed, text_graph, graph_output, pooling, projection, postprocess, finite, batch

@@ -87,7 +87,7 @@ MAY_IMPORT = {
     "testing": {"catalogue", "faking"},
     "_pytest_plugin": {"testing"},
     "_pyinstaller": set[str](),
-    "cli": {"catalogue", "hub", "server"},
+    "cli": {"catalogue", "engine", "export", "faking", "files", "hub", "runtime", "server"},
     "__main__": {"cli"},
 }
 

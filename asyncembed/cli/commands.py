@@ -15,6 +15,8 @@ from asyncembed import __version__
 from asyncembed.errors import AsyncEmbedError, OptionError
 
 MODULES = {
+    "cache": "cache_command",
+    "doctor": "doctor_command",
     "download": "download_command",
     "models": "models_command",
     "serve": "serve_command",
