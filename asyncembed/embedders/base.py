@@ -604,6 +604,12 @@ def _log_truncated(opened: Opened, state: StreamState[Any]) -> None:
         )
 
 
+def described(embedder: Embedder) -> str:
+    """What an open model is, and what computes it, in the words of the log: for the package itself."""
+    opened = embedder._require_open()  # noqa: SLF001 (it is no part of what users see)
+    return _described(opened.engine, opened.model)
+
+
 def _described(engine: Supervisor, model: PooledModel) -> str:
     """What was opened, and what computes it: for the log."""
     config, plan = model.config, engine.plan
