@@ -28,8 +28,9 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
 #   __main__, _pyinstaller                  the shell's way in; packed programs
 #   cli/        commands, model_options, output   the group of all; options of those that open models; what they print
-#               download_command, models_command, serve_command, cache_command, doctor_command
-#               stored, checkup, charts     what the caches hold; what doctor looks at; figures as SVG
+#               download_command, models_command, serve_command, cache_command, doctor_command, bench_command
+#               stored, checkup, measuring  what the caches hold; what doctor looks at; what bench measures
+#               sample_inputs, charts       inputs for bench; figures as SVG
 #   embedders/  text, sparse, late_interaction, image, multimodal, cross_encoder: the six classes
 #               base, roles, intake         what they share
 #   images/     inputs, urls, connecting, decode, image_limits, preprocess
