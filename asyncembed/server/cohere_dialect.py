@@ -1,7 +1,7 @@
 """The interface of Cohere: `POST /v2/embed` of texts and images, `POST /v2/rerank`, and its form of errors."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 from uuid import uuid4
 
 import msgspec
@@ -13,8 +13,8 @@ from asyncembed.embedders.image import ImageEmbedding
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.results import CountedBatch
 from asyncembed.server.computing import embed_images, embed_texts, rank
-from asyncembed.server.endpoint import Route
-from asyncembed.server.refusals import Kind, Refusal
+from asyncembed.server.endpoint import Dialect, Route
+from asyncembed.server.refusals import Refusal
 from asyncembed.server.service import Service
 from asyncembed.server.vectors import as_base64, as_json
 
@@ -244,12 +244,11 @@ def meta_of(units: Mapping[str, int]) -> dict[str, object]:
 # ---------------------------------------------------------------- the dialect
 
 
-class CohereDialect:
+class CohereDialect(Dialect):
     """Routes and errors of Cohere."""
 
     name = "cohere"
-    statuses: Mapping[Kind, int] = {}
-    routes = (
+    routes: ClassVar[tuple[Route, ...]] = (
         Route(
             path="/v2/embed",
             handle=embed,

@@ -4,14 +4,14 @@ Infinity's is the same at `/rerank`, but for the documents, which it gives back 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import msgspec
 import orjson
 
 from asyncembed.embedders.cross_encoder import TextCrossEncoder
 from asyncembed.server.computing import rank
-from asyncembed.server.endpoint import Route
+from asyncembed.server.endpoint import Dialect, Route
 from asyncembed.server.refusals import Kind, Refusal
 from asyncembed.server.service import Service
 
@@ -120,12 +120,12 @@ async def ranked(service: Service, asked: Asked, texts: Sequence[str], shown: Se
 # ---------------------------------------------------------------- the dialect
 
 
-class JinaDialect:
+class JinaDialect(Dialect):
     """Routes and errors of Jina."""
 
     name = "jina"
-    statuses: Mapping[Kind, int] = {"malformed": 422, "invalid": 422}
-    routes = (
+    statuses: ClassVar[Mapping[Kind, int]] = {"malformed": 422, "invalid": 422}
+    routes: ClassVar[tuple[Route, ...]] = (
         Route(
             path="/v1/rerank",
             handle=rerank,

@@ -6,7 +6,7 @@ route fits. Its clients are those of huggingface_hub, LangChain, LlamaIndex, Chr
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import msgspec
 import numpy as np
@@ -23,7 +23,7 @@ from asyncembed.embedders.sparse import SparseTextEmbedding
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.results import CountedBatch
 from asyncembed.server.computing import embed_texts, rank, score_pairs
-from asyncembed.server.endpoint import Reply, Route
+from asyncembed.server.endpoint import Dialect, Reply, Route
 from asyncembed.server.jina_dialect import JinaRerankAnswer, infinity_rerank
 from asyncembed.server.model_facts import ModelFacts
 from asyncembed.server.refusals import Kind, Refusal
@@ -398,18 +398,18 @@ _ERROR_TYPES: Mapping[Kind, str] = {
 }
 
 
-class TeiDialect:
+class TeiDialect(Dialect):
     """Routes and errors of Text Embeddings Inference."""
 
     name = "text-embeddings-inference"
-    statuses: Mapping[Kind, int] = {
+    statuses: ClassVar[Mapping[Kind, int]] = {
         "malformed": 422,
         "invalid": 422,
         "too_many": 422,
         "no_model": 424,
         "failed": 424,
     }
-    routes = (
+    routes: ClassVar[tuple[Route, ...]] = (
         Route(
             path="/embed",
             handle=embed,

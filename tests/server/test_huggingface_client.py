@@ -33,7 +33,7 @@ async def test_vectors_of_texts_by_the_address_or_the_route(url: str, path: str)
         expected = await model.embed(TEXTS, prompt_name="query").collect()  # type: ignore[attr-defined]
     async with AsyncInferenceClient(model=f"{url}{path}") as client:
         found = await client.feature_extraction(
-            TEXTS,  # type: ignore[arg-type]  # it sends several, too
+            TEXTS,  # it sends several, too
             prompt_name="query",
             normalize=True,
             truncate=True,

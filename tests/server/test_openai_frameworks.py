@@ -39,6 +39,8 @@ async def test_langchain_embeds_documents_and_a_query(url: str) -> None:
     np.testing.assert_allclose(await embeddings.aembed_query(TEXTS[0]), expected[0], atol=1e-6)
     found = await to_thread.run_sync(embeddings.embed_documents, TEXTS)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+    await embeddings.async_client._client.close()
+    embeddings.client._client.close()
 
 
 async def test_llama_index_embeds_documents_and_a_query(url: str) -> None:
@@ -49,3 +51,5 @@ async def test_llama_index_embeds_documents_and_a_query(url: str) -> None:
     np.testing.assert_allclose(await embedding.aget_query_embedding(TEXTS[0]), expected[0], atol=1e-6)
     found = await to_thread.run_sync(partial(embedding.get_text_embedding_batch, TEXTS))
     np.testing.assert_allclose(found, expected, atol=1e-6)
+    await embedding._get_aclient().close()
+    embedding._get_client().close()

@@ -1,6 +1,5 @@
 """The tokens of a text, and back."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,8 @@ from asyncembed.errors import InputError, UnsupportedModelError
 from tests.support.tokenizers import byte_level_bpe, unigram, wordpiece, write_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from asyncembed.server.token_lists import TokenLists
 
 pytestmark = pytest.mark.slow  # importing the server takes as long as all of these
