@@ -102,12 +102,15 @@ async def test_routes_and_middlewares_of_ones_own_can_be_added() -> None:
         answer.headers["x-marked"] = "yes"
         return answer
 
+    def mine() -> dict[str, int]:
+        return {"mine": 1}
+
     with fake_models():
         app = create_app(MODEL)
         app.middleware("http")(marked)
-        app.get("/mine")(lambda: {})
+        app.get("/mine")(mine)
         async with serving(app) as client:
-            assert (await client.get("/mine")).json() == {}
+            assert (await client.get("/mine")).json() == {"mine": 1}
             answer = await ask(client, "a text")
             assert (answer.status_code, answer.headers["x-marked"]) == (200, "yes")
             assert "/mine" in (await client.get("/openapi.json")).json()["paths"]
