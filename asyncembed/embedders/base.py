@@ -40,7 +40,7 @@ from asyncembed.checks import (
     check_on_error,
 )
 from asyncembed.embedders.intake import Door, InputT, Key, check_source
-from asyncembed.encoders.encoder import Call, EncoderConfig
+from asyncembed.encoders.encoder import Call, EncoderConfig, Mode
 from asyncembed.engine.lifetime import owned_task_group, uninterrupted
 from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
@@ -144,6 +144,8 @@ class Opened:
     owns_engine: bool
     streams: set[StreamState[Any]] = field(default_factory=set)
     requests: "set[_Request]" = field(default_factory=set)
+    plain_calls: dict[Mode, tuple[Call, Assembly[Any, Any]]] = field(default_factory=dict)
+    """Of one-item calls without keywords: the same for each."""
 
     def end_all(self) -> None:
         """End whatever runs, with an error: the embedder closes."""
