@@ -234,12 +234,12 @@ async def test_a_record_that_consumers_have_died_of_is_taken_for_broken(
 async def test_a_consumer_that_waits_for_its_database_is_not_taken_for_dead(
     redis: Any, start: Start, database: Path
 ) -> None:
-    start("slow", claim_after=3)
+    start("slow", claim_after=5)
     await until(lambda: pending(redis) == {"slow": 0})
     with locked(database):
         entries = add(redis, *range(20))
         await until(lambda: pending(redis) == {"slow": 20})
-        start("other", claim_after=3)
+        start("other", claim_after=5)
         # Since the records were given away, others have looked for what is left behind for longer than it takes.
         await until(lambda: calls(redis, "xclaim") >= 6)
         held = redis.xpending_range(STREAM, GROUP, "-", "+", 100)
