@@ -51,6 +51,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   server/     app, service, served        models behind HTTP; what its handlers share; which model serves a request
 #               endpoint, openai_dialect    a route from request to answer; a module per interface that clients know
 #               refusals, request_limits, vectors, openapi_document
+#               meter                       what came of requests
 #   integrations/  a module per framework, store or tool, used by the server at most: asgi, opentelemetry, prometheus
 #               chroma, haystack, lancedb, langchain, langchain_qdrant, llama_index, pydantic_ai, qdrant
 #

@@ -96,17 +96,29 @@ class Endpoint:
             self._decode = msgspec.json.Decoder(route.body).decode
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if self._decode is None:
+            await self._serve(scope, receive, send)
+            return
+        meter, status = self._service.meter, STATUSES["gone"]
+        began = meter.begin()
+        try:
+            status = await self._serve(scope, receive, send)
+        finally:
+            meter.end(began, self.route.path, status)
+
+    async def _serve(self, scope: Any, receive: Receive, send: Send) -> int:
+        """Answer a request; gives the status."""
         try:
             reply = await self._answer(scope, receive)
         except Exception as error:  # noqa: BLE001 (whatever it is, the client is told in its dialect)
-            await self._refuse(refusal_of(error), receive, send)
-            return
+            return await self._refuse(refusal_of(error), receive, send)
         if isinstance(reply, bytes):
             headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(reply))]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": reply})
         else:
             await _send(send, 200, reply.body, reply.media_type, reply.headers or {})
+        return 200
 
     async def _answer(self, scope: Any, receive: Receive) -> bytes | Reply:
         route, service = self.route, self._service
@@ -119,7 +131,7 @@ class Endpoint:
         asked = self._decode(await read_body(scope, receive, service.limits.max_bytes))
         return await until_gone(receive, route.handle(service, asked))
 
-    async def _refuse(self, refusal: Refusal, receive: Receive, send: Send) -> None:
+    async def _refuse(self, refusal: Refusal, receive: Receive, send: Send) -> int:
         status = self.dialect.statuses.get(refusal.kind) or STATUSES[refusal.kind]
         body = orjson.dumps(self.dialect.refuse(refusal, status))
         is_too_large = refusal.kind == "too_large"
@@ -127,6 +139,7 @@ class Endpoint:
         if is_too_large:
             await _drop_body(receive)
             await send({"type": "http.response.body", "body": b""})
+        return status
 
 
 async def _send(

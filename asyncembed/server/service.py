@@ -6,6 +6,7 @@ from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from asyncembed.embedders.roles import TextRoles, one_text, several_texts
+from asyncembed.server.meter import Meter
 from asyncembed.server.refusals import Refusal
 from asyncembed.server.request_limits import Limits
 from asyncembed.server.served import Served, ServedModels
@@ -33,6 +34,7 @@ class Service:
     Attributes:
         models: What is served.
         limits: What one request may ask for.
+        meter: What came of its requests so far.
         is_ready: Whether the models are open.
         failure: Why they could not be opened.
     """
@@ -40,6 +42,7 @@ class Service:
     def __init__(self, models: ServedModels, limits: Limits, api_keys: Sequence[str]) -> None:
         self.models = models
         self.limits = limits
+        self.meter = Meter()
         self.is_ready = False
         self.failure: Exception | None = None
         # Of one length whatever the keys are, so that comparing tells nothing of them.
