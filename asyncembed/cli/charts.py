@@ -155,12 +155,12 @@ class Lines:
         _text(parent, WIDTH - MARGIN, top + 13, self.y, "quiet end")
         for position, line in enumerate(self.lines.values()):
             path = " ".join(f"{left + x_scale * x:.1f},{bottom - y_scale * y:.1f}" for x, y in line)
-            ElementTree.SubElement(parent, "polyline", {"class": f"line s{position % COLOURS}", "points": path})
+            ElementTree.SubElement(parent, "polyline", {"class": f"line s{_line_colour(position)}", "points": path})
 
     def _draw_legend(self, parent: ElementTree.Element, top: float) -> None:
         x: float = MARGIN
         for position, name in enumerate(self.lines):
-            _rectangle(parent, x, top + 4, 12, 4, f"c{position % COLOURS}")
+            _rectangle(parent, x, top + 4, 12, 4, f"c{_line_colour(position)}")
             _text(parent, x + 18, top + 11, name, "quiet")
             x += 18 + CHARACTER * len(name) + 18
 
@@ -226,6 +226,11 @@ def _wrapped(note: str) -> list[str]:
         else:
             lines.append(word)
     return lines
+
+
+def _line_colour(position: int) -> int:
+    """Without the grey of what bars are compared with, which is too pale for a line."""
+    return (0, 2, 3)[position % 3]
 
 
 def _text(parent: ElementTree.Element, x: float, y: float, text: str, classes: str) -> None:

@@ -15,6 +15,7 @@ from asyncembed import __version__
 from asyncembed.errors import AsyncEmbedError, OptionError
 
 MODULES = {
+    "bench": "bench_command",
     "cache": "cache_command",
     "doctor": "doctor_command",
     "download": "download_command",
