@@ -6,6 +6,7 @@ What every request takes goes through here, so it is plain: no middleware, no `R
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, ClassVar, TypeAlias
 
 import msgspec
@@ -104,11 +105,12 @@ class Endpoint:
             await self._serve(scope, receive, send)
             return
         meter, status = self._service.meter, STATUSES["gone"]
-        began = meter.begin()
+        meter.begin()
+        began = perf_counter()
         try:
             status = await self._serve(scope, receive, send)
         finally:
-            meter.end(began, self.route.path, status)
+            meter.end(self.route.path, status, perf_counter() - began)
 
     async def _serve(self, scope: Any, receive: Receive, send: Send) -> int:
         """Answer a request; gives the status."""
