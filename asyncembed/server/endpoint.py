@@ -108,13 +108,15 @@ class Endpoint:
             await self._serve(scope, receive, send)
             return
         meter, status = self._service.meter, STATUSES["gone"]
-        began = meter.begin()
+        meter.begin()
+        began = perf_counter()
         try:
             status = await self._serve(scope, receive, send)
         finally:
-            meter.end(began, self.route.path, status)
+            seconds = perf_counter() - began
+            meter.end(self.route.path, status, seconds)
             if requests_log.isEnabledFor(INFO):
-                log_request(scope, status, perf_counter() - began)
+                log_request(scope, status, seconds)
 
     async def _serve(self, scope: Any, receive: Receive, send: Send) -> int:
         """Answer a request; gives the status."""

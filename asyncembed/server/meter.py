@@ -6,7 +6,6 @@ Whoever reads them twice knows what was between. Everything here is called for e
 from collections import Counter
 from collections.abc import Mapping
 from math import log2
-from time import perf_counter
 
 STEPS_PER_DOUBLING = 8
 """How finely times are told apart: a step is 9 % longer than the one before it."""
@@ -28,18 +27,17 @@ class Meter:
         self.by_route: Counter[tuple[str, int]] = Counter()
         self._steps: Counter[int] = Counter()
 
-    def begin(self) -> float:
-        """Count a request that comes in; gives what `end` is to have."""
+    def begin(self) -> None:
+        """Count a request that comes in."""
         self.in_progress += 1
-        return perf_counter()
 
-    def end(self, began: float, path: str, status: int) -> None:
-        """Count what came of it."""
+    def end(self, path: str, status: int, seconds: float) -> None:
+        """Count what came of it, and how long it took."""
         self.in_progress -= 1
         self.by_route[path, status] += 1
         if status < 400:
-            seconds = max(SHORTEST_SECONDS, perf_counter() - began)
-            self._steps[int(STEPS_PER_DOUBLING * log2(seconds / SHORTEST_SECONDS))] += 1
+            longer = max(1.0, seconds / SHORTEST_SECONDS)
+            self._steps[int(STEPS_PER_DOUBLING * log2(longer))] += 1
 
     @property
     def by_status(self) -> Mapping[int, int]:
