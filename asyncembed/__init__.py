@@ -50,8 +50,10 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               client, hops, retry, addresses
 #   export/     bert_like, onnx_builder, graph_cache
 #   server/     app, service, served        models behind HTTP; what its handlers share; which model serves a request
-#               endpoint, openai_dialect    a route from request to answer; a module per interface that clients know
-#               refusals, request_limits, vectors, openapi_document
+#               endpoint                    a route from request to answer
+#               openai_dialect, tei_dialect, tei_bodies, cohere_dialect, jina_dialect: the interfaces that clients know
+#               computing                   what several of them ask of a model; sent_images, vectors: in and out
+#               model_facts, token_lists    what a model's files say beside; refusals, request_limits, openapi_document
 #   integrations/  a module per framework, store or tool, used by the server at most: asgi, opentelemetry, prometheus
 #               celery, chroma, haystack, lancedb, langchain, langchain_qdrant, llama_index, pydantic_ai, qdrant, ray
 #

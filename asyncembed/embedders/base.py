@@ -503,6 +503,18 @@ async def _from_opening_to_closing(
             opened.end_all()
 
 
+def opened_model(embedder: Embedder) -> tuple[PooledModel, Supervisor]:
+    """For the package itself: what an embedder has opened, with the files it was opened from; and what computes it.
+
+    Raises:
+        StateError: It is not open.
+    """
+    opened = embedder._opened  # noqa: SLF001 (an embedder offers its users no more than they need)
+    if opened is None:
+        raise embedder._not_open()  # noqa: SLF001
+    return opened.model, opened.engine
+
+
 class HasVectors(Embedder):
     """What the classes share whose results are vectors, or rows, of one length."""
 

@@ -170,3 +170,13 @@ async def several_texts(
 ) -> CountedBatch[CollectedT]:
     """For the package itself: some texts in any role, at once, as `embed_documents` does it for documents."""
     return await model._several_texts(mode, texts, {**asked, "priority": "interactive"})  # noqa: SLF001
+
+
+def prompt_of(model: TextRoles[Any, Any], mode: Mode, asked: StreamKeywords) -> str:
+    """For the package itself: what is put before a text in a role.
+
+    Raises:
+        StateError: The model is not open.
+        OptionError: It has no prompt of the name that is asked for.
+    """
+    return model._call(model._require_open(), mode, asked).prompt or ""  # noqa: SLF001

@@ -21,13 +21,16 @@ from asyncembed.engine.pool import PoolKeywords, WorkerPool
 from asyncembed.errors import OptionError
 from asyncembed.integrations.asgi import lifespan
 from asyncembed.options import OptionKeywords
-from asyncembed.server.endpoint import Dialect, Endpoint, Route
+from asyncembed.server.cohere_dialect import CohereDialect
+from asyncembed.server.endpoint import ByMethod, Dialect, Endpoint, Route
+from asyncembed.server.jina_dialect import JinaDialect
 from asyncembed.server.openai_dialect import OpenAIDialect
 from asyncembed.server.openapi_document import describe_routes
 from asyncembed.server.refusals import Kind, Refusal
 from asyncembed.server.request_limits import Limits
 from asyncembed.server.served import ServedModels
 from asyncembed.server.service import Service
+from asyncembed.server.tei_dialect import TeiDialect
 
 if TYPE_CHECKING:
     from asyncembed.catalogue.spec import Family
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 ServedAs: TypeAlias = str | os.PathLike[str] | ModelSpec | Embedder
 """What may be served: a name, directory or spec as the classes take it, whose class is found; or a model of one."""
 
-DIALECTS: tuple[type[Dialect], ...] = (OpenAIDialect,)
+DIALECTS: tuple[type[Dialect], ...] = (OpenAIDialect, TeiDialect, CohereDialect, JinaDialect)
 """All that a server speaks; the first one is asked first, and speaks for the rest."""
 
 
@@ -87,7 +90,7 @@ def create_app(
 class _App(FastAPI):
     """FastAPI, with a short way to our own routes: its middlewares and its router take a good part of a request."""
 
-    endpoints: Mapping[str, Endpoint] = {}
+    endpoints: Mapping[str, Endpoint | ByMethod] = {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and not self.user_middleware:
@@ -100,7 +103,11 @@ class _App(FastAPI):
 
 def _add(app: _App, service: Service, dialects: Sequence[Dialect]) -> None:
     """Put the routes of all dialects into the app, ahead of its own, and into its document."""
-    app.endpoints = {route.path: Endpoint(service, dialect, route) for dialect in dialects for route in dialect.routes}
+    by_path: dict[str, list[Endpoint]] = {}
+    for dialect in dialects:
+        for route in dialect.routes:
+            by_path.setdefault(route.path, []).append(Endpoint(service, dialect, route))
+    app.endpoints = {path: some[0] if len(some) == 1 else ByMethod(some) for path, some in by_path.items()}
     app.router.routes[:0] = [StarletteRoute(path, endpoint) for path, endpoint in app.endpoints.items()]
     of_fastapi = app.openapi
 

@@ -4,7 +4,7 @@ What every request takes goes through here, so it is plain: no middleware, no `R
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -95,6 +95,10 @@ class Endpoint:
         if route.body is not None:
             self._decode = msgspec.json.Decoder(route.body).decode
 
+    def takes(self, method: str) -> bool:
+        """Whether it answers requests of this method."""
+        return method == self.route.method or (method, self.route.method) == ("HEAD", "GET")
+
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         try:
             reply = await self._answer(scope, receive)
@@ -110,7 +114,7 @@ class Endpoint:
 
     async def _answer(self, scope: Any, receive: Receive) -> bytes | Reply:
         route, service = self.route, self._service
-        if scope["method"] != route.method and (scope["method"], route.method) != ("HEAD", "GET"):
+        if not self.takes(scope["method"]):
             raise Refusal("no_method", f"{route.path} takes {route.method} only", headers={"allow": route.method})
         if route.needs_key:
             service.check_key(scope["headers"])
@@ -127,6 +131,17 @@ class Endpoint:
         if is_too_large:
             await _drop_body(receive)
             await send({"type": "http.response.body", "body": b""})
+
+
+class ByMethod:
+    """Several of them at one path, which take different methods."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        fitting = (one for one in self._endpoints if one.takes(scope["method"]))
+        await next(fitting, self._endpoints[0])(scope, receive, send)
 
 
 async def _send(
