@@ -28,7 +28,7 @@ A process of the pool can be killed at any time, as by a hard time limit: nothin
 what its task waits for.
 """
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
 import numpy as np
@@ -47,11 +47,21 @@ from asyncembed.results import SparseEmbedding
 from asyncembed.sync import face_of_sync
 
 try:
-    from celery import Task
+    import celery
     from celery.concurrency import get_implementation
     from celery.signals import worker_init, worker_process_shutdown, worker_shutdown
 except ImportError as _error:
     raise ImportError('asyncembed.integrations.celery needs a package: pip install "asyncembed[celery]"') from _error
+
+if TYPE_CHECKING:
+
+    class _Task:
+        """Celery's class has no types."""
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    _Task = celery.Task
 
 __all__ = ["EmbeddingTask"]
 
@@ -59,7 +69,7 @@ _models: WeakSet[Any] = WeakSet()
 """Of all tasks of this process."""
 
 
-class EmbeddingTask(Task):  # type: ignore[misc]
+class EmbeddingTask(_Task):
     """The base of a task that embeds: `@app.task(base=EmbeddingTask, bind=True, model=...)`.
 
     What the task returns may hold our results: arrays become lists on the way, and sparse vectors dicts of two lists,
@@ -117,17 +127,19 @@ def _plain(value: Any) -> Any:
 _has_threads = True
 
 
-@worker_init.connect
 def _begin(sender: Any, **_: Any) -> None:
     global _has_threads
     pool = get_implementation(sender.pool_cls).__module__.rpartition(".")[2]
     _has_threads = pool not in ("gevent", "eventlet")
-    most, *_ = sender.options.get("autoscale") or (sender.concurrency,)
+    most = max(sender.options.get("autoscale") or (sender.concurrency,))
     share_cores(most if pool == "prefork" else 1)
 
 
-@worker_process_shutdown.connect
-@worker_shutdown.connect
 def _end(**_: Any) -> None:
     for model in list(_models):
         model.unload()
+
+
+worker_init.connect(_begin)
+for _signal in (worker_process_shutdown, worker_shutdown):
+    _signal.connect(_end)
