@@ -176,7 +176,18 @@ def all_sides(infinity: str | None) -> Iterator[list[Side]]:
             for engine in ("torch", "optimum"):
                 port = free_port()
                 command = [str(Path(infinity).parent / "infinity_emb"), "v2", "--model-id", NAME, "--engine", engine]
-                command += ["--port", str(port), "--device", "cpu", "--dtype", "float32", "--url-prefix", "/v1"]
+                command += [
+                    "--port",
+                    str(port),
+                    "--device",
+                    "cpu",
+                    "--dtype",
+                    "float32",
+                    "--pooling-method",
+                    "mean",
+                    "--url-prefix",
+                    "/v1",
+                ]
                 sides.append(stack.enter_context(serving(f"infinity, {engine}", command, port, environment)))
         yield sides
 
