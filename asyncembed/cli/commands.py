@@ -16,6 +16,7 @@ from asyncembed.errors import AsyncEmbedError, OptionError
 
 MODULES = {
     "download": "download_command",
+    "embed": "embed_command",
     "models": "models_command",
 }
 """The name of a command → the module of `asyncembed.cli` that has it, as a variable of the same name.
