@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import click
 
-from asyncembed.runtime.session import Device
-
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+DEVICES = ("auto", "cpu", "cuda")
+"""Those of `runtime.session`, which imports numpy: too much for a `--help`."""
 
 _FILES = (
     click.option("--revision", help="Branch, tag or commit on the hub."),
@@ -19,7 +20,7 @@ _FILES = (
 )
 
 _COMPUTING = (
-    click.option("--device", type=click.Choice(get_args(Device)), default="auto", show_default=True),
+    click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True),
     click.option("--max-length", type=int, help="Most tokens of a text; what is longer is cut."),
     click.option("--max-batch-tokens", type=int, help="Most tokens, padding included, computed at once."),
     click.option("--max-batch-size", type=int, help="Most texts computed at once."),
@@ -37,6 +38,13 @@ def model_options(command: CommandT) -> CommandT:
     The token for the hub is none of them, as other users can read a command line: it is in HF_TOKEN.
     """
     return _with(command, (*_FILES, *_COMPUTING))
+
+
+def model_names(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:  # noqa: ARG001
+    """What a shell completes a model's name with: those of the catalogue that begin so, whatever their letter case."""
+    from asyncembed.catalogue.lookup import list_models
+
+    return sorted({spec.name for spec in list_models() if spec.name.lower().startswith(begun.lower())})
 
 
 def worker_options(command: CommandT) -> CommandT:

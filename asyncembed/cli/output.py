@@ -24,6 +24,14 @@ def print_json_line(value: object) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, default=str))
 
 
+def size_in_words(count: int) -> str:
+    """A number of bytes, as disks are measured: 1 MB is a million."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as what is in them."""
     lines = [header, *rows]

@@ -1,12 +1,17 @@
 """The options of commands that open models are keywords of the embedders."""
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 from click.testing import CliRunner
 
 from asyncembed import Options
-from asyncembed.cli.model_options import model_options, worker_options
+from asyncembed.cli.model_options import DEVICES, model_options, worker_options
+from asyncembed.runtime.session import Device
+
+
+def test_the_devices_are_those_that_there_are() -> None:
+    assert get_args(Device) == DEVICES
 
 
 def test_each_is_a_keyword_and_has_its_default() -> None:

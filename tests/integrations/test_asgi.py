@@ -348,6 +348,15 @@ async def test_the_helper_does_not_listen_for_ever_to_what_never_tells_of_a_clie
     assert await until_gone(receive, work()) == 7
 
 
+async def test_the_helper_ends_the_work_if_its_client_cannot_be_heard() -> None:
+    async def receive() -> dict[str, Any]:
+        await anyio.lowlevel.checkpoint()
+        raise OSError("no more of it")
+
+    with pytest.raises(OSError, match="no more of it"):
+        await until_gone(receive, anyio.sleep_forever())
+
+
 async def test_the_helper_lets_a_time_limit_pass() -> None:
     with pytest.raises(TimeoutError):
         with anyio.fail_after(0.01):
@@ -468,6 +477,7 @@ async def test_models_are_open_as_long_as_the_app_is(framework: str) -> None:
             await embedder.embed_query("closed")
 
 
+@pytest.mark.slow
 @every_lifespan
 async def test_a_model_that_cannot_be_opened_stops_the_start_and_is_named(framework: str) -> None:
     fine, broken = TextEmbedding(ECHO, workers=0), TextEmbedding(with_settings(refuse="no memory for it"), workers=0)
