@@ -106,6 +106,7 @@ MAY_IMPORT = {
         "faking",
         "files",
         "hub",
+        "options",
         "readers",
         "runtime",
         "server",

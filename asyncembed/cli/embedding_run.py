@@ -16,11 +16,13 @@ from zlib import crc32
 import click
 from anyio import CancelScope
 
-from asyncembed import SparseTextEmbedding, TextEmbedding, __version__
+from asyncembed import __version__
 from asyncembed.catalogue.lookup import find_model
 from asyncembed.cli.draft import Draft, Mark
 from asyncembed.cli.record_files import RecordFile, as_json
 from asyncembed.cli.vector_files import VectorFile, made_with
+from asyncembed.embedders.sparse import SparseTextEmbedding
+from asyncembed.embedders.text import TextEmbedding
 from asyncembed.errors import OF_ONE_INPUT, InputError, OptionError
 from asyncembed.files import in_disk_thread
 from asyncembed.options import absolute, is_path
