@@ -90,6 +90,8 @@ MAY_IMPORT = {
         "engine",
         "images",
         "integrations",
+        "loading",
+        "observing",
         "options",
         "repo_files",
         "results",
