@@ -126,6 +126,13 @@ def versions() -> Iterator[Finding]:
         )
 
 
+def versions_in_words() -> str:
+    """Python's version, and those of what computes."""
+    packages = ("onnxruntime", "onnxruntime-gpu", "tokenizers", "numpy")
+    found = [f"{package} {installed}" for package in packages if (installed := _version(package)) is not None]
+    return ", ".join([f"asyncembed {__version__}", f"Python {platform.python_version()}", *found])
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -15,9 +15,11 @@ from asyncembed import __version__
 from asyncembed.errors import AsyncEmbedError, OptionError
 
 MODULES = {
+    "bench": "bench_command",
     "cache": "cache_command",
     "doctor": "doctor_command",
     "download": "download_command",
+    "embed": "embed_command",
     "models": "models_command",
     "serve": "serve_command",
 }
