@@ -108,6 +108,7 @@ MAY_IMPORT = {
         "faking",
         "files",
         "hub",
+        "options",
         "readers",
         "runtime",
         "server",
