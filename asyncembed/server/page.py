@@ -10,7 +10,6 @@ from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from time import monotonic
-from typing import ClassVar
 
 import msgspec
 
@@ -186,7 +185,7 @@ class Page(OpenAIDialect):
     """The page and what it asks for; refusals have OpenAI's form."""
 
     name = "page"
-    routes: ClassVar[tuple[Route, ...]] = (
+    routes: tuple[Route, ...] = (
         Route(path="/", handle=page, media_type="text/html", answer=str, summary="A page to look at.", needs_key=False),
         Route(path="/page.json", handle=numbers, answer=PageAnswer, summary="The numbers of the page at `/`."),
     )
