@@ -1,7 +1,7 @@
 """The interface of OpenAI: `POST /v1/embeddings`, `GET /v1/models`, and its form of errors."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import msgspec
 import orjson
@@ -118,7 +118,7 @@ class OpenAIDialect(Dialect):
     """Routes and errors of OpenAI; also the form of refusals that belong to no route."""
 
     name = "openai"
-    routes: ClassVar[tuple[Route, ...]] = (
+    routes: tuple[Route, ...] = (
         Route(
             path="/v1/embeddings",
             handle=embeddings,
