@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from asyncembed.cli.model_options import model_names
+from asyncembed.cli.model_options import cache_dir_option, model_names
 from asyncembed.cli.output import json_option, print_json, print_table, size_in_words
 
 if TYPE_CHECKING:
     from asyncembed.cli.stored import Places, Stored
-
-cache_dir_option = click.option(
-    "--cache-dir", type=click.Path(path_type=Path), help="Cache instead of huggingface_hub's."
-)
 
 
 @click.group(invoke_without_command=True)
@@ -41,7 +37,6 @@ def cache(context: click.Context, cache_dir: Path | None, as_json: bool) -> None
         return
     click.echo(f"{places.hub} (shared with other tools), {places.own}\n")
     _print_stored(places, stored)
-    click.echo(f"\n{_in_words(stored)}")
 
 
 @cache.command()
@@ -78,7 +73,6 @@ def clear(
             raise click.ClickException(f"nothing of {name!r} is in {places.hub}; `asyncembed cache` says what is")
     if not as_json:
         _print_stored(places, what)
-        click.echo(f"\n{_in_words(what)}")
     if what and not dry_run:
         _confirm(yes)
         delete(what)
@@ -116,6 +110,8 @@ def _print_stored(places: "Places", stored: "list[Stored]") -> None:
     ]
     if rows:
         print_table(("NAME", "WHAT", "SIZE", "USED", "WHERE"), rows)
+        click.echo()
+    click.echo(_in_words(stored))
 
 
 def _named(stored: "Stored") -> str:
