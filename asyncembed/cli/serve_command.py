@@ -62,6 +62,8 @@ def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace:
     if not is_logging_requests:
         getLogger("asyncembed.server.requests").setLevel(WARNING)
     app = _app(models, options)
+    if host not in ("127.0.0.1", "localhost", "::1") and uds is None and not app.state.service.has_keys:
+        getLogger("asyncembed.server").warning("anybody who reaches %s may use this server: it has no API key", host)
     config = uvicorn.Config(
         app,
         host=host,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from asyncembed.embedders.cross_encoder import TextCrossEncoder
-from asyncembed.embedders.roles import TextRoles, one_text, several_texts
+from asyncembed.embedders.roles import TextRoles, one_text
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.results import CountedBatch
 from asyncembed.server.refusals import Refusal
@@ -55,7 +55,9 @@ async def embed_texts(
         call["truncate"] = truncate
     asked = cast("StreamKeywords", call)
     counted = await (
-        _one_text(embedder, texts[0], mode, asked) if len(texts) == 1 else several_texts(embedder, texts, mode, asked)
+        _one_text(embedder, texts[0], mode, asked)
+        if len(texts) == 1
+        else service.compute_texts(model, texts, mode, asked)
     )
     return _whole(counted, embedder, param) if truncate is False else counted
 

@@ -158,6 +158,15 @@ class OpenAIDialect(Dialect):
             summary="Vectors of one text or several.",
         ),
         Route(path="/v1/models", handle=models, answer=ModelsAnswer, summary="The models that are served."),
+        # As other servers have it, whose clients leave the version out.
+        Route(
+            path="/embeddings",
+            handle=embeddings,
+            body=EmbeddingsRequest,
+            answer=EmbeddingsAnswer,
+            summary="The same as /v1/embeddings.",
+        ),
+        Route(path="/models", handle=models, answer=ModelsAnswer, summary="The same as /v1/models."),
     )
 
     def refuse(self, refusal: Refusal, status: int) -> object:
