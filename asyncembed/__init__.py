@@ -27,13 +27,16 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   shared, background, remote              one engine for many; the loop it lives on; the way to a loop from elsewhere
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
 #   __main__, _pyinstaller                  the shell's way in; packed programs
+#   cli/        commands, model_options, output   the group of all; options of those that open models; what they print
+#               download_command, models_command, serve_command, cache_command, doctor_command
+#               stored, checkup, charts     what the caches hold; what doctor looks at; figures as SVG
 #   embedders/  text, sparse, late_interaction, image, multimodal, cross_encoder: the six classes
 #               base, roles, intake         what they share
 #   images/     inputs, urls, connecting, decode, image_limits, preprocess
 #   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
 #               pool, lifetime              the public WorkerPool; opening and closing
-#               spawn, frozen, cores        how processes start, and how many
+#               spawn, frozen, cores, cgroups   how processes start, and how many
 #   encoders/   encoder, registry, settings the seam; which module serves a model, and what a model says to it
 #               dense, static, colbert, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
 #               hashed, text_graph, graph_output, pooling, projection, postprocess, finite, batch
@@ -45,11 +48,14 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               download, partial, pace, verify, progress, archive, cache, locks
 #               client, hops, retry, addresses
 #   export/     bert_like, onnx_builder, graph_cache
-#   integrations/  a module per framework, store or tool, used by nobody else: asgi, opentelemetry, prometheus
+#   server/     app, service, served        models behind HTTP; what its handlers share; which model serves a request
+#               endpoint, openai_dialect    a route from request to answer; a module per interface that clients know
+#               refusals, request_limits, vectors, openapi_document
+#   integrations/  a module per framework, store or tool, used by the server at most: asgi, opentelemetry, prometheus
 #               chroma, haystack, lancedb, langchain, langchain_qdrant, llama_index, pydantic_ai, qdrant
 #
 # Arrows point downwards: embedders → stream → engine → encoders → runtime; embedders → catalogue, hub, export.
-# Public are the names below and the modules errors, hub, observing, readers, sync, testing and those of integrations.
+# Public are the names below and the modules errors, hub, observing, readers, server, sync, testing, integrations.
 
 import sys
 from importlib import import_module

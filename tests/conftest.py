@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support import reach
+from tests.support.halves import is_fast_half
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, which some tests press: programs inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -18,12 +20,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
 settings.register_profile("whole", max_examples=200, deadline=None)
-settings.register_profile("fast", max_examples=25, deadline=None)
+settings.register_profile("fast", max_examples=10, stateful_step_count=30, deadline=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The fast half tries fewer examples of each property."""
-    settings.load_profile("fast" if config.option.markexpr == "not slow" else "whole")
+    settings.load_profile("fast" if is_fast_half(config) else "whole")
+
+
+_ALL_SLOW = re.compile(r"^pytestmark = \[?pytest\.mark\.slow\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The fast half does not even import the modules whose tests are all slow."""
+    is_test_module = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    if not is_test_module or not is_fast_half(config):
+        return None
+    return True if _ALL_SLOW.search(collection_path.read_text(encoding="utf-8")) else None
 
 
 PROPERTY_SECONDS = 120
@@ -36,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("posix")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-    if config.option.markexpr == "not slow":
+    if is_fast_half(config):
         return
     for item in items:
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):

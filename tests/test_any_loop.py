@@ -140,6 +140,7 @@ async def test_a_timeout_leaves_nothing_in_the_queue(anywhere: Model, tmp_path: 
     assert anywhere.stats().items == 1
 
 
+@pytest.mark.slow
 async def test_a_model_that_closes_during_a_call_says_so(model: Model, gate: Path, anyio_backend: str) -> None:
     face = model.on_any_loop()
     async with anyio.create_task_group() as group:
@@ -162,6 +163,7 @@ async def test_a_model_that_closes_during_a_call_says_so(model: Model, gate: Pat
 # ---------------------------------------------------------------- streams
 
 
+@pytest.mark.slow
 async def test_streams_give_results_in_order_and_with_their_inputs(anywhere: Model) -> None:
     records = [{"text": f"#{number}"} for number in range(2000)]
     count = 0
@@ -181,6 +183,7 @@ async def test_streams_give_results_with_their_tokens_and_say_how_far_they_are(a
     assert [record async for record, _ in anywhere.embed(["a"]).with_tokens().with_inputs()] == ["a"]
 
 
+@pytest.mark.slow
 async def test_streams_come_in_batches_and_as_a_whole(anywhere: Model) -> None:
     source = [f"#{number}" for number in range(10)]
     assert [len(batch) async for batch in anywhere.embed(source).batches(4)] == [4, 4, 2]
@@ -216,6 +219,7 @@ async def test_a_function_for_failed_records_is_called_on_the_loop_of_the_consum
     assert failed == [("bad", threading.get_ident())]
 
 
+@pytest.mark.slow
 async def test_an_asynchronous_source_is_read_on_its_own_loop_in_one_task_and_closed_there(anywhere: Model) -> None:
     seen: set[tuple[int, int]] = set()
 
@@ -274,6 +278,7 @@ async def test_a_source_that_fails_ends_the_stream_after_what_came_before(anywhe
         await anext(stream)
 
 
+@pytest.mark.slow
 async def test_a_cancelled_consumer_loses_no_result(anywhere: Model, gate: Path) -> None:
     stream = anywhere.embed(["#0", f"#1 wait:{gate}", "#2"])
     assert (await anext(stream))[2] == 0
@@ -284,6 +289,7 @@ async def test_a_cancelled_consumer_loses_no_result(anywhere: Model, gate: Path)
     assert await numbers(stream) == [1, 2]
 
 
+@pytest.mark.slow
 async def test_a_stream_that_is_dropped_ends(anywhere: Model, gate: Path) -> None:
     async for _ in anywhere.embed(["a", *[f"wait:{gate}"] * 1000]):
         break
@@ -291,6 +297,7 @@ async def test_a_stream_that_is_dropped_ends(anywhere: Model, gate: Path) -> Non
     await until(lambda: anywhere.stats().queued == 0)
 
 
+@pytest.mark.slow
 async def test_a_source_of_a_dropped_stream_is_closed(anywhere: Model) -> None:
     closed = anyio.Event()
 
@@ -309,6 +316,7 @@ async def test_a_source_of_a_dropped_stream_is_closed(anywhere: Model) -> None:
         await closed.wait()
 
 
+@pytest.mark.slow
 async def test_handles_that_have_passed_on_their_stream_say_so(anywhere: Model) -> None:
     stream = anywhere.embed(["#0"])
     pairs = stream.with_inputs()
@@ -323,6 +331,7 @@ async def test_handles_that_have_passed_on_their_stream_say_so(anywhere: Model) 
 # ---------------------------------------------------------------- the shared engine
 
 
+@pytest.mark.slow
 async def test_models_that_are_the_same_share_an_engine_until_the_last_one_goes() -> None:
     number = next(_numbers)
     first, second = echo(number=number), echo(number=number)
@@ -344,6 +353,7 @@ async def test_a_face_lets_its_model_stay_open_between_calls(model: Model) -> No
     assert model.on_any_loop().stats().items == 1
 
 
+@pytest.mark.slow
 async def test_keep_alive_closes_an_idle_engine_and_the_next_call_opens_it(model: Model) -> None:
     face = model.on_any_loop(keep_alive=0.05)
     await face.embed_query("a")
@@ -376,6 +386,7 @@ async def test_unload_closes_at_once_and_the_next_call_opens_it(model: Model) ->
     await face.unload()
 
 
+@pytest.mark.slow
 async def test_a_stream_in_use_keeps_an_engine_alive(model: Model) -> None:
     face = model.on_any_loop(keep_alive=0.02)
     stream = face.embed(["a"] * 10_000)

@@ -235,6 +235,7 @@ def _closed() -> TextIO:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stderr", [None, _closed(), _Full()], ids=["none", "closed", "full"])
 async def test_a_stream_goes_its_way_where_nothing_can_be_written(
     stderr: TextIO | None, model: TextEmbedding, monkeypatch: pytest.MonkeyPatch
@@ -244,6 +245,7 @@ async def test_a_stream_goes_its_way_where_nothing_can_be_written(
         assert len(await model.embed(texts(30), progress=True).collect()) == 30
 
 
+@pytest.mark.slow
 @pytest.mark.posix
 async def test_a_halted_terminal_halts_no_stream(terminal: Terminal, model: TextEmbedding) -> None:
     """Its user has pressed Ctrl-S; what remains to be drawn is drawn when it goes on."""
@@ -260,6 +262,7 @@ async def test_a_halted_terminal_halts_no_stream(terminal: Terminal, model: Text
 # ---------------------------------------------------------------- every end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["end", "break", "error", "own error", "cancel", "aclose", "drop", "close"])
 async def test_a_bar_ends_with_its_stream_and_leaves_nothing(way: str, log: Log) -> None:
     log.use()

@@ -38,6 +38,7 @@ def _is_about_text(call: ast.Call) -> bool:
     return len(given) < _ARGUMENTS.get(method, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["asyncembed", "tests", "benchmarks", "examples"])
 def test_every_text_is_read_and_written_in_an_encoding_that_is_named(folder: str) -> None:
     found = {

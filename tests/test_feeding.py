@@ -161,6 +161,7 @@ async def test_every_record_has_one_result_whatever_the_order_of_the_answers(
     assert intake.failed == expected.count("none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_feeder_reads_on_when_there_is_room_again_and_not_before(kind: str, engine: Supervisor) -> None:
     intake = Held()

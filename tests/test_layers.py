@@ -83,10 +83,12 @@ MAY_IMPORT = {
         "sync",
         "wakeup",
     },
+    "server": {"catalogue", "embedders", "engine", "integrations", "options"},
     "testing": {"catalogue", "faking"},
     "_pytest_plugin": {"testing"},
     "_pyinstaller": set[str](),
-    "__main__": {"catalogue", "hub"},
+    "cli": {"catalogue", "engine", "export", "faking", "files", "hub", "runtime", "server"},
+    "__main__": {"cli"},
 }
 
 FOREIGN = {

@@ -24,6 +24,7 @@ PUBLIC_MODULES = (
     "asyncembed.hub",
     "asyncembed.observing",
     "asyncembed.readers",
+    "asyncembed.server",
     "asyncembed.sync",
     "asyncembed.testing",
     *INTEGRATIONS,

@@ -22,6 +22,8 @@ from tests.support import posix
 from tests.support.encoders import ECHO
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow  # each test opens an engine and sees it go
+
 
 def echo(**settings: Any) -> TextEmbedding[np.float32]:
     return TextEmbedding(replace(ECHO, settings=settings), workers=0)

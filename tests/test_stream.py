@@ -1529,6 +1529,7 @@ async def test_a_stream_goes_on_after_a_break(model: TextEmbedding) -> None:
     assert await numbers(stream) == [4, 5, 6, 7, 8, 9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batched", [False, True])
 async def test_a_cancelled_consumer_loses_no_result(batched: bool, narrow: TextEmbedding, tmp_path: Path) -> None:
     """It was cancelled while it waited; whoever goes on gets everything from there."""

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Generic, Literal, Unpack, overload
+from typing import Any, Generic, Literal, Unpack, cast, overload
 
 from asyncembed.checks import checks_keywords
 from asyncembed.embedders.base import AnyStream, Embedder, Opened, ReturningCall, StreamCall, StreamKeywords
@@ -137,6 +137,28 @@ class TextRoles(Embedder, Generic[ResultT, CollectedT]):
         return self._stream(opened, as_source(source), TEXTS, call, self._assembly(call), asked)
 
     async def _query(self, query: str, asked: StreamKeywords, *, with_tokens: bool) -> ResultT | Counted[ResultT]:
+        return await self._one_text("query", query, asked, with_tokens=with_tokens)
+
+    async def _one_text(
+        self, mode: Mode, text: str, asked: StreamKeywords, *, with_tokens: bool
+    ) -> ResultT | Counted[ResultT]:
         opened = await self._turn()
-        call = self._call(opened, "query", asked)
-        return await self._one(opened, query, TEXTS, call, self._assembly(call), with_tokens=with_tokens)
+        call = self._call(opened, mode, asked)
+        return await self._one(opened, text, TEXTS, call, self._assembly(call), with_tokens=with_tokens)
+
+    async def _several_texts(self, mode: Mode, texts: Iterable[str], asked: StreamKeywords) -> CountedBatch[CollectedT]:
+        await self._turn()
+        stream = cast("EmbeddingStream[str, ResultT, CollectedT]", self._texts(mode, texts, asked))
+        return cast("CountedBatch[CollectedT]", await self._several(stream, with_tokens=True))
+
+
+async def one_text(model: TextRoles[ResultT, Any], text: str, mode: Mode, asked: StreamKeywords) -> Counted[ResultT]:
+    """For the package itself: one text in any role, at once, as `embed_query` does it for queries."""
+    return cast("Counted[ResultT]", await model._one_text(mode, text, asked, with_tokens=True))  # noqa: SLF001
+
+
+async def several_texts(
+    model: TextRoles[Any, CollectedT], texts: Iterable[str], mode: Mode, asked: StreamKeywords
+) -> CountedBatch[CollectedT]:
+    """For the package itself: some texts in any role, at once, as `embed_documents` does it for documents."""
+    return await model._several_texts(mode, texts, {**asked, "priority": "interactive"})  # noqa: SLF001

@@ -3,11 +3,11 @@
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from logging import Logger, getLogger
-from math import inf
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from asyncembed.engine.cgroups import cpu_quota
 
 SERVERS = ("uvicorn", "gunicorn", "hypercorn", "granian", "fastapi", "daphne")
 """Web servers that run a program in several processes; the first four and fastapi take `--workers`."""
@@ -26,80 +26,6 @@ def available_cores() -> int:
     if quota < cores:
         cores = max(1, round(quota))
     return max(1, cores // max(1, server_processes()))
-
-
-# ---------------------------------------------------------------- the quota of a container
-
-
-def cpu_quota(proc: Path = Path("/proc/self")) -> float:
-    """Cores' worth of time that the control groups of this process allow it; infinite without a limit.
-
-    A group's time is part of its parents', so the least of them all counts. Both versions of control groups are read,
-    as systems mount either or both. Source: the kernel's `admin-guide/cgroup-v1` and `cgroup-v2.rst`.
-    """
-    try:
-        mounts = (proc / "mountinfo").read_text("utf-8", errors="replace").splitlines()
-        memberships = (proc / "cgroup").read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        return inf
-    own = {controllers: path for _, controllers, path in (line.split(":", 2) for line in memberships if line)}
-    quota = inf
-    for line in mounts:
-        # "36 35 98:0 /root /mount/point options optional... - type source super-options"
-        before, _, after = line.partition(" - ")
-        fields, described = before.split(" "), after.split(" ")
-        if len(fields) < 5 or described[0] not in ("cgroup", "cgroup2"):
-            continue
-        is_v2 = described[0] == "cgroup2"
-        path = own.get("") if is_v2 else _path_of_cpu(own, described[-1])
-        if path is not None:
-            read = _quota_v2 if is_v2 else _quota_v1
-            for folder in _groups(Path(_unescape(fields[4])), _unescape(fields[3]), path):
-                quota = min(quota, read(folder))
-    return quota
-
-
-def _path_of_cpu(own: dict[str, str], super_options: str) -> str | None:
-    """This process's group in a hierarchy of version 1, if that is the one of the cpu controller."""
-    if "cpu" not in super_options.split(","):
-        return None
-    return next((path for controllers, path in own.items() if "cpu" in controllers.split(",")), None)
-
-
-def _groups(mount_point: Path, root: str, path: str) -> Iterator[Path]:
-    """The folders of the group at `path` and of all its parents that `mount_point` shows; its top is `root`."""
-    inside = PurePosixPath(path)
-    # A container that does not see the group's own folder sees it as the top.
-    is_shown = inside.is_relative_to(root) and ".." not in inside.parts
-    folder = mount_point.joinpath(*inside.relative_to(root).parts) if is_shown else mount_point
-    yield folder
-    while folder != mount_point:
-        folder = folder.parent
-        yield folder
-
-
-def _quota_v2(folder: Path) -> float:
-    with suppress(OSError, ValueError):
-        quota, period = (folder / "cpu.max").read_text("utf-8").split()
-        return _cores(int(quota), int(period))
-    return inf
-
-
-def _quota_v1(folder: Path) -> float:
-    with suppress(OSError, ValueError):
-        quota = int((folder / "cpu.cfs_quota_us").read_text("utf-8"))
-        return _cores(quota, int((folder / "cpu.cfs_period_us").read_text("utf-8")))
-    return inf
-
-
-def _cores(quota: int, period: int) -> float:
-    return quota / period if quota > 0 and period > 0 else inf
-
-
-def _unescape(field: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        field = field.replace(code, character)
-    return field
 
 
 # ---------------------------------------------------------------- sibling servers

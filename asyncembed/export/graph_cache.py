@@ -20,6 +20,8 @@ FORMAT_VERSION = 1
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx_data"
 _TEMPORARY_PREFIX = "tmp-"
+_KEY_LENGTH = 32
+_ANY_KEY = "[0-9a-f]" * _KEY_LENGTH
 
 # Within this time a file can change twice without a new timestamp (FAT: 2 s): its stat does not identify it.
 _TIMESTAMP_STEP_SECONDS = 2.0
@@ -94,18 +96,53 @@ def find_graph(directory: Path, *, cache_dir: Path | None = None) -> Path | None
     return target / GRAPH_FILE if _is_complete(target) else None
 
 
+def kept_graphs(*, cache_dir: Path | None = None) -> list[Path]:
+    """The folders of all graphs that have been built and are kept. Blocks."""
+    return sorted(path for path in _root(cache_dir).glob(_ANY_KEY) if _is_complete(path))
+
+
+def kept_graph_of(directory: Path, *, cache_dir: Path | None = None) -> Path | None:
+    """The folder of the graph built from the weights in `directory`, where these were hashed before. Reads none."""
+    root, weights = _root(cache_dir), find_weights(directory)
+    try:
+        memos = [_memo(path, root / "digests") for path in (directory / "config.json", *weights)]
+        target = root / _key([memo.read_text("ascii") for memo in memos])
+    except OSError:
+        return None
+    return target if weights and _is_complete(target) else None
+
+
+def delete_graph(folder: Path) -> None:
+    """Delete one of `kept_graphs`; it is built again when it is needed.
+
+    Raises:
+        OSError: It cannot be, as on Windows while a worker has it mapped.
+    """
+    for name in (GRAPH_FILE, DATA_FILE):
+        (folder / name).unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def _root(cache_dir: Path | None) -> Path:
+    return (cache_dir or default_cache_dir()).expanduser() / "exported"
+
+
 def _place(directory: Path, cache_dir: Path | None) -> tuple[Path, Path, tuple[Path, ...]]:
     """The cache's root, the folder there of the graph that `directory` gives, and the weights that identify it."""
     weights = find_weights(directory)
     if not weights:
         raise UnsupportedModelError(f"{directory} has neither an ONNX file nor model.safetensors", model=str(directory))
-    root = (cache_dir or default_cache_dir()).expanduser() / "exported"
+    root = _root(cache_dir)
     try:
         digests = [_file_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
     except OSError as error:
         raise ModelLoadError(f"the weights in {directory} cannot be read: {error}", model=str(directory)) from error
-    key = hashlib.sha256("\n".join([str(FORMAT_VERSION), *digests]).encode()).hexdigest()[:32]
-    return root, root / key, weights
+    return root, root / _key(digests), weights
+
+
+def _key(digests: list[str]) -> str:
+    """The name of the folder of a graph, by what it is built from."""
+    return hashlib.sha256("\n".join([str(FORMAT_VERSION), *digests]).encode()).hexdigest()[:_KEY_LENGTH]
 
 
 def _is_complete(target: Path) -> bool:
@@ -120,9 +157,7 @@ def _file_digest(path: Path, known: Path) -> str:
     it also tells files apart whose modification time an archive or a package manager has fixed. (On Windows it is the
     time when the file was made.)
     """
-    status = path.stat()
-    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    memo = known / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+    status, memo = path.stat(), _memo(path, known)
     with contextlib.suppress(OSError):
         return memo.read_text("ascii")
     with path.open("rb") as file:
@@ -130,6 +165,13 @@ def _file_digest(path: Path, known: Path) -> str:
     if time.time() - max(status.st_mtime, status.st_ctime) > _TIMESTAMP_STEP_SECONDS:
         _remember(memo, digest)
     return digest
+
+
+def _memo(path: Path, known: Path) -> Path:
+    """Where the digest of a file as it is now is remembered, if it was ever taken."""
+    status = path.stat()
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return known / hashlib.sha256(repr(identity).encode()).hexdigest()[:_KEY_LENGTH]
 
 
 def _remember(memo: Path, digest: str) -> None:

@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from asyncembed.errors import ModelLoadError
@@ -52,6 +52,19 @@ def loadable_model_path(directory: Path, model_file: str) -> Path:
     snapshot = snapshot_of(model)
     assert snapshot is not None, "elsewhere weights out of reach are refused"
     return _link_or_copy(snapshot, (model, *(model.parent / name for name in names)))
+
+
+def linked_snapshots(repos: Iterable[Path]) -> list[Path]:
+    """The directories of links that we made for the snapshots of some repos of the hub's cache. Blocks.
+
+    A link costs nothing, but it keeps the bytes of a snapshot that was deleted.
+    """
+    homes = [repo / "onnx_snapshots" for repo in repos]
+    if (private := _private_folder(must_exist=True)) is not None:
+        homes += (private / "onnx_snapshots").glob("*")
+    homes += (default_cache_dir() / "onnx_snapshots").glob("*")
+    found = [path for home in homes if not home.is_symlink() for path in home.glob("*")]
+    return sorted(path for path in found if is_commit(path.name) and not path.is_symlink() and (path / MARK).is_file())
 
 
 def _link_or_copy(snapshot: Path, files: tuple[Path, ...]) -> Path:
@@ -98,11 +111,15 @@ def _forget_deleted(shared: Path, repo: Path) -> None:
         for path in shared.iterdir():
             is_ours = is_commit(path.name) and not path.is_symlink() and (path / MARK).is_file()
             if is_ours and not (repo / "snapshots" / path.name).exists():
-                _delete_marked(path)
+                delete_links(path)
 
 
-def _delete_marked(folder: Path) -> None:
-    """Delete a folder of ours, its mark last: what is mapped stays on Windows, and is ours the next time as well."""
+def delete_links(folder: Path) -> None:
+    """Delete one of `linked_snapshots`, its mark last: what is mapped stays on Windows, and is ours the next time.
+
+    Raises:
+        OSError: Something of it stays.
+    """
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -125,12 +142,16 @@ def _check_home(home: Path, folder: Path) -> None:
         raise NotADirectoryError(f"{folder} leads elsewhere")
 
 
-def _private_folder() -> Path | None:
-    """A folder below the temporary one that nobody else can put a model into; None where there is none."""
+def _private_folder(*, must_exist: bool = False) -> Path | None:
+    """A folder below the temporary one that nobody else can put a model into; None where there is none.
+
+    It is made, unless it `must_exist`.
+    """
     try:
         user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
         folder = Path(tempfile.gettempdir()) / f"asyncembed-{user}"
-        folder.mkdir(mode=0o700, exist_ok=True)
+        if not must_exist:
+            folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
     except (OSError, KeyError, ImportError):  # no folder to write to; no name for the user
         return None

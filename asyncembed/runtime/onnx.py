@@ -40,7 +40,7 @@ class OnnxSession:
     """One ONNX file, loaded: see `open_session`, and `Session` for its attributes."""
 
     def __init__(self, path: Path, options: SessionOptions) -> None:
-        onnxruntime = _import_onnxruntime()
+        onnxruntime = import_onnxruntime()
         available = onnxruntime.get_available_providers()
         choice = choose_providers(options, available)
         if choice.uses_cuda and hasattr(onnxruntime, "preload_dlls"):
@@ -154,7 +154,12 @@ def _weights_out_of_reach(path: Path) -> dict[str, np.ndarray[Any, np.dtype[np.u
     return {name: np.memmap(path.parent / name, mode="r") for name in names}
 
 
-def _import_onnxruntime() -> ModuleType:
+def import_onnxruntime() -> ModuleType:
+    """The module, with its telemetry off.
+
+    Raises:
+        RuntimeMissingError: It is not installed.
+    """
     # From 1.29 on it reports to its maker; nobody was asked. Read when the module is loaded, so set before that.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:

@@ -450,6 +450,7 @@ async def test_opening_says_once_that_there_is_no_graph(caplog: pytest.LogCaptur
     assert caplog.messages[0].startswith("TextEmbedding opened echo on the CPU, without a graph, 1 x ")
 
 
+@pytest.mark.slow
 async def test_a_snapshot_from_another_thread_is_never_half_done(gate: Path) -> None:
     """Each input is in one place in it: it waits, is in flight, or is computed."""
     count = 400

@@ -30,6 +30,7 @@ def take(record: object, index: int = 3, **options: Any) -> tuple[Any, int]:
     return intake(**options).item(record, index, sink)
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_a_text_waits_as_it_is_and_counts_with_its_characters(text: str) -> None:
     item, size_bytes = take(text)

@@ -25,6 +25,7 @@ async def test_waiting_for_another_process_can_be_cancelled(tmp_path: Path) -> N
         pass
 
 
+@pytest.mark.slow
 async def test_a_holder_that_does_nothing_holds_no_one_up(tmp_path: Path) -> None:
     path = tmp_path / "file.lock"
     with FileLock(path), anyio.fail_after(20):

@@ -468,6 +468,7 @@ async def test_models_are_open_as_long_as_the_app_is(framework: str) -> None:
             await embedder.embed_query("closed")
 
 
+@pytest.mark.slow
 @every_lifespan
 async def test_a_model_that_cannot_be_opened_stops_the_start_and_is_named(framework: str) -> None:
     fine, broken = TextEmbedding(ECHO, workers=0), TextEmbedding(with_settings(refuse="no memory for it"), workers=0)

@@ -148,6 +148,7 @@ async def test_restarts_are_counted_once_however_often_a_model_is_opened(
             assert exposed(registry)("asyncembed_worker_restarts_total") == opening + 1
 
 
+@pytest.mark.slow
 async def test_numbers_can_be_read_in_another_thread_while_models_come_and_go(registry: CollectorRegistry) -> None:
     metrics = Metrics(registry)
     read: list[float] = []

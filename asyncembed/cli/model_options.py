@@ -1,0 +1,51 @@
+"""The options of every command that opens models, out of those of `asyncembed.Options`: which files, and how to run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+DEVICES = ("auto", "cpu", "cuda")
+"""Those of `runtime.session`, which imports numpy: too much for a `--help`."""
+
+_FILES = (
+    click.option("--revision", help="Branch, tag or commit on the hub."),
+    click.option("--cache-dir", type=click.Path(path_type=Path), help="Cache instead of huggingface_hub's."),
+    click.option("--local-files-only", is_flag=True, help="Ask no network; fail if something is missing."),
+    click.option("--precision", help="Which ONNX file to take: fp32, fp16, int8, uint8, q4, q4f16 or bnb4."),
+    click.option("--onnx-file", help="The ONNX file to take, as a path inside the repo."),
+)
+
+_COMPUTING = (
+    click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True),
+    click.option("--max-length", type=int, help="Most tokens of a text; what is longer is cut."),
+    click.option("--max-batch-tokens", type=int, help="Most tokens, padding included, computed at once."),
+    click.option("--max-batch-size", type=int, help="Most texts computed at once."),
+)
+
+_WORKERS = (
+    click.option("--workers", type=int, help="Worker processes; 0: a thread of this one. By default as cores allow."),
+    click.option("--threads", type=int, help="Threads of each worker. By default the cores are shared out."),
+)
+
+
+def model_options(command: CommandT) -> CommandT:
+    """Options that are keywords of all embedders: `revision`, `cache_dir`, `device`, ..., not those of the workers.
+
+    The token for the hub is none of them, as other users can read a command line: it is in HF_TOKEN.
+    """
+    return _with(command, (*_FILES, *_COMPUTING))
+
+
+def worker_options(command: CommandT) -> CommandT:
+    """`workers` and `threads`: keywords of embedders without a pool, and of a `WorkerPool`."""
+    return _with(command, _WORKERS)
+
+
+def _with(command: CommandT, options: tuple[Callable[[CommandT], CommandT], ...]) -> CommandT:
+    for option in reversed(options):
+        command = option(command)
+    return command

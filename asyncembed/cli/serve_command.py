@@ -1,0 +1,87 @@
+"""`asyncembed serve`: models behind HTTP."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from asyncembed.cli.model_options import model_options, worker_options
+from asyncembed.errors import OptionError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+KEY_VARIABLE = "ASYNCEMBED_API_KEY"
+
+SETTINGS: dict[str, Any] = {"auto_envvar_prefix": "ASYNCEMBED_SERVE", "show_default": True}
+"""Each option may stand in the environment, as ASYNCEMBED_SERVE_PORT for --port."""
+
+
+@click.command(context_settings=SETTINGS)
+@click.argument("models", nargs=-1, required=True, metavar="[NAME=]MODEL...", envvar="ASYNCEMBED_SERVE_MODELS")
+@click.option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 for all of this machine.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0: any free one, which the log names.")
+@click.option("--uds", metavar="PATH", help="Listen at this unix socket instead of an address.")
+@click.option("--api-key", metavar="@FILE", help=f"File of the keys that clients must give; or set {KEY_VARIABLE}.")
+@click.option("--max-queued", type=click.IntRange(1), default=8192, help="Inputs that may wait; what is more gets 429.")
+@click.option("--max-inputs", type=click.IntRange(1), default=2048, help="Inputs of one request.")
+@click.option("--max-tokens", type=click.IntRange(1), default=300_000, help="Tokens of one request.")
+@click.option("--max-bytes", type=click.IntRange(1), default=32 * 2**20, help="Bytes of one request's body.")
+@click.option("--grace", type=float, default=30.0, help="Seconds that requests under way get to finish when it ends.")
+@worker_options
+@model_options
+def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace: float, **options: Any) -> None:
+    """Serve models over HTTP, to clients of OpenAI's interface.
+
+    MODEL is a name of the catalogue, a repo of the hub or a directory; clients call it by NAME, if there is one.
+
+    Every option may stand in the environment instead: ASYNCEMBED_SERVE_PORT is --port, and so on;
+    ASYNCEMBED_SERVE_MODELS has the models. The API key is in ASYNCEMBED_API_KEY, or in a file: everybody on a
+    machine can read command lines.
+    """
+    import uvicorn
+
+    app = _app(models, options)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        uds=uds,
+        lifespan="on",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(grace)),
+    )
+    server = uvicorn.Server(config)
+    server.run()
+    if app.state.service.failure is not None:
+        raise app.state.service.failure
+
+
+def _app(models: tuple[str, ...], options: dict[str, Any]) -> "FastAPI":
+    from asyncembed.server import Limits, create_app
+
+    limits = Limits(**{name: options.pop(name) for name in ("max_inputs", "max_tokens", "max_bytes")})
+    keys = _keys(options.pop("api_key"))
+    return create_app(dict(map(_named, models)), api_key=keys, limits=limits, **options)
+
+
+def _named(model: str) -> tuple[str, str]:
+    name, equals, rest = model.partition("=")
+    return (name, rest) if equals and rest else (model, model)
+
+
+def _keys(given: str | None) -> list[str] | None:
+    """The keys of a file, or of the environment, which workers do not inherit."""
+    of_environment = os.environ.pop(KEY_VARIABLE, None)
+    if given is None:
+        return None if of_environment is None else [of_environment]
+    if not given.startswith("@"):
+        raise OptionError(
+            f"--api-key takes @FILE: a key in a command line can be read by all users of this machine; "
+            f"or set {KEY_VARIABLE}"
+        )
+    keys = Path(given[1:]).read_text(encoding="utf-8").split()
+    if not keys:
+        raise OptionError(f"--api-key: there is no key in {given[1:]}")
+    return keys

@@ -1,0 +1,203 @@
+"""The app: models on one pool as long as it runs, and a route for every path of every dialect."""
+
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, Unpack, cast
+
+import orjson
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
+
+import asyncembed
+from asyncembed.catalogue.lookup import CLASSES, families_of
+from asyncembed.catalogue.spec import ModelSpec
+from asyncembed.checks import check_text
+from asyncembed.embedders.base import Embedder
+from asyncembed.engine.pool import PoolKeywords, WorkerPool
+from asyncembed.errors import OptionError
+from asyncembed.integrations.asgi import lifespan
+from asyncembed.options import OptionKeywords
+from asyncembed.server.endpoint import Dialect, Endpoint, Route
+from asyncembed.server.openai_dialect import OpenAIDialect
+from asyncembed.server.openapi_document import describe_routes
+from asyncembed.server.refusals import Kind, Refusal
+from asyncembed.server.request_limits import Limits
+from asyncembed.server.served import ServedModels
+from asyncembed.server.service import Service
+
+if TYPE_CHECKING:
+    from asyncembed.catalogue.spec import Family
+    from asyncembed.engine.lifetime import Openable
+
+ServedAs: TypeAlias = str | os.PathLike[str] | ModelSpec | Embedder
+"""What may be served: a name, directory or spec as the classes take it, whose class is found; or a model of one."""
+
+DIALECTS: tuple[type[Dialect], ...] = (OpenAIDialect,)
+"""All that a server speaks; the first one is asked first, and speaks for the rest."""
+
+
+def create_app(
+    models: ServedAs | Sequence[ServedAs] | Mapping[str, ServedAs],
+    *,
+    api_key: str | Sequence[str] | None = None,
+    limits: Limits | None = None,
+    **options: Unpack[OptionKeywords],
+) -> FastAPI:
+    """An app that serves models to clients of other services: of OpenAI's, for one.
+
+    ```python
+    app = create_app({"small": "BAAI/bge-small-en-v1.5"}, workers=2, max_queued=1000)
+    ```
+
+    The models are opened when the app starts, on one pool, and closed when it ends; what is asked for until then is
+    finished. It is a FastAPI app: routes and middlewares of one's own can be added.
+
+    Args:
+        models: What is served, by the name that clients use; without names, a model's own is taken. A model that is
+            given as an object is not open yet; it has a pool of its own unless it was given one.
+        api_key: Clients must give it, or one of these, as a bearer token, except for `/health`. None: anybody may ask.
+        limits: What one request may ask for.
+        options: Of the models that are given by name: keywords that all six classes share (`device`, `max_length`),
+            and those of the `WorkerPool` that is made for them (`workers`, `max_queued`), unless `pool=` is given.
+
+    Raises:
+        OptionError: An argument that cannot work.
+    """
+    keys = _keys(api_key)
+    pool, of_models = _shared(options)
+    embedders = {name: _embedder(model, of_models) for name, model in _by_name(models).items()}
+    service = Service(ServedModels(embedders, int(time.time())), limits or Limits(), keys)
+    app = FastAPI(
+        title="asyncembed",
+        version=asyncembed.__version__,
+        lifespan=_lifespan(service, pool, embedders),
+        docs_url=None,
+        redoc_url=None,
+        exception_handlers=_unrouted(DIALECTS[0]()),
+    )
+    app.state.service = service
+    _add(app, service, [*(kind() for kind in DIALECTS), Operations()])
+    return app
+
+
+def _add(app: FastAPI, service: Service, dialects: Sequence[Dialect]) -> None:
+    """Put the routes of all dialects into the app, ahead of its own, and into its document."""
+    routes = [
+        StarletteRoute(route.path, Endpoint(service, dialect, route), name=f"{dialect.name} {route.path}")
+        for dialect in dialects
+        for route in dialect.routes
+    ]
+    app.router.routes[:0] = routes
+    of_fastapi = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = describe_routes(of_fastapi(), dialects)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+# ---------------------------------------------------------------- what is served
+
+
+def _keys(given: str | Sequence[str] | None) -> list[str]:
+    keys = [] if given is None else [given] if isinstance(given, str) else list(given)
+    for key in keys:
+        check_text("api_key", key, may_be_none=False)
+    return keys
+
+
+def _by_name(models: ServedAs | Sequence[ServedAs] | Mapping[str, ServedAs]) -> dict[str, ServedAs]:
+    if isinstance(models, Mapping):
+        named = dict(models)
+    else:
+        several = [models] if isinstance(models, str | os.PathLike | ModelSpec | Embedder) else list(models)
+        named = {_name_of(model): model for model in several}
+        if len(named) < len(several):
+            raise OptionError("two models have the same name: give each one of its own, as in {NAME: MODEL, ...}")
+    if not named:
+        raise OptionError("there is nothing to serve: give at least one model")
+    return named
+
+
+def _name_of(model: ServedAs) -> str:
+    if isinstance(model, Embedder):
+        return model.model_name
+    return model.name if isinstance(model, ModelSpec) else os.fspath(model)
+
+
+def _shared(options: OptionKeywords) -> tuple[WorkerPool | None, OptionKeywords]:
+    """The pool that is to be opened, and the options of each model in it."""
+    if options.get("pool") is not None:
+        return None, options
+    of_pool = {name: value for name, value in options.items() if name in PoolKeywords.__annotations__}
+    of_models = {name: value for name, value in options.items() if name not in of_pool}
+    pool = WorkerPool(**cast(PoolKeywords, of_pool))
+    return pool, cast(OptionKeywords, {**of_models, "pool": pool})
+
+
+def _embedder(model: ServedAs, options: OptionKeywords) -> Embedder:
+    if isinstance(model, Embedder):
+        return model
+    families = [model.family] if isinstance(model, ModelSpec) else families_of(os.fspath(model))
+    family: Family = families[0] if families else "text"
+    kind = cast("type[Embedder]", getattr(asyncembed, CLASSES[family]))
+    return kind(model, **options)
+
+
+def _lifespan(
+    service: Service, pool: WorkerPool | None, embedders: Mapping[str, Embedder]
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    opened: dict[str, Openable[Any]] = {f"model {name}": model for name, model in embedders.items()}
+    if pool is not None:
+        opened["pool"] = pool
+
+    @asynccontextmanager
+    async def run(_: FastAPI) -> AsyncGenerator[None]:
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(lifespan("models", **opened)(None))
+            except Exception as error:
+                service.failure = error
+                raise
+            service.is_ready = True
+            yield
+            service.is_ready = False
+
+    return run
+
+
+# ---------------------------------------------------------------- what belongs to no dialect
+
+
+async def health(service: Service, _: None) -> bytes:
+    """Whether requests can be served now."""
+    if not service.is_ready:
+        raise Refusal("unavailable", "the models are not ready")
+    return b'{"status":"ready"}'
+
+
+class Operations(OpenAIDialect):
+    """What those ask for who run the server."""
+
+    name = "operations"
+    routes: ClassVar[tuple[Route, ...]] = (
+        Route(path="/health", handle=health, summary="Whether requests can be served now.", needs_key=False),
+    )
+
+
+def _unrouted(dialect: Dialect) -> dict[Any, Any]:
+    """What is said where no route is, in the form of one dialect."""
+
+    async def answer(_: object, error: HTTPException) -> Response:
+        kinds: Mapping[int, Kind] = {404: "no_route", 405: "no_method"}
+        refusal = Refusal(kinds.get(error.status_code, "invalid"), error.detail)
+        body = orjson.dumps(dialect.refuse(refusal, error.status_code))
+        return Response(body, error.status_code, headers=error.headers, media_type="application/json")
+
+    return {HTTPException: answer}

@@ -1,0 +1,183 @@
+"""One route as an ASGI app: from a request to a handler, and from what comes of it to an answer.
+
+What every request takes goes through here, so it is plain: no middleware, no `Request`, nothing that is not needed.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import msgspec
+import orjson
+from anyio import move_on_after
+
+from asyncembed.integrations.asgi import Receive, Send, until_gone
+from asyncembed.server.refusals import STATUSES, Kind, Refusal, refusal_of
+from asyncembed.server.service import Service
+
+JSON = b"application/json"
+
+DROPPED_BYTES = 64 * 1024 * 1024
+DROPPING_SECONDS = 2.0
+"""How much of a refused body is read at most, and how long, without being kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer that is not just JSON.
+
+    Attributes:
+        body: The bytes.
+        media_type: What they are.
+        headers: To be sent with them, in lower case.
+    """
+
+    body: bytes
+    media_type: bytes = JSON
+    headers: Mapping[str, str] | None = None
+
+
+Handler: TypeAlias = Callable[[Service, Any], Awaitable[bytes | Reply]]
+"""From the service and the decoded body (of a GET: None) to the answer, where bytes are JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One route of a dialect: what the app serves, and what the OpenAPI document says of it.
+
+    Attributes:
+        path: In full: "/v1/embeddings".
+        handle: Computes the answer.
+        body: The Struct that the JSON of a POST is decoded as; None: a GET.
+        answer: Struct, or type, of what it answers, for the document only.
+        summary: A sentence for the document.
+        needs_key: Whether it is served to those only who have the API key, if there is one.
+    """
+
+    path: str
+    handle: Handler
+    body: Any = None
+    answer: Any = None
+    summary: str
+    needs_key: bool = True
+
+    @property
+    def method(self) -> str:
+        """The one method that it takes."""
+        return "GET" if self.body is None else "POST"
+
+
+class Dialect(ABC):
+    """The HTTP interface of some service that clients know."""
+
+    name: ClassVar[str]
+    """For the document and the metrics."""
+
+    routes: "ClassVar[tuple[Route, ...]]"
+
+    statuses: ClassVar[Mapping[Kind, int]] = {}
+    """Where they differ from `refusals.STATUSES`."""
+
+    @abstractmethod
+    def refuse(self, refusal: Refusal, status: int) -> object:
+        """The body that says so, in its form: what `orjson.dumps` takes."""
+
+
+class Endpoint:
+    """An ASGI app for one path."""
+
+    def __init__(self, service: Service, dialect: Dialect, route: Route) -> None:
+        self.dialect = dialect
+        self.route = route
+        self._service = service
+        self._decode: Callable[[bytes], Any] | None = None
+        if route.body is not None:
+            self._decode = msgspec.json.Decoder(route.body).decode
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        try:
+            reply = await self._answer(scope, receive)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the client is told in its dialect)
+            await self._refuse(refusal_of(error), receive, send)
+            return
+        if isinstance(reply, bytes):
+            headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(reply))]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": reply})
+        else:
+            await _send(send, 200, reply.body, reply.media_type, reply.headers or {})
+
+    async def _answer(self, scope: Any, receive: Receive) -> bytes | Reply:
+        route, service = self.route, self._service
+        if scope["method"] != route.method and (scope["method"], route.method) != ("HEAD", "GET"):
+            raise Refusal("no_method", f"{route.path} takes {route.method} only", headers={"allow": route.method})
+        if route.needs_key:
+            service.check_key(scope["headers"])
+        if self._decode is None:
+            return await route.handle(service, None)
+        asked = self._decode(await read_body(scope, receive, service.limits.max_bytes))
+        return await until_gone(receive, route.handle(service, asked))
+
+    async def _refuse(self, refusal: Refusal, receive: Receive, send: Send) -> None:
+        status = self.dialect.statuses.get(refusal.kind) or STATUSES[refusal.kind]
+        body = orjson.dumps(self.dialect.refuse(refusal, status))
+        is_too_large = refusal.kind == "too_large"
+        await _send(send, status, body, JSON, refusal.headers, more_body=is_too_large)
+        if is_too_large:
+            await _drop_body(receive)
+            await send({"type": "http.response.body", "body": b""})
+
+
+async def _send(
+    send: Send, status: int, body: bytes, media_type: bytes, more: Mapping[str, str], *, more_body: bool = False
+) -> None:
+    headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(body))]
+    headers += [(name.encode(), value.encode()) for name, value in more.items()]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": more_body})
+
+
+async def _drop_body(receive: Receive) -> None:
+    """Read a little more of a body that is too large: who still sends when the connection ends reads no answer."""
+    size = 0
+    with move_on_after(DROPPING_SECONDS):
+        while size < DROPPED_BYTES:
+            message = await receive()
+            size += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                return
+
+
+async def read_body(scope: Any, receive: Receive, max_bytes: int) -> bytes:
+    """The body of a request.
+
+    Raises:
+        Refusal: It is too large, which is known from its header, or as soon as too much has come.
+        ClientGoneError: The client left in the middle of it.
+    """
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > max_bytes:
+            raise _too_large(max_bytes)
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False) and message["type"] == "http.request" and len(body) <= max_bytes:
+        return body
+    parts, size = [body], len(body)
+    while True:
+        if message["type"] == "http.disconnect":
+            raise Refusal("gone", "the client left before its body was there")
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+        message = await receive()
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+
+
+def _too_large(max_bytes: int) -> Refusal:
+    # What is still to come of the body would be taken for the next request of this connection.
+    return Refusal(
+        "too_large", f"the body is too large; one request may have {max_bytes} bytes", headers={"connection": "close"}
+    )

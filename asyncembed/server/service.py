@@ -1,0 +1,125 @@
+"""What handlers stand on: the models, the limits, and computing for requests."""
+
+from collections.abc import Sequence
+from hashlib import sha256
+from hmac import compare_digest
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from asyncembed.embedders.roles import TextRoles, one_text, several_texts
+from asyncembed.server.refusals import Refusal
+from asyncembed.server.request_limits import Limits
+from asyncembed.server.served import Served, ServedModels
+
+if TYPE_CHECKING:
+    from asyncembed.embedders.base import StreamKeywords
+    from asyncembed.embedders.text import TextCall
+    from asyncembed.encoders.encoder import Mode
+
+ResultT = TypeVar("ResultT")
+CollectedT = TypeVar("CollectedT")
+
+NO_CALL: "TextCall" = {}
+"""Nothing asked for but the vectors."""
+
+MOST_BYTES_OF_A_CHARACTER = 4
+
+SPECIAL_TOKENS = 16
+"""At the ends of a text, and ahead of it: a generous guess."""
+
+
+class Service:
+    """One server: what all of its routes share.
+
+    Attributes:
+        models: What is served.
+        limits: What one request may ask for.
+        is_ready: Whether the models are open.
+        failure: Why they could not be opened.
+    """
+
+    def __init__(self, models: ServedModels, limits: Limits, api_keys: Sequence[str]) -> None:
+        self.models = models
+        self.limits = limits
+        self.is_ready = False
+        self.failure: Exception | None = None
+        # Of one length whatever the keys are, so that comparing tells nothing of them.
+        self._keys = [sha256(key.encode()).digest() for key in api_keys]
+
+    def check_key(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Raise `Refusal` unless the request has one of the keys, if there are any, as a bearer token."""
+        if not self._keys:
+            return
+        given = next((value for name, value in headers if name == b"authorization"), b"")
+        scheme, _, key = given.partition(b" ")
+        digest = sha256(key.strip()).digest()
+        is_known = False
+        for known in self._keys:
+            is_known |= compare_digest(digest, known)
+        if scheme.lower() != b"bearer" or not is_known:
+            raise Refusal(
+                "no_key",
+                "this server asks for its API key: Authorization: Bearer KEY",
+                headers={"www-authenticate": "Bearer"},
+            )
+
+    def check_count(self, count: int, *, param: str) -> None:
+        """Raise `Refusal` for a request without inputs, or with too many of them."""
+        if count == 0:
+            raise Refusal("invalid", f"{param} is empty: there is nothing to compute", param=param)
+        if count > self.limits.max_inputs:
+            raise Refusal(
+                "too_many",
+                f"{param} has {count} inputs; one request may have {self.limits.max_inputs}: send several",
+                param=param,
+            )
+
+    async def embed_text(
+        self,
+        model: Served[TextRoles[ResultT, Any]],
+        text: str,
+        mode: "Mode" = "embed",
+        *,
+        call: "TextCall" = NO_CALL,
+    ) -> tuple[ResultT, int]:
+        """The result of one text, and the tokens that were computed; `call` is for dense models only.
+
+        Goes before bulk work. When the client leaves, it is withdrawn.
+        """
+        counted = await one_text(model.embedder, text, mode, cast("StreamKeywords", call))
+        return counted.result, counted.tokens
+
+    async def embed_texts(
+        self,
+        model: Served[TextRoles[Any, CollectedT]],
+        texts: Sequence[str],
+        mode: "Mode" = "embed",
+        *,
+        call: "TextCall" = NO_CALL,
+        param: str = "input",
+    ) -> tuple[CollectedT, int]:
+        """The results of some texts, and the tokens that were computed for all of them.
+
+        Raises:
+            Refusal: There are none, too many, or they have too many tokens.
+        """
+        self.check_count(len(texts), param=param)
+        await self._check_tokens(model, texts, param)
+        counted = await several_texts(model.embedder, texts, mode, cast("StreamKeywords", call))
+        return counted.results, int(counted.tokens.sum())
+
+    async def _check_tokens(self, model: Served[TextRoles[Any, Any]], texts: Sequence[str], param: str) -> None:
+        """Count the tokens where there may be too many: a text has at most one for each byte, besides some."""
+        limit = self.limits.max_tokens
+        longest = model.embedder.max_length
+        if longest is not None and longest * len(texts) <= limit:
+            return
+        if sum(map(len, texts)) * MOST_BYTES_OF_A_CHARACTER + SPECIAL_TOKENS * len(texts) <= limit:
+            return
+        count = getattr(model.embedder, "token_count", None)
+        tokens = await count(list(texts)) if count is not None else 0
+        if tokens > limit:
+            raise Refusal(
+                "too_many",
+                f"{param} has {tokens} tokens; one request may have {limit}: send several",
+                param=param,
+            )

@@ -1,0 +1,84 @@
+"""The command `cache`, as its users call it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from asyncembed.cli.commands import main
+from tests.cli.test_stored import write_repo
+
+pytestmark = pytest.mark.posix
+
+
+def run(root: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["cache", *arguments, "--cache-dir", str(root)])
+
+
+def test_it_lists_what_is_there_under_the_names_of_the_catalogue(tmp_path: Path) -> None:
+    write_repo(tmp_path, "Qdrant/bge-small-en", {"model.onnx": b"x" * 1500})
+    shown = run(tmp_path)
+    assert shown.exit_code == 0
+    first, _, header, row, _, last = shown.stdout.splitlines()
+    assert first.startswith(f"{tmp_path} (shared with other tools), ")
+    assert header.split() == ["NAME", "WHAT", "SIZE", "USED", "WHERE"]
+    assert row.startswith("Qdrant/bge-small-en (BAAI/bge-small-en)  model  1.5 kB  2")
+    assert row.endswith("  models--Qdrant--bge-small-en")
+    assert last == "1 model, 1.5 kB"
+
+
+def test_an_empty_cache_is_none_at_all(tmp_path: Path) -> None:
+    assert run(tmp_path / "none").stdout.endswith("\n\n0 models, 0 B\n")
+
+
+def test_json_has_it_all(tmp_path: Path) -> None:
+    write_repo(tmp_path, "Qdrant/bge-small-en")
+    document = json.loads(run(tmp_path, "--json").stdout)
+    assert document["hub"] == str(tmp_path)
+    assert document["size_bytes"] == 1
+    (stored,) = document["stored"]
+    assert (stored["kind"], stored["models"]) == ("model", ["BAAI/bge-small-en"])
+
+
+def test_clearing_asks_and_a_no_leaves_all_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_repo(tmp_path, "org/a")
+    monkeypatch.setattr("asyncembed.cli.cache_command._is_terminal", lambda: True)
+    refused = CliRunner().invoke(main, ["cache", "clear", "org/a", "--cache-dir", str(tmp_path)], input="n\n")
+    assert refused.exit_code == 1
+    assert folder.exists()
+    taken = CliRunner().invoke(main, ["cache", "clear", "org/a", "--cache-dir", str(tmp_path)], input="y\n")
+    assert taken.exit_code == 0
+    assert not folder.exists()
+
+
+def test_where_nobody_can_be_asked_nothing_is_deleted_without_yes(tmp_path: Path) -> None:
+    folder = write_repo(tmp_path, "org/a")
+    refused = run(tmp_path, "clear", "org/a")
+    assert refused.exit_code == 2
+    assert "say --yes" in refused.stderr
+    assert run(tmp_path, "clear", "org/a", "--dry-run").exit_code == 0
+    assert folder.exists()
+    assert run(tmp_path, "clear", "org/a", "--yes").exit_code == 0
+    assert not folder.exists()
+
+
+def test_the_cache_may_be_named_before_or_behind_clear(tmp_path: Path) -> None:
+    folder = write_repo(tmp_path, "org/a")
+    done = CliRunner().invoke(main, ["cache", "--cache-dir", str(tmp_path), "clear", "org/a", "-y", "--json"])
+    assert json.loads(done.stdout)["stored"][0]["path"] == str(folder)
+    assert not folder.exists()
+
+
+def test_a_model_that_is_not_there_is_told_and_nothing_else_is_deleted(tmp_path: Path) -> None:
+    folder = write_repo(tmp_path, "org/a")
+    done = run(tmp_path, "clear", "org/a", "org/b", "--yes")
+    assert done.exit_code == 1
+    assert "nothing of 'org/b'" in done.stderr
+    assert folder.exists()
+
+
+def test_to_clear_nothing_in_particular_is_wrong_use(tmp_path: Path) -> None:
+    write_repo(tmp_path, "org/a")
+    assert run(tmp_path, "clear", "--yes").exit_code == 2
+    assert run(tmp_path, "clear", "--made", "--yes").stdout.endswith("0 models, 0 B\n")

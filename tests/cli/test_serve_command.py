@@ -1,0 +1,67 @@
+"""`asyncembed serve` as a process of its own, with fake models."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from asyncembed.cli.commands import main
+
+MODEL = "BAAI/bge-small-en-v1.5"
+
+
+@contextmanager
+def serving(socket: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """A server at a unix socket, once it is ready, and a client of it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asyncembed", "serve", "--uds", str(socket), *arguments],
+        env={**os.environ, "ASYNCEMBED_FAKE": "1", **environment},
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    with process, httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://server") as client:
+        try:
+            assert process.stderr is not None
+            assert any("running on" in line for line in process.stderr)
+            yield process, client
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+def test_a_server_answers_at_a_unix_socket_and_ends_in_peace_when_it_is_told_to(tmp_path: Path) -> None:
+    with serving(tmp_path / "socket", f"small={MODEL}") as (process, client):
+        answer = client.post("/v1/embeddings", json={"input": "a text", "model": "small"})
+        assert len(answer.json()["data"][0]["embedding"]) == 384
+        client.close()
+        process.terminate()
+        assert process.wait(15) in (0, -15)
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+def test_every_option_may_stand_in_the_environment_and_the_key_as_well(tmp_path: Path) -> None:
+    environment = {
+        "ASYNCEMBED_SERVE_MODELS": f"one={MODEL} two={MODEL}",
+        "ASYNCEMBED_SERVE_MAX_INPUTS": "1",
+        "ASYNCEMBED_API_KEY": "secret",
+    }
+    with serving(tmp_path / "socket", **environment) as (_, client):
+        assert client.get("/v1/models").status_code == 401
+        client.headers["Authorization"] = "Bearer secret"
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["one", "two"]
+        assert client.post("/v1/embeddings", json={"input": ["a", "b"]}).status_code == 400
+
+
+def test_a_key_in_the_command_line_is_refused_and_not_repeated() -> None:
+    done = CliRunner().invoke(main, ["serve", MODEL, "--api-key", "secret"])
+    assert done.exit_code == 2
+    assert "--api-key takes @FILE" in done.stderr
+    assert "secret" not in done.stderr

@@ -1,0 +1,118 @@
+"""The app on a real server, with fake models: what is served, to whom, and how it is refused."""
+
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from asyncembed import TextEmbedding
+from asyncembed.errors import OptionError
+from asyncembed.testing import fake_models
+from tests.support.asgi_servers import serving
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _fakes() -> Iterator[None]:
+    with fake_models():
+        yield
+
+
+@pytest.fixture
+async def client() -> AsyncGenerator[httpx.AsyncClient]:
+    from asyncembed.server import Limits, create_app
+
+    app = create_app({"small": "BAAI/bge-small-en-v1.5"}, limits=Limits(max_inputs=3, max_tokens=600, max_bytes=20_000))
+    async with serving(app) as client:
+        yield client
+
+
+async def test_a_server_is_healthy_once_its_models_are_open(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/health")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+
+
+async def test_a_path_that_is_not_there_is_refused_in_json(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/nowhere")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_method_that_a_route_does_not_take_is_refused_with_the_one_it_takes(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/v1/embeddings")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"input": ["a", "b", "c", "d"]}, 400, "input"),
+        ({"input": ["a " * 1000, "b " * 1000]}, 400, "input"),
+        ({"input": []}, 400, "input"),
+        ({"input": ""}, 400, "input"),
+        ({"input": "a", "model": "large"}, 404, "model"),
+        ({"model": "small"}, 400, "input"),
+        ({"input": 1}, 400, "input"),
+    ],
+)
+async def test_what_cannot_be_served_is_refused_with_the_field_that_is_wrong(
+    client: httpx.AsyncClient, body: dict[str, Any], status: int, param: str
+) -> None:
+    answer = await client.post("/v1/embeddings", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
+
+
+async def test_a_body_that_says_that_it_is_too_large_is_refused_before_it_is_read(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/embeddings", json={"input": "a" * 30_000})
+    assert answer.status_code == 413
+    assert answer.headers["connection"] == "close"
+
+
+async def test_a_body_without_a_length_is_refused_once_it_is_too_large(client: httpx.AsyncClient) -> None:
+    async def parts() -> AsyncGenerator[bytes]:
+        for _ in range(30):
+            yield b" " * 1000
+
+    answer = await client.post("/v1/embeddings", content=parts())
+    assert answer.status_code == 413
+
+
+async def test_only_who_has_a_key_is_served_but_anybody_may_ask_for_its_health() -> None:
+    from asyncembed.server import create_app
+
+    async with serving(create_app("BAAI/bge-small-en-v1.5", api_key=["one", "two"])) as client:
+        assert (await client.get("/health")).status_code == 200
+        for headers in ({}, {"Authorization": "Bearer three"}, {"Authorization": "Basic one"}):
+            answer = await client.get("/v1/models", headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert (await client.get("/v1/models", headers={"Authorization": "bearer two"})).status_code == 200
+
+
+async def test_models_are_served_by_their_own_names_unless_they_are_given_others() -> None:
+    from asyncembed.server import create_app
+
+    models: list[str | TextEmbedding] = [TextEmbedding("BAAI/bge-base-en-v1.5"), "BAAI/bge-small-en-v1.5"]
+    async with serving(create_app(models)) as client:
+        listed = (await client.get("/v1/models")).json()
+        assert [model["id"] for model in listed["data"]] == ["BAAI/bge-base-en-v1.5", "BAAI/bge-small-en-v1.5"]
+        answer = (await client.post("/v1/embeddings", json={"input": "a"})).json()
+        assert (answer["model"], len(answer["data"][0]["embedding"])) == ("BAAI/bge-base-en-v1.5", 768)
+
+
+@pytest.mark.parametrize("models", [[], ["a/b", "a/b"]])
+def test_an_app_without_models_or_with_two_of_one_name_is_refused(models: list[str]) -> None:
+    from asyncembed.server import create_app
+
+    with pytest.raises(OptionError, match="model"):
+        create_app(models)
+
+
+def test_the_document_describes_what_routes_take_and_answer() -> None:
+    from asyncembed.server import create_app
+
+    document = create_app("BAAI/bge-small-en-v1.5").openapi()
+    body = document["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/EmbeddingsRequest"}
+    assert document["components"]["schemas"]["EmbeddingsRequest"]["required"] == ["input"]
