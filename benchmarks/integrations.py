@@ -28,7 +28,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.schema import TextNode
-from llama_index.embeddings.fastembed import FastEmbedEmbedding  # type: ignore[import-untyped]
+from llama_index.embeddings.fastembed import FastEmbedEmbedding
 from pydantic_ai import Embedder
 
 from asyncembed import TextEmbedding
