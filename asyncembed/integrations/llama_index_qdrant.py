@@ -20,7 +20,7 @@ Needs `pip install "asyncembed[llama-index-qdrant]"`.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from asyncembed.integrations.llama_index import AsyncembedSparseEmbedding
 
@@ -86,25 +86,25 @@ class AsyncembedQdrantVectorStore(QdrantVectorStore):
 
     # ---------------------------------------------------------------- awaited
 
-    async def async_add(self, nodes: list[BaseNode], *args: Any, **keywords: Any) -> list[str]:
+    async def async_add(self, nodes: Sequence[BaseNode], **keywords: Any) -> list[str]:
         """Store nodes that have their embeddings; gives their ids."""
         texts = _contents(nodes)
         with self._handing_over(texts, await self._sparse.asparse_doc_fn(texts)):
-            return cast(list[str], await super().async_add(nodes, *args, **keywords))
+            return await super().async_add(list(nodes), **keywords)
 
     async def aquery(self, query: VectorStoreQuery, **keywords: Any) -> VectorStoreQueryResult:
         """Search as `query.mode` says: dense, sparse or hybrid."""
         texts = _queries(query)
         with self._handing_over(texts, await self._sparse.asparse_query_fn(texts)):
-            return cast(VectorStoreQueryResult, await super().aquery(query, **keywords))
+            return await super().aquery(query, **keywords)
 
     # ---------------------------------------------------------------- that block
 
-    def add(self, nodes: list[BaseNode], *args: Any, **keywords: Any) -> list[str]:
+    def add(self, nodes: Sequence[BaseNode], **keywords: Any) -> list[str]:
         """`async_add`, which blocks the thread."""
         texts = _contents(nodes)
         with self._handing_over(texts, self._sparse.sparse_doc_fn(texts)):
-            return cast(list[str], super().add(nodes, *args, **keywords))
+            return super().add(list(nodes), **keywords)
 
     @contextmanager
     def _handing_over(self, texts: list[str], columns: Columns) -> Iterator[None]:
