@@ -31,9 +31,13 @@ def _docstrings() -> Iterator[tuple[str, str, str]]:
                 yield module, getattr(node, "name", ""), text
 
 
+RUN_ELSEWHERE = {"asyncembed.integrations.ray"}
+"""Modules whose examples the module's own tests run, as they need what takes long to start."""
+
 EXAMPLES = [
     pytest.param(snippet, module, id=f"{module}:{name}")
     for module, name, text in docstrings()
+    if module not in RUN_ELSEWHERE
     for snippet in snippets.fenced(text)
 ]
 

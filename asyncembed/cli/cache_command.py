@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from asyncembed.cli.model_options import model_names
 from asyncembed.cli.output import json_option, print_json, print_table, size_in_words
 
 if TYPE_CHECKING:
@@ -40,11 +41,10 @@ def cache(context: click.Context, cache_dir: Path | None, as_json: bool) -> None
         return
     click.echo(f"{places.hub} (shared with other tools), {places.own}\n")
     _print_stored(places, stored)
-    click.echo(f"\n{_in_words(stored)}")
 
 
 @cache.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=model_names)
 @click.option("--made", is_flag=True, help="What was made here: exported graphs, links, unfinished downloads.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
@@ -77,7 +77,6 @@ def clear(
             raise click.ClickException(f"nothing of {name!r} is in {places.hub}; `asyncembed cache` says what is")
     if not as_json:
         _print_stored(places, what)
-        click.echo(f"\n{_in_words(what)}")
     if what and not dry_run:
         _confirm(yes)
         delete(what)
@@ -115,6 +114,8 @@ def _print_stored(places: "Places", stored: "list[Stored]") -> None:
     ]
     if rows:
         print_table(("NAME", "WHAT", "SIZE", "USED", "WHERE"), rows)
+        click.echo()
+    click.echo(_in_words(stored))
 
 
 def _named(stored: "Stored") -> str:

@@ -15,10 +15,14 @@ from asyncembed import __version__
 from asyncembed.errors import AsyncEmbedError, OptionError
 
 MODULES = {
+    "bench": "bench_command",
     "cache": "cache_command",
     "doctor": "doctor_command",
     "download": "download_command",
+    "embed": "embed_command",
     "models": "models_command",
+    "rerank": "rerank_command",
+    "search": "search_command",
     "serve": "serve_command",
 }
 """The name of a command → the module of `asyncembed.cli` that has it, as a variable of the same name.

@@ -40,7 +40,7 @@ from asyncembed.checks import (
     check_on_error,
 )
 from asyncembed.embedders.intake import Door, InputT, Key, check_source
-from asyncembed.encoders.encoder import Call, EncoderConfig
+from asyncembed.encoders.encoder import Call, EncoderConfig, Mode
 from asyncembed.engine.lifetime import owned_task_group, uninterrupted
 from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
@@ -144,6 +144,8 @@ class Opened:
     owns_engine: bool
     streams: set[StreamState[Any]] = field(default_factory=set)
     requests: "set[_Request]" = field(default_factory=set)
+    plain_calls: dict[Mode, tuple[Call, Assembly[Any, Any]]] = field(default_factory=dict)
+    """Of one-item calls without keywords: the same for each."""
 
     def end_all(self) -> None:
         """End whatever runs, with an error: the embedder closes."""
@@ -501,6 +503,18 @@ async def _from_opening_to_closing(
             opened.end_all()
 
 
+def opened_model(embedder: Embedder) -> tuple[PooledModel, Supervisor]:
+    """For the package itself: what an embedder has opened, with the files it was opened from; and what computes it.
+
+    Raises:
+        StateError: It is not open.
+    """
+    opened = embedder._opened  # noqa: SLF001 (an embedder offers its users no more than they need)
+    if opened is None:
+        raise embedder._not_open()  # noqa: SLF001
+    return opened.model, opened.engine
+
+
 class HasVectors(Embedder):
     """What the classes share whose results are vectors, or rows, of one length."""
 
@@ -600,6 +614,12 @@ def _log_truncated(opened: Opened, state: StreamState[Any]) -> None:
             state.answered,
             "the limit" if length is None else f"{length} tokens",
         )
+
+
+def described(embedder: Embedder) -> str:
+    """What an open model is, and what computes it, in the words of the log: for the package itself."""
+    opened = embedder._require_open()  # noqa: SLF001 (it is no part of what users see)
+    return _described(opened.engine, opened.model)
 
 
 def _described(engine: Supervisor, model: PooledModel) -> str:

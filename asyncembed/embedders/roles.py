@@ -143,8 +143,16 @@ class TextRoles(Embedder, Generic[ResultT, CollectedT]):
         self, mode: Mode, text: str, asked: StreamKeywords, *, with_tokens: bool
     ) -> ResultT | Counted[ResultT]:
         opened = await self._turn()
-        call = self._call(opened, mode, asked)
-        return await self._one(opened, text, TEXTS, call, self._assembly(call), with_tokens=with_tokens)
+        if asked:
+            call = self._call(opened, mode, asked)
+            assembly = self._assembly(call)
+        elif mode in opened.plain_calls:
+            call, assembly = opened.plain_calls[mode]
+        else:
+            call = self._call(opened, mode, asked)
+            assembly = self._assembly(call)
+            opened.plain_calls[mode] = call, assembly
+        return await self._one(opened, text, TEXTS, call, assembly, with_tokens=with_tokens)
 
     async def _several_texts(self, mode: Mode, texts: Iterable[str], asked: StreamKeywords) -> CountedBatch[CollectedT]:
         await self._turn()
@@ -162,3 +170,13 @@ async def several_texts(
 ) -> CountedBatch[CollectedT]:
     """For the package itself: some texts in any role, at once, as `embed_documents` does it for documents."""
     return await model._several_texts(mode, texts, {**asked, "priority": "interactive"})  # noqa: SLF001
+
+
+def prompt_of(model: TextRoles[Any, Any], mode: Mode, asked: StreamKeywords) -> str:
+    """For the package itself: what is put before a text in a role.
+
+    Raises:
+        StateError: The model is not open.
+        OptionError: It has no prompt of the name that is asked for.
+    """
+    return model._call(model._require_open(), mode, asked).prompt or ""  # noqa: SLF001

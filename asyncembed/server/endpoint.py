@@ -4,8 +4,10 @@ What every request takes goes through here, so it is plain: no middleware, no `R
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from logging import INFO, Logger, getLogger
+from time import perf_counter
 from typing import Any, ClassVar, TypeAlias
 
 import msgspec
@@ -15,6 +17,8 @@ from anyio import move_on_after
 from asyncembed.integrations.asgi import Receive, Send, until_gone
 from asyncembed.server.refusals import STATUSES, Kind, Refusal, refusal_of
 from asyncembed.server.service import Service
+
+requests_log: Logger = getLogger("asyncembed.server.requests")
 
 JSON = b"application/json"
 
@@ -74,7 +78,7 @@ class Dialect(ABC):
     name: ClassVar[str]
     """For the document and the metrics."""
 
-    routes: "ClassVar[tuple[Route, ...]]"
+    routes: "tuple[Route, ...]"
 
     statuses: ClassVar[Mapping[Kind, int]] = {}
     """Where they differ from `refusals.STATUSES`."""
@@ -95,22 +99,42 @@ class Endpoint:
         if route.body is not None:
             self._decode = msgspec.json.Decoder(route.body).decode
 
+    def takes(self, method: str) -> bool:
+        """Whether it answers requests of this method."""
+        return method == self.route.method or (method, self.route.method) == ("HEAD", "GET")
+
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if self._decode is None:
+            await self._serve(scope, receive, send)
+            return
+        meter, status = self._service.meter, STATUSES["gone"]
+        meter.begin()
+        began = perf_counter()
+        try:
+            status = await self._serve(scope, receive, send)
+        finally:
+            seconds = perf_counter() - began
+            meter.end(self.route.path, status, seconds)
+            if requests_log.isEnabledFor(INFO):
+                log_request(scope, status, seconds)
+
+    async def _serve(self, scope: Any, receive: Receive, send: Send) -> int:
+        """Answer a request; gives the status."""
         try:
             reply = await self._answer(scope, receive)
         except Exception as error:  # noqa: BLE001 (whatever it is, the client is told in its dialect)
-            await self._refuse(refusal_of(error), receive, send)
-            return
+            return await self._refuse(refusal_of(error), receive, send)
         if isinstance(reply, bytes):
             headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(reply))]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": reply})
         else:
             await _send(send, 200, reply.body, reply.media_type, reply.headers or {})
+        return 200
 
     async def _answer(self, scope: Any, receive: Receive) -> bytes | Reply:
         route, service = self.route, self._service
-        if scope["method"] != route.method and (scope["method"], route.method) != ("HEAD", "GET"):
+        if not self.takes(scope["method"]):
             raise Refusal("no_method", f"{route.path} takes {route.method} only", headers={"allow": route.method})
         if route.needs_key:
             service.check_key(scope["headers"])
@@ -119,7 +143,7 @@ class Endpoint:
         asked = self._decode(await read_body(scope, receive, service.limits.max_bytes))
         return await until_gone(receive, route.handle(service, asked))
 
-    async def _refuse(self, refusal: Refusal, receive: Receive, send: Send) -> None:
+    async def _refuse(self, refusal: Refusal, receive: Receive, send: Send) -> int:
         status = self.dialect.statuses.get(refusal.kind) or STATUSES[refusal.kind]
         body = orjson.dumps(self.dialect.refuse(refusal, status))
         is_too_large = refusal.kind == "too_large"
@@ -127,6 +151,18 @@ class Endpoint:
         if is_too_large:
             await _drop_body(receive)
             await send({"type": "http.response.body", "body": b""})
+        return status
+
+
+class ByMethod:
+    """Several of them at one path, which take different methods."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        fitting = (one for one in self._endpoints if one.takes(scope["method"]))
+        await next(fitting, self._endpoints[0])(scope, receive, send)
 
 
 async def _send(
@@ -136,6 +172,19 @@ async def _send(
     headers += [(name.encode(), value.encode()) for name, value in more.items()]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": more_body})
+
+
+def log_request(scope: Any, status: int, seconds: float) -> None:
+    """One line for a request, whose parts a structured log has as fields; nothing of its body or of its headers."""
+    client = scope.get("client")
+    fields = {
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": status,
+        "milliseconds": round(1000 * seconds, 2),
+        "client": client[0] if client else None,
+    }
+    requests_log.info("%(method)s %(path)s %(status)d in %(milliseconds).1f ms", fields, extra={"fields": fields})
 
 
 async def _drop_body(receive: Receive) -> None:

@@ -1,36 +1,50 @@
 """The interface of OpenAI: `POST /v1/embeddings`, `GET /v1/models`, and its form of errors."""
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
 import msgspec
 import orjson
 
+from asyncembed.embedders.base import Embedder
+from asyncembed.embedders.late_interaction import LateInteractionTextEmbedding
 from asyncembed.embedders.text import TextCall, TextEmbedding
 from asyncembed.server.endpoint import Dialect, Route
 from asyncembed.server.refusals import Kind, Refusal
+from asyncembed.server.served import Served
 from asyncembed.server.service import NO_CALL, Service
-from asyncembed.server.vectors import as_base64, as_json
+from asyncembed.server.vectors import as_base64, as_json, each_as
+
+if TYPE_CHECKING:
+    from asyncembed.embedders.roles import TextRoles
 
 # ---------------------------------------------------------------- bodies
 
 
-class EmbeddingsRequest(msgspec.Struct):
-    """What `/v1/embeddings` takes."""
+Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+"""Of a token, as the model's own tokenizer has it."""
 
-    input: str | list[str | int | list[int]]
+
+class EmbeddingsRequest(msgspec.Struct):
+    """What `/v1/embeddings` takes: a text, the ids of its tokens, or several of one or the other.
+
+    `input_type` is no field of OpenAI's: what the texts are, for models that tell queries from passages.
+    """
+
+    input: str | list[str | list[Id] | Id]
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
     user: str | None = None
+    input_type: Literal["query", "passage"] | None = None
 
 
 class EmbeddingObject(msgspec.Struct):
-    """One vector: numbers, or base64 of float32."""
+    """One vector: numbers, or base64 of float32. A model of late interaction has a list of vectors."""
 
     object: Literal["embedding"]
     index: int
-    embedding: list[float] | str
+    embedding: list[float | list[float]] | str
 
 
 class Usage(msgspec.Struct):
@@ -70,19 +84,22 @@ class ModelsAnswer(msgspec.Struct):
 
 async def embeddings(service: Service, asked: EmbeddingsRequest) -> bytes:
     """Vectors of texts."""
-    model = service.models.pick(asked.model, TextEmbedding)
-    write = as_base64 if asked.encoding_format == "base64" else as_json
-    call = NO_CALL if asked.dimensions is None else TextCall(truncate_dim=asked.dimensions)
-    texts = _texts(asked.input)
+    model = service.models.pick(asked.model, _KINDS)
+    texts = [asked.input] if isinstance(asked.input, str) else await _texts(service, model, asked.input)
+    if not all(texts):
+        raise Refusal("invalid", "input has an empty text, which means nothing", param="input")
+    mode = asked.input_type or "embed"
+    call = NO_CALL if asked.dimensions is None else _shortened(model.embedder, asked.dimensions)
+    # Of several vectors base64 would not say how many there are.
+    is_packed = asked.encoding_format == "base64" and isinstance(model.embedder, TextEmbedding)
+    write = as_base64 if is_packed else as_json
     if len(texts) == 1:
-        vector, tokens = await service.embed_text(model, texts[0], call=call)
-        data = b'{"object":"embedding","index":0,"embedding":%b}' % write(vector)
+        vector, tokens = await service.embed_text(model, texts[0], mode, call=call)
+        written = [write(vector)]
     else:
-        vectors, tokens = await service.embed_texts(model, texts, call=call)
-        data = b",".join(
-            b'{"object":"embedding","index":%d,"embedding":%b}' % (index, write(vector))
-            for index, vector in enumerate(vectors)
-        )
+        vectors, tokens = await service.embed_texts(model, texts, mode, call=call)
+        written = await each_as(write, vectors)
+    data = b",".join([b'{"object":"embedding","index":%d,"embedding":%b}' % one for one in enumerate(written)])
     return b'{"object":"list","data":[%b],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
         data,
         model.json_name,
@@ -91,13 +108,27 @@ async def embeddings(service: Service, asked: EmbeddingsRequest) -> bytes:
     )
 
 
-def _texts(given: str | list[str | int | list[int]]) -> list[str]:
-    texts = [given] if isinstance(given, str) else given
-    if not all(isinstance(text, str) for text in texts):
-        raise Refusal("invalid", "input must be a text or a list of texts", param="input")
-    if not all(texts):
-        raise Refusal("invalid", "input has an empty text, which means nothing", param="input")
-    return texts  # type: ignore[return-value]
+_KINDS: "tuple[type[TextRoles[Any, Any]], ...]" = (TextEmbedding, LateInteractionTextEmbedding)
+
+
+def _shortened(embedder: Embedder, dimensions: int) -> TextCall:
+    if not isinstance(embedder, TextEmbedding):
+        raise Refusal("invalid", "the vectors of this model cannot be made shorter", param="dimensions")
+    return TextCall(truncate_dim=dimensions)
+
+
+async def _texts(service: Service, model: Served[Embedder], given: Sequence[str | int | list[int]]) -> list[str]:
+    """The texts of a list: themselves, or what their token ids, or the ids of one text, stand for."""
+    if all(isinstance(one, str) for one in given):
+        return cast("list[str]", given)
+    if all(isinstance(one, int) for one in given):
+        several = [cast("list[int]", given)]
+    elif all(isinstance(one, list) for one in given):
+        several = cast("list[list[int]]", given)
+    else:
+        raise Refusal("malformed", "input has texts as well as token ids: give one or the other", param="input")
+    service.check_count(len(several), param="input")
+    return await service.facts(model).ask_tokens(lambda tokens: tokens.texts(several))
 
 
 async def models(service: Service, _: None) -> bytes:
@@ -118,7 +149,7 @@ class OpenAIDialect(Dialect):
     """Routes and errors of OpenAI; also the form of refusals that belong to no route."""
 
     name = "openai"
-    routes: ClassVar[tuple[Route, ...]] = (
+    routes: tuple[Route, ...] = (
         Route(
             path="/v1/embeddings",
             handle=embeddings,

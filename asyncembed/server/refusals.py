@@ -12,13 +12,14 @@ from asyncembed.errors import AsyncEmbedError, ClientGoneError, InputError, Opti
 logger: Logger = getLogger("asyncembed.server")
 
 Kind: TypeAlias = Literal[
-    "malformed", "invalid", "too_many", "too_large", "no_key", "no_model", "no_route", "no_method", "overloaded",
-    "unavailable", "gone", "failed",
+    "malformed", "invalid", "empty", "too_many", "too_large", "no_key", "no_model", "no_route", "no_method",
+    "overloaded", "unavailable", "gone", "failed",
 ]  # fmt: skip
 
 STATUSES: Final[Mapping[Kind, int]] = {
     "malformed": 400,
     "invalid": 400,
+    "empty": 400,
     "too_many": 400,
     "too_large": 413,
     "no_key": 401,
@@ -34,6 +35,7 @@ STATUSES: Final[Mapping[Kind, int]] = {
 
     malformed    the body is no JSON, or not of the form that the route takes
     invalid      an input, or a value, that cannot be served
+    empty        no input at all
     too_many     more inputs or tokens than one request may have
     too_large    more bytes than one request may have
     no_key       none, or a wrong one

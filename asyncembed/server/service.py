@@ -5,7 +5,10 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from asyncembed.embedders.base import Embedder
 from asyncembed.embedders.roles import TextRoles, one_text, several_texts
+from asyncembed.server.meter import Meter
+from asyncembed.server.model_facts import ModelFacts
 from asyncembed.server.refusals import Refusal
 from asyncembed.server.request_limits import Limits
 from asyncembed.server.served import Served, ServedModels
@@ -33,6 +36,7 @@ class Service:
     Attributes:
         models: What is served.
         limits: What one request may ask for.
+        meter: What came of its requests so far.
         is_ready: Whether the models are open.
         failure: Why they could not be opened.
     """
@@ -40,8 +44,10 @@ class Service:
     def __init__(self, models: ServedModels, limits: Limits, api_keys: Sequence[str]) -> None:
         self.models = models
         self.limits = limits
+        self.meter = Meter()
         self.is_ready = False
         self.failure: Exception | None = None
+        self._facts: dict[str, ModelFacts] = {}
         # Of one length whatever the keys are, so that comparing tells nothing of them.
         self._keys = [sha256(key.encode()).digest() for key in api_keys]
 
@@ -65,7 +71,7 @@ class Service:
     def check_count(self, count: int, *, param: str) -> None:
         """Raise `Refusal` for a request without inputs, or with too many of them."""
         if count == 0:
-            raise Refusal("invalid", f"{param} is empty: there is nothing to compute", param=param)
+            raise Refusal("empty", f"{param} is empty: there is nothing to compute", param=param)
         if count > self.limits.max_inputs:
             raise Refusal(
                 "too_many",
@@ -103,20 +109,34 @@ class Service:
             Refusal: There are none, too many, or they have too many tokens.
         """
         self.check_count(len(texts), param=param)
-        await self._check_tokens(model, texts, param)
+        await self.check_tokens(model, texts, param=param)
         counted = await several_texts(model.embedder, texts, mode, cast("StreamKeywords", call))
         return counted.results, int(counted.tokens.sum())
 
-    async def _check_tokens(self, model: Served[TextRoles[Any, Any]], texts: Sequence[str], param: str) -> None:
-        """Count the tokens where there may be too many: a text has at most one for each byte, besides some."""
+    def facts(self, model: Served[Embedder]) -> ModelFacts:
+        """What the files of a model say of it."""
+        found = self._facts.get(model.name)
+        if found is None:
+            found = self._facts[model.name] = ModelFacts(model.embedder)
+        return found
+
+    async def check_tokens(
+        self, model: Served[Embedder], inputs: Sequence[str] | Sequence[tuple[str, str]], *, param: str
+    ) -> None:
+        """Count the tokens where there may be too many: a text has at most one for each byte, besides some.
+
+        Raises:
+            Refusal: The texts, or pairs of texts, have more than a request may have.
+        """
         limit = self.limits.max_tokens
         longest = model.embedder.max_length
-        if longest is not None and longest * len(texts) <= limit:
+        if longest is not None and longest * len(inputs) <= limit:
             return
-        if sum(map(len, texts)) * MOST_BYTES_OF_A_CHARACTER + SPECIAL_TOKENS * len(texts) <= limit:
+        characters = sum(len(one) if isinstance(one, str) else sum(map(len, one)) for one in inputs)
+        if characters * MOST_BYTES_OF_A_CHARACTER + SPECIAL_TOKENS * len(inputs) <= limit:
             return
         count = getattr(model.embedder, "token_count", None)
-        tokens = await count(list(texts)) if count is not None else 0
+        tokens = await count(list(inputs)) if count is not None else 0
         if tokens > limit:
             raise Refusal(
                 "too_many",

@@ -348,6 +348,15 @@ async def test_the_helper_does_not_listen_for_ever_to_what_never_tells_of_a_clie
     assert await until_gone(receive, work()) == 7
 
 
+async def test_the_helper_ends_the_work_if_its_client_cannot_be_heard() -> None:
+    async def receive() -> dict[str, Any]:
+        await anyio.lowlevel.checkpoint()
+        raise OSError("no more of it")
+
+    with pytest.raises(OSError, match="no more of it"):
+        await until_gone(receive, anyio.sleep_forever())
+
+
 async def test_the_helper_lets_a_time_limit_pass() -> None:
     with pytest.raises(TimeoutError):
         with anyio.fail_after(0.01):

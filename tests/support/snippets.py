@@ -93,7 +93,7 @@ def as_program(snippet: str, module: str = "asyncembed") -> str:
     if "anyio.run(" in snippet:
         return snippet
     body = ast.unparse(_with_checks(snippet))
-    if re.search(r"asyncembed\.(sync|integrations\.(chroma|lancedb))\b", f"{module} {snippet}"):
+    if re.search(r"asyncembed\.(sync|integrations\.(chroma|lancedb|ray))\b", f"{module} {snippet}"):
         return "\n".join(
             [
                 "from tests.support.snippets import check",

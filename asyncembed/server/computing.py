@@ -1,0 +1,133 @@
+"""What routes of several dialects ask of a model, within the limits of a request: texts, pairs, ranks, images.
+
+All of it goes before bulk work, and is withdrawn when its request is cancelled.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+from asyncembed.embedders.cross_encoder import TextCrossEncoder
+from asyncembed.embedders.roles import TextRoles, one_text, several_texts
+from asyncembed.embedders.text import TextEmbedding
+from asyncembed.results import CountedBatch
+from asyncembed.server.refusals import Refusal
+from asyncembed.server.sent_images import images_of, is_large
+from asyncembed.server.served import Served
+from asyncembed.server.service import Service
+from asyncembed.wakeup import completion, start_thread
+
+if TYPE_CHECKING:
+    from asyncembed.embedders.base import Embedder, StreamKeywords
+    from asyncembed.embedders.image import ImageEmbedding
+    from asyncembed.embedders.multimodal import LateInteractionMultimodalEmbedding
+    from asyncembed.encoders.encoder import Mode
+
+Activation = Literal["none", "sigmoid"]
+
+
+async def embed_texts(
+    service: Service,
+    model: "Served[TextRoles[Any, Any]]",
+    texts: Sequence[str],
+    mode: "Mode" = "embed",
+    *,
+    param: str,
+    truncate: bool | None = None,
+    **call: Any,
+) -> CountedBatch[Any]:
+    """The results of texts in a role; `call` are keywords of the model's `embed`.
+
+    Args:
+        service: Whose limits are kept.
+        model: What computes them.
+        texts: At least one.
+        mode: What they are.
+        param: The field of the body that they come from.
+        truncate: False refuses the request if a text is over the model's limit; None: as the model was opened.
+        call: Keywords of `TextEmbedding.embed`, for such a model.
+    """
+    embedder = model.embedder
+    service.check_count(len(texts), param=param)
+    await service.check_tokens(model, texts, param=param)
+    if truncate is not None and isinstance(embedder, TextEmbedding):
+        call["truncate"] = truncate
+    asked = cast("StreamKeywords", call)
+    counted = await (
+        _one_text(embedder, texts[0], mode, asked) if len(texts) == 1 else several_texts(embedder, texts, mode, asked)
+    )
+    return _whole(counted, embedder, param) if truncate is False else counted
+
+
+async def _one_text(
+    embedder: TextRoles[Any, Any], text: str, mode: "Mode", asked: "StreamKeywords"
+) -> CountedBatch[Any]:
+    """The same as several: it costs less than a stream."""
+    result, tokens, is_cut = await one_text(embedder, text, mode, asked)
+    results = result[None] if isinstance(embedder, TextEmbedding) else [result]
+    return CountedBatch(results, np.array([tokens], np.int32), np.array([is_cut], np.bool_))
+
+
+async def rank(
+    service: Service,
+    model: Served[TextCrossEncoder],
+    query: str,
+    documents: Sequence[str],
+    *,
+    param: str,
+    top_n: int | None = None,
+    activation: Activation = "sigmoid",
+    truncate: bool | None = None,
+) -> CountedBatch[list[tuple[int, float]]]:
+    """The best documents for a query, as `TextCrossEncoder.rank`; `param` is the field of the documents."""
+    await _check_pairs(service, model, [(query, document) for document in documents], param)
+    counted = await model.embedder.rank(query, documents, top_n, activation=activation, with_tokens=True)
+    return _whole(counted, model.embedder, param) if truncate is False else counted
+
+
+async def score_pairs(
+    service: Service,
+    model: Served[TextCrossEncoder],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    param: str,
+    activation: Activation = "sigmoid",
+    truncate: bool | None = None,
+) -> CountedBatch[Any]:
+    """The scores of pairs, float32 (n,)."""
+    await _check_pairs(service, model, pairs, param)
+    stream = model.embedder.rerank_pairs(pairs, activation=activation, priority="interactive")
+    counted = await stream.with_tokens().collect()
+    return _whole(counted, model.embedder, param) if truncate is False else counted
+
+
+async def embed_images(
+    service: Service,
+    model: "Served[ImageEmbedding[Any] | LateInteractionMultimodalEmbedding[Any]]",
+    images: Sequence[str],
+    *,
+    param: str,
+) -> CountedBatch[Any]:
+    """The results of images, each a URL, a data URI or base64: float32 (n, dim), or a list of matrices."""
+    service.check_count(len(images), param=param)
+    given = await completion(start_thread(images_of, images)) if is_large(images) else images_of(images)
+    return await model.embedder.embed_images(given, with_tokens=True)
+
+
+async def _check_pairs(
+    service: Service, model: Served[TextCrossEncoder], pairs: Sequence[tuple[str, str]], param: str
+) -> None:
+    service.check_count(len(pairs), param=param)
+    await service.check_tokens(model, pairs, param=param)
+
+
+def _whole(counted: CountedBatch[Any], embedder: "Embedder", param: str) -> CountedBatch[Any]:
+    """Raise `Refusal` if a text was cut."""
+    if counted.is_cut.any():
+        index = int(counted.is_cut.argmax())
+        limit = embedder.max_length
+        raise Refusal(
+            "invalid", f"input {index}: longer than the model's limit of {limit} tokens, and not to be cut", param=param
+        )
+    return counted

@@ -1,0 +1,96 @@
+"""The command `bench`, as its users call it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner
+
+from asyncembed.cli.bench_command import draw_measured, table
+from asyncembed.cli.commands import main
+from asyncembed.cli.measuring import Ingest, Measured
+from tests.support.models import write_self_describing_model
+
+MEASURED = Measured(
+    model="org/model",
+    description="org/model on CPUExecutionProvider, 2 workers x 1 threads on 2 cores",
+    machine="a CPU, Linux",
+    unit="texts",
+    query="embed_query",
+    open_seconds=1.234,
+    alone=Ingest(1000.0, 40_000.0, 0.025, [(0.5, 990.0), (1.0, 1010.0)]),
+    with_queries=Ingest(900.0, 36_000.0, 0.03, [(0.5, 900.0)]),
+    batch_seconds=0.1,
+    latency_alone=[0.004, 0.005, 0.006],
+    latency_in_ingest=[0.05, 0.1],
+    memory_bytes=362_000_000,
+)
+
+
+def test_the_table_can_be_pasted() -> None:
+    assert (
+        table(MEASURED)
+        == """\
+| org/model | measured |
+|---|---|
+| opened in, s | 1.2 |
+| ingest, texts/s | 1000.0 |
+| of it, tokens/s | 40,000 (about 40 each) |
+| padding of the computed tokens | 2.5% |
+| median batch, ms | 100.0 |
+| embed_query alone, p50 and p99, ms | 5.0 and 6.0 |
+| embed_query in an ingest, p50 and p99, ms | 50.0 and 100.0 |
+| ingest with 20 of them a second, texts/s | 900.0 |
+| memory of all processes | 362.0 MB |
+
+org/model on CPUExecutionProvider, 2 workers x 1 threads on 2 cores; a CPU, Linux"""
+    )
+
+
+def test_the_chart_shows_both_ingests_and_both_latencies() -> None:
+    svg = ElementTree.fromstring(draw_measured(MEASURED))
+    texts = {each.text for each in svg.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"asyncembed bench org/model", "Ingest", "Latency of embed_query", "in an ingest"} <= texts
+    assert len(list(svg.iter("{http://www.w3.org/2000/svg}polyline"))) == 4
+
+
+@pytest.mark.slow
+def test_a_real_model_is_measured_with_workers(tmp_path: Path) -> None:
+    model = write_self_describing_model(tmp_path / "model")
+    chart = tmp_path / "chart.svg"
+    command = [sys.executable, "-m", "asyncembed", "bench", str(model), "--seconds", "0.5", "--workers", "1", "--json"]
+    done = subprocess.run([*command, "--chart", str(chart)], capture_output=True, encoding="utf-8", check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["alone"]["per_second"] > 0
+    assert "1 workers x" in found["description"]
+    ElementTree.parse(chart)
+
+
+@pytest.mark.slow
+def test_texts_of_ones_own_come_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASYNCEMBED_FAKE", "1")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("one\ntwo\n\n", encoding="utf-8")
+    done = CliRunner().invoke(main, ["bench", "org/any", "--seconds", "0.2", "--texts", str(texts)])
+    assert done.exit_code == 0
+    assert done.stdout.startswith("| org/any | measured |")
+    texts.write_text("\n", encoding="utf-8")
+    empty = CliRunner().invoke(main, ["bench", "org/any", "--texts", str(texts)])
+    assert empty.exit_code == 2
+    assert "has no line of text" in empty.stderr
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["bench", "org/any", "--texts", str(tmp_path / "none")])
+    assert done.exit_code == 1
+    assert "No such file" in done.stderr
+
+
+def test_a_chart_for_nowhere_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["bench", "org/any", "--chart", str(tmp_path / "none" / "chart.svg")])
+    assert done.exit_code == 2
+    assert "there is no directory" in done.stderr
