@@ -86,11 +86,13 @@ class AsyncembedQdrantVectorStore(QdrantVectorStore):
 
     # ---------------------------------------------------------------- awaited
 
-    async def async_add(self, nodes: Sequence[BaseNode], **keywords: Any) -> list[str]:
+    async def async_add(
+        self, nodes: Sequence[BaseNode], shard_identifier: Any | None = None, **keywords: Any
+    ) -> list[str]:
         """Store nodes that have their embeddings; gives their ids."""
         texts = _contents(nodes)
         with self._handing_over(texts, await self._sparse.asparse_doc_fn(texts)):
-            return await super().async_add(list(nodes), **keywords)
+            return await super().async_add(list(nodes), shard_identifier, **keywords)
 
     async def aquery(self, query: VectorStoreQuery, **keywords: Any) -> VectorStoreQueryResult:
         """Search as `query.mode` says: dense, sparse or hybrid."""
@@ -100,11 +102,11 @@ class AsyncembedQdrantVectorStore(QdrantVectorStore):
 
     # ---------------------------------------------------------------- that block
 
-    def add(self, nodes: Sequence[BaseNode], **keywords: Any) -> list[str]:
+    def add(self, nodes: Sequence[BaseNode], shard_identifier: Any | None = None, **keywords: Any) -> list[str]:
         """`async_add`, which blocks the thread."""
         texts = _contents(nodes)
         with self._handing_over(texts, self._sparse.sparse_doc_fn(texts)):
-            return super().add(list(nodes), **keywords)
+            return super().add(list(nodes), shard_identifier, **keywords)
 
     @contextmanager
     def _handing_over(self, texts: list[str], columns: Columns) -> Iterator[None]:

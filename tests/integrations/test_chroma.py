@@ -161,7 +161,8 @@ def test_a_schema_keeps_the_sparse_function_and_gives_it_back(fakes: Fakes) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again = chromadb.Schema.deserialize_from_json(schema_of(function).serialize_to_json())
-    kept = again.keys["terms"].sparse_vector.sparse_vector_index.config.embedding_function
+    terms: Any = again.keys["terms"].sparse_vector
+    kept = terms.sparse_vector_index.config.embedding_function
     assert isinstance(kept, AsyncembedSparseFunction)
     assert kept.get_config() == {"model": SPARSE, "keep_alive": 60.0}
     assert kept(TEXTS[:1]) == function(TEXTS[:1])
