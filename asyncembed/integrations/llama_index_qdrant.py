@@ -7,7 +7,8 @@ from qdrant_client import AsyncQdrantClient
 
 from asyncembed.integrations.llama_index import AsyncembedEmbedding
 
-store = AsyncembedQdrantVectorStore("articles", aclient=AsyncQdrantClient(":memory:"), sparse="Qdrant/bm25")
+client = AsyncQdrantClient(":memory:")  # which has no index of payloads, and warns without index_doc_id=False
+store = AsyncembedQdrantVectorStore("articles", aclient=client, sparse="Qdrant/bm25", index_doc_id=False)
 index = VectorStoreIndex.from_vector_store(store, embed_model=AsyncembedEmbedding("BAAI/bge-small-en-v1.5"))
 await index.ainsert_nodes([TextNode(text=text) for text in documents])
 retriever = index.as_retriever(vector_store_query_mode="hybrid", similarity_top_k=3, sparse_top_k=10)
