@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from asyncembed.encoders.encoder import Mode
     from asyncembed.server.served import Served
 
+NOT_EMPTY = msgspec.Meta(extra_json_schema={"minItems": 1})
+"""What the document says; an empty list is refused by name, not as one of a wrong form."""
+
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
 # ---------------------------------------------------------------- bodies
@@ -58,9 +61,9 @@ class CohereEmbedRequest(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     input_type: Literal["search_document", "search_query", "classification", "clustering", "image"] | None = None
-    texts: list[str] | None = None
-    images: list[str] | None = None
-    inputs: list[CohereInput] | None = None
+    texts: Annotated[list[str], NOT_EMPTY] | None = None
+    images: Annotated[list[str], NOT_EMPTY] | None = None
+    inputs: Annotated[list[CohereInput], NOT_EMPTY] | None = None
     max_tokens: Count | None = None
     output_dimension: Count | None = None
     embedding_types: list[Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]] | None = None
@@ -73,7 +76,7 @@ class CohereRerankRequest(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     query: str
-    documents: list[str]
+    documents: Annotated[list[str], NOT_EMPTY]
     top_n: Count | None = None
     max_tokens_per_doc: Count | None = None
     relevant_spans: dict[str, Any] | None = None

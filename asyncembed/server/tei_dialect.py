@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import msgspec
 import numpy as np
 import orjson
-from msgspec import UNSET, UnsetType
+from msgspec import UnsetType
 
 from asyncembed import __version__
 from asyncembed.embedders.base import Embedder
@@ -30,7 +30,6 @@ from asyncembed.server.refusals import Kind, Refusal
 from asyncembed.server.served import Served
 from asyncembed.server.service import Service
 from asyncembed.server.tei_bodies import (
-    AnyRequest,
     CuttingRequest,
     DecodeRequest,
     EmbedAllRequest,
@@ -46,6 +45,7 @@ from asyncembed.server.tei_bodies import (
     SimilarityRequest,
     SimpleToken,
     SparseValue,
+    TeiRequest,
     TokenizeRequest,
 )
 from asyncembed.server.token_lists import TokenLists
@@ -249,14 +249,14 @@ async def rerank(service: Service, asked: RerankRequest) -> Reply | bytes:
     return answered(orjson.dumps(ranks), [asked.query, *asked.texts], counted, began)
 
 
-def pairs_of(inputs: str | list[str | list[str]]) -> list[tuple[str, str]]:
+def pairs_of(inputs: list[str | list[str]]) -> list[tuple[str, str]]:
     """The pairs of texts that a request has; two texts alone are one of them.
 
     Raises:
         Refusal: They are no pairs, as rerankers take nothing else.
     """
-    given = [inputs] if isinstance(inputs, list) and len(inputs) == 2 and _is_texts(inputs) else inputs
-    if isinstance(given, str) or not all(isinstance(pair, list) and len(pair) == 2 for pair in given):
+    given = [inputs] if len(inputs) == 2 and _is_texts(inputs) else inputs
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in given):
         message = "inputs are a pair of texts, or a list of pairs: [query, text]"
         raise Refusal("invalid", message, param="inputs")
     return [(first, second) for first, second in cast("list[list[str]]", given)]
@@ -281,7 +281,7 @@ async def predict(service: Service, asked: PredictRequest) -> Reply:
     )
     label = await service.facts(model).label()
     predictions = [[{"score": score, "label": label}] for score in counted.results.tolist()]
-    is_alone = _is_texts(cast("list[Any]", asked.inputs))
+    is_alone = _is_texts(asked.inputs)
     body = orjson.dumps(predictions[0] if is_alone else predictions)
     return answered(body, [text for pair in pairs for text in pair], counted, began)
 
@@ -375,16 +375,16 @@ BY_CLASS: "Sequence[tuple[type[Embedder], Callable[[Service, Any], Awaitable[Rep
 """What `/` does with `inputs`, and how it reads its body."""
 
 
-async def infer(service: Service, asked: msgspec.Raw) -> Reply | bytes:
+async def infer(service: Service, asked: dict[str, msgspec.Raw]) -> Reply | bytes:
     """What the model is for, as clients ask for it that know an address only."""
-    body = msgspec.json.decode(asked, type=AnyRequest)
-    if body.query is not UNSET:
-        return await rerank(service, msgspec.json.decode(asked, type=RerankRequest))
-    if body.inputs is not UNSET and bytes(body.inputs)[:1] == b"{":
-        return await similarity(service, msgspec.json.decode(asked, type=SimilarityRequest))
-    model = service.models.pick(body.model, [kind for kind, _, _ in BY_CLASS])
+    body = msgspec.json.encode(asked)
+    if "query" in asked:
+        return await rerank(service, msgspec.json.decode(body, type=RerankRequest))
+    if bytes(asked.get("inputs", b"")).startswith(b"{"):
+        return await similarity(service, msgspec.json.decode(body, type=SimilarityRequest))
+    model = service.models.pick(msgspec.json.decode(body, type=TeiRequest).model, [kind for kind, _, _ in BY_CLASS])
     handle, form = next((handle, form) for kind, handle, form in BY_CLASS if isinstance(model.embedder, kind))
-    return await handle(service, msgspec.json.decode(asked, type=form))
+    return await handle(service, msgspec.json.decode(body, type=form))
 
 
 # ---------------------------------------------------------------- the dialect
@@ -463,7 +463,7 @@ class TeiDialect(Dialect):
         Route(
             path="/",
             handle=infer,
-            body=msgspec.Raw,
+            body=dict[str, msgspec.Raw],
             answer=Any,
             summary="What the model is for: as `/embed`, `/embed_sparse`, `/embed_all`, `/rerank` or `/predict`.",
         ),
