@@ -54,6 +54,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               openai_dialect, tei_dialect, tei_bodies, cohere_dialect, jina_dialect: the interfaces that clients know
 #               computing                   what several of them ask of a model; sent_images, vectors: in and out
 #               model_facts, token_lists    what a model's files say beside; refusals, request_limits, openapi_document
+#               meter                       what came of requests
 #   integrations/  a module per framework, store or tool, used by the server at most: asgi, opentelemetry, prometheus
 #               chroma, haystack, lancedb, langchain, langchain_qdrant, llama_index, pydantic_ai, qdrant, ray
 #

@@ -1,6 +1,6 @@
 """Ingest of mixed texts, against fastembed as its users run it.
 
-    uv run python -m benchmarks.ingest [--texts 1000] [--rounds 3]
+    uv run python -m benchmarks.ingest [--texts 1000] [--rounds 3] [--chart ingest.svg]
 
 all-MiniLM-L6-v2 in fp32, docstrings of the standard library cut at 512 tokens. Each side runs in a process of its own,
 in turn; the time is that of the ingest alone (no loading), the memory the peak of the whole process tree (proportional
@@ -14,10 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 import numpy as np
 
+from benchmarks.charts import IngestFigures, ingest_chart
 from benchmarks.common import fastembed_directory, machine, minilm, minilm_spec, say, texts, watch_memory
 
 FASTEMBED_SIDES: dict[str, dict[str, int]] = {
@@ -77,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--chart", type=Path, help="draw what was measured")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -98,13 +101,18 @@ def main() -> None:
     our_peak = statistics.median(run["peak_bytes"] for run in found[OURS])
     say(f"{arguments.texts} docstrings, {arguments.rounds} rounds, medians (range)\n")
     say("| side | seconds | texts/s | time / ours | peak MB | peak / ours |\n|---|---|---|---|---|---|")
+    drawn: dict[str, IngestFigures] = {}
     for side, runs in found.items():
         seconds = [run["seconds"] for run in runs]
         median, peak = statistics.median(seconds), statistics.median(run["peak_bytes"] for run in runs)
+        drawn[side] = IngestFigures(arguments.texts / median, peak / 1e6)
         say(
             f"| {side} | {median:.1f} ({min(seconds):.1f} to {max(seconds):.1f}) | {arguments.texts / median:.0f} "
             f"| {median / ours:.1f} | {peak / 1e6:.0f} | {peak / our_peak:.1f} |"
         )
+    if arguments.chart:
+        note = f"{arguments.texts} docstrings, all-MiniLM-L6-v2 in fp32; {machine()}"
+        arguments.chart.write_text(ingest_chart(drawn, note), encoding="utf-8")
     run = found[OURS][-1]
     say(f"\nasyncembed: padding {run['padding']:.1%} of the computed tokens, median batch {run['batch_ms']:.0f} ms")
 

@@ -1,6 +1,6 @@
 """Queries in the middle of an ingest, and many at once, against fastembed behind `asyncio.to_thread`.
 
-    uv run python -m benchmarks.queries [--seconds 20] [--rounds 3]
+    uv run python -m benchmarks.queries [--seconds 20] [--rounds 3] [--chart queries.svg]
 
 all-MiniLM-L6-v2 in fp32. Each side runs in a process of its own, in turn, and does four things: an ingest of docstrings
 (cut at 512 tokens) alone; the same with 20 short queries a second; the queries' own time, one at a time; and 64
@@ -18,9 +18,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 
+from benchmarks.charts import QueryFigures, queries_chart
 from benchmarks.common import fastembed_directory, machine, minilm, minilm_spec, say, texts
 
 QUERIES = [
@@ -174,6 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--chart", type=Path, help="draw what was measured")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -199,6 +202,17 @@ def main() -> None:
             ratio = f" ({value / reference:.2f})" if reference and value != reference else ""
             cells.append(f"{value:.1f}{ratio}" if value else "")
         say(f"| {title} | {' | '.join(cells)} |")
+    if arguments.chart:
+        drawn = {side: _figures(runs) for side, runs in found.items()}
+        note = f"all-MiniLM-L6-v2 in fp32; {machine()}"
+        arguments.chart.write_text(queries_chart(drawn, note), encoding="utf-8")
+
+
+def _figures(runs: list[dict[str, float]]) -> QueryFigures:
+    p50, p99, rate = (
+        statistics.median(run[key] for run in runs) for key in ("p50_ms", "p99_ms", "ingest_with_queries")
+    )
+    return QueryFigures(p50, p99, rate)
 
 
 if __name__ == "__main__":

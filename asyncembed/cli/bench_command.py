@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from asyncembed.catalogue.spec import Family
-from asyncembed.cli.model_options import model_options, worker_options
+from asyncembed.cli.model_options import model_names, model_options, worker_options
 from asyncembed.cli.output import json_option, print_json, size_in_words
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=model_names)
 @click.option("--family", type=click.Choice(get_args(Family)), help="What it is, where its name does not say so.")
 @click.option("--texts", type=click.Path(path_type=Path), help="A file of your own texts, one on each line.")
 @click.option(

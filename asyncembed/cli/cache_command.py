@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from asyncembed.cli.model_options import model_names
 from asyncembed.cli.output import json_option, print_json, print_table, size_in_words
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def cache(context: click.Context, cache_dir: Path | None, as_json: bool) -> None
 
 
 @cache.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=model_names)
 @click.option("--made", is_flag=True, help="What was made here: exported graphs, links, unfinished downloads.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")

@@ -17,7 +17,7 @@ LINE = 20
 BAR = 16
 BAR_STEP = 26
 PLOT = 150
-CHARACTER = 6.7
+CHARACTER = 7.0
 """Mean width of a character of the font, 12 pixels high: no browser is here to ask."""
 
 TICKS = 5
@@ -88,10 +88,15 @@ class Bars:
         """The same for those who see no picture."""
         return f"{self.name}: {'; '.join(f'{bar.label}: {bar.in_words(self.unit)}' for bar in self.bars)}."
 
-    def draw(self, parent: ElementTree.Element, top: float) -> None:
-        """Draw it from `top` on."""
+    @property
+    def longest_label(self) -> int:
+        """In characters."""
+        return max(len(bar.label) for bar in self.bars)
+
+    def draw(self, parent: ElementTree.Element, top: float, labels: int) -> None:
+        """Draw it from `top` on, behind labels of so many characters at most."""
         _text(parent, MARGIN, top + 13, self.name, "name")
-        left = MARGIN + CHARACTER * max(len(bar.label) for bar in self.bars) + 10
+        left = MARGIN + CHARACTER * labels + 10
         room = WIDTH - MARGIN - left - CHARACTER * max(len(bar.in_words(self.unit)) for bar in self.bars) - 8
         scale = room / (max(bar.longest for bar in self.bars) or 1)
         for position, bar in enumerate(self.bars):
@@ -121,6 +126,11 @@ class Lines:
     lines: Mapping[str, Sequence[tuple[float, float]]]
 
     @property
+    def longest_label(self) -> int:
+        """Beside it there are none but those of its axis."""
+        return 0
+
+    @property
     def height(self) -> int:
         """In pixels, its name, legend and axis included."""
         return 2 * LINE + PLOT + 2 * LINE
@@ -134,7 +144,7 @@ class Lines:
         )
         return f"{self.name} ({self.y} over {self.x}): {'; '.join(ends)}."
 
-    def draw(self, parent: ElementTree.Element, top: float) -> None:
+    def draw(self, parent: ElementTree.Element, top: float, labels: int) -> None:  # noqa: ARG002 (as bars are drawn)
         """Draw it from `top` on."""
         _text(parent, MARGIN, top + 13, self.name, "name")
         self._draw_legend(parent, top + LINE)
@@ -188,8 +198,9 @@ def draw(title: str, panels: Sequence[Bars | Lines], *, note: str = "") -> str:
     ElementTree.SubElement(svg, "rect", card)
     _text(svg, MARGIN, MARGIN + 13, title, "head")
     top = MARGIN + LINE + LINE // 2
+    labels = max(panel.longest_label for panel in panels)
     for panel in panels:
-        panel.draw(svg, top)
+        panel.draw(svg, top, labels)
         top += panel.height + LINE
     for position, line in enumerate(notes):
         _text(svg, MARGIN, top + LINE * position + 4, line, "quiet")

@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
+from asyncembed.cli.model_options import model_names
 from asyncembed.cli.output import json_option, print_json
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=model_names)
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--cache-dir", type=click.Path(path_type=Path), help="Cache instead of huggingface_hub's.")
 @click.option("--pattern", "patterns", multiple=True, help="Take the files that match instead; may be repeated.")

@@ -40,6 +40,13 @@ def model_options(command: CommandT) -> CommandT:
     return _with(command, (*_FILES, *_COMPUTING))
 
 
+def model_names(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:  # noqa: ARG001
+    """What a shell completes a model's name with: those of the catalogue that begin so, whatever their letter case."""
+    from asyncembed.catalogue.lookup import list_models
+
+    return sorted({spec.name for spec in list_models() if spec.name.lower().startswith(begun.lower())})
+
+
 def worker_options(command: CommandT) -> CommandT:
     """`workers` and `threads`: keywords of embedders without a pool, and of a `WorkerPool`."""
     return _with(command, _WORKERS)

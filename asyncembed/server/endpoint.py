@@ -6,6 +6,7 @@ What every request takes goes through here, so it is plain: no middleware, no `R
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, ClassVar, TypeAlias
 
 import msgspec
@@ -100,17 +101,30 @@ class Endpoint:
         return method == self.route.method or (method, self.route.method) == ("HEAD", "GET")
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if self._decode is None:
+            await self._serve(scope, receive, send)
+            return
+        meter, status = self._service.meter, STATUSES["gone"]
+        meter.begin()
+        began = perf_counter()
+        try:
+            status = await self._serve(scope, receive, send)
+        finally:
+            meter.end(self.route.path, status, perf_counter() - began)
+
+    async def _serve(self, scope: Any, receive: Receive, send: Send) -> int:
+        """Answer a request; gives the status."""
         try:
             reply = await self._answer(scope, receive)
         except Exception as error:  # noqa: BLE001 (whatever it is, the client is told in its dialect)
-            await self._refuse(refusal_of(error), receive, send)
-            return
+            return await self._refuse(refusal_of(error), receive, send)
         if isinstance(reply, bytes):
             headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(reply))]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": reply})
         else:
             await _send(send, 200, reply.body, reply.media_type, reply.headers or {})
+        return 200
 
     async def _answer(self, scope: Any, receive: Receive) -> bytes | Reply:
         route, service = self.route, self._service
@@ -123,7 +137,7 @@ class Endpoint:
         asked = self._decode(await read_body(scope, receive, service.limits.max_bytes))
         return await until_gone(receive, route.handle(service, asked))
 
-    async def _refuse(self, refusal: Refusal, receive: Receive, send: Send) -> None:
+    async def _refuse(self, refusal: Refusal, receive: Receive, send: Send) -> int:
         status = self.dialect.statuses.get(refusal.kind) or STATUSES[refusal.kind]
         body = orjson.dumps(self.dialect.refuse(refusal, status))
         is_too_large = refusal.kind == "too_large"
@@ -131,6 +145,7 @@ class Endpoint:
         if is_too_large:
             await _drop_body(receive)
             await send({"type": "http.response.body", "body": b""})
+        return status
 
 
 class ByMethod:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from asyncembed.embedders.base import Embedder
 from asyncembed.embedders.roles import TextRoles, one_text, several_texts
+from asyncembed.server.meter import Meter
 from asyncembed.server.model_facts import ModelFacts
 from asyncembed.server.refusals import Refusal
 from asyncembed.server.request_limits import Limits
@@ -35,6 +36,7 @@ class Service:
     Attributes:
         models: What is served.
         limits: What one request may ask for.
+        meter: What came of its requests so far.
         is_ready: Whether the models are open.
         failure: Why they could not be opened.
     """
@@ -42,6 +44,7 @@ class Service:
     def __init__(self, models: ServedModels, limits: Limits, api_keys: Sequence[str]) -> None:
         self.models = models
         self.limits = limits
+        self.meter = Meter()
         self.is_ready = False
         self.failure: Exception | None = None
         self._facts: dict[str, ModelFacts] = {}

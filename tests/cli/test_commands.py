@@ -107,6 +107,34 @@ def test_a_reader_that_goes_away_sees_no_traceback(arguments: list[str]) -> None
     assert (child.returncode, errors) == (1, "")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("asyncembed doc", {"doctor"}),
+        ("asyncembed cache --js", {"--json"}),
+        ("asyncembed bench sentence-transformers/all-minilm", {"sentence-transformers/all-MiniLM-L6-v2"}),
+        ("asyncembed download qdrant/bm", {"Qdrant/bm25", "Qdrant/bm42-all-minilm-l6-v2-attentions"}),
+        ("asyncembed cache clear qdrant/bm2", {"Qdrant/bm25"}),
+    ],
+)
+def test_a_shell_completes_commands_options_and_models(typed: str, completed: set[str]) -> None:
+    words = typed.split()
+    asked = {"_ASYNCEMBED_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)}
+    done = subprocess.run(
+        PROGRAMS["program"], env={**os.environ, **asked}, capture_output=True, encoding="utf-8", check=False
+    )
+    assert {line.partition(",")[2] for line in done.stdout.splitlines()} == completed, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_that_completes_is_made_by_the_program_itself(shell: str) -> None:
+    asked = {**os.environ, "_ASYNCEMBED_COMPLETE": f"{shell}_source"}
+    done = subprocess.run(PROGRAMS["program"], env=asked, capture_output=True, encoding="utf-8", check=False)
+    assert "_ASYNCEMBED_COMPLETE" in done.stdout, done.stderr
+
+
 def test_json_is_json() -> None:
     specs = json.loads(CliRunner().invoke(main, ["models", "--json", "--family", "sparse"]).stdout)
     assert {spec["family"] for spec in specs} == {"sparse"}

@@ -10,6 +10,7 @@ from asyncembed import TextEmbedding
 from asyncembed.errors import OptionError
 from asyncembed.testing import fake_models
 from tests.support.asgi_servers import serving
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -116,3 +117,17 @@ def test_the_document_describes_what_routes_take_and_answer() -> None:
     body = document["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body == {"$ref": "#/components/schemas/EmbeddingsRequest"}
     assert document["components"]["schemas"]["EmbeddingsRequest"]["required"] == ["input"]
+
+
+async def test_requests_that_compute_are_counted_by_what_came_of_them() -> None:
+    from asyncembed.server import create_app
+
+    app = create_app("BAAI/bge-small-en-v1.5")
+    async with serving(app) as client:
+        await client.get("/health")
+        for text in ("a", "b", ""):
+            await client.post("/v1/embeddings", json={"input": text})
+        meter = app.state.service.meter
+        await until(lambda: meter.in_progress == 0)  # an answer is there before it is counted
+        assert meter.by_route == {("/v1/embeddings", 200): 2, ("/v1/embeddings", 400): 1}
+        assert sum(count for _, count in meter.times()) == 2
