@@ -12,7 +12,7 @@ from asyncembed.embedders.cross_encoder import TextCrossEncoder
 from asyncembed.embedders.image import ImageEmbedding
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.results import CountedBatch
-from asyncembed.server.computing import embed_images, embed_texts, rank
+from asyncembed.server.computing import check_size, embed_images, embed_texts, rank
 from asyncembed.server.endpoint import Dialect, Route
 from asyncembed.server.refusals import Refusal
 from asyncembed.server.service import Service
@@ -194,9 +194,8 @@ ROLES: "Mapping[str, Mode]" = {"search_document": "passage", "search_query": "qu
 
 async def _embed_images(service: Service, asked: CohereEmbedRequest, images: list[str]) -> CountedBatch[Any]:
     model: Served[ImageEmbedding[Any]] = service.models.pick(asked.model, ImageEmbedding)
-    if asked.output_dimension is not None and asked.output_dimension != model.embedder.embedding_size:
-        message = f"vectors of this model have {model.embedder.embedding_size} components"
-        raise Refusal("invalid", message, param="output_dimension")
+    if asked.output_dimension is not None:
+        check_size(model.embedder, asked.output_dimension, param="output_dimension")
     return await embed_images(service, model, images, param="images")
 
 

@@ -1,36 +1,67 @@
 """The interface of OpenAI: `POST /v1/embeddings`, `GET /v1/models`, and its form of errors."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 import msgspec
 import orjson
 
+from asyncembed.embedders.image import ImageEmbedding
+from asyncembed.embedders.late_interaction import LateInteractionTextEmbedding
+from asyncembed.embedders.multimodal import LateInteractionMultimodalEmbedding
 from asyncembed.embedders.text import TextCall, TextEmbedding
+from asyncembed.results import CountedBatch
+from asyncembed.server.computing import check_size, embed_images, embed_texts, texts_of
 from asyncembed.server.endpoint import Dialect, Route
 from asyncembed.server.refusals import Kind, Refusal
-from asyncembed.server.service import NO_CALL, Service
+from asyncembed.server.served import Served
+from asyncembed.server.service import Service
 from asyncembed.server.vectors import as_base64, as_json
+
+if TYPE_CHECKING:
+    from asyncembed.encoders.encoder import Mode
 
 # ---------------------------------------------------------------- bodies
 
 
-class EmbeddingsRequest(msgspec.Struct):
-    """What `/v1/embeddings` takes."""
+class InputObject(msgspec.Struct):
+    """An input as Jina has it: a text, or an image by its URL, a data URI or base64."""
 
-    input: str | list[str | int | list[int]]
+    text: str | None = None
+    image: str | None = None
+
+
+Modality: TypeAlias = Literal["text", "image"]
+
+Texts: TypeAlias = str | list[str | int | list[int]] | list[str]
+
+InputRole: TypeAlias = Literal["query", "document", "passage", "search_query", "search_document"]
+
+
+class EmbeddingsRequest(msgspec.Struct):
+    """What `/v1/embeddings` takes. `input_type` and `modality` are no words of OpenAI's, but of others who speak so.
+
+    Attributes:
+        input: A text, the token ids of one, or several of either; with the modality "image", images.
+        input_type: What the texts are, for models that tell queries from documents. None: neither.
+        modality: What the inputs are, as Infinity has it.
+    """
+
+    input: str | InputObject | list[str | int | list[int] | InputObject]
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
     user: str | None = None
+    input_type: InputRole | None = None
+    modality: Modality = "text"
 
 
 class EmbeddingObject(msgspec.Struct):
-    """One vector: numbers, or base64 of float32."""
+    """One vector: numbers, or base64 of float32. Of a late interaction model several, always as numbers."""
 
     object: Literal["embedding"]
     index: int
-    embedding: list[float] | str
+    embedding: str | list[float | list[float]]
 
 
 class Usage(msgspec.Struct):
@@ -67,22 +98,27 @@ class ModelsAnswer(msgspec.Struct):
 
 # ---------------------------------------------------------------- routes
 
+OF_TEXTS = (TextEmbedding, LateInteractionTextEmbedding, LateInteractionMultimodalEmbedding)
+OF_IMAGES = (ImageEmbedding, LateInteractionMultimodalEmbedding)
+
+ROLES: "Mapping[InputRole | None, Mode]" = {
+    "query": "query",
+    "search_query": "query",
+    "document": "passage",
+    "passage": "passage",
+    "search_document": "passage",
+}
+
 
 async def embeddings(service: Service, asked: EmbeddingsRequest) -> bytes:
-    """Vectors of texts."""
-    model = service.models.pick(asked.model, TextEmbedding)
+    """Vectors of texts or images."""
     write = as_base64 if asked.encoding_format == "base64" else as_json
-    call = NO_CALL if asked.dimensions is None else TextCall(truncate_dim=asked.dimensions)
-    texts = _texts(asked.input)
-    if len(texts) == 1:
-        vector, tokens = await service.embed_text(model, texts[0], call=call)
-        data = b'{"object":"embedding","index":0,"embedding":%b}' % write(vector)
-    else:
-        vectors, tokens = await service.embed_texts(model, texts, call=call)
-        data = b",".join(
-            b'{"object":"embedding","index":%d,"embedding":%b}' % (index, write(vector))
-            for index, vector in enumerate(vectors)
-        )
+    model, counted = await _embed(service, asked)
+    data = b",".join(
+        b'{"object":"embedding","index":%d,"embedding":%b}' % (index, (write if result.ndim == 1 else as_json)(result))
+        for index, result in enumerate(counted.results)
+    )
+    tokens = int(counted.tokens.sum())
     return b'{"object":"list","data":[%b],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
         data,
         model.json_name,
@@ -91,13 +127,52 @@ async def embeddings(service: Service, asked: EmbeddingsRequest) -> bytes:
     )
 
 
-def _texts(given: str | list[str | int | list[int]]) -> list[str]:
-    texts = [given] if isinstance(given, str) else given
-    if not all(isinstance(text, str) for text in texts):
-        raise Refusal("invalid", "input must be a text or a list of texts", param="input")
-    if not all(texts):
+async def _embed(service: Service, asked: EmbeddingsRequest) -> tuple[Served[Any], CountedBatch[Any]]:
+    """The model that is asked for, and what it gives: vectors (n, dim), or a list of matrices (rows, dim)."""
+    texts, images = _inputs(asked)
+    kinds = OF_IMAGES if texts is None else TextEmbedding if asked.model is None else OF_TEXTS
+    model: Served[Any] = service.models.pick(asked.model, kinds)
+    call: TextCall = {}
+    if asked.dimensions is not None:
+        if not isinstance(model.embedder, TextEmbedding):
+            check_size(model.embedder, asked.dimensions, param="dimensions")
+        else:
+            call["truncate_dim"] = asked.dimensions
+    if texts is None:
+        return model, await embed_images(service, model, images or [], param="input")
+    whole = await texts_of(service, model, texts, param="input")
+    if not all(whole):
         raise Refusal("invalid", "input has an empty text, which means nothing", param="input")
-    return texts  # type: ignore[return-value]
+    role = ROLES.get(asked.input_type, "embed")
+    return model, await embed_texts(service, model, whole, role, param="input", **call)
+
+
+def _inputs(asked: EmbeddingsRequest) -> tuple[Texts | None, list[str] | None]:
+    """The texts or the images of a request, and None for the others.
+
+    Raises:
+        Refusal: There are both.
+    """
+    given = asked.input if isinstance(asked.input, list) else [asked.input]
+    if asked.modality == "text" and not any(isinstance(one, InputObject) for one in given):
+        return cast("Texts", asked.input), None
+    found = [_input(one, asked.modality) for one in given]
+    kinds = {kind for kind, _ in found} or {asked.modality}
+    if len(kinds) > 1:
+        raise Refusal("invalid", "input has texts and images: send them one after the other", param="input")
+    values = [value for _, value in found]
+    return (None, values) if kinds == {"image"} else (values, None)
+
+
+def _input(given: str | int | list[int] | InputObject, modality: Modality) -> tuple[Modality, str]:
+    if isinstance(given, str):
+        return modality, given
+    if isinstance(given, InputObject):
+        if given.text is not None and given.image is None:
+            return "text", given.text
+        if given.image is not None and given.text is None:
+            return "image", given.image
+    raise Refusal("invalid", "an object of input has a text or an image, and an image is no token ids", param="input")
 
 
 async def models(service: Service, _: None) -> bytes:

@@ -22,7 +22,7 @@ from asyncembed.embedders.roles import prompt_of
 from asyncembed.embedders.sparse import SparseTextEmbedding
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.results import CountedBatch
-from asyncembed.server.computing import embed_texts, rank, score_pairs
+from asyncembed.server.computing import embed_texts, rank, score_pairs, several, texts_of
 from asyncembed.server.endpoint import Dialect, Reply, Route
 from asyncembed.server.jina_dialect import JinaRerankAnswer, infinity_rerank
 from asyncembed.server.model_facts import ModelFacts
@@ -36,7 +36,6 @@ from asyncembed.server.tei_bodies import (
     EmbedRequest,
     EmbedSparseRequest,
     InfoAnswer,
-    Inputs,
     Prediction,
     PredictRequest,
     Rank,
@@ -70,35 +69,6 @@ ROLES: "Mapping[str, Mode]" = {"query": "query", "document": "passage", "passage
 """What `prompt_name` may be for a model that has roles, and no prompts by name."""
 
 # ---------------------------------------------------------------- from a request to a call
-
-
-def several(inputs: "str | Sequence[str | int | list[int]]") -> list[str | list[int]]:
-    """The texts, or token ids of texts, that a request has; one alone is one of them.
-
-    Raises:
-        Refusal: They are numbers and texts together.
-    """
-    if isinstance(inputs, str):
-        return [inputs]
-    numbers = sum(isinstance(one, int) for one in inputs)
-    if numbers == 0:
-        return cast("list[str | list[int]]", inputs)
-    if numbers < len(inputs):
-        raise Refusal("invalid", "inputs are texts, or token ids, or lists of token ids", param="inputs")
-    return [cast("list[int]", inputs)]
-
-
-async def texts_of(service: Service, model: Served[Embedder], inputs: Inputs) -> list[str]:
-    """The texts of a request, token ids as what they stand for."""
-    given = several(inputs)
-    service.check_count(len(given), param="inputs")
-    places = [place for place, one in enumerate(given) if not isinstance(one, str)]
-    if places:
-        ids = [cast("list[int]", given[place]) for place in places]
-        found = await service.facts(model).ask_tokens(lambda tokens: tokens.texts(ids))
-        for place, text in zip(places, found, strict=True):
-            given[place] = text
-    return cast("list[str]", given)
 
 
 def check_cutting(asked: CuttingRequest) -> None:
@@ -165,7 +135,7 @@ async def embed(service: Service, asked: EmbedRequest) -> Reply:
     check_cutting(asked)
     is_unit = service.facts(model).config.spec.normalize or asked.dimensions is not None
     is_finished = has_right_length(normalize=asked.normalize, is_unit=is_unit)
-    texts = await texts_of(service, model, asked.inputs)
+    texts = await texts_of(service, model, asked.inputs, param="inputs")
     counted = await embed_texts(
         service,
         model,
@@ -212,7 +182,7 @@ async def _of_roles(
 ) -> tuple[list[str], CountedBatch[Any]]:
     check_cutting(asked)
     role = role_of(asked.prompt_name)
-    texts = await texts_of(service, model, asked.inputs)
+    texts = await texts_of(service, model, asked.inputs, param="inputs")
     return texts, await embed_texts(service, model, texts, role, param="inputs", truncate=asked.truncate)
 
 
@@ -307,7 +277,7 @@ async def tokenize(service: Service, asked: TokenizeRequest) -> bytes:
 async def decode(service: Service, asked: DecodeRequest) -> bytes:
     """What lists of token ids stand for."""
     model = service.models.pick(asked.model, OF_TEXTS)
-    ids = [cast("list[int]", one) for one in several(asked.ids)]
+    ids = [cast("list[int]", one) for one in several(asked.ids, param="ids")]
     service.check_count(len(ids), param="ids")
     return await service.facts(model).ask_tokens(
         lambda tokens: orjson.dumps(tokens.texts(ids, skip_special_tokens=asked.skip_special_tokens))
