@@ -29,8 +29,9 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   __main__, _pyinstaller                  the shell's way in; packed programs
 #   cli/        commands, model_options, output   the group of all; options of those that open models; what they print
 #               download_command, models_command, serve_command, cache_command, doctor_command, bench_command
+#               embed_command, embedding_run, draft, record_files, vector_files   records in; their vectors into a file
 #               stored, checkup, measuring  what the caches hold; what doctor looks at; what bench measures
-#               sample_inputs, charts       inputs for bench; figures as SVG
+#               sample_inputs, charts, log_lines  inputs for bench; figures as SVG; what serve logs
 #   embedders/  text, sparse, late_interaction, image, multimodal, cross_encoder: the six classes
 #               base, roles, intake         what they share
 #   images/     inputs, urls, connecting, decode, image_limits, preprocess
@@ -54,9 +55,9 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               openai_dialect, tei_dialect, tei_bodies, cohere_dialect, jina_dialect: the interfaces that clients know
 #               computing                   what several of them ask of a model; sent_images, vectors: in and out
 #               model_facts, token_lists    what a model's files say beside; refusals, request_limits, openapi_document
-#               meter                       what came of requests
+#               meter, monitoring           what came of requests; health and metrics
 #   integrations/  a module per framework, store or tool, used by the server at most: asgi, opentelemetry, prometheus
-#               chroma, haystack, lancedb, langchain, langchain_qdrant, llama_index, pydantic_ai, qdrant, ray
+#               celery, chroma, haystack, lancedb, langchain, langchain_qdrant, llama_index, pydantic_ai, qdrant, ray
 #
 # Arrows point downwards: embedders → stream → engine → encoders → runtime; embedders → catalogue, hub, export.
 # Public are the names below and the modules errors, hub, observing, readers, server, sync, testing, integrations.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from anyio import CancelScope
 
@@ -26,11 +27,11 @@ from asyncembed.errors import (
     UnsupportedModelError,
     WorkersImpossible,
 )
-from asyncembed.faking import ENCODER, SETTING, Fakes
+from asyncembed.faking import ENCODER, SETTING, Fakes, current_fakes
 from asyncembed.files import in_disk_thread
 from asyncembed.hub import HubAccess
-from asyncembed.hub.model_files import download_model, download_repo, list_model
-from asyncembed.options import Options, is_path
+from asyncembed.hub.model_files import download_model, download_repo, first_spec, list_model
+from asyncembed.options import Options, absolute, is_path
 from asyncembed.repo_files import list_directory, read_object
 from asyncembed.runtime.loadable_path import loadable_model_path
 from asyncembed.runtime.onnx_file import read_onnx_file
@@ -161,13 +162,7 @@ async def _locate(
     place: Path | None,
     overrides: Overrides,
 ) -> tuple[ModelSpec, Path]:
-    hub = HubAccess(
-        revision=options.revision,
-        cache_dir=options.cache_dir,
-        local_files_only=options.local_files_only,
-        token=options.token,
-        progress=options.progress,
-    )
+    hub = _hub_access(options)
     if isinstance(name, ModelSpec):
         _check_family(name, family)
         spec: ModelSpec | None = name
@@ -192,6 +187,43 @@ async def _locate(
             lambda: spec_from_directory(given, name=label, family=family, overrides=overrides)
         ), given
     return await _from_hub(label, family, hub, overrides)
+
+
+def _hub_access(options: Options) -> HubAccess:
+    return HubAccess(
+        revision=options.revision,
+        cache_dir=options.cache_dir,
+        local_files_only=options.local_files_only,
+        token=options.token,
+        progress=options.progress,
+    )
+
+
+def known_family(name: str | os.PathLike[str]) -> Family | None:
+    """The family of a model of the catalogue, the first one of several; None: it has no such model."""
+    families = families_of(name) if isinstance(name, str) else []
+    if not families and current_fakes() is not None:
+        return "text"
+    return next((family for family in get_args(Family) if family in families), None)
+
+
+async def find_family(name: str | os.PathLike[str], options: Options) -> Family:
+    """The first family that a model can be of, by the files of its directory or repo, which is downloaded.
+
+    Raises:
+        UnsupportedModelError: It can be of none.
+        DownloadError: Its files cannot be had.
+    """
+    overrides = Overrides(onnx_file=options.onnx_file, precision=options.precision)
+    label, place, families = os.fspath(name), absolute(name), get_args(Family)
+    if is_path(name) or await in_disk_thread(_is_so, place.is_dir):
+        directory = await _existing_directory(place, label, label)
+        spec = await in_disk_thread(partial(first_spec, directory, label, families, overrides=overrides))
+    elif label.count("/") != 1:
+        spec, _ = await _from_hub(label, "text", _hub_access(options), overrides)  # raises what there is to say
+    else:
+        spec, _ = await download_repo(label, _hub_access(options), families=families, overrides=overrides)
+    return spec.family
 
 
 def _is_so(question: Callable[[], bool]) -> bool:

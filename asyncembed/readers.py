@@ -1,4 +1,4 @@
-"""Files as sources: a folder of images, and the records of JSONL, CSV and text files.
+"""Files as sources: a folder of images, and the records of JSONL, CSV and text files, or of stdin.
 
 Each is a plain generator on the standard library's own readers, to be handed to `embed`. A stream reads it in a thread
 of its own, and only while its window has room: a file of any length takes the memory of some records, and neither disk
@@ -19,14 +19,18 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
 from asyncembed.errors import InputError, OptionError
 
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+FilePath: TypeAlias = str | os.PathLike[str] | BinaryIO
+"""A path, or an open file that gives bytes, as `sys.stdin.buffer`; that is read from where it is, and stays open."""
 
 UTF8_MARK = codecs.BOM_UTF8
 """A byte order mark at the start of a file, which some programs write, is no part of its text."""
@@ -63,7 +67,7 @@ def image_paths(
                 yield Path(directory, name)
 
 
-def text_lines(path: str | os.PathLike[str], *, encoding: str = "utf-8") -> Iterator[str | InputError]:
+def text_lines(path: FilePath, *, encoding: str = "utf-8") -> Iterator[str | InputError]:
     """The lines of a text file, without their ends; empty ones are left out.
 
     A line that is not valid in this encoding is an `InputError`.
@@ -72,17 +76,16 @@ def text_lines(path: str | os.PathLike[str], *, encoding: str = "utf-8") -> Iter
         OptionError: There is no such encoding.
         OSError: (while it is read) the file cannot be read.
     """
-    return _text_lines(Path(path), _codec(encoding))
+    return _text_lines(path, _codec(encoding))
 
 
-def json_lines(path: str | os.PathLike[str]) -> Iterator[Any]:
+def json_lines(path: FilePath) -> Iterator[Any]:
     """The values of a JSONL file, one for each line that is not empty. A line that is no JSON is an `InputError`.
 
     Raises:
         OSError: (while it is read) the file cannot be read.
     """
-    path = Path(path)
-    with path.open("rb") as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, 1):
             text = (line.removeprefix(UTF8_MARK) if number == 1 else line).strip()
             if text:
@@ -94,7 +97,7 @@ def json_lines(path: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def csv_records(
-    path: str | os.PathLike[str], *, encoding: str = "utf-8", delimiter: str = ",", quotechar: str | None = '"'
+    path: FilePath, *, encoding: str = "utf-8", delimiter: str = ",", quotechar: str | None = '"'
 ) -> Iterator[dict[str, str] | InputError]:
     """The records of a CSV file with a header line: column → field, as `csv.DictReader` reads them.
 
@@ -114,7 +117,7 @@ def csv_records(
         csv.reader((), **dialect)
     except (TypeError, ValueError) as error:
         raise OptionError(f"delimiter and quotechar must be single characters: {error}") from error
-    return _csv_records(Path(path), _codec(encoding), dialect)
+    return _csv_records(path, _codec(encoding), dialect)
 
 
 # ---------------------------------------------------------------- text
@@ -129,8 +132,8 @@ def _codec(encoding: str) -> str:
     return "utf-8-sig" if name == "utf-8" else name
 
 
-def _text_lines(path: Path, encoding: str) -> Iterator[str | InputError]:
-    with path.open(encoding=encoding, errors="surrogateescape") as file:
+def _text_lines(path: FilePath, encoding: str) -> Iterator[str | InputError]:
+    with _opened_as_text(path, encoding, newline=None) as file:
         for number, line in enumerate(_decoded(file, path, encoding), 1):
             text = line.rstrip("\n")
             if text:
@@ -138,7 +141,7 @@ def _text_lines(path: Path, encoding: str) -> Iterator[str | InputError]:
                 yield text if problem is None else _failure(path, f"line {number}{problem}")
 
 
-def _decoded(file: Iterable[str], path: Path, encoding: str) -> Iterator[str]:
+def _decoded(file: Iterable[str], path: FilePath, encoding: str) -> Iterator[str]:
     """The lines of a file; raises `InputError` where its encoding leaves no way to go on."""
     try:
         yield from file
@@ -155,8 +158,29 @@ def _undecoded(text: str, encoding: str) -> str | None:
     return f" is no {encoding.removesuffix('-sig')}: byte 0x{ord(broken[0]) - 0xDC00:02x} at {broken.start()}"
 
 
-def _failure(path: Path, problem: str, cause: BaseException | None = None) -> InputError:
-    error = InputError(f"{path}: {problem}")
+@contextmanager
+def _opened(path: FilePath) -> Iterator[BinaryIO]:
+    if isinstance(path, str | os.PathLike):
+        with Path(path).open("rb") as file:
+            yield file
+    else:
+        yield path
+
+
+@contextmanager
+def _opened_as_text(path: FilePath, encoding: str, newline: str | None) -> Iterator[TextIOWrapper]:
+    with _opened(path) as file:
+        text = TextIOWrapper(file, encoding=encoding, errors="surrogateescape", newline=newline)
+        try:
+            yield text
+        finally:
+            if file is path:
+                text.detach()
+
+
+def _failure(path: FilePath, problem: str, cause: BaseException | None = None) -> InputError:
+    name = Path(path) if isinstance(path, str | os.PathLike) else getattr(path, "name", "the file")
+    error = InputError(f"{name}: {problem}")
     error.__cause__ = cause
     return error
 
@@ -189,8 +213,8 @@ class _Lines:
             yield line
 
 
-def _csv_records(path: Path, encoding: str, dialect: dict[str, Any]) -> Iterator[dict[str, str] | InputError]:
-    with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
+def _csv_records(path: FilePath, encoding: str, dialect: dict[str, Any]) -> Iterator[dict[str, str] | InputError]:
+    with _opened_as_text(path, encoding, newline="") as file:
         header: list[str] | None = None
         for place, row, error in _rows(_Lines(_decoded(file, path, encoding)), dialect):
             problem = _undecoded("\n".join(row), encoding)

@@ -6,17 +6,20 @@
 
 The model is made where the module is imported, before the worker forks, and opened by the first task of each process.
 Processes of the prefork pool may have no children: there it computes in a thread of theirs (`workers=0` by itself),
-with a copy of the model in each. With `--pool threads` all tasks share one set of workers, and are computed together.
+with a copy of the model in each, and with a share of the cores. With `--pool threads` all tasks share one set of
+workers, and are computed together.
 """
 
 import argparse
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
 
+from asyncembed.integrations.celery import EmbeddingTask
 from asyncembed.sync import TextEmbedding
 from examples.quickstart import QUERIES, demo_model
 
@@ -30,11 +33,10 @@ app = Celery(
 model = TextEmbedding(os.environ.get("MODEL") or demo_model(), keep_alive=600)
 
 
-@app.task
-def embed(texts: list[str]) -> list[list[float]]:
-    """A vector for each text. Give a task many texts: what it costs to bring them there is paid once."""
-    vectors: list[list[float]] = model.embed_documents(texts).tolist()
-    return vectors
+@app.task(base=EmbeddingTask, bind=True, model=model)
+def embed(self: EmbeddingTask, texts: list[str]) -> Any:
+    """A vector for each text, as a list. Give a task many texts: what it costs to bring them there is paid once."""
+    return self.model.embed_documents(texts)
 
 
 @app.task

@@ -19,6 +19,7 @@ MODULES = {
     "cache": "cache_command",
     "doctor": "doctor_command",
     "download": "download_command",
+    "embed": "embed_command",
     "models": "models_command",
     "serve": "serve_command",
 }

@@ -1,11 +1,13 @@
 """`asyncembed serve`: models behind HTTP."""
 
 import os
+from logging import ERROR, WARNING, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from asyncembed.cli.log_lines import set_up_log
 from asyncembed.cli.model_options import model_options, worker_options
 from asyncembed.errors import OptionError
 
@@ -29,6 +31,14 @@ SETTINGS: dict[str, Any] = {"auto_envvar_prefix": "ASYNCEMBED_SERVE", "show_defa
 @click.option("--max-tokens", type=click.IntRange(1), default=300_000, help="Tokens of one request.")
 @click.option("--max-bytes", type=click.IntRange(1), default=32 * 2**20, help="Bytes of one request's body.")
 @click.option("--grace", type=float, default=30.0, help="Seconds that requests under way get to finish when it ends.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", help="json: a document on each line."
+)
+@click.option("--log-requests", is_flag=True, help="A line for each request; failures are logged in any case.")
+@click.option(
+    "--interactive-workers", type=click.IntRange(0), default=0, help="Workers besides, kept free of bulk work."
+)
 @worker_options
 @model_options
 def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace: float, **options: Any) -> None:
@@ -42,6 +52,9 @@ def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace:
     """
     import uvicorn
 
+    set_up_log(options.pop("log_level"), as_json=options.pop("log_format") == "json")
+    if not options.pop("log_requests"):
+        getLogger("asyncembed.server.requests").setLevel(WARNING)
     app = _app(models, options)
     config = uvicorn.Config(
         app,
@@ -49,13 +62,19 @@ def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace:
         port=port,
         uds=uds,
         lifespan="on",
+        log_config=None,
         access_log=False,
         timeout_graceful_shutdown=max(1, round(grace)),
     )
-    server = uvicorn.Server(config)
-    server.run()
-    if app.state.service.failure is not None:
-        raise app.state.service.failure
+    service = app.state.service
+    # The traceback of what is said in a sentence below.
+    getLogger("uvicorn.error").addFilter(lambda record: service.failure is None or record.levelno < ERROR)
+    try:
+        uvicorn.Server(config).run()
+    except SystemExit:
+        if service.failure is None:
+            raise
+        raise service.failure from None
 
 
 def _app(models: tuple[str, ...], options: dict[str, Any]) -> "FastAPI":

@@ -19,20 +19,29 @@ def available_cores() -> int:
     """Cores that this process may use: its affinity, its container's quota, shared out among server processes.
 
     `WEB_CONCURRENCY`, which web servers set or read for their number of processes, divides them; without it, the
-    `--workers` of the server's command line does.
+    `--workers` of the server's command line does. So does `share_cores`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
     if quota < cores:
         cores = max(1, round(quota))
-    return max(1, cores // max(1, server_processes()))
+    return max(1, cores // max(1, server_processes(), _told))
 
 
 # ---------------------------------------------------------------- sibling servers
 
 
+_told = 1
+
+
+def share_cores(processes: int) -> None:
+    """Say among how many processes the cores are to be shared out, for this one and those that are forked from it."""
+    global _told
+    _told = processes
+
+
 def server_processes() -> int:
-    """Among how many processes of a web server the cores are to be shared out: this one and its siblings."""
+    """Among how many processes of a server the cores are to be shared out: this one and its siblings."""
     with suppress(ValueError):
         return int(os.environ["WEB_CONCURRENCY"]) if "WEB_CONCURRENCY" in os.environ else _from_command_line()
     return 1

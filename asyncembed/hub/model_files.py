@@ -9,7 +9,7 @@ import anyio
 
 from asyncembed.catalogue.lookup import CLASSES, find_model
 from asyncembed.catalogue.pipeline import CONFIGURATION, Overrides, configuration_files, spec_from_directory
-from asyncembed.catalogue.spec import CacheFolderOrigin, Family, HubOrigin, ModelSpec
+from asyncembed.catalogue.spec import CacheFolderOrigin, Family, HubOrigin, ModelSpec, Origin
 from asyncembed.errors import DownloadError, NoSourceError, OptionError, UnsupportedModelError
 from asyncembed.files import in_disk_thread
 from asyncembed.hub.access import HubAccess
@@ -197,27 +197,36 @@ def _files_of(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def _read_spec(directory: Path, listing: Listing, families: Sequence[Family], overrides: Overrides) -> ModelSpec:
+    origin = HubOrigin(listing.repo)
+    return first_spec(directory, listing.repo, families, files=listing.paths, origin=origin, overrides=overrides)
+
+
+def first_spec(
+    directory: Path,
+    name: str,
+    families: Sequence[Family],
+    *,
+    files: Sequence[str] | None = None,
+    origin: Origin | None = None,
+    overrides: Overrides,
+) -> ModelSpec:
+    """`spec_from_directory` for the first of several families that the repo can be of.
+
+    Raises:
+        UnsupportedModelError: It can be of none; the message has each one's reason.
+    """
     failures: dict[Family, UnsupportedModelError] = {}
     for family in families:
         try:
             return spec_from_directory(
-                directory,
-                name=listing.repo,
-                family=family,
-                files=listing.paths,
-                origin=HubOrigin(listing.repo),
-                overrides=overrides,
+                directory, name=name, family=family, files=files, origin=origin, overrides=overrides
             )
         except UnsupportedModelError as error:
             failures[family] = error
     if len(failures) == 1:
         raise failures[families[0]]
-    reasons = (
-        f"{CLASSES[family]}: {str(error).removeprefix(f'{listing.repo}: ')}" for family, error in failures.items()
-    )
+    reasons = (f"{CLASSES[family]}: {str(error).removeprefix(f'{name}: ')}" for family, error in failures.items())
     raise UnsupportedModelError(
-        "\n".join(
-            (f"{listing.repo} is a model for none of the classes (patterns= takes files all the same):", *reasons)
-        ),
-        model=listing.repo,
+        "\n".join((f"{name} is a model for none of the classes (patterns= takes files all the same):", *reasons)),
+        model=name,
     )

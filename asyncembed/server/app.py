@@ -2,9 +2,9 @@
 
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, cast
 
 import orjson
 from fastapi import FastAPI
@@ -13,17 +13,19 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
 import asyncembed
-from asyncembed.catalogue.lookup import CLASSES, families_of
+from asyncembed.catalogue.lookup import CLASSES
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.checks import check_text
 from asyncembed.embedders.base import Embedder
 from asyncembed.engine.pool import PoolKeywords, WorkerPool
 from asyncembed.errors import OptionError
 from asyncembed.integrations.asgi import lifespan
-from asyncembed.options import OptionKeywords
+from asyncembed.loading import find_family, known_family
+from asyncembed.options import OptionKeywords, Options
 from asyncembed.server.cohere_dialect import CohereDialect
-from asyncembed.server.endpoint import ByMethod, Dialect, Endpoint, Route
+from asyncembed.server.endpoint import ByMethod, Dialect, Endpoint
 from asyncembed.server.jina_dialect import JinaDialect
+from asyncembed.server.monitoring import Monitor, Operations
 from asyncembed.server.openai_dialect import OpenAIDialect
 from asyncembed.server.openapi_document import describe_routes
 from asyncembed.server.refusals import Kind, Refusal
@@ -34,7 +36,6 @@ from asyncembed.server.tei_dialect import TeiDialect
 
 if TYPE_CHECKING:
     from asyncembed.catalogue.spec import Family
-    from asyncembed.engine.lifetime import Openable
 
 ServedAs: TypeAlias = str | os.PathLike[str] | ModelSpec | Embedder
 """What may be served: a name, directory or spec as the classes take it, whose class is found; or a model of one."""
@@ -72,18 +73,19 @@ def create_app(
     """
     keys = _keys(api_key)
     pool, of_models = _shared(options)
-    embedders = {name: _embedder(model, of_models) for name, model in _by_name(models).items()}
-    service = Service(ServedModels(embedders, int(time.time())), limits or Limits(), keys)
+    planned = {name: _planned(model, of_models) for name, model in _by_name(models).items()}
+    service = Service(ServedModels({}, 0), limits or Limits(), keys)
+    monitor = Monitor(service.meter)
     app = _App(
         title="asyncembed",
         version=asyncembed.__version__,
-        lifespan=_lifespan(service, pool, embedders),
+        lifespan=_lifespan(service, monitor, pool, planned),
         docs_url=None,
         redoc_url=None,
         exception_handlers=_unrouted(DIALECTS[0]()),
     )
     app.state.service = service
-    _add(app, service, [*(kind() for kind in DIALECTS), Operations()])
+    _add(app, service, [*(kind() for kind in DIALECTS), Operations(monitor)])
     return app
 
 
@@ -158,54 +160,57 @@ def _shared(options: OptionKeywords) -> tuple[WorkerPool | None, OptionKeywords]
     return pool, cast(OptionKeywords, {**of_models, "pool": pool})
 
 
-def _embedder(model: ServedAs, options: OptionKeywords) -> Embedder:
+Planned: TypeAlias = Embedder | Callable[[], Awaitable[Embedder]]
+"""A model, or what finds out of which class it is, which may have to ask the hub."""
+
+
+def _planned(model: ServedAs, options: OptionKeywords) -> Planned:
     if isinstance(model, Embedder):
         return model
-    families = [model.family] if isinstance(model, ModelSpec) else families_of(os.fspath(model))
-    family: Family = families[0] if families else "text"
-    kind = cast("type[Embedder]", getattr(asyncembed, CLASSES[family]))
-    return kind(model, **options)
+    if isinstance(model, ModelSpec):
+        return _class_of(model.family)(model, **options)
+    if family := known_family(model):
+        return _class_of(family)(model, **options)
+    checked = Options.from_keywords(options)
+
+    async def find() -> Embedder:
+        return _class_of(await find_family(model, checked))(model, **options)
+
+    return find
+
+
+def _class_of(family: "Family") -> type[Embedder]:
+    return cast("type[Embedder]", getattr(asyncembed, CLASSES[family]))
 
 
 def _lifespan(
-    service: Service, pool: WorkerPool | None, embedders: Mapping[str, Embedder]
+    service: Service, monitor: Monitor, pool: WorkerPool | None, planned: Mapping[str, Planned]
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    opened: dict[str, Openable[Any]] = {f"model {name}": model for name, model in embedders.items()}
-    if pool is not None:
-        opened["pool"] = pool
+    async def open_all(stack: AsyncExitStack) -> None:
+        if pool is not None:
+            await stack.enter_async_context(lifespan("pool", pool=pool)(None))
+        embedders = {name: one if isinstance(one, Embedder) else await one() for name, one in planned.items()}
+        await stack.enter_async_context(lifespan("models", **embedders)(None))
+        service.models = ServedModels(embedders, int(time.time()))
 
     @asynccontextmanager
     async def run(_: FastAPI) -> AsyncGenerator[None]:
         async with AsyncExitStack() as stack:
             try:
-                await stack.enter_async_context(lifespan("models", **opened)(None))
+                await open_all(stack)
             except Exception as error:
                 service.failure = error
                 raise
+            monitor.watch(service.models)
             service.is_ready = True
             yield
             service.is_ready = False
+            monitor.leave()
 
     return run
 
 
 # ---------------------------------------------------------------- what belongs to no dialect
-
-
-async def health(service: Service, _: None) -> bytes:
-    """Whether requests can be served now."""
-    if not service.is_ready:
-        raise Refusal("unavailable", "the models are not ready")
-    return b'{"status":"ready"}'
-
-
-class Operations(OpenAIDialect):
-    """What those ask for who run the server."""
-
-    name = "operations"
-    routes: ClassVar[tuple[Route, ...]] = (
-        Route(path="/health", handle=health, summary="Whether requests can be served now.", needs_key=False),
-    )
 
 
 def _unrouted(dialect: Dialect) -> dict[Any, Any]:

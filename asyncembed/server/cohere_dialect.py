@@ -1,7 +1,7 @@
 """The interface of Cohere: `POST /v2/embed` of texts and images, `POST /v2/rerank`, and its form of errors."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from uuid import uuid4
 
 import msgspec
@@ -250,7 +250,7 @@ class CohereDialect(Dialect):
     """Routes and errors of Cohere."""
 
     name = "cohere"
-    routes: ClassVar[tuple[Route, ...]] = (
+    routes: tuple[Route, ...] = (
         Route(
             path="/v2/embed",
             handle=embed,

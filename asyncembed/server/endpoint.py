@@ -6,6 +6,7 @@ What every request takes goes through here, so it is plain: no middleware, no `R
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from logging import INFO, Logger, getLogger
 from time import perf_counter
 from typing import Any, ClassVar, TypeAlias
 
@@ -16,6 +17,8 @@ from anyio import move_on_after
 from asyncembed.integrations.asgi import Receive, Send, until_gone
 from asyncembed.server.refusals import STATUSES, Kind, Refusal, refusal_of
 from asyncembed.server.service import Service
+
+requests_log: Logger = getLogger("asyncembed.server.requests")
 
 JSON = b"application/json"
 
@@ -75,7 +78,7 @@ class Dialect(ABC):
     name: ClassVar[str]
     """For the document and the metrics."""
 
-    routes: "ClassVar[tuple[Route, ...]]"
+    routes: "tuple[Route, ...]"
 
     statuses: ClassVar[Mapping[Kind, int]] = {}
     """Where they differ from `refusals.STATUSES`."""
@@ -110,7 +113,10 @@ class Endpoint:
         try:
             status = await self._serve(scope, receive, send)
         finally:
-            meter.end(self.route.path, status, perf_counter() - began)
+            seconds = perf_counter() - began
+            meter.end(self.route.path, status, seconds)
+            if requests_log.isEnabledFor(INFO):
+                log_request(scope, status, seconds)
 
     async def _serve(self, scope: Any, receive: Receive, send: Send) -> int:
         """Answer a request; gives the status."""
@@ -166,6 +172,19 @@ async def _send(
     headers += [(name.encode(), value.encode()) for name, value in more.items()]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": more_body})
+
+
+def log_request(scope: Any, status: int, seconds: float) -> None:
+    """One line for a request, whose parts a structured log has as fields; nothing of its body or of its headers."""
+    client = scope.get("client")
+    fields = {
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": status,
+        "milliseconds": round(1000 * seconds, 2),
+        "client": client[0] if client else None,
+    }
+    requests_log.info("%(method)s %(path)s %(status)d in %(milliseconds).1f ms", fields, extra={"fields": fields})
 
 
 async def _drop_body(receive: Receive) -> None:

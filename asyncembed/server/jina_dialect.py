@@ -125,7 +125,7 @@ class JinaDialect(Dialect):
 
     name = "jina"
     statuses: ClassVar[Mapping[Kind, int]] = {"malformed": 422, "invalid": 422}
-    routes: ClassVar[tuple[Route, ...]] = (
+    routes: tuple[Route, ...] = (
         Route(
             path="/v1/rerank",
             handle=rerank,

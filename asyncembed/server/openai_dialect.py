@@ -1,7 +1,7 @@
 """The interface of OpenAI: `POST /v1/embeddings`, `GET /v1/models`, and its form of errors."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
 import msgspec
 import orjson
@@ -193,7 +193,7 @@ class OpenAIDialect(Dialect):
     """Routes and errors of OpenAI; also the form of refusals that belong to no route."""
 
     name = "openai"
-    routes: ClassVar[tuple[Route, ...]] = (
+    routes: tuple[Route, ...] = (
         Route(
             path="/v1/embeddings",
             handle=embeddings,

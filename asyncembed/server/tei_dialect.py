@@ -379,7 +379,7 @@ class TeiDialect(Dialect):
         "no_model": 424,
         "failed": 424,
     }
-    routes: ClassVar[tuple[Route, ...]] = (
+    routes: tuple[Route, ...] = (
         Route(
             path="/embed",
             handle=embed,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncembed.engine.cores import available_cores, server_processes
+from asyncembed.engine.cores import available_cores, server_processes, share_cores
 from tests.support import programs
 
 
@@ -42,6 +42,17 @@ def test_web_concurrency_goes_before_the_command_line(monkeypatch: pytest.Monkey
     assert available_cores() == 1
     monkeypatch.setenv("WEB_CONCURRENCY", "auto")
     assert server_processes() == 1
+
+
+def test_processes_that_were_told_of_their_siblings_share_the_cores() -> None:
+    cores = available_cores()
+    try:
+        share_cores(2)
+        assert available_cores() == max(1, cores // 2)
+        share_cores(10 * cores)
+        assert available_cores() == 1
+    finally:
+        share_cores(1)
 
 
 @pytest.mark.slow

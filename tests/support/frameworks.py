@@ -1,7 +1,9 @@
 """What the dependency group `integrations` brings: it is left out by the runs on other Pythons and lowest versions."""
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
+from shutil import which
 
 FRAMEWORKS: Mapping[str, tuple[str, ...]] = {
     "celery": ("celery",),
@@ -24,7 +26,16 @@ FRAMEWORKS: Mapping[str, tuple[str, ...]] = {
 """The tests `test_NAME.py` of `tests/integrations` and `tests/server`, and the module `asyncembed.integrations.NAME`
 where there is one → the packages that they import."""
 
+SERVERS: Mapping[str, str] = {"redis_streams": "redis-server"}
+"""The servers among them that no Python package brings: `.ci/run` installs them where it can. Elsewhere their tests are
+left out where they are missing, as README says."""
+
 
 def is_installed(name: str) -> bool:
     """Whether what this integration needs is there; whatever is no integration with a framework needs nothing."""
     return all(find_spec(package) for package in FRAMEWORKS.get(name, ()))
+
+
+def has_server(name: str) -> bool:
+    """Whether this integration's server is there, or should be: where CI runs, a missing one is an error."""
+    return name not in SERVERS or "CI" in os.environ or which(SERVERS[name]) is not None

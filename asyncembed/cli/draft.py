@@ -1,0 +1,204 @@
+"""A result on its way: beside the file that is to be, a folder `NAME.partial` with what there is of it so far.
+
+The folder goes when the file is whole, and its name says until then that nothing here is. Into it, `data` and `failed`
+are appended to; then a line in the journal says how long they are by now, and how far the source was read for it. What
+is longer than the last whole line of the journal says was written by a process that died before it could say so, and is
+cut off by the next one, which computes it again. So each record is there once, whenever a process is killed, and (as
+files reach the disk before the journal speaks of them) whenever the machine loses its power.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from asyncembed.errors import OptionError
+from asyncembed.files import move
+
+VERSION = 1
+"""Of what the folder holds: another version's draft is not gone on with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """How far a draft is.
+
+    Attributes:
+        read: Records of the source, failed ones included.
+        written: Records that have a result.
+        size_bytes: Of `data`.
+        failed_bytes: Of `failed`.
+        checksum: Of the texts of all that was read, in their order.
+        is_whole: Whether the source has no more.
+    """
+
+    read: int = 0
+    written: int = 0
+    size_bytes: int = 0
+    failed_bytes: int = 0
+    checksum: int = 0
+    is_whole: bool = False
+
+
+class Draft:
+    """The draft of one file, held by one process at a time: a context manager. All of it blocks."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.folder = target.with_name(f"{target.name}.partial")
+        self.data = self.folder / "data"
+        self.failed = self.folder / "failed"
+        self.mark = Mark()
+        """What the journal says."""
+        self._journal = self.folder / "journal"
+        self._lock = FileLock(self.folder / "lock")
+        self._files: dict[Path, IO[bytes]] = {}
+
+    def __enter__(self) -> "Draft":
+        """Raises `OptionError` if another process is writing it."""
+        self.folder.mkdir(exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise OptionError(f"{self.target} is being written by another process") from error
+        except NotImplementedError:  # a file system without locks
+            pass
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        self._lock.release()
+        if not self._journal.exists():
+            self._remove()
+
+    # ---------------------------------------------------------------- from the beginning, or from where it was left
+
+    @property
+    def origin(self) -> Mapping[str, Any] | None:
+        """What an earlier process has begun it with; None: there is nothing to go on with."""
+        lines = self._lines()
+        return None if len(lines) < 2 else json.loads(lines[0])["origin"]
+
+    def begin(self, origin: Mapping[str, Any], header: bytes) -> None:
+        """Make it anew; `header` is what `data` begins with."""
+        self._close()
+        self._journal.unlink(missing_ok=True)
+        for path in (self.data, self.failed):
+            path.write_bytes(b"")
+        self._open()
+        self.append(header)
+        self._write_line({"version": VERSION, "origin": origin})
+        self.commit(Mark(size_bytes=len(header)))
+
+    def resume(self) -> None:
+        """Go on with an earlier one: what its journal does not speak of is cut off.
+
+        Raises:
+            OptionError: It is of another version.
+        """
+        lines = self._lines()
+        if json.loads(lines[0])["version"] != VERSION:
+            raise OptionError(f"{self.folder} was begun by another version of asyncembed: start over with --restart")
+        self.mark = Mark(**json.loads(lines[-1]))
+        with self._journal.open("r+b") as journal:
+            journal.truncate(sum(len(line) + 1 for line in lines))
+        if not self.mark.is_whole:
+            for path, size in ((self.data, self.mark.size_bytes), (self.failed, self.mark.failed_bytes)):
+                with path.open("r+b") as file:
+                    file.truncate(size)
+            self._open()
+
+    def discard(self) -> None:
+        """Have nothing of it stay, when it is left."""
+        self._close()
+        self._journal.unlink(missing_ok=True)
+
+    def _lines(self) -> list[bytes]:
+        """The lines of the journal, without one that was not written to its end."""
+        try:
+            return self._journal.read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+
+    # ---------------------------------------------------------------- appending
+
+    def append(self, data: "bytes | memoryview", failed: bytes = b"") -> None:
+        """Write more; it counts from the next `commit` on."""
+        self._files[self.data].write(data)
+        self._files[self.failed].write(failed)
+
+    def commit(self, mark: Mark) -> None:
+        """Have what was written stay, and note that it is as much as `mark` says."""
+        for path in (self.data, self.failed):
+            self._files[path].flush()
+            os.fsync(self._files[path].fileno())
+        self._write_line(asdict(mark))
+        self.mark = mark
+
+    def _write_line(self, value: Mapping[str, Any]) -> None:
+        with self._journal.open("ab") as journal:
+            journal.write(json.dumps(value).encode() + b"\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def _open(self) -> None:
+        for path in (self.data, self.failed):
+            self._files[path] = path.open("ab")
+
+    def _close(self) -> None:
+        while self._files:
+            self._files.popitem()[1].close()
+
+    # ---------------------------------------------------------------- the end
+
+    def publish(self, whole: Path, about: bytes | None, failed_to: Path | None) -> None:
+        """Have the file be there, which `whole` (in the folder) is, and nothing else any more.
+
+        `about` goes into a file beside it; what failed is copied to `failed_to`. May be called again after it was
+        interrupted: without `whole`, if that has become the file already.
+        """
+        self._close()
+        if failed_to is not None and whole.exists():
+            # Always of the same name, which the next run takes if this one is killed here.
+            copy = failed_to.with_name(f"{failed_to.name}.partial")
+            shutil.copyfile(self.failed, copy)
+            move(copy, failed_to)
+        beside = about_file(self.target)
+        if whole.exists():
+            # Never an older file with what is said about the new one.
+            self.target.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
+            if about is not None:
+                told = self.folder / "about"
+                told.write_bytes(about)
+                move(told, beside)
+            move(whole, self.target)
+            _sync_folder(self.target.parent)
+        self._lock.release()
+        self._remove()
+
+    def _remove(self) -> None:
+        """Remove the folder, its journal first: without one there is no draft."""
+        self._journal.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def about_file(target: Path) -> Path:
+    """Where it stands what a file was made with, if the file itself cannot say so."""
+    return target.with_name(f"{target.name}.meta.json")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names of a folder stay. Windows does so by itself."""
+    if os.name != "posix":
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

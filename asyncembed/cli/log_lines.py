@@ -1,0 +1,28 @@
+"""What a command that runs for long writes to its log, on stderr: lines for people, or a JSON document each."""
+
+import json
+import logging
+from datetime import UTC, datetime
+
+
+def set_up_log(level: str, *, as_json: bool) -> None:
+    """Have everything that is logged in this process from `level` on written to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class JsonLines(logging.Formatter):
+    """A JSON document for each record: time, level, logger, message, what `extra={"fields": ...}` has, and errors."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)

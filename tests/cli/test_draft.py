@@ -1,0 +1,105 @@
+"""Drafts: what a process leaves that was killed, and what the next one makes of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from asyncembed.cli.draft import Draft, Mark, about_file
+from asyncembed.errors import OptionError
+
+ORIGIN = {"model": "m"}
+
+
+def begun(target: Path) -> None:
+    """A draft with a header and a record, of a process that was killed while it wrote the next one."""
+    with Draft(target) as draft:
+        draft.begin(ORIGIN, b"head ")
+        draft.append(b"one ", b"a failure ")
+        draft.commit(Mark(read=2, written=1, size_bytes=9, failed_bytes=10))
+        draft.append(b"tw")
+    with (draft.folder / "journal").open("ab") as journal:
+        journal.write(b'{"read": 4, "writ')
+
+
+def test_what_the_journal_does_not_speak_of_is_cut_off(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    begun(target)
+    with Draft(target) as draft:
+        assert draft.origin == ORIGIN
+        draft.resume()
+        assert draft.mark == Mark(read=2, written=1, size_bytes=9, failed_bytes=10)
+        assert (draft.data.read_bytes(), draft.failed.read_bytes()) == (b"head one ", b"a failure ")
+        draft.append(b"two")
+        draft.commit(Mark(read=3, written=2, size_bytes=12, failed_bytes=10, is_whole=True))
+        assert not target.exists()
+        draft.publish(draft.data, b"about", tmp_path / "failed")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "out": b"head one two",
+        "out.meta.json": b"about",
+        "failed": b"a failure ",
+    }
+
+
+def test_one_of_which_nothing_is_certain_is_none(tmp_path: Path) -> None:
+    with Draft(tmp_path / "out") as draft:
+        draft.begin(ORIGIN, b"head")
+    for line in (b"", b'{"version": 1', b'{"version": 1, "origin": {}}\n', b'{"version": 1, "origin": {}}\n{"re'):
+        (draft.folder / "journal").write_bytes(line)
+        with Draft(tmp_path / "out") as again:
+            assert again.origin is None
+    (draft.folder / "journal").unlink()
+    with Draft(tmp_path / "out") as again:
+        assert again.origin is None
+    assert not draft.folder.exists()
+
+
+def test_beginning_anew_leaves_nothing_of_what_was_there(tmp_path: Path) -> None:
+    begun(tmp_path / "out")
+    with Draft(tmp_path / "out") as draft:
+        draft.begin({"model": "other"}, b"")
+        assert draft.origin == {"model": "other"}
+        assert (draft.mark, draft.data.read_bytes(), draft.failed.read_bytes()) == (Mark(), b"", b"")
+
+
+def test_publishing_may_be_interrupted_after_the_file_is_there(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    begun(target)
+    with Draft(target) as draft:
+        draft.resume()
+        draft.commit(Mark(read=2, written=1, size_bytes=9, failed_bytes=10, is_whole=True))
+    draft.data.replace(target)
+    about_file(target).write_bytes(b"about")
+    with Draft(target) as again:
+        again.resume()
+        again.publish(again.data, b"about", None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.meta.json"]
+    assert target.read_bytes().startswith(b"head one ")
+
+
+def test_an_older_file_goes_together_with_what_was_said_about_it(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.write_bytes(b"older")
+    about_file(target).write_bytes(b"about the older one")
+    begun(target)
+    assert target.read_bytes() == b"older"
+    with Draft(target) as draft:
+        draft.resume()
+        draft.publish(draft.data, None, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_cannot_write_the_same(tmp_path: Path) -> None:
+    with Draft(tmp_path / "out"):
+        with pytest.raises(OptionError, match="is being written by another process"):
+            with Draft(tmp_path / "out"):
+                pass
+
+
+def test_another_version_is_not_gone_on_with(tmp_path: Path) -> None:
+    begun(tmp_path / "out")
+    journal = tmp_path / "out.partial/journal"
+    first, *others = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([json.dumps({**json.loads(first), "version": 0}).encode(), *others]))
+    with Draft(tmp_path / "out") as draft, pytest.raises(OptionError, match="another version"):
+        draft.resume()

@@ -1,0 +1,116 @@
+"""The way of a request, where it ends otherwise than with vectors: clients leave, too many wait, the server ends."""
+
+import json
+import logging
+import socket
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from asyncembed import Stats
+from asyncembed.testing import fake_models
+from tests.support.asgi_servers import serving
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.slow
+
+MODEL = "BAAI/bge-small-en-v1.5"
+
+
+async def ask(client: httpx.AsyncClient, text: str) -> httpx.Response:
+    return await client.post("/v1/embeddings", json={"input": text})
+
+
+def stats(app: Any) -> Stats:
+    (model,) = app.state.service.models
+    found: Stats = model.embedder.stats()
+    return found
+
+
+async def test_the_work_of_a_client_that_leaves_is_withdrawn() -> None:
+    from asyncembed.server import create_app
+
+    with fake_models(seconds=30) as fakes:
+        app = create_app(MODEL, workers=1)
+        async with serving(app) as client, anyio.create_task_group() as group:
+            group.start_soon(ask, client, "it is being computed")
+            await until(lambda: stats(app).in_flight == 1)
+            leaving = socket.create_connection((client.base_url.host, client.base_url.port or 0))
+            body = json.dumps({"input": "it waits"}).encode()
+            leaving.sendall(
+                b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            )
+            await until(lambda: stats(app).queued == 1)
+            leaving.close()
+            await until(lambda: stats(app).queued == 0)
+            await until(lambda: app.state.service.meter.by_route["/v1/embeddings", 499] == 1)
+            fakes.seconds = 0
+
+
+async def test_who_comes_when_too_many_wait_is_told_when_to_come_back() -> None:
+    from asyncembed.server import create_app
+
+    with fake_models(seconds=30) as fakes:
+        app = create_app(MODEL, workers=1, max_queued=1)
+        async with serving(app) as client, anyio.create_task_group() as group:
+            group.start_soon(ask, client, "it is being computed")
+            await until(lambda: stats(app).in_flight == 1)
+            group.start_soon(ask, client, "it waits")
+            await until(lambda: stats(app).queued == 1)
+            answer = await ask(client, "one too many")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
+            assert int(answer.headers["retry-after"]) >= 1
+            fakes.seconds = 0
+
+
+async def test_what_fails_is_a_500_that_tells_nothing_of_the_insides(caplog: pytest.LogCaptureFixture) -> None:
+    from asyncembed.server import create_app
+
+    async def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("secret")
+
+    with fake_models():
+        app = create_app(MODEL)
+        async with serving(app) as client:
+            app.state.service.embed_text = fail
+            answer = await ask(client, "a text")
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "ZeroDivisionError: secret" in caplog.text
+
+
+async def test_a_request_is_a_line_of_the_log_where_those_are_wanted(caplog: pytest.LogCaptureFixture) -> None:
+    from asyncembed.server import create_app
+
+    caplog.set_level(logging.INFO, "asyncembed.server.requests")
+    with fake_models():
+        async with serving(create_app(MODEL, api_key="secret")) as client:
+            await ask(client, "private")
+    (record,) = [record for record in caplog.records if record.name == "asyncembed.server.requests"]
+    fields: dict[str, Any] = record.__dict__["fields"]
+    assert (fields["method"], fields["path"], fields["status"]) == ("POST", "/v1/embeddings", 401)
+    assert record.getMessage().startswith("POST /v1/embeddings 401 in ")
+
+
+async def test_routes_and_middlewares_of_ones_own_can_be_added() -> None:
+    from asyncembed.server import create_app
+
+    async def marked(request: Any, call_next: Any) -> Any:
+        answer = await call_next(request)
+        answer.headers["x-marked"] = "yes"
+        return answer
+
+    def mine() -> dict[str, int]:
+        return {"mine": 1}
+
+    with fake_models():
+        app = create_app(MODEL)
+        app.middleware("http")(marked)
+        app.get("/mine")(mine)
+        async with serving(app) as client:
+            assert (await client.get("/mine")).json() == {"mine": 1}
+            answer = await ask(client, "a text")
+            assert (answer.status_code, answer.headers["x-marked"]) == (200, "yes")
+            assert "/mine" in (await client.get("/openapi.json")).json()["paths"]
