@@ -34,7 +34,17 @@ async def test_the_document_has_all_dialects(all_kinds: httpx.AsyncClient) -> No
 async def test_no_request_fails_and_all_answers_are_as_the_document_says(
     all_kinds: httpx.AsyncClient, dialect: str, mode: GenerationMode
 ) -> None:
-    await to_thread.run_sync(partial(_try_out, str(all_kinds.base_url), dialect, mode))
+    found = await to_thread.run_sync(partial(_found, str(all_kinds.base_url), dialect, mode))
+    assert not found, found
+
+
+def _found(url: str, dialect: str, mode: GenerationMode) -> str:
+    """What is wrong, in words: Schemathesis raises it as a group, which a test's task group would take for its own."""
+    try:
+        _try_out(url, dialect, mode)
+    except BaseExceptionGroup as failures:
+        return "\n".join(map(str, failures.exceptions))
+    return ""
 
 
 def _try_out(url: str, dialect: str, mode: GenerationMode) -> None:
