@@ -30,6 +30,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   cli/        commands, model_options, output   the group of all; options of those that open models; what they print
 #               download_command, models_command, serve_command, cache_command, doctor_command, bench_command
 #               embed_command, embedding_run, draft, record_files, vector_files   records in; their vectors into a file
+#               rerank_command, search_command, vector_index, ranking   what is nearest; in what; and how it is shown
 #               stored, checkup, measuring  what the caches hold; what doctor looks at; what bench measures
 #               sample_inputs, charts, log_lines  inputs for bench; figures as SVG; what serve logs
 #   embedders/  text, sparse, late_interaction, image, multimodal, cross_encoder: the six classes
@@ -55,7 +56,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               openai_dialect, tei_dialect, tei_bodies, cohere_dialect, jina_dialect: the interfaces that clients know
 #               computing                   what several of them ask of a model; sent_images, vectors: in and out
 #               model_facts, token_lists    what a model's files say beside; refusals, request_limits, openapi_document
-#               meter, monitoring           what came of requests; health and metrics
+#               meter, monitoring, page     what came of requests; health and metrics; the page to look at
 #   integrations/  a module per framework, store or tool, used by the server at most: asgi, opentelemetry, prometheus
 #               celery, chroma, haystack, lancedb, langchain, langchain_qdrant, llama_index, pydantic_ai, qdrant, ray
 #

@@ -207,6 +207,10 @@ def known_family(name: str | os.PathLike[str]) -> Family | None:
     return next((family for family in get_args(Family) if family in families), None)
 
 
+FAMILIES_BY_FILES: tuple[Family, ...] = ("text", "image", "sparse", "cross_encoder")
+"""Those that a model can be of by its files: first what is surest to be told by them."""
+
+
 async def find_family(name: str | os.PathLike[str], options: Options) -> Family:
     """The first family that a model can be of, by the files of its directory or repo, which is downloaded.
 
@@ -215,7 +219,7 @@ async def find_family(name: str | os.PathLike[str], options: Options) -> Family:
         DownloadError: Its files cannot be had.
     """
     overrides = Overrides(onnx_file=options.onnx_file, precision=options.precision)
-    label, place, families = os.fspath(name), absolute(name), get_args(Family)
+    label, place, families = os.fspath(name), absolute(name), FAMILIES_BY_FILES
     if is_path(name) or await in_disk_thread(_is_so, place.is_dir):
         directory = await _existing_directory(place, label, label)
         spec = await in_disk_thread(partial(first_spec, directory, label, families, overrides=overrides))

@@ -111,6 +111,7 @@ MAY_IMPORT = {
         "options",
         "readers",
         "runtime",
+        "scoring",
         "server",
     },
     "__main__": {"cli"},

@@ -24,6 +24,8 @@ from asyncembed.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
+from asyncembed.loading import find_family, known_family
+from asyncembed.options import Options
 from tests.hub.server import HubServer, Repo
 from tests.support.external_data import CONSTANT_FILE, move_weights_out
 from tests.support.graphs import write_text_graph
@@ -435,3 +437,31 @@ async def test_forms_of_output(tmp_path: Path) -> None:
     async with TextEmbedding(directory, workers=1, output="binary") as model:
         bits = await model.embed(TEXTS).collect()
         assert np.array_equal(bits, (np.packbits(full > 0, axis=1).astype(np.int16) - 128).astype(np.int8))
+
+
+@pytest.mark.parametrize(
+    ("configuration", "family"),
+    [
+        ({"config.json": {"architectures": ["BertForSequenceClassification"], "num_labels": 1}}, "cross_encoder"),
+        ({"config.json": {"architectures": ["BertForMaskedLM"]}}, "sparse"),
+        ({"config.json": {}, "preprocessor_config.json": {"size": 224}}, "image"),
+    ],
+)
+async def test_the_family_of_a_model_is_the_first_that_its_files_can_be_of(
+    tmp_path: Path, configuration: dict[str, object], family: str
+) -> None:
+    for name, content in configuration.items():
+        (tmp_path / name).write_text(json.dumps(content), "utf-8")
+    (tmp_path / "model.onnx").write_bytes(b"")
+    assert await find_family(tmp_path, Options()) == family
+
+
+async def test_a_directory_of_no_family_says_for_each_why(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    with pytest.raises(UnsupportedModelError, match=r"(?s)TextEmbedding: .*TextCrossEncoder: "):
+        await find_family(tmp_path, Options())
+
+
+def test_the_family_of_a_catalogued_model_is_known() -> None:
+    assert known_family("Xenova/ms-marco-MiniLM-L-6-v2") == "cross_encoder"
+    assert known_family("nosuch/model") is None

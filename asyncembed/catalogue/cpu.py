@@ -18,7 +18,7 @@ def this_cpu() -> Cpu:
         return "arm64"
     if machine not in ("x86_64", "amd64"):
         return "other"
-    return kind_of(_features())
+    return kind_of(features())
 
 
 def kind_of(features: frozenset[str]) -> Cpu:
@@ -30,8 +30,8 @@ def kind_of(features: frozenset[str]) -> Cpu:
     return "avx2" if "AVX2" in features else "other"
 
 
-def _features() -> frozenset[str]:
-    """What the CPU can do: as numpy has found out for itself, else as Linux says."""
+def features() -> frozenset[str]:
+    """What the CPU can do, by numpy's names: as numpy has found out for itself, else as Linux says."""
     try:
         found = import_module("numpy._core._multiarray_umath").__cpu_features__
         return frozenset(name for name, is_there in found.items() if is_there)

@@ -47,17 +47,19 @@ def bench(
 
     from asyncembed.cli.measuring import measure
 
+    if chart is not None and not chart.parent.is_dir():
+        raise click.UsageError(f"--chart: there is no directory {chart.parent}")
     embedder, pool = _made(model, family, options)
     own = _lines(texts) if texts is not None else ()
     if not as_json:
-        click.echo(f"Measuring {model}, for about {3 * seconds + 5:.0f} s ...", err=True)
+        click.echo(f"Measuring {model}, for about {2 * seconds + 5:.0f} s ...", err=True)
     measured = anyio.run(measure, embedder, pool, seconds, own)
-    if chart is not None:
-        chart.write_text(draw_measured(measured), encoding="utf-8")
     if as_json:
         print_json(asdict(measured))
     else:
         click.echo(table(measured))
+    if chart is not None:
+        chart.write_text(draw_measured(measured), encoding="utf-8")
 
 
 def _made(model: str, family: Family | None, options: dict[str, Any]) -> Any:

@@ -41,7 +41,6 @@ def cache(context: click.Context, cache_dir: Path | None, as_json: bool) -> None
         return
     click.echo(f"{places.hub} (shared with other tools), {places.own}\n")
     _print_stored(places, stored)
-    click.echo(f"\n{_in_words(stored)}")
 
 
 @cache.command()
@@ -78,7 +77,6 @@ def clear(
             raise click.ClickException(f"nothing of {name!r} is in {places.hub}; `asyncembed cache` says what is")
     if not as_json:
         _print_stored(places, what)
-        click.echo(f"\n{_in_words(what)}")
     if what and not dry_run:
         _confirm(yes)
         delete(what)
@@ -116,6 +114,8 @@ def _print_stored(places: "Places", stored: "list[Stored]") -> None:
     ]
     if rows:
         print_table(("NAME", "WHAT", "SIZE", "USED", "WHERE"), rows)
+        click.echo()
+    click.echo(_in_words(stored))
 
 
 def _named(stored: "Stored") -> str:

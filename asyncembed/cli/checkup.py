@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 import anyio
 
 from asyncembed import __version__
-from asyncembed.catalogue.cpu import this_cpu
+from asyncembed.catalogue.cpu import features, this_cpu
 from asyncembed.cli.output import size_in_words
 from asyncembed.cli.stored import Places
 from asyncembed.engine.cgroups import cpu_quota, memory_limit
@@ -145,7 +145,8 @@ def _version(package: str) -> str | None:
 
 def processor() -> Iterator[Finding]:
     """What the CPU can do, and how much of it this process may use."""
-    yield Finding("cpu", "ok", f"{processor_name()}; {_CPU_KINDS[this_cpu()]}")
+    told = sorted(features() & _TOLD_FEATURES)
+    yield Finding("cpu", "ok", f"{processor_name()}; {_CPU_KINDS[this_cpu()]} ({' '.join(told)})")
     cores, quota = available_cores(), cpu_quota()
     text = f"{cores} used of {os.cpu_count()}"
     if isfinite(quota):
@@ -167,13 +168,19 @@ _CPU_KINDS = {
 }
 
 
+_TOLD_FEATURES = frozenset(
+    "AVX AVX2 FMA3 F16C AVX512F AVX512BW AVX512VNNI AVX512FP16 NEON ASIMD ASIMDDP ASIMDFHM SVE".split()  # noqa: SIM905
+)
+"""Those that decide how fast a model is."""
+
+
 def processor_name() -> str:
-    """The CPU, as Linux calls it, else as Python does."""
+    """The CPU, as Linux or Windows calls it; elsewhere its kind: to ask for more takes a program."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return os.environ.get("PROCESSOR_IDENTIFIER", platform.machine())
 
 
 def memory() -> Iterator[Finding]:

@@ -21,6 +21,8 @@ MODULES = {
     "download": "download_command",
     "embed": "embed_command",
     "models": "models_command",
+    "rerank": "rerank_command",
+    "search": "search_command",
     "serve": "serve_command",
 }
 """The name of a command → the module of `asyncembed.cli` that has it, as a variable of the same name.

@@ -6,14 +6,13 @@ from typing import Any
 
 import click
 
-from asyncembed.cli.model_options import model_options, worker_options
+from asyncembed.cli.model_options import model_names, model_options, worker_options
 from asyncembed.cli.output import json_option, print_json
 from asyncembed.cli.record_files import open_records, source_options
-from asyncembed.cli.vector_files import open_vectors
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=model_names)
 @source_options
 @click.option(
     "-o", "--output", default="-", metavar="OUT", help="A .jsonl, .parquet or .npy file. Else JSONL on stdout."
@@ -65,6 +64,7 @@ def _embed(options: Mapping[str, Any], *, shows_progress: bool) -> dict[str, Any
     import anyio
 
     from asyncembed.cli.embedding_run import EmbeddingRun, open_target
+    from asyncembed.cli.vector_files import open_vectors
 
     source = open_records(options["file"], options["kind"], options["column"])
     vectors = open_vectors(options["output"], source, options["into"], is_sparse=options["sparse"])

@@ -110,7 +110,7 @@ class Measured:
 
 
 async def measure(embedder: Embedder, pool: WorkerPool, seconds: float, texts: Sequence[str] = ()) -> Measured:
-    """Open a model in a pool that is not open either, and have it work for about three times so many seconds.
+    """Open a model in a pool that is not open either, and have it work for some more than twice so many seconds.
 
     Args:
         embedder: Made with `pool=pool`.

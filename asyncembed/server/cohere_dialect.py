@@ -16,7 +16,7 @@ from asyncembed.server.computing import check_size, embed_images, embed_texts, r
 from asyncembed.server.endpoint import Dialect, Route
 from asyncembed.server.refusals import Refusal
 from asyncembed.server.service import Service
-from asyncembed.server.vectors import as_base64, as_json
+from asyncembed.server.vectors import as_base64, as_json, each_as
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -133,7 +133,7 @@ async def embed(service: Service, asked: CohereEmbedRequest) -> bytes:
         units = {"images": len(images or []), "image_tokens": int(counted.tokens.sum())}
     answer = {
         "id": str(uuid4()),
-        "embeddings": {kind: orjson.Fragment(FORMS[kind](counted.results)) for kind in kinds},
+        "embeddings": {kind: orjson.Fragment(await in_form(kind, counted.results)) for kind in kinds},
         "meta": meta_of(units),
         "response_type": "embeddings_by_type",
     }
@@ -206,22 +206,28 @@ def check_limit(wanted: int | None, limit: int | None, *, param: str) -> None:
         raise Refusal("invalid", f"this model cuts an input {at}, and at no other length", param=param)
 
 
-def _bits(vectors: "NDArray[Any]") -> "NDArray[np.uint8]":
-    return np.packbits(vectors > 0, axis=1)
+def _bits(vector: "NDArray[Any]") -> "NDArray[np.uint8]":
+    return np.packbits(vector > 0)
 
 
-def _as_signed(bits: "NDArray[np.uint8]") -> "NDArray[np.int8]":
-    """Less 128, as Cohere and sentence-transformers have it."""
-    return (bits.astype(np.int16) - 128).astype(np.int8)
+def _signed_bits(vector: "NDArray[Any]") -> "NDArray[np.int8]":
+    """Less 128, as Cohere and sentence-transformers have them."""
+    return (_bits(vector).astype(np.int16) - 128).astype(np.int8)
 
 
 FORMS: "Mapping[str, Callable[[NDArray[Any]], bytes]]" = {
     "float": as_json,
-    "base64": lambda vectors: b"[%b]" % b",".join(map(as_base64, vectors)),
-    "binary": lambda vectors: as_json(_as_signed(_bits(vectors))),
-    "ubinary": lambda vectors: as_json(_bits(vectors)),
+    "base64": as_base64,
+    "binary": lambda vector: as_json(_signed_bits(vector)),
+    "ubinary": lambda vector: as_json(_bits(vector)),
 }
-"""From vectors, float32 (n, dim), to what stands in the answer."""
+"""From a vector, float32 (dim,), to what stands in the answer."""
+
+
+async def in_form(kind: str, vectors: "NDArray[Any]") -> bytes:
+    """Vectors (n, dim) as they stand in an answer."""
+    return b"[%b]" % b",".join(await each_as(FORMS[kind], vectors))
+
 
 # ---------------------------------------------------------------- ranks
 

@@ -16,12 +16,16 @@ from asyncembed.server.endpoint import Dialect, Route
 from asyncembed.server.refusals import Kind, Refusal
 from asyncembed.server.served import Served
 from asyncembed.server.service import Service
-from asyncembed.server.vectors import as_base64, as_json
+from asyncembed.server.vectors import as_base64, as_json, each_as
 
 if TYPE_CHECKING:
     from asyncembed.encoders.encoder import Mode
 
 # ---------------------------------------------------------------- bodies
+
+
+Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+"""Of a token, as the model's own tokenizer has it."""
 
 
 class InputObject(msgspec.Struct):
@@ -47,7 +51,7 @@ class EmbeddingsRequest(msgspec.Struct):
         modality: What the inputs are, as Infinity has it.
     """
 
-    input: str | InputObject | list[str | int | list[int] | InputObject]
+    input: str | InputObject | list[str | Id | list[Id] | InputObject]
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -112,12 +116,11 @@ ROLES: "Mapping[InputRole | None, Mode]" = {
 
 async def embeddings(service: Service, asked: EmbeddingsRequest) -> bytes:
     """Vectors of texts or images."""
-    write = as_base64 if asked.encoding_format == "base64" else as_json
     model, counted = await _embed(service, asked)
-    data = b",".join(
-        b'{"object":"embedding","index":%d,"embedding":%b}' % (index, (write if result.ndim == 1 else as_json)(result))
-        for index, result in enumerate(counted.results)
-    )
+    # Of several vectors base64 would not say how many there are.
+    is_packed = asked.encoding_format == "base64" and counted.results[0].ndim == 1
+    written = await each_as(as_base64 if is_packed else as_json, counted.results)
+    data = b",".join([b'{"object":"embedding","index":%d,"embedding":%b}' % one for one in enumerate(written)])
     tokens = int(counted.tokens.sum())
     return b'{"object":"list","data":[%b],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
         data,

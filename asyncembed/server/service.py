@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from hashlib import sha256
 from hmac import compare_digest
+from time import monotonic
 
 from asyncembed.embedders.base import Embedder
 from asyncembed.server.meter import Meter
@@ -24,6 +25,7 @@ class Service:
         models: What is served.
         limits: What one request may ask for.
         meter: What came of its requests so far.
+        began: When it was made, by `time.monotonic`.
         is_ready: Whether the models are open.
         failure: Why they could not be opened.
     """
@@ -32,6 +34,7 @@ class Service:
         self.models = models
         self.limits = limits
         self.meter = Meter()
+        self.began = monotonic()
         self.is_ready = False
         self.failure: Exception | None = None
         self._facts: dict[str, ModelFacts] = {}

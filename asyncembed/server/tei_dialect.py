@@ -48,7 +48,7 @@ from asyncembed.server.tei_bodies import (
     TokenizeRequest,
 )
 from asyncembed.server.token_lists import TokenLists
-from asyncembed.server.vectors import as_json, as_sparse_json
+from asyncembed.server.vectors import as_json, as_sparse_json, each_as
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -146,7 +146,7 @@ async def embed(service: Service, asked: EmbedRequest) -> Reply:
         truncate_dim=asked.dimensions,
     )
     vectors = counted.results if is_finished else of_unit_length(counted.results)
-    return answered(as_json(vectors), texts, counted, began)
+    return answered(_list(await each_as(as_json, vectors)), texts, counted, began)
 
 
 async def embed_sparse(service: Service, asked: EmbedSparseRequest) -> Reply:
@@ -160,7 +160,7 @@ async def embed_all(service: Service, asked: EmbedAllRequest) -> Reply:
     """For each text a vector per token."""
     began, model = perf_counter(), service.models.pick(asked.model, LateInteractionTextEmbedding)
     texts, counted = await _of_roles(service, model, asked)
-    return answered(_list(map(as_json, counted.results)), texts, counted, began)
+    return answered(_list(await each_as(as_json, counted.results)), texts, counted, began)
 
 
 async def similarity(service: Service, asked: SimilarityRequest) -> Reply:

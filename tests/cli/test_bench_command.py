@@ -88,3 +88,9 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["bench", "org/any", "--texts", str(tmp_path / "none")])
     assert done.exit_code == 1
     assert "No such file" in done.stderr
+
+
+def test_a_chart_for_nowhere_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["bench", "org/any", "--chart", str(tmp_path / "none" / "chart.svg")])
+    assert done.exit_code == 2
+    assert "there is no directory" in done.stderr

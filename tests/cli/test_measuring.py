@@ -73,6 +73,7 @@ def test_of_nothing_there_is_no_percentile() -> None:
     assert percentile([], 50) == 0
 
 
+@pytest.mark.posix
 def test_memory_that_is_taken_is_seen_where_the_system_says_so() -> None:
     before = memory_of(["self"])
     if not sys.platform.startswith("linux"):

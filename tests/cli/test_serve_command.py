@@ -65,3 +65,12 @@ def test_a_key_in_the_command_line_is_refused_and_not_repeated() -> None:
     assert done.exit_code == 2
     assert "--api-key takes @FILE" in done.stderr
     assert "secret" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+def test_there_is_a_page_unless_it_is_not_wanted(tmp_path: Path) -> None:
+    with serving(tmp_path / "socket", MODEL) as (_, client):
+        assert client.get("/").headers["content-type"] == "text/html; charset=utf-8"
+    with serving(tmp_path / "socket", "--no-page", MODEL) as (_, client):
+        assert client.get("/").status_code == 405

@@ -1,22 +1,27 @@
 """The app on a real server, with fake models: what is served, to whom, and how it is refused."""
 
 from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from asyncembed import TextEmbedding
-from asyncembed.errors import OptionError
+from asyncembed.errors import OptionError, UnsupportedModelError
 from asyncembed.testing import fake_models
 from tests.support.asgi_servers import serving
+from tests.support.models import write_self_describing_model
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
-def _fakes() -> Iterator[None]:
+def _fakes(request: pytest.FixtureRequest) -> Iterator[None]:
+    if "tmp_path" in request.fixturenames:  # a model of the test's own
+        yield
+        return
     with fake_models():
         yield
 
@@ -131,3 +136,22 @@ async def test_requests_that_compute_are_counted_by_what_came_of_them() -> None:
         await until(lambda: meter.in_progress == 0)  # an answer is there before it is counted
         assert meter.by_route == {("/v1/embeddings", 200): 2, ("/v1/embeddings", 400): 1}
         assert sum(count for _, count in meter.times()) == 2
+
+
+async def test_the_class_of_a_model_that_no_catalogue_knows_is_found_by_its_files(tmp_path: Path) -> None:
+    from asyncembed.server import create_app
+
+    app = create_app({"dense": write_self_describing_model(tmp_path)}, workers=0)
+    async with serving(app):
+        (model,) = app.state.service.models
+        assert type(model.embedder) is TextEmbedding
+
+
+async def test_a_server_whose_model_is_of_no_class_does_not_start(tmp_path: Path) -> None:
+    from asyncembed.server import create_app
+
+    app = create_app(tmp_path, workers=0)
+    with pytest.raises(UnsupportedModelError, match="TextCrossEncoder"):
+        async with app.router.lifespan_context(app):
+            pass
+    assert isinstance(app.state.service.failure, UnsupportedModelError)

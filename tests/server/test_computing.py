@@ -1,39 +1,14 @@
-"""What routes of several dialects share: token ids as inputs, and how much a request may ask for."""
+"""What routes of several dialects share: how much a request may ask for."""
 
-from pathlib import Path
 from typing import Any
 
-import httpx
-import numpy as np
 import pytest
 
-from asyncembed import TextCrossEncoder, TextEmbedding
+from asyncembed import TextCrossEncoder
 from asyncembed.testing import fake_model
 from tests.support.asgi_servers import serving
-from tests.support.models import write_self_describing_model
 
 pytestmark = pytest.mark.slow
-
-
-async def vectors_of(client: httpx.AsyncClient, given: object) -> Any:
-    answer = await client.post("/v1/embeddings", json={"input": given})
-    assert answer.status_code == 200, answer.text
-    return [one["embedding"] for one in answer.json()["data"]]
-
-
-async def test_token_ids_are_the_text_that_they_stand_for(tmp_path: Path) -> None:
-    from asyncembed.server import create_app
-
-    model = TextEmbedding(write_self_describing_model(tmp_path), workers=0)
-    async with serving(create_app({"m": model})) as client:
-        (tokens,) = (await client.post("/tokenize", json={"inputs": "the day"})).json()
-        ids = [token["id"] for token in tokens]
-        expected = await vectors_of(client, ["the day"])
-        np.testing.assert_allclose(await vectors_of(client, ids), expected, atol=1e-5)
-        np.testing.assert_allclose(await vectors_of(client, [ids, ids]), expected * 2, atol=1e-5)
-        answer = await client.post("/v1/embeddings", json={"input": [100_000]})
-        assert answer.status_code == 400
-        assert "the model has the tokens 0 to" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

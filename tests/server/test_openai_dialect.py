@@ -1,17 +1,20 @@
 """OpenAI's interface, asked by its own client where that is there."""
 
 import base64
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from asyncembed import TextEmbedding
 from asyncembed.testing import fake_models
 from tests.support.asgi_servers import serving
 from tests.support.images import encoded, picture
+from tests.support.models import write_self_describing_model
 from tests.support.served_fakes import fakes_of_all_kinds
 
 pytestmark = pytest.mark.slow
@@ -19,18 +22,13 @@ pytestmark = pytest.mark.slow
 MODEL = "BAAI/bge-small-en-v1.5"
 
 
-@pytest.fixture(autouse=True)
-def _fakes() -> Iterator[None]:
-    with fake_models():
-        yield
-
-
 @pytest.fixture
 async def client() -> AsyncGenerator[httpx.AsyncClient]:
     from asyncembed.server import create_app
 
-    async with serving(create_app({"small": MODEL})) as client:
-        yield client
+    with fake_models():
+        async with serving(create_app({"small": MODEL})) as client:
+            yield client
 
 
 async def test_vectors_are_those_of_the_library_as_numbers_and_as_base64(client: httpx.AsyncClient) -> None:
@@ -58,6 +56,52 @@ async def test_vectors_can_be_asked_for_that_are_shorter(client: httpx.AsyncClie
     assert np.linalg.norm(vector) == pytest.approx(1)
 
 
+async def test_token_ids_stand_for_the_texts_that_they_are_of(tmp_path: Path) -> None:
+    from asyncembed.server import create_app
+
+    directory = write_self_describing_model(tmp_path)
+    ids = Tokenizer.from_file(str(directory / "tokenizer.json")).encode("the day").ids
+    async with serving(create_app({"own": directory}, workers=0)) as client:
+
+        async def vectors(asked: object) -> list[list[float]]:
+            answer = await client.post("/v1/embeddings", json={"input": asked})
+            return [one["embedding"] for one in answer.json()["data"]]
+
+        as_text = await vectors("the day")
+        assert await vectors(ids) == as_text
+        assert await vectors([ids, ids]) == [*as_text, *as_text]
+        refused: list[object] = [[99_999_999], [-1], ["the day", 1], [[]], [["the"]]]
+        for wrong in refused:
+            answer = await client.post("/v1/embeddings", json={"input": wrong})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input"), answer.text
+
+
+async def test_a_model_of_late_interaction_answers_a_list_of_vectors(all_kinds: httpx.AsyncClient) -> None:
+    asked = {"input": ["two words", "one"], "model": "late_interaction", "encoding_format": "base64"}
+    answer = (await all_kinds.post("/v1/embeddings", json=asked)).json()
+    for one in answer["data"]:
+        assert np.array(one["embedding"]).ndim == 2
+    answer = await all_kinds.post("/v1/embeddings", json={**asked, "dimensions": 2})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "dimensions")
+
+
+async def test_a_query_can_be_told_from_a_passage(all_kinds: httpx.AsyncClient) -> None:
+    found = []
+    for kind in ("query", "passage", None):
+        answer = await all_kinds.post("/v1/embeddings", json={"input": "a text", "input_type": kind})
+        found.append(answer.json()["data"][0]["embedding"])
+    assert found[0] != found[1]
+
+
+async def test_many_vectors_are_as_right_as_one(client: httpx.AsyncClient) -> None:
+    texts = [f"the text number {number}" for number in range(500)]
+    answer = await client.post("/v1/embeddings", json={"input": texts})
+    data = answer.json()["data"]
+    assert [one["index"] for one in data] == list(range(500))
+    alone = await client.post("/v1/embeddings", json={"input": texts[499]})
+    np.testing.assert_allclose(data[499]["embedding"], alone.json()["data"][0]["embedding"], atol=1e-6)
+
+
 # ---------------------------------------------------------------- what others have added to it
 
 
@@ -69,26 +113,6 @@ async def vectors_of(client: httpx.AsyncClient, **body: Any) -> Any:
     answer = await client.post("/v1/embeddings", json=body)
     assert answer.status_code == 200, answer.text
     return [one["embedding"] for one in answer.json()["data"]]
-
-
-async def test_a_text_may_be_a_query_or_a_passage(all_kinds: httpx.AsyncClient) -> None:
-    async with closed("text") as model:
-        query, passage = await model.embed_query("a text"), await model.embed_documents(["a text"])
-    found = await vectors_of(all_kinds, input="a text", input_type="query")
-    np.testing.assert_allclose(found[0], query, atol=1e-6)
-    found = await vectors_of(all_kinds, input="a text", input_type="document")
-    np.testing.assert_allclose(found, passage, atol=1e-6)
-
-
-@pytest.mark.parametrize("form", ["float", "base64"])
-async def test_late_interaction_gives_a_matrix_for_each_text(all_kinds: httpx.AsyncClient, form: str) -> None:
-    async with closed("late_interaction") as model:
-        expected = await model.embed_documents(["two words", "one"])
-    found = await vectors_of(
-        all_kinds, model="late_interaction", input=["two words", "one"], input_type="document", encoding_format=form
-    )
-    for rows, matrix in zip(found, expected, strict=True):
-        np.testing.assert_allclose(rows, matrix, atol=1e-6)
 
 
 async def test_images_are_embedded_as_infinity_and_jina_have_them(all_kinds: httpx.AsyncClient) -> None:

@@ -13,7 +13,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 pytestmark = pytest.mark.slow
 
-DIALECTS = ("openai", "text-embeddings-inference", "cohere", "jina", "operations")
+DIALECTS = ("openai", "text-embeddings-inference", "cohere", "jina", "operations", "page")
 
 EXAMPLES = 12
 

