@@ -189,7 +189,12 @@ async def models(service: Service, _: None) -> bytes:
 
 # ---------------------------------------------------------------- the dialect
 
-_CODES: Mapping[Kind, str] = {"no_key": "invalid_api_key", "no_model": "model_not_found", "overloaded": "overloaded"}
+_CODES: Mapping[Kind, str] = {
+    "no_key": "invalid_api_key",
+    "no_model": "model_not_found",
+    "unfit": "model_not_found",
+    "overloaded": "overloaded",
+}
 
 
 class OpenAIDialect(Dialect):

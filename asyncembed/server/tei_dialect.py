@@ -362,6 +362,7 @@ async def infer(service: Service, asked: dict[str, msgspec.Raw]) -> Reply | byte
 _ERROR_TYPES: Mapping[Kind, str] = {
     "empty": "Empty",
     "no_model": "Backend",
+    "unfit": "Backend",
     "failed": "Backend",
     "overloaded": "Overloaded",
     "unavailable": "Unhealthy",
@@ -376,7 +377,7 @@ class TeiDialect(Dialect):
         "malformed": 422,
         "invalid": 422,
         "too_many": 422,
-        "no_model": 424,
+        "unfit": 424,
         "failed": 424,
     }
     routes: tuple[Route, ...] = (
