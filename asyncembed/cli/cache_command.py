@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from asyncembed.cli.model_options import model_names
+from asyncembed.cli.model_options import cache_dir_option, model_names
 from asyncembed.cli.output import json_option, print_json, print_table, size_in_words
 
 if TYPE_CHECKING:
     from asyncembed.cli.stored import Places, Stored
-
-cache_dir_option = click.option(
-    "--cache-dir", type=click.Path(path_type=Path), help="Cache instead of huggingface_hub's."
-)
 
 
 @click.group(invoke_without_command=True)

@@ -3,6 +3,8 @@
 import inspect
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +28,15 @@ from asyncembed.testing import Fakes, fake_models
 from tests.hub.server import HubServer
 from tests.support import snippets
 from tests.support.encoders import ECHO
+from tests.support.models import write_self_describing_model
+from tests.support.programs import ROOT
 from tests.support.ray_settings import ray_settings
 from tests.support.waiting import worker_processes
 
 # A cluster takes some ten seconds to start where the machine has other things to do.
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(90),
+    pytest.mark.timeout(150),
     pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\."),  # what Ray does itself
 ]
 
@@ -252,3 +256,18 @@ def test_the_example_of_the_module_comes_to_what_it_says(cluster: None, capsys: 
     (snippet,) = snippets.fenced(inspect.getdoc(asyncembed.integrations.ray) or "")
     exec(snippets.as_program(snippet, "asyncembed.integrations.ray"), {})
     snippets.assert_printed(capsys.readouterr().out, snippet)
+
+
+def test_the_example_stores_a_corpus_with_its_vectors(cluster: None, tmp_path: Path) -> None:
+    """As a program of its own, that joins the cluster."""
+    model = write_self_describing_model(tmp_path / "model")
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.ray_corpus", "--model", str(model), "--cores", "2"],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=80,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "201 rows, 1 of them without a vector: ['expected a str, got NoneType']\n"
