@@ -8,7 +8,7 @@ import stat
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -153,9 +153,10 @@ def _delete_repo(model: Stored) -> None:
     from huggingface_hub import scan_cache_dir
 
     cache = scan_cache_dir(model.path.parent)
-    repos = [repo for repo in cache.repos if repo.repo_path == model.path]
+    repos = frozenset(repo for repo in cache.repos if repo.repo_path == model.path)
     commits = [revision.commit_hash for repo in repos for revision in repo.revisions]
-    cache.delete_revisions(*commits).execute()
+    # It looks for commits in all repos, and a copy of a repo on the hub has those of the original.
+    replace(cache, repos=repos).delete_revisions(*commits).execute()
     if model.path.exists():
         shutil.rmtree(model.path)  # what hindered it is raised now
 

@@ -105,6 +105,7 @@ def test_links_cost_nothing_and_are_found_with_their_model(places: Places, tmp_p
 
 @pytest.mark.posix
 def test_clearing_a_model_takes_what_was_made_of_it_and_leaves_the_others(places: Places) -> None:
+    """Also a copy of it, which has the same commit."""
     write_repo(places.hub, "Qdrant/bge-small-en")
     write_repo(places.hub, "org/other")
     ensure_graph(DATA / "electra", cache_dir=places.own)
