@@ -23,6 +23,7 @@ FRAMEWORKS: Mapping[str, tuple[str, ...]] = {
     "qdrant": ("qdrant_client",),
     "ray": ("ray",),
     "redis_streams": ("redis",),
+    "schemathesis": ("schemathesis",),
 }
 """The tests `test_NAME.py` of `tests/integrations` and `tests/server`, and the module `asyncembed.integrations.NAME`
 where there is one → the packages that they import."""
