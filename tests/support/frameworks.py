@@ -14,6 +14,7 @@ FRAMEWORKS: Mapping[str, tuple[str, ...]] = {
     "langchain": ("langchain_core", "langchain_classic", "langchain_tests"),
     "langchain_qdrant": ("langchain_core", "langchain_qdrant"),
     "llama_index": ("llama_index",),
+    "llama_index_qdrant": ("llama_index", "llama_index.vector_stores.qdrant"),
     "mcp": ("mcp",),
     "openai_client": ("openai",),
     "openai_frameworks": ("langchain_openai", "llama_index"),
