@@ -1,29 +1,16 @@
-"""What handlers stand on: the models, the limits, and computing for requests."""
+"""What handlers stand on: the models, and the limits of a request."""
 
 from collections.abc import Sequence
 from hashlib import sha256
 from hmac import compare_digest
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from asyncembed.embedders.base import Embedder
-from asyncembed.embedders.roles import TextRoles, one_text, several_texts
 from asyncembed.server.meter import Meter
 from asyncembed.server.model_facts import ModelFacts
 from asyncembed.server.refusals import Refusal
 from asyncembed.server.request_limits import Limits
 from asyncembed.server.served import Served, ServedModels
-
-if TYPE_CHECKING:
-    from asyncembed.embedders.base import StreamKeywords
-    from asyncembed.embedders.text import TextCall
-    from asyncembed.encoders.encoder import Mode
-
-ResultT = TypeVar("ResultT")
-CollectedT = TypeVar("CollectedT")
-
-NO_CALL: "TextCall" = {}
-"""Nothing asked for but the vectors."""
 
 MOST_BYTES_OF_A_CHARACTER = 4
 
@@ -81,40 +68,6 @@ class Service:
                 f"{param} has {count} inputs; one request may have {self.limits.max_inputs}: send several",
                 param=param,
             )
-
-    async def embed_text(
-        self,
-        model: Served[TextRoles[ResultT, Any]],
-        text: str,
-        mode: "Mode" = "embed",
-        *,
-        call: "TextCall" = NO_CALL,
-    ) -> tuple[ResultT, int]:
-        """The result of one text, and the tokens that were computed; `call` is for dense models only.
-
-        Goes before bulk work. When the client leaves, it is withdrawn.
-        """
-        counted = await one_text(model.embedder, text, mode, cast("StreamKeywords", call))
-        return counted.result, counted.tokens
-
-    async def embed_texts(
-        self,
-        model: Served[TextRoles[Any, CollectedT]],
-        texts: Sequence[str],
-        mode: "Mode" = "embed",
-        *,
-        call: "TextCall" = NO_CALL,
-        param: str = "input",
-    ) -> tuple[CollectedT, int]:
-        """The results of some texts, and the tokens that were computed for all of them.
-
-        Raises:
-            Refusal: There are none, too many, or they have too many tokens.
-        """
-        self.check_count(len(texts), param=param)
-        await self.check_tokens(model, texts, param=param)
-        counted = await several_texts(model.embedder, texts, mode, cast("StreamKeywords", call))
-        return counted.results, int(counted.tokens.sum())
 
     def facts(self, model: Served[Embedder]) -> ModelFacts:
         """What the files of a model say of it."""
