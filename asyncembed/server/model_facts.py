@@ -108,7 +108,7 @@ def _read_tokens(config: EncoderConfig) -> TokenLists:
     try:
         return TokenLists(config.directory, lower_case=config.spec.settings.get("lower_case") is True)
     except (UnsupportedModelError, ModelLoadError) as error:
-        raise Refusal("no_model", f"{config.spec.name} has no tokens that could be told", param="model") from error
+        raise Refusal("unfit", f"{config.spec.name} has no tokens that could be told", param="model") from error
 
 
 def _label(config: EncoderConfig) -> str:

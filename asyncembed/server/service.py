@@ -1,15 +1,13 @@
-"""What handlers stand on: the models, the limits, and computing for requests."""
+"""What handlers stand on: the models, and the limits of a request."""
 
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
 from hmac import compare_digest
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING
 
-from asyncembed.embedders.base import Embedder, opened_model
-from asyncembed.embedders.roles import TextRoles, one_text, several_texts
-from asyncembed.errors import OverloadedError
+from asyncembed.embedders.base import Embedder
 from asyncembed.server.meter import Meter
 from asyncembed.server.model_facts import ModelFacts
 from asyncembed.server.refusals import Refusal
@@ -17,20 +15,7 @@ from asyncembed.server.request_limits import Limits
 from asyncembed.server.served import Served, ServedModels
 
 if TYPE_CHECKING:
-    from asyncembed.embedders.base import StreamKeywords
-    from asyncembed.embedders.text import TextCall
-    from asyncembed.encoders.encoder import Mode
     from asyncembed.engine.supervisor import Supervisor
-    from asyncembed.results import CountedBatch
-
-ResultT = TypeVar("ResultT")
-CollectedT = TypeVar("CollectedT")
-
-NO_CALL: "TextCall" = {}
-"""Nothing asked for but the vectors."""
-
-INTERACTIVE_TEXTS = 64
-"""A request of more texts is bulk work: queries need not wait for what takes a small model half a second."""
 
 MOST_BYTES_OF_A_CHARACTER = 4
 
@@ -44,6 +29,7 @@ class Service:
     Attributes:
         models: What is served.
         limits: What one request may ask for.
+        bulk: Texts of long lists that are computed or wait, by the engine that does it.
         meter: What came of its requests so far.
         began: When it was made, by `time.monotonic`.
         is_ready: Whether the models are open.
@@ -57,8 +43,7 @@ class Service:
         self.began = monotonic()
         self.is_ready = False
         self.failure: Exception | None = None
-        # Texts of long lists that are computed or wait, by the engine that does it.
-        self._bulk: Counter[Supervisor] = Counter()
+        self.bulk: Counter[Supervisor] = Counter()
         self._facts: dict[str, ModelFacts] = {}
         # Of one length whatever the keys are, so that comparing tells nothing of them.
         self._keys = [sha256(key.encode()).digest() for key in api_keys]
@@ -95,64 +80,6 @@ class Service:
                 f"{param} has {count} inputs; one request may have {self.limits.max_inputs}: send several",
                 param=param,
             )
-
-    async def embed_text(
-        self,
-        model: Served[TextRoles[ResultT, Any]],
-        text: str,
-        mode: "Mode" = "embed",
-        *,
-        call: "TextCall" = NO_CALL,
-    ) -> tuple[ResultT, int]:
-        """The result of one text, and the tokens that were computed; `call` is for dense models only.
-
-        Goes before bulk work. When the client leaves, it is withdrawn.
-        """
-        counted = await one_text(model.embedder, text, mode, cast("StreamKeywords", call))
-        return counted.result, counted.tokens
-
-    async def embed_texts(
-        self,
-        model: Served[TextRoles[Any, CollectedT]],
-        texts: Sequence[str],
-        mode: "Mode" = "embed",
-        *,
-        call: "TextCall" = NO_CALL,
-        param: str = "input",
-    ) -> tuple[CollectedT, int]:
-        """The results of some texts, and the tokens that were computed for all of them.
-
-        Raises:
-            Refusal: There are none, too many, or they have too many tokens.
-        """
-        self.check_count(len(texts), param=param)
-        await self.check_tokens(model, texts, param=param)
-        counted = await self.compute_texts(model, texts, mode, cast("StreamKeywords", call))
-        return counted.results, int(counted.tokens.sum())
-
-    async def compute_texts(
-        self,
-        model: Served[TextRoles[Any, CollectedT]],
-        texts: Sequence[str],
-        mode: "Mode",
-        asked: "StreamKeywords",
-    ) -> "CountedBatch[CollectedT]":
-        """The results of texts, within the limits: a long list is bulk work, which lets those of few texts go first.
-
-        Raises:
-            OverloadedError: As many wait as may; a long list that comes alone may be longer than that.
-        """
-        if len(texts) <= INTERACTIVE_TEXTS:
-            return await several_texts(model.embedder, texts, mode, asked)
-        _, engine = opened_model(model.embedder)
-        most, waiting = engine.plan.max_queued, self._bulk[engine]
-        if most is not None and waiting and waiting + len(texts) > most:
-            raise OverloadedError(f"{waiting} texts of long lists wait already (max_queued={most})")
-        self._bulk[engine] += len(texts)
-        try:
-            return await several_texts(model.embedder, texts, mode, {**asked, "priority": "bulk"})
-        finally:
-            self._bulk[engine] -= len(texts)
 
     def facts(self, model: Served[Embedder]) -> ModelFacts:
         """What the files of a model say of it."""

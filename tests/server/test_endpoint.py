@@ -91,13 +91,13 @@ async def test_a_query_goes_before_a_long_list_that_came_earlier_and_two_such_li
 async def test_what_fails_is_a_500_that_tells_nothing_of_the_insides(caplog: pytest.LogCaptureFixture) -> None:
     from asyncembed.server import create_app
 
-    async def fail(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("secret")
 
     with fake_models():
         app = create_app(MODEL)
         async with serving(app) as client:
-            app.state.service.embed_text = fail
+            app.state.service.check_count = fail
             answer = await ask(client, "a text")
     assert answer.status_code == 500
     assert "secret" not in answer.text

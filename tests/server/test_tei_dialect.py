@@ -199,7 +199,7 @@ async def test_a_model_without_tokens_says_so(all_kinds: httpx.AsyncClient) -> N
         ("/embed", {}, 422, "Validation"),
         ("/embed", {"inputs": "a", "prompt_name": "none"}, 422, "Validation"),
         ("/embed", {"inputs": "a", "dimensions": 9}, 422, "Validation"),
-        ("/embed", {"inputs": "a", "model": "none"}, 424, "Backend"),
+        ("/embed", {"inputs": "a", "model": "none"}, 404, "Backend"),
         ("/embed", {"inputs": "a", "model": "sparse"}, 422, "Validation"),
         ("/embed", {"inputs": "a", "truncate": True, "truncation_direction": "Left"}, 422, "Validation"),
         ("/embed_sparse", {"inputs": "a", "prompt_name": "none"}, 422, "Validation"),
@@ -271,3 +271,12 @@ async def test_the_address_alone_does_what_the_model_is_for(
 async def test_the_address_alone_refuses_what_is_for_no_model(all_kinds: httpx.AsyncClient) -> None:
     assert (await refusal(all_kinds, "/"))[:2] == (422, "Validation")
     assert (await refusal(all_kinds, "/", inputs="a", model="image"))[:2] == (422, "Validation")
+
+
+async def test_a_server_without_a_model_for_a_route_says_so_as_these_servers_do() -> None:
+    from asyncembed.server import create_app
+
+    async with serving(create_app({"sparse": fakes_of_all_kinds()["sparse"]})) as client:
+        assert (await refusal(client, "/embed", inputs="a"))[:2] == (424, "Backend")
+        assert (await refusal(client, "/rerank", query="a", texts=["a"]))[:2] == (424, "Backend")
+        assert len(await answer(client, "/", inputs="a")) == 1
