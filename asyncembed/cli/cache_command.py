@@ -70,7 +70,10 @@ def clear(
     what = chosen(stored, names, made_here=made)
     for name in names:
         if not chosen(what, [name], made_here=False):
-            raise click.ClickException(f"nothing of {name!r} is in {places.hub}; `asyncembed cache` says what is")
+            raise click.ClickException(
+                f"nothing of {name!r} is in {places.hub}, or it is being downloaded; "
+                "`asyncembed cache` says what is there"
+            )
     if not as_json:
         _print_stored(places, what)
     if what and not dry_run:

@@ -87,16 +87,28 @@ def look_into(places: Places) -> list[Stored]:
 def chosen(stored: Iterable[Stored], names: Collection[str], *, made_here: bool) -> list[Stored]:
     """What of it belongs to models of these names (of the catalogue, or repos), or is `MADE_HERE`.
 
-    A download that may be going on is not chosen.
+    What a download may be writing to at this moment is not chosen.
     """
-    repos = {repo.lower() for name in names for repo in repos_of(name)}
-    now = time.time()
+    everything = list(stored)
+    folders = {_folder_of(repo) for name in names for repo in repos_of(name)}
+    in_use = _in_use(everything)
     return [
         each
-        for each in stored
-        if (each.name.lower() in repos or (made_here and each.kind in MADE_HERE))
-        and (each.kind != "unfinished download" or now - each.used_at > QUIET_SECONDS)
+        for each in everything
+        if (_folder_of(each.name) in folders or (made_here and each.kind in MADE_HERE)) and each.path not in in_use
     ]
+
+
+def _in_use(stored: Iterable[Stored]) -> set[Path]:
+    """Files that somebody may be downloading, as they have been written to of late, and the folders of their repos."""
+    now = time.time()
+    files = [each for each in stored if each.kind == "unfinished download" and now - each.used_at <= QUIET_SECONDS]
+    return {each.path for each in files} | {each.path.parents[1] for each in files}
+
+
+def _folder_of(repo: str) -> str:
+    """A repo as the name of its folder has it, without what all have: huggingface_hub reads "--" as "/"."""
+    return repo.replace("/", "--").lower()
 
 
 def repos_of(name: str) -> set[str]:

@@ -132,6 +132,24 @@ def test_what_was_made_here_can_go_without_any_model(places: Places) -> None:
 
 
 @pytest.mark.posix
+def test_what_somebody_may_be_downloading_is_left_alone(places: Places) -> None:
+    for repo in ("org/begun", "org/updated"):
+        begun = places.hub / f"models--{repo.replace('/', '--')}" / "blobs" / "abc.asyncembed.incomplete"
+        begun.parent.mkdir(parents=True)
+        begun.touch()
+    write_repo(places.hub, "org/updated")
+    assert len(look_into(places)) == 4
+    assert chosen(look_into(places), ["org/begun", "org/updated"], made_here=True) == []
+
+
+@pytest.mark.posix
+def test_a_repo_whose_name_huggingface_hub_misreads_is_found_by_it(places: Places) -> None:
+    write_repo(places.hub, "org/very--good")
+    (found,) = chosen(look_into(places), ["org/very--good"], made_here=False)
+    assert found.name == "org/very/good"
+
+
+@pytest.mark.posix
 def test_a_model_on_another_disk_is_left_there(places: Places, tmp_path: Path) -> None:
     """Deleting the link alone would look as if the bytes were gone."""
     folder = write_repo(tmp_path / "elsewhere", "org/a")
