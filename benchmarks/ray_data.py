@@ -4,9 +4,9 @@
 
 all-MiniLM-L6-v2 in fp32; docstrings cut at 512 tokens, in batches of 128. The stream has a worker per core; so has the
 one actor of the dataset, whose blocks of one batch each lie in Ray's store before it begins. It works on so many of
-them at a time as `--calls` says. The first batch, with the start of all processes, is left out on both sides. The sides
-take turns; a ratio is that of neighbours in time. On a machine that does other things, too, the processor time that a
-text costs, of all processes, says more than the rate.
+them at a time as `--calls` says. The first batch, with the start of all processes, is left out on both sides; by then
+a stream has computed some of the 1,024 texts that it reads ahead, so that few texts favour it, in time and in processor
+time. The sides take turns; a ratio is that of neighbours in time.
 """
 
 import argparse
