@@ -59,6 +59,7 @@ async def texts_of(
     places = [place for place, one in enumerate(given) if not isinstance(one, str)]
     if places:
         ids = [cast("list[int]", given[place]) for place in places]
+        service.check_token_count(sum(map(len, ids)), param=param)
         found = await service.facts(model).ask_tokens(lambda tokens: tokens.texts(ids))
         for place, text in zip(places, found, strict=True):
             given[place] = text

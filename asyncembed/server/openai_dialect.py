@@ -201,15 +201,20 @@ class OpenAIDialect(Dialect):
     """Routes and errors of OpenAI; also the form of refusals that belong to no route."""
 
     name = "openai"
-    routes: tuple[Route, ...] = (
-        Route(
-            path="/v1/embeddings",
-            handle=embeddings,
-            body=EmbeddingsRequest,
-            answer=EmbeddingsAnswer,
-            summary="Vectors of one text or several.",
-        ),
-        Route(path="/v1/models", handle=models, answer=ModelsAnswer, summary="The models that are served."),
+    # Without the version, as Text Embeddings Inference and Infinity have them too.
+    routes: tuple[Route, ...] = tuple(
+        route
+        for prefix in ("/v1", "")
+        for route in (
+            Route(
+                path=f"{prefix}/embeddings",
+                handle=embeddings,
+                body=EmbeddingsRequest,
+                answer=EmbeddingsAnswer,
+                summary="Vectors of texts or images, one or several.",
+            ),
+            Route(path=f"{prefix}/models", handle=models, answer=ModelsAnswer, summary="The models that are served."),
+        )
     )
 
     def refuse(self, refusal: Refusal, status: int) -> object:

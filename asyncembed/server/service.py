@@ -93,9 +93,11 @@ class Service:
             return
         count = getattr(model.embedder, "token_count", None)
         tokens = await count(list(inputs)) if count is not None else 0
+        self.check_token_count(tokens, param=param)
+
+    def check_token_count(self, tokens: int, *, param: str) -> None:
+        """Raise `Refusal` for more tokens than a request may have."""
+        limit = self.limits.max_tokens
         if tokens > limit:
-            raise Refusal(
-                "too_many",
-                f"{param} has {tokens} tokens; one request may have {limit}: send several",
-                param=param,
-            )
+            message = f"{param} has {tokens} tokens; one request may have {limit}: send several"
+            raise Refusal("too_many", message, param=param)

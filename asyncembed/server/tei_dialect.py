@@ -47,7 +47,7 @@ from asyncembed.server.tei_bodies import (
     TeiRequest,
     TokenizeRequest,
 )
-from asyncembed.server.token_lists import TokenLists
+from asyncembed.server.token_lists import Token, TokenLists
 from asyncembed.server.vectors import as_json, as_sparse_json, each_as
 
 if TYPE_CHECKING:
@@ -258,6 +258,11 @@ async def predict(service: Service, asked: PredictRequest) -> Reply:
 
 # ---------------------------------------------------------------- tokens
 
+CHARACTERS_PER_TOKEN = 8
+"""A text of more than this for each token that a request may have is not tokenized at all."""
+
+TOKENS_AT_ONCE = 1000
+
 
 async def tokenize(service: Service, asked: TokenizeRequest) -> bytes:
     """The tokens of texts, whether or not they are within the limit."""
@@ -267,11 +272,27 @@ async def tokenize(service: Service, asked: TokenizeRequest) -> bytes:
     prompt = _prompt(model.embedder, asked.prompt_name)
     whole = [prompt + text for text in texts] if prompt else texts
 
+    # There are fewer tokens than characters: how many, is known only when they are there, and take their memory.
+    service.check_token_count(sum(map(len, whole)) // CHARACTERS_PER_TOKEN, param="inputs")
+
     def work(tokens: TokenLists) -> bytes:
-        found = tokens.tokens(whole, add_special_tokens=asked.add_special_tokens)
-        return orjson.dumps([[token._asdict() for token in some] for some in found])
+        written: list[bytes] = []
+        count = 0
+        for text in whole:
+            found = tokens.tokens(text, add_special_tokens=asked.add_special_tokens)
+            count += len(found)
+            service.check_token_count(count, param="inputs")
+            written.append(_written(found))
+        return _list(written)
 
     return await service.facts(model).ask_tokens(work)
+
+
+def _written(tokens: Sequence[Token]) -> bytes:
+    """Tokens as JSON, in portions: while one is written, no other thread goes on."""
+    starts = range(0, len(tokens), TOKENS_AT_ONCE)
+    portions = ([token._asdict() for token in tokens[start : start + TOKENS_AT_ONCE]] for start in starts)
+    return _list(orjson.dumps(portion)[1:-1] for portion in portions)
 
 
 async def decode(service: Service, asked: DecodeRequest) -> bytes:
@@ -279,6 +300,7 @@ async def decode(service: Service, asked: DecodeRequest) -> bytes:
     model = service.models.pick(asked.model, OF_TEXTS)
     ids = [cast("list[int]", one) for one in several(asked.ids, param="ids")]
     service.check_count(len(ids), param="ids")
+    service.check_token_count(sum(map(len, ids)), param="ids")
     return await service.facts(model).ask_tokens(
         lambda tokens: orjson.dumps(tokens.texts(ids, skip_special_tokens=asked.skip_special_tokens))
     )

@@ -161,3 +161,10 @@ async def test_what_is_no_input_of_the_model_is_refused(all_kinds: httpx.AsyncCl
     answer = await all_kinds.post("/v1/embeddings", json=body)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_the_version_may_be_left_out_as_infinity_does_it(all_kinds: httpx.AsyncClient) -> None:
+    for method, path in (("GET", "/models"), ("POST", "/embeddings")):
+        asked = {"input": "a"} if method == "POST" else None
+        found = [await all_kinds.request(method, f"{prefix}{path}", json=asked) for prefix in ("", "/v1")]
+        assert found[0].json() == found[1].json()
