@@ -39,8 +39,8 @@ class Service:
     def __init__(self, models: ServedModels, limits: Limits, api_keys: Sequence[str]) -> None:
         self.models = models
         self.limits = limits
-        self.meter = Meter()
-        self.began = monotonic()
+        self.meter: Meter = Meter()
+        self.began: float = monotonic()
         self.is_ready = False
         self.failure: Exception | None = None
         self.bulk: Counter[Supervisor] = Counter()
