@@ -37,11 +37,11 @@ class Service:
     """
 
     def __init__(self, models: ServedModels, limits: Limits, api_keys: Sequence[str]) -> None:
-        self.models: ServedModels = models
-        self.limits: Limits = limits
+        self.models = models
+        self.limits = limits
         self.meter: Meter = Meter()
         self.began: float = monotonic()
-        self.is_ready: bool = False
+        self.is_ready = False
         self.failure: Exception | None = None
         self.bulk: Counter[Supervisor] = Counter()
         self._facts: dict[str, ModelFacts] = {}
