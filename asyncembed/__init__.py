@@ -56,9 +56,9 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               openai_dialect, tei_dialect, tei_bodies, cohere_dialect, jina_dialect: the interfaces that clients know
 #               computing                   what several of them ask of a model; sent_images, vectors: in and out
 #               model_facts, token_lists    what a model's files say beside; refusals, request_limits, openapi_document
-#               meter, monitoring           what came of requests; health and metrics
-#   integrations/  a module per framework, store or tool, used by the server at most: asgi, opentelemetry, prometheus
-#               celery, chroma, haystack, lancedb, langchain, langchain_qdrant, llama_index, pydantic_ai, qdrant, ray
+#               meter, monitoring, page     what came of requests; health and metrics; the page to look at
+#   integrations/  a module per framework, store or tool: asgi, celery, chroma, haystack, lancedb, langchain, ray
+#               langchain_qdrant, llama_index, llama_index_qdrant, opentelemetry, prometheus, pydantic_ai, qdrant
 #
 # Arrows point downwards: embedders → stream → engine → encoders → runtime; embedders → catalogue, hub, export.
 # Public are the names below and the modules errors, hub, observing, readers, server, sync, testing, integrations.

@@ -1,6 +1,6 @@
 """Embed what arrives in a Redis stream, and store it; no crash loses a record.
 
-    redis-server &                                                     # 6.2 or later
+    redis-server &                                                     # 7 or later
     uv run -m examples.redis_streams --sample 300 --until-empty        # adds records first, ends when all are stored
     uv run -m examples.redis_streams articles.db                       # goes on until Ctrl-C or SIGTERM
 

@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from asyncembed.cli.model_options import model_names
+from asyncembed.cli.model_options import cache_dir_option, model_names
 from asyncembed.cli.output import json_option, print_json, print_table, size_in_words
 
 if TYPE_CHECKING:
     from asyncembed.cli.stored import Places, Stored
-
-cache_dir_option = click.option(
-    "--cache-dir", type=click.Path(path_type=Path), help="Cache instead of huggingface_hub's."
-)
 
 
 @click.group(invoke_without_command=True)
@@ -74,7 +70,10 @@ def clear(
     what = chosen(stored, names, made_here=made)
     for name in names:
         if not chosen(what, [name], made_here=False):
-            raise click.ClickException(f"nothing of {name!r} is in {places.hub}; `asyncembed cache` says what is")
+            raise click.ClickException(
+                f"nothing of {name!r} is in {places.hub}, or it is being downloaded; "
+                "`asyncembed cache` says what is there"
+            )
     if not as_json:
         _print_stored(places, what)
     if what and not dry_run:

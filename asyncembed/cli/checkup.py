@@ -29,6 +29,7 @@ from asyncembed.errors import AsyncEmbedError, RepoNotFoundError, RuntimeMissing
 from asyncembed.faking import VARIABLE, current_fakes
 from asyncembed.hub import DownloadPolicy, HubAccess, list_files
 from asyncembed.hub.addresses import proxy_addresses, shown_address
+from asyncembed.runtime.providers import INSTALL_HINT
 
 State: TypeAlias = Literal["ok", "note", "warning", "failed"]
 """All is well; worth knowing; works, but not as it might; does not work."""
@@ -234,7 +235,7 @@ def shared_memory() -> Iterator[Finding]:
     usage = shutil.disk_usage(place)
     is_full = usage.total > 0 and usage.free < 2**20
     text = f"{size_in_words(usage.free)} free of {size_in_words(usage.total)}"
-    yield Finding(str(place), "failed" if is_full else "ok", text, "make room there" if is_full else "")
+    yield Finding(str(place), "warning" if is_full else "ok", text, "make room there" if is_full else "")
 
 
 def worker() -> Iterator[Finding]:
@@ -246,8 +247,8 @@ def worker() -> Iterator[Finding]:
         seconds = time.perf_counter() - started
         yield Finding("worker process", "ok", f"starts in {seconds:.1f} s")
         found: dict[str, str | None] = helper.call(try_providers).result(WORKER_SECONDS)
-    except RuntimeMissingError as error:
-        yield Finding("onnxruntime", "failed", "is not installed", str(error))
+    except RuntimeMissingError:
+        yield Finding("onnxruntime", "failed", "is not installed", INSTALL_HINT)
         return
     except AsyncEmbedError as error:
         yield Finding("worker process", "failed", str(error), "workers=0 computes in threads of your program")

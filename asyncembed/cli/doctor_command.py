@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from asyncembed.cli.model_options import cache_dir_option
 from asyncembed.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ _COLOURS = {"ok": "green", "note": "blue", "warning": "yellow", "failed": "red"}
 
 
 @click.command()
-@click.option("--cache-dir", type=click.Path(path_type=Path), help="Cache instead of huggingface_hub's.")
+@cache_dir_option
 @click.option("--offline", is_flag=True, help="Ask no network.")
 @json_option("All that was found")
 @click.pass_context

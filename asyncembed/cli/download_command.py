@@ -1,19 +1,18 @@
 """`asyncembed download`: models onto this disk."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
 
-from asyncembed.cli.model_options import model_names
+from asyncembed.cli.model_options import cache_dir_option, model_names
 from asyncembed.cli.output import json_option, print_json
 
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=model_names)
 @click.option("--revision", help="Branch, tag or commit on the hub.")
-@click.option("--cache-dir", type=click.Path(path_type=Path), help="Cache instead of huggingface_hub's.")
+@cache_dir_option
 @click.option("--pattern", "patterns", multiple=True, help="Take the files that match instead; may be repeated.")
 @click.option("--local-files-only", is_flag=True, help="Ask no network; fail if something is missing.")
 @click.option("--token", help="Access token for the hub; better kept in HF_TOKEN.")

@@ -11,9 +11,16 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 DEVICES = ("auto", "cpu", "cuda")
 """Those of `runtime.session`, which imports numpy: too much for a `--help`."""
 
-_FILES = (
+
+def cache_dir_option(command: CommandT) -> CommandT:
+    """`cache_dir`, also of commands that open none."""
+    option = click.option("--cache-dir", type=click.Path(path_type=Path), help="Cache instead of huggingface_hub's.")
+    return option(command)
+
+
+_FILES: "tuple[Callable[[Any], Any], ...]" = (
     click.option("--revision", help="Branch, tag or commit on the hub."),
-    click.option("--cache-dir", type=click.Path(path_type=Path), help="Cache instead of huggingface_hub's."),
+    cache_dir_option,
     click.option("--local-files-only", is_flag=True, help="Ask no network; fail if something is missing."),
     click.option("--precision", help="Which ONNX file to take: fp32, fp16, int8, uint8, q4, q4f16 or bnb4."),
     click.option("--onnx-file", help="The ONNX file to take, as a path inside the repo."),

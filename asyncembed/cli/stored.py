@@ -8,7 +8,7 @@ import stat
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -87,16 +87,28 @@ def look_into(places: Places) -> list[Stored]:
 def chosen(stored: Iterable[Stored], names: Collection[str], *, made_here: bool) -> list[Stored]:
     """What of it belongs to models of these names (of the catalogue, or repos), or is `MADE_HERE`.
 
-    A download that may be going on is not chosen.
+    What a download may be writing to at this moment is not chosen.
     """
-    repos = {repo.lower() for name in names for repo in repos_of(name)}
-    now = time.time()
+    everything = list(stored)
+    folders = {_folder_of(repo) for name in names for repo in repos_of(name)}
+    in_use = _in_use(everything)
     return [
         each
-        for each in stored
-        if (each.name.lower() in repos or (made_here and each.kind in MADE_HERE))
-        and (each.kind != "unfinished download" or now - each.used_at > QUIET_SECONDS)
+        for each in everything
+        if (_folder_of(each.name) in folders or (made_here and each.kind in MADE_HERE)) and each.path not in in_use
     ]
+
+
+def _in_use(stored: Iterable[Stored]) -> set[Path]:
+    """Files that somebody may be downloading, as they have been written to of late, and the folders of their repos."""
+    now = time.time()
+    files = [each for each in stored if each.kind == "unfinished download" and now - each.used_at <= QUIET_SECONDS]
+    return {each.path for each in files} | {each.path.parents[1] for each in files}
+
+
+def _folder_of(repo: str) -> str:
+    """A repo as the name of its folder has it, without what all have: huggingface_hub reads "--" as "/"."""
+    return repo.replace("/", "--").lower()
 
 
 def repos_of(name: str) -> set[str]:
@@ -153,9 +165,10 @@ def _delete_repo(model: Stored) -> None:
     from huggingface_hub import scan_cache_dir
 
     cache = scan_cache_dir(model.path.parent)
-    repos = [repo for repo in cache.repos if repo.repo_path == model.path]
+    repos = frozenset(repo for repo in cache.repos if repo.repo_path == model.path)
     commits = [revision.commit_hash for repo in repos for revision in repo.revisions]
-    cache.delete_revisions(*commits).execute()
+    # It looks for commits in all repos, and a copy of a repo on the hub has those of the original.
+    replace(cache, repos=repos).delete_revisions(*commits).execute()
     if model.path.exists():
         shutil.rmtree(model.path)  # what hindered it is raised now
 

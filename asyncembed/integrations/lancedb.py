@@ -1,4 +1,4 @@
-"""An embedding function in the registry of LanceDB.
+"""Embedding functions in the registry of LanceDB: of texts, and of images.
 
 ```python
 import lancedb
@@ -22,23 +22,66 @@ has imported this module opens the table with its function. LanceDB calls it in 
 tables, whose loop stays free.
 """
 
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, TypeAlias, cast
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
+from asyncembed.embedders.image import ImageEmbedding
 from asyncembed.embedders.text import DEFAULT_MODEL, TextEmbedding
-from asyncembed.errors import StateError
+from asyncembed.errors import OptionError, StateError
 from asyncembed.integrations._models import Model
 
 try:
-    from lancedb.embeddings import TextEmbeddingFunction, register
+    from lancedb.embeddings import EmbeddingFunction, TextEmbeddingFunction, register
     from pydantic import ConfigDict, PrivateAttr
 except ImportError as _error:
     raise ImportError('asyncembed.integrations.lancedb needs a package: pip install "asyncembed[lancedb]"') from _error
 
-__all__ = ["AsyncembedFunction"]
+__all__ = ["AsyncembedFunction", "AsyncembedImageFunction"]
+
+AnyModel: TypeAlias = Model[TextEmbedding[Any]] | Model[ImageEmbedding[Any]]
+
+
+class _Function(EmbeddingFunction):
+    """What the functions share: their parameters, and the engine that these stand for."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow")
+
+    model: str
+    keep_alive: float | None = None
+    max_retries: int = 0
+    _model: Any = PrivateAttr()
+
+    @classmethod
+    def create(cls, **keywords: Any) -> Self:
+        """One with these parameters, which the schema of a table keeps."""
+        return cast(Self, cast(Any, super()).create(**keywords))
+
+    def ndims(self) -> int:
+        """Length of the vectors; opens a model that is not catalogued."""
+        own = cast(AnyModel, self._model)
+        try:
+            return int(own.anywhere.embedding_size)
+        except StateError:
+            return own.run(_size_of, instead="model.open")
+
+    def compute_query_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """The same as without: LanceDB's own would hide an error in another one, or try again."""
+        return cast(list[Any], self.compute_query_embeddings(*args, **kwargs))
+
+    def compute_source_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """Likewise."""
+        return cast(list[Any], self.compute_source_embeddings(*args, **kwargs))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Function) and type(self) is type(other) and self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.model))
 
 
 @register("asyncembed")
-class AsyncembedFunction(TextEmbeddingFunction):
+class AsyncembedFunction(_Function, TextEmbeddingFunction):
     """Vectors of a column of texts, and, with the prompts and tasks of queries, of queries; from any thread.
 
     It is made by `create`, with values that a file can hold. The engine opens with the first call, and is shared with
@@ -51,29 +94,12 @@ class AsyncembedFunction(TextEmbeddingFunction):
         max_retries: LanceDB's own; nothing is tried again here.
     """
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow")
-
     model: str = DEFAULT_MODEL
-    keep_alive: float | None = None
-    max_retries: int = 0
-    _model: Any = PrivateAttr()
-
-    @classmethod
-    def create(cls, **keywords: Any) -> Self:
-        """One with these parameters, which the schema of a table keeps."""
-        return cast(Self, cast(Any, super()).create(**keywords))
 
     def model_post_init(self, context: Any) -> None:
         """Check the options; nothing is opened."""
         super().model_post_init(context)
         self._model = Model(TextEmbedding, self.model, keep_alive=self.keep_alive, **(self.model_extra or {}))
-
-    def ndims(self) -> int:
-        """Length of the vectors; opens a model that is not catalogued."""
-        try:
-            return int(self._own.anywhere.embedding_size)
-        except StateError:
-            return self._own.run(_size_of, instead="model.open")
 
     def compute_query_embeddings(self, query: str, *_: Any, **__: Any) -> list[Any]:
         """The vector of a query: float32 (dim,), in a list."""
@@ -89,28 +115,77 @@ class AsyncembedFunction(TextEmbeddingFunction):
         rows = iter(self._own.run(lambda model: _collected(model, given), instead="model.embed_documents"))
         return [None if text is None else next(rows) for text in texts]
 
-    def compute_query_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """The same as without: LanceDB's own would hide an error in another one, or try again."""
-        return self.compute_query_embeddings(*args, **kwargs)
-
-    def compute_source_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """Likewise."""
-        return self.compute_source_embeddings(*args, **kwargs)
-
     @property
     def _own(self) -> Model[TextEmbedding[Any]]:
         return cast("Model[TextEmbedding[Any]]", self._model)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, AsyncembedFunction) and self.model_dump() == other.model_dump()
 
-    def __hash__(self) -> int:
-        return hash((type(self), self.model))
+@register("asyncembed-image")
+class AsyncembedImageFunction(_Function):
+    """Vectors of a column of images, to be searched by an image, or by a text where the model has a twin for texts.
+
+    A row holds a file's bytes, or a path or URI (`file:`, `http:`, `https:`); one without an image has no vector. It is
+    made by `create`, with values that a file can hold, and opens with the first call, as `AsyncembedFunction` does.
+
+    Attributes:
+        model: A name or directory, as `ImageEmbedding` takes it. Its options are further keywords.
+        text_model: A `TextEmbedding` with vectors of the same space, for queries that are strings; or None.
+        keep_alive: Seconds after which the engines close when nobody uses them, until the next call.
+        max_retries: LanceDB's own; nothing is tried again here.
+    """
+
+    model: str = "Qdrant/clip-ViT-B-32-vision"
+    text_model: str | None = None
+    _texts: Any = PrivateAttr(default=None)
+
+    def model_post_init(self, context: Any) -> None:
+        """Check the options; nothing is opened."""
+        super().model_post_init(context)
+        self._model = Model(ImageEmbedding, self.model, keep_alive=self.keep_alive, **(self.model_extra or {}))
+        if self.text_model is not None:
+            self._texts = Model(TextEmbedding, self.text_model, keep_alive=self.keep_alive)
+
+    def compute_query_embeddings(self, query: Any, *_: Any, **__: Any) -> list[Any]:
+        """The vector of a query: float32 (dim,), in a list.
+
+        A string is a text; an image is bytes, an image of Pillow's, a `pathlib.Path` or an array of pixels.
+
+        Raises:
+            OptionError: A text, and there is no `text_model`.
+        """
+        if not isinstance(query, str):
+            own = cast(Model[ImageEmbedding[Any]], self._model)
+            return [own.run(lambda model: model.embed_image(query), instead="model.embed_image")]
+        if self._texts is None:
+            raise OptionError(
+                "this table is searched by images: bytes, Pillow's or a pathlib.Path; texts need text_model="
+            )
+        texts = cast(Model[TextEmbedding[Any]], self._texts)
+        return [texts.run(lambda model: model.embed_query(query), instead="model.embed_query")]
+
+    def compute_source_embeddings(self, images: Any, *_: Any, **__: Any) -> list[Any]:
+        """The vectors of images (a list, an array of numpy or arrow), None for those that are None."""
+        listed = [images] if isinstance(images, bytes) else list(self.sanitize_input(images))
+        given = [_at_its_path(image) for image in listed if image is not None]
+        own = cast(Model[ImageEmbedding[Any]], self._model)
+        rows = iter(own.run(lambda model: _images_collected(model, given), instead="model.embed_images"))
+        return [None if image is None else next(rows) for image in listed]
+
+
+def _at_its_path(image: Any) -> Any:
+    """An image as `ImageEmbedding` takes it, which knows no `file:` URIs."""
+    if isinstance(image, str) and (parts := urlsplit(image)).scheme == "file":
+        return url2pathname(parts.path)
+    return image
 
 
 async def _collected(model: TextEmbedding[Any], texts: list[str]) -> Any:
     return await model.passage_embed(texts).collect()
 
 
-async def _size_of(model: TextEmbedding[Any]) -> int:
+async def _images_collected(model: ImageEmbedding[Any], images: list[Any]) -> Any:
+    return await model.embed(images).collect()
+
+
+async def _size_of(model: TextEmbedding[Any] | ImageEmbedding[Any]) -> int:
     return model.embedding_size

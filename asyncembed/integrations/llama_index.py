@@ -75,6 +75,9 @@ class AsyncembedEmbedding(BaseEmbedding):
     Prompts are those of the model, where they are switched on: see `asyncembed.TextEmbedding`. Texts of an ingestion
     let queries go first.
 
+    With a model that is open on the running event loop, a synchronous query in a coroutine (`retriever.retrieve(...)`)
+    would wait for itself for ever: it raises `UsageError` at once; await `aretrieve` there.
+
     It pickles as configuration: in the worker processes of `IngestionPipeline.run(num_workers=2)` it opens a model of
     its own, in each of them. Asyncembed has worker processes itself (`workers=`), so that this makes nothing faster.
 
@@ -151,10 +154,9 @@ class AsyncembedEmbedding(BaseEmbedding):
 class AsyncembedSparseEmbedding(BaseSparseEmbedding):
     """Sparse embeddings (BM25, SPLADE, ...) for LlamaIndex: dicts from index to weight.
 
-    For hybrid search LlamaIndex's Qdrant store takes two functions instead:
-    `QdrantVectorStore(..., enable_hybrid=True, sparse_doc_fn=sparse.sparse_doc_fn,
-    sparse_query_fn=sparse.sparse_query_fn)`. Its asynchronous methods call them on the event loop, which blocks it
-    meanwhile, and needs a model given by name.
+    For hybrid search in Qdrant see `asyncembed.integrations.llama_index_qdrant`. LlamaIndex's own `QdrantVectorStore`
+    takes two functions, `sparse_doc_fn` and `sparse_query_fn`, and calls them on the event loop, also in its
+    asynchronous methods: that blocks the loop, and needs a model given by name.
 
     Args:
         model: A `SparseTextEmbedding`, of `asyncembed` or `asyncembed.sync`; or a name, directory or spec.
@@ -219,6 +221,20 @@ class AsyncembedSparseEmbedding(BaseSparseEmbedding):
         """Indices and weights of queries, for the Qdrant store; blocks the thread that calls it."""
         vectors = self._model.run(lambda model: model.query_embed(queries).collect(), instead="aget_query_embedding")
         return _as_columns(vectors)
+
+    async def asparse_doc_fn(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
+        """`sparse_doc_fn`, awaited."""
+        return _as_columns([vector async for vector in self._model.anywhere.passage_embed(texts)])
+
+    async def asparse_query_fn(self, queries: list[str]) -> tuple[list[list[int]], list[list[float]]]:
+        """`sparse_query_fn`, awaited; goes before bulk work."""
+        stream = self._model.anywhere.query_embed(queries, priority="interactive")
+        return _as_columns([vector async for vector in stream])
+
+    @property
+    def requires_idf(self) -> bool:
+        """Whether the store is to weigh terms by their rarity; of most models it is known once they are open."""
+        return self._model.anywhere.requires_idf
 
     def _passages(self, texts: list[str], instead: str) -> list[SparseEmbedding]:
         return self._model.run(lambda model: model.passage_embed(texts).collect(), instead=instead)

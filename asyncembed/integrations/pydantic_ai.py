@@ -13,9 +13,10 @@ Needs `pip install "asyncembed[pydantic-ai]"`. It works on asyncio and trio, and
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, cast
 
 from asyncembed.embedders.text import DEFAULT_MODEL, TextCall, TextEmbedding, TextKeywords
+from asyncembed.errors import InputError
 from asyncembed.integrations._models import Model, as_lists
 
 try:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from pydantic_ai.embeddings.result import EmbedInputType
 
     from asyncembed.embedders.base import ModelName, PriorityName
-    from asyncembed.results import CountedBatch
     from asyncembed.sync import TextEmbedding as SyncTextEmbedding
 
 __all__ = ["AsyncembedEmbeddingModel", "AsyncembedEmbeddingSettings"]
@@ -46,6 +46,9 @@ _CALL_KEYWORDS: Mapping[str, str] = {
     "asyncembed_task": "task",
 }
 """The settings → the keywords of a call."""
+
+_Found: TypeAlias = tuple[list[list[float]], int, list[int]]
+"""Vectors, tokens of all inputs, and the positions of those that were cut."""
 
 
 class AsyncembedEmbeddingSettings(EmbeddingSettings, total=False):
@@ -114,23 +117,36 @@ class AsyncembedEmbeddingModel(EmbeddingModel):
             AsyncEmbedError: The model cannot be opened.
         """
         texts, merged = self.prepare_embed(inputs, settings)
-        batch = await self._embed(texts, input_type, _call_of(merged))
-        cut = batch.is_cut.nonzero()[0].tolist()
+        call = _call_of(merged)
+        if input_type == "query" and len(texts) == 1:
+            vectors, tokens, cut = await self._embed_query(texts[0], call)
+        else:
+            vectors, tokens, cut = await self._embed(texts, input_type, call)
         return EmbeddingResult(
-            await as_lists(batch.results),
+            vectors,
             inputs=texts,
             input_type=input_type,
             model_name=self.model_name,
             provider_name=self.system,
-            usage=RequestUsage(input_tokens=int(batch.tokens.sum())),
+            usage=RequestUsage(input_tokens=tokens),
             provider_details={"cut": cut} if cut else None,
         )
 
-    async def _embed(self, texts: list[str], input_type: "EmbedInputType", call: TextCall) -> "CountedBatch[Any]":
+    async def _embed_query(self, text: str, call: TextCall) -> _Found:
+        # What an agent asks for: a call of its own is half the work of a stream.
+        try:
+            one = await self._model.anywhere.embed_query(text, with_tokens=True, **call)
+        except InputError as error:
+            error.index = 0
+            raise
+        return [one.result.tolist()], one.tokens, [0] if one.is_cut else []
+
+    async def _embed(self, texts: list[str], input_type: "EmbedInputType", call: TextCall) -> _Found:
         model = self._model.anywhere
         embed = model.query_embed if input_type == "query" else model.passage_embed
         priority: PriorityName = "interactive" if len(texts) <= INTERACTIVE_INPUTS else "bulk"
-        return await embed(texts, priority=priority, **call).with_tokens().collect()
+        batch = await embed(texts, priority=priority, **call).with_tokens().collect()
+        return await as_lists(batch.results), int(batch.tokens.sum()), batch.is_cut.nonzero()[0].tolist()
 
     async def max_input_tokens(self) -> int | None:
         """Most tokens of an input, special tokens and prompt included; opens the model."""

@@ -18,7 +18,8 @@ print(embedded.schema().names)  # ['text', 'vector']
 Needs `pip install "asyncembed[ray]"`. Ray makes one of them per actor, whose `num_cpus` and `num_gpus` decide about its
 workers: processes of its own, each with the model, which open with the first batch. All batches that an actor has at a
 time are computed together, beside the thread in which Ray fetches and stores. It has four of a block at a time; with
-`max_concurrent_calls_per_actor=2` also those of the next block, so that no worker waits between two blocks.
+`max_concurrent_calls_per_actor=2` also those of the next block, so that no worker waits between two blocks. Reading and
+writing are tasks of Ray's own: where actors hold all cores of a cluster, these would wait for ever.
 """
 
 from abc import ABC, abstractmethod

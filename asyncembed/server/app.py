@@ -15,7 +15,7 @@ from starlette.routing import Route as StarletteRoute
 import asyncembed
 from asyncembed.catalogue.lookup import CLASSES
 from asyncembed.catalogue.spec import ModelSpec
-from asyncembed.checks import check_text
+from asyncembed.checks import check_bool, check_text
 from asyncembed.embedders.base import Embedder
 from asyncembed.engine.pool import PoolKeywords, WorkerPool
 from asyncembed.errors import OptionError
@@ -28,6 +28,7 @@ from asyncembed.server.jina_dialect import JinaDialect
 from asyncembed.server.monitoring import Monitor, Operations
 from asyncembed.server.openai_dialect import OpenAIDialect
 from asyncembed.server.openapi_document import describe_routes
+from asyncembed.server.page import Page
 from asyncembed.server.refusals import Kind, Refusal
 from asyncembed.server.request_limits import Limits
 from asyncembed.server.served import ServedModels
@@ -49,6 +50,7 @@ def create_app(
     *,
     api_key: str | Sequence[str] | None = None,
     limits: Limits | None = None,
+    page: bool = True,
     **options: Unpack[OptionKeywords],
 ) -> FastAPI:
     """An app that serves models to clients of other services: of OpenAI's, for one.
@@ -63,14 +65,18 @@ def create_app(
     Args:
         models: What is served, by the name that clients use; without names, a model's own is taken. A model that is
             given as an object is not open yet; it has a pool of its own unless it was given one.
-        api_key: Clients must give it, or one of these, as a bearer token, except for `/health`. None: anybody may ask.
+        api_key: Clients must give it, or one of these, as a bearer token, except for `/health` and the page. None:
+            anybody may ask.
         limits: What one request may ask for.
+        page: Whether there is a page at `/` that shows the models and live numbers, and lets one try things. The page
+            itself is for everybody, what it shows for those who have the API key.
         options: Of the models that are given by name: keywords that all six classes share (`device`, `max_length`),
             and those of the `WorkerPool` that is made for them (`workers`, `max_queued`), unless `pool=` is given.
 
     Raises:
         OptionError: An argument that cannot work.
     """
+    check_bool("page", page)
     keys = _keys(api_key)
     pool, of_models = _shared(options)
     planned = {name: _planned(model, of_models) for name, model in _by_name(models).items()}
@@ -85,7 +91,7 @@ def create_app(
         exception_handlers=_unrouted(DIALECTS[0]()),
     )
     app.state.service = service
-    _add(app, service, [*(kind() for kind in DIALECTS), Operations(monitor)])
+    _add(app, service, [*(kind() for kind in DIALECTS), Operations(monitor), *([Page()] if page else [])])
     return app
 
 

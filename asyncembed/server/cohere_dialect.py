@@ -12,17 +12,20 @@ from asyncembed.embedders.cross_encoder import TextCrossEncoder
 from asyncembed.embedders.image import ImageEmbedding
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.results import CountedBatch
-from asyncembed.server.computing import embed_images, embed_texts, rank
+from asyncembed.server.computing import check_size, embed_images, embed_texts, rank
 from asyncembed.server.endpoint import Dialect, Route
 from asyncembed.server.refusals import Refusal
 from asyncembed.server.service import Service
-from asyncembed.server.vectors import as_base64, as_json
+from asyncembed.server.vectors import as_base64, as_json, each_as
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncembed.encoders.encoder import Mode
     from asyncembed.server.served import Served
+
+NOT_EMPTY = msgspec.Meta(extra_json_schema={"minItems": 1})
+"""What the document says; an empty list is refused by name, not as one of a wrong form."""
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -58,9 +61,9 @@ class CohereEmbedRequest(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     input_type: Literal["search_document", "search_query", "classification", "clustering", "image"] | None = None
-    texts: list[str] | None = None
-    images: list[str] | None = None
-    inputs: list[CohereInput] | None = None
+    texts: Annotated[list[str], NOT_EMPTY] | None = None
+    images: Annotated[list[str], NOT_EMPTY] | None = None
+    inputs: Annotated[list[CohereInput], NOT_EMPTY] | None = None
     max_tokens: Count | None = None
     output_dimension: Count | None = None
     embedding_types: list[Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]] | None = None
@@ -73,7 +76,7 @@ class CohereRerankRequest(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     query: str
-    documents: list[str]
+    documents: Annotated[list[str], NOT_EMPTY]
     top_n: Count | None = None
     max_tokens_per_doc: Count | None = None
     relevant_spans: dict[str, Any] | None = None
@@ -130,7 +133,7 @@ async def embed(service: Service, asked: CohereEmbedRequest) -> bytes:
         units = {"images": len(images or []), "image_tokens": int(counted.tokens.sum())}
     answer = {
         "id": str(uuid4()),
-        "embeddings": {kind: orjson.Fragment(FORMS[kind](counted.results)) for kind in kinds},
+        "embeddings": {kind: orjson.Fragment(await in_form(kind, counted.results)) for kind in kinds},
         "meta": meta_of(units),
         "response_type": "embeddings_by_type",
     }
@@ -191,9 +194,8 @@ ROLES: "Mapping[str, Mode]" = {"search_document": "passage", "search_query": "qu
 
 async def _embed_images(service: Service, asked: CohereEmbedRequest, images: list[str]) -> CountedBatch[Any]:
     model: Served[ImageEmbedding[Any]] = service.models.pick(asked.model, ImageEmbedding)
-    if asked.output_dimension is not None and asked.output_dimension != model.embedder.embedding_size:
-        message = f"vectors of this model have {model.embedder.embedding_size} components"
-        raise Refusal("invalid", message, param="output_dimension")
+    if asked.output_dimension is not None:
+        check_size(model.embedder, asked.output_dimension, param="output_dimension")
     return await embed_images(service, model, images, param="images")
 
 
@@ -204,22 +206,28 @@ def check_limit(wanted: int | None, limit: int | None, *, param: str) -> None:
         raise Refusal("invalid", f"this model cuts an input {at}, and at no other length", param=param)
 
 
-def _bits(vectors: "NDArray[Any]") -> "NDArray[np.uint8]":
-    return np.packbits(vectors > 0, axis=1)
+def _bits(vector: "NDArray[Any]") -> "NDArray[np.uint8]":
+    return np.packbits(vector > 0)
 
 
-def _as_signed(bits: "NDArray[np.uint8]") -> "NDArray[np.int8]":
-    """Less 128, as Cohere and sentence-transformers have it."""
-    return (bits.astype(np.int16) - 128).astype(np.int8)
+def _signed_bits(vector: "NDArray[Any]") -> "NDArray[np.int8]":
+    """Less 128, as Cohere and sentence-transformers have them."""
+    return (_bits(vector).astype(np.int16) - 128).astype(np.int8)
 
 
 FORMS: "Mapping[str, Callable[[NDArray[Any]], bytes]]" = {
     "float": as_json,
-    "base64": lambda vectors: b"[%b]" % b",".join(map(as_base64, vectors)),
-    "binary": lambda vectors: as_json(_as_signed(_bits(vectors))),
-    "ubinary": lambda vectors: as_json(_bits(vectors)),
+    "base64": as_base64,
+    "binary": lambda vector: as_json(_signed_bits(vector)),
+    "ubinary": lambda vector: as_json(_bits(vector)),
 }
-"""From vectors, float32 (n, dim), to what stands in the answer."""
+"""From a vector, float32 (dim,), to what stands in the answer."""
+
+
+async def in_form(kind: str, vectors: "NDArray[Any]") -> bytes:
+    """Vectors (n, dim) as they stand in an answer."""
+    return b"[%b]" % b",".join(await each_as(FORMS[kind], vectors))
+
 
 # ---------------------------------------------------------------- ranks
 

@@ -1,6 +1,6 @@
 """What routes of several dialects ask of a model, within the limits of a request: texts, pairs, ranks, images.
 
-All of it goes before bulk work, and is withdrawn when its request is cancelled.
+All of it but long lists of texts goes before bulk work, and is withdrawn when its request is cancelled.
 """
 
 from collections.abc import Sequence
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from asyncembed.embedders.base import opened_model
 from asyncembed.embedders.cross_encoder import TextCrossEncoder
 from asyncembed.embedders.roles import TextRoles, one_text, several_texts
 from asyncembed.embedders.text import TextEmbedding
+from asyncembed.errors import OverloadedError
 from asyncembed.results import CountedBatch
 from asyncembed.server.refusals import Refusal
 from asyncembed.server.sent_images import images_of, is_large
@@ -19,17 +21,59 @@ from asyncembed.server.service import Service
 from asyncembed.wakeup import completion, start_thread
 
 if TYPE_CHECKING:
-    from asyncembed.embedders.base import Embedder, StreamKeywords
+    from asyncembed.embedders.base import Embedder, HasVectors, StreamKeywords
     from asyncembed.embedders.image import ImageEmbedding
     from asyncembed.embedders.multimodal import LateInteractionMultimodalEmbedding
     from asyncembed.encoders.encoder import Mode
 
 Activation = Literal["none", "sigmoid"]
 
+INTERACTIVE_TEXTS = 64
+"""A request of more texts is bulk work: queries need not wait for what takes a small model half a second."""
+
+# ---------------------------------------------------------------- texts
+
+
+def several(inputs: str | Sequence[str | int | list[int]], *, param: str) -> list[str | list[int]]:
+    """The texts, or token ids of texts, that a request has; one alone is one of them.
+
+    Raises:
+        Refusal: They are numbers and texts together.
+    """
+    if isinstance(inputs, str):
+        return [inputs]
+    numbers = sum(isinstance(one, int) for one in inputs)
+    if numbers == 0:
+        return cast("list[str | list[int]]", inputs)
+    if numbers < len(inputs):
+        raise Refusal("invalid", f"{param} has texts, or token ids, or lists of token ids", param=param)
+    return [cast("list[int]", inputs)]
+
+
+async def texts_of(
+    service: Service, model: "Served[Embedder]", inputs: str | Sequence[str | int | list[int]], *, param: str
+) -> list[str]:
+    """The texts of a request, token ids as what they stand for.
+
+    Raises:
+        Refusal: There are none, or too many; the model has no tokens.
+        InputError: It has others.
+    """
+    given = several(inputs, param=param)
+    service.check_count(len(given), param=param)
+    places = [place for place, one in enumerate(given) if not isinstance(one, str)]
+    if places:
+        ids = [cast("list[int]", given[place]) for place in places]
+        service.check_token_count(sum(map(len, ids)), param=param)
+        found = await service.facts(model).ask_tokens(lambda tokens: tokens.texts(ids))
+        for place, text in zip(places, found, strict=True):
+            given[place] = text
+    return cast("list[str]", given)
+
 
 async def embed_texts(
     service: Service,
-    model: "Served[TextRoles[Any, Any]]",
+    model: "Served[TextRoles[Any, Any] | LateInteractionMultimodalEmbedding[Any]]",
     texts: Sequence[str],
     mode: "Mode" = "embed",
     *,
@@ -54,9 +98,12 @@ async def embed_texts(
     if truncate is not None and isinstance(embedder, TextEmbedding):
         call["truncate"] = truncate
     asked = cast("StreamKeywords", call)
-    counted = await (
-        _one_text(embedder, texts[0], mode, asked) if len(texts) == 1 else several_texts(embedder, texts, mode, asked)
-    )
+    if not isinstance(embedder, TextRoles):
+        counted = await embedder.embed_text(texts, priority="interactive").with_tokens().collect()
+    elif len(texts) == 1:
+        counted = await _one_text(embedder, texts[0], mode, asked)
+    else:
+        counted = await _several_texts(service, embedder, texts, mode, asked)
     return _whole(counted, embedder, param) if truncate is False else counted
 
 
@@ -67,6 +114,41 @@ async def _one_text(
     result, tokens, is_cut = await one_text(embedder, text, mode, asked)
     results = result[None] if isinstance(embedder, TextEmbedding) else [result]
     return CountedBatch(results, np.array([tokens], np.int32), np.array([is_cut], np.bool_))
+
+
+async def _several_texts(
+    service: Service, embedder: TextRoles[Any, Any], texts: Sequence[str], mode: "Mode", asked: "StreamKeywords"
+) -> CountedBatch[Any]:
+    """A long list is bulk work, which lets requests of few texts go first.
+
+    Raises:
+        OverloadedError: As many wait as may; a long list that comes alone may be longer than that.
+    """
+    if len(texts) <= INTERACTIVE_TEXTS:
+        return await several_texts(embedder, texts, mode, asked)
+    _, engine = opened_model(embedder)
+    most, waiting = engine.plan.max_queued, service.bulk[engine]
+    if most is not None and waiting and waiting + len(texts) > most:
+        raise OverloadedError(f"{waiting} texts of long lists wait already (max_queued={most})")
+    service.bulk[engine] += len(texts)
+    try:
+        return await several_texts(embedder, texts, mode, {**asked, "priority": "bulk"})
+    finally:
+        service.bulk[engine] -= len(texts)
+
+
+def _whole(counted: CountedBatch[Any], embedder: "Embedder", param: str) -> CountedBatch[Any]:
+    """Raise `Refusal` if a text was cut."""
+    if counted.is_cut.any():
+        index = int(counted.is_cut.argmax())
+        limit = embedder.max_length
+        raise Refusal(
+            "invalid", f"input {index}: longer than the model's limit of {limit} tokens, and not to be cut", param=param
+        )
+    return counted
+
+
+# ---------------------------------------------------------------- pairs of texts
 
 
 async def rank(
@@ -102,6 +184,16 @@ async def score_pairs(
     return _whole(counted, model.embedder, param) if truncate is False else counted
 
 
+async def _check_pairs(
+    service: Service, model: Served[TextCrossEncoder], pairs: Sequence[tuple[str, str]], param: str
+) -> None:
+    service.check_count(len(pairs), param=param)
+    await service.check_tokens(model, pairs, param=param)
+
+
+# ---------------------------------------------------------------- images
+
+
 async def embed_images(
     service: Service,
     model: "Served[ImageEmbedding[Any] | LateInteractionMultimodalEmbedding[Any]]",
@@ -115,19 +207,8 @@ async def embed_images(
     return await model.embedder.embed_images(given, with_tokens=True)
 
 
-async def _check_pairs(
-    service: Service, model: Served[TextCrossEncoder], pairs: Sequence[tuple[str, str]], param: str
-) -> None:
-    service.check_count(len(pairs), param=param)
-    await service.check_tokens(model, pairs, param=param)
-
-
-def _whole(counted: CountedBatch[Any], embedder: "Embedder", param: str) -> CountedBatch[Any]:
-    """Raise `Refusal` if a text was cut."""
-    if counted.is_cut.any():
-        index = int(counted.is_cut.argmax())
-        limit = embedder.max_length
-        raise Refusal(
-            "invalid", f"input {index}: longer than the model's limit of {limit} tokens, and not to be cut", param=param
-        )
-    return counted
+def check_size(embedder: "HasVectors", wanted: int, *, param: str) -> None:
+    """Raise `Refusal` unless vectors have the length that is wanted, for models that have no other."""
+    if wanted != embedder.embedding_size:
+        message = f"vectors of this model have {embedder.embedding_size} components, and are never cut"
+        raise Refusal("invalid", message, param=param)

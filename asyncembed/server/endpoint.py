@@ -55,6 +55,7 @@ class Route:
         handle: Computes the answer.
         body: The Struct that the JSON of a POST is decoded as; None: a GET.
         answer: Struct, or type, of what it answers, for the document only.
+        media_type: What the answer is, likewise.
         summary: A sentence for the document.
         needs_key: Whether it is served to those only who have the API key, if there is one.
     """
@@ -63,6 +64,7 @@ class Route:
     handle: Handler
     body: Any = None
     answer: Any = None
+    media_type: str = "application/json"
     summary: str
     needs_key: bool = True
 

@@ -29,7 +29,7 @@ class JinaRerankRequest(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     query: str
-    documents: list[str | JinaDocument]
+    documents: Annotated[list[str | JinaDocument], msgspec.Meta(extra_json_schema={"minItems": 1})]
     top_n: Annotated[int, msgspec.Meta(ge=1)] | None = None
     return_documents: bool = True
     raw_scores: bool = False

@@ -9,10 +9,10 @@ from typing import TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from asyncembed.catalogue.onnx_choice import precision_of
-from asyncembed.embedders.base import Embedder, opened_model
+from asyncembed.embedders.base import Embedder, HasVectors, opened_model
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.engine.supervisor import Supervisor
-from asyncembed.errors import ModelLoadError, UnsupportedModelError
+from asyncembed.errors import ModelLoadError, StateError, UnsupportedModelError
 from asyncembed.repo_files import read_object
 from asyncembed.server.refusals import Refusal
 from asyncembed.server.token_lists import TokenLists
@@ -71,6 +71,32 @@ class ModelFacts:
         return directory.name if directory.parent.name == "snapshots" else None
 
     @property
+    def dim(self) -> int | None:
+        """Length of its vectors, where they have one, and it is known."""
+        if not isinstance(self._embedder, HasVectors):
+            return None
+        try:
+            return self._embedder.embedding_size
+        except StateError:  # it tells with its first vector
+            return None
+
+    @property
+    def runs_on(self) -> str:
+        """What computes it: the execution provider, for people."""
+        model, _ = opened_model(self._embedder)
+        return model.info.runs_on
+
+    @property
+    def precision(self) -> str | None:
+        """Of the numbers that its graph computes with: "int8" also where only the graph tells so. None: it has none."""
+        model, _ = opened_model(self._embedder)
+        if not model.info.providers:
+            return None
+        file = model.config.spec.model_file
+        named = "fp32" if file is None else precision_of(file)
+        return "int8" if named == "fp32" and model.info.dynamically_quantized else named
+
+    @property
     def dtype(self) -> str:
         """What the weights are, by the name of the graph's file."""
         file = self.config.spec.model_file
@@ -82,7 +108,7 @@ def _read_tokens(config: EncoderConfig) -> TokenLists:
     try:
         return TokenLists(config.directory, lower_case=config.spec.settings.get("lower_case") is True)
     except (UnsupportedModelError, ModelLoadError) as error:
-        raise Refusal("no_model", f"{config.spec.name} has no tokens that could be told", param="model") from error
+        raise Refusal("unfit", f"{config.spec.name} has no tokens that could be told", param="model") from error
 
 
 def _label(config: EncoderConfig) -> str:

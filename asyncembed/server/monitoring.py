@@ -84,7 +84,13 @@ class Operations(OpenAIDialect):
         self._monitor = monitor
         self.routes: tuple[Route, ...] = (
             Route(path="/health", handle=health, summary="Whether requests can be served now.", needs_key=False),
-            Route(path="/metrics", handle=self._metrics, summary="Numbers for Prometheus."),
+            Route(
+                path="/metrics",
+                handle=self._metrics,
+                media_type="text/plain",
+                answer=str,
+                summary="Numbers for Prometheus.",
+            ),
         )
 
     async def _metrics(self, _: Service, __: None) -> Reply:

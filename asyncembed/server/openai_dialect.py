@@ -1,22 +1,25 @@
 """The interface of OpenAI: `POST /v1/embeddings`, `GET /v1/models`, and its form of errors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
 import msgspec
 import orjson
 
-from asyncembed.embedders.base import Embedder
+from asyncembed.embedders.image import ImageEmbedding
 from asyncembed.embedders.late_interaction import LateInteractionTextEmbedding
+from asyncembed.embedders.multimodal import LateInteractionMultimodalEmbedding
 from asyncembed.embedders.text import TextCall, TextEmbedding
+from asyncembed.results import CountedBatch
+from asyncembed.server.computing import check_size, embed_images, embed_texts, texts_of
 from asyncembed.server.endpoint import Dialect, Route
 from asyncembed.server.refusals import Kind, Refusal
 from asyncembed.server.served import Served
-from asyncembed.server.service import NO_CALL, Service
+from asyncembed.server.service import Service
 from asyncembed.server.vectors import as_base64, as_json, each_as
 
 if TYPE_CHECKING:
-    from asyncembed.embedders.roles import TextRoles
+    from asyncembed.encoders.encoder import Mode
 
 # ---------------------------------------------------------------- bodies
 
@@ -25,26 +28,44 @@ Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 """Of a token, as the model's own tokenizer has it."""
 
 
-class EmbeddingsRequest(msgspec.Struct):
-    """What `/v1/embeddings` takes: a text, the ids of its tokens, or several of one or the other.
+class InputObject(msgspec.Struct):
+    """An input as Jina has it: a text, or an image by its URL, a data URI or base64."""
 
-    `input_type` is no field of OpenAI's: what the texts are, for models that tell queries from passages.
+    text: str | None = None
+    image: str | None = None
+
+
+Modality: TypeAlias = Literal["text", "image"]
+
+Texts: TypeAlias = str | list[str | int | list[int]] | list[str]
+
+InputRole: TypeAlias = Literal["query", "document", "passage", "search_query", "search_document"]
+
+
+class EmbeddingsRequest(msgspec.Struct):
+    """What `/v1/embeddings` takes. `input_type` and `modality` are no words of OpenAI's, but of others who speak so.
+
+    Attributes:
+        input: A text, the token ids of one, or several of either; with the modality "image", images.
+        input_type: What the texts are, for models that tell queries from documents. None: neither.
+        modality: What the inputs are, as Infinity has it.
     """
 
-    input: str | list[str | list[Id] | Id]
+    input: str | InputObject | list[str | Id | list[Id] | InputObject]
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
     user: str | None = None
-    input_type: Literal["query", "passage"] | None = None
+    input_type: InputRole | None = None
+    modality: Modality = "text"
 
 
 class EmbeddingObject(msgspec.Struct):
-    """One vector: numbers, or base64 of float32. A model of late interaction has a list of vectors."""
+    """One vector: numbers, or base64 of float32. Of a late interaction model several, always as numbers."""
 
     object: Literal["embedding"]
     index: int
-    embedding: list[float | list[float]] | str
+    embedding: str | list[float | list[float]]
 
 
 class Usage(msgspec.Struct):
@@ -81,25 +102,26 @@ class ModelsAnswer(msgspec.Struct):
 
 # ---------------------------------------------------------------- routes
 
+OF_TEXTS = (TextEmbedding, LateInteractionTextEmbedding, LateInteractionMultimodalEmbedding)
+OF_IMAGES = (ImageEmbedding, LateInteractionMultimodalEmbedding)
+
+ROLES: "Mapping[InputRole | None, Mode]" = {
+    "query": "query",
+    "search_query": "query",
+    "document": "passage",
+    "passage": "passage",
+    "search_document": "passage",
+}
+
 
 async def embeddings(service: Service, asked: EmbeddingsRequest) -> bytes:
-    """Vectors of texts."""
-    model = service.models.pick(asked.model, _KINDS)
-    texts = [asked.input] if isinstance(asked.input, str) else await _texts(service, model, asked.input)
-    if not all(texts):
-        raise Refusal("invalid", "input has an empty text, which means nothing", param="input")
-    mode = asked.input_type or "embed"
-    call = NO_CALL if asked.dimensions is None else _shortened(model.embedder, asked.dimensions)
+    """Vectors of texts or images."""
+    model, counted = await _embed(service, asked)
     # Of several vectors base64 would not say how many there are.
-    is_packed = asked.encoding_format == "base64" and isinstance(model.embedder, TextEmbedding)
-    write = as_base64 if is_packed else as_json
-    if len(texts) == 1:
-        vector, tokens = await service.embed_text(model, texts[0], mode, call=call)
-        written = [write(vector)]
-    else:
-        vectors, tokens = await service.embed_texts(model, texts, mode, call=call)
-        written = await each_as(write, vectors)
+    is_packed = asked.encoding_format == "base64" and counted.results[0].ndim == 1
+    written = await each_as(as_base64 if is_packed else as_json, counted.results)
     data = b",".join([b'{"object":"embedding","index":%d,"embedding":%b}' % one for one in enumerate(written)])
+    tokens = int(counted.tokens.sum())
     return b'{"object":"list","data":[%b],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
         data,
         model.json_name,
@@ -108,27 +130,52 @@ async def embeddings(service: Service, asked: EmbeddingsRequest) -> bytes:
     )
 
 
-_KINDS: "tuple[type[TextRoles[Any, Any]], ...]" = (TextEmbedding, LateInteractionTextEmbedding)
+async def _embed(service: Service, asked: EmbeddingsRequest) -> tuple[Served[Any], CountedBatch[Any]]:
+    """The model that is asked for, and what it gives: vectors (n, dim), or a list of matrices (rows, dim)."""
+    texts, images = _inputs(asked)
+    kinds = OF_IMAGES if texts is None else TextEmbedding if asked.model is None else OF_TEXTS
+    model: Served[Any] = service.models.pick(asked.model, kinds)
+    call: TextCall = {}
+    if asked.dimensions is not None:
+        if not isinstance(model.embedder, TextEmbedding):
+            check_size(model.embedder, asked.dimensions, param="dimensions")
+        else:
+            call["truncate_dim"] = asked.dimensions
+    if texts is None:
+        return model, await embed_images(service, model, images or [], param="input")
+    whole = await texts_of(service, model, texts, param="input")
+    if not all(whole):
+        raise Refusal("invalid", "input has an empty text, which means nothing", param="input")
+    role = ROLES.get(asked.input_type, "embed")
+    return model, await embed_texts(service, model, whole, role, param="input", **call)
 
 
-def _shortened(embedder: Embedder, dimensions: int) -> TextCall:
-    if not isinstance(embedder, TextEmbedding):
-        raise Refusal("invalid", "the vectors of this model cannot be made shorter", param="dimensions")
-    return TextCall(truncate_dim=dimensions)
+def _inputs(asked: EmbeddingsRequest) -> tuple[Texts | None, list[str] | None]:
+    """The texts or the images of a request, and None for the others.
+
+    Raises:
+        Refusal: There are both.
+    """
+    given = asked.input if isinstance(asked.input, list) else [asked.input]
+    if asked.modality == "text" and not any(isinstance(one, InputObject) for one in given):
+        return cast("Texts", asked.input), None
+    found = [_input(one, asked.modality) for one in given]
+    kinds = {kind for kind, _ in found} or {asked.modality}
+    if len(kinds) > 1:
+        raise Refusal("invalid", "input has texts and images: send them one after the other", param="input")
+    values = [value for _, value in found]
+    return (None, values) if kinds == {"image"} else (values, None)
 
 
-async def _texts(service: Service, model: Served[Embedder], given: Sequence[str | int | list[int]]) -> list[str]:
-    """The texts of a list: themselves, or what their token ids, or the ids of one text, stand for."""
-    if all(isinstance(one, str) for one in given):
-        return cast("list[str]", given)
-    if all(isinstance(one, int) for one in given):
-        several = [cast("list[int]", given)]
-    elif all(isinstance(one, list) for one in given):
-        several = cast("list[list[int]]", given)
-    else:
-        raise Refusal("malformed", "input has texts as well as token ids: give one or the other", param="input")
-    service.check_count(len(several), param="input")
-    return await service.facts(model).ask_tokens(lambda tokens: tokens.texts(several))
+def _input(given: str | int | list[int] | InputObject, modality: Modality) -> tuple[Modality, str]:
+    if isinstance(given, str):
+        return modality, given
+    if isinstance(given, InputObject):
+        if given.text is not None and given.image is None:
+            return "text", given.text
+        if given.image is not None and given.text is None:
+            return "image", given.image
+    raise Refusal("invalid", "an object of input has a text or an image, and an image is no token ids", param="input")
 
 
 async def models(service: Service, _: None) -> bytes:
@@ -142,22 +189,32 @@ async def models(service: Service, _: None) -> bytes:
 
 # ---------------------------------------------------------------- the dialect
 
-_CODES: Mapping[Kind, str] = {"no_key": "invalid_api_key", "no_model": "model_not_found", "overloaded": "overloaded"}
+_CODES: Mapping[Kind, str] = {
+    "no_key": "invalid_api_key",
+    "no_model": "model_not_found",
+    "unfit": "model_not_found",
+    "overloaded": "overloaded",
+}
 
 
 class OpenAIDialect(Dialect):
     """Routes and errors of OpenAI; also the form of refusals that belong to no route."""
 
     name = "openai"
-    routes: tuple[Route, ...] = (
-        Route(
-            path="/v1/embeddings",
-            handle=embeddings,
-            body=EmbeddingsRequest,
-            answer=EmbeddingsAnswer,
-            summary="Vectors of one text or several.",
-        ),
-        Route(path="/v1/models", handle=models, answer=ModelsAnswer, summary="The models that are served."),
+    # Without the version, as Text Embeddings Inference and Infinity have them too.
+    routes: tuple[Route, ...] = tuple(
+        route
+        for prefix in ("/v1", "")
+        for route in (
+            Route(
+                path=f"{prefix}/embeddings",
+                handle=embeddings,
+                body=EmbeddingsRequest,
+                answer=EmbeddingsAnswer,
+                summary="Vectors of texts or images, one or several.",
+            ),
+            Route(path=f"{prefix}/models", handle=models, answer=ModelsAnswer, summary="The models that are served."),
+        )
     )
 
     def refuse(self, refusal: Refusal, status: int) -> object:

@@ -34,7 +34,7 @@ def _operation(dialect: Dialect, route: Route, body: object, answer: object) -> 
         "summary": route.summary,
         "operationId": "_".join(name),
         "responses": {
-            "200": _answer("It is served.", {} if answer is None else answer),
+            "200": _answer("It is served.", {} if answer is None else answer, route.media_type),
             "default": _answer("It is refused, or it failed.", {}),
         },
     }
@@ -45,5 +45,5 @@ def _operation(dialect: Dialect, route: Route, body: object, answer: object) -> 
     return operation
 
 
-def _answer(description: str, schema: object) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
+def _answer(description: str, schema: object, media_type: str = "application/json") -> dict[str, Any]:
+    return {"description": description, "content": {media_type: {"schema": schema}}}

@@ -12,7 +12,7 @@ from asyncembed.errors import AsyncEmbedError, ClientGoneError, InputError, Opti
 logger: Logger = getLogger("asyncembed.server")
 
 Kind: TypeAlias = Literal[
-    "malformed", "invalid", "empty", "too_many", "too_large", "no_key", "no_model", "no_route", "no_method",
+    "malformed", "invalid", "empty", "too_many", "too_large", "no_key", "no_model", "unfit", "no_route", "no_method",
     "overloaded", "unavailable", "gone", "failed",
 ]  # fmt: skip
 
@@ -24,6 +24,7 @@ STATUSES: Final[Mapping[Kind, int]] = {
     "too_large": 413,
     "no_key": 401,
     "no_model": 404,
+    "unfit": 404,
     "no_route": 404,
     "no_method": 405,
     "overloaded": 429,
@@ -39,7 +40,8 @@ STATUSES: Final[Mapping[Kind, int]] = {
     too_many     more inputs or tokens than one request may have
     too_large    more bytes than one request may have
     no_key       none, or a wrong one
-    no_model     none of this name is served, or none of the kind that the route needs
+    no_model     none of this name is served
+    unfit        none is served that can do what the route is for
     no_route, no_method     nothing is there, or not for this method
     overloaded   too many wait already; `retry_after_seconds` says when to come back
     unavailable  the server is starting or ending

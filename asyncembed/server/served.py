@@ -52,7 +52,7 @@ class ServedModels:
             for served in self._models.values():
                 if isinstance(served.embedder, wanted):
                     return served  # type: ignore[return-value]
-            raise Refusal("no_model", f"no model is served here that is one of: {_names(wanted)}", param="model")
+            raise Refusal("unfit", f"no model is served here that is one of: {_names(wanted)}", param="model")
         found = self._models.get(name)
         if found is None:
             raise Refusal(

@@ -1,12 +1,13 @@
-"""What handlers stand on: the models, the limits, and computing for requests."""
+"""What handlers stand on: the models, and the limits of a request."""
 
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
 from hmac import compare_digest
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from time import monotonic
+from typing import TYPE_CHECKING
 
 from asyncembed.embedders.base import Embedder
-from asyncembed.embedders.roles import TextRoles, one_text, several_texts
 from asyncembed.server.meter import Meter
 from asyncembed.server.model_facts import ModelFacts
 from asyncembed.server.refusals import Refusal
@@ -14,15 +15,7 @@ from asyncembed.server.request_limits import Limits
 from asyncembed.server.served import Served, ServedModels
 
 if TYPE_CHECKING:
-    from asyncembed.embedders.base import StreamKeywords
-    from asyncembed.embedders.text import TextCall
-    from asyncembed.encoders.encoder import Mode
-
-ResultT = TypeVar("ResultT")
-CollectedT = TypeVar("CollectedT")
-
-NO_CALL: "TextCall" = {}
-"""Nothing asked for but the vectors."""
+    from asyncembed.engine.supervisor import Supervisor
 
 MOST_BYTES_OF_A_CHARACTER = 4
 
@@ -36,7 +29,9 @@ class Service:
     Attributes:
         models: What is served.
         limits: What one request may ask for.
+        bulk: Texts of long lists that are computed or wait, by the engine that does it.
         meter: What came of its requests so far.
+        began: When it was made, by `time.monotonic`.
         is_ready: Whether the models are open.
         failure: Why they could not be opened.
     """
@@ -44,12 +39,19 @@ class Service:
     def __init__(self, models: ServedModels, limits: Limits, api_keys: Sequence[str]) -> None:
         self.models = models
         self.limits = limits
-        self.meter = Meter()
+        self.meter: Meter = Meter()
+        self.began: float = monotonic()
         self.is_ready = False
         self.failure: Exception | None = None
+        self.bulk: Counter[Supervisor] = Counter()
         self._facts: dict[str, ModelFacts] = {}
         # Of one length whatever the keys are, so that comparing tells nothing of them.
         self._keys = [sha256(key.encode()).digest() for key in api_keys]
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether clients must give a key."""
+        return bool(self._keys)
 
     def check_key(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Raise `Refusal` unless the request has one of the keys, if there are any, as a bearer token."""
@@ -79,40 +81,6 @@ class Service:
                 param=param,
             )
 
-    async def embed_text(
-        self,
-        model: Served[TextRoles[ResultT, Any]],
-        text: str,
-        mode: "Mode" = "embed",
-        *,
-        call: "TextCall" = NO_CALL,
-    ) -> tuple[ResultT, int]:
-        """The result of one text, and the tokens that were computed; `call` is for dense models only.
-
-        Goes before bulk work. When the client leaves, it is withdrawn.
-        """
-        counted = await one_text(model.embedder, text, mode, cast("StreamKeywords", call))
-        return counted.result, counted.tokens
-
-    async def embed_texts(
-        self,
-        model: Served[TextRoles[Any, CollectedT]],
-        texts: Sequence[str],
-        mode: "Mode" = "embed",
-        *,
-        call: "TextCall" = NO_CALL,
-        param: str = "input",
-    ) -> tuple[CollectedT, int]:
-        """The results of some texts, and the tokens that were computed for all of them.
-
-        Raises:
-            Refusal: There are none, too many, or they have too many tokens.
-        """
-        self.check_count(len(texts), param=param)
-        await self.check_tokens(model, texts, param=param)
-        counted = await several_texts(model.embedder, texts, mode, cast("StreamKeywords", call))
-        return counted.results, int(counted.tokens.sum())
-
     def facts(self, model: Served[Embedder]) -> ModelFacts:
         """What the files of a model say of it."""
         found = self._facts.get(model.name)
@@ -137,9 +105,11 @@ class Service:
             return
         count = getattr(model.embedder, "token_count", None)
         tokens = await count(list(inputs)) if count is not None else 0
+        self.check_token_count(tokens, param=param)
+
+    def check_token_count(self, tokens: int, *, param: str) -> None:
+        """Raise `Refusal` for more tokens than a request may have."""
+        limit = self.limits.max_tokens
         if tokens > limit:
-            raise Refusal(
-                "too_many",
-                f"{param} has {tokens} tokens; one request may have {limit}: send several",
-                param=param,
-            )
+            message = f"{param} has {tokens} tokens; one request may have {limit}: send several"
+            raise Refusal("too_many", message, param=param)

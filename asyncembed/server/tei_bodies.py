@@ -8,7 +8,31 @@ from asyncembed.server.jina_dialect import JinaDocument
 
 Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 
-Inputs: TypeAlias = str | list[str | Id | list[Id]]
+NOT_EMPTY = msgspec.Meta(extra_json_schema={"minItems": 1})
+"""What the document says; an empty list is refused by name, not as one of a wrong form."""
+
+_IDS = msgspec.Meta(
+    extra_json_schema={"minItems": 1, "anyOf": [{"items": {"type": "integer"}}, {"items": {"type": "array"}}]}
+)
+
+_PAIRS = msgspec.Meta(
+    extra_json_schema={
+        "minItems": 1,
+        "anyOf": [
+            {"items": {"type": "string"}, "minItems": 2, "maxItems": 2},
+            {"items": {"type": "array", "minItems": 2, "maxItems": 2}},
+        ],
+    }
+)
+
+_TEXTS_OR_IDS = msgspec.Meta(
+    extra_json_schema={
+        "minItems": 1,
+        "anyOf": [{"items": {"type": "integer"}}, {"items": {"not": {"type": "integer"}}}],
+    }
+)
+
+Inputs: TypeAlias = str | Annotated[list[str | Id | list[Id]], _TEXTS_OR_IDS]
 """A text, the token ids of one, or a list of either."""
 
 
@@ -47,10 +71,10 @@ class RerankRequest(CuttingRequest, kw_only=True):
     """What `/rerank` takes: `texts`, or, with what belongs to them in Jina's form and Infinity's, `documents`."""
 
     query: str
-    texts: list[str] | msgspec.UnsetType = msgspec.UNSET
+    texts: Annotated[list[str], NOT_EMPTY] | msgspec.UnsetType = msgspec.UNSET
     raw_scores: bool = False
     return_text: bool = False
-    documents: list[str | JinaDocument] | msgspec.UnsetType = msgspec.UNSET
+    documents: Annotated[list[str | JinaDocument], NOT_EMPTY] | msgspec.UnsetType = msgspec.UNSET
     top_n: Annotated[int, msgspec.Meta(ge=1)] | None = None
     return_documents: bool = False
 
@@ -58,7 +82,7 @@ class RerankRequest(CuttingRequest, kw_only=True):
 class PredictRequest(CuttingRequest, kw_only=True):
     """What `/predict` takes: a pair of texts, or a list of pairs."""
 
-    inputs: str | list[str | list[str]]
+    inputs: Annotated[list[str | list[str]], _PAIRS]
     raw_scores: bool = False
 
 
@@ -66,7 +90,7 @@ class SimilarityInputs(msgspec.Struct):
     """A sentence, and those that are compared with it."""
 
     source_sentence: str
-    sentences: list[str]
+    sentences: Annotated[list[str], NOT_EMPTY]
 
 
 class SimilarityParameters(CuttingRequest, kw_only=True):
@@ -85,7 +109,7 @@ class SimilarityRequest(TeiRequest, kw_only=True):
 class TokenizeRequest(TeiRequest, kw_only=True):
     """What `/tokenize` takes."""
 
-    inputs: str | list[str]
+    inputs: str | Annotated[list[str], NOT_EMPTY]
     add_special_tokens: bool = True
     prompt_name: str | None = None
 
@@ -93,15 +117,8 @@ class TokenizeRequest(TeiRequest, kw_only=True):
 class DecodeRequest(TeiRequest, kw_only=True):
     """What `/decode` takes."""
 
-    ids: list[Id | list[Id]]
+    ids: Annotated[list[Id | list[Id]], _IDS]
     skip_special_tokens: bool = True
-
-
-class AnyRequest(TeiRequest, kw_only=True):
-    """What `/` takes: the body of the route that the model is for, by which it is told."""
-
-    inputs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    query: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class SparseValue(msgspec.Struct):

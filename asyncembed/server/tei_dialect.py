@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import msgspec
 import numpy as np
 import orjson
-from msgspec import UNSET, UnsetType
+from msgspec import UnsetType
 
 from asyncembed import __version__
 from asyncembed.embedders.base import Embedder
@@ -22,7 +22,7 @@ from asyncembed.embedders.roles import prompt_of
 from asyncembed.embedders.sparse import SparseTextEmbedding
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.results import CountedBatch
-from asyncembed.server.computing import embed_texts, rank, score_pairs
+from asyncembed.server.computing import embed_texts, rank, score_pairs, several, texts_of
 from asyncembed.server.endpoint import Dialect, Reply, Route
 from asyncembed.server.jina_dialect import JinaRerankAnswer, infinity_rerank
 from asyncembed.server.model_facts import ModelFacts
@@ -30,14 +30,12 @@ from asyncembed.server.refusals import Kind, Refusal
 from asyncembed.server.served import Served
 from asyncembed.server.service import Service
 from asyncembed.server.tei_bodies import (
-    AnyRequest,
     CuttingRequest,
     DecodeRequest,
     EmbedAllRequest,
     EmbedRequest,
     EmbedSparseRequest,
     InfoAnswer,
-    Inputs,
     Prediction,
     PredictRequest,
     Rank,
@@ -46,10 +44,11 @@ from asyncembed.server.tei_bodies import (
     SimilarityRequest,
     SimpleToken,
     SparseValue,
+    TeiRequest,
     TokenizeRequest,
 )
-from asyncembed.server.token_lists import TokenLists
-from asyncembed.server.vectors import as_json, as_sparse_json
+from asyncembed.server.token_lists import Token, TokenLists
+from asyncembed.server.vectors import as_json, as_sparse_json, each_as
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,35 +69,6 @@ ROLES: "Mapping[str, Mode]" = {"query": "query", "document": "passage", "passage
 """What `prompt_name` may be for a model that has roles, and no prompts by name."""
 
 # ---------------------------------------------------------------- from a request to a call
-
-
-def several(inputs: "str | Sequence[str | int | list[int]]") -> list[str | list[int]]:
-    """The texts, or token ids of texts, that a request has; one alone is one of them.
-
-    Raises:
-        Refusal: They are numbers and texts together.
-    """
-    if isinstance(inputs, str):
-        return [inputs]
-    numbers = sum(isinstance(one, int) for one in inputs)
-    if numbers == 0:
-        return cast("list[str | list[int]]", inputs)
-    if numbers < len(inputs):
-        raise Refusal("invalid", "inputs are texts, or token ids, or lists of token ids", param="inputs")
-    return [cast("list[int]", inputs)]
-
-
-async def texts_of(service: Service, model: Served[Embedder], inputs: Inputs) -> list[str]:
-    """The texts of a request, token ids as what they stand for."""
-    given = several(inputs)
-    service.check_count(len(given), param="inputs")
-    places = [place for place, one in enumerate(given) if not isinstance(one, str)]
-    if places:
-        ids = [cast("list[int]", given[place]) for place in places]
-        found = await service.facts(model).ask_tokens(lambda tokens: tokens.texts(ids))
-        for place, text in zip(places, found, strict=True):
-            given[place] = text
-    return cast("list[str]", given)
 
 
 def check_cutting(asked: CuttingRequest) -> None:
@@ -165,7 +135,7 @@ async def embed(service: Service, asked: EmbedRequest) -> Reply:
     check_cutting(asked)
     is_unit = service.facts(model).config.spec.normalize or asked.dimensions is not None
     is_finished = has_right_length(normalize=asked.normalize, is_unit=is_unit)
-    texts = await texts_of(service, model, asked.inputs)
+    texts = await texts_of(service, model, asked.inputs, param="inputs")
     counted = await embed_texts(
         service,
         model,
@@ -176,7 +146,7 @@ async def embed(service: Service, asked: EmbedRequest) -> Reply:
         truncate_dim=asked.dimensions,
     )
     vectors = counted.results if is_finished else of_unit_length(counted.results)
-    return answered(as_json(vectors), texts, counted, began)
+    return answered(_list(await each_as(as_json, vectors)), texts, counted, began)
 
 
 async def embed_sparse(service: Service, asked: EmbedSparseRequest) -> Reply:
@@ -190,7 +160,7 @@ async def embed_all(service: Service, asked: EmbedAllRequest) -> Reply:
     """For each text a vector per token."""
     began, model = perf_counter(), service.models.pick(asked.model, LateInteractionTextEmbedding)
     texts, counted = await _of_roles(service, model, asked)
-    return answered(_list(map(as_json, counted.results)), texts, counted, began)
+    return answered(_list(await each_as(as_json, counted.results)), texts, counted, began)
 
 
 async def similarity(service: Service, asked: SimilarityRequest) -> Reply:
@@ -212,7 +182,7 @@ async def _of_roles(
 ) -> tuple[list[str], CountedBatch[Any]]:
     check_cutting(asked)
     role = role_of(asked.prompt_name)
-    texts = await texts_of(service, model, asked.inputs)
+    texts = await texts_of(service, model, asked.inputs, param="inputs")
     return texts, await embed_texts(service, model, texts, role, param="inputs", truncate=asked.truncate)
 
 
@@ -249,14 +219,14 @@ async def rerank(service: Service, asked: RerankRequest) -> Reply | bytes:
     return answered(orjson.dumps(ranks), [asked.query, *asked.texts], counted, began)
 
 
-def pairs_of(inputs: str | list[str | list[str]]) -> list[tuple[str, str]]:
+def pairs_of(inputs: list[str | list[str]]) -> list[tuple[str, str]]:
     """The pairs of texts that a request has; two texts alone are one of them.
 
     Raises:
         Refusal: They are no pairs, as rerankers take nothing else.
     """
-    given = [inputs] if isinstance(inputs, list) and len(inputs) == 2 and _is_texts(inputs) else inputs
-    if isinstance(given, str) or not all(isinstance(pair, list) and len(pair) == 2 for pair in given):
+    given = [inputs] if len(inputs) == 2 and _is_texts(inputs) else inputs
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in given):
         message = "inputs are a pair of texts, or a list of pairs: [query, text]"
         raise Refusal("invalid", message, param="inputs")
     return [(first, second) for first, second in cast("list[list[str]]", given)]
@@ -281,12 +251,17 @@ async def predict(service: Service, asked: PredictRequest) -> Reply:
     )
     label = await service.facts(model).label()
     predictions = [[{"score": score, "label": label}] for score in counted.results.tolist()]
-    is_alone = _is_texts(cast("list[Any]", asked.inputs))
+    is_alone = _is_texts(asked.inputs)
     body = orjson.dumps(predictions[0] if is_alone else predictions)
     return answered(body, [text for pair in pairs for text in pair], counted, began)
 
 
 # ---------------------------------------------------------------- tokens
+
+CHARACTERS_PER_TOKEN = 8
+"""A text of more than this for each token that a request may have is not tokenized at all."""
+
+TOKENS_AT_ONCE = 1000
 
 
 async def tokenize(service: Service, asked: TokenizeRequest) -> bytes:
@@ -297,18 +272,35 @@ async def tokenize(service: Service, asked: TokenizeRequest) -> bytes:
     prompt = _prompt(model.embedder, asked.prompt_name)
     whole = [prompt + text for text in texts] if prompt else texts
 
+    # There are fewer tokens than characters: how many, is known only when they are there, and take their memory.
+    service.check_token_count(sum(map(len, whole)) // CHARACTERS_PER_TOKEN, param="inputs")
+
     def work(tokens: TokenLists) -> bytes:
-        found = tokens.tokens(whole, add_special_tokens=asked.add_special_tokens)
-        return orjson.dumps([[token._asdict() for token in some] for some in found])
+        written: list[bytes] = []
+        count = 0
+        for text in whole:
+            found = tokens.tokens(text, add_special_tokens=asked.add_special_tokens)
+            count += len(found)
+            service.check_token_count(count, param="inputs")
+            written.append(_written(found))
+        return _list(written)
 
     return await service.facts(model).ask_tokens(work)
+
+
+def _written(tokens: Sequence[Token]) -> bytes:
+    """Tokens as JSON, in portions: while one is written, no other thread goes on."""
+    starts = range(0, len(tokens), TOKENS_AT_ONCE)
+    portions = ([token._asdict() for token in tokens[start : start + TOKENS_AT_ONCE]] for start in starts)
+    return _list(orjson.dumps(portion)[1:-1] for portion in portions)
 
 
 async def decode(service: Service, asked: DecodeRequest) -> bytes:
     """What lists of token ids stand for."""
     model = service.models.pick(asked.model, OF_TEXTS)
-    ids = [cast("list[int]", one) for one in several(asked.ids)]
+    ids = [cast("list[int]", one) for one in several(asked.ids, param="ids")]
     service.check_count(len(ids), param="ids")
+    service.check_token_count(sum(map(len, ids)), param="ids")
     return await service.facts(model).ask_tokens(
         lambda tokens: orjson.dumps(tokens.texts(ids, skip_special_tokens=asked.skip_special_tokens))
     )
@@ -375,16 +367,16 @@ BY_CLASS: "Sequence[tuple[type[Embedder], Callable[[Service, Any], Awaitable[Rep
 """What `/` does with `inputs`, and how it reads its body."""
 
 
-async def infer(service: Service, asked: msgspec.Raw) -> Reply | bytes:
+async def infer(service: Service, asked: dict[str, msgspec.Raw]) -> Reply | bytes:
     """What the model is for, as clients ask for it that know an address only."""
-    body = msgspec.json.decode(asked, type=AnyRequest)
-    if body.query is not UNSET:
-        return await rerank(service, msgspec.json.decode(asked, type=RerankRequest))
-    if body.inputs is not UNSET and bytes(body.inputs)[:1] == b"{":
-        return await similarity(service, msgspec.json.decode(asked, type=SimilarityRequest))
-    model = service.models.pick(body.model, [kind for kind, _, _ in BY_CLASS])
+    body = msgspec.json.encode(asked)
+    if "query" in asked:
+        return await rerank(service, msgspec.json.decode(body, type=RerankRequest))
+    if bytes(asked.get("inputs", b"")).startswith(b"{"):
+        return await similarity(service, msgspec.json.decode(body, type=SimilarityRequest))
+    model = service.models.pick(msgspec.json.decode(body, type=TeiRequest).model, [kind for kind, _, _ in BY_CLASS])
     handle, form = next((handle, form) for kind, handle, form in BY_CLASS if isinstance(model.embedder, kind))
-    return await handle(service, msgspec.json.decode(asked, type=form))
+    return await handle(service, msgspec.json.decode(body, type=form))
 
 
 # ---------------------------------------------------------------- the dialect
@@ -392,6 +384,7 @@ async def infer(service: Service, asked: msgspec.Raw) -> Reply | bytes:
 _ERROR_TYPES: Mapping[Kind, str] = {
     "empty": "Empty",
     "no_model": "Backend",
+    "unfit": "Backend",
     "failed": "Backend",
     "overloaded": "Overloaded",
     "unavailable": "Unhealthy",
@@ -406,7 +399,7 @@ class TeiDialect(Dialect):
         "malformed": 422,
         "invalid": 422,
         "too_many": 422,
-        "no_model": 424,
+        "unfit": 424,
         "failed": 424,
     }
     routes: tuple[Route, ...] = (
@@ -463,7 +456,7 @@ class TeiDialect(Dialect):
         Route(
             path="/",
             handle=infer,
-            body=msgspec.Raw,
+            body=dict[str, msgspec.Raw],
             answer=Any,
             summary="What the model is for: as `/embed`, `/embed_sparse`, `/embed_all`, `/rerank` or `/predict`.",
         ),

@@ -42,10 +42,9 @@ class TokenLists:
         self._library.no_padding()
         self._size = self._library.get_vocab_size()
 
-    def tokens(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[Token]]:
-        """The tokens of each text, however long."""
-        encodings = self._library.encode_batch(list(texts), add_special_tokens=add_special_tokens)
-        return [_tokens(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+    def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[Token]:
+        """The tokens of a text, however long: some hundred bytes for each."""
+        return _tokens(text, self._library.encode(text, add_special_tokens=add_special_tokens))
 
     def texts(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
         """What each list of ids stands for.

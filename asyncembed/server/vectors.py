@@ -7,7 +7,7 @@ import orjson
 from anyio.lowlevel import checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -36,7 +36,7 @@ def as_sparse_json(vector: "SparseEmbedding") -> bytes:
     return b"[%b]" % b",".join(entries)
 
 
-async def each_as(write: "Callable[[NDArray[Any]], bytes]", vectors: "Sequence[NDArray[Any]]") -> list[bytes]:
+async def each_as(write: "Callable[[NDArray[Any]], bytes]", vectors: "Iterable[NDArray[Any]]") -> list[bytes]:
     """Each of some vectors, or of some matrices, written by one of these, in steps that let the event loop go on."""
     written: list[bytes] = []
     numbers = 0

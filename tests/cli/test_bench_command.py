@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
 from asyncembed.cli.bench_command import draw_measured, table
 from asyncembed.cli.commands import main
 from asyncembed.cli.measuring import Ingest, Measured
+from tests.support import posix
 from tests.support.models import write_self_describing_model
+from tests.support.waiting import until, worker_processes
 
 MEASURED = Measured(
     model="org/model",
@@ -68,6 +71,25 @@ def test_a_real_model_is_measured_with_workers(tmp_path: Path) -> None:
     assert found["alone"]["per_second"] > 0
     assert "1 workers x" in found["description"]
     ElementTree.parse(chart)
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+async def test_ctrl_c_ends_it_with_its_workers(tmp_path: Path) -> None:
+    model = write_self_describing_model(tmp_path / "model")
+    command = [sys.executable, "-m", "asyncembed", "bench", str(model), "--seconds", "600", "--workers", "1"]
+    with subprocess.Popen(  # noqa: ASYNC220 (a program as short as this)
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True
+    ) as program:
+        await until(lambda: bool(worker_processes(program.pid)))
+        workers = worker_processes(program.pid)
+        posix.press_ctrl_c(program.pid)
+        output, errors = program.communicate(timeout=15)
+    assert (program.returncode, output) == (130, "")
+    assert errors.splitlines()[-1] == "Interrupted."
+    assert "Traceback" not in errors
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    assert not alive
 
 
 @pytest.mark.slow

@@ -1,13 +1,18 @@
 """The command `cache`, as its users call it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from asyncembed.cli.commands import main
 from tests.cli.test_stored import write_repo
+from tests.hub.server import HubServer, Repo
 
 pytestmark = pytest.mark.posix
 
@@ -82,3 +87,23 @@ def test_to_clear_nothing_in_particular_is_wrong_use(tmp_path: Path) -> None:
     write_repo(tmp_path, "org/a")
     assert run(tmp_path, "clear", "--yes").exit_code == 2
     assert run(tmp_path, "clear", "--made", "--yes").stdout.endswith("0 models, 0 B\n")
+
+
+@pytest.mark.slow
+def test_what_was_downloaded_is_there_and_can_be_cleared(tmp_path: Path) -> None:
+    with HubServer() as hub:
+        hub.repos["org/own"] = Repo({"config.json": b"{}", "model.onnx": b"x" * 5000}, large=frozenset({"model.onnx"}))
+        home = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
+
+        def program(*arguments: str) -> Any:
+            command = [sys.executable, "-m", "asyncembed", *arguments, "--json"]
+            done = subprocess.run(command, env=home, capture_output=True, encoding="utf-8", check=False)
+            assert done.returncode == 0, done.stderr
+            return json.loads(done.stdout)
+
+        (downloaded,) = program("download", "org/own", "--pattern", "*")
+        (stored,) = program("cache")["stored"]
+        assert Path(downloaded["directory"]).is_relative_to(stored["path"])
+        assert (stored["name"], stored["size_bytes"]) == ("org/own", 5002)
+        assert program("cache", "clear", "org/own", "--yes")["size_bytes"] == 5002
+        assert program("cache")["stored"] == []

@@ -2,9 +2,12 @@
 
 import errno
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
@@ -50,6 +53,19 @@ def test_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkup, "memory_limit", lambda: 512e6)
     (found,) = checkup.memory()
     assert (found.state, found.text) == ("warning", "8.0 GB free of 16.0 GB; the container's limit is 512.0 MB")
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize(
+    ("is_writable", "free", "state"), [(True, 2**30, "ok"), (True, 0, "warning"), (False, 0, "failed")]
+)
+def test_the_place_of_semaphores_is_looked_at_where_there_is_one(
+    is_writable: bool, free: int, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: is_writable)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=2**30, free=free))
+    found = [finding.state for finding in checkup.shared_memory()]
+    assert found == ([state] if sys.platform.startswith("linux") else [])
 
 
 @pytest.mark.posix

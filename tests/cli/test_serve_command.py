@@ -1,9 +1,12 @@
 """`asyncembed serve` as a process of its own, with fake models."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from asyncembed.cli.commands import main
+from asyncembed.cli.serve_command import serve
+from tests.support import programs
 
 MODEL = "BAAI/bge-small-en-v1.5"
 
@@ -60,8 +65,73 @@ def test_every_option_may_stand_in_the_environment_and_the_key_as_well(tmp_path:
         assert client.post("/v1/embeddings", json={"input": ["a", "b"]}).status_code == 400
 
 
+PROGRAM = """
+import sys
+from asyncembed.cli.commands import main
+from asyncembed.cli.serve_command import serve
+from tests.support import programs
+from asyncembed.testing import fake_models
+
+with fake_models(seconds=1):
+    main(["serve", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+def test_a_request_under_way_is_finished_when_the_server_is_told_to_end(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    process = programs.start(PROGRAM, tmp_path, MODEL, "--uds", str(path))
+    with process, ThreadPoolExecutor(1) as executor:
+        try:
+            assert process.stderr is not None
+            assert any("running on" in line for line in process.stderr)
+            with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://server") as client:
+                answer = executor.submit(client.post, "/v1/embeddings", json={"input": "a text"})
+                while "asyncembed_requests_in_progress 1.0" not in client.get("/metrics").text:
+                    pass
+                process.terminate()
+                assert answer.result(15).status_code == 200
+            assert process.wait(15) in (0, -signal.SIGTERM)
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_served_is_a_sentence_and_no_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "asyncembed", "serve", "nosuch", "--port", "0"],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: no text model is called 'nosuch'")
+
+
+def test_the_files_for_production_use_options_that_there_are() -> None:
+    options = {name for option in serve.params for name in option.opts}
+    variables = {f"ASYNCEMBED_SERVE_{name[2:].replace('-', '_').upper()}" for name in options if name[:2] == "--"}
+    texts = [path.read_text("utf-8") for path in (programs.ROOT / "examples/serving").iterdir()]
+    used = set(re.findall(r"ASYNCEMBED_SERVE_\w+", "\n".join(texts)))
+    assert used
+    assert used <= variables | {"ASYNCEMBED_SERVE_MODELS"}
+    (line,) = [line for text in texts for line in text.splitlines() if line.startswith("ExecStart=")]
+    assert set(re.findall(r" (--[\w-]+)", line)) <= options
+
+
 def test_a_key_in_the_command_line_is_refused_and_not_repeated() -> None:
     done = CliRunner().invoke(main, ["serve", MODEL, "--api-key", "secret"])
     assert done.exit_code == 2
     assert "--api-key takes @FILE" in done.stderr
     assert "secret" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+def test_there_is_a_page_unless_it_is_not_wanted(tmp_path: Path) -> None:
+    with serving(tmp_path / "socket", MODEL) as (_, client):
+        assert client.get("/").headers["content-type"] == "text/html; charset=utf-8"
+    with serving(tmp_path / "socket", "--no-page", MODEL) as (_, client):
+        assert client.get("/").status_code == 405

@@ -105,6 +105,7 @@ def test_links_cost_nothing_and_are_found_with_their_model(places: Places, tmp_p
 
 @pytest.mark.posix
 def test_clearing_a_model_takes_what_was_made_of_it_and_leaves_the_others(places: Places) -> None:
+    """Also a copy of it, which has the same commit."""
     write_repo(places.hub, "Qdrant/bge-small-en")
     write_repo(places.hub, "org/other")
     ensure_graph(DATA / "electra", cache_dir=places.own)
@@ -128,6 +129,24 @@ def test_what_was_made_here_can_go_without_any_model(places: Places) -> None:
     assert not old.exists()
     assert new.exists(), "somebody may be writing to it"
     assert kinds(look_into(places))[0] == ("model", "org/a", 1)
+
+
+@pytest.mark.posix
+def test_what_somebody_may_be_downloading_is_left_alone(places: Places) -> None:
+    for repo in ("org/begun", "org/updated"):
+        begun = places.hub / f"models--{repo.replace('/', '--')}" / "blobs" / "abc.asyncembed.incomplete"
+        begun.parent.mkdir(parents=True)
+        begun.touch()
+    write_repo(places.hub, "org/updated")
+    assert len(look_into(places)) == 4
+    assert chosen(look_into(places), ["org/begun", "org/updated"], made_here=True) == []
+
+
+@pytest.mark.posix
+def test_a_repo_whose_name_huggingface_hub_misreads_is_found_by_it(places: Places) -> None:
+    write_repo(places.hub, "org/very--good")
+    (found,) = chosen(look_into(places), ["org/very--good"], made_here=False)
+    assert found.name == "org/very/good"
 
 
 @pytest.mark.posix

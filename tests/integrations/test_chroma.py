@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from chromadb.config import Settings
 
-from asyncembed import TextEmbedding, sync
-from asyncembed.errors import InputError, OptionError
-from asyncembed.integrations.chroma import AsyncembedEmbeddingFunction
+from asyncembed import SparseTextEmbedding, TextEmbedding, sync
+from asyncembed.errors import InputError, OptionError, UsageError
+from asyncembed.integrations.chroma import AsyncembedEmbeddingFunction, AsyncembedSparseFunction
 from asyncembed.testing import Fakes, fake_model, fake_models
 from tests.support import snippets
+from tests.support.turns import loop_goes_on_during
 
 pytestmark = pytest.mark.slow  # the framework takes seconds to import
 
@@ -34,6 +35,10 @@ def client_of(folder: Path) -> Any:
 
 def add(collection: Any) -> None:
     collection.add(ids=[str(number) for number in range(len(TEXTS))], documents=TEXTS)
+
+
+def search(collection: Any) -> Any:
+    return collection.query(query_texts=["cats sleep"], n_results=1)
 
 
 def test_a_collection_is_searched_by_meaning(fakes: Fakes, tmp_path: Path) -> None:
@@ -76,6 +81,24 @@ async def test_an_open_model_serves_from_other_threads_and_is_not_kept(anyio_bac
         assert function.is_legacy()
 
 
+async def test_the_loop_goes_on_while_a_thread_fills_and_searches_a_collection(tmp_path: Path) -> None:
+    from anyio import to_thread
+
+    slow = Fakes(dim=8)
+    async with TextEmbedding(fake_model(fakes=slow)) as model:
+        client = client_of(tmp_path)
+        collection = client.create_collection("texts", embedding_function=AsyncembedEmbeddingFunction(model))
+        await loop_goes_on_during(lambda: to_thread.run_sync(add, collection), slow)
+        found = await loop_goes_on_during(lambda: to_thread.run_sync(search, collection), slow)
+        assert found["ids"] == [["0"]]
+
+
+async def test_on_the_loop_of_an_open_model_it_is_refused_and_never_waits() -> None:
+    async with TextEmbedding(fake_model(dim=8)) as model:
+        with pytest.raises(UsageError, match=r"await model.embed_documents\(...\)"):
+            AsyncembedEmbeddingFunction(model)(["cats"])
+
+
 async def test_in_a_loops_thread_it_warns_once(fakes: Fakes) -> None:
     function = AsyncembedEmbeddingFunction(NAME)
     with pytest.warns(RuntimeWarning, match=r"await model.embed_documents\(...\)"):
@@ -106,3 +129,54 @@ def test_the_snippet_of_the_readme_is_a_function_that_chroma_keeps(fakes: Fakes)
     function: AsyncembedEmbeddingFunction = eval(snippets.of_integration(readme, "chroma"), globals())
     assert not function.is_legacy()
     assert function(["one"])[0].shape == (384,)
+
+
+# ---------------------------------------------------------------- sparse
+
+SPARSE = "prithivida/Splade_PP_en_v1"
+
+
+def schema_of(function: AsyncembedSparseFunction) -> Any:
+    config = chromadb.SparseVectorIndexConfig(embedding_function=function, source_key="#document")
+    return chromadb.Schema().create_index(config, key="terms")
+
+
+def test_sparse_vectors_are_those_of_the_model_in_ascending_order(fakes: Fakes) -> None:
+    function = AsyncembedSparseFunction(SPARSE)
+    with sync.SparseTextEmbedding(SPARSE) as model:
+        pairs = [
+            (function(TEXTS), model.embed_documents(TEXTS)),
+            (function.embed_query(TEXTS), model.query_embed(TEXTS)),
+        ]
+        for found, wanted in pairs:
+            for one, other in zip(found, wanted, strict=True):
+                assert one.indices == sorted(other.indices.tolist())
+                assert dict(zip(one.indices, one.values, strict=True)) == dict(
+                    zip(other.indices.tolist(), other.values.tolist(), strict=True)
+                )
+
+
+def test_a_schema_keeps_the_sparse_function_and_gives_it_back(fakes: Fakes) -> None:
+    function = AsyncembedSparseFunction(SPARSE, keep_alive=60.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = chromadb.Schema.deserialize_from_json(schema_of(function).serialize_to_json())
+    terms: Any = again.keys["terms"].sparse_vector
+    kept = terms.sparse_vector_index.config.embedding_function
+    assert isinstance(kept, AsyncembedSparseFunction)
+    assert kept.get_config() == {"model": SPARSE, "keep_alive": 60.0}
+    assert kept(TEXTS[:1]) == function(TEXTS[:1])
+    with pytest.raises(UsageError, match="name"):
+        AsyncembedSparseFunction(fake_model("sparse")).get_config()
+
+
+async def test_a_sparse_function_never_blocks_the_loop_for_a_thread() -> None:
+    from anyio import to_thread
+
+    slow = Fakes()
+    async with SparseTextEmbedding(fake_model("sparse", fakes=slow)) as model:
+        function = AsyncembedSparseFunction(model)
+        (vector,) = await loop_goes_on_during(lambda: to_thread.run_sync(function, ["cats sleep"]), slow)
+        assert len(vector.indices) == 2
+        with pytest.raises(UsageError, match=r"await model.embed_query\(...\)"):
+            function.embed_query(["cats"])

@@ -248,6 +248,10 @@ async def test_a_synchronous_call_on_the_models_own_loop_says_what_to_await(open
         embedding.get_query_embedding("cats")
     with pytest.raises(UsageError, match="await aget_text_embedding_batch"):
         VectorStoreIndex(nodes(), embed_model=embedding)
+    index = VectorStoreIndex([], embed_model=embedding)
+    await index.ainsert_nodes(nodes())
+    with pytest.raises(UsageError, match="await aget_query_embedding"):
+        index.as_retriever().retrieve("cats")
 
 
 async def test_another_loop_in_another_thread_may_await_it(opened: TextEmbedding[Any]) -> None:

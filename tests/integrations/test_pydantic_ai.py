@@ -65,6 +65,11 @@ async def test_usage_is_the_tokens_that_were_computed(fakes: Fakes) -> None:
     assert result.usage.input_tokens == 1 + 3 + 2
     assert result.provider_details == {"cut": [1]}
     assert (await embedder.embed_documents("one")).provider_details is None
+    query = await embedder.embed_query("one two three four five")
+    assert (query.usage.input_tokens, query.provider_details) == (3, {"cut": [0]})
+    queries = await embedder.embed_query(["one", "one two three four five"])
+    assert (queries.usage.input_tokens, queries.provider_details) == (1 + 3, {"cut": [1]})
+    assert (await embedder.embed_query("one")).provider_details is None
     assert await embedder.count_tokens("one two three four five") == 5
     assert await embedder.max_input_tokens() == 3
 
@@ -86,6 +91,8 @@ async def test_settings_are_those_of_the_model_the_embedder_and_the_call(fakes: 
     assert len((await embedder.embed_query("one", settings={"dimensions": 32}))["one"]) == 32
     with pytest.raises(InputError, match="input 1"):
         await embedder.embed_documents(["a", "a b c d"], settings={"truncate": False})
+    with pytest.raises(InputError, match="input 0"):
+        await embedder.embed_query("a b c d", settings={"truncate": False})
     with pytest.raises(OptionError, match="no prompt is called 'nosuch'"):
         await embedder.embed_query("a", settings=AsyncembedEmbeddingSettings(asyncembed_prompt_name="nosuch"))
 

@@ -27,6 +27,7 @@ from tests.support import snippets
 from tests.support.encoders import ECHO
 from tests.support.images import picture
 from tests.support.sparse_models import BM25
+from tests.support.turns import loop_goes_on_during
 from tests.support.waiting import nothing_left_behind, until
 
 pytestmark = pytest.mark.slow  # the framework is not imported in the fast half
@@ -102,6 +103,15 @@ async def test_each_record_comes_once_and_in_order_with_what_each_model_gives_fo
             (sparse,) = await models["sparse"].embed_documents([text])
             assert dict(zip(vector["sparse"].indices, vector["sparse"].values, strict=True)) == sparse.as_dict()
             assert np.allclose(vector["multivector"], (await models["multivector"].embed_documents([text]))[0])
+
+
+async def test_the_loop_goes_on_while_a_slow_model_computes() -> None:
+    slow = Fakes(dim=8)
+    async with three(slow) as models, store(**models) as client:
+        stream = points(RECORDS, **models, key=text_of)
+        await loop_goes_on_during(lambda: upload(client, "things", stream), slow)
+        assert await counted(client) == 150
+        assert len(await loop_goes_on_during(lambda: prefetch("word7", **models), slow)) == 3
 
 
 async def test_a_model_goes_on_while_the_next_one_computes(gate: Path) -> None:

@@ -3,7 +3,10 @@
 import inspect
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +29,15 @@ from asyncembed.testing import Fakes, fake_models
 from tests.hub.server import HubServer
 from tests.support import snippets
 from tests.support.encoders import ECHO
+from tests.support.models import write_self_describing_model
+from tests.support.programs import ROOT
 from tests.support.ray_settings import ray_settings
 from tests.support.waiting import worker_processes
 
 # A cluster takes some ten seconds to start where the machine has other things to do.
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(90),
+    pytest.mark.timeout(150),
     pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\."),  # what Ray does itself
 ]
 
@@ -178,7 +183,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         settings |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path_factory.mktemp("home"))}
         for name, value in settings.items():
             patch.setenv(name, value)
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+        ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
         ray.data.DataContext.get_current().enable_progress_bars = False
         try:
             yield
@@ -189,7 +194,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             assert not alive
 
 
-def embedded(texts: list[Any], *, blocks: int = 1, calls: int = 1, **keywords: Any) -> Any:
+def embedded(texts: list[Any], *, blocks: int = 1, calls: int = 1, gpus: int | None = None, **keywords: Any) -> Any:
     """A dataset of these texts and the answers of one actor; the second number of each is a worker's process id."""
     rows = [{"id": number, "text": text} for number, text in enumerate(texts)]
     return ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
@@ -199,6 +204,7 @@ def embedded(texts: list[Any], *, blocks: int = 1, calls: int = 1, **keywords: A
         batch_format="pyarrow",
         batch_size=4,
         num_cpus=2,
+        num_gpus=gpus,
         compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=calls),
     )
 
@@ -215,16 +221,31 @@ def test_a_dataset_comes_out_whole_with_its_vectors(calls: int, cluster: None) -
         assert process > 0
 
 
-def test_an_actor_has_as_many_workers_as_cores_and_ends_with_them(cluster: None, tmp_path: Path) -> None:
-    log = tmp_path / "loads"
-    model = replace(ECHO, settings={"load_log": str(log)})
-    embedded([f"text #{number}" for number in range(100)], model=model).materialize()
-    loads = [line.split() for line in log.read_text("utf-8").splitlines()]
-    assert [threads for _, _, threads in loads] == ["1", "1"]
-    _, alive = psutil.wait_procs(
-        [psutil.Process(int(process)) for process, *_ in loads if psutil.pid_exists(int(process))], timeout=20
-    )
+def logging_model(log: Path) -> Any:
+    """It says which processes have loaded it, for which device, and with how many threads."""
+    return replace(ECHO, settings={"load_log": str(log)})
+
+
+def loads(log: Path) -> list[tuple[str, str]]:
+    """Device and threads of each process that has loaded the model; all of them are gone, or go soon."""
+    lines = [line.split() for line in log.read_text("utf-8").splitlines()]
+    running = []
+    for process, *_ in lines:
+        with suppress(psutil.NoSuchProcess):
+            running.append(psutil.Process(int(process)))
+    _, alive = psutil.wait_procs(running, timeout=20)
     assert not alive
+    return [(device, threads) for _, device, threads in lines]
+
+
+def test_an_actor_has_as_many_workers_as_cores_and_ends_with_them(cluster: None, tmp_path: Path) -> None:
+    embedded([f"text #{number}" for number in range(100)], model=logging_model(tmp_path / "log")).materialize()
+    assert loads(tmp_path / "log") == [("None", "1"), ("None", "1")]
+
+
+def test_an_actor_with_a_device_has_a_worker_for_it(cluster: None, tmp_path: Path) -> None:
+    embedded(["one", "two"], model=logging_model(tmp_path / "log"), gpus=1).materialize()
+    assert loads(tmp_path / "log") == [("0", "2")]
 
 
 def test_a_bad_row_fails_the_job_with_its_error(cluster: None) -> None:
@@ -252,3 +273,18 @@ def test_the_example_of_the_module_comes_to_what_it_says(cluster: None, capsys: 
     (snippet,) = snippets.fenced(inspect.getdoc(asyncembed.integrations.ray) or "")
     exec(snippets.as_program(snippet, "asyncembed.integrations.ray"), {})
     snippets.assert_printed(capsys.readouterr().out, snippet)
+
+
+def test_the_example_stores_a_corpus_with_its_vectors(cluster: None, tmp_path: Path) -> None:
+    """As a program of its own, that joins the cluster."""
+    model = write_self_describing_model(tmp_path / "model")
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.ray_corpus", "--model", str(model), "--cores", "2"],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=80,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "201 rows, 1 of them without a vector: ['expected a str, got NoneType']\n"

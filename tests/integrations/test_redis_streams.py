@@ -231,6 +231,18 @@ async def test_a_record_that_consumers_have_died_of_is_taken_for_broken(
     assert pending(redis) == {"dead": 0}
 
 
+async def test_a_record_that_was_trimmed_away_while_a_dead_consumer_held_it_is_no_trouble(
+    redis: Any, start: Start, database: Path
+) -> None:
+    redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+    add(redis, "trimmed", "kept")
+    redis.xreadgroup(GROUP, "dead", {STREAM: ">"})
+    redis.xtrim(STREAM, maxlen=1, approximate=False)
+    finish(start("a", "--until-empty", claim_after=0.1))
+    assert stored(database).keys() == {"kept"}
+    assert pending(redis) == {"dead": 0}
+
+
 async def test_a_consumer_that_waits_for_its_database_is_not_taken_for_dead(
     redis: Any, start: Start, database: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -12,7 +13,9 @@ from tokenizers import Tokenizer
 from asyncembed import TextEmbedding
 from asyncembed.testing import fake_models
 from tests.support.asgi_servers import serving
+from tests.support.images import encoded, picture
 from tests.support.models import write_self_describing_model
+from tests.support.served_fakes import fakes_of_all_kinds
 
 pytestmark = pytest.mark.slow
 
@@ -97,3 +100,78 @@ async def test_many_vectors_are_as_right_as_one(client: httpx.AsyncClient) -> No
     assert [one["index"] for one in data] == list(range(500))
     alone = await client.post("/v1/embeddings", json={"input": texts[499]})
     np.testing.assert_allclose(data[499]["embedding"], alone.json()["data"][0]["embedding"], atol=1e-6)
+
+
+async def test_the_version_may_be_left_out_of_paths(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/models")).json() == (await client.get("/v1/models")).json()
+    asked = {"input": "a text"}
+    long, short = [(await client.post(path, json=asked)).json() for path in ("/v1/embeddings", "/embeddings")]
+    assert long == short
+
+
+# ---------------------------------------------------------------- what others have added to it
+
+
+def closed(name: str) -> Any:
+    return fakes_of_all_kinds()[name]
+
+
+async def vectors_of(client: httpx.AsyncClient, **body: Any) -> Any:
+    answer = await client.post("/v1/embeddings", json=body)
+    assert answer.status_code == 200, answer.text
+    return [one["embedding"] for one in answer.json()["data"]]
+
+
+async def test_images_are_embedded_as_infinity_and_jina_have_them(all_kinds: httpx.AsyncClient) -> None:
+    images = [encoded(picture(20, 10, seed=seed), "PNG") for seed in range(2)]
+    uris = ["data:image/png;base64," + base64.b64encode(image).decode() for image in images]
+    async with closed("image") as model:
+        expected = await model.embed_images(images)
+    for body in ({"input": uris, "modality": "image"}, {"input": [{"image": uri} for uri in uris]}):
+        found = await vectors_of(all_kinds, model="image", **body)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    found = await vectors_of(all_kinds, input=uris[0], modality="image")
+    np.testing.assert_allclose(found, expected[:1], atol=1e-6)
+
+
+async def test_pages_and_queries_have_matrices_of_one_model(all_kinds: httpx.AsyncClient) -> None:
+    name = "late_interaction_multimodal"
+    image = encoded(picture(20, 10), "PNG")
+    async with closed(name) as model:
+        query, (page,) = await model.embed_query("a text"), await model.embed_images([image])
+    found = await vectors_of(all_kinds, model=name, input=[{"text": "a text"}])
+    np.testing.assert_allclose(found[0], query, atol=1e-6)
+    found = await vectors_of(all_kinds, model=name, input=[{"image": base64.b64encode(image).decode()}])
+    np.testing.assert_allclose(found[0], page, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"input": ["a", 1]},
+        {"input": ["a", {"image": "aaaa"}]},
+        {"input": [{}]},
+        {"input": [{"text": "a", "image": "aaaa"}]},
+        {"input": [{"text": ""}]},
+        {"input": [1, 2], "modality": "image"},
+        {"input": [], "modality": "image"},
+        {"input": "/etc/passwd", "modality": "image"},
+        {"input": "http://127.0.0.1/a.png", "modality": "image"},
+        {"input": "a", "input_type": "image"},
+        {"input": "a", "model": "late_interaction", "dimensions": 3},
+        {"input": "a", "model": "sparse"},
+        {"input": "a", "model": "image"},
+        {"input": "a", "model": "text", "modality": "image"},
+    ],
+)
+async def test_what_is_no_input_of_the_model_is_refused(all_kinds: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    answer = await all_kinds.post("/v1/embeddings", json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_the_version_may_be_left_out_as_infinity_does_it(all_kinds: httpx.AsyncClient) -> None:
+    for method, path in (("GET", "/models"), ("POST", "/embeddings")):
+        asked = {"input": "a"} if method == "POST" else None
+        found = [await all_kinds.request(method, f"{prefix}{path}", json=asked) for prefix in ("", "/v1")]
+        assert found[0].json() == found[1].json()

