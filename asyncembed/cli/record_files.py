@@ -38,7 +38,7 @@ class RecordFile(ABC):
 
     def __init__(self, path: Path | None, column: str | None) -> None:
         self.path = path
-        self.column = column or DEFAULT_COLUMN
+        self.column: str = column or DEFAULT_COLUMN
 
     @property
     def name(self) -> str:

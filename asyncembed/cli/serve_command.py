@@ -47,7 +47,7 @@ SETTINGS: dict[str, Any] = {"auto_envvar_prefix": "ASYNCEMBED_SERVE", "show_defa
 @worker_options
 @model_options
 def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace: float, **options: Any) -> None:
-    """Serve models over HTTP, to clients of OpenAI's interface.
+    """Serve models over HTTP, to clients of OpenAI's, Text Embeddings Inference's, Cohere's and Jina's interfaces.
 
     MODEL is a name of the catalogue, a repo of the hub or a directory; clients call it by NAME, if there is one.
 

@@ -102,13 +102,6 @@ async def test_many_vectors_are_as_right_as_one(client: httpx.AsyncClient) -> No
     np.testing.assert_allclose(data[499]["embedding"], alone.json()["data"][0]["embedding"], atol=1e-6)
 
 
-async def test_the_version_may_be_left_out_of_paths(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/models")).json() == (await client.get("/v1/models")).json()
-    asked = {"input": "a text"}
-    long, short = [(await client.post(path, json=asked)).json() for path in ("/v1/embeddings", "/embeddings")]
-    assert long == short
-
-
 # ---------------------------------------------------------------- what others have added to it
 
 
