@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.hub.server import HubServer
 from tests.support import programs, snippets
 
 ROOT = Path(asyncembed.__file__).parents[1]
+Documented: TypeAlias = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -23,11 +25,19 @@ def docstrings() -> list[tuple[str, str, str]]:
     return list(_docstrings())
 
 
+def _documented(node: Documented) -> Iterator[Documented]:
+    """It, and the classes and functions that stand in it."""
+    yield node
+    for inner in node.body:
+        if isinstance(inner, DOCUMENTED):
+            yield from _documented(inner)
+
+
 def _docstrings() -> Iterator[tuple[str, str, str]]:
     for path in sorted((ROOT / "asyncembed").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)):
+        for node in _documented(ast.parse(path.read_text(encoding="utf-8"))):
+            if text := ast.get_docstring(node):
                 yield module, getattr(node, "name", ""), text
 
 

@@ -50,10 +50,10 @@ class Draft:
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.folder = target.with_name(f"{target.name}.partial")
-        self.data = self.folder / "data"
-        self.failed = self.folder / "failed"
-        self.mark = Mark()
+        self.folder: Path = target.with_name(f"{target.name}.partial")
+        self.data: Path = self.folder / "data"
+        self.failed: Path = self.folder / "failed"
+        self.mark: Mark = Mark()
         """What the journal says."""
         self._journal = self.folder / "journal"
         self._lock = FileLock(self.folder / "lock")

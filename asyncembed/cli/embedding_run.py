@@ -197,8 +197,8 @@ def _full_name(model: str, family: Any) -> str:
 class Target(ABC):
     """Where the result goes: a context manager, all of which blocks."""
 
-    mark = Mark()
-    before = 0
+    mark: Mark = Mark()
+    before: int = 0
     """How many records earlier runs have read."""
 
     def __enter__(self) -> Self:

@@ -1,5 +1,6 @@
 """`asyncembed serve`: models behind HTTP."""
 
+import gc
 import os
 from logging import ERROR, WARNING, getLogger
 from pathlib import Path
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 KEY_VARIABLE = "ASYNCEMBED_API_KEY"
+
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection is kept: longer than the proxies and clients keep it that would send just then."""
 
 SETTINGS: dict[str, Any] = {"auto_envvar_prefix": "ASYNCEMBED_SERVE", "show_default": True}
 """Each option may stand in the environment, as ASYNCEMBED_SERVE_PORT for --port."""
@@ -43,7 +47,7 @@ SETTINGS: dict[str, Any] = {"auto_envvar_prefix": "ASYNCEMBED_SERVE", "show_defa
 @worker_options
 @model_options
 def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace: float, **options: Any) -> None:
-    """Serve models over HTTP, to clients of OpenAI's interface.
+    """Serve models over HTTP, to clients of OpenAI's, Text Embeddings Inference's, Cohere's and Jina's interfaces.
 
     MODEL is a name of the catalogue, a repo of the hub or a directory; clients call it by NAME, if there is one.
 
@@ -54,9 +58,12 @@ def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace:
     import uvicorn
 
     set_up_log(options.pop("log_level"), as_json=options.pop("log_format") == "json")
-    if not options.pop("log_requests"):
+    is_logging_requests = options.pop("log_requests")
+    if not is_logging_requests:
         getLogger("asyncembed.server.requests").setLevel(WARNING)
     app = _app(models, options)
+    if host not in ("127.0.0.1", "localhost", "::1") and uds is None and not app.state.service.has_keys:
+        getLogger("asyncembed.server").warning("anybody who reaches %s may use this server: it has no API key", host)
     config = uvicorn.Config(
         app,
         host=host,
@@ -65,11 +72,17 @@ def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace:
         lifespan="on",
         log_config=None,
         access_log=False,
+        server_header=False,
+        proxy_headers=is_logging_requests,  # for the address of the client, and nothing else
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(grace)),
     )
     service = app.state.service
     # The traceback of what is said in a sentence below.
     getLogger("uvicorn.error").addFilter(lambda record: service.failure is None or record.levelno < ERROR)
+    # What is here stays: the collector need not look at it, which it would do for a tenth of a second at a time.
+    gc.collect()
+    gc.freeze()
     try:
         uvicorn.Server(config).run()
     except SystemExit:

@@ -168,8 +168,11 @@ async def one_text(model: TextRoles[ResultT, Any], text: str, mode: Mode, asked:
 async def several_texts(
     model: TextRoles[Any, CollectedT], texts: Iterable[str], mode: Mode, asked: StreamKeywords
 ) -> CountedBatch[CollectedT]:
-    """For the package itself: some texts in any role, at once, as `embed_documents` does it for documents."""
-    return await model._several_texts(mode, texts, {**asked, "priority": "interactive"})  # noqa: SLF001
+    """For the package itself: some texts in any role, as `embed_documents` does it for documents.
+
+    They go before bulk work unless `asked` says otherwise.
+    """
+    return await model._several_texts(mode, texts, {"priority": "interactive", **asked})  # noqa: SLF001
 
 
 def prompt_of(model: TextRoles[Any, Any], mode: Mode, asked: StreamKeywords) -> str:

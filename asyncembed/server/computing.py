@@ -1,6 +1,6 @@
 """What routes of several dialects ask of a model, within the limits of a request: texts, pairs, ranks, images.
 
-All of it goes before bulk work, and is withdrawn when its request is cancelled.
+All of it but long lists of texts goes before bulk work, and is withdrawn when its request is cancelled.
 """
 
 from collections.abc import Sequence
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from asyncembed.embedders.base import opened_model
 from asyncembed.embedders.cross_encoder import TextCrossEncoder
 from asyncembed.embedders.roles import TextRoles, one_text, several_texts
 from asyncembed.embedders.text import TextEmbedding
+from asyncembed.errors import OverloadedError
 from asyncembed.results import CountedBatch
 from asyncembed.server.refusals import Refusal
 from asyncembed.server.sent_images import images_of, is_large
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from asyncembed.encoders.encoder import Mode
 
 Activation = Literal["none", "sigmoid"]
+
+INTERACTIVE_TEXTS = 64
+"""A request of more texts is bulk work: queries need not wait for what takes a small model half a second."""
 
 # ---------------------------------------------------------------- texts
 
@@ -98,7 +103,7 @@ async def embed_texts(
     elif len(texts) == 1:
         counted = await _one_text(embedder, texts[0], mode, asked)
     else:
-        counted = await several_texts(embedder, texts, mode, asked)
+        counted = await _several_texts(service, embedder, texts, mode, asked)
     return _whole(counted, embedder, param) if truncate is False else counted
 
 
@@ -109,6 +114,27 @@ async def _one_text(
     result, tokens, is_cut = await one_text(embedder, text, mode, asked)
     results = result[None] if isinstance(embedder, TextEmbedding) else [result]
     return CountedBatch(results, np.array([tokens], np.int32), np.array([is_cut], np.bool_))
+
+
+async def _several_texts(
+    service: Service, embedder: TextRoles[Any, Any], texts: Sequence[str], mode: "Mode", asked: "StreamKeywords"
+) -> CountedBatch[Any]:
+    """A long list is bulk work, which lets requests of few texts go first.
+
+    Raises:
+        OverloadedError: As many wait as may; a long list that comes alone may be longer than that.
+    """
+    if len(texts) <= INTERACTIVE_TEXTS:
+        return await several_texts(embedder, texts, mode, asked)
+    _, engine = opened_model(embedder)
+    most, waiting = engine.plan.max_queued, service.bulk[engine]
+    if most is not None and waiting and waiting + len(texts) > most:
+        raise OverloadedError(f"{waiting} texts of long lists wait already (max_queued={most})")
+    service.bulk[engine] += len(texts)
+    try:
+        return await several_texts(embedder, texts, mode, {**asked, "priority": "bulk"})
+    finally:
+        service.bulk[engine] -= len(texts)
 
 
 def _whole(counted: CountedBatch[Any], embedder: "Embedder", param: str) -> CountedBatch[Any]:

@@ -23,7 +23,7 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self.in_progress = 0
+        self.in_progress: int = 0
         self.by_route: Counter[tuple[str, int]] = Counter()
         self._steps: Counter[int] = Counter()
 

@@ -1,9 +1,11 @@
 """What handlers stand on: the models, and the limits of a request."""
 
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
 from hmac import compare_digest
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from asyncembed.embedders.base import Embedder
 from asyncembed.server.meter import Meter
@@ -11,6 +13,9 @@ from asyncembed.server.model_facts import ModelFacts
 from asyncembed.server.refusals import Refusal
 from asyncembed.server.request_limits import Limits
 from asyncembed.server.served import Served, ServedModels
+
+if TYPE_CHECKING:
+    from asyncembed.engine.supervisor import Supervisor
 
 MOST_BYTES_OF_A_CHARACTER = 4
 
@@ -24,6 +29,7 @@ class Service:
     Attributes:
         models: What is served.
         limits: What one request may ask for.
+        bulk: Texts of long lists that are computed or wait, by the engine that does it.
         meter: What came of its requests so far.
         began: When it was made, by `time.monotonic`.
         is_ready: Whether the models are open.
@@ -33,13 +39,19 @@ class Service:
     def __init__(self, models: ServedModels, limits: Limits, api_keys: Sequence[str]) -> None:
         self.models = models
         self.limits = limits
-        self.meter = Meter()
-        self.began = monotonic()
+        self.meter: Meter = Meter()
+        self.began: float = monotonic()
         self.is_ready = False
         self.failure: Exception | None = None
+        self.bulk: Counter[Supervisor] = Counter()
         self._facts: dict[str, ModelFacts] = {}
         # Of one length whatever the keys are, so that comparing tells nothing of them.
         self._keys = [sha256(key.encode()).digest() for key in api_keys]
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether clients must give a key."""
+        return bool(self._keys)
 
     def check_key(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Raise `Refusal` unless the request has one of the keys, if there are any, as a bearer token."""

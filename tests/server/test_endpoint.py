@@ -65,6 +65,29 @@ async def test_who_comes_when_too_many_wait_is_told_when_to_come_back() -> None:
             fakes.seconds = 0
 
 
+async def test_a_query_goes_before_a_long_list_that_came_earlier_and_two_such_lists_are_too_many() -> None:
+    from asyncembed.server import create_app
+
+    answered: list[str] = []
+
+    async def ask_and_note(client: httpx.AsyncClient, texts: list[str], name: str) -> None:
+        answer = await client.post("/v1/embeddings", json={"input": texts})
+        answered.append(f"{name} {answer.status_code}")
+
+    with fake_models(seconds=30) as fakes:
+        app = create_app(MODEL, workers=1, max_queued=200, max_batch_size=16)
+        async with serving(app) as client:
+            async with anyio.create_task_group() as group:
+                group.start_soon(ask_and_note, client, ["a text"] * 200, "list")
+                await until(lambda: stats(app).queued_bulk > 100)
+                await ask_and_note(client, ["a text"] * 100, "another list")
+                group.start_soon(ask_and_note, client, ["a query"], "query")
+                await until(lambda: stats(app).queued_interactive == 1)
+                fakes.seconds = 0.01
+            await ask_and_note(client, ["a text"] * 201, "a list alone")
+    assert answered == ["another list 429", "query 200", "list 200", "a list alone 200"]
+
+
 async def test_what_fails_is_a_500_that_tells_nothing_of_the_insides(caplog: pytest.LogCaptureFixture) -> None:
     from asyncembed.server import create_app
 

@@ -27,7 +27,11 @@ async def serving(app: Any) -> AsyncGenerator[httpx.AsyncClient]:
 
 @asynccontextmanager
 async def _on_asyncio(app: Any) -> AsyncGenerator[int]:
-    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="on", log_config=None, access_log=False))
+    # On a busy machine a client may be slower than the 5 seconds that an idle connection is kept by default.
+    config = uvicorn.Config(
+        app, port=0, lifespan="on", log_config=None, access_log=False, timeout_keep_alive=round(WAIT_SECONDS)
+    )
+    server = uvicorn.Server(config)
     async with anyio.create_task_group() as group:
         group.start_soon(server.serve)
         await _until(lambda: server.started)
