@@ -78,8 +78,11 @@ class RecordFile(ABC):
         """About how many records there are, if that can be known in a moment."""
         if self.path is None or not self.path.is_file() or self.path.stat().st_size > COUNTED_BYTES:
             return None
+        lines, last = 0, b"\n"
         with self.path.open("rb") as file:
-            return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1024 * 1024), b""))
+            while chunk := file.read(1024 * 1024):
+                lines, last = lines + chunk.count(b"\n"), chunk[-1:]
+        return lines + (last != b"\n")
 
     @cached_property
     def schema(self) -> "pa.Schema | None":
@@ -150,6 +153,10 @@ class CsvFile(RecordFile):
             if not isinstance(record, InputError):
                 return list(record)
         return [self.column]
+
+    def count(self) -> int | None:
+        lines = super().count()
+        return None if lines is None else max(0, lines - 1)
 
     def records(self) -> Iterator[Any]:
         return csv_records(self._source, delimiter=self.delimiter)

@@ -211,7 +211,8 @@ class ParquetVectors(VectorFile):
         batches: Any = _Batches(data, self._source.schema is None)
         whole = data.with_name("whole")
         schema = batches.schema.with_metadata({ABOUT_KEY: json.dumps(about).encode()})
-        with pyarrow.parquet.ParquetWriter(whole, schema) as writer:
+        others = [name for name in schema.names if name != self._into]
+        with pyarrow.parquet.ParquetWriter(whole, schema, use_dictionary=others) as writer:  # no vector comes twice
             for table in batches.tables():
                 writer.write_table(table.replace_schema_metadata(schema.metadata))
         return whole

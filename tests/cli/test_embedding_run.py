@@ -1,7 +1,10 @@
 """`asyncembed embed` that is killed: at every step on a file, and at random moments, several times over."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 import time
 from itertools import count
 from pathlib import Path
@@ -10,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support import programs
-from tests.support.posix import press_ctrl_c
+from tests.support import posix, programs
+from tests.support.killing import KILL, kill
 from tests.support.waiting import worker_processes
 
 pytestmark = pytest.mark.slow
@@ -153,7 +156,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(kind: str, tmp_path: Pa
         said, errors = program.communicate(timeout=30)
         if program.returncode == 0:
             break
-        assert program.returncode == -9, errors  # SIGKILL, by a name that Windows does not have
+        assert program.returncode == -KILL, errors
         assert not output.exists()
     assert kills >= 3
     check(output, texts)
@@ -169,7 +172,7 @@ def test_ctrl_c_keeps_what_is_done_and_is_a_130(tmp_path: Path) -> None:
     journal = tmp_path / "out.jsonl.partial/journal"
     while not (journal.exists() and journal.read_bytes().count(b"\n") > 3):
         time.sleep(0.005)
-    press_ctrl_c(program.pid)
+    posix.press_ctrl_c(program.pid)
     _, errors = program.communicate(timeout=15)
     assert program.returncode == 130, errors
     assert errors.splitlines()[-1] == "Interrupted."
@@ -197,7 +200,7 @@ def test_workers_of_a_killed_one_end_too(tmp_path: Path) -> None:
         time.sleep(0.01)
     workers = worker_processes(program.pid)
     assert len(workers) == 2
-    program.kill()
+    kill(program.pid)
     program.communicate()
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert not alive
@@ -216,3 +219,37 @@ def test_nobody_waits_for_records_that_come_later(tmp_path: Path) -> None:
     _, errors = program.communicate("two\n", timeout=15)
     assert program.returncode == 0, errors
     assert len((tmp_path / "out.jsonl").read_text("utf-8").splitlines()) == 2
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize(("arguments", "has_bar"), [((), True), (("--quiet",), False)])
+def test_a_terminal_gets_a_bar(arguments: tuple[str, ...], has_bar: bool, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("\n".join(["a text"] * 50), encoding="utf-8")
+    (tmp_path / "program.py").write_text(EMBEDS, encoding="utf-8")
+    terminal, end = posix.open_terminal()
+    command = [sys.executable, "program.py", "1", "0", "in.txt", "-o", "out.npy", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(programs.ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=end, env=environment) as child:
+        os.close(end)
+        shown = b""
+        try:
+            while chunk := os.read(terminal, 4096):
+                shown += chunk
+        except OSError:  # how Linux reports that the other end is closed
+            pass
+        assert child.wait() == 0
+    os.close(terminal)
+    assert (b"50/50" in shown) == (b"out.npy: 50 records" in shown) == has_bar
+
+
+@pytest.mark.posix
+def test_a_reader_that_goes_away_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("\n".join(["a text"] * 100_000), encoding="utf-8")
+    with programs.start(EMBEDS, tmp_path, "1", "0", "in.txt") as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        assert program.stdout.readline().startswith('{"text": "a text", "embedding": [')
+        program.stdout.close()
+        errors = program.stderr.read()
+    assert program.returncode == 1
+    assert errors.count("\n") == 1, errors  # that models are fakes
