@@ -55,13 +55,14 @@ def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace:
     ASYNCEMBED_SERVE_MODELS has the models. The API key is in ASYNCEMBED_API_KEY, or in a file: everybody on a
     machine can read command lines.
     """
+    keys = _keys(options.pop("api_key"))  # before anything that takes its time
     import uvicorn
 
     set_up_log(options.pop("log_level"), as_json=options.pop("log_format") == "json")
     is_logging_requests = options.pop("log_requests")
     if not is_logging_requests:
         getLogger("asyncembed.server.requests").setLevel(WARNING)
-    app = _app(models, options)
+    app = _app(models, keys, options)
     if host not in ("127.0.0.1", "localhost", "::1") and uds is None and not app.state.service.has_keys:
         getLogger("asyncembed.server").warning("anybody who reaches %s may use this server: it has no API key", host)
     config = uvicorn.Config(
@@ -91,11 +92,10 @@ def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace:
         raise service.failure from None
 
 
-def _app(models: tuple[str, ...], options: dict[str, Any]) -> "FastAPI":
+def _app(models: tuple[str, ...], keys: list[str] | None, options: dict[str, Any]) -> "FastAPI":
     from asyncembed.server import Limits, create_app
 
     limits = Limits(**{name: options.pop(name) for name in ("max_inputs", "max_tokens", "max_bytes")})
-    keys = _keys(options.pop("api_key"))
     return create_app(dict(map(_named, models)), api_key=keys, limits=limits, **options)
 
 
