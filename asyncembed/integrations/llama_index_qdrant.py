@@ -29,8 +29,12 @@ try:
     from llama_index.core.bridge.pydantic import PrivateAttr
     from llama_index.core.schema import BaseNode, MetadataMode
     from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode, VectorStoreQueryResult
-    from llama_index.vector_stores.qdrant import QdrantVectorStore
     from qdrant_client.models import Modifier, SparseIndexParams, SparseVectorParams
+
+    if TYPE_CHECKING:
+        from llama_index.core.vector_stores.types import BasePydanticVectorStore
+    else:
+        from llama_index.vector_stores.qdrant import QdrantVectorStore
 except ImportError as _error:
     raise ImportError(
         'asyncembed.integrations.llama_index_qdrant needs a package: pip install "asyncembed[llama-index-qdrant]"'
@@ -39,6 +43,20 @@ except ImportError as _error:
 if TYPE_CHECKING:
     from asyncembed import SparseTextEmbedding, sync
     from asyncembed.embedders.base import ModelName
+
+    class QdrantVectorStore(BasePydanticVectorStore):
+        """What the store is to a type checker: its own package does not tell."""
+
+        _sparse_config: SparseVectorParams | None
+
+        def __init__(self, collection_name: str, **keywords: Any) -> None: ...
+        @property
+        def client(self) -> Any: ...
+        def add(self, nodes: Sequence[BaseNode], *arguments: Any, **keywords: Any) -> list[str]: ...
+        async def async_add(self, nodes: Sequence[BaseNode], *arguments: Any, **keywords: Any) -> list[str]: ...
+        def query(self, query: VectorStoreQuery, **keywords: Any) -> VectorStoreQueryResult: ...
+        def delete(self, ref_doc_id: str, **keywords: Any) -> None: ...
+
 
 __all__ = ["AsyncembedQdrantVectorStore"]
 
@@ -87,13 +105,11 @@ class AsyncembedQdrantVectorStore(QdrantVectorStore):
 
     # ---------------------------------------------------------------- awaited
 
-    async def async_add(
-        self, nodes: Sequence[BaseNode], shard_identifier: Any | None = None, **keywords: Any
-    ) -> list[str]:
+    async def async_add(self, nodes: Sequence[BaseNode], *arguments: Any, **keywords: Any) -> list[str]:
         """Store nodes that have their embeddings; gives their ids."""
         texts = _contents(nodes)
         with self._handing_over(texts, await self._sparse.asparse_doc_fn(texts)):
-            return await super().async_add(list(nodes), shard_identifier, **keywords)
+            return await super().async_add(list(nodes), *arguments, **keywords)
 
     async def aquery(self, query: VectorStoreQuery, **keywords: Any) -> VectorStoreQueryResult:
         """Search as `query.mode` says: dense, sparse or hybrid."""
@@ -103,11 +119,11 @@ class AsyncembedQdrantVectorStore(QdrantVectorStore):
 
     # ---------------------------------------------------------------- that block
 
-    def add(self, nodes: Sequence[BaseNode], shard_identifier: Any | None = None, **keywords: Any) -> list[str]:
+    def add(self, nodes: Sequence[BaseNode], *arguments: Any, **keywords: Any) -> list[str]:
         """`async_add`, which blocks the thread."""
         texts = _contents(nodes)
         with self._handing_over(texts, self._sparse.sparse_doc_fn(texts)):
-            return super().add(list(nodes), shard_identifier, **keywords)
+            return super().add(list(nodes), *arguments, **keywords)
 
     @contextmanager
     def _handing_over(self, texts: list[str], columns: Columns) -> Iterator[None]:
