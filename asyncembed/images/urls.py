@@ -196,7 +196,7 @@ class _Resolver:
             raise _NotAllowed(f"cannot be fetched: {host!r} is not known ({error})") from error
         allowed = [address for address in addresses if self._allow_private or is_public(address)]
         if not allowed:
-            # Not in the error: whoever sends URLs to a server would learn the addresses of a network that is not theirs.
+            # Not in the error: whoever sends URLs to a server would learn the addresses of its network.
             logger.info("%s leads to %s, which is not public", host, ", ".join(addresses))
             raise _NotAllowed("leads to an address that is not public; allow_private_urls=True fetches it nevertheless")
         return allowed
