@@ -38,8 +38,8 @@ def test_the_layout_comment_names_every_module_and_is_one_screen() -> None:
 
 def test_the_drawings_name_modules_that_are_there() -> None:
     drawn = set(re.findall(rf"\b((?:{'|'.join(FOLDERS)})/\w+)", "\n".join(comment())))
-    layout = section("Layout").partition("```\n")[2].partition("```")[0]
-    drawn |= set(re.findall(r"(?:^|  )([a-z_]+(?:/[a-z_]+)?)(?=  |$)", layout, re.MULTILINE))
+    way = section("Layout").partition("A text goes, ")[2].partition(".\n")[0]
+    drawn |= set(re.findall(r"`([a-z_]+(?:/[a-z_]+)?)`", way))
     assert "stream" in drawn
     assert drawn <= MODULES
 

@@ -8,6 +8,7 @@ have no cookies, and share no connection but with those to the same host.
 
 import base64
 import ipaddress
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
@@ -24,6 +25,8 @@ from asyncembed.wakeup import Loop, completion, start_thread
 
 if TYPE_CHECKING:
     from asyncembed.http import httpcore, httpx
+
+logger: logging.Logger = logging.getLogger("asyncembed")
 
 CONCURRENCY = 16
 MAX_REDIRECTS = 5
@@ -193,10 +196,9 @@ class _Resolver:
             raise _NotAllowed(f"cannot be fetched: {host!r} is not known ({error})") from error
         allowed = [address for address in addresses if self._allow_private or is_public(address)]
         if not allowed:
-            raise _NotAllowed(
-                f"leads to the address {', '.join(addresses)}, which is not public; "
-                "allow_private_urls=True fetches it nevertheless"
-            )
+            # Not in the error: whoever sends URLs to a server would learn the addresses of its network.
+            logger.info("%s leads to %s, which is not public", host, ", ".join(addresses))
+            raise _NotAllowed("leads to an address that is not public; allow_private_urls=True fetches it nevertheless")
         return allowed
 
     async def _look_up(self, host: str, port: int) -> Sequence[str]:

@@ -83,7 +83,8 @@ async def test_a_closed_synchronous_model_stays_closed(fakes: Fakes) -> None:
 
 
 async def test_an_engine_closes_with_its_adapter_and_opens_again(fakes: Fakes) -> None:
-    model, other = Model(TextEmbedding, NAME), TextEmbedding(NAME).on_any_loop()
+    # An engine that no other test has.
+    model, other = Model(TextEmbedding, NAME, max_length=77), TextEmbedding(NAME, max_length=77).on_any_loop()
     await query(model.anywhere)
     await model.aclose()
     with pytest.raises(StateError):
