@@ -125,6 +125,7 @@ async def test_on_the_models_own_loop_a_face_is_the_model(model: Model) -> None:
         assert isinstance(face, TextEmbedding)
 
 
+@pytest.mark.slow
 async def test_a_timeout_leaves_nothing_in_the_queue(anywhere: Model, tmp_path: Path, gate: Path) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(anywhere.embed_query, f"mark:{tmp_path / 'busy'} wait:{gate}")

@@ -115,6 +115,7 @@ async def take_all(stream: Stream, seen: list[Any]) -> None:
 # ---------------------------------------------------------------- feeders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(

@@ -68,6 +68,7 @@ def test_a_call_runs_on_the_other_loop_and_brings_what_it_returns(here: str, the
         anyio.run(main, remote, backend=here)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("here", "there"), PAIRS)
 def test_a_caller_that_is_cancelled_cancels_the_call_and_waits_for_its_end(here: str, there: str) -> None:
     ended: list[str] = []

@@ -1177,6 +1177,7 @@ async def test_records_that_are_left_out_make_no_empty_batch(trickle: Trickle, m
         assert [number(row) for row in await anext(batches)] == [7]
 
 
+@pytest.mark.slow
 async def test_several_tasks_may_take_trickling_batches(trickle: Trickle, model: TextEmbedding) -> None:
     """A task whose batch another one has given goes on waiting: it does not take that for the end."""
     seen: list[int] = []
@@ -1593,6 +1594,7 @@ async def test_taking_a_result_that_is_ready_can_be_cancelled(model: TextEmbeddi
     assert await numbers(stream) == list(range(21, 300))
 
 
+@pytest.mark.slow
 async def test_a_timeout_around_a_stream_withdraws_what_waits(narrow: TextEmbedding, gate: Path) -> None:
     source = Source(lambda i: f"#{i} wait:{gate}")
     with anyio.move_on_after(0.05) as scope:
@@ -1680,6 +1682,7 @@ async def test_several_tasks_may_take_from_one_stream(model: TextEmbedding) -> N
     assert sorted(seen) == list(range(500))
 
 
+@pytest.mark.slow
 async def test_several_tasks_may_take_batches_from_one_stream(model: TextEmbedding) -> None:
     async def source() -> AsyncIterator[str]:
         for i in range(60):

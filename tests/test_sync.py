@@ -267,6 +267,7 @@ def test_an_async_iterable_is_a_source(model: sync.TextEmbedding) -> None:
 # ---------------------------------------------------------------- the window
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [list, iter])
 def test_a_slow_loop_slows_its_source(kind: Callable[[list[str]], Any], narrow: sync.TextEmbedding) -> None:
     pulled = 0
@@ -499,6 +500,7 @@ def test_models_of_one_name_are_one_engine(tmp_path: Path) -> None:
     assert len((tmp_path / "log").read_text(encoding="utf-8").splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_is_dropped_ends_its_engine() -> None:
     before = threads()
     model = sync.TextEmbedding(ECHO, workers=0)

@@ -288,6 +288,7 @@ async def test_the_length_limit_is_known_while_a_model_is_open(tmp_path: Path) -
         _ = model.max_length
 
 
+@pytest.mark.slow
 async def test_what_asks_for_tokens_is_checked(model: TextEmbedding) -> None:
     wrong = cast(Literal[True], "yes")
     for ask in (model.embed_query("x", with_tokens=wrong), model.embed_documents(["x"], with_tokens=wrong)):
@@ -683,6 +684,7 @@ async def test_a_generator_is_taken_as_it_comes_until_there_is_no_room(gate: Pat
         assert model.stats().queued_interactive == 1
 
 
+@pytest.mark.slow
 async def test_streams_are_not_concerned(gate: Path) -> None:
     async with busy(gate, waiting=1, max_queued=1) as model, model.embed(["#3"] * 500) as stream:
         async with anyio.create_task_group() as group:

@@ -69,6 +69,7 @@ async def test_what_is_open_cannot_be_opened_again_and_stays_open(closed: TextEm
     await closed.aclose()
 
 
+@pytest.mark.slow
 async def test_of_two_tasks_that_open_at_once_one_does(closed: TextEmbedding | WorkerPool) -> None:
     errors: list[str] = []
 
@@ -87,6 +88,7 @@ async def test_of_two_tasks_that_open_at_once_one_does(closed: TextEmbedding | W
         await closed.aclose()
 
 
+@pytest.mark.slow
 async def test_what_was_closed_can_be_opened_again() -> None:
     async with nothing_left_behind():
         model = TextEmbedding(ECHO, workers=0)
@@ -275,6 +277,7 @@ async def test_asyncios_own_cancellation_of_opening_and_closing_leaves_nothing(t
         assert not worker_processes()
 
 
+@pytest.mark.slow
 async def test_the_exceptions_of_a_block_come_out_as_they_are(closed: TextEmbedding | WorkerPool) -> None:
     async with nothing_left_behind():
         with pytest.raises(ZeroDivisionError):
@@ -403,6 +406,7 @@ def drop(holder: list[Any]) -> None:
     gc.collect()
 
 
+@pytest.mark.slow
 async def test_a_model_that_is_dropped_ends_and_warns_once() -> None:
     async with nothing_left_behind():
         model = await TextEmbedding(ECHO, workers=0).open()
@@ -425,6 +429,7 @@ async def test_what_was_closed_is_dropped_without_a_word() -> None:
         gc.collect()
 
 
+@pytest.mark.slow
 async def test_a_stream_keeps_its_model_open() -> None:
     """Nobody else may hold it: `(await TextEmbedding(...).open()).embed(texts)`."""
     async with nothing_left_behind():

@@ -13,6 +13,7 @@ def nothing_written() -> float:
     return 0.0
 
 
+@pytest.mark.slow
 async def test_waiting_for_another_process_can_be_cancelled(tmp_path: Path) -> None:
     path = tmp_path / "locks/file.lock"
     path.parent.mkdir()
