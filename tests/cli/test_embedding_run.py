@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 from itertools import count
@@ -226,19 +225,9 @@ def test_nobody_waits_for_records_that_come_later(tmp_path: Path) -> None:
 def test_a_terminal_gets_a_bar(arguments: tuple[str, ...], has_bar: bool, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("\n".join(["a text"] * 50), encoding="utf-8")
     (tmp_path / "program.py").write_text(EMBEDS, encoding="utf-8")
-    terminal, end = posix.open_terminal()
     command = [sys.executable, "program.py", "1", "0", "in.txt", "-o", "out.npy", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(programs.ROOT)}
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=end, env=environment) as child:
-        os.close(end)
-        shown = b""
-        try:
-            while chunk := os.read(terminal, 4096):
-                shown += chunk
-        except OSError:  # how Linux reports that the other end is closed
-            pass
-        assert child.wait() == 0
-    os.close(terminal)
+    shown = posix.shown_in_terminal(command, cwd=tmp_path, env=environment)
     assert (b"50/50" in shown) == (b"out.npy: 50 records" in shown) == has_bar
 
 

@@ -291,20 +291,8 @@ def test_the_catalogue_is_a_table_or_json(hub: HubServer, tmp_path: Path) -> Non
 def test_a_terminal_gets_one_bar(
     variables: dict[str, str], arguments: tuple[str, ...], has_bar: bool, hub: HubServer, tmp_path: Path
 ) -> None:
-    terminal, end = posix.open_terminal()
     command = [sys.executable, "-m", "asyncembed", "download", "org/own", "--pattern=*.json", *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=end, env=environment(hub, tmp_path, **variables)
-    ) as child:
-        os.close(end)
-        shown = b""
-        try:
-            while chunk := os.read(terminal, 4096):
-                shown += chunk
-        except OSError:  # how Linux reports that the other end is closed
-            pass
-        assert child.wait() == 0
-    os.close(terminal)
+    shown = posix.shown_in_terminal(command, env=environment(hub, tmp_path, **variables))
     assert (b"org/own: 100%" in shown) == has_bar
     assert shown == b"" or has_bar
 

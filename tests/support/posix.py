@@ -4,12 +4,11 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import subprocess
+from typing import Any
 
 _ELSEWHERE = "there is no such thing on this system: mark the test with @pytest.mark.posix"
 
@@ -115,6 +114,22 @@ def open_terminal(columns: int = 100) -> tuple[int, int]:
     person, program = pty.openpty()
     fcntl.ioctl(program, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     return person, program
+
+
+def shown_in_terminal(command: Sequence[str], **options: Any) -> bytes:
+    """All that a program writes into the terminal that is its standard error; it must end well."""
+    terminal, end = open_terminal()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=end, **options) as child:
+        os.close(end)
+        shown = b""
+        try:
+            while chunk := os.read(terminal, 4096):
+                shown += chunk
+        except OSError:  # how Linux reports that the other end is closed
+            pass
+        assert child.wait() == 0
+    os.close(terminal)
+    return shown
 
 
 def let_output_flow(terminal: int, *, flows: bool) -> None:
