@@ -13,8 +13,7 @@ MOST_HEAD_BYTES = 64 * 1024
 """Of the request line and all headers, give or take what comes in one piece."""
 
 SENDING_SECONDS = 30.0
-"""How long a client has for the head of a request, for some more of its body, or for all that is left of a body that was
-refused."""
+"""How long a client has for the head of a request, for some more of its body, or for all the rest of a refused one."""
 
 READING_SECONDS = 60.0
 """How long an answer waits for a client that reads nothing of it."""

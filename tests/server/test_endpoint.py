@@ -187,7 +187,7 @@ async def test_no_request_is_sent_on_to_where_its_own_header_says() -> None:
 
     with fake_models(dim=4):
         async with serving(create_app(MODEL)) as client:
-            answer = await client.get("/v1/models/", headers={"host": "elsewhere.example"})
+            answer = await client.get("/metrics/", headers={"host": "elsewhere.example"})
     assert answer.status_code == 404
     assert "location" not in answer.headers
 
