@@ -274,8 +274,7 @@ _ENDINGS = {
 
 
 def source_options(command: CommandT) -> CommandT:
-    """The argument FILE and the options that say what is in it: the command gets `file`, `kind`, `column` and
-    `delimiter`."""
+    """FILE and the options that say what is in it: the command gets `file`, `kind`, `column` and `delimiter`."""
     for option in (
         click.option(
             "--column", help=f"The field that has the text, except in lines of text.  [default: {DEFAULT_COLUMN}]"
