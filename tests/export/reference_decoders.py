@@ -31,16 +31,16 @@ SMALL: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": 3,
 }
-ONE_LAYER = SMALL | {"num_hidden_layers": 1}
-WINDOWED = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
-GEMMA = SMALL | {
+ONE_LAYER: dict[str, Any] = SMALL | {"num_hidden_layers": 1}
+WINDOWED: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+GEMMA: dict[str, Any] = SMALL | {
     "num_hidden_layers": 3,
     "num_key_value_heads": 1,
     "query_pre_attn_scalar": 24,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     "bos_token_id": 2,
 }
-EURO = {key: value for key, value in SMALL.items() if key != "head_dim"}
+EURO: dict[str, Any] = {key: value for key, value in SMALL.items() if key != "head_dim"}
 
 
 def models() -> dict[str, tuple[Any, str]]:
@@ -61,12 +61,10 @@ def models() -> dict[str, tuple[Any, str]]:
 
     bidirectional = qwen3(attention_bias=True, **WINDOWED)
     bidirectional.is_causal = False
-    llama3 = rope(
-        "llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
-    )
+    llama3 = rope("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
     yarn = rope("yarn", factor=4.0, original_max_position_embeddings=64)
-    local = {"rope_type": "default", "rope_theta": 1000.0}
-    scaled = {"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0}
+    local: dict[str, Any] = {"rope_type": "default", "rope_theta": 1000.0}
+    scaled: dict[str, Any] = {"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0}
     return {
         "qwen3": (t.Qwen3Model(qwen3()), "bfloat16"),
         "qwen3_bidirectional": (t.Qwen3Model(bidirectional), "float32"),
@@ -125,7 +123,7 @@ def main() -> None:
         (folder / "generation_config.json").unlink(missing_ok=True)
         loaded = type(model).from_pretrained(folder, dtype=torch.float32).eval()
         padding = int(model.config.pad_token_id)
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for side in ("right", "left"):
             inputs = batch(LENGTHS, padding, side)
             arrays |= {f"{side}_{key}": value for key, value in {**inputs, **outputs(loaded, inputs)}.items()}
