@@ -33,6 +33,5 @@ asyncembed embed "$model" articles.jsonl --column body --on-error failed.jsonl -
 asyncembed search articles.parquet "what is backpressure?" -k 2
 asyncembed rerank "$reranker" "what is backpressure?" articles.parquet --column body -k 2
 
-# In a pipe: texts on stdin, JSONL on stdout; --json is for programs, in every command.
+# In a pipe: texts on stdin, JSONL on stdout. --json is for programs, in every command.
 printf 'one\ntwo\n' | asyncembed embed "$model" - | head -n 1 | cut -c 1-60
-asyncembed search articles.parquet "cats" -k 1 --json
