@@ -94,8 +94,10 @@ class RecordFile(ABC):
         return None
 
     def batch(self, records: Sequence[Any]) -> "pa.RecordBatch":
-        """Records as columns of that schema."""
-        return arrow().RecordBatch.from_pylist(self.fields(records), schema=self.schema)
+        """Records as columns of that schema: texts, unless said otherwise."""
+        rows, schema = self.fields(records), cast("pa.Schema", self.schema)
+        columns = [arrow_texts([row.get(name) for row in rows]) for name in schema.names]
+        return arrow().RecordBatch.from_arrays(columns, schema=schema)
 
     @property
     def _source(self) -> "Path | BinaryIO":
@@ -323,8 +325,27 @@ def arrow() -> Any:
     try:
         import pyarrow
     except ImportError as error:
-        raise AsyncEmbedError('Parquet needs pyarrow: pip install "asyncembed[cli]"') from error
+        raise AsyncEmbedError(WITHOUT_ARROW) from error
     return pyarrow
+
+
+WITHOUT_ARROW = 'Parquet needs pyarrow: pip install "asyncembed[cli]"'
+
+MOST_BYTES_OF_TEXTS = 2**31 - 1
+"""Where one ends in the bytes of all is an int32."""
+
+
+def arrow_texts(values: Sequence[str | None]) -> "pa.Array":
+    """The same as `pyarrow.array`, which imports pandas first, where that is installed: half a second."""
+    import numpy as np
+
+    pa = arrow()
+    texts = [value.encode() for value in values if value is not None]
+    ends = np.cumsum([0, *map(len, texts)])
+    if len(texts) < len(values) or ends[-1] > MOST_BYTES_OF_TEXTS:
+        return pa.array(values, pa.string())
+    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(b"".join(texts))]
+    return pa.Array.from_buffers(pa.string(), len(texts), buffers)
 
 
 def _plain_schema(schema: Any) -> Any:

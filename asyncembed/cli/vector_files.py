@@ -8,12 +8,14 @@ import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from asyncembed.cli.draft import about_file
-from asyncembed.cli.record_files import RecordFile, arrow, as_json
-from asyncembed.errors import OptionError
+from asyncembed.cli.record_files import WITHOUT_ARROW, RecordFile, arrow, arrow_texts, as_json
+from asyncembed.errors import AsyncEmbedError, OptionError
+from asyncembed.wakeup import start_thread
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -169,7 +171,16 @@ class ParquetVectors(VectorFile):
 
     def check(self) -> None:
         super().check()
-        arrow()
+        if find_spec("pyarrow") is None:
+            raise AsyncEmbedError(WITHOUT_ARROW)
+        # Beside the model, which takes longer: what is missing in the end is said when it is used.
+        start_thread(self._import)
+
+    def _import(self) -> None:
+        import pyarrow.parquet
+
+        if self._source.schema is None:
+            pyarrow.array([0])  # imports pandas, where that is installed
 
     def header(self, dim: int | None) -> bytes:
         return bytes(self._schema(dim).serialize())
@@ -178,7 +189,7 @@ class ParquetVectors(VectorFile):
         pa = arrow()
         vectors = self._sparse(results) if self._is_sparse else self._dense(results)
         if self._source.schema is None:
-            names, columns = [_JSON_COLUMN], [pa.array(list(self._kept(records)), pa.string())]
+            names, columns = [_JSON_COLUMN], [arrow_texts(list(self._kept(records)))]
         else:
             batch = self._source.batch(records)
             names = [name for name in batch.schema.names if name != self._into]
@@ -198,7 +209,9 @@ class ParquetVectors(VectorFile):
 
     def _dense(self, matrix: Any) -> "pa.Array":
         pa = arrow()
-        return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel(), pa.float32()), matrix.shape[1])
+        numbers = matrix.astype("<f4", order="C", copy=False)
+        values = pa.Array.from_buffers(pa.float32(), numbers.size, [None, pa.py_buffer(numbers)])
+        return pa.FixedSizeListArray.from_arrays(values, matrix.shape[1])
 
     def _sparse(self, vectors: Sequence[Any]) -> "pa.Array":
         pa = arrow()
