@@ -113,6 +113,7 @@ MAY_IMPORT = {
         "runtime",
         "scoring",
         "server",
+        "wakeup",
     },
     "__main__": {"cli"},
 }
