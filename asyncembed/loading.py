@@ -70,7 +70,7 @@ async def prepare(
     if options.precision == "fp32" and spec.model_file is not None:
         await in_disk_thread(_check_is_fp32, directory, spec)
     if options.max_length is not None:
-        await in_disk_thread(_check_max_length, directory, options.max_length)
+        await in_disk_thread(_check_max_length, directory / spec.folder, options.max_length)
     is_exported = spec.model_file is None and kind.needs_graph
     if is_exported:
         # Beside the hub's files, where the user wants those elsewhere; their caches take what is in it for repos.

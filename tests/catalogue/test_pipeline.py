@@ -435,8 +435,8 @@ def test_sparse_encoders_of_sentence_transformers_are_splade(tmp_path: Path) -> 
     pooling.write_text(json.dumps({"pooling_strategy": "max", "activation_function": "relu"}), "utf-8")
     spec = spec_from_directory(tmp_path, family="sparse")
     assert (spec.encoder, spec.max_length) == ("splade", 128)
-    pooling.write_text(json.dumps({"pooling_strategy": "sum", "activation_function": "relu"}), "utf-8")
-    with pytest.raises(UnsupportedModelError, match="sum of relu"):
+    pooling.write_text(json.dumps({"pooling_strategy": "mean", "activation_function": "relu"}), "utf-8")
+    with pytest.raises(UnsupportedModelError, match="mean of relu"):
         spec_from_directory(tmp_path, family="sparse")
     write_repo(tmp_path, modules=[("Transformer", ""), ("Pooling", "1_Pooling")])
     with pytest.raises(UnsupportedModelError, match="MLMTransformer and SpladePooling"):
