@@ -533,6 +533,10 @@ def _preferring(repo: _Repo, output: str, spec: ModelSpec) -> ModelSpec:
     return spec if repo.overrides.graph_output is not None else _with_settings(spec, output_name=output)
 
 
+_EXPORTED_FAMILIES = ("text", "sparse")
+"""Those that a graph can be built for from weights."""
+
+
 def _with_weights(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     """The spec with its graph, or, for an export, its weights; either names further files itself."""
     if spec.encoder == "static":
@@ -544,7 +548,12 @@ def _with_weights(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     graph = choose_onnx_file(files, onnx_file=overrides.onnx_file, precision=overrides.precision, model=repo.name)
     if graph is not None:
         return replace(spec, model_file=graph)
-    if spec.family != "text":
+    if spec.settings.get("word_pooling") == "sum":
+        raise repo.unsupported(
+            "it has no ONNX file, and the graphs that we export give the largest logit of a word, not the sum that its "
+            "SpladePooling takes"
+        )
+    if spec.family not in _EXPORTED_FAMILIES:
         raise repo.unsupported("it has no ONNX file, and only encoders of texts can be exported from weights")
     weights = f"{prefix}{WEIGHTS if f'{prefix}{WEIGHTS}' in repo.files else WEIGHTS_INDEX}"
     return replace(spec, additional_files=(weights, *spec.additional_files))

@@ -87,9 +87,7 @@ def test_no_entry_that_is_left_out_is_stronger_than_one_that_is_kept(
     values: list[float], most: int | None, share: float | None
 ) -> None:
     weights = np.array(values, np.float32)
-    indices, kept = strongest(
-        np.arange(len(weights)), weights, SpladeSettings(max_active_dims=most, pruning=share)
-    )
+    indices, kept = strongest(np.arange(len(weights)), weights, SpladeSettings(max_active_dims=most, pruning=share))
     assert kept.tolist() == weights[indices].tolist()
     assert len(kept) <= (most or 25)
     if len(weights):
