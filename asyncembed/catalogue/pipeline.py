@@ -318,6 +318,11 @@ def _splade(repo: _Repo, modules: Sequence[_Module], spec: ModelSpec) -> ModelSp
     sentence = repo.json(f"{model.prefix}sentence_bert_config.json")
     if model.kind == "Transformer" and sentence.get("transformer_task") != "fill-mask":
         raise repo.unsupported("its Transformer gives hidden states, not logits of words, which SpladePooling needs")
+    modalities = sentence.get("modality_config")
+    if isinstance(modalities, dict) and modalities and "text" not in modalities:
+        raise repo.unsupported(
+            f"its Transformer takes no plain text, only {', '.join(map(shown, list(modalities)[:8]))}"
+        )
     settings = _splade_pooling(repo, f"{pooling.prefix}config.json") if pooling.prefix else {}
     if model.prefix:
         settings["folder"] = model.prefix.rstrip("/")

@@ -29,8 +29,8 @@ TEXTS = [
     "day",
 ]
 WORDS = (
-    "[PAD] [UNK] [CLS] [SEP] [MASK] the a and it is of to how can you make long day way write about s ing written , : . ? "
-    "##s ##ing ##ten w r t e i n g"
+    "[PAD] [UNK] [CLS] [SEP] [MASK] the a and it is of to how can you make long day way write about s ing written , : . "
+    "? ##s ##ing ##ten w r t e i n g"
 )
 OLD = "sentence_transformers.sparse_encoder.models"
 
@@ -110,7 +110,7 @@ def write_checkpoint(directory: Path) -> int:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     words = WORDS.split()
-    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))  # noqa: S106
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
