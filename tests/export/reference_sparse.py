@@ -29,8 +29,8 @@ TEXTS = [
     "day",
 ]
 WORDS = (
-    "[PAD] [UNK] [CLS] [SEP] [MASK] the a and it is of to how can you make long day way write about s ing written , : . "
-    "? ##s ##ing ##ten w r t e i n g"
+    "[PAD] [UNK] [CLS] [SEP] [MASK] the a and it is of to how can you make long day way write about s ing written , : "
+    ". ? ##s ##ing ##ten w r t e i n g"
 )
 OLD = "sentence_transformers.sparse_encoder.models"
 
