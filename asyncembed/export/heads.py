@@ -5,15 +5,25 @@ from typing import Literal
 
 import numpy as np
 
-from asyncembed.export.construction import Construction
+from asyncembed.export.construction import Answer, Construction
 
-Head = Literal["states", "scores", "words"]
-"""What a graph gives: the hidden states of tokens; a text's scores; how much each word of the vocabulary is meant."""
+HeadName = Literal["states", "scores", "words", "answer"]
+
+Head = Literal["states", "scores", "words"] | Answer
+"""What a graph gives: the hidden states of tokens; a text's scores; how much each word of the vocabulary is meant; how
+likely an answer is."""
+
+
+def name_of(head: Head) -> HeadName:
+    """What a head is called among those of an architecture."""
+    return "answer" if isinstance(head, Answer) else head
+
 
 HeadBuilder = Callable[[Construction, str], None]
 """Declares the output that stands on the flat hidden states."""
 
 # Element types as `onnx.TensorProto` numbers them.
+_FLOAT = 1
 _BOOL = 9
 
 _LOWEST = float(np.finfo(np.float32).min)
@@ -27,6 +37,24 @@ def states(c: Construction, hidden: str, width: int) -> None:
 def first_token(c: Construction, hidden: str, width: int) -> str:
     """The state of each text's first token: (batch, width)."""
     return c.graph.node("Gather", c.by_text(hidden, width), c.graph.constant(0), axis=1)
+
+
+def last_token(c: Construction, hidden: str, real: str) -> str:
+    """The state at the last place of each text where `real`, int64 (batch, tokens), is 1: (batch, width)."""
+    graph, zero, one = c.graph, c.graph.constant(0), c.graph.constant(1)
+    places = graph.node("Range", zero, graph.node("Squeeze", c.tokens, graph.constant([0])), one)
+    last = graph.node("ReduceMax", graph.node("Mul", places, real), axes=[1], keepdims=0)
+    count = graph.node("Gather", c.shape, zero, axis=0)
+    starts = graph.node("Mul", graph.node("Range", zero, count, one), c.tokens)
+    return graph.node("Gather", hidden, graph.node("Add", starts, last), axis=0)
+
+
+def mean(c: Construction, flat: str, width: int) -> str:
+    """The mean of what is given for the real tokens of each text: (batch, width)."""
+    graph = c.graph
+    real = graph.node("Cast", graph.node("Unsqueeze", c.mask, graph.constant([2])), to=_FLOAT)
+    total = graph.node("ReduceSum", graph.node("Mul", c.by_text(flat, width), real), graph.constant([1]), keepdims=0)
+    return graph.node("Div", total, graph.node("ReduceSum", real, graph.constant([1]), keepdims=0))
 
 
 def scores(c: Construction, logits: str, labels: int) -> None:
