@@ -7,6 +7,7 @@ import numpy as np
 
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import quietly, rows_not_finite
+from asyncembed.encoders.graph_inputs import as_declared
 from asyncembed.encoders.graph_output import is_finished
 from asyncembed.encoders.pooling import FloatArray, IntArray, in_order, normalize, pool
 from asyncembed.encoders.postprocess import check_dim, encoded_rows
@@ -122,4 +123,5 @@ class DenseEncoder:
         if number not in settings.tasks.values():
             names = ", ".join(f"{name!r} ({value})" for name, value in settings.tasks.items())
             raise OptionError(f"{self._spec.name} has no task {task!r}; it has {names}")
-        return {settings.task_input: np.array(number, dtype=np.int64)}
+        assert isinstance(number, int)
+        return {settings.task_input: as_declared(number, self._graph.session.input_shape(settings.task_input))}
