@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from anyio import CancelScope
 
@@ -36,6 +36,9 @@ from asyncembed.repo_files import list_directory, read_object
 from asyncembed.runtime.loadable_path import loadable_model_path
 from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.wakeup import completion
+
+if TYPE_CHECKING:
+    from asyncembed.export.heads import Head
 
 
 async def prepare(
@@ -75,7 +78,7 @@ async def prepare(
     if is_exported:
         # Beside the hub's files, where the user wants those elsewhere; their caches take what is in it for repos.
         cache_dir = None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
-        spec = replace(spec, model_file=str(await _export(directory, cache_dir, workers=options.workers)))
+        spec = replace(spec, model_file=str(await _export(directory, _HEADS.get(family, "states"), cache_dir, options)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
         path = await in_disk_thread(loadable_model_path, directory, spec.model_file)
@@ -315,23 +318,27 @@ def _check_is_fp32(directory: Path, spec: ModelSpec) -> None:
         )
 
 
-async def _export(directory: Path, cache_dir: Path | None, *, workers: int | None) -> Path:
+_HEADS: Mapping[Family, "Head"] = {"cross_encoder": "scores", "sparse": "words"}
+"""What a graph that is built for a family gives, if not hidden states."""
+
+
+async def _export(directory: Path, head: "Head", cache_dir: Path | None, options: Options) -> Path:
     """The graph of the weights in `directory`: from the cache, or built, in a process of its own.
 
     Building holds the interpreter's lock for long stretches, so a thread would stall the event loop.
     """
     from asyncembed.export.graph_cache import ensure_graph, find_graph
 
-    found = await in_disk_thread(partial(find_graph, directory, cache_dir=cache_dir))
+    found = await in_disk_thread(partial(find_graph, directory, head=head, cache_dir=cache_dir))
     if found is not None:
         return found
-    build = partial(ensure_graph, directory, cache_dir=cache_dir)
-    if workers == 0:
+    build = partial(ensure_graph, directory, head=head, cache_dir=cache_dir)
+    if options.workers == 0:
         return await in_disk_thread(build)
     try:
         return await _in_process(build)
     except WorkersImpossible:
-        if workers is not None:
+        if options.workers is not None:
             raise
         return await in_disk_thread(build)
 

@@ -17,7 +17,7 @@ from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
 from asyncembed.catalogue.spec import Family
 from asyncembed.encoders.projection import read_projections
 from asyncembed.errors import AsyncEmbedError, ModelLoadError
-from asyncembed.export.bert_like import ARCHITECTURES, read_config
+from asyncembed.export.architectures import ARCHITECTURES, read_plan
 from asyncembed.images.preprocess import Preprocessor
 from asyncembed.repo_files import inside, is_name_on_windows, is_safe_path, read_json, read_object, shown
 from asyncembed.runtime.safetensors import find_weights, read_tensors
@@ -230,7 +230,7 @@ READERS: Mapping[str, tuple[str, Any, Callable[[Path], object]]] = {
         Preprocessor.read,
     ),
     **{
-        f"export of {name}": ("config.json", json.loads((DATA / name / "config.json").read_bytes()), read_config)
+        f"export of {name}": ("config.json", json.loads((DATA / name / "config.json").read_bytes()), read_plan)
         for name in ARCHITECTURES
         if (DATA / name).is_dir()
     },

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from asyncembed.catalogue.lookup import find_model, list_models
 from asyncembed.catalogue.spec import CacheFolderOrigin, Family, HubOrigin, ModelSpec
 from asyncembed.errors import AsyncEmbedError, CacheNotWritableError
-from asyncembed.export.graph_cache import delete_graph, kept_graph_of, kept_graphs
+from asyncembed.export.graph_cache import delete_graph, kept_graphs, kept_graphs_of
 from asyncembed.files import default_cache_dir
 from asyncembed.hub.cache import cache_root
 from asyncembed.hub.partial import QUIET_SECONDS, allocated_bytes
@@ -244,7 +244,7 @@ def _graphs(own: Path, repos: "Iterable[CachedRepoInfo]") -> Iterator[Stored]:
     for repo in repos:
         for revision in repo.revisions:
             with suppress(AsyncEmbedError):  # it is no model that a graph could be built from
-                if (graph := kept_graph_of(revision.snapshot_path, cache_dir=own)) is not None:
+                for graph in kept_graphs_of(revision.snapshot_path, cache_dir=own):
                     made_from[graph] = repo.repo_id
     for graph in graphs:
         yield _measured("exported graph", made_from.get(graph, ""), graph)

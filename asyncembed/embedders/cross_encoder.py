@@ -212,15 +212,8 @@ class TextCrossEncoder(Embedder):
         Raises:
             InputError: As in `rerank`.
         """
-        await self._turn()
-        check_count("top_k", top_k, minimum=1)
-        # Where the scores of many documents are put together they are sorted too: in a thread.
-        best = Assembly(float, partial(_best, top_k=top_k))
-        call: RerankKeywords = {"key": key, "activation": activation, "priority": "interactive"}
-        stream = cast(
-            "EmbeddingStream[Any, float, list[tuple[int, float]]]", self._with_query(query, documents, best, call)
-        )
-        return await self._several(stream, with_tokens=with_tokens)
+        call: RerankKeywords = {"key": key, "activation": activation}
+        return await self._rank(query, documents, top_k, call, with_tokens=with_tokens)
 
     @checks_keywords
     async def token_count(self, pairs: Source[Pair], *, truncated: bool = True) -> int:
@@ -264,6 +257,19 @@ class TextCrossEncoder(Embedder):
             )
         )
 
+    async def _rank(
+        self, query: str, documents: Source[Any], top_k: int | None, asked: RerankKeywords, *, with_tokens: bool
+    ) -> list[tuple[int, float]] | CountedBatch[list[tuple[int, float]]]:
+        await self._turn()
+        check_count("top_k", top_k, minimum=1)
+        # Where the scores of many documents are put together they are sorted too: in a thread.
+        best = Assembly(float, partial(_best, top_k=top_k))
+        call: RerankKeywords = {"priority": "interactive", **asked}
+        stream = cast(
+            "EmbeddingStream[Any, float, list[tuple[int, float]]]", self._with_query(query, documents, best, call)
+        )
+        return await self._several(stream, with_tokens=with_tokens)
+
     def _with_query(
         self, query: str, documents: Source[InputT], assembly: Assembly[float, CollectedT], call: RerankKeywords
     ) -> AnyStream[InputT, float, CollectedT]:
@@ -285,6 +291,14 @@ class TextCrossEncoder(Embedder):
         check_choice("activation", activation, (None, *get_args(Activation)))
         chosen = activation or self._activation
         return Call(mode="pair", truncate=self._truncate, activation=chosen)
+
+
+async def rank_texts(
+    model: TextCrossEncoder, query: str, documents: Sequence[str], top_k: int | None, asked: RerankKeywords
+) -> CountedBatch[list[tuple[int, float]]]:
+    """For the package itself: `TextCrossEncoder.rank`, which goes before bulk work unless `asked` says otherwise."""
+    ranked = await model._rank(query, documents, top_k, asked, with_tokens=True)  # noqa: SLF001
+    return cast("CountedBatch[list[tuple[int, float]]]", ranked)
 
 
 def _best(scores: list[Any], top_k: int | None) -> list[tuple[int, float]]:

@@ -7,15 +7,17 @@ import importlib.util
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
-from asyncembed.export.bert_like import read_config
+from asyncembed.export.architectures import read_plan
+from asyncembed.export.heads import Head
 from asyncembed.export.onnx_builder import Graph
 from asyncembed.files import default_cache_dir, move, replacing
 from asyncembed.runtime.safetensors import find_weights, read_tensors
 
 # Raised when the graph that the same weights give changes: older graphs are then not found any more.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx_data"
@@ -29,15 +31,15 @@ _TIMESTAMP_STEP_SECONDS = 2.0
 _ABANDONED_SECONDS = 24 * 3600.0
 
 
-def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
-    """The ONNX graph of the encoder in `directory`, built from its safetensors weights or found in the cache.
+def ensure_graph(directory: Path, *, head: Head = "states", cache_dir: Path | None = None) -> Path:
+    """The ONNX graph of the model in `directory`, built from its safetensors weights or found in the cache.
 
     Blocks while it reads and writes; the first call for some weights takes about two seconds per GB, later
     ones a millisecond. The result lies under `cache_dir` (default: `default_cache_dir()`), its weights in a
     second file beside it. It is found again by the content of the config and the weights, not by their place,
     and appears whole or not at all, however many processes build it at once.
 
-    Inputs and output are those of `BertConfig.build`.
+    Inputs and output are those of `Plan.build`.
 
     Raises:
         UnsupportedModelError: There are no weights, the architecture is not known, or the config asks for
@@ -45,8 +47,8 @@ def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
         ModelLoadError: The weights are broken or incomplete, or the cache cannot be written.
         RuntimeMissingError: The graph must be built and the package `onnx` is not installed.
     """
-    config = read_config(directory)
-    root, target, weights = _place(directory, cache_dir)
+    plan = read_plan(directory, head)
+    root, target, weights = _place(directory, head, cache_dir)
     if _is_complete(target):
         return target / GRAPH_FILE
     if importlib.util.find_spec("onnx") is None:
@@ -56,7 +58,7 @@ def ensure_graph(directory: Path, *, cache_dir: Path | None = None) -> Path:
             model=str(directory),
         )
     with read_tensors(*weights) as tensors:
-        _keep(config.build(tensors), root, target, directory)
+        _keep(plan.build(tensors), root, target, directory)
     return target / GRAPH_FILE
 
 
@@ -83,7 +85,7 @@ def _keep(graph: Graph, root: Path, target: Path, directory: Path) -> None:
         ) from error
 
 
-def find_graph(directory: Path, *, cache_dir: Path | None = None) -> Path | None:
+def find_graph(directory: Path, *, head: Head = "states", cache_dir: Path | None = None) -> Path | None:
     """What `ensure_graph` would give, if it has been built already; None otherwise.
 
     Blocks as long as it takes to hash weights that were not seen before: about a second per GB.
@@ -92,7 +94,7 @@ def find_graph(directory: Path, *, cache_dir: Path | None = None) -> Path | None
         UnsupportedModelError: There are no weights.
         ModelLoadError: The weights cannot be read.
     """
-    _, target, _ = _place(directory, cache_dir)
+    _, target, _ = _place(directory, head, cache_dir)
     return target / GRAPH_FILE if _is_complete(target) else None
 
 
@@ -101,15 +103,16 @@ def kept_graphs(*, cache_dir: Path | None = None) -> list[Path]:
     return sorted(path for path in _root(cache_dir).glob(_ANY_KEY) if _is_complete(path))
 
 
-def kept_graph_of(directory: Path, *, cache_dir: Path | None = None) -> Path | None:
-    """The folder of the graph built from the weights in `directory`, where these were hashed before. Reads none."""
+def kept_graphs_of(directory: Path, *, cache_dir: Path | None = None) -> list[Path]:
+    """The folders of the graphs built from the weights in `directory`, where these were hashed before. Reads none."""
     root, weights = _root(cache_dir), find_weights(directory)
     try:
         memos = [_memo(path, root / "digests") for path in (directory / "config.json", *weights)]
-        target = root / _key([memo.read_text("ascii") for memo in memos])
+        digests = [memo.read_text("ascii") for memo in memos]
     except OSError:
-        return None
-    return target if weights and _is_complete(target) else None
+        return []
+    targets = [root / _key(head, digests) for head in get_args(Head)]
+    return [target for target in targets if weights and _is_complete(target)]
 
 
 def delete_graph(folder: Path) -> None:
@@ -127,7 +130,7 @@ def _root(cache_dir: Path | None) -> Path:
     return (cache_dir or default_cache_dir()).expanduser() / "exported"
 
 
-def _place(directory: Path, cache_dir: Path | None) -> tuple[Path, Path, tuple[Path, ...]]:
+def _place(directory: Path, head: Head, cache_dir: Path | None) -> tuple[Path, Path, tuple[Path, ...]]:
     """The cache's root, the folder there of the graph that `directory` gives, and the weights that identify it."""
     weights = find_weights(directory)
     if not weights:
@@ -137,12 +140,12 @@ def _place(directory: Path, cache_dir: Path | None) -> tuple[Path, Path, tuple[P
         digests = [_file_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
     except OSError as error:
         raise ModelLoadError(f"the weights in {directory} cannot be read: {error}", model=str(directory)) from error
-    return root, root / _key(digests), weights
+    return root, root / _key(head, digests), weights
 
 
-def _key(digests: list[str]) -> str:
-    """The name of the folder of a graph, by what it is built from."""
-    return hashlib.sha256("\n".join([str(FORMAT_VERSION), *digests]).encode()).hexdigest()[:_KEY_LENGTH]
+def _key(head: Head, digests: list[str]) -> str:
+    """The name of the folder of a graph, by what it gives and what it is built from."""
+    return hashlib.sha256("\n".join([str(FORMAT_VERSION), head, *digests]).encode()).hexdigest()[:_KEY_LENGTH]
 
 
 def _is_complete(target: Path) -> bool:

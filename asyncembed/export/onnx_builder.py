@@ -5,10 +5,10 @@ above protobuf's limit of 2 GB, a runtime maps the weights instead of copying th
 embedding table's pages, and at no time is more than one tensor in memory here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class Graph:
     def __init__(self, opset: int) -> None:
         self.opset = opset
         self._nodes: list[onnx.NodeProto] = []
+        self._count = 0
         self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
         self._weights: dict[str, _Weight] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -61,19 +62,61 @@ class Graph:
 
     def node(self, op: str, *inputs: str, **attributes: int | float | Sequence[int]) -> str:
         """Add a node of the standard operator set; the name of its output."""
+        return self._add(op, inputs, 1, attributes)[0]
+
+    def split(self, value: str, sizes: str, count: int, *, axis: int) -> list[str]:
+        """Cut `value` along `axis` into `count` pieces of the sizes in the int64 tensor `sizes` (count,)."""
+        return self._add("Split", (value, sizes), count, {"axis": axis})
+
+    def choose(
+        self, condition: str, then: Callable[[], Sequence[str]], otherwise: Callable[[], Sequence[str]]
+    ) -> list[str]:
+        """The values of one of two branches, by a boolean scalar: each adds its nodes, and only one's are computed.
+
+        What a branch gives must be of the same element types as the other's, in the same order.
+        """
         from onnx import helper
 
-        name = f"{op}_{len(self._nodes)}"
-        node = helper.make_node(op, inputs, [name], name=name)
+        branches = {"then_branch": self._branch(then), "else_branch": self._branch(otherwise)}
+        counts = {len(given) for _, given in branches.values()}
+        assert len(counts) == 1, "both branches of an If give equally many values"
+        names = self._add("If", (condition,), counts.pop(), {})
+        for key, (nodes, given) in branches.items():
+            # Their types are inferred from what the nodes compute.
+            outputs = [helper.make_empty_tensor_value_info(name) for name in given]
+            graph = helper.make_graph(nodes, key, [], outputs)
+            self._nodes[-1].attribute.append(helper.make_attribute(key, graph))
+        return names
+
+    def _branch(self, add: Callable[[], Sequence[str]]) -> "tuple[list[onnx.NodeProto], list[str]]":
+        """The nodes that `add` adds, and what each value that it gives is called there."""
+        outside, self._nodes = self._nodes, []
+        try:
+            # A branch may give none but its own values.
+            given = [self.node("Identity", value) for value in add()]
+            return self._nodes, given
+        finally:
+            self._nodes = outside
+
+    def _add(
+        self, op: str, inputs: Sequence[str], outputs: int, attributes: Mapping[str, int | float | Sequence[int]]
+    ) -> list[str]:
+        from onnx import helper
+
+        name = f"{op}_{self._count}"
+        self._count += 1
+        names = [name] if outputs == 1 else [f"{name}_{i}" for i in range(outputs)]
+        node = helper.make_node(op, inputs, names, name=name)
         node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
         self._nodes.append(node)
-        return name
+        return names
 
-    def constant(self, value: int | float | Sequence[int]) -> str:
-        """A small tensor inside the graph: int64 for integers, float32 otherwise. Equal ones are shared."""
+    def constant(self, value: int | float | Sequence[Any]) -> str:
+        """A small tensor inside the graph, of numbers or nested lists: int64 or float32. Equal ones are shared."""
         from onnx import numpy_helper
 
-        array = np.asarray(value, np.float32 if isinstance(value, float) else np.int64)
+        array = np.asarray(value)
+        array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             self._constants[key] = numpy_helper.from_array(array, f"constant_{len(self._constants)}")

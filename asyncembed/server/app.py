@@ -115,8 +115,11 @@ def _add(app: _App, service: Service, dialects: Sequence[Dialect]) -> None:
     for dialect in dialects:
         for route in dialect.routes:
             by_path.setdefault(route.path, []).append(Endpoint(service, dialect, route))
-    app.endpoints = {path: some[0] if len(some) == 1 else ByMethod(some) for path, some in by_path.items()}
-    app.router.routes[:0] = [StarletteRoute(path, endpoint) for path, endpoint in app.endpoints.items()]
+    endpoints = {path: some[0] if len(some) == 1 else ByMethod(some) for path, some in by_path.items()}
+    app.endpoints = {path: endpoint for path, endpoint in endpoints.items() if not path.endswith("{id}")}
+    app.router.routes[:0] = [
+        StarletteRoute(path.replace("{id}", "{id:path}"), endpoint) for path, endpoint in endpoints.items()
+    ]
     of_fastapi = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -29,6 +29,9 @@ NOT_EMPTY = msgspec.Meta(extra_json_schema={"minItems": 1})
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
+Priority: TypeAlias = int | None
+"""0 is the highest, and what is meant without one; whatever is above it is bulk work here, where there are two."""
+
 # ---------------------------------------------------------------- bodies
 
 
@@ -68,7 +71,7 @@ class CohereEmbedRequest(msgspec.Struct, kw_only=True):
     output_dimension: Count | None = None
     embedding_types: list[Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]] | None = None
     truncate: Literal["NONE", "START", "END"] = "END"
-    priority: int | None = None
+    priority: Priority = 0
 
 
 class CohereRerankRequest(msgspec.Struct, kw_only=True):
@@ -80,7 +83,7 @@ class CohereRerankRequest(msgspec.Struct, kw_only=True):
     top_n: Count | None = None
     max_tokens_per_doc: Count | None = None
     relevant_spans: dict[str, Any] | None = None
-    priority: int | None = None
+    priority: Priority = 0
 
 
 class CohereEmbeddings(msgspec.Struct, omit_defaults=True):
@@ -183,6 +186,7 @@ async def _embed_texts(service: Service, asked: CohereEmbedRequest, texts: list[
         ROLES.get(asked.input_type or "", "embed"),
         param="texts",
         truncate=asked.truncate != "NONE",
+        is_bulk=is_bulk(asked.priority),
         truncate_dim=asked.output_dimension,
         prompt_name=asked.input_type if asked.input_type in prompts else None,
     )
@@ -196,7 +200,12 @@ async def _embed_images(service: Service, asked: CohereEmbedRequest, images: lis
     model: Served[ImageEmbedding[Any]] = service.models.pick(asked.model, ImageEmbedding)
     if asked.output_dimension is not None:
         check_size(model.embedder, asked.output_dimension, param="output_dimension")
-    return await embed_images(service, model, images, param="images")
+    return await embed_images(service, model, images, param="images", is_bulk=is_bulk(asked.priority))
+
+
+def is_bulk(priority: int | None) -> bool:
+    """Whether a request lets others go first."""
+    return priority is not None and priority > 0
 
 
 def check_limit(wanted: int | None, limit: int | None, *, param: str) -> None:
@@ -238,7 +247,15 @@ async def rerank(service: Service, asked: CohereRerankRequest) -> bytes:
     if asked.relevant_spans is not None:
         raise Refusal("invalid", "relevant_spans are not told here: leave them out", param="relevant_spans")
     check_limit(asked.max_tokens_per_doc, model.embedder.max_length, param="max_tokens_per_doc")
-    counted = await rank(service, model, asked.query, asked.documents, param="documents", top_n=asked.top_n)
+    counted = await rank(
+        service,
+        model,
+        asked.query,
+        asked.documents,
+        param="documents",
+        top_n=asked.top_n,
+        is_bulk=is_bulk(asked.priority),
+    )
     results = [{"index": index, "relevance_score": score} for index, score in counted.results]
     units = {"search_units": 1, "input_tokens": int(counted.tokens.sum())}
     return orjson.dumps({"id": str(uuid4()), "results": results, "meta": meta_of(units)})

@@ -1,15 +1,18 @@
 """What routes of several dialects ask of a model, within the limits of a request: texts, pairs, ranks, images.
 
-All of it but long lists of texts goes before bulk work, and is withdrawn when its request is cancelled.
+All of it goes before bulk work, but long lists of texts and what is said to be bulk work itself; it is withdrawn when
+its request is cancelled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from asyncembed.embedders.base import opened_model
-from asyncembed.embedders.cross_encoder import TextCrossEncoder
+from asyncembed.embedders.cross_encoder import TextCrossEncoder, rank_texts
+from asyncembed.embedders.image import ImageEmbedding
 from asyncembed.embedders.roles import TextRoles, one_text, several_texts
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.errors import OverloadedError
@@ -21,8 +24,8 @@ from asyncembed.server.service import Service
 from asyncembed.wakeup import completion, start_thread
 
 if TYPE_CHECKING:
-    from asyncembed.embedders.base import Embedder, HasVectors, StreamKeywords
-    from asyncembed.embedders.image import ImageEmbedding
+    from asyncembed.embedders.base import Embedder, HasVectors, PriorityName, StreamKeywords
+    from asyncembed.embedders.cross_encoder import RerankKeywords
     from asyncembed.embedders.multimodal import LateInteractionMultimodalEmbedding
     from asyncembed.encoders.encoder import Mode
 
@@ -79,6 +82,7 @@ async def embed_texts(
     *,
     param: str,
     truncate: bool | None = None,
+    is_bulk: bool = False,
     **call: Any,
 ) -> CountedBatch[Any]:
     """The results of texts in a role; `call` are keywords of the model's `embed`.
@@ -90,6 +94,7 @@ async def embed_texts(
         mode: What they are.
         param: The field of the body that they come from.
         truncate: False refuses the request if a text is over the model's limit; None: as the model was opened.
+        is_bulk: Whether others go first, however few texts there are.
         call: Keywords of `TextEmbedding.embed`, for such a model.
     """
     embedder = model.embedder
@@ -100,10 +105,12 @@ async def embed_texts(
     asked = cast("StreamKeywords", call)
     if not isinstance(embedder, TextRoles):
         counted = await embedder.embed_text(texts, priority="interactive").with_tokens().collect()
-    elif len(texts) == 1:
+    elif len(texts) == 1 and not is_bulk:
         counted = await _one_text(embedder, texts[0], mode, asked)
     else:
-        counted = await _several_texts(service, embedder, texts, mode, asked)
+        is_bulk = is_bulk or len(texts) > INTERACTIVE_TEXTS
+        with lane(service, embedder, len(texts), is_bulk=is_bulk) as priority:
+            counted = await several_texts(embedder, texts, mode, {**asked, "priority": priority})
     return _whole(counted, embedder, param) if truncate is False else counted
 
 
@@ -116,25 +123,25 @@ async def _one_text(
     return CountedBatch(results, np.array([tokens], np.int32), np.array([is_cut], np.bool_))
 
 
-async def _several_texts(
-    service: Service, embedder: TextRoles[Any, Any], texts: Sequence[str], mode: "Mode", asked: "StreamKeywords"
-) -> CountedBatch[Any]:
-    """A long list is bulk work, which lets requests of few texts go first.
+@contextmanager
+def lane(service: Service, embedder: "Embedder", count: int, *, is_bulk: bool) -> "Iterator[PriorityName]":
+    """Where so many inputs of a request wait: gives their priority. Of bulk work a server keeps the count itself.
 
     Raises:
-        OverloadedError: As many wait as may; a long list that comes alone may be longer than that.
+        OverloadedError: As many of bulk work wait as may; what comes alone may be more than that.
     """
-    if len(texts) <= INTERACTIVE_TEXTS:
-        return await several_texts(embedder, texts, mode, asked)
+    if not is_bulk:
+        yield "interactive"
+        return
     _, engine = opened_model(embedder)
     most, waiting = engine.plan.max_queued, service.bulk[engine]
-    if most is not None and waiting and waiting + len(texts) > most:
-        raise OverloadedError(f"{waiting} texts of long lists wait already (max_queued={most})")
-    service.bulk[engine] += len(texts)
+    if most is not None and waiting and waiting + count > most:
+        raise OverloadedError(f"{waiting} inputs of bulk work wait already (max_queued={most})")
+    service.bulk[engine] += count
     try:
-        return await several_texts(embedder, texts, mode, {**asked, "priority": "bulk"})
+        yield "bulk"
     finally:
-        service.bulk[engine] -= len(texts)
+        service.bulk[engine] -= count
 
 
 def _whole(counted: CountedBatch[Any], embedder: "Embedder", param: str) -> CountedBatch[Any]:
@@ -161,10 +168,13 @@ async def rank(
     top_n: int | None = None,
     activation: Activation = "sigmoid",
     truncate: bool | None = None,
+    is_bulk: bool = False,
 ) -> CountedBatch[list[tuple[int, float]]]:
     """The best documents for a query, as `TextCrossEncoder.rank`; `param` is the field of the documents."""
     await _check_pairs(service, model, [(query, document) for document in documents], param)
-    counted = await model.embedder.rank(query, documents, top_n, activation=activation, with_tokens=True)
+    with lane(service, model.embedder, len(documents), is_bulk=is_bulk) as priority:
+        call: RerankKeywords = {"activation": activation, "priority": priority}
+        counted = await rank_texts(model.embedder, query, documents, top_n, call)
     return _whole(counted, model.embedder, param) if truncate is False else counted
 
 
@@ -200,11 +210,15 @@ async def embed_images(
     images: Sequence[str],
     *,
     param: str,
+    is_bulk: bool = False,
 ) -> CountedBatch[Any]:
     """The results of images, each a URL, a data URI or base64: float32 (n, dim), or a list of matrices."""
     service.check_count(len(images), param=param)
     given = await completion(start_thread(images_of, images)) if is_large(images) else images_of(images)
-    return await model.embedder.embed_images(given, with_tokens=True)
+    embedder = model.embedder
+    method = embedder.embed if isinstance(embedder, ImageEmbedding) else embedder.embed_image
+    with lane(service, embedder, len(images), is_bulk=is_bulk) as priority:
+        return await method(given, priority=priority).with_tokens().collect()
 
 
 def check_size(embedder: "HasVectors", wanted: int, *, param: str) -> None:

@@ -43,7 +43,10 @@ class Reply:
 
 
 Handler: TypeAlias = Callable[[Service, Any], Awaitable[bytes | Reply]]
-"""From the service and the decoded body (of a GET: None) to the answer, where bytes are JSON."""
+"""From the service and the decoded body to the answer, where bytes are JSON.
+
+Instead of a body, a GET has what stands in its path where the route has `{id}`, or None.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +54,7 @@ class Route:
     """One route of a dialect: what the app serves, and what the OpenAPI document says of it.
 
     Attributes:
-        path: In full: "/v1/embeddings".
+        path: In full: "/v1/embeddings". It may end with "{id}", which stands for anything, slashes included.
         handle: Computes the answer.
         body: The Struct that the JSON of a POST is decoded as; None: a GET.
         answer: Struct, or type, of what it answers, for the document only.
@@ -141,7 +144,7 @@ class Endpoint:
         if route.needs_key:
             service.check_key(scope["headers"])
         if self._decode is None:
-            return await route.handle(service, None)
+            return await route.handle(service, scope.get("path_params", {}).get("id"))
         asked = self._decode(await read_body(scope, receive, service.limits.max_bytes))
         return await until_gone(receive, route.handle(service, asked))
 

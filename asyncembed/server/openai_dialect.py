@@ -1,4 +1,4 @@
-"""The interface of OpenAI: `POST /v1/embeddings`, `GET /v1/models`, and its form of errors."""
+"""The interface of OpenAI: `POST /v1/embeddings`, `GET /v1/models` and `/v1/models/{id}`, and its form of errors."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 import msgspec
 import orjson
 
+from asyncembed.embedders.base import Embedder
 from asyncembed.embedders.image import ImageEmbedding
 from asyncembed.embedders.late_interaction import LateInteractionTextEmbedding
 from asyncembed.embedders.multimodal import LateInteractionMultimodalEmbedding
@@ -180,11 +181,18 @@ def _input(given: str | int | list[int] | InputObject, modality: Modality) -> tu
 
 async def models(service: Service, _: None) -> bytes:
     """What is served."""
-    data = [
-        {"id": model.name, "object": "model", "created": model.created, "owned_by": "asyncembed"}
-        for model in service.models
-    ]
-    return orjson.dumps({"object": "list", "data": data})
+    return orjson.dumps({"object": "list", "data": [_object(model) for model in service.models]})
+
+
+async def one_model(service: Service, name: str) -> bytes:
+    """One of them, by its name; without one, all."""
+    if not name:  # a slash too many
+        return await models(service, None)
+    return orjson.dumps(_object(service.models.pick(name, Embedder)))
+
+
+def _object(model: Served[Embedder]) -> dict[str, object]:
+    return {"id": model.name, "object": "model", "created": model.created, "owned_by": "asyncembed"}
 
 
 # ---------------------------------------------------------------- the dialect
@@ -214,6 +222,12 @@ class OpenAIDialect(Dialect):
                 summary="Vectors of texts or images, one or several.",
             ),
             Route(path=f"{prefix}/models", handle=models, answer=ModelsAnswer, summary="The models that are served."),
+            Route(
+                path=f"{prefix}/models/{{id}}",
+                handle=one_model,
+                answer=ModelObject,
+                summary="One of them, by its name, in which slashes may stand as they are.",
+            ),
         )
     )
 

@@ -8,6 +8,7 @@ import msgspec
 from asyncembed.server.endpoint import Dialect, Route
 
 _REF = "#/components/schemas/{name}"
+_SEPARATORS = str.maketrans("/{}", "   ")
 
 
 def describe_routes(document: dict[str, Any], dialects: Iterable[Dialect]) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def describe_routes(document: dict[str, Any], dialects: Iterable[Dialect]) -> di
 
 
 def _operation(dialect: Dialect, route: Route, body: object, answer: object) -> dict[str, Any]:
-    name = f"{route.method} {route.path}".lower().replace("/", " ").split()
+    name = f"{route.method} {route.path}".lower().translate(_SEPARATORS).split()
     operation: dict[str, Any] = {
         "tags": [dialect.name],
         "summary": route.summary,
@@ -38,6 +39,8 @@ def _operation(dialect: Dialect, route: Route, body: object, answer: object) -> 
             "default": _answer("It is refused, or it failed.", {}),
         },
     }
+    if route.path.endswith("{id}"):
+        operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
     if body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     if route.needs_key:

@@ -29,7 +29,7 @@ class Service:
     Attributes:
         models: What is served.
         limits: What one request may ask for.
-        bulk: Texts of long lists that are computed or wait, by the engine that does it.
+        bulk: Inputs of bulk work that are computed or wait, by the engine that does it.
         meter: What came of its requests so far.
         began: When it was made, by `time.monotonic`.
         is_ready: Whether the models are open.

@@ -17,8 +17,9 @@ _IDS = msgspec.Meta(
 
 _PAIRS = msgspec.Meta(
     extra_json_schema={
+        "type": "array",
         "minItems": 1,
-        "anyOf": [
+        "oneOf": [
             {"items": {"type": "string"}, "minItems": 2, "maxItems": 2},
             {"items": {"type": "array", "minItems": 2, "maxItems": 2}},
         ],
@@ -80,9 +81,9 @@ class RerankRequest(CuttingRequest, kw_only=True):
 
 
 class PredictRequest(CuttingRequest, kw_only=True):
-    """What `/predict` takes: a pair of texts, or a list of pairs."""
+    """What `/predict` takes: a pair of texts, or a list of pairs. A text alone is refused by name."""
 
-    inputs: Annotated[list[str | list[str]], _PAIRS]
+    inputs: Annotated[str | list[str | list[str]], _PAIRS]
     raw_scores: bool = False
 
 

@@ -219,21 +219,24 @@ async def rerank(service: Service, asked: RerankRequest) -> Reply | bytes:
     return answered(orjson.dumps(ranks), [asked.query, *asked.texts], counted, began)
 
 
-def pairs_of(inputs: list[str | list[str]]) -> list[tuple[str, str]]:
+def pairs_of(inputs: str | list[str | list[str]]) -> list[tuple[str, str]]:
     """The pairs of texts that a request has; two texts alone are one of them.
 
     Raises:
         Refusal: They are no pairs, as rerankers take nothing else.
     """
     given = [inputs] if len(inputs) == 2 and _is_texts(inputs) else inputs
-    if not all(isinstance(pair, list) and len(pair) == 2 for pair in given):
-        message = "inputs are a pair of texts, or a list of pairs: [query, text]"
+    if isinstance(given, str) or not all(isinstance(pair, list) and len(pair) == 2 for pair in given):
+        message = (
+            "inputs are a pair of texts, or a list of pairs: [query, text]. What is served here are rerankers, which "
+            "score a pair; models that classify a text alone are not served"
+        )
         raise Refusal("invalid", message, param="inputs")
     return [(first, second) for first, second in cast("list[list[str]]", given)]
 
 
-def _is_texts(inputs: list[Any]) -> bool:
-    return all(isinstance(text, str) for text in inputs)
+def _is_texts(inputs: Sequence[Any]) -> bool:
+    return not isinstance(inputs, str) and all(isinstance(text, str) for text in inputs)
 
 
 async def predict(service: Service, asked: PredictRequest) -> Reply:

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
-from asyncembed.export.bert_like import ARCHITECTURES, read_config
+from asyncembed.export.architectures import ARCHITECTURES, read_plan
 from asyncembed.export.graph_cache import ensure_graph
 from asyncembed.runtime.safetensors import read_tensors
 from tests.export.conftest import DATA, Variant
@@ -230,7 +230,7 @@ def test_weights_that_do_not_fit_the_config_are_an_error(
 @pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "electra"])
 def test_known_architectures_can_be_exported(name: str) -> None:
     assert name in ARCHITECTURES
-    assert read_config(DATA / name).architecture is ARCHITECTURES[name]
+    assert read_plan(DATA / name).architecture is ARCHITECTURES[name]
 
 
 @pytest.mark.parametrize("name", ["modernbert", "t5", "", None, 3, ["bert"]])

@@ -107,6 +107,24 @@ async def test_models_are_served_by_their_own_names_unless_they_are_given_others
         assert (answer["model"], len(answer["data"][0]["embedding"])) == ("BAAI/bge-base-en-v1.5", 768)
 
 
+@pytest.mark.parametrize("prefix", ["/v1/models", "/models"])
+async def test_a_model_is_found_by_its_name_whose_slashes_may_stand_as_they_are(prefix: str) -> None:
+    from asyncembed.server import create_app
+
+    names = ["BAAI/bge-base-en-v1.5", "BAAI/bge-small-en-v1.5"]
+    async with serving(create_app(names)) as client:
+        listed = (await client.get("/v1/models")).json()
+        for name in ("BAAI/bge-small-en-v1.5", "BAAI%2Fbge-small-en-v1.5"):
+            answer = await client.get(f"{prefix}/{name}")
+            assert (answer.status_code, answer.json()) == (200, listed["data"][1])
+        assert (await client.head(f"{prefix}/{names[0]}")).status_code == 200
+        assert (await client.get(f"{prefix}/")).json() == listed
+        for missing in ("BAAI/bge-large-en-v1.5", "%7Bid%7D"):
+            answer = await client.get(f"{prefix}/{missing}")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+        assert (await client.post(f"{prefix}/{names[0]}")).status_code == 405
+
+
 @pytest.mark.parametrize("models", [[], ["a/b", "a/b"]])
 def test_an_app_without_models_or_with_two_of_one_name_is_refused(models: list[str]) -> None:
     from asyncembed.server import create_app

@@ -4,12 +4,20 @@ import base64
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import numpy as np
 import pytest
 
+import asyncembed
+from asyncembed import Family
+from asyncembed.catalogue.lookup import CLASSES
+from asyncembed.engine.model import Stats
+from asyncembed.testing import fake_models
+from tests.support.asgi_servers import serving
 from tests.support.images import encoded, picture
 from tests.support.served_fakes import fakes_of_all_kinds
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -181,3 +189,43 @@ async def test_ranks_that_cannot_be_had_are_refused(
 async def test_what_is_asked_for_and_changes_nothing_is_taken(all_kinds: httpx.AsyncClient) -> None:
     body = {"query": "a", "documents": ["a", "b"], "max_tokens_per_doc": 4096, "priority": 0}
     assert len((await answer(all_kinds, "/v2/rerank", **body))["results"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "body"),
+    [
+        ("/v2/embed", "text", {"texts": ["waits"]}),
+        ("/v2/embed", "image", {"images": [data_uri(encoded(picture(2, 2)))]}),
+        ("/v2/rerank", "cross_encoder", {"query": "a", "documents": ["waits"]}),
+    ],
+)
+async def test_a_priority_above_0_lets_others_go_first_and_is_refused_sooner(
+    path: str, kind: Family, body: dict[str, Any]
+) -> None:
+    from asyncembed.server import create_app
+
+    answered: dict[str, int] = {}
+
+    async def ask(client: httpx.AsyncClient, name: str, priority: int | None) -> None:
+        answered[name] = (await client.post(path, json={**body, "priority": priority})).status_code
+
+    def stats() -> Stats:
+        (model,) = app.state.service.models
+        found: Stats = model.embedder.stats()
+        return found
+
+    with fake_models(seconds=30) as fakes:
+        app = create_app({kind: getattr(asyncembed, CLASSES[kind])("nosuch/model", workers=1, max_queued=2)})
+        async with serving(app) as client, anyio.create_task_group() as group:
+            group.start_soon(ask, client, "computed", 0)
+            await until(lambda: stats().in_flight == 1)
+            group.start_soon(ask, client, "low", 1)
+            await until(lambda: stats().queued_bulk == 1)
+            group.start_soon(ask, client, "lower", 999)
+            await until(lambda: stats().queued_bulk == 2)
+            await ask(client, "one too many", 5)
+            group.start_soon(ask, client, "unsaid", None)
+            await until(lambda: stats().queued_interactive == 1)
+            fakes.seconds = 0
+    assert next(iter(answered.items())) == ("one too many", 429)
+    assert {name for name, status in answered.items() if status == 200} == {"computed", "low", "lower", "unsaid"}

@@ -50,6 +50,16 @@ async def test_errors_are_those_that_the_client_knows(all_kinds: httpx.AsyncClie
             await client.embeddings.create(model="text", input="")
 
 
+async def test_a_model_is_retrieved_by_its_name() -> None:
+    from asyncembed.server import create_app
+
+    async with serving(create_app({"org/text": fakes_of_all_kinds()["text"]})) as server:
+        async with openai.AsyncOpenAI(base_url=url_of(server), api_key="any", max_retries=0) as client:
+            assert (await client.models.retrieve("org/text")).id == "org/text"
+            with pytest.raises(openai.NotFoundError, match="nosuch"):
+                await client.models.retrieve("nosuch")
+
+
 async def test_a_client_without_the_key_is_told_so() -> None:
     from asyncembed.server import create_app
 

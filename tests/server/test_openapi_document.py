@@ -11,7 +11,7 @@ from tests.support.served_fakes import fakes_of_all_kinds
 pytestmark = pytest.mark.slow
 
 ROUTES_OF_DIALECTS = {
-    "openai": {"/v1/embeddings", "/v1/models", "/embeddings", "/models"},
+    "openai": {"/v1/embeddings", "/v1/models", "/v1/models/{id}", "/embeddings", "/models", "/models/{id}"},
     "text-embeddings-inference": {"/", "/embed", "/embed_sparse", "/embed_all", "/similarity", "/rerank", "/predict"}
     | {"/tokenize", "/decode", "/info"},
     "cohere": {"/v2/embed", "/v2/rerank"},

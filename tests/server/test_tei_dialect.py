@@ -140,6 +140,16 @@ async def test_pairs_are_predicted_alone_and_together(all_kinds: httpx.AsyncClie
     assert raw[0]["score"] < 0
 
 
+@pytest.mark.parametrize("path", ["/predict", "/"])
+@pytest.mark.parametrize("inputs", ["a text", ""])
+async def test_a_text_alone_is_not_predicted_and_the_refusal_says_why(
+    all_kinds: httpx.AsyncClient, path: str, inputs: str
+) -> None:
+    status, kind, message = await refusal(all_kinds, path, model="cross_encoder", inputs=inputs)
+    assert (status, kind) == (422, "Validation")
+    assert "models that classify a text alone are not served" in message
+
+
 # ---------------------------------------------------------------- tokens
 
 

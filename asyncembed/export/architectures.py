@@ -1,0 +1,120 @@
+"""The architectures whose graphs can be built, by the `model_type` of config.json."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from asyncembed.errors import ModelLoadError, UnsupportedModelError
+from asyncembed.export.bert_like import BERT, DISTILBERT, ELECTRA, MPNET, ROBERTA
+from asyncembed.export.construction import Construction
+from asyncembed.export.heads import Head, HeadBuilder, states
+from asyncembed.export.onnx_builder import Graph
+from asyncembed.repo_files import quoted, read_json
+from asyncembed.runtime.safetensors import Tensors
+
+
+class Architecture(Protocol):
+    """How the encoder of one kind of checkpoint computes."""
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What may stand before every tensor's name where a checkpoint has a head around the encoder."""
+
+    @property
+    def word_embeddings(self) -> str:
+        """The tensor with a row per token of the vocabulary, without a prefix."""
+
+    @property
+    def brings_code(self) -> bool:
+        """Whether repos of this kind bring code of their own, which computes the same."""
+
+    @property
+    def heads(self) -> Mapping[Head, HeadBuilder]:
+        """What may stand on the hidden states besides themselves."""
+
+    def width(self, config: Mapping[str, Any]) -> int:
+        """How many numbers a hidden state has."""
+
+    def objections(self, config: Mapping[str, Any]) -> Iterator[str]:
+        """Why the graph would not be the encoder that `config` describes. Whoever goes on after one must not."""
+
+    def encode(self, c: Construction) -> str:
+        """The flat hidden states after the last layer, (batch · tokens, width)."""
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "bert": BERT,
+    "camembert": ROBERTA,
+    "distilbert": DISTILBERT,
+    "electra": ELECTRA,
+    "mpnet": MPNET,
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A graph that can be built. `model` is for messages."""
+
+    model: str
+    architecture: Architecture
+    config: Mapping[str, Any]
+    head: Head
+
+    def build(self, tensors: Tensors) -> Graph:
+        """The graph, with the weights `tensors`.
+
+        Inputs, int64 (batch, tokens): `input_ids`, `attention_mask` (1 for a real token, 0 for padding), and where the
+        architecture has them, `token_type_ids`. Output: that of the head.
+
+        Raises:
+            ModelLoadError: A weight is missing, or has a shape that does not fit.
+            UnsupportedModelError: A weight is quantised (raised when it is written).
+        """
+        architecture = self.architecture
+        known = (prefix for prefix in architecture.prefixes if prefix + architecture.word_embeddings in tensors)
+        c = Construction.begin(self.config, tensors, model=self.model, prefix=next(known, ""))
+        hidden = architecture.encode(c)
+        if self.head == "states":
+            states(c, hidden, architecture.width(self.config))
+        else:
+            architecture.heads[self.head](c, hidden)
+        return c.graph
+
+
+def read_plan(directory: Path, head: Head = "states") -> Plan:
+    """What the `config.json` of `directory` asks for.
+
+    Raises:
+        ModelLoadError: There is no config.json, or it is broken.
+        UnsupportedModelError: The architecture is not known, or the graph would not be the encoder that is described.
+    """
+    model = str(directory)
+    config = read_json(directory / "config.json")
+    if not isinstance(config, dict):
+        raise ModelLoadError(f"{directory / 'config.json'} cannot be read: it is no JSON object", model=model)
+    for objection in _objections(config, head):
+        raise UnsupportedModelError(
+            f"{model} has no ONNX file, and none can be built: its config.json {objection}; use a repo that has one",
+            model=model,
+        )
+    return Plan(model, ARCHITECTURES[config["model_type"]], config, head)
+
+
+def _objections(config: Mapping[str, Any], head: Head) -> Iterator[str]:
+    """Why the graph would not be what `config` describes. Whoever goes on after one must not."""
+    name = config.get("model_type")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        yield f"names the architecture {quoted(name)}, and those known are {', '.join(ARCHITECTURES)}"
+    architecture = ARCHITECTURES[config["model_type"]]
+    custom = config.get("auto_map")
+    if isinstance(custom, dict) and "AutoModel" in custom and not architecture.brings_code:
+        yield f"says that the model brings code of its own (auto_map: {quoted(custom['AutoModel'])})"
+    if config.get("quantization_config") is not None:
+        yield f"has quantization_config = {quoted(config['quantization_config'])}, and only None is computed"
+    yield from architecture.objections(config)
+    if head not in ("states", *architecture.heads):
+        built = ", ".join(["states", *architecture.heads])
+        yield f"names the architecture {quoted(name)}, of which only {built} are built, not {head}"

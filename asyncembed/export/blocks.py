@@ -1,0 +1,83 @@
+"""What the layers of all architectures are made of: linear maps, norms, activations.
+
+Hidden states are flat, (batch · tokens, dim), so that each linear map is one Gemm that adds its bias as it goes.
+Nothing but standard operators is used, so that any ONNX runtime takes the graph.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from asyncembed.export.construction import Weights
+from asyncembed.export.onnx_builder import Graph
+
+Activation = Callable[[Graph, str], str]
+
+
+def linear(weights: Weights, name: str, value: str, inputs: int, outputs: int, *, needs_bias: bool = False) -> str:
+    """`value` · weightᵀ + bias, where there is one: a checkpoint keeps the weight as (outputs, inputs)."""
+    operands = [value, weights.take(f"{name}.weight", (outputs, inputs))]
+    if needs_bias or weights.has(f"{name}.bias"):
+        operands.append(weights.take(f"{name}.bias", (outputs,)))
+    return weights.graph.node("Gemm", *operands, transB=1)
+
+
+def layer_norm(weights: Weights, name: str, value: str, width: int, *, eps: float, needs_bias: bool = False) -> str:
+    """Layer norm (Ba et al. 2016), with a bias where there is one."""
+    # Checkpoints that came from TensorFlow keep its names, and some later ones have them again.
+    old = weights.has(f"{name}.gamma")
+    operands = [value, weights.take(f"{name}.{'gamma' if old else 'weight'}", (width,))]
+    shift = f"{name}.{'beta' if old else 'bias'}"
+    if needs_bias or weights.has(shift):
+        operands.append(weights.take(shift, (width,)))
+    return weights.graph.node("LayerNormalization", *operands, epsilon=eps)
+
+
+def rms_norm(weights: Weights, name: str, value: str, width: int, *, eps: float, plus_one: bool = False) -> str:
+    """Root mean square norm (Zhang and Sennrich 2019) over the last axis; `plus_one`: the scale is 1 + weight."""
+    graph = weights.graph
+    shift = np.float32(1 if plus_one else 0)
+    scale = weights.made(f"{name}.weight", weights.shape(f"{name}.weight", (width,)), lambda array: array + shift)
+    # In the form that onnxruntime makes one operator of.
+    square = graph.node("ReduceMean", graph.node("Pow", value, graph.constant(2.0)), axes=[-1])
+    root = graph.node("Sqrt", graph.node("Add", square, graph.constant(eps)))
+    return graph.node("Mul", graph.node("Div", value, root), scale)
+
+
+def gated(weights: Weights, gate: str, up: str, down: str, value: str, width: int, *, activation: Activation) -> str:
+    """down(activation(gate(value)) ⊙ up(value)), for linear maps of these names (Shazeer 2020)."""
+    inner = weights.shape(f"{gate}.weight", (None, width))[0]
+    opened = activation(weights.graph, linear(weights, gate, value, width, inner))
+    product = weights.graph.node("Mul", opened, linear(weights, up, value, width, inner))
+    return linear(weights, down, product, inner, width)
+
+
+def _gelu(graph: Graph, value: str) -> str:
+    """Compute x · Φ(x) with the exact normal distribution (Hendrycks and Gimpel 2016)."""
+    error = graph.node("Erf", graph.node("Div", value, graph.constant(math.sqrt(2.0))))
+    doubled = graph.node("Mul", value, graph.node("Add", error, graph.constant(1.0)))
+    return graph.node("Mul", doubled, graph.constant(0.5))
+
+
+def _gelu_tanh(graph: Graph, value: str) -> str:
+    """The same approximated: x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))."""
+    cubic = graph.node("Mul", graph.node("Pow", value, graph.constant(3.0)), graph.constant(0.044715))
+    inner = graph.node("Mul", graph.node("Add", value, cubic), graph.constant(math.sqrt(2.0 / math.pi)))
+    tanh = graph.node("Add", graph.node("Tanh", inner), graph.constant(1.0))
+    return graph.node("Mul", graph.node("Mul", value, graph.constant(0.5)), tanh)
+
+
+def _silu(graph: Graph, value: str) -> str:
+    return graph.node("Mul", value, graph.node("Sigmoid", value))
+
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu": _gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": lambda graph, value: graph.node("Relu", value),
+    "silu": _silu,
+    "swish": _silu,
+    "tanh": lambda graph, value: graph.node("Tanh", value),
+}
