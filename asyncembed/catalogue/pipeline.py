@@ -268,6 +268,35 @@ def _cross_encoder(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     return _preferring(repo, "logits", replace(spec, encoder="cross_encoder", max_length=_max_length(repo)))
 
 
+HEADS: Mapping[str, tuple[str, ...]] = {
+    "sparse_head": ("sparse_linear.pt", "sparse_linear.safetensors"),
+    "late_interaction_head": ("colbert_linear.pt", "colbert_linear.safetensors"),
+}
+"""The linear layers of models like bge-m3, by the settings of a hybrid model that name them."""
+
+
+def _hybrid(repo: _Repo, spec: ModelSpec) -> ModelSpec:
+    """A text model with layers for more results beside it, or a graph that has several; which ones its outputs tell."""
+    found = {setting: next((path for path in names if path in repo.files), None) for setting, names in HEADS.items()}
+    heads = {setting: path for setting, path in found.items() if path is not None}
+    spec = replace(spec, encoder="hybrid", settings=heads, additional_files=tuple(heads.values()))
+    modules = repo.modules()
+    if modules is not None:
+        spec = _from_modules(repo, modules, spec)
+        if unread := spec.settings.keys() - {*HEADS}:
+            raise repo.unsupported(f"a hybrid model with {', '.join(sorted(unread))} is none that we compute")
+    elif heads:
+        spec = replace(spec, pooling="cls", normalize=True, max_length=_max_length(repo), dim=_hidden_size(repo))
+    else:
+        spec = replace(spec, normalize=True, max_length=_max_length(repo))
+    if not heads and not any(path.endswith(".onnx") for path in repo.files):
+        raise repo.unsupported(
+            f"it has neither {' nor '.join(names[0] for names in HEADS.values())}, and no graph that could have more "
+            "than dense vectors"
+        )
+    return spec
+
+
 def _splade(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     """A masked language model whose logits are the weights of words, as sentence-transformers' sparse encoders are."""
     modules = repo.modules()
@@ -290,6 +319,7 @@ _FAMILIES: Mapping[str, Callable[[_Repo, ModelSpec], ModelSpec]] = {
     "text": _text,
     "cross_encoder": _cross_encoder,
     "sparse": _splade,
+    "hybrid": _hybrid,
     "image": _image,
 }
 """The families that a repo can be of by its own word."""
@@ -461,7 +491,7 @@ def _with_weights(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     graph = choose_onnx_file(repo.files, onnx_file=overrides.onnx_file, precision=overrides.precision, model=repo.name)
     if graph is not None:
         return replace(spec, model_file=graph)
-    if spec.family != "text":
+    if spec.family not in ("text", "hybrid"):
         raise repo.unsupported("it has no ONNX file, and only encoders of texts can be exported from weights")
     weights = WEIGHTS if WEIGHTS in repo.files else WEIGHTS_INDEX
     return replace(spec, additional_files=(weights, *spec.additional_files))

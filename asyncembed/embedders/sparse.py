@@ -77,7 +77,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         stopwords: BM25: words that do not count, instead of the language's; empty: all do.
         alpha: BM42: exponent of a word's weight (0.5).
         truncate: Cut inputs over the length limit; False makes such an input an `InputError`. BM25 has no limit.
-        options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
+        options: The keywords that all classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
 
     Raises:
         OptionError: A keyword or value that cannot work; on opening, one that the model does not have.

@@ -221,7 +221,9 @@ class _Program:
             raise ValueError("its pickle calls something that makes no tensor")
 
     def _since_mark(self) -> list[Any]:
-        place = next(place for place in reversed(range(len(self._stack))) if self._stack[place] is _MARK)
+        place = next((place for place in reversed(range(len(self._stack))) if self._stack[place] is _MARK), None)
+        if place is None:
+            raise ValueError("its pickle ends what it has not begun")
         parts = self._stack[place + 1 :]
         del self._stack[place:]
         return parts

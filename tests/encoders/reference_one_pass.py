@@ -1,8 +1,8 @@
 """Makes the reference values of the hybrid encoder's tests with torch and FlagEmbedding, which the project never needs.
 
 Run in a throwaway environment with torch, transformers, safetensors and FlagEmbedding, from the root of the repo:
-`python -m tests.encoders.reference_hybrid`. It writes a random model of some kB into `tests/encoders/data/hybrid`, laid
-out as BAAI/bge-m3 is, and into `reference.npz` what `M3Embedder` gives for `TEXTS`.
+`python -m tests.encoders.reference_one_pass`. It writes a random model of some kB into `tests/encoders/data/hybrid`,
+laid out as BAAI/bge-m3 is, and into `reference.npz` what `M3Embedder` gives for `TEXTS`.
 """
 
 import json
