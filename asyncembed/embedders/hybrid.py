@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, Un
 
 from asyncembed.catalogue.lookup import register
 from asyncembed.catalogue.spec import Family
-from asyncembed.checks import check_bool, check_choice, check_some, check_text, checks_keywords
+from asyncembed.checks import check_bool, check_choice, check_count, check_some, check_text, checks_keywords
 from asyncembed.embedders.base import (
     AnyStream,
     HasVectors,
@@ -78,8 +78,8 @@ class HybridTextEmbedding(HasVectors, TextRoles[HybridEmbedding[ScalarT], Hybrid
     ```python
     async with HybridTextEmbedding("BAAI/bge-m3") as model:
         async for embedding in model.embed(documents):
-            embedding.dense             # (dim,)
-            embedding.sparse            # a `SparseEmbedding`: the words that count, and how much
+            embedding.dense  # (dim,)
+            index(embedding.sparse.indices, embedding.sparse.values)
             embedding.late_interaction  # (tokens, dim)
         query = await model.embed_query("what is backpressure?", outputs=["dense", "sparse"])
     ```
@@ -313,11 +313,14 @@ class HybridTextEmbedding(HasVectors, TextRoles[HybridEmbedding[ScalarT], Hybrid
         given = {"sparse_head": sparse_head, "late_interaction_head": late_interaction_head}
         for name, path in given.items():
             check_text(name, path)
+        check_count("dim", dim, minimum=1)
         heads = {name: path for name, path in given.items() if path is not None}
-        files = [*(additional_files or ()), *heads.values()]
-        spec = cls._custom_spec(model, "hybrid", sources, model_file, files, description, license, size_in_gb)
+        spec = cls._custom_spec(
+            model, "hybrid", sources, model_file, additional_files, description, license, size_in_gb
+        )
         pooling: Literal["cls", "none"] = "cls" if heads else "none"
-        register(replace(spec, dim=dim, pooling=pooling, normalize=True, settings=heads))
+        files = tuple(dict.fromkeys([*spec.additional_files, *heads.values()]))
+        register(replace(spec, dim=dim, pooling=pooling, normalize=True, settings=heads, additional_files=files))
 
     # ---------------------------------------------------------------- parts
 

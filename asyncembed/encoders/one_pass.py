@@ -19,7 +19,7 @@ from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures, 
 from asyncembed.encoders.finite import Finite, quietly
 from asyncembed.encoders.graph_output import FINISHED_OUTPUTS
 from asyncembed.encoders.pooling import FloatArray, normalize, pool
-from asyncembed.encoders.postprocess import encoded_matrices, encoded_rows
+from asyncembed.encoders.postprocess import check_dim, encoded_matrices, encoded_rows
 from asyncembed.encoders.settings import HybridSettings, read_settings
 from asyncembed.encoders.sparse_graph import NO_ENTRIES, NOT_FINITE, Entries, failures_of_entries
 from asyncembed.encoders.text_graph import TextGraph, TextRun
@@ -197,7 +197,9 @@ class HybridEncoder:
         self._kinds: dict[HybridOutput, Kind] = dict(self._find_kinds(config, settings))
         # An empty text warms the session, and shows now whether all fits together.
         found, _ = self._compute(self.tokenizer.encode([""]), tuple(self._kinds))
-        dim = len(found["dense"][0]) if "dense" in found else spec.dim
+        dim = len(found["dense"][0]) if "dense" in found else None
+        if dim is not None:
+            check_dim(spec, dim)
         self.info: ModelInfo = replace(self._graph.info, dim=dim, outputs=tuple(self._kinds))
 
     @quietly

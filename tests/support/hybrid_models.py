@@ -13,9 +13,11 @@ from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.export.graph_cache import ensure_graph
 from asyncembed.runtime.torch_file import read_torch_file
-from tests.encoders.reference_one_pass import MORE_TEXTS
+from tests.encoders.reference_one_pass import MORE_TEXTS, ROLES
 from tests.support.external_data import move_weights_out
-from tests.support.models import TEXTS
+from tests.support.models import TEXTS, write_model
+from tests.support.tokenizers import unigram
+from tests.support.torch_files import write_torch_file
 
 DATA = Path(__file__).parents[1] / "encoders" / "data" / "hybrid"
 
@@ -46,6 +48,16 @@ def write_hybrid_model(directory: Path, layout: Layout = "own", cache_dir: Path 
     path = directory / "onnx" / "model.onnx"
     onnx.save(model, path)
     move_weights_out(path)
+    return directory
+
+
+def write_bge_m3(directory: Path) -> Path:
+    """One whose vectors are as long as those of BAAI/bge-m3, with all files that the catalogue knows of."""
+    write_model(directory, tokenizer=unigram(), tokenizer_options=ROLES, token_types=False, dim=1024)
+    move_weights_out(directory / "onnx" / "model.onnx")
+    for name, width in (("sparse_linear", 1), ("colbert_linear", 1024)):
+        weight = np.random.default_rng(3).standard_normal((width, 1024)).astype(np.float32)
+        write_torch_file(directory / f"{name}.pt", {"weight": weight, "bias": np.zeros(width, np.float32)})
     return directory
 
 
