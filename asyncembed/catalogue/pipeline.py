@@ -294,6 +294,9 @@ _FAMILIES: Mapping[str, Callable[[_Repo, ModelSpec], ModelSpec]] = {
 }
 """The families that a repo can be of by its own word."""
 
+_EXPORTED: Collection[Family] = ("text", "cross_encoder")
+"""Those whose graphs can be built from weights."""
+
 
 # The modules of a text model
 
@@ -461,8 +464,8 @@ def _with_weights(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     graph = choose_onnx_file(repo.files, onnx_file=overrides.onnx_file, precision=overrides.precision, model=repo.name)
     if graph is not None:
         return replace(spec, model_file=graph)
-    if spec.family != "text":
-        raise repo.unsupported("it has no ONNX file, and only encoders of texts can be exported from weights")
+    if spec.family not in _EXPORTED:
+        raise repo.unsupported("it has no ONNX file, and only models of texts can be exported from weights")
     weights = WEIGHTS if WEIGHTS in repo.files else WEIGHTS_INDEX
     return replace(spec, additional_files=(weights, *spec.additional_files))
 

@@ -9,6 +9,7 @@ from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.export.bert_like import BERT, DISTILBERT, ELECTRA, MPNET, ROBERTA
 from asyncembed.export.construction import Construction
 from asyncembed.export.heads import Head, HeadBuilder, states
+from asyncembed.export.modernbert import MODERNBERT
 from asyncembed.export.onnx_builder import Graph
 from asyncembed.repo_files import quoted, read_json
 from asyncembed.runtime.safetensors import Tensors
@@ -48,6 +49,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "camembert": ROBERTA,
     "distilbert": DISTILBERT,
     "electra": ELECTRA,
+    "modernbert": MODERNBERT,
     "mpnet": MPNET,
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
