@@ -8,12 +8,14 @@ import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from asyncembed.cli.draft import about_file
-from asyncembed.cli.record_files import RecordFile, arrow, as_json
-from asyncembed.errors import OptionError
+from asyncembed.cli.record_files import WITHOUT_ARROW, RecordFile, arrow, arrow_texts, as_json
+from asyncembed.errors import AsyncEmbedError, OptionError
+from asyncembed.wakeup import start_thread
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,6 +54,14 @@ class VectorFile(ABC):
     def finish(self, data: Path, about: Mapping[str, Any]) -> Path:  # noqa: ARG002 (for those that say it)
         """The whole file, in the folder of `data`, which may be the same. May be called again."""
         return data
+
+    def _kept(self, records: Sequence[Any]) -> Iterator[str]:
+        """Records as JSON, without what stands where the vector comes."""
+        for fields in self._source.fields(records):
+            kept = fields
+            if self._into in fields:
+                kept = {name: value for name, value in fields.items() if name != self._into}
+            yield as_json(kept)
 
 
 def open_vectors(target: str, source: RecordFile, into: str, *, is_sparse: bool) -> VectorFile:
@@ -96,13 +106,11 @@ class JsonVectors(VectorFile):
             ]
         else:
             vectors = _as_json_lists(results)
-        return "".join(map(self._line, self._source.fields(records), vectors)).encode()
+        return "".join(map(self._line, self._kept(records), vectors)).encode()
 
-    def _line(self, fields: Mapping[str, Any], vector: str) -> str:
-        if self._into in fields:
-            fields = {name: value for name, value in fields.items() if name != self._into}
-        comma = ", " if fields else ""
-        return f"{as_json(fields)[:-1]}{comma}{json.dumps(self._into, ensure_ascii=False)}: {vector}}}\n"
+    def _line(self, kept: str, vector: str) -> str:
+        comma = "" if kept == "{}" else ", "
+        return f"{kept[:-1]}{comma}{json.dumps(self._into, ensure_ascii=False)}: {vector}}}\n"
 
 
 def _as_json_lists(arrays: Any) -> list[str]:
@@ -163,7 +171,16 @@ class ParquetVectors(VectorFile):
 
     def check(self) -> None:
         super().check()
-        arrow()
+        if find_spec("pyarrow") is None:
+            raise AsyncEmbedError(WITHOUT_ARROW)
+        # Beside the model, which takes longer: what is missing in the end is said when it is used.
+        start_thread(self._import)
+
+    def _import(self) -> None:
+        import pyarrow.parquet
+
+        if self._source.schema is None:
+            pyarrow.array([0])  # imports pandas, where that is installed
 
     def header(self, dim: int | None) -> bytes:
         return bytes(self._schema(dim).serialize())
@@ -172,8 +189,7 @@ class ParquetVectors(VectorFile):
         pa = arrow()
         vectors = self._sparse(results) if self._is_sparse else self._dense(results)
         if self._source.schema is None:
-            texts = [as_json(fields) for fields in self._source.fields(records)]
-            names, columns = [_JSON_COLUMN], [pa.array(texts, pa.string())]
+            names, columns = [_JSON_COLUMN], [arrow_texts(list(self._kept(records)))]
         else:
             batch = self._source.batch(records)
             names = [name for name in batch.schema.names if name != self._into]
@@ -193,7 +209,9 @@ class ParquetVectors(VectorFile):
 
     def _dense(self, matrix: Any) -> "pa.Array":
         pa = arrow()
-        return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel(), pa.float32()), matrix.shape[1])
+        numbers = matrix.astype("<f4", order="C", copy=False)
+        values = pa.Array.from_buffers(pa.float32(), numbers.size, [None, pa.py_buffer(numbers)])
+        return pa.FixedSizeListArray.from_arrays(values, matrix.shape[1])
 
     def _sparse(self, vectors: Sequence[Any]) -> "pa.Array":
         pa = arrow()

@@ -11,7 +11,7 @@ from typing import Any
 from asyncembed.export.attention import EVERYTHING, Reach, Seen, attention, seen
 from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear
 from asyncembed.export.construction import Construction, Weights
-from asyncembed.export.heads import Head, HeadBuilder, first_token, mean_token, scores, words
+from asyncembed.export.heads import HeadBuilder, HeadName, first_token, mean, scores, words
 from asyncembed.export.rotary import Turn, parameters, rotated, rotation, rotation_objections, turn
 from asyncembed.repo_files import quoted
 
@@ -73,7 +73,7 @@ class ModernBert:
     brings_code: bool = False
 
     @property
-    def heads(self) -> Mapping[Head, HeadBuilder]:
+    def heads(self) -> Mapping[HeadName, HeadBuilder]:
         return {"scores": _scores, "words": _words}
 
     def width(self, config: Mapping[str, Any]) -> int:
@@ -203,7 +203,7 @@ def _transformed(c: Construction, states: str) -> str:
 
 def _scores(c: Construction, hidden: str) -> None:
     width, weights = c.config["hidden_size"], c.all_weights
-    pooled = (mean_token if c.config.get("classifier_pooling") == "mean" else first_token)(c, hidden, width)
+    pooled = (mean if c.config.get("classifier_pooling") == "mean" else first_token)(c, hidden, width)
     labels = weights.shape("classifier.weight", (None, width))[0]
     scores(c, linear(weights, "classifier", _transformed(c, pooled), width, labels, needs_bias=True), labels)
 

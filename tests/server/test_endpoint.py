@@ -3,12 +3,14 @@
 import json
 import logging
 import socket
+from functools import partial
 from typing import Any
 
 import anyio
 import httpx
 import pytest
 
+import asyncembed
 from asyncembed import Stats
 from asyncembed.testing import fake_models
 from tests.support.asgi_servers import serving
@@ -47,6 +49,39 @@ async def test_the_work_of_a_client_that_leaves_is_withdrawn() -> None:
             await until(lambda: stats(app).queued == 0)
             await until(lambda: app.state.service.meter.by_route["/v1/embeddings", 499] == 1)
             fakes.seconds = 0
+
+
+LONG_LIST = ["a text"] * 200
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "body"),
+    [
+        ("/v1/embeddings", "TextEmbedding", {"input": LONG_LIST}),
+        ("/v1/embeddings", "TextEmbedding", {"input": LONG_LIST[:40]}),
+        ("/v2/embed", "TextEmbedding", {"texts": LONG_LIST, "priority": 9}),
+        ("/embed_sparse", "SparseTextEmbedding", {"inputs": LONG_LIST}),
+        ("/embed_all", "LateInteractionTextEmbedding", {"inputs": LONG_LIST}),
+        ("/rerank", "TextCrossEncoder", {"query": "a query", "texts": LONG_LIST}),
+        ("/predict", "TextCrossEncoder", {"inputs": [["a query", "a text"]] * 200}),
+    ],
+)
+async def test_no_batch_begins_for_a_client_that_has_left(path: str, kind: str, body: dict[str, Any]) -> None:
+    from asyncembed.server import create_app
+
+    with fake_models(seconds=30) as fakes:
+        app = create_app(getattr(asyncembed, kind)(MODEL, workers=1, max_batch_size=16))
+        async with serving(app) as client:
+            with anyio.CancelScope() as leaving:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(partial(client.post, path, json=body))
+                    await until(lambda: stats(app).queued > 0)
+                    leaving.cancel()
+            await until(lambda: app.state.service.meter.by_route[path, 499] == 1)
+            await until(lambda: stats(app).queued == 0)
+            fakes.seconds = 0
+            await until(lambda: stats(app).in_flight == 0)
+            assert (stats(app).batches, stats(app).items) == (1, 16)
 
 
 async def test_who_comes_when_too_many_wait_is_told_when_to_come_back() -> None:
