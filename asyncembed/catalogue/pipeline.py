@@ -305,6 +305,8 @@ def _hybrid(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     modules = repo.modules()
     if modules is not None:
         spec = _from_modules(repo, modules, spec)
+        if spec.encoder != "hybrid":
+            raise repo.unsupported("it is a static model, which has one vector for a text: TextEmbedding is its class")
         if unread := spec.settings.keys() - {*HEADS}:
             raise repo.unsupported(f"a hybrid model with {', '.join(sorted(unread))} is none that we compute")
     elif heads:
