@@ -50,7 +50,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   hub/        api, access, model_files, repo, listing
 #               download, partial, pace, verify, progress, archive, cache, locks
 #               client, hops, retry, addresses
-#   export/     graph_cache, architectures, bert_like   built once; which is which; one of them
+#   export/     graph_cache, architectures  built once; which is which: bert_like, deberta, rotary_bert
 #               construction, blocks, attention, rotary, heads, onnx_builder   what they are built of
 #   server/     app, service, served        models behind HTTP; what its handlers share; which model serves a request
 #               endpoint                    a route from request to answer

@@ -8,8 +8,10 @@ from typing import Any, Protocol
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.export.bert_like import BERT, DISTILBERT, ELECTRA, MPNET, ROBERTA
 from asyncembed.export.construction import Construction
+from asyncembed.export.deberta import DEBERTA_V2
 from asyncembed.export.heads import Head, HeadBuilder, states
 from asyncembed.export.onnx_builder import Graph
+from asyncembed.export.rotary_bert import GTE, NOMIC
 from asyncembed.repo_files import quoted, read_json
 from asyncembed.runtime.safetensors import Tensors
 
@@ -46,9 +48,13 @@ class Architecture(Protocol):
 ARCHITECTURES: Mapping[str, Architecture] = {
     "bert": BERT,
     "camembert": ROBERTA,
+    "deberta-v2": DEBERTA_V2,
     "distilbert": DISTILBERT,
     "electra": ELECTRA,
+    "gte": GTE,
     "mpnet": MPNET,
+    "new": GTE,
+    "nomic_bert": NOMIC,
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
 }

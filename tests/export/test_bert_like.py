@@ -18,7 +18,10 @@ from tests.support.safetensors_files import write_tensors
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-MODELS = sorted(path.name for path in DATA.iterdir() if path.is_dir())
+MODELS = [
+    "bert", "bert_gelu_new", "bert_relu", "bert_silu", "camembert", "distilbert", "electra", "mpnet", "roberta",
+    "xlm-roberta",
+]  # fmt: skip
 
 
 def run(graph: Path, inputs: Arrays) -> npt.NDArray[np.float32]:
