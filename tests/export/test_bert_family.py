@@ -110,7 +110,8 @@ def test_a_padded_row_is_what_it_is_alone_whatever_stands_in_the_padding(name: s
 )
 def test_padding_changes_nothing_for_a_head(name: str, tmp_path: Path) -> None:
     """Whatever token stands there, and for positions that only count as distances on whichever side."""
-    arrays, head = reference(name), ("scores" if name.endswith("reranker") else "words")
+    head: Head = "scores" if name.endswith("reranker") else "words"
+    arrays = reference(name)
     before = run(DATA / name, arrays, head, tmp_path)
     if not name.startswith("bert"):
         np.testing.assert_allclose(run(DATA / name, left(arrays), head, tmp_path), before, rtol=0, atol=1e-5)
