@@ -73,12 +73,15 @@ async def prepare(
     if options.precision == "fp32" and spec.model_file is not None:
         await in_disk_thread(_check_is_fp32, directory, spec)
     if options.max_length is not None:
-        await in_disk_thread(_check_max_length, directory, options.max_length)
+        await in_disk_thread(_check_max_length, directory / spec.folder, options.max_length)
     is_exported = spec.model_file is None and kind.needs_graph
     if is_exported:
         # Beside the hub's files, where the user wants those elsewhere; their caches take what is in it for repos.
         cache_dir = None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
-        spec = replace(spec, model_file=str(await _export(directory, _HEADS.get(family, "states"), cache_dir, options)))
+        spec = replace(
+            spec,
+            model_file=str(await _export(directory / spec.folder, _HEADS.get(family, "states"), cache_dir, options)),
+        )
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
         path = await in_disk_thread(loadable_model_path, directory, spec.model_file)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from asyncembed.export.attention import Rows, Seen, attention, distances, rows_of_chunks, seen
 from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear, norm_names
 from asyncembed.export.construction import Construction, Weights
-from asyncembed.export.heads import Classifier, Head, HeadBuilder, Vocabulary
+from asyncembed.export.heads import Classifier, HeadBuilder, HeadName, Vocabulary
 from asyncembed.repo_files import quoted
 from asyncembed.runtime.session import Array
 
@@ -92,7 +92,7 @@ class DebertaV2:
     brings_code: bool = False
 
     @property
-    def heads(self) -> Mapping[Head, HeadBuilder]:
+    def heads(self) -> Mapping[HeadName, HeadBuilder]:
         return {"scores": _SCORES, "words": _words}
 
     def width(self, config: Mapping[str, Any]) -> int:

@@ -7,7 +7,6 @@ import importlib.util
 import tempfile
 import time
 from pathlib import Path
-from typing import get_args
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
 from asyncembed.export.architectures import read_plan
@@ -23,7 +22,9 @@ GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx_data"
 _TEMPORARY_PREFIX = "tmp-"
 _KEY_LENGTH = 32
+_HEAD_LENGTH = 8
 _ANY_KEY = "[0-9a-f]" * _KEY_LENGTH
+_ANY_HEAD = "[0-9a-f]" * _HEAD_LENGTH
 
 # Within this time a file can change twice without a new timestamp (FAT: 2 s): its stat does not identify it.
 _TIMESTAMP_STEP_SECONDS = 2.0
@@ -111,7 +112,7 @@ def kept_graphs_of(directory: Path, *, cache_dir: Path | None = None) -> list[Pa
         digests = [memo.read_text("ascii") for memo in memos]
     except OSError:
         return []
-    targets = [root / _key(head, digests) for head in get_args(Head)]
+    targets = sorted(root.glob(f"{_weights_key(digests)}{_ANY_HEAD}"))
     return [target for target in targets if weights and _is_complete(target)]
 
 
@@ -144,8 +145,13 @@ def _place(directory: Path, head: Head, cache_dir: Path | None) -> tuple[Path, P
 
 
 def _key(head: Head, digests: list[str]) -> str:
-    """The name of the folder of a graph, by what it gives and what it is built from."""
-    return hashlib.sha256("\n".join([str(FORMAT_VERSION), head, *digests]).encode()).hexdigest()[:_KEY_LENGTH]
+    """The name of the folder of a graph, by what it is built from and what it gives."""
+    return _weights_key(digests) + hashlib.sha256(str(head).encode()).hexdigest()[:_HEAD_LENGTH]
+
+
+def _weights_key(digests: list[str]) -> str:
+    """What the names of all graphs of the same weights begin with."""
+    return hashlib.sha256("\n".join([str(FORMAT_VERSION), *digests]).encode()).hexdigest()[: _KEY_LENGTH - _HEAD_LENGTH]
 
 
 def _is_complete(target: Path) -> bool:

@@ -5,17 +5,26 @@ from dataclasses import dataclass
 from typing import Literal
 
 from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear
-from asyncembed.export.construction import Construction, Weights
+from asyncembed.export.construction import Answer, Construction, Weights
 
-Head = Literal["states", "scores", "words"]
-"""What a graph gives: the hidden states of tokens; a text's scores; how much each word of the vocabulary is meant."""
+HeadName = Literal["states", "scores", "words", "answer"]
+
+Head = Literal["states", "scores", "words"] | Answer
+"""What a graph gives: the hidden states of tokens; a text's scores; how much each word of the vocabulary is meant; how
+likely an answer is."""
+
+
+def name_of(head: Head) -> HeadName:
+    """What a head is called among those of an architecture."""
+    return "answer" if isinstance(head, Answer) else head
+
 
 HeadBuilder = Callable[[Construction, str], None]
 """Declares the output that stands on the flat hidden states."""
 
 # Element types as `onnx.TensorProto` numbers them.
-_BOOL = 9
 _FLOAT = 1
+_BOOL = 9
 
 # How many words' logits are computed at once: 64 MB for the longest text of 8,192 tokens.
 _WORDS_AT_ONCE = 2048
@@ -32,13 +41,22 @@ def first_token(c: Construction, hidden: str, width: int) -> str:
     return c.graph.node("GatherND", c.by_text(hidden, width), first, batch_dims=1)
 
 
-def mean_token(c: Construction, hidden: str, width: int) -> str:
-    """The mean of the states of each text's real tokens: (batch, width)."""
+def last_token(c: Construction, hidden: str, real: str) -> str:
+    """The state at the last place of each text where `real`, int64 (batch, tokens), is 1: (batch, width)."""
+    graph, zero, one = c.graph, c.graph.constant(0), c.graph.constant(1)
+    places = graph.node("Range", zero, graph.node("Squeeze", c.tokens, graph.constant([0])), one)
+    last = graph.node("ReduceMax", graph.node("Mul", places, real), axes=[1], keepdims=0)
+    count = graph.node("Gather", c.shape, zero, axis=0)
+    starts = graph.node("Mul", graph.node("Range", zero, count, one), c.tokens)
+    return graph.node("Gather", hidden, graph.node("Add", starts, last), axis=0)
+
+
+def mean(c: Construction, flat: str, width: int) -> str:
+    """The mean of what is given for the real tokens of each text: (batch, width)."""
     graph = c.graph
     real = graph.node("Cast", graph.node("Unsqueeze", c.mask, graph.constant([2])), to=_FLOAT)
-    total = graph.node("ReduceSum", graph.node("Mul", c.by_text(hidden, width), real), graph.constant([1]), keepdims=0)
-    count = graph.node("ReduceSum", real, graph.constant([1]), keepdims=0)
-    return graph.node("Div", total, graph.node("Max", count, graph.constant(1.0)))
+    total = graph.node("ReduceSum", graph.node("Mul", c.by_text(flat, width), real), graph.constant([1]), keepdims=0)
+    return graph.node("Div", total, graph.node("ReduceSum", real, graph.constant([1]), keepdims=0))
 
 
 def scores(c: Construction, logits: str, labels: int) -> None:
@@ -46,15 +64,24 @@ def scores(c: Construction, logits: str, labels: int) -> None:
     c.graph.output(logits, "logits", ["batch", labels])
 
 
-def words(c: Construction, states: str, decoder: str, embeddings: str, width: int, *, bias: str | None = None) -> None:
+def words(
+    c: Construction,
+    states: str,
+    decoder: str,
+    embeddings: str,
+    width: int,
+    *,
+    bias: str | None = None,
+    tied: bool = True,
+) -> None:
     """Declare `max_logits`, float32 (batch, vocabulary): the greatest logit of each word over a text's real tokens.
 
     A logit is the product of a token's state, of those in `states` (flat), with the word's row in the linear layer
     `decoder`, plus its bias there. Where the checkpoint has no such rows they are those of the tensor `embeddings`,
-    and the bias may be called `bias` instead.
+    if config.json says that the two are tied, or if it says nothing and `tied`; the bias may be called `bias` instead.
     """
     graph, own, stored = c.graph, c.all_weights, f"{decoder}.weight"
-    is_own = own.has(stored) or c.config.get("tie_word_embeddings") is False
+    is_own = own.has(stored) or not c.config.get("tie_word_embeddings", tied)
     rows = _Rows(own, stored) if is_own else _Rows(c.weights, embeddings)
     vocabulary = rows.weights.shape(rows.name, (None, width))[0]
     # Padding takes the place of a real token, which cannot be greater than itself: the maximum needs no mask.

@@ -12,7 +12,7 @@ from typing import Any
 from asyncembed.export.attention import Seen, attention, seen
 from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear
 from asyncembed.export.construction import Construction, Weights
-from asyncembed.export.heads import Classifier, Head, HeadBuilder, Vocabulary
+from asyncembed.export.heads import Classifier, HeadBuilder, HeadName, Vocabulary
 from asyncembed.export.rotary import Turn, parameters, rotated, rotation, rotation_objections, turn
 from asyncembed.repo_files import quoted
 
@@ -57,7 +57,7 @@ class RotaryBert:
     keys: Mapping[str, tuple[str, ...]]
     computed: Mapping[str, tuple[object, ...]]
     theta: float
-    heads: Mapping[Head, HeadBuilder]
+    heads: Mapping[HeadName, HeadBuilder]
 
     @property
     def word_embeddings(self) -> str:

@@ -18,10 +18,10 @@ from tests.support.safetensors_files import write_tensors
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-MODELS = [
+MODELS = (
     "bert", "bert_gelu_new", "bert_relu", "bert_silu", "camembert", "distilbert", "electra", "mpnet", "roberta",
     "xlm-roberta",
-]  # fmt: skip
+)  # fmt: skip
 
 
 def run(graph: Path, inputs: Arrays) -> npt.NDArray[np.float32]:
