@@ -11,6 +11,7 @@ from asyncembed.export.construction import Answer, Construction
 from asyncembed.export.deberta import DEBERTA_V2
 from asyncembed.export.decoders import EUROBERT, GEMMA3, QWEN2, QWEN3
 from asyncembed.export.heads import Head, HeadBuilder, HeadName, name_of, states
+from asyncembed.export.modernbert import MODERNBERT
 from asyncembed.export.onnx_builder import Graph
 from asyncembed.export.rotary_bert import GTE, NOMIC
 from asyncembed.repo_files import quoted, read_json
@@ -53,6 +54,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "distilbert": DISTILBERT,
     "electra": ELECTRA,
     "gte": GTE,
+    "modernbert": MODERNBERT,
     "mpnet": MPNET,
     "new": GTE,
     "nomic_bert": NOMIC,

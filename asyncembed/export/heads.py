@@ -56,7 +56,8 @@ def mean(c: Construction, flat: str, width: int) -> str:
     graph = c.graph
     real = graph.node("Cast", graph.node("Unsqueeze", c.mask, graph.constant([2])), to=_FLOAT)
     total = graph.node("ReduceSum", graph.node("Mul", c.by_text(flat, width), real), graph.constant([1]), keepdims=0)
-    return graph.node("Div", total, graph.node("ReduceSum", real, graph.constant([1]), keepdims=0))
+    count = graph.node("ReduceSum", real, graph.constant([1]), keepdims=0)
+    return graph.node("Div", total, graph.node("Max", count, graph.constant(1.0)))
 
 
 def scores(c: Construction, logits: str, labels: int) -> None:
