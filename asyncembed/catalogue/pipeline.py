@@ -262,7 +262,21 @@ def _text(repo: _Repo, spec: ModelSpec) -> ModelSpec:
             f"there is no modules.json that says how its hidden states become one vector: say {' and '.join(missing)} "
             '(pooling="none" where the graph has an output sentence_embedding)'
         )
-    return _override(repo, _from_modules(repo, modules or [], spec))
+    return _override(repo, _with_tasks(repo, _from_modules(repo, modules or [], spec)))
+
+
+def _with_tasks(repo: _Repo, spec: ModelSpec) -> ModelSpec:
+    """The spec of a model with an adapter for each of several tasks, as jina-embeddings-v3 lists them."""
+    names = repo.json("config.json").get("lora_adaptations")
+    if spec.encoder != "dense" or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return spec
+    tasks = {name: number for number, name in enumerate(names[:_MOST_TASKS])}
+    query, passage = tasks.get("retrieval.query"), tasks.get("retrieval.passage")
+    settings = {"query_task": query, "passage_task": passage, "default_task": passage}
+    return _with_settings(spec, task_input="task_id", tasks=tasks, **settings) if tasks else spec
+
+
+_MOST_TASKS = 100
 
 
 def _image(repo: _Repo, spec: ModelSpec) -> ModelSpec:
@@ -288,6 +302,37 @@ def _cross_encoder(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     if labels != 1:
         raise repo.unsupported(f"it is a classifier of {labels} labels; a reranker has one, the score")
     return _preferring(repo, "logits", replace(spec, encoder="cross_encoder", max_length=_max_length(repo)))
+
+
+HEADS: Mapping[str, tuple[str, ...]] = {
+    "sparse_head": ("sparse_linear.pt", "sparse_linear.safetensors"),
+    "late_interaction_head": ("colbert_linear.pt", "colbert_linear.safetensors"),
+}
+"""The linear layers of models like bge-m3, by the settings of a hybrid model that name them."""
+
+
+def _hybrid(repo: _Repo, spec: ModelSpec) -> ModelSpec:
+    """A text model with layers for more results beside it, or a graph that has several; which ones its outputs tell."""
+    found = {setting: next((path for path in names if path in repo.files), None) for setting, names in HEADS.items()}
+    heads = {setting: path for setting, path in found.items() if path is not None}
+    spec = replace(spec, encoder="hybrid", settings=heads, additional_files=tuple(heads.values()))
+    modules = repo.modules()
+    if modules is not None:
+        spec = _from_modules(repo, modules, spec)
+        if spec.encoder != "hybrid":
+            raise repo.unsupported("it is a static model, which has one vector for a text: TextEmbedding is its class")
+        if unread := spec.settings.keys() - {*HEADS}:
+            raise repo.unsupported(f"a hybrid model with {', '.join(sorted(unread))} is none that we compute")
+    elif heads:
+        spec = replace(spec, pooling="cls", normalize=True, max_length=_max_length(repo), dim=_hidden_size(repo))
+    else:
+        spec = replace(spec, normalize=True, max_length=_max_length(repo))
+    if not heads and not any(path.endswith(".onnx") for path in repo.files):
+        raise repo.unsupported(
+            f"it has neither {' nor '.join(names[0] for names in HEADS.values())}, and no graph that could have more "
+            "than dense vectors"
+        )
+    return spec
 
 
 def _sparse(repo: _Repo, spec: ModelSpec) -> ModelSpec:
@@ -318,11 +363,7 @@ def _splade(repo: _Repo, modules: Sequence[_Module], spec: ModelSpec) -> ModelSp
     sentence = repo.json(f"{model.prefix}sentence_bert_config.json")
     if model.kind == "Transformer" and sentence.get("transformer_task") != "fill-mask":
         raise repo.unsupported("its Transformer gives hidden states, not logits of words, which SpladePooling needs")
-    modalities = sentence.get("modality_config")
-    if isinstance(modalities, dict) and modalities and "text" not in modalities:
-        raise repo.unsupported(
-            f"its Transformer takes no plain text, only {', '.join(map(shown, list(modalities)[:8]))}"
-        )
+    _check_modality(repo, sentence)
     settings = _splade_pooling(repo, f"{pooling.prefix}config.json") if pooling.prefix else {}
     if model.prefix:
         settings["folder"] = model.prefix.rstrip("/")
@@ -375,6 +416,7 @@ _FAMILIES: Mapping[str, Callable[[_Repo, ModelSpec], ModelSpec]] = {
     "text": _text,
     "cross_encoder": _cross_encoder,
     "sparse": _sparse,
+    "hybrid": _hybrid,
     "image": _image,
 }
 """The families that a repo can be of by its own word."""
@@ -413,8 +455,13 @@ def _transformer(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
             f"its transformer lies in the folder {shown(prefix)}; save it with a current sentence-transformers, "
             "which puts it beside modules.json"
         )
+    sentence = repo.json("sentence_bert_config.json")
+    task = sentence.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction" and not repo.is_declared:
+        raise repo.unsupported(f"its Transformer is for the task {shown(task)}, not for feature-extraction")
+    _check_modality(repo, sentence)
     spec = replace(spec, max_length=_max_length(repo), dim=_hidden_size(repo))
-    lowers = repo.json("sentence_bert_config.json").get("do_lower_case")
+    lowers = sentence.get("do_lower_case")
     return _with_settings(spec, lower_case=True) if lowers else spec
 
 
@@ -490,7 +537,11 @@ def _projection(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
     return _with_settings(spec, projections=(*earlier, prefix.rstrip("/")))
 
 
-def _normalization(_: _Repo, __: str, spec: ModelSpec) -> ModelSpec:
+def _normalization(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
+    config = repo.json(f"{prefix}config.json") if prefix else {}
+    scaled = config.get("module_input_name", "sentence_embedding")
+    if scaled != "sentence_embedding":
+        raise repo.unsupported(f"its Normalize is one of {shown(scaled)}, as multi-vector models have it")
     return replace(spec, normalize=True)
 
 
@@ -538,7 +589,7 @@ def _preferring(repo: _Repo, output: str, spec: ModelSpec) -> ModelSpec:
     return spec if repo.overrides.graph_output is not None else _with_settings(spec, output_name=output)
 
 
-_EXPORTED_FAMILIES = ("text", "sparse")
+_EXPORTED_FAMILIES = ("text", "sparse", "hybrid", "cross_encoder")
 """Those that a graph can be built for from weights."""
 
 
@@ -559,7 +610,7 @@ def _with_weights(repo: _Repo, spec: ModelSpec) -> ModelSpec:
             "SpladePooling takes"
         )
     if spec.family not in _EXPORTED_FAMILIES:
-        raise repo.unsupported("it has no ONNX file, and only encoders of texts can be exported from weights")
+        raise repo.unsupported("it has no ONNX file, and only models of texts can be exported from weights")
     weights = f"{prefix}{WEIGHTS if f'{prefix}{WEIGHTS}' in repo.files else WEIGHTS_INDEX}"
     return replace(spec, additional_files=(weights, *spec.additional_files))
 
@@ -584,6 +635,21 @@ def _check_task(repo: _Repo, task: str) -> None:
     names = architectures if isinstance(architectures, list) else [architectures] if architectures else []
     if names and not any(isinstance(name, str) and name.endswith(task) for name in names):
         raise repo.unsupported(f"config.json calls it {', '.join(map(shown, names[:8]))}, not a model {task}")
+
+
+def _check_modality(repo: _Repo, sentence: Mapping[str, Any]) -> None:
+    """See that a Transformer takes a plain text, by its `sentence_bert_config.json`; before 5.4 each does."""
+    modalities = sentence.get("modality_config")
+    if not isinstance(modalities, dict) or not modalities:
+        return
+    text = modalities.get("text")
+    if text is None:
+        raise repo.unsupported(
+            f"its Transformer takes no plain text, only {', '.join(map(shown, list(modalities)[:8]))}"
+        )
+    method = text.get("method", "forward") if isinstance(text, dict) else text
+    if method != "forward":
+        raise repo.unsupported(f"its Transformer computes a text by its method {shown(method)}, not by forward")
 
 
 def _max_length(repo: _Repo, prefix: str = "") -> int | None:
