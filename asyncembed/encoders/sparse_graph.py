@@ -59,6 +59,7 @@ class SparseEncoder:
         lookup: Lookup | None = None,
         query_tokenizer: TextTokenizer | None = None,
         max_tokens: int | None = None,
+        max_texts: int | None = None,
     ) -> None:
         """Load the graph if queries need it; see `build` for the errors.
 
@@ -69,13 +70,15 @@ class SparseEncoder:
             weighting: What is made of the graph's output.
             lookup: What is made of a query instead.
             query_tokenizer: Of texts that are looked up; None: the same.
-            max_tokens: Bounds the runs of the graph.
+            max_tokens: Most tokens of a run of the graph; None: as the token budget has it.
+            max_texts: Most texts of a run; None: no limit.
         """
         self._open_graph = partial(TextGraph, config, settings, tokenizer, max_tokens=max_tokens)
         self._tokenizer = tokenizer
         self._query_tokenizer = query_tokenizer or tokenizer
         self._weighting = weighting
         self._lookup = lookup
+        self._max_texts = max_texts
         self.info: ModelInfo = ModelInfo(max_length=tokenizer.limit, special_tokens=tokenizer.special_tokens())
         if lookup is None or _may_be_accelerated(config):
             self.info = self._graph.info
@@ -89,7 +92,7 @@ class SparseEncoder:
         is_query = call.mode == "query"
         lookup = self._lookup if is_query else None
         tokenizer = self._graph.tokenizer if lookup is None else self._query_tokenizer
-        done = tokenizer.encode(inputs, truncate=call.truncate)
+        done = tokenizer.encode(inputs, prefix=call.prompt or "", truncate=call.truncate)
         if lookup is not None:
             entries = [lookup(np.array(encoding.ids, dtype=np.int64)) for encoding in done.values]
             padded = sum(map(len, done.values))
@@ -121,7 +124,7 @@ class SparseEncoder:
         """The entries of each encoding, and the tokens computed for them."""
         rows = [encoding.ids for encoding in done.values]
         entries: list[Entries] = [(_NO_INDICES, _NO_VALUES)] * len(rows)
-        runs = self._graph.runs(rows)
+        runs = self._graph.runs(rows, max_size=self._max_texts)
         for run in runs:
             output = self._graph.run_text(run.ids, run.mask)
             for row, ids, row_output in zip(run.rows, run.ids, output, strict=True):

@@ -1,5 +1,6 @@
 """Sparse models through the public class, with real workers."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -132,6 +133,21 @@ async def test_a_repo_with_a_table_for_queries_opens_as_it_is(tmp_path: Path) ->
     async with SparseTextEmbedding(repo, workers=1, max_active_dims=500, pruning=0.5) as model:
         (pruned,) = await model.embed_documents(["the day of writing"])
         assert pruned.values.min() >= pruned.values.max() / 2
+
+
+async def test_the_prompts_of_a_repo_are_put_before_texts(tmp_path: Path) -> None:
+    repo = shutil.copytree(REPOS / "router", tmp_path / "router")
+    write_text_graph(repo / "document_0_Transformer" / "onnx" / "model.onnx", outputs=("logits",))
+    async with SparseTextEmbedding(repo, workers=0) as model:
+        query = await model.embed_query("write the day")
+        documents = await model.embed_documents(["a long day"])
+        count = await model.token_count(["a long day"])
+    prompts = {"prompts": {"query": "write ", "corpus": "a long "}}
+    (repo / "config_sentence_transformers.json").write_text(json.dumps(prompts | {"max_active_dims": 9}), "utf-8")
+    async with SparseTextEmbedding(repo, workers=0) as model:
+        assert await model.embed_query("the day") == query
+        assert await model.embed_documents(["day"]) == documents
+        assert await model.token_count(["day"]) == count
 
 
 @pytest.mark.slow
