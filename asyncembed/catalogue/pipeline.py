@@ -538,7 +538,7 @@ def _preferring(repo: _Repo, output: str, spec: ModelSpec) -> ModelSpec:
     return spec if repo.overrides.graph_output is not None else _with_settings(spec, output_name=output)
 
 
-_EXPORTED_FAMILIES = ("text", "sparse")
+_EXPORTED_FAMILIES = ("text", "sparse", "cross_encoder")
 """Those that a graph can be built for from weights."""
 
 
@@ -559,7 +559,7 @@ def _with_weights(repo: _Repo, spec: ModelSpec) -> ModelSpec:
             "SpladePooling takes"
         )
     if spec.family not in _EXPORTED_FAMILIES:
-        raise repo.unsupported("it has no ONNX file, and only encoders of texts can be exported from weights")
+        raise repo.unsupported("it has no ONNX file, and only models of texts can be exported from weights")
     weights = f"{prefix}{WEIGHTS if f'{prefix}{WEIGHTS}' in repo.files else WEIGHTS_INDEX}"
     return replace(spec, additional_files=(weights, *spec.additional_files))
 

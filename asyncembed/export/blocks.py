@@ -15,23 +15,51 @@ from asyncembed.export.onnx_builder import Graph
 Activation = Callable[[Graph, str], str]
 
 
-def linear(weights: Weights, name: str, value: str, inputs: int, outputs: int, *, needs_bias: bool = False) -> str:
-    """`value` · weightᵀ + bias, where there is one: a checkpoint keeps the weight as (outputs, inputs)."""
-    operands = [value, weights.take(f"{name}.weight", (outputs, inputs))]
+def linear(
+    weights: Weights,
+    name: str,
+    value: str,
+    inputs: int,
+    outputs: int,
+    *,
+    needs_bias: bool = False,
+    part: tuple[int, int] = (0, 1),
+) -> str:
+    """`value` · weightᵀ + bias, where there is one: a checkpoint keeps the weight as (outputs, inputs).
+
+    Where it keeps several maps of equal size one after the other as one, `part` says which, and of how many.
+    """
+    operands = [value, _part(weights, f"{name}.weight", (outputs, inputs), part)]
     if needs_bias or weights.has(f"{name}.bias"):
-        operands.append(weights.take(f"{name}.bias", (outputs,)))
+        operands.append(_part(weights, f"{name}.bias", (outputs,), part))
     return weights.graph.node("Gemm", *operands, transB=1)
+
+
+def _part(weights: Weights, name: str, shape: tuple[int, ...], part: tuple[int, int]) -> str:
+    """The rows of a tensor that are `part` of it, of this shape."""
+    index, count = part
+    rows = shape[0]
+    weights.shape(name, (rows * count, *shape[1:]))
+    if count == 1:
+        return weights.take(name, shape)
+    first = index * rows
+    return weights.made(name, shape, lambda array: array[first : first + rows], suffix=f".{index}")
 
 
 def layer_norm(weights: Weights, name: str, value: str, width: int, *, eps: float, needs_bias: bool = False) -> str:
     """Layer norm (Ba et al. 2016), with a bias where there is one."""
-    # Checkpoints that came from TensorFlow keep its names, and some later ones have them again.
-    old = weights.has(f"{name}.gamma")
-    operands = [value, weights.take(f"{name}.{'gamma' if old else 'weight'}", (width,))]
-    shift = f"{name}.{'beta' if old else 'bias'}"
+    scale, shift = norm_names(weights, name)
+    operands = [value, weights.take(scale, (width,))]
     if needs_bias or weights.has(shift):
         operands.append(weights.take(shift, (width,)))
     return weights.graph.node("LayerNormalization", *operands, epsilon=eps)
+
+
+def norm_names(weights: Weights, name: str) -> tuple[str, str]:
+    """What the scale and the bias of a layer norm are called."""
+    # Checkpoints that came from TensorFlow keep its names, and some later ones have them again.
+    old = weights.has(f"{name}.gamma")
+    return (f"{name}.gamma", f"{name}.beta") if old else (f"{name}.weight", f"{name}.bias")
 
 
 def rms_norm(weights: Weights, name: str, value: str, width: int, *, eps: float, plus_one: bool = False) -> str:

@@ -422,10 +422,11 @@ def test_what_is_no_reranker_is_refused_as_one(config: dict[str, Any], message: 
         spec_from_directory(write_repo(tmp_path, config=config), family="cross_encoder")
 
 
-def test_weights_of_a_reranker_are_not_exported(tmp_path: Path) -> None:
-    write_repo(tmp_path, files=("model.safetensors",))
-    with pytest.raises(UnsupportedModelError, match="no ONNX file"):
-        spec_from_directory(tmp_path, family="cross_encoder")
+def test_a_reranker_without_a_graph_gets_one_from_its_weights(tmp_path: Path) -> None:
+    config = {"architectures": ["ModernBertForSequenceClassification"], "num_labels": 1}
+    write_repo(tmp_path, files=("model.safetensors",), config=config)
+    spec = spec_from_directory(tmp_path, family="cross_encoder")
+    assert (spec.model_file, spec.additional_files) == (None, ("model.safetensors",))
 
 
 def test_sparse_encoders_of_sentence_transformers_are_splade(tmp_path: Path) -> None:
