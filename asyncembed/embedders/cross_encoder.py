@@ -65,7 +65,7 @@ class TextCrossEncoder(Embedder):
             sequence classification with one label.
         activation: "none" gives the model's logits, "sigmoid" maps them to 0..1.
         truncate: Cut pairs over the length limit, the longer text first; False makes such a pair an `InputError`.
-        options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
+        options: The keywords that all classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
     """
 
     family: ClassVar[Family] = "cross_encoder"

@@ -8,6 +8,7 @@ from pathlib import Path
 from asyncembed.catalogue.lookup import require_model
 from asyncembed.catalogue.spec import LocalSource, ModelSpec
 from tests.support.graphs import DIM
+from tests.support.hybrid_models import hybrid_spec, write_hybrid_model
 from tests.support.images import write_image_model
 from tests.support.late_interaction import write_late_interaction_model
 from tests.support.models import spec_for, write_model
@@ -63,6 +64,7 @@ WRITE: Mapping[str, Write] = {
     "splade": partial(_sparse, name=SPLADE, write=write_splade),
     "inference_free_splade": partial(_sparse, name=IF_SPLADE, write=write_if_splade),
     "cross_encoder": _reranker,
+    "hybrid": lambda directory: hybrid_spec(write_hybrid_model(directory)),
     "image": write_image_model,
     "colpali": partial(write_multimodal_model, name=COLPALI_NAME),
     "colmodernvbert": partial(write_multimodal_model, name=COLMODERNVBERT_NAME),
