@@ -61,8 +61,7 @@ class SparseEncoder:
         *,
         lookup: Lookup | None = None,
         query_tokenizer: TextTokenizer | None = None,
-        max_tokens: int | None = None,
-        max_texts: int | None = None,
+        max_rows: int | None = None,
     ) -> None:
         """Load the graph if queries need it; see `build` for the errors.
 
@@ -73,15 +72,15 @@ class SparseEncoder:
             weighting: What is made of the graph's output.
             lookup: What is made of a query instead.
             query_tokenizer: Of texts that are looked up; None: the same.
-            max_tokens: Most tokens of a run of the graph; None: as the token budget has it.
-            max_texts: Most texts of a run; None: no limit.
+            max_rows: Most rows that the graph may give in one run: for each token one, or for each text, where the
+                graph is one of ours.
         """
+        max_tokens, self._max_texts = (None, max_rows) if config.is_exported else (max_rows, None)
         self._open_graph = partial(TextGraph, config, settings, tokenizer, max_tokens=max_tokens)
         self._tokenizer = tokenizer
         self._query_tokenizer = query_tokenizer or tokenizer
         self._weighting = weighting
         self._lookup = lookup
-        self._max_texts = max_texts
         self.info: ModelInfo = ModelInfo(max_length=tokenizer.limit, special_tokens=tokenizer.special_tokens())
         if lookup is None or _may_be_accelerated(config):
             self.info = self._graph.info

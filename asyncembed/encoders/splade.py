@@ -33,7 +33,7 @@ def splade(config: EncoderConfig) -> Encoder:
     settings = read_settings(SpladeSettings, config.spec, config.keywords)
     tokenizer = _tokenizer(config, settings)
     weighting = partial(weigh, settings=settings)
-    return SparseEncoder(config, settings, tokenizer, weighting, **_within_memory(config, tokenizer))
+    return SparseEncoder(config, settings, tokenizer, weighting, max_rows=_within_memory(tokenizer))
 
 
 def inference_free_splade(config: EncoderConfig) -> Encoder:
@@ -51,7 +51,7 @@ def inference_free_splade(config: EncoderConfig) -> Encoder:
         partial(weigh, settings=settings, dropped=dropped),
         lookup=table.lookup,
         query_tokenizer=query_tokenizer,
-        **_within_memory(config, tokenizer),
+        max_rows=_within_memory(tokenizer),
     )
 
 
@@ -167,10 +167,10 @@ def _query_tokenizer(config: EncoderConfig, settings: InferenceFreeSettings) -> 
     return TextTokenizer(folder, max_length=limit, add_special_tokens=False, pads=False)
 
 
-def _within_memory(config: EncoderConfig, tokenizer: TextTokenizer) -> dict[str, int]:
-    """Most tokens of a run; or most texts, where the graph is one of ours, which gives no logits of tokens."""
+def _within_memory(tokenizer: TextTokenizer) -> int:
+    """Most rows of a run's output."""
     row_bytes = 4 * max(1, len(tokenizer.vocabulary))
-    return {"max_texts" if config.is_exported else "max_tokens": max(1, MAX_LOGITS_BYTES // row_bytes)}
+    return max(1, MAX_LOGITS_BYTES // row_bytes)
 
 
 def _read_weights(path: Path) -> dict[str, float]:
