@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Unpack, cast, get_args, overload
 
 from asyncembed.catalogue.lookup import register
 from asyncembed.catalogue.spec import Family
-from asyncembed.checks import check_bool, check_choice, check_count, checks_keywords
+from asyncembed.checks import check_bool, check_choice, check_count, check_text, checks_keywords
 from asyncembed.embedders.base import AnyStream, Embedder, ModelName, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.intake import Door, InputT, Intake, Key, accept_pair, accept_text
 from asyncembed.encoders.encoder import Call
@@ -22,21 +22,27 @@ Pair = tuple[str, str]
 
 
 class RerankStreamCall(StreamCall, total=False):
-    """What a call may say that gives a stream of scores: also an activation instead of the constructor's."""
+    """What a call may say that gives a stream of scores: also an activation instead of the constructor's.
+
+    `instruction` is what a model that is a language model is to look for.
+    """
 
     activation: Activation | None
+    instruction: str | None
 
 
 class RerankReturningCall(ReturningCall, total=False):
     """The same with errors in the place of scores."""
 
     activation: Activation | None
+    instruction: str | None
 
 
 class RerankKeywords(StreamKeywords, total=False):
     """What a call may say that gives either."""
 
     activation: Activation | None
+    instruction: str | None
 
 
 PAIRS = partial(Intake, accept_pair)
@@ -115,7 +121,8 @@ class TextCrossEncoder(Embedder):
         Args:
             query: The query.
             documents: The texts, or records from which `key` takes the text.
-            call: `activation`, instead of the constructor's; `key`, `priority`, `ordered`, `on_error`: see
+            call: `activation`, instead of the constructor's; `instruction`, what a model that is a language model is to
+                look for, instead of its own default; `key`, `priority`, `ordered`, `on_error`: see
                 `asyncembed.StreamKeywords`, also for the errors.
 
         Returns:
@@ -158,6 +165,7 @@ class TextCrossEncoder(Embedder):
         key: None = None,
         with_tokens: Literal[False] = False,
         activation: Activation | None = None,
+        instruction: str | None = None,
     ) -> list[tuple[int, float]]: ...
     @overload
     async def rank(
@@ -169,6 +177,7 @@ class TextCrossEncoder(Embedder):
         key: Callable[[InputT], str],
         with_tokens: Literal[False] = False,
         activation: Activation | None = None,
+        instruction: str | None = None,
     ) -> list[tuple[int, float]]: ...
     @overload
     async def rank(
@@ -180,6 +189,7 @@ class TextCrossEncoder(Embedder):
         key: None = None,
         with_tokens: Literal[True],
         activation: Activation | None = None,
+        instruction: str | None = None,
     ) -> CountedBatch[list[tuple[int, float]]]: ...
     @overload
     async def rank(
@@ -191,6 +201,7 @@ class TextCrossEncoder(Embedder):
         key: Callable[[InputT], str],
         with_tokens: Literal[True],
         activation: Activation | None = None,
+        instruction: str | None = None,
     ) -> CountedBatch[list[tuple[int, float]]]: ...
     @checks_keywords
     async def rank(
@@ -202,8 +213,11 @@ class TextCrossEncoder(Embedder):
         key: Key | None = None,
         with_tokens: bool = False,
         activation: Activation | None = None,
+        instruction: str | None = None,
     ) -> list[tuple[int, float]] | CountedBatch[list[tuple[int, float]]]:
         """The best documents for a query. Goes before bulk work.
+
+        `instruction` as in `rerank`.
 
         Returns:
             (position in `documents`, score), best first, the earlier of two equals first; `top_k` of them, or all.
@@ -223,7 +237,7 @@ class TextCrossEncoder(Embedder):
         """
         opened = await self._turn()
         _refuse_text(pairs, "pairs", "the pair")
-        return await self._count(opened, pairs, PAIRS, replace(self._call(None), truncated=truncated))
+        return await self._count(opened, pairs, PAIRS, replace(self._call({}), truncated=truncated))
 
     @classmethod
     def add_custom_model(
@@ -285,12 +299,14 @@ class TextCrossEncoder(Embedder):
     def _pairs(
         self, source: Source[InputT], door: Door, assembly: Assembly[float, CollectedT], call: RerankKeywords
     ) -> AnyStream[InputT, float, CollectedT]:
-        return self._stream(self._require_open(), source, door, self._call(call.get("activation")), assembly, call)
+        return self._stream(self._require_open(), source, door, self._call(call), assembly, call)
 
-    def _call(self, activation: Activation | None) -> Call:
+    def _call(self, keywords: RerankKeywords) -> Call:
+        activation, instruction = keywords.get("activation"), keywords.get("instruction")
         check_choice("activation", activation, (None, *get_args(Activation)))
+        check_text("instruction", instruction)
         chosen = activation or self._activation
-        return Call(mode="pair", truncate=self._truncate, activation=chosen)
+        return Call(mode="pair", truncate=self._truncate, activation=chosen, instruction=instruction)
 
 
 async def rank_texts(
