@@ -1,5 +1,6 @@
 """What `asyncembed embed` does: from records to vectors, and into a file that can be gone on with."""
 
+import errno
 import json
 import sys
 from abc import ABC, abstractmethod
@@ -36,6 +37,9 @@ WRITTEN_AT_ONCE = 256
 COMMIT_SECONDS = 1.0
 """How much work a kill may cost; also how long a record waits for others, from a source that trickles."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of errors that do not say by themselves which file there is no more room for."""
+
 _OF_MODEL = ("revision", "cache_dir", "local_files_only", "precision", "onnx_file", "device", "max_length")
 _OF_COMPUTING = ("max_batch_tokens", "max_batch_size", "workers", "threads")
 _OF_RESULT = ("revision", "precision", "onnx_file", "max_length", "truncate_dim", "role", "prompt", "prompt_name")
@@ -62,7 +66,12 @@ class EmbeddingRun:
     @property
     def origin(self) -> dict[str, Any]:
         """What decides about the result: a draft with another origin is not gone on with."""
-        source = {"format": self._source.kind, "column": self._source.column, "into": self._options["into"]}
+        source = {
+            "format": self._source.kind,
+            "column": self._source.column,
+            "delimiter": self._options["delimiter"],
+            "into": self._options["into"],
+        }
         return {
             "model": _full_name(self._options["model"], self._model.family),
             "family": self._model.family,
@@ -94,6 +103,7 @@ class EmbeddingRun:
             except OF_ONE_INPUT as error:
                 if error.index is not None:
                     error.index += target.before
+                click.echo("To go on past what fails: --on-error skip, or a FILE for it.", err=True)
                 raise
             finally:
                 with CancelScope(shield=True):
@@ -339,8 +349,10 @@ class _FileTarget(Target):
         if self._is_begun and error is not None and not read:
             self._draft.discard()
         self._draft.__exit__()
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            error.filename = str(self._path)
         if error is not None and read:
-            click.echo(f"The first {read} records are done: --resume goes on with them.", err=True)
+            click.echo(f"Records done so far: {read}; --resume goes on with them.", err=True)
 
 
 def _check_origin(begun: Mapping[str, Any], what: Path, wanted: Mapping[str, Any]) -> None:

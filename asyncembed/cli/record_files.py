@@ -3,6 +3,7 @@
 A record is whatever its kind of file has; the kind knows where its text is, and how it goes into another file.
 """
 
+import csv
 import json
 import sys
 from abc import ABC, abstractmethod
@@ -29,6 +30,9 @@ COUNTED_BYTES = 256 * 1024 * 1024
 
 READ_AT_ONCE = 1024
 """Rows of Parquet."""
+
+FIELD_CHARACTERS = 16 * 1024 * 1024
+"""Of one field of CSV: a quote that nobody closes takes no more memory than that."""
 
 
 class RecordFile(ABC):
@@ -138,16 +142,29 @@ class JsonFile(RecordFile):
         return [record if isinstance(record, dict) else {self.column: record} for record in records]
 
 
+_DELIMITERS = ",;\t|"
+
+
 class CsvFile(RecordFile):
     """A record on each line (or several, where a field in quotes has line ends), below their names."""
 
     kind = "csv"
-    delimiter = ","
+    delimiter: str = ","
 
     def check(self) -> None:
         super().check()
+        if len(self.delimiter) != 1:
+            raise OptionError(f"--delimiter must be a single character, not {self.delimiter!r}")
         if self.path is not None and self.path.is_file():
-            _check_column(self.column, self._header(), self.name)
+            self._check_header(self._header())
+
+    def _check_header(self, names: Sequence[str]) -> None:
+        others = [delimiter for delimiter in _DELIMITERS if delimiter != self.delimiter and delimiter in names[0]]
+        if len(names) == 1 and names[0] != self.column and others:
+            name = "a tab" if others[0] == "\t" else repr(others[0])
+            option = "--format tsv" if others[0] == "\t" else f"--delimiter '{others[0]}'"
+            raise OptionError(f"{self.name} seems to have {name} between its fields: say so with {option}")
+        _check_column(self.column, names, self.name)
 
     def _header(self) -> list[str]:
         """The names of its columns, which are nothing before the first record is read: none where there is none."""
@@ -161,7 +178,11 @@ class CsvFile(RecordFile):
         return None if lines is None else max(0, lines - 1)
 
     def records(self) -> Iterator[Any]:
-        return csv_records(self._source, delimiter=self.delimiter)
+        before = csv.field_size_limit(FIELD_CHARACTERS)
+        try:
+            yield from csv_records(self._source, delimiter=self.delimiter)
+        finally:
+            csv.field_size_limit(before)
 
     @cached_property
     def schema(self) -> "pa.Schema | None":
@@ -255,7 +276,7 @@ _ENDINGS = {
 
 
 def source_options(command: CommandT) -> CommandT:
-    """The argument FILE and the options that say what is in it: the command gets `file`, `kind` and `column`."""
+    """FILE and the options that say what is in it: the command gets `file`, `kind`, `column` and `delimiter`."""
     for option in (
         click.option(
             "--column", help=f"The field that has the text, except in lines of text.  [default: {DEFAULT_COLUMN}]"
@@ -266,13 +287,14 @@ def source_options(command: CommandT) -> CommandT:
             type=click.Choice(list(_KINDS)),
             help="What FILE is. By default what its name ends with.",
         ),
+        click.option("--delimiter", metavar="CHARACTER", help="What is between the fields of CSV.  [default: a comma]"),
         click.argument("file", default="-"),
     ):
         command = option(command)
     return command
 
 
-def open_records(file: str, kind: str | None, column: str | None) -> RecordFile:
+def open_records(file: str, kind: str | None, column: str | None, delimiter: str | None = None) -> RecordFile:
     """The records of a file, or of stdin ("-"), which is lines of text unless `kind` says otherwise.
 
     Raises:
@@ -282,6 +304,10 @@ def open_records(file: str, kind: str | None, column: str | None) -> RecordFile:
     path = None if file == "-" else Path(file)
     chosen = kind or ("text" if path is None else _ENDINGS.get(path.suffix.lower(), "text"))
     found = _KINDS[chosen](path, column)
+    if delimiter is not None:
+        if not isinstance(found, CsvFile):
+            raise OptionError(f"--delimiter is for CSV, and {found.name} is read as {chosen}: --format says otherwise")
+        found.delimiter = delimiter
     found.check()
     return found
 

@@ -55,6 +55,14 @@ class VectorFile(ABC):
         """The whole file, in the folder of `data`, which may be the same. May be called again."""
         return data
 
+    def _kept(self, records: Sequence[Any]) -> Iterator[str]:
+        """Records as JSON, without what stands where the vector comes."""
+        for fields in self._source.fields(records):
+            kept = fields
+            if self._into in fields:
+                kept = {name: value for name, value in fields.items() if name != self._into}
+            yield as_json(kept)
+
 
 def open_vectors(target: str, source: RecordFile, into: str, *, is_sparse: bool) -> VectorFile:
     """What writes a file of this name; "-" is JSONL on stdout. Raises `OptionError`."""
@@ -98,13 +106,11 @@ class JsonVectors(VectorFile):
             ]
         else:
             vectors = _as_json_lists(results)
-        return "".join(map(self._line, self._source.fields(records), vectors)).encode()
+        return "".join(map(self._line, self._kept(records), vectors)).encode()
 
-    def _line(self, fields: Mapping[str, Any], vector: str) -> str:
-        if self._into in fields:
-            fields = {name: value for name, value in fields.items() if name != self._into}
-        comma = ", " if fields else ""
-        return f"{as_json(fields)[:-1]}{comma}{json.dumps(self._into, ensure_ascii=False)}: {vector}}}\n"
+    def _line(self, kept: str, vector: str) -> str:
+        comma = "" if kept == "{}" else ", "
+        return f"{kept[:-1]}{comma}{json.dumps(self._into, ensure_ascii=False)}: {vector}}}\n"
 
 
 def _as_json_lists(arrays: Any) -> list[str]:
@@ -183,8 +189,7 @@ class ParquetVectors(VectorFile):
         pa = arrow()
         vectors = self._sparse(results) if self._is_sparse else self._dense(results)
         if self._source.schema is None:
-            texts = [as_json(fields) for fields in self._source.fields(records)]
-            names, columns = [_JSON_COLUMN], [arrow_texts(texts)]
+            names, columns = [_JSON_COLUMN], [arrow_texts(list(self._kept(records)))]
         else:
             batch = self._source.batch(records)
             names = [name for name in batch.schema.names if name != self._into]

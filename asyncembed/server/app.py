@@ -227,7 +227,8 @@ def _unrouted(dialect: Dialect) -> dict[Any, Any]:
 
     async def answer(_: object, error: HTTPException) -> Response:
         kinds: Mapping[int, Kind] = {404: "no_route", 405: "no_method"}
-        refusal = Refusal(kinds.get(error.status_code, "invalid"), error.detail)
+        detail = "there is no such path here; /openapi.json has all" if error.detail == "Not Found" else error.detail
+        refusal = Refusal(kinds.get(error.status_code, "invalid"), detail)
         body = orjson.dumps(dialect.refuse(refusal, error.status_code))
         return Response(body, error.status_code, headers=error.headers, media_type="application/json")
 
