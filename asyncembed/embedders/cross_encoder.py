@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal, Unpack, cast, get_args, overload
 
 from asyncembed.catalogue.lookup import register
+from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family
 from asyncembed.checks import check_bool, check_choice, check_count, check_text, checks_keywords
 from asyncembed.embedders.base import AnyStream, Embedder, ModelName, ReturningCall, StreamCall, StreamKeywords
@@ -18,6 +19,7 @@ from asyncembed.results import SCORE, Assembly, CollectedT, CountedBatch, Scores
 from asyncembed.stream import EmbeddingStream, ReturningStream
 
 Activation = Literal["none", "sigmoid"]
+Template = Literal["qwen3-reranker", "mxbai-rerank-v2"]
 Pair = tuple[str, str]
 
 
@@ -53,6 +55,7 @@ class CrossEncoderKeywords(OptionKeywords, total=False):
 
     activation: Activation
     truncate: bool
+    template: Template | None
 
 
 class TextCrossEncoder(Embedder):
@@ -68,9 +71,11 @@ class TextCrossEncoder(Embedder):
 
     Args:
         model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`: any model for
-            sequence classification with one label.
+            sequence classification with one label, or a language model that answers whether a document fits.
         activation: "none" gives the model's logits, "sigmoid" maps them to 0..1.
         truncate: Cut pairs over the length limit, the longer text first; False makes such a pair an `InputError`.
+        template: What a language model reads of a pair, where its repo does not say: as "qwen3-reranker", answering
+            yes or no, or as "mxbai-rerank-v2", answering 1 or 0. The score is the difference of the two logits.
         options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
     """
 
@@ -83,13 +88,19 @@ class TextCrossEncoder(Embedder):
         *,
         activation: Activation = "none",
         truncate: bool = True,
+        template: Template | None = None,
         **options: Unpack[OptionKeywords],
     ) -> None:
         super().__init__(model_name, **options)
         check_choice("activation", activation, get_args(Activation))
         check_bool("truncate", truncate)
+        check_choice("template", template, (None, *get_args(Template)))
+        self._template = template
         self._activation: Activation = activation
         self._truncate = truncate
+
+    def _overrides(self) -> Overrides:
+        return replace(super()._overrides(), template=self._template)
 
     @overload
     def rerank(
@@ -226,7 +237,7 @@ class TextCrossEncoder(Embedder):
         Raises:
             InputError: As in `rerank`.
         """
-        call: RerankKeywords = {"key": key, "activation": activation}
+        call: RerankKeywords = {"key": key, "activation": activation, "instruction": instruction}
         return await self._rank(query, documents, top_k, call, with_tokens=with_tokens)
 
     @checks_keywords

@@ -72,11 +72,11 @@ class CausalReranker:
         return Encoded(scores, failures, padded_tokens=sum(run.ids.size for run in runs), counts=counts)
 
     def _scores(self, output: Array, run: TextRun) -> Array:
-        """One number per pair: that of a graph with one, (n, 1), or out of the logits of all words, (n, tokens, words)."""
+        """One number per pair, from what the graph gives: that, (n, 1), or all logits, (n, tokens, words)."""
         if output.ndim == 2 and output.shape[1] == 1:
             scores: Array = output[:, 0]
             return scores
-        if output.ndim != 3:
+        if output.ndim != 3 or self._settings.yes is None:
             raise UnsupportedModelError(
                 f"{self._spec.model_file} gives an output of shape {output.shape}, but a language model gives logits",
                 model=self._spec.name,

@@ -8,7 +8,7 @@ makes of the marks tells what it would make of texts, and where that is not plai
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from asyncembed.encoders.pair_prompts import Frame, Slot
 from asyncembed.errors import RuntimeMissingError, UnsupportedModelError

@@ -126,11 +126,12 @@ class PiecewisePrompt:
         )
         end = "<|im_end|>\n<|im_start|>assistant\n"
         self._after = [*self._between, *tokenizer.ids_within(task), *tokenizer.ids_within(end)]
-        words = len(self._before) + len(self._between) + len(self._after)
-        self.tokens: int = words + sum(map(len, map(tokenizer.ids_within, ("query: ", "document: "))))
+        around = len(self._before) + len(self._after)
+        self._words = around + len(self._between)
+        self.tokens: int = self._words + sum(map(len, map(tokenizer.ids_within, ("query: ", "document: "))))
         _check_room(tokenizer, self.tokens)
-        self._room = tokenizer.limit - words
-        self._of_queries = tokenizer.limited(self._room * 3 // 4)
+        self._room = tokenizer.limit - self._words
+        self._of_queries = tokenizer.limited((tokenizer.limit - around) * 3 // 4)
         self._of_documents = tokenizer.limited(self._room)
 
     def encode(self, pairs: Sequence[Pair], instruction: str | None) -> list[PairTokens]:
@@ -144,10 +145,9 @@ class PiecewisePrompt:
         return values
 
     def count(self, pairs: Sequence[Pair], instruction: str | None) -> list[int]:
-        words = len(self._before) + len(self._between) + len(self._after)
         queries = self._tokenizer.whole_lengths([_query(query, instruction) for query, _ in pairs])
         documents = self._tokenizer.whole_lengths([_document(document) for _, document in pairs])
-        return [words + query + document for query, document in zip(queries, documents, strict=True)]
+        return [self._words + query + document for query, document in zip(queries, documents, strict=True)]
 
 
 def _query(query: str, instruction: str | None) -> str:
@@ -170,8 +170,10 @@ DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that
 
 _QWEN3 = Frame(
     (
-        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: ',
+        (
+            "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+            'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: '
+        ),
         Slot.INSTRUCTION,
         "\n<Query>: ",
         Slot.QUERY,
