@@ -19,7 +19,7 @@ from anyio import CancelScope
 
 from asyncembed import __version__
 from asyncembed.catalogue.lookup import find_model
-from asyncembed.cli.draft import Draft, Mark
+from asyncembed.cli.draft import Draft, Mark, about_file
 from asyncembed.cli.record_files import RecordFile, as_json
 from asyncembed.cli.vector_files import VectorFile, made_with
 from asyncembed.embedders.sparse import SparseTextEmbedding
@@ -272,7 +272,12 @@ class _FileTarget(Target):
     def _check(self, source: RecordFile) -> None:
         if self._resume and self._restart:
             raise OptionError("give either --resume or --restart, not both")
-        for path in filter(None, (self._path, self._failed_to)):
+        written = [path for path in (self._path, self._failed_to, about_file(self._path)) if path is not None]
+        if len({path.absolute() for path in written}) < len(written):
+            raise OptionError(f"{self._failed_to} is written already by -o: name another file for what fails")
+        if source.path is not None and self._draft.folder.absolute() in source.path.absolute().parents:
+            raise OptionError(f"{source.path} is of the draft that is written: copy it to elsewhere")
+        for path in written:
             if path.is_dir() or not path.parent.is_dir():
                 problem = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
                 raise OptionError(f"{path} cannot be written: {problem}")
@@ -290,8 +295,10 @@ class _FileTarget(Target):
 
     def _find(self) -> None:
         """Find out what earlier runs have left."""
+        if self._restart:
+            return
         begun = self._draft.origin
-        if begun is not None and not self._restart:
+        if begun is not None:
             if not self._resume:
                 raise OptionError(
                     f"an interrupted run has left {self._draft.folder}: go on with it by --resume, or throw it away by "
@@ -301,7 +308,7 @@ class _FileTarget(Target):
             self._draft.resume()
             self.mark = self._draft.mark
             self.before = self.mark.read
-        elif begun is None and self._resume and self._path.exists():
+        elif self._resume and self._path.exists():
             self._find_whole()
 
     def _find_whole(self) -> None:

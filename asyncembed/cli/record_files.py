@@ -221,12 +221,8 @@ class ParquetFile(RecordFile):
         _check_column(self.column, self._opened().schema_arrow.names, self.name)
 
     def _opened(self) -> Any:
-        import pyarrow.parquet
-
-        try:
-            return pyarrow.parquet.ParquetFile(self.path)
-        except pyarrow.ArrowInvalid as error:
-            raise OptionError(f"{self.name} is no Parquet: {error}") from error
+        assert self.path is not None, "it was checked"
+        return opened_parquet(self.path)
 
     def records(self) -> Iterator[Any]:
         with self._opened() as file:
@@ -327,6 +323,17 @@ def arrow() -> Any:
     except ImportError as error:
         raise AsyncEmbedError(WITHOUT_ARROW) from error
     return pyarrow
+
+
+def opened_parquet(path: Path) -> Any:
+    """A Parquet file. Raises `OptionError` if it is none."""
+    pa = arrow()
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise OptionError(f"{path} is no Parquet: {error}") from error
 
 
 WITHOUT_ARROW = 'Parquet needs pyarrow: pip install "asyncembed[cli]"'

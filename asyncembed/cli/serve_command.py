@@ -61,6 +61,8 @@ def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace:
         _check_address(host, port)
     import uvicorn
 
+    from asyncembed.server.http_connection import BoundedConnection
+
     set_up_log(options.pop("log_level"), as_json=options.pop("log_format") == "json")
     is_logging_requests = options.pop("log_requests")
     if not is_logging_requests:
@@ -76,6 +78,7 @@ def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace:
         lifespan="on",
         log_config=None,
         access_log=False,
+        http=BoundedConnection,
         server_header=False,
         proxy_headers=is_logging_requests,  # for the address of the client, and nothing else
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -143,7 +146,7 @@ def _keys(given: str | None) -> list[str] | None:
             f"--api-key takes @FILE: a key in a command line can be read by all users of this machine; "
             f"or set {KEY_VARIABLE}"
         )
-    keys = Path(given[1:]).read_text(encoding="utf-8").split()
+    keys = Path(given[1:]).read_text(encoding="utf-8-sig").split()
     if not keys:
         raise OptionError(f"--api-key: there is no key in {given[1:]}")
     return keys

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from asyncembed.cli.draft import about_file
-from asyncembed.cli.record_files import WITHOUT_ARROW, RecordFile, arrow, arrow_texts, as_json
+from asyncembed.cli.record_files import WITHOUT_ARROW, RecordFile, arrow, arrow_texts, as_json, opened_parquet
 from asyncembed.errors import AsyncEmbedError, OptionError
 from asyncembed.wakeup import start_thread
 
@@ -74,18 +74,30 @@ def open_vectors(target: str, source: RecordFile, into: str, *, is_sparse: bool)
     return found
 
 
-def made_with(path: Path) -> dict[str, Any] | None:
-    """What a file was made with, as far as it or the file beside it says so; None: it does not."""
-    if path.suffix.lower() == ".parquet":
-        arrow()
-        import pyarrow.parquet
+_NAMES = ("model", "family", "column", "into")
 
-        with pyarrow.parquet.ParquetFile(path) as file:
-            text = (file.schema_arrow.metadata or {}).get(ABOUT_KEY)
+
+def made_with(path: Path) -> dict[str, Any] | None:
+    """What a file was made with, as far as it or the file beside it says so; None: it does not.
+
+    Raises:
+        OptionError: What stands there is nothing that `embed` has written.
+    """
+    if path.suffix.lower() == ".parquet":
+        with opened_parquet(path) as file:
+            text, where = (file.schema_arrow.metadata or {}).get(ABOUT_KEY), path
     else:
-        beside = about_file(path)
-        text = beside.read_bytes() if beside.exists() else None
-    return None if text is None else cast("dict[str, Any]", json.loads(text))
+        where = about_file(path)
+        text = where.read_bytes() if where.exists() else None
+    if text is None:
+        return None
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict) or not all(isinstance(about.get(name, ""), str) for name in _NAMES):
+        raise OptionError(f"{where} does not say what {path} was made with, as embed writes it: it is broken")
+    return cast("dict[str, Any]", about)
 
 
 # ---------------------------------------------------------------- JSONL

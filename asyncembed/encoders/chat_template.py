@@ -41,6 +41,8 @@ _MARKS = {slot: f"\ue000{slot.value.title()}\ue001" for slot in Slot}
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _STRUCTURED = ("content[0]", ".type", "'type'", '"type"', "item.type", "message.content[")
 
+_ADVICE = 'say template="qwen3-reranker" or template="mxbai-rerank-v2" if the model reads pairs as one of these does'
+
 
 def read_frames(directory: Path) -> tuple[Frame, Frame]:
     """The words around a pair with an instruction, and without.
@@ -53,7 +55,7 @@ def read_frames(directory: Path) -> tuple[Frame, Frame]:
     config = read_object(directory / "tokenizer_config.json")
     source = template_source(directory)
     if source is None:
-        raise UnsupportedModelError(f"{directory} has no chat template", model=model)
+        raise UnsupportedModelError(f"{directory} has no chat template that could be read; {_ADVICE}", model=model)
     template = _compiled(source, model)
     tokens = {name: _content(config.get(name)) for name in _NAMED_TOKENS}
 
@@ -154,7 +156,11 @@ def _inner_loops(loop: "nodes.For") -> "Iterator[nodes.For]":
 
 
 def _printed(value: object) -> object:
-    """What is printed of a value: texts and numbers only."""
+    """What is printed of a value: texts and numbers only, and nothing of what there is not."""
+    import jinja2
+
+    if isinstance(value, jinja2.Undefined):
+        return ""
     if not isinstance(value, str | int | float):
         _refuse(f"it prints a value of the type {type(value).__name__}")
     return value
@@ -216,7 +222,7 @@ def _frame(tight: str, loose: str, slots: tuple[Slot, ...], model: str) -> Frame
     found = [part for part in parts if isinstance(part, Slot)]
     has_rest = any("\ue000" in part or "\ue001" in part for part in parts if isinstance(part, str))
     if has_rest or not {Slot.QUERY, Slot.DOCUMENT}.issubset(found) or loose not in (tight, spaced):
-        raise _unsupported(model, "does not put a query and a document among words as they are")
+        raise _unsupported(model, f"does not put a query and a document among words as they are; {_ADVICE}")
     return Frame(parts, strips=loose == tight)
 
 

@@ -10,6 +10,7 @@ from asyncembed.export.bert_like import BERT, DISTILBERT, ELECTRA, MPNET, ROBERT
 from asyncembed.export.construction import Answer, Construction
 from asyncembed.export.decoders import EUROBERT, GEMMA3, QWEN2, QWEN3
 from asyncembed.export.heads import Head, HeadBuilder, HeadName, name_of, states
+from asyncembed.export.modernbert import MODERNBERT
 from asyncembed.export.onnx_builder import Graph
 from asyncembed.repo_files import quoted, read_json
 from asyncembed.runtime.safetensors import Tensors
@@ -49,6 +50,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "camembert": ROBERTA,
     "distilbert": DISTILBERT,
     "electra": ELECTRA,
+    "modernbert": MODERNBERT,
     "mpnet": MPNET,
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,

@@ -261,13 +261,7 @@ def _late_classifier(c: Construction, hidden: str) -> None:
 
 def _words(c: Construction, hidden: str) -> None:
     """EuroBERT's masked language model: a linear map to the words."""
-    width = c.config["hidden_size"]
-    matrix = _word_matrix(c)
-    vocabulary = matrix.shape(_WEIGHT, (None, width))[0]
-    operands = [hidden, matrix.take(_WEIGHT, (vocabulary, width))]
-    if c.all_weights.has("lm_head.bias") or c.config.get("mlp_bias") is True:
-        operands.append(c.all_weights.take("lm_head.bias", (vocabulary,)))
-    words(c, c.graph.node("Gemm", *operands, transB=1), vocabulary)
+    words(c, hidden, "lm_head", "embed_tokens.weight", c.config["hidden_size"])
 
 
 def _answer(c: Construction, hidden: str) -> None:

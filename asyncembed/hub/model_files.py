@@ -188,7 +188,7 @@ async def _download_whole(
 def _named_by_files(directory: Path, spec: ModelSpec) -> tuple[str, ...]:
     """Files that others of a model's files name, as paths in its repo: a graph its weights, an index its shards."""
     if spec.model_file is None:
-        return find_shards(directory) if WEIGHTS_INDEX in spec.additional_files else ()
+        return find_shards(directory / spec.folder) if WEIGHTS_INDEX in spec.additional_files else ()
     folder = PurePosixPath(spec.model_file).parent
     return tuple((folder / name).as_posix() for name in read_onnx_file(directory / spec.model_file).weights)
 

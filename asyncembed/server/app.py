@@ -88,6 +88,7 @@ def create_app(
         lifespan=_lifespan(service, monitor, pool, planned),
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to where the client's own header says that it is
         exception_handlers=_unrouted(DIALECTS[0]()),
     )
     app.state.service = service

@@ -152,6 +152,81 @@ async def test_a_request_is_a_line_of_the_log_where_those_are_wanted(caplog: pyt
     assert record.getMessage().startswith("POST /v1/embeddings 401 in ")
 
 
+async def test_a_line_of_the_log_names_the_route_and_not_what_was_written_for_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from asyncembed.server import create_app
+
+    caplog.set_level(logging.INFO, "asyncembed.server.requests")
+    with fake_models(dim=4):
+        async with serving(create_app(MODEL)) as client:
+            await client.post("/embed%0a", json={"inputs": "a text"})
+    assert {record.fields["path"] for record in caplog.records if hasattr(record, "fields")} <= {"/embed"}
+    assert not [record for record in caplog.records if "\n" in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"input": "\xe9"}', id="no UTF-8"),
+        pytest.param(b'{"input": "a", "more": ' + 100_000 * b"[" + 100_000 * b"]" + b"}", id="deep, and not known"),
+        pytest.param(
+            b'{"query": "a", "documents": ["a"], "relevant_spans": {"a": '
+            + 100_000 * b'{"a":'
+            + b"1"
+            + 100_000 * b"}"
+            + b"}}",
+            id="deep, and of any form",
+        ),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/rerank", "/embed", "/", "/v1/rerank"])
+async def test_what_no_decoder_takes_is_the_fault_of_its_sender(
+    body: bytes, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from asyncembed.server import create_app
+
+    with fake_models(dim=4):
+        async with serving(create_app(MODEL)) as client:
+            answer = await client.post(path, content=body)
+            # What the address alone takes is looked at before the rest is decoded.
+            inner = await client.post("/", content=b'{"inputs": ' + 100_000 * b"[" + 100_000 * b"]" + b"}")
+    assert answer.status_code in (400, 422)
+    assert inner.status_code == 422
+    assert not [record for record in caplog.records if record.name == "asyncembed.server"]
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{}", b'""', b"7"])
+async def test_a_body_of_very_many_values_is_refused_before_they_are_made(value: bytes) -> None:
+    from asyncembed.server import create_app
+
+    with fake_models(dim=4):
+        async with serving(create_app(MODEL)) as client:
+            answer = await client.post("/v1/embeddings", content=b'{"input": [' + 2_000_000 * (value + b",") + b"7]}")
+    assert answer.status_code == 400
+    assert "values" in answer.json()["error"]["message"]
+
+
+async def test_commas_within_texts_are_no_values() -> None:
+    from asyncembed.server import create_app
+
+    text = ',\\", [' * 500_000
+    with fake_models(dim=4):
+        async with serving(create_app(MODEL)) as client:
+            answer = await client.post("/v1/embeddings", json={"input": [text, text, text]})
+    assert answer.status_code == 200
+
+
+async def test_no_request_is_sent_on_to_where_its_own_header_says() -> None:
+    from asyncembed.server import create_app
+
+    with fake_models(dim=4):
+        async with serving(create_app(MODEL)) as client:
+            answer = await client.get("/metrics/", headers={"host": "elsewhere.example"})
+    assert answer.status_code == 404
+    assert "location" not in answer.headers
+
+
 async def test_routes_and_middlewares_of_ones_own_can_be_added() -> None:
     from asyncembed.server import create_app
 
