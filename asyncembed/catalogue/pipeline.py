@@ -287,15 +287,16 @@ def _image(repo: _Repo, spec: ModelSpec) -> ModelSpec:
 def _cross_encoder(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     """A model for sequence classification whose one label is the score, or a language model whose answer is."""
     modules = repo.modules() or []
-    kinds = [module.kind for module in modules]
-    if kinds not in ([], ["Transformer"], ["Transformer", "LogitScore"]):
-        raise repo.unsupported(
-            f"its modules are {', '.join(map(shown, kinds[:8]))}; a reranker's are Transformer, and LogitScore where "
-            "it is a language model"
-        )
     spec = replace(spec, max_length=_max_length(repo))
-    if len(kinds) == 2 or _is_called(repo, "ForCausalLM") or repo.overrides.template is not None:
-        return _causal_reranker(repo, spec, modules[1].prefix if len(kinds) == 2 else None)
+    answers = [module.prefix for module in modules if module.kind == "LogitScore"]
+    if answers or _is_called(repo, "ForCausalLM") or repo.overrides.template is not None:
+        kinds = [module.kind for module in modules]
+        if kinds not in ([], ["Transformer"], ["Transformer", "LogitScore"]):
+            raise repo.unsupported(
+                f"its modules are {', '.join(map(shown, kinds[:8]))}; those of a language model that is a reranker are "
+                "Transformer and LogitScore"
+            )
+        return _causal_reranker(repo, spec, answers[0] if answers else None)
     config = repo.json("config.json")
     _check_task(repo, "ForSequenceClassification")
     id2label = config.get("id2label")
