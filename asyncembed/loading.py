@@ -102,7 +102,7 @@ async def prepare(
 
 
 FAKE_DIMS: Mapping[Family, int] = {
-    "text": 384, "image": 512, "late_interaction": 128, "late_interaction_multimodal": 128,
+    "text": 384, "image": 512, "late_interaction": 128, "late_interaction_multimodal": 128, "hybrid": 384,
 }  # fmt: skip
 """Of fakes of models that the catalogue does not know, unless a test says otherwise."""
 

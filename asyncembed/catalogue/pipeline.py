@@ -343,6 +343,37 @@ def _instructed(spec: ModelSpec) -> ModelSpec:
     return _with_settings(spec, instruction=spec.prompts[spec.default_prompt])
 
 
+HEADS: Mapping[str, tuple[str, ...]] = {
+    "sparse_head": ("sparse_linear.pt", "sparse_linear.safetensors"),
+    "late_interaction_head": ("colbert_linear.pt", "colbert_linear.safetensors"),
+}
+"""The linear layers of models like bge-m3, by the settings of a hybrid model that name them."""
+
+
+def _hybrid(repo: _Repo, spec: ModelSpec) -> ModelSpec:
+    """A text model with layers for more results beside it, or a graph that has several; which ones its outputs tell."""
+    found = {setting: next((path for path in names if path in repo.files), None) for setting, names in HEADS.items()}
+    heads = {setting: path for setting, path in found.items() if path is not None}
+    spec = replace(spec, encoder="hybrid", settings=heads, additional_files=tuple(heads.values()))
+    modules = repo.modules()
+    if modules is not None:
+        spec = _from_modules(repo, modules, spec)
+        if spec.encoder != "hybrid":
+            raise repo.unsupported("it is a static model, which has one vector for a text: TextEmbedding is its class")
+        if unread := spec.settings.keys() - {*HEADS}:
+            raise repo.unsupported(f"a hybrid model with {', '.join(sorted(unread))} is none that we compute")
+    elif heads:
+        spec = replace(spec, pooling="cls", normalize=True, max_length=_max_length(repo), dim=_hidden_size(repo))
+    else:
+        spec = replace(spec, normalize=True, max_length=_max_length(repo))
+    if not heads and not any(path.endswith(".onnx") for path in repo.files):
+        raise repo.unsupported(
+            f"it has neither {' nor '.join(names[0] for names in HEADS.values())}, and no graph that could have more "
+            "than dense vectors"
+        )
+    return spec
+
+
 def _sparse(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     """SPLADE, as sentence-transformers has it: alike for queries and documents, or with a table for queries."""
     modules = repo.modules()
@@ -428,6 +459,7 @@ _FAMILIES: Mapping[str, Callable[[_Repo, ModelSpec], ModelSpec]] = {
     "text": _text,
     "cross_encoder": _cross_encoder,
     "sparse": _sparse,
+    "hybrid": _hybrid,
     "image": _image,
 }
 """The families that a repo can be of by its own word."""
@@ -591,7 +623,7 @@ def _preferring(repo: _Repo, output: str, spec: ModelSpec) -> ModelSpec:
     return spec if repo.overrides.graph_output is not None else _with_settings(spec, output_name=output)
 
 
-_EXPORTED_FAMILIES = ("text", "sparse", "cross_encoder")
+_EXPORTED_FAMILIES = ("text", "sparse", "hybrid", "cross_encoder")
 """Those that a graph can be built for from weights."""
 
 

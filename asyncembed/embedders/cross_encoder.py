@@ -76,7 +76,7 @@ class TextCrossEncoder(Embedder):
         truncate: Cut pairs over the length limit, the longer text first; False makes such a pair an `InputError`.
         template: What a language model reads of a pair, where its repo does not say: as "qwen3-reranker", answering
             yes or no, or as "mxbai-rerank-v2", answering 1 or 0. The score is the difference of the two logits.
-        options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
+        options: The keywords that all classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
     """
 
     family: ClassVar[Family] = "cross_encoder"

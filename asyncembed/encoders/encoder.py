@@ -15,6 +15,8 @@ from asyncembed.runtime.session import SessionOptions
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from asyncembed.results import HybridOutput
+
 Results: TypeAlias = "Sequence[Any] | npt.NDArray[Any]"
 """One result per input, by position."""
 
@@ -71,6 +73,7 @@ class Call:
         truncated: With "count": only the tokens count that are left of an input when it is cut at the limit.
         include_extension: With "count": the tokens count, too, that the encoder itself puts into a text.
         role: With "count" and `include_extension`: what the texts are.
+        outputs: Of a hybrid model: which of its results are wanted, in the order of `HYBRID_OUTPUTS`.
     """
 
     mode: Mode = "embed"
@@ -86,6 +89,7 @@ class Call:
     truncated: bool = True
     include_extension: bool = False
     role: Literal["query", "document"] = "document"
+    outputs: "tuple[HybridOutput, ...]" = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.truncate, bool):
@@ -105,6 +109,7 @@ class ModelInfo:
         dynamically_quantized: Whether a result would depend on its neighbours in a run of the graph.
         providers: The execution providers that came up, the one that computes first; empty without a graph.
         warning: What the user should know of where the model runs; None: nothing.
+        outputs: Of a hybrid model: which results it has, in the order of `HYBRID_OUTPUTS`.
     """
 
     max_length: int | None = None
@@ -115,6 +120,7 @@ class ModelInfo:
     dynamically_quantized: bool = False
     providers: tuple[str, ...] = ()
     warning: str | None = None
+    outputs: "tuple[HybridOutput, ...]" = ()
 
     @property
     def runs_on(self) -> str:

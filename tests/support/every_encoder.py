@@ -13,6 +13,7 @@ from asyncembed.encoders.settings import CausalRerankerSettings, read_settings
 from asyncembed.export.answers import read_answer
 from asyncembed.export.graph_cache import ensure_graph
 from tests.support.graphs import DIM
+from tests.support.hybrid_models import hybrid_spec, write_hybrid_model
 from tests.support.images import write_image_model
 from tests.support.late_interaction import write_late_interaction_model
 from tests.support.models import spec_for, write_model
@@ -80,6 +81,7 @@ WRITE: Mapping[str, Write] = {
     "inference_free_splade": partial(_sparse, name=IF_SPLADE, write=write_if_splade),
     "cross_encoder": _reranker,
     "causal_reranker": _causal_reranker,
+    "hybrid": lambda directory: hybrid_spec(write_hybrid_model(directory)),
     "image": write_image_model,
     "colpali": partial(write_multimodal_model, name=COLPALI_NAME),
     "colmodernvbert": partial(write_multimodal_model, name=COLMODERNVBERT_NAME),
