@@ -75,7 +75,8 @@ class SparseEncoder:
             max_rows: Most rows that the graph may give in one run: for each token one, or for each text, where the
                 graph is one of ours.
         """
-        max_tokens, self._max_texts = (None, max_rows) if config.is_exported else (max_rows, None)
+        max_tokens = None if config.is_exported else max_rows
+        self._max_texts: int | None = max_rows if config.is_exported else None
         self._open_graph = partial(TextGraph, config, settings, tokenizer, max_tokens=max_tokens)
         self._tokenizer = tokenizer
         self._query_tokenizer = query_tokenizer or tokenizer
