@@ -24,8 +24,8 @@ _erf = np.frompyfunc(math.erf, 1, 1)
 
 def gelu(values: FloatArray) -> FloatArray:
     """`x · Φ(x)` with the exact normal distribution (Hendrycks and Gimpel 2016); the dtype stays."""
-    doubled = 1 + _erf(values / math.sqrt(2)).astype(np.float64)
-    return (values * doubled / 2).astype(values.dtype)
+    doubled = 1 + np.asarray(_erf(values / math.sqrt(2)), np.float64)
+    return np.asarray(values * doubled / 2, values.dtype)
 
 
 ACTIVATIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = {

@@ -177,7 +177,7 @@ def main() -> None:
 
 def randomize(model: Any, seed: int) -> None:
     """Also what is constant at the start: biases 0, norms 1."""
-    import torch
+    import torch  # type: ignore[import-not-found]
 
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -199,7 +199,9 @@ def write_reranker(name: str, tokenizer: Any, tokenizer_class: str) -> None:
         model = t.DebertaV2ForSequenceClassification(t.DebertaV2Config(**sizes, **DEBERTA_V3, **SCORE))
     randomize(model, 200 + len(name))
     model.save_pretrained(path)
-    tokens = {} if name.startswith("bert") else {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>"}
+    tokens: dict[str, Any] = (
+        {} if name.startswith("bert") else {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>"}
+    )
     write_tokenizer(path, tokenizer, limit=48, tokenizer_class=tokenizer_class, **tokens)
     CrossEncoder(str(path), device="cpu").save_pretrained(str(path))
     drop_what_is_not_read(path)
@@ -238,7 +240,7 @@ def write_embedder() -> None:
     )
     whole.save(str(path), create_model_card=False)
     vectors = whole.encode(TEXTS)
-    as_on_the_hub(path, HUB["gte_reranker"] | {"architectures": ["NewModel"]})
+    as_on_the_hub(path, {**HUB["gte_reranker"], "architectures": ["NewModel"]})
     drop_what_is_not_read(path)
     np.savez_compressed(path / "reference.npz", allow_pickle=False, vectors=vectors)
 
@@ -250,7 +252,7 @@ def drop_what_is_not_read(path: Path) -> None:
 
 def compute(model: Any, inputs: Arrays) -> tuple[npt.NDArray[np.float32], Arrays]:
     """The hidden states, and what the head gives: a score for each text, or each word's greatest logit in it."""
-    import torch  # type: ignore[import-not-found]
+    import torch
 
     with torch.no_grad():
         outputs = model(**{key: torch.from_numpy(value) for key, value in inputs.items()}, output_hidden_states=True)
