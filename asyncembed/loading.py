@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from anyio import CancelScope
 
@@ -78,10 +78,8 @@ async def prepare(
     if is_exported:
         # Beside the hub's files, where the user wants those elsewhere; their caches take what is in it for repos.
         cache_dir = None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
-        spec = replace(
-            spec,
-            model_file=str(await _export(directory / spec.folder, _HEADS.get(family, "states"), cache_dir, options)),
-        )
+        head = "states" if spec.encoder == "hybrid" else _HEADS.get(family, "states")
+        spec = replace(spec, model_file=str(await _export(directory / spec.folder, head, cache_dir, options)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
         path = await in_disk_thread(loadable_model_path, directory, spec.model_file)
@@ -207,10 +205,11 @@ def _hub_access(options: Options) -> HubAccess:
 
 def known_family(name: str | os.PathLike[str]) -> Family | None:
     """The family of a model of the catalogue, the first one of several; None: it has no such model."""
-    families = families_of(name) if isinstance(name, str) else []
+    # What is hybrid is also a text model, and that is what programs ask for that leave the family to the model.
+    families = [family for family in families_of(name) if family != "hybrid"] if isinstance(name, str) else []
     if not families and current_fakes() is not None:
         return "text"
-    return next((family for family in get_args(Family) if family in families), None)
+    return next(iter(families), None)
 
 
 FAMILIES_BY_FILES: tuple[Family, ...] = ("text", "image", "sparse", "cross_encoder")
@@ -257,7 +256,8 @@ async def _existing_directory(path: Path, as_given: str, model: str) -> Path:
 
 async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overrides) -> tuple[ModelSpec, Path]:
     is_repo_id = name.count("/") == 1
-    if families_of(name) or not is_repo_id:
+    # A hybrid model is in its own repo, which says what each part of it is.
+    if set(families_of(name)) - {"hybrid"} or not is_repo_id:
         try:
             require_model(name, family)
         except UnknownModelError as error:
