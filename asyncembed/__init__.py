@@ -50,10 +50,11 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   hub/        api, access, model_files, repo, listing
 #               download, partial, pace, verify, progress, archive, cache, locks
 #               client, hops, retry, addresses
-#   export/     graph_cache, architectures, bert_like   built once; which is which; one of them
+#   export/     graph_cache, architectures  built once; which is which
+#               bert_like, decoders, modernbert   the architectures: a module for those that are alike
 #               construction, blocks, attention, rotary, heads, onnx_builder   what they are built of
 #   server/     app, service, served        models behind HTTP; what its handlers share; which model serves a request
-#               endpoint                    a route from request to answer
+#               endpoint, http_connection   a route from request to answer; what a client may take before
 #               openai_dialect, tei_dialect, tei_bodies, cohere_dialect, jina_dialect: the interfaces that clients know
 #               computing                   what several of them ask of a model; sent_images, vectors: in and out
 #               model_facts, token_lists    what a model's files say beside; refusals, request_limits, openapi_document

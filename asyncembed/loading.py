@@ -80,11 +80,11 @@ async def prepare(
     if options.precision == "fp32" and spec.model_file is not None:
         await in_disk_thread(_check_is_fp32, directory, spec)
     if options.max_length is not None:
-        await in_disk_thread(_check_max_length, directory, options.max_length)
+        await in_disk_thread(_check_max_length, directory / spec.folder, options.max_length)
     is_exported = spec.model_file is None and kind.needs_graph
     if is_exported:
-        graph = await _export(directory, _HEADS.get(family, "states"), _own_cache_dir(options), options)
-        spec = replace(spec, model_file=str(graph))
+        head, folder = _HEADS.get(family, "states"), directory / spec.folder
+        spec = replace(spec, model_file=str(await _export(folder, head, _own_cache_dir(options), options)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
         path = await in_disk_thread(loadable_model_path, directory, spec.model_file)

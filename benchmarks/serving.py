@@ -1,6 +1,7 @@
 r"""The server beside infinity's, with its torch and its optimum engine, on the same model and the same ONNX file.
 
     uv run python -m benchmarks.serving [--seconds 10] [--rounds 3] [--infinity PYTHON]
+    uv run python -m benchmarks.serving --many [--seconds 60]
 
 all-MiniLM-L6-v2 in fp32, served at the same time by every side; each load goes to one side after the other, in every
 round, while the others rest. The load comes from wrk (a package of Debian), whose requests all have other texts. Before
@@ -13,6 +14,9 @@ own, as infinity asks for torch and for older versions of others:
 
 It gets the model from a local hub. Without `--infinity` our own server is measured alone: against an awaited call in
 this process, and by its own processor time, that is, the server's without its workers'.
+
+`--many` has 256 connections at our own server, and tells what of its memory, descriptors and threads stays; then what a
+client costs that leaves in the middle of a long list.
 """
 
 import argparse
@@ -26,7 +30,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -48,23 +52,33 @@ AGREEMENT = 0.9999
 
 
 class Load(NamedTuple):
-    """What is sent: texts of some words, several a request, over some connections."""
+    """What is sent: texts of some words, several a request, over some connections.
+
+    With `fewest`, a text has some number of words between that and `words`, each number as often as any other.
+    """
 
     name: str
     connections: int
     texts: int
     words: int
+    fewest: int | None = None
 
 
 LOADS = [
     Load("64 connections, a text of 60 characters", 64, 1, 10),
     Load("4 connections, 32 documents of 230 characters", 4, 32, 38),
+    Load("4 connections, 32 documents of 12 to 450 characters", 4, 32, 74, 2),
     Load("one connection, a text of 60 characters", 1, 1, 10),
     Load("one connection, 256 texts of 64 tokens", 1, 256, 62),
 ]
-ONE = LOADS[2]
-LARGE = LOADS[3]
+ONE = LOADS[3]
+LARGE = LOADS[4]
 """For the server's own share only: others take longer for one such request than a round lasts."""
+
+MANY = Load("256 connections, a text of 60 characters", 256, 1, 10)
+
+LEFT_TEXTS = 2000
+"""Of a request whose client leaves."""
 
 SCRIPT = """
 local words = {}
@@ -81,7 +95,7 @@ wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
 function request()
     local texts = {}
-    for place = 1, TEXTS do texts[place] = text(WORDS) end
+    for place = 1, TEXTS do texts[place] = text(math.random(FEWEST, WORDS)) end
     local input = TEXTS == 1 and texts[1] or "[" .. table.concat(texts, ",") .. "]"
     return wrk.format(nil, nil, nil, '{"model": "NAME", "encoding_format": "base64", "input": ' .. input .. "}")
 end
@@ -214,7 +228,7 @@ def agree(sides: list[Side]) -> None:
 
 def measure(side: Side, load: Load, seconds: float) -> dict[str, float]:
     with tempfile.NamedTemporaryFile("w", suffix=".lua", encoding="utf-8") as script:
-        script.write(SCRIPT.replace("TEXTS", str(load.texts)).replace("WORDS", str(load.words)).replace("NAME", NAME))
+        script.write(_script(load))
         script.flush()
         command = ["wrk", "-t1", f"-c{load.connections}", f"-d{seconds:g}s", "--timeout", "60s", "-s", script.name]
         before = side.processor_seconds()
@@ -235,6 +249,63 @@ def measure(side: Side, load: Load, seconds: float) -> dict[str, float]:
     }
 
 
+def _script(load: Load) -> str:
+    script = SCRIPT
+    for word, value in {
+        "TEXTS": load.texts,
+        "WORDS": load.words,
+        "FEWEST": load.fewest or load.words,
+        "NAME": NAME,
+    }.items():
+        script = script.replace(word, str(value))
+    return script
+
+
+# ---------------------------------------------------------------- many connections, and who leaves
+
+
+class Kept(NamedTuple):
+    """What a server and its workers hold while nobody asks them: memory, and the server's descriptors and threads."""
+
+    megabytes: list[float]
+    descriptors: int
+    threads: int
+
+    def __str__(self) -> str:
+        memory = " + ".join(f"{one:.1f}" for one in self.megabytes)
+        return f"{memory} MB, {self.descriptors} descriptors, {self.threads} threads"
+
+
+def kept_by(side: Side) -> Kept:
+    processes = [side.process, *side.process.children(recursive=True)]
+    memory = [process.memory_info().rss / 1e6 for process in processes]
+    return Kept(memory, side.process.num_fds(), side.process.num_threads())
+
+
+def load_much(side: Side, seconds: float) -> None:
+    """The load of many connections: what was served, and what stays of it."""
+    measure(side, MANY, min(seconds, 5))  # what is kept from the first requests on
+    time.sleep(1)
+    before = kept_by(side)
+    found = measure(side, MANY, seconds)
+    time.sleep(1)
+    say(f"{MANY.name}: {found['a second']:.0f} requests/s for {seconds:.0f} s, none failed")
+    say(f"p50 {found['p50 ms']:.0f} ms, p99 {found['p99 ms']:.0f} ms")
+    say(f"server and workers before: {before}\nand after: {kept_by(side)}\n")
+
+
+def leave(side: Side) -> None:
+    """What a client costs that leaves in the middle of a long list."""
+    texts = ["time list file open read sort copy close query index"] * LEFT_TEXTS
+    with httpx.Client(base_url=side.url.removesuffix("/v1")) as client, suppress(httpx.ReadTimeout):
+        client.post("/v1/embeddings", json={"input": texts}, timeout=httpx.Timeout(60, read=0.5))
+    left = side.processor_seconds()
+    time.sleep(2)
+    own, workers = (after - was for after, was in zip(side.processor_seconds(), left, strict=True))
+    say(f"a client that left after 0.5 s, of a list of {LEFT_TEXTS} texts: {1000 * workers:.0f} ms of its workers'")
+    say(f"processor time from then on, and {1000 * own:.0f} ms of the server's own\n")
+
+
 async def await_calls(model: Any, seconds: float) -> float:
     """Milliseconds of one awaited call: the median."""
     found = []
@@ -248,6 +319,12 @@ async def await_calls(model: Any, seconds: float) -> float:
 
 
 async def main(options: argparse.Namespace) -> None:
+    if options.many:
+        say(machine())
+        with all_sides(None) as (side,):
+            load_much(side, options.seconds)
+            leave(side)
+        return
     results: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     awaited = []
     with all_sides(options.infinity) as sides:
@@ -295,7 +372,10 @@ def _ratio(ours: list[float], theirs: list[float]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10, help="Of one load on one side.")
+    parser.add_argument("--seconds", type=float, help="Of one load on one side: 10, or 60 with --many.")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--many", action="store_true", help="256 connections at our own server, and nothing else.")
     parser.add_argument("--infinity", metavar="PYTHON", help="Interpreter of the environment with infinity.")
-    anyio.run(main, parser.parse_args())
+    given = parser.parse_args()
+    given.seconds = given.seconds or (60 if given.many else 10)
+    anyio.run(main, given)

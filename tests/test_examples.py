@@ -227,3 +227,22 @@ def test_haystack_searches_with_pipelines(reranks: bool, environment: dict[str, 
     scores = [float(score) for score in re.findall(r"^ +(-?\d+\.\d\d)  [\w.]+$", done.stdout, re.MULTILINE)]
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.posix
+def test_the_shell_goes_from_a_dirty_file_to_a_search(environment: dict[str, str], tmp_path: Path) -> None:
+    programs = os.pathsep.join((str(Path(sys.executable).parent), environment["PATH"]))
+    done = subprocess.run(
+        ["sh", "examples/command_line.sh", str(tmp_path)],
+        env=environment | {"PATH": programs, "ASYNCEMBED_FAKE": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert "3 records, 2 failed, 5 of them by runs before" in done.stderr
+    failed = [json.loads(line)["failure"] for line in (tmp_path / "failed.jsonl").read_text("utf-8").splitlines()]
+    assert [failure["index"] for failure in failed] == [1, 3]
+    assert done.stdout.count("Backpressure slows the producer down.") == 2
+    assert not (tmp_path / "articles.parquet.partial").exists()

@@ -39,8 +39,8 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
 
 def test_every_example_is_in_the_index() -> None:
     index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    programs = {path.name for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb"}} - {"__init__.py"}
-    assert set(re.findall(r"\]\(([\w.]+)\)", index)) == programs
+    programs = {path.name for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb", ".sh"}} - {"__init__.py"}
+    assert set(re.findall(r"\]\(([\w.]+\.(?:py|ipynb|sh))\)", index)) == programs
 
 
 # ---------------------------------------------------------------- programs

@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "window": {"engine"},
     "feeding": {"bars", "engine", "observing", "wakeup", "window"},
     "stream": {"bars", "engine", "feeding", "results", "window"},
-    "hub": {"bars", "catalogue", "files", "http", "repo_files", "runtime"},
+    "hub": {"bars", "catalogue", "faking", "files", "http", "repo_files", "runtime"},
     "export": {"files", "repo_files", "runtime"},
     "options": {"engine", "observing", "runtime"},
     "loading": {
@@ -113,6 +113,7 @@ MAY_IMPORT = {
         "runtime",
         "scoring",
         "server",
+        "wakeup",
     },
     "__main__": {"cli"},
 }

@@ -19,6 +19,7 @@ from tests.support import programs, snippets
 pytestmark = pytest.mark.slow
 
 README = Path(__file__).parents[1] / "README.md"
+MIGRATION = README.parent / "examples" / "MIGRATION.md"
 SNIPPETS = snippets.fenced(README.read_text(encoding="utf-8"))
 
 
@@ -43,7 +44,7 @@ def test_the_snippet_prints_what_its_comments_say(
 
 ROWS = [
     tuple(cell.strip().strip("`") for cell in line.strip("|").split("|"))
-    for line in README.read_text(encoding="utf-8")
+    for line in MIGRATION.read_text(encoding="utf-8")
     .partition("| fastembed | sentence-transformers |")[2]
     .partition("\n\n")[0]
     .splitlines()[2:]

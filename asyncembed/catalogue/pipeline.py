@@ -47,10 +47,14 @@ _ROOT_CONFIGURATION = frozenset(
         *_IMAGE_CONFIGURATION,
         "config_sentence_transformers.json",
         "modules.json",
+        "router_config.json",
         "sentence_bert_config.json",
     }
 )
 """Small files that a repo outside the catalogue says with what it is."""
+
+IDF_FILE = "idf.json"
+"""The weights of a query's tokens, as repos of inference-free SPLADE have them."""
 
 _POOLINGS: Mapping[str, Pooling] = {
     "cls": "cls",
@@ -209,6 +213,24 @@ class _Repo:
             raise ModelLoadError(f"{self.directory / 'modules.json'} is no list of modules", model=self.name)
         return [self._module(record) for record in sorted(value, key=lambda record: int(record.get("idx", 0)))]
 
+    def routes(self, router: _Module) -> dict[str, list[_Module]]:
+        """The modules of a router for queries and for documents."""
+        path = f"{router.prefix}router_config.json"
+        config = self.json(path)
+        types, structure, parameters = (config.get(key) for key in ("types", "structure", "parameters"))
+        if isinstance(parameters, dict) and parameters.get("route_mappings"):
+            raise self.unsupported(f"{path} has mappings of routes, which we do not compute")
+        found: dict[str, list[_Module]] = {}
+        for route in ("query", "document"):
+            folders = structure.get(route) if isinstance(structure, dict) else None
+            if not isinstance(types, dict) or not isinstance(folders, list) or not folders:
+                raise self.unsupported(f"{path} names no modules for the route {route}")
+            if not all(isinstance(folder, str) and isinstance(types.get(folder), str) for folder in folders):
+                raise ModelLoadError(f"{self.directory / path} names modules without a type", model=self.name)
+            records = [{"type": types[folder], "path": f"{router.prefix}{folder}"} for folder in folders]
+            found[route] = list(map(self._module, records))
+        return found
+
     def _module(self, record: dict[str, Any]) -> _Module:
         folder = str(record.get("path", "")).rstrip("/").removeprefix("./")
         if folder in ("", "."):
@@ -268,28 +290,91 @@ def _cross_encoder(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     return _preferring(repo, "logits", replace(spec, encoder="cross_encoder", max_length=_max_length(repo)))
 
 
-def _splade(repo: _Repo, spec: ModelSpec) -> ModelSpec:
-    """A masked language model whose logits are the weights of words, as sentence-transformers' sparse encoders are."""
+def _sparse(repo: _Repo, spec: ModelSpec) -> ModelSpec:
+    """SPLADE, as sentence-transformers has it: alike for queries and documents, or with a table for queries."""
     modules = repo.modules()
     if modules is None:
         _check_task(repo, "ForMaskedLM")
-    else:
-        kinds = [module.type_name.rsplit(".", 1)[-1] for module in modules]
-        if kinds != ["MLMTransformer", "SpladePooling"]:
+        if IDF_FILE in repo.files:
             raise repo.unsupported(
-                f"its modules are {', '.join(map(shown, kinds[:8]))}; SPLADE's are MLMTransformer and SpladePooling"
+                f"it has {IDF_FILE}, but no modules.json that says what becomes of a document's logits: "
+                'SparseTextEmbedding.add_custom_model(..., kind="inference_free_splade") takes it'
             )
-        pooling = repo.json(f"{modules[1].prefix}config.json")
-        how = pooling.get("pooling_strategy", "max"), pooling.get("activation_function", "relu")
-        if how != ("max", "relu"):
-            raise repo.unsupported(f"its pooling is {shown(how[0])} of {shown(how[1])}; only max of relu is computed")
-    return _preferring(repo, "logits", replace(spec, encoder="splade", max_length=_max_length(repo)))
+        return _splade(repo, [_Module("MLMTransformer"), _Module("SpladePooling")], spec)
+    if [module.kind for module in modules] == ["Router"]:
+        return _routed_splade(repo, modules[0], spec)
+    return _splade(repo, modules, spec)
+
+
+def _splade(repo: _Repo, modules: Sequence[_Module], spec: ModelSpec) -> ModelSpec:
+    """A masked language model whose logits are the weights of words."""
+    kinds = [module.kind for module in modules]
+    if kinds not in (["MLMTransformer", "SpladePooling"], ["Transformer", "SpladePooling"]):
+        raise repo.unsupported(
+            f"its modules are {', '.join(map(shown, kinds[:8]))}; SPLADE's are MLMTransformer and SpladePooling, or "
+            "Transformer (of the task fill-mask) and SpladePooling"
+        )
+    model, pooling = modules
+    sentence = repo.json(f"{model.prefix}sentence_bert_config.json")
+    if model.kind == "Transformer" and sentence.get("transformer_task") != "fill-mask":
+        raise repo.unsupported("its Transformer gives hidden states, not logits of words, which SpladePooling needs")
+    modalities = sentence.get("modality_config")
+    if isinstance(modalities, dict) and modalities and "text" not in modalities:
+        raise repo.unsupported(
+            f"its Transformer takes no plain text, only {', '.join(map(shown, list(modalities)[:8]))}"
+        )
+    settings = _splade_pooling(repo, f"{pooling.prefix}config.json") if pooling.prefix else {}
+    if model.prefix:
+        settings["folder"] = model.prefix.rstrip("/")
+    if sentence.get("do_lower_case"):
+        settings["lower_case"] = True
+    if most := _integer(repo.json("config_sentence_transformers.json"), "max_active_dims"):
+        settings["max_active_dims"] = most
+    spec = replace(spec, encoder="splade", max_length=_max_length(repo, model.prefix))
+    return _preferring(repo, "logits", _with_settings(spec, **settings))
+
+
+def _splade_pooling(repo: _Repo, path: str) -> dict[str, object]:
+    """The settings that say how logits become weights."""
+    config = repo.json(path)
+    strategy, activation = config.get("pooling_strategy", "max"), config.get("activation_function", "relu")
+    if strategy not in ("max", "sum") or activation not in ("relu", "log1p_relu"):
+        raise repo.unsupported(
+            f"its pooling is {shown(strategy)} of {shown(activation)}; only max and sum of relu and log1p_relu are "
+            "computed"
+        )
+    return {"word_pooling": strategy, "activation": activation}
+
+
+def _routed_splade(repo: _Repo, router: _Module, spec: ModelSpec) -> ModelSpec:
+    """Documents by a graph, queries by a table."""
+    routes = repo.routes(router)
+    spec = _splade(repo, routes["document"], spec)
+    query = routes["query"]
+    if [module.kind for module in query] != ["SparseStaticEmbedding"]:
+        kinds = ", ".join(shown(module.kind) for module in query[:8])
+        raise repo.unsupported(f"its queries go through {kinds}; only a SparseStaticEmbedding is computed for queries")
+    folder = query[0].prefix
+    named = repo.json(f"{folder}config.json").get("path")
+    if isinstance(named, str) and named.endswith(".json"):
+        # Wherever the file lay for who saved the repo.
+        name = PurePosixPath(named).name
+        table = next((path for path in (f"{folder}{name}", name) if path in repo.files), None)
+        settings = {"idf_file": table}
+    else:
+        name = f"{folder}{WEIGHTS}"
+        table = name if name in repo.files else None
+        settings = {"query_weights": table}
+    if table is None:
+        raise repo.unsupported(f"the weights of its queries' tokens, {shown(name)}, are missing")
+    spec = replace(spec, encoder="inference_free_splade", additional_files=(table,))
+    return _with_settings(spec, query_folder=folder.rstrip("/"), drops_special_tokens=False, **settings)
 
 
 _FAMILIES: Mapping[str, Callable[[_Repo, ModelSpec], ModelSpec]] = {
     "text": _text,
     "cross_encoder": _cross_encoder,
-    "sparse": _splade,
+    "sparse": _sparse,
     "image": _image,
 }
 """The families that a repo can be of by its own word."""
@@ -453,17 +538,29 @@ def _preferring(repo: _Repo, output: str, spec: ModelSpec) -> ModelSpec:
     return spec if repo.overrides.graph_output is not None else _with_settings(spec, output_name=output)
 
 
+_EXPORTED_FAMILIES = ("text", "sparse", "cross_encoder")
+"""Those that a graph can be built for from weights."""
+
+
 def _with_weights(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     """The spec with its graph, or, for an export, its weights; either names further files itself."""
     if spec.encoder == "static":
         return spec
     overrides = repo.overrides
-    graph = choose_onnx_file(repo.files, onnx_file=overrides.onnx_file, precision=overrides.precision, model=repo.name)
+    prefix = f"{spec.folder}/" if spec.folder else ""
+    # The model's own weights are the repo's, wherever they lie.
+    files = repo.files | {name for name in (WEIGHTS, WEIGHTS_INDEX) if f"{prefix}{name}" in repo.files}
+    graph = choose_onnx_file(files, onnx_file=overrides.onnx_file, precision=overrides.precision, model=repo.name)
     if graph is not None:
         return replace(spec, model_file=graph)
-    if spec.family != "text":
-        raise repo.unsupported("it has no ONNX file, and only encoders of texts can be exported from weights")
-    weights = WEIGHTS if WEIGHTS in repo.files else WEIGHTS_INDEX
+    if spec.settings.get("word_pooling") == "sum":
+        raise repo.unsupported(
+            "it has no ONNX file, and the graphs that we export give the largest logit of a word, not the sum that its "
+            "SpladePooling takes"
+        )
+    if spec.family not in _EXPORTED_FAMILIES:
+        raise repo.unsupported("it has no ONNX file, and only models of texts can be exported from weights")
+    weights = f"{prefix}{WEIGHTS if f'{prefix}{WEIGHTS}' in repo.files else WEIGHTS_INDEX}"
     return replace(spec, additional_files=(weights, *spec.additional_files))
 
 
@@ -489,9 +586,10 @@ def _check_task(repo: _Repo, task: str) -> None:
         raise repo.unsupported(f"config.json calls it {', '.join(map(shown, names[:8]))}, not a model {task}")
 
 
-def _max_length(repo: _Repo) -> int | None:
+def _max_length(repo: _Repo, prefix: str = "") -> int | None:
     """See `repo_limit`."""
-    return repo_limit(*map(repo.json, ("config.json", "tokenizer_config.json", "sentence_bert_config.json")))
+    names = ("config.json", "tokenizer_config.json", "sentence_bert_config.json")
+    return repo_limit(*(repo.json(f"{prefix}{name}") for name in names))
 
 
 def _hidden_size(repo: _Repo) -> int | None:

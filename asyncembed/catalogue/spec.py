@@ -104,6 +104,11 @@ class ModelSpec:
         if output is not None:
             object.__setattr__(self, "graph_output", output)
 
+    @property
+    def folder(self) -> str:
+        """Where the files of the model itself lie in the repo: "" at its root."""
+        return str(self.settings.get("folder", ""))
+
     def with_graph(self, graph: str) -> "ModelSpec":
         """The same model with another file for its graph; the weights of one graph are of no use to another."""
         if graph == self.model_file:

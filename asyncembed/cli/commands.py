@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from asyncembed import __version__
+from asyncembed.cli.output import visible
 from asyncembed.errors import AsyncEmbedError, OptionError
 
 MODULES = {
@@ -55,13 +56,13 @@ class CommandGroup(click.Group):
             click.echo("Interrupted.", err=True)
             ctx.exit(INTERRUPTED)
         except OptionError as error:
-            raise click.UsageError(str(error)) from error
+            raise click.UsageError(visible(str(error))) from error
         except AsyncEmbedError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(visible(str(error))) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # whoever read our output has gone: click ends without a word
                 raise
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(visible(str(error))) from error
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -60,7 +60,10 @@ class Draft:
         self._files: dict[Path, IO[bytes]] = {}
 
     def __enter__(self) -> "Draft":
-        """Raises `OptionError` if another process is writing it."""
+        """Raises `OptionError` if another process is writing it, or somebody has put something else in its place."""
+        for path in (self.folder, self.data, self.failed, self._journal):
+            if path.is_symlink():  # to what would be written over
+                raise OptionError(f"{path} is a link, which no run has left: remove it")
         self.folder.mkdir(exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
@@ -82,7 +85,12 @@ class Draft:
     def origin(self) -> Mapping[str, Any] | None:
         """What an earlier process has begun it with; None: there is nothing to go on with."""
         lines = self._lines()
-        return None if len(lines) < 2 else json.loads(lines[0])["origin"]
+        if len(lines) < 2:
+            return None
+        origin = self._value(lines[0]).get("origin")
+        if not isinstance(origin, dict):
+            raise self._broken()
+        return origin
 
     def begin(self, origin: Mapping[str, Any], header: bytes) -> None:
         """Make it anew; `header` is what `data` begins with."""
@@ -99,24 +107,48 @@ class Draft:
         """Go on with an earlier one: what its journal does not speak of is cut off.
 
         Raises:
-            OptionError: It is of another version.
+            OptionError: It is of another version, or broken.
         """
         lines = self._lines()
-        if json.loads(lines[0])["version"] != VERSION:
+        if self._value(lines[0]).get("version") != VERSION:
             raise OptionError(f"{self.folder} was begun by another version of asyncembed: start over with --restart")
-        self.mark = Mark(**json.loads(lines[-1]))
-        with self._journal.open("r+b") as journal:
-            journal.truncate(sum(len(line) + 1 for line in lines))
+        self.mark = self._marked(lines[-1])
         if not self.mark.is_whole:
-            for path, size in ((self.data, self.mark.size_bytes), (self.failed, self.mark.failed_bytes)):
+            sizes = {self.data: self.mark.size_bytes, self.failed: self.mark.failed_bytes}
+            if not all(path.exists() and path.stat().st_size >= size for path, size in sizes.items()):
+                raise self._broken()
+            for path, size in sizes.items():
                 with path.open("r+b") as file:
                     file.truncate(size)
             self._open()
+        with self._journal.open("r+b") as journal:
+            journal.truncate(sum(len(line) + 1 for line in lines))
 
     def discard(self) -> None:
         """Have nothing of it stay, when it is left."""
         self._close()
         self._journal.unlink(missing_ok=True)
+
+    def _value(self, line: bytes) -> dict[str, Any]:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise self._broken()
+        return value
+
+    def _marked(self, line: bytes) -> Mark:
+        try:
+            mark = Mark(**self._value(line))
+        except TypeError:
+            raise self._broken() from None
+        if not all(isinstance(number, int) and number >= 0 for number in asdict(mark).values()):
+            raise self._broken()
+        return mark
+
+    def _broken(self) -> OptionError:
+        return OptionError(f"{self.folder} is broken, and cannot be gone on with: start over with --restart")
 
     def _lines(self) -> list[bytes]:
         """The lines of the journal, without one that was not written to its end."""

@@ -66,7 +66,7 @@ def _embed(options: Mapping[str, Any], *, shows_progress: bool) -> dict[str, Any
     from asyncembed.cli.embedding_run import EmbeddingRun, open_target
     from asyncembed.cli.vector_files import open_vectors
 
-    source = open_records(options["file"], options["kind"], options["column"])
+    source = open_records(options["file"], options["kind"], options["column"], options["delimiter"])
     vectors = open_vectors(options["output"], source, options["into"], is_sparse=options["sparse"])
     run = EmbeddingRun(options, source, vectors, shows_progress=shows_progress)
     with open_target(options, source, run.origin) as target:
@@ -86,10 +86,11 @@ def _embed(options: Mapping[str, Any], *, shows_progress: bool) -> dict[str, Any
 
 def _in_words(report: Mapping[str, Any]) -> str:
     fresh = report["read"] - report["resumed_after"]
-    words = [f"{report['written']} records"]
+    words = [f"{report['written']} record{'' if report['written'] == 1 else 's'}"]
     if report["failed"]:
         words.append(f"{report['failed']} failed")
     if report["resumed_after"]:
-        words.append(f"{report['resumed_after']} of them by runs before")
+        words.append(f"{report['resumed_after']} read by earlier runs")
     words.append(f"{report['seconds']:.1f} s" + (f" ({fresh / report['seconds']:.0f}/s)" if fresh else ""))
-    return f"{report['output']}: {', '.join(words)}"
+    output = "stdout" if report["output"] == "-" else report["output"]
+    return f"{output}: {', '.join(words)}"

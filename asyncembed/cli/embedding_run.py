@@ -1,5 +1,6 @@
 """What `asyncembed embed` does: from records to vectors, and into a file that can be gone on with."""
 
+import errno
 import json
 import sys
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from anyio import CancelScope
 
 from asyncembed import __version__
 from asyncembed.catalogue.lookup import find_model
-from asyncembed.cli.draft import Draft, Mark
+from asyncembed.cli.draft import Draft, Mark, about_file
 from asyncembed.cli.record_files import RecordFile, as_json
 from asyncembed.cli.vector_files import VectorFile, made_with
 from asyncembed.embedders.sparse import SparseTextEmbedding
@@ -35,6 +36,9 @@ WRITTEN_AT_ONCE = 256
 
 COMMIT_SECONDS = 1.0
 """How much work a kill may cost; also how long a record waits for others, from a source that trickles."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of errors that do not say by themselves which file there is no more room for."""
 
 _OF_MODEL = ("revision", "cache_dir", "local_files_only", "precision", "onnx_file", "device", "max_length")
 _OF_COMPUTING = ("max_batch_tokens", "max_batch_size", "workers", "threads")
@@ -62,7 +66,12 @@ class EmbeddingRun:
     @property
     def origin(self) -> dict[str, Any]:
         """What decides about the result: a draft with another origin is not gone on with."""
-        source = {"format": self._source.kind, "column": self._source.column, "into": self._options["into"]}
+        source = {
+            "format": self._source.kind,
+            "column": self._source.column,
+            "delimiter": self._options["delimiter"],
+            "into": self._options["into"],
+        }
         return {
             "model": _full_name(self._options["model"], self._model.family),
             "family": self._model.family,
@@ -94,6 +103,7 @@ class EmbeddingRun:
             except OF_ONE_INPUT as error:
                 if error.index is not None:
                     error.index += target.before
+                click.echo("To go on past what fails: --on-error skip, or a FILE for it.", err=True)
                 raise
             finally:
                 with CancelScope(shield=True):
@@ -262,7 +272,12 @@ class _FileTarget(Target):
     def _check(self, source: RecordFile) -> None:
         if self._resume and self._restart:
             raise OptionError("give either --resume or --restart, not both")
-        for path in filter(None, (self._path, self._failed_to)):
+        written = [path for path in (self._path, self._failed_to, about_file(self._path)) if path is not None]
+        if len({path.absolute() for path in written}) < len(written):
+            raise OptionError(f"{self._failed_to} is written already by -o: name another file for what fails")
+        if source.path is not None and self._draft.folder.absolute() in source.path.absolute().parents:
+            raise OptionError(f"{source.path} is of the draft that is written: copy it to elsewhere")
+        for path in written:
             if path.is_dir() or not path.parent.is_dir():
                 problem = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
                 raise OptionError(f"{path} cannot be written: {problem}")
@@ -280,8 +295,10 @@ class _FileTarget(Target):
 
     def _find(self) -> None:
         """Find out what earlier runs have left."""
+        if self._restart:
+            return
         begun = self._draft.origin
-        if begun is not None and not self._restart:
+        if begun is not None:
             if not self._resume:
                 raise OptionError(
                     f"an interrupted run has left {self._draft.folder}: go on with it by --resume, or throw it away by "
@@ -291,7 +308,7 @@ class _FileTarget(Target):
             self._draft.resume()
             self.mark = self._draft.mark
             self.before = self.mark.read
-        elif begun is None and self._resume and self._path.exists():
+        elif self._resume and self._path.exists():
             self._find_whole()
 
     def _find_whole(self) -> None:
@@ -339,8 +356,10 @@ class _FileTarget(Target):
         if self._is_begun and error is not None and not read:
             self._draft.discard()
         self._draft.__exit__()
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            error.filename = str(self._path)
         if error is not None and read:
-            click.echo(f"The first {read} records are done: --resume goes on with them.", err=True)
+            click.echo(f"Records done so far: {read}; --resume goes on with them.", err=True)
 
 
 def _check_origin(begun: Mapping[str, Any], what: Path, wanted: Mapping[str, Any]) -> None:

@@ -4,12 +4,25 @@ import json
 import logging
 from datetime import UTC, datetime
 
+from asyncembed.cli.output import visible
+
 
 def set_up_log(level: str, *, as_json: bool) -> None:
     """Have everything that is logged in this process from `level` on written to stderr."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    handler.setFormatter(JsonLines() if as_json else TextLines("%(asctime)s %(levelname)-7s %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class TextLines(logging.Formatter):
+    """Lines for people: what a request has brought in begins no other line, and does nothing to a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        record.message = record.message.replace("\n", "\\n")
+        return super().formatMessage(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 class JsonLines(logging.Formatter):

@@ -1,12 +1,21 @@
 """What commands print: a table for people, or with `--json` a JSON document (for many results, one on each line)."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What has a terminal do something, or show a text in another order: all but tabs and the ends of lines."""
+
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+
+def visible(text: str) -> str:
+    """A text for a terminal: what comes out of a file is seen there, and nothing that it says is done."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def json_option(what: str) -> Callable[[CommandT], CommandT]:
@@ -16,12 +25,17 @@ def json_option(what: str) -> Callable[[CommandT], CommandT]:
 
 def print_json(value: object) -> None:
     """A JSON document of its own, over several lines; what JSON does not know is printed as text."""
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    click.echo(_as_json(value, indent=1))
+
+
+def _as_json(value: object, *, indent: int | None = None) -> str:
+    text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)  # which is the same in JSON
 
 
 def print_json_line(value: object) -> None:
     """One of many JSON documents, on a line."""
-    click.echo(json.dumps(value, ensure_ascii=False, default=str))
+    click.echo(_as_json(value))
 
 
 def size_in_words(count: int) -> str:
@@ -34,7 +48,7 @@ def size_in_words(count: int) -> str:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as what is in them."""
-    lines = [header, *rows]
+    lines = [[visible(cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

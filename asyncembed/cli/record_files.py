@@ -3,6 +3,7 @@
 A record is whatever its kind of file has; the kind knows where its text is, and how it goes into another file.
 """
 
+import csv
 import json
 import sys
 from abc import ABC, abstractmethod
@@ -29,6 +30,9 @@ COUNTED_BYTES = 256 * 1024 * 1024
 
 READ_AT_ONCE = 1024
 """Rows of Parquet."""
+
+FIELD_CHARACTERS = 16 * 1024 * 1024
+"""Of one field of CSV: a quote that nobody closes takes no more memory than that."""
 
 
 class RecordFile(ABC):
@@ -90,8 +94,10 @@ class RecordFile(ABC):
         return None
 
     def batch(self, records: Sequence[Any]) -> "pa.RecordBatch":
-        """Records as columns of that schema."""
-        return arrow().RecordBatch.from_pylist(self.fields(records), schema=self.schema)
+        """Records as columns of that schema: texts, unless said otherwise."""
+        rows, schema = self.fields(records), cast("pa.Schema", self.schema)
+        columns = [arrow_texts([row.get(name) for row in rows]) for name in schema.names]
+        return arrow().RecordBatch.from_arrays(columns, schema=schema)
 
     @property
     def _source(self) -> "Path | BinaryIO":
@@ -136,16 +142,29 @@ class JsonFile(RecordFile):
         return [record if isinstance(record, dict) else {self.column: record} for record in records]
 
 
+_DELIMITERS = ",;\t|"
+
+
 class CsvFile(RecordFile):
     """A record on each line (or several, where a field in quotes has line ends), below their names."""
 
     kind = "csv"
-    delimiter = ","
+    delimiter: str = ","
 
     def check(self) -> None:
         super().check()
+        if len(self.delimiter) != 1:
+            raise OptionError(f"--delimiter must be a single character, not {self.delimiter!r}")
         if self.path is not None and self.path.is_file():
-            _check_column(self.column, self._header(), self.name)
+            self._check_header(self._header())
+
+    def _check_header(self, names: Sequence[str]) -> None:
+        others = [delimiter for delimiter in _DELIMITERS if delimiter != self.delimiter and delimiter in names[0]]
+        if len(names) == 1 and names[0] != self.column and others:
+            name = "a tab" if others[0] == "\t" else repr(others[0])
+            option = "--format tsv" if others[0] == "\t" else f"--delimiter '{others[0]}'"
+            raise OptionError(f"{self.name} seems to have {name} between its fields: say so with {option}")
+        _check_column(self.column, names, self.name)
 
     def _header(self) -> list[str]:
         """The names of its columns, which are nothing before the first record is read: none where there is none."""
@@ -159,7 +178,11 @@ class CsvFile(RecordFile):
         return None if lines is None else max(0, lines - 1)
 
     def records(self) -> Iterator[Any]:
-        return csv_records(self._source, delimiter=self.delimiter)
+        before = csv.field_size_limit(FIELD_CHARACTERS)
+        try:
+            yield from csv_records(self._source, delimiter=self.delimiter)
+        finally:
+            csv.field_size_limit(before)
 
     @cached_property
     def schema(self) -> "pa.Schema | None":
@@ -198,12 +221,8 @@ class ParquetFile(RecordFile):
         _check_column(self.column, self._opened().schema_arrow.names, self.name)
 
     def _opened(self) -> Any:
-        import pyarrow.parquet
-
-        try:
-            return pyarrow.parquet.ParquetFile(self.path)
-        except pyarrow.ArrowInvalid as error:
-            raise OptionError(f"{self.name} is no Parquet: {error}") from error
+        assert self.path is not None, "it was checked"
+        return opened_parquet(self.path)
 
     def records(self) -> Iterator[Any]:
         with self._opened() as file:
@@ -253,7 +272,7 @@ _ENDINGS = {
 
 
 def source_options(command: CommandT) -> CommandT:
-    """The argument FILE and the options that say what is in it: the command gets `file`, `kind` and `column`."""
+    """FILE and the options that say what is in it: the command gets `file`, `kind`, `column` and `delimiter`."""
     for option in (
         click.option(
             "--column", help=f"The field that has the text, except in lines of text.  [default: {DEFAULT_COLUMN}]"
@@ -264,13 +283,14 @@ def source_options(command: CommandT) -> CommandT:
             type=click.Choice(list(_KINDS)),
             help="What FILE is. By default what its name ends with.",
         ),
+        click.option("--delimiter", metavar="CHARACTER", help="What is between the fields of CSV.  [default: a comma]"),
         click.argument("file", default="-"),
     ):
         command = option(command)
     return command
 
 
-def open_records(file: str, kind: str | None, column: str | None) -> RecordFile:
+def open_records(file: str, kind: str | None, column: str | None, delimiter: str | None = None) -> RecordFile:
     """The records of a file, or of stdin ("-"), which is lines of text unless `kind` says otherwise.
 
     Raises:
@@ -280,6 +300,10 @@ def open_records(file: str, kind: str | None, column: str | None) -> RecordFile:
     path = None if file == "-" else Path(file)
     chosen = kind or ("text" if path is None else _ENDINGS.get(path.suffix.lower(), "text"))
     found = _KINDS[chosen](path, column)
+    if delimiter is not None:
+        if not isinstance(found, CsvFile):
+            raise OptionError(f"--delimiter is for CSV, and {found.name} is read as {chosen}: --format says otherwise")
+        found.delimiter = delimiter
     found.check()
     return found
 
@@ -297,8 +321,38 @@ def arrow() -> Any:
     try:
         import pyarrow
     except ImportError as error:
-        raise AsyncEmbedError('Parquet needs pyarrow: pip install "asyncembed[cli]"') from error
+        raise AsyncEmbedError(WITHOUT_ARROW) from error
     return pyarrow
+
+
+def opened_parquet(path: Path) -> Any:
+    """A Parquet file. Raises `OptionError` if it is none."""
+    pa = arrow()
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise OptionError(f"{path} is no Parquet: {error}") from error
+
+
+WITHOUT_ARROW = 'Parquet needs pyarrow: pip install "asyncembed[cli]"'
+
+MOST_BYTES_OF_TEXTS = 2**31 - 1
+"""Where one ends in the bytes of all is an int32."""
+
+
+def arrow_texts(values: Sequence[str | None]) -> "pa.Array":
+    """The same as `pyarrow.array`, which imports pandas first, where that is installed: half a second."""
+    import numpy as np
+
+    pa = arrow()
+    texts = [value.encode() for value in values if value is not None]
+    ends = np.cumsum([0, *map(len, texts)])
+    if len(texts) < len(values) or ends[-1] > MOST_BYTES_OF_TEXTS:
+        return pa.array(values, pa.string())
+    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(b"".join(texts))]
+    return pa.Array.from_buffers(pa.string(), len(texts), buffers)
 
 
 def _plain_schema(schema: Any) -> Any:

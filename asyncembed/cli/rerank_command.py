@@ -33,6 +33,7 @@ def rerank(
     file: str,
     kind: str | None,
     column: str | None,
+    delimiter: str | None,
     top: int | None,
     activation: Any,
     on_error: Any,
@@ -47,7 +48,7 @@ def rerank(
 
     from asyncembed.embedders.cross_encoder import TextCrossEncoder
 
-    source = open_records(file, kind, column)
+    source = open_records(file, kind, column, delimiter)
     reranker = TextCrossEncoder(model, activation=activation, **options)
     ranked = anyio.run(_rank, reranker, query, source, top, on_error)
     print_ranking(ranked, source.column, as_json=as_json)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import socket
 from logging import ERROR, WARNING, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,11 @@ def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace:
     machine can read command lines.
     """
     keys = _keys(options.pop("api_key"))  # before anything that takes its time
+    if uds is None:
+        _check_address(host, port)
     import uvicorn
+
+    from asyncembed.server.http_connection import BoundedConnection
 
     set_up_log(options.pop("log_level"), as_json=options.pop("log_format") == "json")
     is_logging_requests = options.pop("log_requests")
@@ -73,6 +78,7 @@ def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace:
         lifespan="on",
         log_config=None,
         access_log=False,
+        http=BoundedConnection,
         server_header=False,
         proxy_headers=is_logging_requests,  # for the address of the client, and nothing else
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -86,22 +92,48 @@ def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace:
     gc.freeze()
     try:
         uvicorn.Server(config).run()
-    except SystemExit:
-        if service.failure is None:
-            raise
-        raise service.failure from None
+    except SystemExit as error:
+        if service.failure is not None:
+            raise service.failure from None
+        if error.code:
+            raise click.exceptions.Exit(1) from None  # what is wrong is in the log
+        raise
 
 
 def _app(models: tuple[str, ...], keys: list[str] | None, options: dict[str, Any]) -> "FastAPI":
     from asyncembed.server import Limits, create_app
 
     limits = Limits(**{name: options.pop(name) for name in ("max_inputs", "max_tokens", "max_bytes")})
-    return create_app(dict(map(_named, models)), api_key=keys, limits=limits, **options)
+    named = dict(map(_named, models))
+    if len(named) < len(models):
+        raise OptionError("two models have the same name: give each one of its own, as in NAME=MODEL")
+    return create_app(named, api_key=keys, limits=limits, **options)
 
 
 def _named(model: str) -> tuple[str, str]:
     name, equals, rest = model.partition("=")
     return (name, rest) if equals and rest else (model, model)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Find out before models are opened, which may take minutes, whether anybody else is there.
+
+    Raises:
+        OptionError: There is no such host.
+        OSError: The address cannot be listened at.
+    """
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise OptionError(f"--host {host} is no address of this machine: {error.strerror}") from error
+    for family, kind, protocol, _, address in places:
+        with socket.socket(family, kind, protocol) as probe:
+            if os.name == "posix":  # as asyncio does; elsewhere it would take over a port that is in use
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                raise OSError(error.errno, f"{error.strerror} (--host and --port)", f"{host}:{port}") from error
 
 
 def _keys(given: str | None) -> list[str] | None:
@@ -114,7 +146,7 @@ def _keys(given: str | None) -> list[str] | None:
             f"--api-key takes @FILE: a key in a command line can be read by all users of this machine; "
             f"or set {KEY_VARIABLE}"
         )
-    keys = Path(given[1:]).read_text(encoding="utf-8").split()
+    keys = Path(given[1:]).read_text(encoding="utf-8-sig").split()
     if not keys:
         raise OptionError(f"--api-key: there is no key in {given[1:]}")
     return keys

@@ -8,12 +8,14 @@ import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from asyncembed.cli.draft import about_file
-from asyncembed.cli.record_files import RecordFile, arrow, as_json
-from asyncembed.errors import OptionError
+from asyncembed.cli.record_files import WITHOUT_ARROW, RecordFile, arrow, arrow_texts, as_json, opened_parquet
+from asyncembed.errors import AsyncEmbedError, OptionError
+from asyncembed.wakeup import start_thread
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,6 +55,14 @@ class VectorFile(ABC):
         """The whole file, in the folder of `data`, which may be the same. May be called again."""
         return data
 
+    def _kept(self, records: Sequence[Any]) -> Iterator[str]:
+        """Records as JSON, without what stands where the vector comes."""
+        for fields in self._source.fields(records):
+            kept = fields
+            if self._into in fields:
+                kept = {name: value for name, value in fields.items() if name != self._into}
+            yield as_json(kept)
+
 
 def open_vectors(target: str, source: RecordFile, into: str, *, is_sparse: bool) -> VectorFile:
     """What writes a file of this name; "-" is JSONL on stdout. Raises `OptionError`."""
@@ -64,18 +74,30 @@ def open_vectors(target: str, source: RecordFile, into: str, *, is_sparse: bool)
     return found
 
 
-def made_with(path: Path) -> dict[str, Any] | None:
-    """What a file was made with, as far as it or the file beside it says so; None: it does not."""
-    if path.suffix.lower() == ".parquet":
-        arrow()
-        import pyarrow.parquet
+_NAMES = ("model", "family", "column", "into")
 
-        with pyarrow.parquet.ParquetFile(path) as file:
-            text = (file.schema_arrow.metadata or {}).get(ABOUT_KEY)
+
+def made_with(path: Path) -> dict[str, Any] | None:
+    """What a file was made with, as far as it or the file beside it says so; None: it does not.
+
+    Raises:
+        OptionError: What stands there is nothing that `embed` has written.
+    """
+    if path.suffix.lower() == ".parquet":
+        with opened_parquet(path) as file:
+            text, where = (file.schema_arrow.metadata or {}).get(ABOUT_KEY), path
     else:
-        beside = about_file(path)
-        text = beside.read_bytes() if beside.exists() else None
-    return None if text is None else cast("dict[str, Any]", json.loads(text))
+        where = about_file(path)
+        text = where.read_bytes() if where.exists() else None
+    if text is None:
+        return None
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict) or not all(isinstance(about.get(name, ""), str) for name in _NAMES):
+        raise OptionError(f"{where} does not say what {path} was made with, as embed writes it: it is broken")
+    return cast("dict[str, Any]", about)
 
 
 # ---------------------------------------------------------------- JSONL
@@ -96,13 +118,11 @@ class JsonVectors(VectorFile):
             ]
         else:
             vectors = _as_json_lists(results)
-        return "".join(map(self._line, self._source.fields(records), vectors)).encode()
+        return "".join(map(self._line, self._kept(records), vectors)).encode()
 
-    def _line(self, fields: Mapping[str, Any], vector: str) -> str:
-        if self._into in fields:
-            fields = {name: value for name, value in fields.items() if name != self._into}
-        comma = ", " if fields else ""
-        return f"{as_json(fields)[:-1]}{comma}{json.dumps(self._into, ensure_ascii=False)}: {vector}}}\n"
+    def _line(self, kept: str, vector: str) -> str:
+        comma = "" if kept == "{}" else ", "
+        return f"{kept[:-1]}{comma}{json.dumps(self._into, ensure_ascii=False)}: {vector}}}\n"
 
 
 def _as_json_lists(arrays: Any) -> list[str]:
@@ -163,7 +183,16 @@ class ParquetVectors(VectorFile):
 
     def check(self) -> None:
         super().check()
-        arrow()
+        if find_spec("pyarrow") is None:
+            raise AsyncEmbedError(WITHOUT_ARROW)
+        # Beside the model, which takes longer: what is missing in the end is said when it is used.
+        start_thread(self._import)
+
+    def _import(self) -> None:
+        import pyarrow.parquet
+
+        if self._source.schema is None:
+            pyarrow.array([0])  # imports pandas, where that is installed
 
     def header(self, dim: int | None) -> bytes:
         return bytes(self._schema(dim).serialize())
@@ -172,8 +201,7 @@ class ParquetVectors(VectorFile):
         pa = arrow()
         vectors = self._sparse(results) if self._is_sparse else self._dense(results)
         if self._source.schema is None:
-            texts = [as_json(fields) for fields in self._source.fields(records)]
-            names, columns = [_JSON_COLUMN], [pa.array(texts, pa.string())]
+            names, columns = [_JSON_COLUMN], [arrow_texts(list(self._kept(records)))]
         else:
             batch = self._source.batch(records)
             names = [name for name in batch.schema.names if name != self._into]
@@ -193,7 +221,9 @@ class ParquetVectors(VectorFile):
 
     def _dense(self, matrix: Any) -> "pa.Array":
         pa = arrow()
-        return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel(), pa.float32()), matrix.shape[1])
+        numbers = matrix.astype("<f4", order="C", copy=False)
+        values = pa.Array.from_buffers(pa.float32(), numbers.size, [None, pa.py_buffer(numbers)])
+        return pa.FixedSizeListArray.from_arrays(values, matrix.shape[1])
 
     def _sparse(self, vectors: Sequence[Any]) -> "pa.Array":
         pa = arrow()

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from asyncembed.cli.record_files import arrow
+from asyncembed.cli.record_files import opened_parquet
 from asyncembed.cli.vector_files import made_with
 from asyncembed.errors import OptionError
 from asyncembed.scoring import FloatArray, IntArray, top_k
@@ -69,8 +69,10 @@ class _Matrix(VectorIndex):
     def matrices(self) -> Iterator[npt.NDArray[Any]]:
         try:
             matrix = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
+        except (ValueError, EOFError, OverflowError) as error:
             raise OptionError(f"{self.path} is no matrix of numpy: {error}") from error
+        if not isinstance(matrix, np.ndarray) or matrix.ndim != 2:
+            raise OptionError(f"{self.path} is no matrix of numpy: it has not two dimensions")
         if len(matrix):  # an empty file cannot be mapped, and has nothing to give
             yield matrix
 
@@ -84,13 +86,16 @@ class _Lines(VectorIndex):
         lines, start = self._lines(), 0
         while some := list(islice(lines, READ_AT_ONCE)):
             vectors = [self._vector(line, start + position) for position, line in enumerate(some)]
+            for position, vector in enumerate(vectors):
+                if len(vector) != len(vectors[0]):
+                    raise self._no_vector(start + position)
             yield np.stack(vectors)
             start += len(some)
 
     def _vector(self, line: bytes, position: int) -> FloatArray:
         try:
             vector = np.asarray(_parsed(line)[self._into], np.float32)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise self._no_vector(position) from error
         if vector.ndim != 1:
             raise self._no_vector(position)
@@ -117,10 +122,7 @@ def _parsed(line: bytes) -> Any:
 
 class _Table(VectorIndex):
     def _opened(self) -> Any:
-        arrow()
-        import pyarrow.parquet
-
-        return pyarrow.parquet.ParquetFile(self.path)
+        return opened_parquet(self.path)
 
     def matrices(self) -> Iterator[npt.NDArray[Any]]:
         start = 0
@@ -136,8 +138,10 @@ class _Table(VectorIndex):
         if column.null_count or not hasattr(column, "flatten") or not hasattr(column.type, "value_type"):
             raise self._no_vector(start)
         numbers = column.flatten().to_numpy(zero_copy_only=False)
-        if len(numbers) % len(column):
-            raise self._no_vector(start)
+        sizes = column.value_lengths().to_numpy(zero_copy_only=False)
+        others = np.flatnonzero(sizes != len(numbers) // len(column))
+        if len(others):
+            raise self._no_vector(start + int(others[0]))
         return cast("npt.NDArray[Any]", numbers.reshape(len(column), -1))
 
     def fields(self, positions: Collection[int]) -> dict[int, dict[str, Any]]:

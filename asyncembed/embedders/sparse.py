@@ -42,6 +42,8 @@ class SparseKeywords(OptionKeywords, total=False):
     stemmer: "Stemmer | None"
     stopwords: Iterable[str] | None
     alpha: float | None
+    max_active_dims: int | None
+    pruning: float | None
     truncate: bool
 
 
@@ -57,6 +59,9 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
 
     Queries have vectors of their own: `query_embed` and `embed_query` for them, `embed` for documents. BM25, BM42 and
     miniCOIL leave the rarity of a term to the database, whose index is to weigh with the IDF.
+
+    A repo that sentence-transformers has saved as a `SparseEncoder` says itself how it is computed: SPLADE, or a router
+    with a table of weights for queries.
 
     BM25 needs no ONNX runtime. BM42 and inference-free SPLADE load their graph with the first document, so that workers
     which only see queries do without it.
@@ -76,6 +81,10 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
             the workers by pickle.
         stopwords: BM25: words that do not count, instead of the language's; empty: all do.
         alpha: BM42: exponent of a word's weight (0.5).
+        max_active_dims: SPLADE: most entries of a vector, of a document or a query; the largest stay. What the model's
+            files say unless given, which is mostly no limit.
+        pruning: SPLADE: entries below this share of a vector's largest are left out, 0 to 1 (as OpenSearch's
+            "max_ratio"; with its models, 0.1 leaves about half).
         truncate: Cut inputs over the length limit; False makes such an input an `InputError`. BM25 has no limit.
         options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
 
@@ -99,6 +108,8 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         stemmer: "Stemmer | None" = None,
         stopwords: Iterable[str] | None = None,
         alpha: float | None = None,
+        max_active_dims: int | None = None,
+        pruning: float | None = None,
         truncate: bool = True,
         **options: Unpack[OptionKeywords],
     ) -> None:
@@ -113,7 +124,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         given = {
             "k": k, "b": b, "avg_len": avg_len, "language": language, "token_max_length": token_max_length,
             "disable_stemmer": disable_stemmer, "stemmer": stemmer, "alpha": alpha,
-            "stopwords": words,
+            "stopwords": words, "max_active_dims": max_active_dims, "pruning": pruning,
         }  # fmt: skip
         _check(given)
         self._given = {name: value for name, value in given.items() if value is not None}
@@ -203,6 +214,8 @@ def _check(given: Mapping[str, object]) -> None:
     check_number("b", given["b"], minimum=0, maximum=1, may_be_none=True)
     check_number("avg_len", given["avg_len"], minimum=1e-9, may_be_none=True)
     check_number("alpha", given["alpha"], minimum=0, may_be_none=True)
+    check_number("pruning", given["pruning"], minimum=0, maximum=1, may_be_none=True)
+    check_count("max_active_dims", given["max_active_dims"], minimum=1)
     check_count("token_max_length", given["token_max_length"], minimum=1)
     check_bool("disable_stemmer", given["disable_stemmer"], may_be_none=True)
     check_text("language", given["language"])

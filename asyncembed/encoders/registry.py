@@ -51,7 +51,7 @@ ROWS: Mapping[str, Row] = {
     "colpali": _row("colpali:colpali", kinds.ColPaliSettings),
     "colmodernvbert": _row("colpali:colmodernvbert", kinds.ColModernVBertSettings),
     "image": _row("vision:ImageEncoder", kinds.ImageSettings),
-    "splade": _row("splade:splade", kinds.SparseSettings),
+    "splade": _row("splade:splade", kinds.SpladeSettings),
     "inference_free_splade": _row("splade:inference_free_splade", kinds.InferenceFreeSettings),
     "bm25": _row("bm25:Bm25Encoder", kinds.Bm25Settings, has_graph=False),
     "bm42": _row("bm42:bm42", kinds.Bm42Settings),

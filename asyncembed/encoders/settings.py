@@ -192,14 +192,43 @@ class SparseSettings(GraphSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InferenceFreeSettings(SparseSettings):
+class SpladeSettings(SparseSettings):
+    """Of SPLADE.
+
+    Attributes:
+        folder: Where the files of the language model lie in the repo, if not at its root.
+        lower_case: Whether the letters of a text are lowered before it is tokenized.
+        word_pooling: What becomes of the weights that a word has at a text's tokens: the largest, or their sum.
+        activation: From a logit to a weight: "relu" is ln(1 + relu(logit)), "log1p_relu" ln(1 + that) once more.
+        max_active_dims: How many entries a vector has at most, the largest; None: all that are not 0.
+        pruning: Entries below this share of a vector's largest are left out; None: none.
+    """
+
+    folder: str = ""
+    lower_case: bool = False
+    word_pooling: Literal["max", "sum"] = "max"
+    activation: Literal["relu", "log1p_relu"] = "relu"
+    max_active_dims: int | None = keyword(None)
+    pruning: float | None = keyword(None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceFreeSettings(SpladeSettings):
     """Of inference-free SPLADE.
 
     Attributes:
-        idf_file: The weights of a query's tokens.
+        idf_file: The weights of a query's tokens, as a JSON object of tokens.
+        query_weights: They as a tensor `weight` in a file of safetensors, by the id of the token, instead.
+        query_folder: Where the tokenizer of queries lies, which then puts no special tokens around them; None: queries
+            are tokenized as documents are.
+        drops_special_tokens: Whether these never count.
     """
 
+    activation: Literal["relu", "log1p_relu"] = "log1p_relu"
     idf_file: str = "idf.json"
+    query_weights: str | None = None
+    query_folder: str | None = None
+    drops_special_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

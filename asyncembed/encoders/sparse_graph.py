@@ -24,6 +24,9 @@ Lookup: TypeAlias = Callable[[IntArray], Entries]
 """From the tokens of a query to its entries, without inference."""
 
 
+MAX_LOGITS = "max_logits"
+"""The output of the graphs that we build for SPLADE: of each word the largest logit at a text's tokens."""
+
 NOT_FINITE: Entries = (np.zeros(1, dtype=np.int32), np.full(1, np.nan, dtype=np.float32))
 """The entries of a text for which the graph gave NaN or infinity, where its weighting would turn that into numbers."""
 
@@ -54,11 +57,23 @@ class SparseEncoder:
         weighting: Weighting,
         *,
         lookup: Lookup | None = None,
+        query_tokenizer: TextTokenizer | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        """Load the graph if queries need it; `max_tokens` bounds its runs. See `build` for the errors."""
+        """Load the graph if queries need it; see `build` for the errors.
+
+        Args:
+            config: The model.
+            settings: What its spec says of the graph.
+            tokenizer: Of texts that the graph computes.
+            weighting: What is made of the graph's output.
+            lookup: What is made of a query instead.
+            query_tokenizer: Of texts that are looked up; None: the same.
+            max_tokens: Bounds the runs of the graph.
+        """
         self._open_graph = partial(TextGraph, config, settings, tokenizer, max_tokens=max_tokens)
         self._tokenizer = tokenizer
+        self._query_tokenizer = query_tokenizer or tokenizer
         self._weighting = weighting
         self._lookup = lookup
         self.info: ModelInfo = ModelInfo(max_length=tokenizer.limit, special_tokens=tokenizer.special_tokens())
@@ -73,7 +88,7 @@ class SparseEncoder:
             return count_tokens(self._tokenizer.count(inputs, call))
         is_query = call.mode == "query"
         lookup = self._lookup if is_query else None
-        tokenizer = self._graph.tokenizer if lookup is None else self._tokenizer
+        tokenizer = self._graph.tokenizer if lookup is None else self._query_tokenizer
         done = tokenizer.encode(inputs, truncate=call.truncate)
         if lookup is not None:
             entries = [lookup(np.array(encoding.ids, dtype=np.int64)) for encoding in done.values]
@@ -87,7 +102,12 @@ class SparseEncoder:
 
     @cached_property
     def _graph(self) -> TextGraph:
-        return self._open_graph()
+        graph = self._open_graph()
+        if len(graph.session.output_shape(graph.output)) == 2 and graph.output != MAX_LOGITS:
+            raise graph.unsupported(
+                f"gives one vector for a text ({graph.output}), not numbers for each of its tokens: say output_name="
+            )
+        return graph
 
     def _not_finite(self, batch: Ragged[SparseEmbedding]) -> dict[int, EncodeError]:
         _, values = batch.arrays

@@ -88,7 +88,7 @@ class Stats:
         tokens: Real tokens computed.
         padded_tokens: Tokens computed, padding included.
         batch_seconds: Median time of the latest batches, from sending to answer.
-        workers: Workers the pool has.
+        workers: Workers the pool has. With `workers=0` it is 1: the thread of this process.
         workers_ready: Workers that run now.
         workers_restarted: How often a worker was replaced.
         refused: Inputs that were not taken, as too many waited (`max_queued`).

@@ -7,8 +7,10 @@ from typing import Any, Protocol
 
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.export.bert_like import BERT, DISTILBERT, ELECTRA, MPNET, ROBERTA
-from asyncembed.export.construction import Construction
-from asyncembed.export.heads import Head, HeadBuilder, states
+from asyncembed.export.construction import Answer, Construction
+from asyncembed.export.decoders import EUROBERT, GEMMA3, QWEN2, QWEN3
+from asyncembed.export.heads import Head, HeadBuilder, HeadName, name_of, states
+from asyncembed.export.modernbert import MODERNBERT
 from asyncembed.export.onnx_builder import Graph
 from asyncembed.repo_files import quoted, read_json
 from asyncembed.runtime.safetensors import Tensors
@@ -30,7 +32,7 @@ class Architecture(Protocol):
         """Whether repos of this kind bring code of their own, which computes the same."""
 
     @property
-    def heads(self) -> Mapping[Head, HeadBuilder]:
+    def heads(self) -> Mapping[HeadName, HeadBuilder]:
         """What may stand on the hidden states besides themselves."""
 
     def width(self, config: Mapping[str, Any]) -> int:
@@ -48,9 +50,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "camembert": ROBERTA,
     "distilbert": DISTILBERT,
     "electra": ELECTRA,
+    "modernbert": MODERNBERT,
     "mpnet": MPNET,
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
+    "eurobert": EUROBERT,
+    "gemma3_text": GEMMA3,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
 }
 
 
@@ -75,12 +82,14 @@ class Plan:
         """
         architecture = self.architecture
         known = (prefix for prefix in architecture.prefixes if prefix + architecture.word_embeddings in tensors)
-        c = Construction.begin(self.config, tensors, model=self.model, prefix=next(known, ""))
+        answer = self.head if isinstance(self.head, Answer) else None
+        c = Construction.begin(self.config, tensors, model=self.model, prefix=next(known, ""), answer=answer)
         hidden = architecture.encode(c)
-        if self.head == "states":
+        name = name_of(self.head)
+        if name == "states":
             states(c, hidden, architecture.width(self.config))
         else:
-            architecture.heads[self.head](c, hidden)
+            architecture.heads[name](c, hidden)
         return c.graph
 
 
@@ -115,6 +124,6 @@ def _objections(config: Mapping[str, Any], head: Head) -> Iterator[str]:
     if config.get("quantization_config") is not None:
         yield f"has quantization_config = {quoted(config['quantization_config'])}, and only None is computed"
     yield from architecture.objections(config)
-    if head not in ("states", *architecture.heads):
+    if name_of(head) not in ("states", *architecture.heads):
         built = ", ".join(["states", *architecture.heads])
         yield f"names the architecture {quoted(name)}, of which only {built} are built, not {head}"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from asyncembed.export.attention import Seen, attention, distances, hidden_padding, seen
 from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear
 from asyncembed.export.construction import Construction, Weights
-from asyncembed.export.heads import Head, HeadBuilder
+from asyncembed.export.heads import HeadBuilder, HeadName
 from asyncembed.repo_files import quoted
 
 # Element types as `onnx.TensorProto` numbers them.
@@ -87,7 +87,7 @@ class BertLike:
     relative_bias: str | None = None
     norm_eps: float = 1e-12
     padding_id: int = 0
-    heads: Mapping[Head, HeadBuilder] = field(default_factory=dict)
+    heads: Mapping[HeadName, HeadBuilder] = field(default_factory=dict)
 
     @property
     def prefixes(self) -> tuple[str, ...]:

@@ -15,12 +15,35 @@ from asyncembed.export.onnx_builder import Graph
 Activation = Callable[[Graph, str], str]
 
 
-def linear(weights: Weights, name: str, value: str, inputs: int, outputs: int, *, needs_bias: bool = False) -> str:
-    """`value` · weightᵀ + bias, where there is one: a checkpoint keeps the weight as (outputs, inputs)."""
-    operands = [value, weights.take(f"{name}.weight", (outputs, inputs))]
+def linear(
+    weights: Weights,
+    name: str,
+    value: str,
+    inputs: int,
+    outputs: int,
+    *,
+    needs_bias: bool = False,
+    part: tuple[int, int] = (0, 1),
+) -> str:
+    """`value` · weightᵀ + bias, where there is one: a checkpoint keeps the weight as (outputs, inputs).
+
+    Where it keeps several maps of equal size one after the other as one, `part` says which, and of how many.
+    """
+    operands = [value, _part(weights, f"{name}.weight", (outputs, inputs), part)]
     if needs_bias or weights.has(f"{name}.bias"):
-        operands.append(weights.take(f"{name}.bias", (outputs,)))
+        operands.append(_part(weights, f"{name}.bias", (outputs,), part))
     return weights.graph.node("Gemm", *operands, transB=1)
+
+
+def _part(weights: Weights, name: str, shape: tuple[int, ...], part: tuple[int, int]) -> str:
+    """The rows of a tensor that are `part` of it, of this shape."""
+    index, count = part
+    rows = shape[0]
+    weights.shape(name, (rows * count, *shape[1:]))
+    if count == 1:
+        return weights.take(name, shape)
+    first = index * rows
+    return weights.made(name, shape, lambda array: array[first : first + rows], suffix=f".{index}")
 
 
 def layer_norm(weights: Weights, name: str, value: str, width: int, *, eps: float, needs_bias: bool = False) -> str:

@@ -83,6 +83,17 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """How likely a text goes on with one token: `yes`, an id, and if there is another, compared to `no`."""
+
+    yes: int
+    no: int | None = None
+
+    def __str__(self) -> str:
+        return f"answer {self.yes} {self.no}"
+
+
+@dataclass(frozen=True, slots=True)
 class Construction:
     """What all steps of building a graph share. Hidden states are float32 (batch · tokens, dim) throughout.
 
@@ -93,6 +104,7 @@ class Construction:
         ids, mask: The graph's first inputs, int64 (batch, tokens).
         shape: The value [batch, tokens], int64 (2,).
         tokens: The value [tokens], int64 (1,).
+        answer: What is asked, where that is the graph's head.
     """
 
     config: Mapping[str, Any]
@@ -102,10 +114,13 @@ class Construction:
     mask: str
     shape: str
     tokens: str
+    answer: Answer | None = None
     _heads: dict[tuple[int, int], str] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, config: Mapping[str, Any], tensors: Tensors, *, model: str, prefix: str) -> "Construction":
+    def begin(
+        cls, config: Mapping[str, Any], tensors: Tensors, *, model: str, prefix: str, answer: Answer | None = None
+    ) -> "Construction":
         """A graph with its inputs and nothing else."""
         graph = Graph(OPSET)
         ids = graph.input("input_ids", ["batch", "tokens"])
@@ -113,7 +128,7 @@ class Construction:
         shape = graph.node("Shape", ids)
         tokens = graph.node("Gather", shape, graph.constant([1]), axis=0)
         whole = Weights(graph, tensors, model)
-        return cls(config, whole.under(prefix), whole, ids, mask, shape, tokens)
+        return cls(config, whole.under(prefix), whole, ids, mask, shape, tokens, answer)
 
     @property
     def graph(self) -> Graph:

@@ -6,7 +6,6 @@ import importlib.util
 import tempfile
 import time
 from pathlib import Path
-from typing import get_args
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
 from asyncembed.export.architectures import read_plan
@@ -22,7 +21,9 @@ FORMAT_VERSION = 2
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx_data"
 _TEMPORARY_PREFIX = "tmp-"
+_HEAD_LENGTH = 8
 _ANY_KEY = "[0-9a-f]" * KEY_LENGTH
+_ANY_HEAD = "[0-9a-f]" * _HEAD_LENGTH
 
 # A temporary directory that is older belongs to a process that was killed.
 _ABANDONED_SECONDS = 24 * 3600.0
@@ -107,7 +108,7 @@ def kept_graphs_of(directory: Path, *, cache_dir: Path | None = None) -> list[Pa
         digests = [known_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
     except OSError:
         return []
-    targets = [root / _key(head, digests) for head in get_args(Head)]
+    targets = sorted(root.glob(f"{_weights_key(digests)}{_ANY_HEAD}"))
     return [target for target in targets if weights and _is_complete(target)]
 
 
@@ -140,8 +141,13 @@ def _place(directory: Path, head: Head, cache_dir: Path | None) -> tuple[Path, P
 
 
 def _key(head: Head, digests: list[str]) -> str:
-    """The name of the folder of a graph, by what it gives and what it is built from."""
-    return key_of([str(FORMAT_VERSION), head, *digests])
+    """The name of the folder of a graph, by what it is built from and what it gives."""
+    return _weights_key(digests) + key_of([str(head)])[:_HEAD_LENGTH]
+
+
+def _weights_key(digests: list[str]) -> str:
+    """What the names of all graphs of the same weights begin with."""
+    return key_of([str(FORMAT_VERSION), *digests])[: KEY_LENGTH - _HEAD_LENGTH]
 
 
 def _is_complete(target: Path) -> bool:

@@ -1,22 +1,32 @@
 """What stands on an encoder's hidden states: nothing, a classifier, the words of a vocabulary."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
+from asyncembed.export.construction import Answer, Construction, Weights
 
-from asyncembed.export.construction import Construction
+HeadName = Literal["states", "scores", "words", "answer"]
 
-Head = Literal["states", "scores", "words"]
-"""What a graph gives: the hidden states of tokens; a text's scores; how much each word of the vocabulary is meant."""
+Head = Literal["states", "scores", "words"] | Answer
+"""What a graph gives: the hidden states of tokens; a text's scores; how much each word of the vocabulary is meant; how
+likely an answer is."""
+
+
+def name_of(head: Head) -> HeadName:
+    """What a head is called among those of an architecture."""
+    return "answer" if isinstance(head, Answer) else head
+
 
 HeadBuilder = Callable[[Construction, str], None]
 """Declares the output that stands on the flat hidden states."""
 
 # Element types as `onnx.TensorProto` numbers them.
+_FLOAT = 1
 _BOOL = 9
 
-_LOWEST = float(np.finfo(np.float32).min)
+# How many words' logits are computed at once: 64 MB for the longest text of 8,192 tokens.
+_WORDS_AT_ONCE = 2048
 
 
 def states(c: Construction, hidden: str, width: int) -> None:
@@ -25,8 +35,28 @@ def states(c: Construction, hidden: str, width: int) -> None:
 
 
 def first_token(c: Construction, hidden: str, width: int) -> str:
-    """The state of each text's first token: (batch, width)."""
-    return c.graph.node("Gather", c.by_text(hidden, width), c.graph.constant(0), axis=1)
+    """The state of each text's first real token, whichever side is padded: (batch, width)."""
+    first = c.graph.node("ArgMax", c.mask, axis=1, keepdims=1)
+    return c.graph.node("GatherND", c.by_text(hidden, width), first, batch_dims=1)
+
+
+def last_token(c: Construction, hidden: str, real: str) -> str:
+    """The state at the last place of each text where `real`, int64 (batch, tokens), is 1: (batch, width)."""
+    graph, zero, one = c.graph, c.graph.constant(0), c.graph.constant(1)
+    places = graph.node("Range", zero, graph.node("Squeeze", c.tokens, graph.constant([0])), one)
+    last = graph.node("ReduceMax", graph.node("Mul", places, real), axes=[1], keepdims=0)
+    count = graph.node("Gather", c.shape, zero, axis=0)
+    starts = graph.node("Mul", graph.node("Range", zero, count, one), c.tokens)
+    return graph.node("Gather", hidden, graph.node("Add", starts, last), axis=0)
+
+
+def mean(c: Construction, flat: str, width: int) -> str:
+    """The mean of what is given for the real tokens of each text: (batch, width)."""
+    graph = c.graph
+    real = graph.node("Cast", graph.node("Unsqueeze", c.mask, graph.constant([2])), to=_FLOAT)
+    total = graph.node("ReduceSum", graph.node("Mul", c.by_text(flat, width), real), graph.constant([1]), keepdims=0)
+    count = graph.node("ReduceSum", real, graph.constant([1]), keepdims=0)
+    return graph.node("Div", total, graph.node("Max", count, graph.constant(1.0)))
 
 
 def scores(c: Construction, logits: str, labels: int) -> None:
@@ -34,9 +64,42 @@ def scores(c: Construction, logits: str, labels: int) -> None:
     c.graph.output(logits, "logits", ["batch", labels])
 
 
-def words(c: Construction, logits: str, vocabulary: int) -> None:
-    """Declare `max_logits`, float32 (batch, vocabulary): the greatest of `logits`, flat, over a text's real tokens."""
-    graph = c.graph
+def words(c: Construction, states: str, decoder: str, embeddings: str, width: int, *, bias: str | None = None) -> None:
+    """Declare `max_logits`, float32 (batch, vocabulary): the greatest logit of each word over a text's real tokens.
+
+    A logit is the product of a token's state, of those in `states` (flat), with the word's row in the linear layer
+    `decoder`, plus its bias there. Where the checkpoint has no such rows they are those of the tensor `embeddings`,
+    and the bias may be called `bias` instead.
+    """
+    graph, own, stored = c.graph, c.all_weights, f"{decoder}.weight"
+    is_own = own.has(stored) or c.config.get("tie_word_embeddings") is False
+    rows = _Rows(own, stored) if is_own else _Rows(c.weights, embeddings)
+    vocabulary = rows.weights.shape(rows.name, (None, width))[0]
+    # Padding takes the place of a real token, which cannot be greater than itself: the maximum needs no mask.
     real = graph.node("Cast", graph.node("Unsqueeze", c.mask, graph.constant([2])), to=_BOOL)
-    masked = graph.node("Where", real, c.by_text(logits, vocabulary), graph.constant(_LOWEST))
-    graph.output(graph.node("ReduceMax", masked, axes=[1], keepdims=0), "max_logits", ["batch", vocabulary])
+    first = graph.node("Unsqueeze", first_token(c, states, width), graph.constant([1]))
+    kept = graph.node("Where", real, c.by_text(states, width), first)
+    flat = graph.node("Reshape", kept, graph.constant([-1, width]))
+    starts = range(0, vocabulary, _WORDS_AT_ONCE)
+    blocks = [rows.greatest(c, flat, width, start, min(start + _WORDS_AT_ONCE, vocabulary)) for start in starts]
+    greatest = graph.node("Concat", *blocks, axis=1)
+    for name in (f"{decoder}.bias", bias):
+        if name is not None and own.has(name):
+            greatest = graph.node("Add", greatest, own.take(name, (vocabulary,)))
+            break
+    graph.output(greatest, "max_logits", ["batch", vocabulary])
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A tensor with a row per word. Logits of all words at once would be the largest value of the graph by far."""
+
+    weights: Weights
+    name: str
+
+    def greatest(self, c: Construction, flat: str, width: int, start: int, stop: int) -> str:
+        """The greatest product of some words with a text's states: (batch, words)."""
+        shape = (stop - start, width)
+        some = self.weights.made(self.name, shape, lambda array: array[start:stop], suffix=f".{start}")
+        products = c.by_text(c.graph.node("Gemm", flat, some, transB=1), stop - start)
+        return c.graph.node("ReduceMax", products, axes=[1], keepdims=0)

@@ -1,5 +1,6 @@
 """From a model's name to its files: what the catalogue or the repo itself says it needs, and no more."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ from asyncembed.catalogue.lookup import CLASSES, find_model
 from asyncembed.catalogue.pipeline import CONFIGURATION, Overrides, configuration_files, spec_from_directory
 from asyncembed.catalogue.spec import CacheFolderOrigin, Family, HubOrigin, ModelSpec, Origin
 from asyncembed.errors import DownloadError, NoSourceError, OptionError, UnsupportedModelError
+from asyncembed.faking import current_fakes
 from asyncembed.files import in_disk_thread
 from asyncembed.hub.access import HubAccess
 from asyncembed.hub.api import download_files, list_files
@@ -49,7 +51,8 @@ async def download(
         verify: Also read what is in the cache already, and replace what is damaged.
 
     Returns:
-        The directory with the files; for several names a list of them, in their order.
+        The directory with the files; for several names a list of them, in their order. Where models are fakes (see
+        `asyncembed.testing`) nobody is asked for any, and it is an empty one.
 
     Raises:
         DownloadError: A model cannot be had.
@@ -80,6 +83,9 @@ async def download_models(
             raise OptionError(f"names are those of the catalogue or of repos, as in 'org/name'; got {name!r}")
     if isinstance(patterns, str):
         raise OptionError("patterns= is a sequence of globs, as in ['*.json']")
+    if (fakes := current_fakes()) is not None:
+        fakes.announce()
+        return [await in_disk_thread(_empty_directory)] * len(names)
     directories: dict[int, Path] = {}
     failures: list[Exception] = []
 
@@ -96,6 +102,13 @@ async def download_models(
     if failures:
         raise failures[0]
     return [directories[position] for position in range(len(names))]
+
+
+def _empty_directory() -> Path:
+    """The same one always: fakes have no files."""
+    found = Path(tempfile.gettempdir(), "asyncembed-fakes")
+    found.mkdir(exist_ok=True)
+    return found
 
 
 async def download_model(spec: ModelSpec, access: HubAccess) -> Path:
@@ -175,7 +188,7 @@ async def _download_whole(
 def _named_by_files(directory: Path, spec: ModelSpec) -> tuple[str, ...]:
     """Files that others of a model's files name, as paths in its repo: a graph its weights, an index its shards."""
     if spec.model_file is None:
-        return find_shards(directory) if WEIGHTS_INDEX in spec.additional_files else ()
+        return find_shards(directory / spec.folder) if WEIGHTS_INDEX in spec.additional_files else ()
     folder = PurePosixPath(spec.model_file).parent
     return tuple((folder / name).as_posix() for name in read_onnx_file(directory / spec.model_file).weights)
 

@@ -91,8 +91,9 @@ class RetryBudget:
                 f"{self._what}: the server limits the number of requests; try later, or with a token (HF_TOKEN)",
                 source=self._source,
             )
+        again = "" if self._failures == 1 else f" {self._failures} times in a row, at last"
         return UnreachableError(
-            f"{self._what} failed {self._failures} times in a row, at last because {error}; check the "
+            f"{self._what} failed{again} because {error}; check the "
             "network, the proxy (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE) and the endpoint (HF_ENDPOINT)",
             source=self._source,
         )

@@ -88,6 +88,7 @@ def create_app(
         lifespan=_lifespan(service, monitor, pool, planned),
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to where the client's own header says that it is
         exception_handlers=_unrouted(DIALECTS[0]()),
     )
     app.state.service = service
@@ -227,7 +228,8 @@ def _unrouted(dialect: Dialect) -> dict[Any, Any]:
 
     async def answer(_: object, error: HTTPException) -> Response:
         kinds: Mapping[int, Kind] = {404: "no_route", 405: "no_method"}
-        refusal = Refusal(kinds.get(error.status_code, "invalid"), error.detail)
+        detail = "there is no such path here; /openapi.json has all" if error.detail == "Not Found" else error.detail
+        refusal = Refusal(kinds.get(error.status_code, "invalid"), detail)
         body = orjson.dumps(dialect.refuse(refusal, error.status_code))
         return Response(body, error.status_code, headers=error.headers, media_type="application/json")
 

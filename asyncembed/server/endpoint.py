@@ -93,6 +93,21 @@ class Dialect(ABC):
         """The body that says so, in its form: what `orjson.dumps` takes."""
 
 
+def bodies_of(form: Any) -> Callable[[bytes], Any]:
+    """What decodes JSON as that Struct; raises `Refusal`, or the errors of msgspec, for a body that is not of it."""
+    decode = msgspec.json.Decoder(form).decode
+
+    def decoded(body: bytes) -> Any:
+        try:
+            return decode(body)
+        except UnicodeDecodeError as error:
+            raise Refusal("malformed", f"the body is no JSON, which is UTF-8: {error.reason}") from error
+        except RecursionError as error:
+            raise Refusal("malformed", "the body has too many brackets within each other") from error
+
+    return decoded
+
+
 class Endpoint:
     """An ASGI app for one path."""
 
@@ -102,7 +117,7 @@ class Endpoint:
         self._service = service
         self._decode: Callable[[bytes], Any] | None = None
         if route.body is not None:
-            self._decode = msgspec.json.Decoder(route.body).decode
+            self._decode = bodies_of(route.body)
 
     def takes(self, method: str) -> bool:
         """Whether it answers requests of this method."""
@@ -121,7 +136,7 @@ class Endpoint:
             seconds = perf_counter() - began
             meter.end(self.route.path, status, seconds)
             if requests_log.isEnabledFor(INFO):
-                log_request(scope, status, seconds)
+                log_request(scope, self.route.path, status, seconds)
 
     async def _serve(self, scope: Any, receive: Receive, send: Send) -> int:
         """Answer a request; gives the status."""
@@ -145,7 +160,9 @@ class Endpoint:
             service.check_key(scope["headers"])
         if self._decode is None:
             return await route.handle(service, scope.get("path_params", {}).get("id"))
-        asked = self._decode(await read_body(scope, receive, service.limits.max_bytes))
+        body = await read_body(scope, receive, service.limits.max_bytes)
+        service.check_values(body)
+        asked = self._decode(body)
         return await until_gone(receive, route.handle(service, asked))
 
     async def _refuse(self, refusal: Refusal, receive: Receive, send: Send) -> int:
@@ -179,12 +196,12 @@ async def _send(
     await send({"type": "http.response.body", "body": body, "more_body": more_body})
 
 
-def log_request(scope: Any, status: int, seconds: float) -> None:
+def log_request(scope: Any, path: str, status: int, seconds: float) -> None:
     """One line for a request, whose parts a structured log has as fields; nothing of its body or of its headers."""
     client = scope.get("client")
     fields = {
         "method": scope["method"],
-        "path": scope["path"],
+        "path": path,
         "status": status,
         "milliseconds": round(1000 * seconds, 2),
         "client": client[0] if client else None,

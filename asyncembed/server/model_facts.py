@@ -106,7 +106,9 @@ class ModelFacts:
 
 def _read_tokens(config: EncoderConfig) -> TokenLists:
     try:
-        return TokenLists(config.directory, lower_case=config.spec.settings.get("lower_case") is True)
+        return TokenLists(
+            config.directory / config.spec.folder, lower_case=config.spec.settings.get("lower_case") is True
+        )
     except (UnsupportedModelError, ModelLoadError) as error:
         raise Refusal("unfit", f"{config.spec.name} has no tokens that could be told", param="model") from error
 

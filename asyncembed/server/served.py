@@ -52,7 +52,8 @@ class ServedModels:
             for served in self._models.values():
                 if isinstance(served.embedder, wanted):
                     return served  # type: ignore[return-value]
-            raise Refusal("unfit", f"no model is served here that is one of: {_names(wanted)}", param="model")
+            problem = f"no model is served here that this route takes: one of {_names(wanted)}, given to the server"
+            raise Refusal("unfit", f"{problem} when it starts", param="model")
         found = self._models.get(name)
         if found is None:
             raise Refusal(

@@ -1,5 +1,6 @@
 """What handlers stand on: the models, and the limits of a request."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
@@ -19,8 +20,27 @@ if TYPE_CHECKING:
 
 MOST_BYTES_OF_A_CHARACTER = 4
 
+MOST_VALUES = 500_000
+"""Of a body, besides its inputs and tokens: decoding so many takes some tenths of a second."""
+
 SPECIAL_TOKENS = 16
 """At the ends of a text, and ahead of it: a generous guess."""
+
+
+_JSON_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
+def _has_more_values(body: bytes, most: int) -> bool:
+    """Whether there are more commas in a JSON document than `most`, besides those of texts."""
+    if body.count(b",") <= most:
+        return False
+    count = end = 0
+    for text in _JSON_TEXT.finditer(body):
+        count += body.count(b",", end, text.start())
+        if count > most:
+            return True
+        end = text.end()
+    return count + body.count(b",", end) > most
 
 
 class Service:
@@ -80,6 +100,15 @@ class Service:
                 f"{param} has {count} inputs; one request may have {self.limits.max_inputs}: send several",
                 param=param,
             )
+
+    def check_values(self, body: bytes) -> None:
+        """Raise `Refusal` for a body with so many values that decoding it would hold everybody up, and take gigabytes.
+
+        It is as large as it may be, and nothing but `[],[],[]`: what is within the other limits is far from it.
+        """
+        most = MOST_VALUES + 2 * self.limits.max_tokens + 8 * self.limits.max_inputs
+        if len(body) > 2 * most and _has_more_values(body, most):
+            raise Refusal("too_many", f"the body has more than {most} values")
 
     def facts(self, model: Served[Embedder]) -> ModelFacts:
         """What the files of a model say of it."""

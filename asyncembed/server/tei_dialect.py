@@ -23,7 +23,7 @@ from asyncembed.embedders.sparse import SparseTextEmbedding
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.results import CountedBatch
 from asyncembed.server.computing import embed_texts, rank, score_pairs, several, texts_of
-from asyncembed.server.endpoint import Dialect, Reply, Route
+from asyncembed.server.endpoint import Dialect, Reply, Route, bodies_of
 from asyncembed.server.jina_dialect import JinaRerankAnswer, infinity_rerank
 from asyncembed.server.model_facts import ModelFacts
 from asyncembed.server.refusals import Kind, Refusal
@@ -374,12 +374,12 @@ async def infer(service: Service, asked: dict[str, msgspec.Raw]) -> Reply | byte
     """What the model is for, as clients ask for it that know an address only."""
     body = msgspec.json.encode(asked)
     if "query" in asked:
-        return await rerank(service, msgspec.json.decode(body, type=RerankRequest))
+        return await rerank(service, bodies_of(RerankRequest)(body))
     if bytes(asked.get("inputs", b"")).startswith(b"{"):
-        return await similarity(service, msgspec.json.decode(body, type=SimilarityRequest))
-    model = service.models.pick(msgspec.json.decode(body, type=TeiRequest).model, [kind for kind, _, _ in BY_CLASS])
+        return await similarity(service, bodies_of(SimilarityRequest)(body))
+    model = service.models.pick(bodies_of(TeiRequest)(body).model, [kind for kind, _, _ in BY_CLASS])
     handle, form = next((handle, form) for kind, handle, form in BY_CLASS if isinstance(model.embedder, kind))
-    return await handle(service, msgspec.json.decode(body, type=form))
+    return await handle(service, bodies_of(form)(body))
 
 
 # ---------------------------------------------------------------- the dialect

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +14,7 @@ from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.catalogue.pipeline import Overrides, configuration_files, spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, LocalOrigin, Pooling
 from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
+from asyncembed.repo_files import list_directory
 
 MODULE = "sentence_transformers.models."
 
@@ -420,10 +422,11 @@ def test_what_is_no_reranker_is_refused_as_one(config: dict[str, Any], message: 
         spec_from_directory(write_repo(tmp_path, config=config), family="cross_encoder")
 
 
-def test_weights_of_a_reranker_are_not_exported(tmp_path: Path) -> None:
-    write_repo(tmp_path, files=("model.safetensors",))
-    with pytest.raises(UnsupportedModelError, match="no ONNX file"):
-        spec_from_directory(tmp_path, family="cross_encoder")
+def test_a_reranker_without_a_graph_gets_one_from_its_weights(tmp_path: Path) -> None:
+    config = {"architectures": ["ModernBertForSequenceClassification"], "num_labels": 1}
+    write_repo(tmp_path, files=("model.safetensors",), config=config)
+    spec = spec_from_directory(tmp_path, family="cross_encoder")
+    assert (spec.model_file, spec.additional_files) == (None, ("model.safetensors",))
 
 
 def test_sparse_encoders_of_sentence_transformers_are_splade(tmp_path: Path) -> None:
@@ -435,8 +438,8 @@ def test_sparse_encoders_of_sentence_transformers_are_splade(tmp_path: Path) -> 
     pooling.write_text(json.dumps({"pooling_strategy": "max", "activation_function": "relu"}), "utf-8")
     spec = spec_from_directory(tmp_path, family="sparse")
     assert (spec.encoder, spec.max_length) == ("splade", 128)
-    pooling.write_text(json.dumps({"pooling_strategy": "sum", "activation_function": "relu"}), "utf-8")
-    with pytest.raises(UnsupportedModelError, match="sum of relu"):
+    pooling.write_text(json.dumps({"pooling_strategy": "mean", "activation_function": "relu"}), "utf-8")
+    with pytest.raises(UnsupportedModelError, match="mean of relu"):
         spec_from_directory(tmp_path, family="sparse")
     write_repo(tmp_path, modules=[("Transformer", ""), ("Pooling", "1_Pooling")])
     with pytest.raises(UnsupportedModelError, match="MLMTransformer and SpladePooling"):
@@ -444,6 +447,135 @@ def test_sparse_encoders_of_sentence_transformers_are_splade(tmp_path: Path) -> 
     (tmp_path / "modules.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"]}), "utf-8")
     assert spec_from_directory(tmp_path, family="sparse").encoder == "splade"
+
+
+SPARSE_REPOS = Path(__file__).parents[1] / "embedders" / "data" / "sparse"
+
+
+def sparse_repo(name: str, directory: Path) -> Path:
+    """A copy of a repo as sentence-transformers has it."""
+    return shutil.copytree(SPARSE_REPOS / name, directory, dirs_exist_ok=True)
+
+
+def rewrite(path: Path, **entries: object) -> None:
+    """Change entries of an object in a file."""
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | entries), "utf-8")
+
+
+@pytest.mark.parametrize("name", ["splade", "splade_mlm"])
+def test_splade_is_read_in_the_layout_of_any_version(name: str, tmp_path: Path) -> None:
+    spec = spec_from_directory(sparse_repo(name, tmp_path), family="sparse")
+    assert (spec.encoder, spec.max_length or 16, spec.folder) == ("splade", 16, "")
+    assert (spec.model_file, spec.additional_files) == (None, ("model.safetensors",))
+    rewrite(tmp_path / "1_SpladePooling" / "config.json", activation_function="log1p_relu")
+    rewrite(tmp_path / "config_sentence_transformers.json", max_active_dims=7)
+    settings = spec_from_directory(tmp_path, family="sparse").settings
+    assert (settings["activation"], settings["word_pooling"], settings["max_active_dims"]) == ("log1p_relu", "max", 7)
+
+
+def test_a_transformer_without_logits_is_no_splade(tmp_path: Path) -> None:
+    sparse_repo("splade", tmp_path)
+    rewrite(tmp_path / "sentence_bert_config.json", transformer_task="feature-extraction")
+    with pytest.raises(UnsupportedModelError, match="hidden states, not logits"):
+        spec_from_directory(tmp_path, family="sparse")
+    rewrite(tmp_path / "sentence_bert_config.json", transformer_task="fill-mask", modality_config={"image": {}})
+    with pytest.raises(UnsupportedModelError, match="takes no plain text"):
+        spec_from_directory(tmp_path, family="sparse")
+
+
+def test_sums_of_weights_need_a_graph_of_all_logits(tmp_path: Path) -> None:
+    sparse_repo("splade", tmp_path)
+    rewrite(tmp_path / "1_SpladePooling" / "config.json", pooling_strategy="sum")
+    with pytest.raises(UnsupportedModelError, match="not the sum"):
+        spec_from_directory(tmp_path, family="sparse")
+    (tmp_path / "model.onnx").touch()
+    assert spec_from_directory(tmp_path, family="sparse").settings["word_pooling"] == "sum"
+
+
+def test_a_table_without_modules_is_not_guessed_at(tmp_path: Path) -> None:
+    write_repo(tmp_path, files=("model.onnx", "idf.json"))
+    (tmp_path / "modules.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"]}), "utf-8")
+    with pytest.raises(UnsupportedModelError, match="inference_free_splade"):
+        spec_from_directory(tmp_path, family="sparse")
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "folder"),
+    [
+        (
+            "router",
+            ("document_0_Transformer/model.safetensors", "query_0_SparseStaticEmbedding/model.safetensors"),
+            "document_0_Transformer",
+        ),
+        ("idf", ("model.safetensors", "idf.json"), ""),
+    ],
+)
+def test_a_router_names_the_folders_of_documents_and_queries(
+    name: str, files: tuple[str, str], folder: str, tmp_path: Path
+) -> None:
+    spec = spec_from_directory(sparse_repo(name, tmp_path), family="sparse")
+    assert (spec.encoder, spec.folder, spec.model_file) == ("inference_free_splade", folder, None)
+    assert spec.additional_files == files
+    assert spec.settings["query_folder"] == "query_0_SparseStaticEmbedding"
+    assert spec.settings["activation"] == "log1p_relu"
+    assert configuration_files(list_directory(tmp_path)) == tuple(
+        sorted(path for path in list_directory(tmp_path) if path.endswith(".json") and path != "idf.json")
+    )
+    (tmp_path / folder / "onnx").mkdir()
+    (tmp_path / folder / "onnx" / "model.onnx").touch()
+    graph = f"{folder}/onnx/model.onnx".lstrip("/")
+    assert spec_from_directory(tmp_path, family="sparse").model_file == graph
+
+
+def test_the_limit_of_a_router_is_that_of_its_documents(tmp_path: Path) -> None:
+    sparse_repo("router", tmp_path)
+    rewrite(tmp_path / "document_0_Transformer" / "config.json", max_position_embeddings=12)
+    assert spec_from_directory(tmp_path, family="sparse").max_length == 12
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"structure": {"document": ["document_0_Transformer"]}}, "no modules for the route query"),
+        ({"structure": {"query": [], "document": []}}, "no modules for the route query"),
+        ({"structure": {"query": ["document_0_Transformer"], "document": ["document_0_Transformer"]}}, "modules are"),
+        ({"types": []}, "no modules for the route query"),
+        ({"parameters": {"route_mappings": {"('query', None)": "query"}}}, "mappings of routes"),
+    ],
+)
+def test_a_router_that_is_not_computed_is_refused(entries: dict[str, object], message: str, tmp_path: Path) -> None:
+    sparse_repo("router", tmp_path)
+    rewrite(tmp_path / "router_config.json", **entries)
+    with pytest.raises(UnsupportedModelError, match=message):
+        spec_from_directory(tmp_path, family="sparse")
+
+
+def test_queries_with_a_graph_of_their_own_are_refused(tmp_path: Path) -> None:
+    sparse_repo("router", tmp_path)
+    routes = ["document_0_Transformer", "document_1_SpladePooling"]
+    rewrite(tmp_path / "router_config.json", structure={"query": routes, "document": routes})
+    with pytest.raises(UnsupportedModelError, match="its queries go through Transformer, SpladePooling"):
+        spec_from_directory(tmp_path, family="sparse")
+
+
+@pytest.mark.parametrize("folder", ["../elsewhere", "/tmp", "a\\b"])
+def test_no_route_leads_out_of_the_repo(folder: str, tmp_path: Path) -> None:
+    sparse_repo("router", tmp_path)
+    types = {folder: "sentence_transformers.models.SparseStaticEmbedding"}
+    rewrite(tmp_path / "router_config.json", types=types, structure={"query": [folder], "document": [folder]})
+    with pytest.raises(ModelLoadError):
+        spec_from_directory(tmp_path, family="sparse")
+    rewrite(tmp_path / "router_config.json", types={}, structure={"query": [folder], "document": [folder]})
+    with pytest.raises(ModelLoadError, match="without a type"):
+        spec_from_directory(tmp_path, family="sparse")
+
+
+def test_weights_of_queries_that_are_missing_are_named(tmp_path: Path) -> None:
+    sparse_repo("idf", tmp_path)
+    (tmp_path / "idf.json").unlink()
+    with pytest.raises(UnsupportedModelError, match=r"idf\.json, are missing"):
+        spec_from_directory(tmp_path, family="sparse")
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", '[{"idx": "first"}]', "["])

@@ -103,3 +103,51 @@ def test_another_version_is_not_gone_on_with(tmp_path: Path) -> None:
     journal.write_bytes(b"\n".join([json.dumps({**json.loads(first), "version": 0}).encode(), *others]))
     with Draft(tmp_path / "out") as draft, pytest.raises(OptionError, match="another version"):
         draft.resume()
+
+
+HEAD = b'{"version": 1, "origin": {"model": "m"}}\n'
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [
+        b"no JSON\nno JSON\n",
+        b"[]\n[]\n",
+        b"\xff\n\n",
+        100_000 * b"[" + b"\n{}\n",
+        b'{"version": 1}\n{}\n',
+        HEAD + b"5\n",
+        HEAD + b'{"more": 1}\n',
+        HEAD + b'{"size_bytes": -5}\n',
+        HEAD + b'{"size_bytes": "5"}\n',
+        HEAD + b'{"size_bytes": 5}\n',
+        HEAD + b'{"failed_bytes": 1000000000000000}\n',
+    ],
+)
+def test_a_broken_one_is_said_to_be_and_can_be_begun_anew(journal: bytes, tmp_path: Path) -> None:
+    begun(tmp_path / "out")
+    with Draft(tmp_path / "out") as draft:
+        (draft.folder / "journal").write_bytes(journal)
+        draft.data.write_bytes(b"less")
+        with pytest.raises(OptionError, match="--restart"):
+            assert draft.origin is not None
+            draft.resume()
+        assert draft.data.read_bytes() == b"less"
+        draft.begin(ORIGIN, b"head ")
+        assert draft.origin == ORIGIN
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("name", ["", "data", "failed", "journal"])
+def test_a_link_that_somebody_has_put_there_is_not_written_through(name: str, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    folder = tmp_path / "out.partial"
+    if name:
+        folder.mkdir()
+        kept.write_bytes(b"kept")
+    else:
+        kept.mkdir()
+    (folder / name).symlink_to(kept)
+    with pytest.raises(OptionError, match="is a link"), Draft(tmp_path / "out"):
+        pass
+    assert kept.is_dir() if not name else kept.read_bytes() == b"kept"

@@ -1,5 +1,6 @@
 """`asyncembed embed`, with models without weights, and once with a real one."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -112,6 +113,22 @@ def test_the_fields_of_a_record_are_kept_and_one_with_the_name_of_the_vector_is_
     assert (written["embedding"], len(written["vector"])) == ("old", 384)
 
 
+@pytest.mark.parametrize("source", ["in.jsonl", "in.csv", "in.parquet"])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_what_was_embedded_can_be_embedded_again(source: str, name: str) -> None:
+    import pyarrow.parquet as pq
+
+    write_records({"text": "one", "id": 1})
+    Path("in.csv").write_text("embedding,text,id\nold,one,1\n", encoding="utf-8")
+    if source != "in.csv":
+        run("in.jsonl", "-o", "again" + Path(source).suffix, "--prompt", "another: ")
+        Path("again" + Path(source).suffix).replace(source)
+    run(source, "-o", name)
+    (record,) = pq.read_table(name).to_pylist() if name == "out.parquet" else lines(name)
+    assert list(record) == ["text", "id", "embedding"]
+    assert record["embedding"] == pytest.approx(expected(["one"])[0].tolist())
+
+
 def test_json_of_any_shape_goes_into_parquet() -> None:
     import pyarrow.parquet as pq
 
@@ -140,6 +157,24 @@ def test_types_of_a_field_that_differ_only_later_find_a_common_one(monkeypatch: 
     assert table["a"].to_pylist()[299:] == [299.0, 0.5, None]
     assert table["b"].to_pylist()[299:] == ["299", "text", None]
     assert table["c"].to_pylist()[300:] == [None, [1]]
+
+
+def test_csv_has_whatever_is_said_between_its_fields() -> None:
+    Path("in.csv").write_text("id;text\n1;one, two\n", encoding="utf-8")
+    for source, stdin in (("in.csv", None), ("-", Path("in.csv").read_bytes())):
+        run(source, "--format=csv", "--delimiter=;", "-o", "out.jsonl", stdin=stdin)
+        (record,) = lines("out.jsonl")
+        assert (record["id"], record["text"]) == ("1", "one, two")
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.tsv"])
+def test_a_field_of_csv_may_be_a_whole_book(name: str) -> None:
+    before = csv.field_size_limit()
+    book = "word " * 100_000
+    Path(name).write_text(f'text\n"{book}"\nnext\n', encoding="utf-8")
+    run(name, "-o", "out.jsonl")
+    assert [record["text"] for record in lines("out.jsonl")] == [book, "next"]
+    assert csv.field_size_limit() == before
 
 
 def test_csv_and_tsv_keep_their_columns() -> None:
@@ -253,7 +288,8 @@ def test_a_record_that_fails_ends_it_and_it_can_be_gone_on_with() -> None:
     write_records({"text": "one"}, {"text": "broken", "id": 2}, {"text": "three"})
     said = run("in.jsonl", "-o", "out.jsonl", code=1).stderr
     assert "input 1: no vector" in said
-    assert "--resume goes on" in said
+    assert "Records done so far: 1; --resume goes on" in said
+    assert "To go on past what fails: --on-error" in said
     assert not Path("out.jsonl").exists()
     run("in.jsonl", "-o", "out.jsonl", "--resume", "--on-error=skip")
     assert [record["text"] for record in lines("out.jsonl")] == ["one", "three"]
@@ -296,8 +332,15 @@ def test_failed_records_of_parquet_and_csv_keep_their_fields() -> None:
         (["in.txt", "-o", "nosuch/out.npy"], "there is no directory nosuch"),
         (["in.txt", "-o", "folder.npy"], "it is a directory"),
         (["in.jsonl", "-o", "in.jsonl"], "is what is read: write to another file"),
+        (["in.txt", "-o", "out.jsonl", "--on-error=out.jsonl"], "is written already by -o"),
+        (["in.txt", "-o", "out.npy", "--on-error=out.npy.meta.json"], "is written already by -o"),
+        (["in.jsonl", "-o", "folder.npy/../in.jsonl"], "is what is read: write to another file"),
         (["in.txt", "--column=x", "-o", "out.npy"], "lines of text have no columns"),
         (["in.csv", "--column=x", "-o", "out.npy"], "has no column 'x'; --column names another one: text, b"),
+        (["semicolons.csv", "-o", "out.npy"], "seems to have ';' between its fields: say so with --delimiter ';'"),
+        (["tabs.csv", "-o", "out.npy"], "seems to have a tab between its fields: say so with --format tsv"),
+        (["in.csv", "--delimiter=--", "-o", "out.npy"], "--delimiter must be a single character"),
+        (["in.jsonl", "--delimiter=;", "-o", "out.npy"], "--delimiter is for CSV"),
         (["in.txt", "--format=parquet", "-o", "out.npy"], "is no Parquet"),
         (["--format=parquet", "-o", "out.npy"], "Parquet is read from a file"),
         (["in.txt", "--resume"], "--resume needs a file"),
@@ -312,6 +355,8 @@ def test_what_cannot_work_is_said_before_a_model_is_opened(arguments: list[str],
     write_lines("one")
     write_records({"text": "one"})
     Path("in.csv").write_text("text,b\none,1\n", encoding="utf-8")
+    Path("semicolons.csv").write_text("text;b\none;1\n", encoding="utf-8")
+    Path("tabs.csv").write_text("text\tb\none\t1\n", encoding="utf-8")
     Path("folder.npy").mkdir()
     files = set(Path().iterdir())
     done = CliRunner().invoke(main, ["embed", MODEL, *arguments], input="one\n")

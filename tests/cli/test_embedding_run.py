@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import subprocess
 import sys
 import time
 from itertools import count
@@ -242,3 +243,16 @@ def test_a_reader_that_goes_away_ends_it_without_a_traceback(tmp_path: Path) -> 
         errors = program.stderr.read()
     assert program.returncode == 1
     assert errors.count("\n") == 1, errors  # that models are fakes
+
+
+@pytest.mark.posix
+def test_where_there_is_no_more_room_is_said(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("\n".join(texts_of(300)), encoding="utf-8")
+    embed = "asyncembed embed --workers 0 BAAI/bge-small-en-v1.5 in.txt -o out.jsonl"
+    command = f"ulimit -f 64 && exec {sys.executable} -m {embed}"
+    environment = {**os.environ, "ASYNCEMBED_FAKE": "1"}
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "Error: [Errno 27] File too large: 'out.jsonl'"

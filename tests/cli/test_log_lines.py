@@ -3,7 +3,7 @@
 import json
 import logging
 
-from asyncembed.cli.log_lines import JsonLines
+from asyncembed.cli.log_lines import JsonLines, TextLines
 
 
 def record(message: str, *args: object, **more: object) -> logging.LogRecord:
@@ -25,3 +25,17 @@ def test_an_error_is_one_line_too() -> None:
         line = JsonLines().format(record("failed", exc_info=(type(error), error, error.__traceback__)))
     assert "\n" not in line
     assert json.loads(line)["error"].endswith("ValueError: no\nway")
+
+
+def test_what_came_from_outside_begins_no_other_line_and_moves_no_cursor() -> None:
+    written = TextLines("%(message)s").format(record("no model %s", "a\n2026 INFO all is well\x1b[2J"))
+    assert written == r"no model a\n2026 INFO all is well\x1b[2J"
+
+
+def test_an_error_keeps_its_lines() -> None:
+    try:
+        raise ValueError("no\x1b way")
+    except ValueError as error:
+        written = TextLines().format(record("failed", exc_info=(type(error), error, error.__traceback__)))
+    assert written.startswith("failed\nTraceback")
+    assert written.endswith(r"ValueError: no\x1b way")

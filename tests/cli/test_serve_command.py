@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,21 +17,23 @@ from click.testing import CliRunner
 
 from asyncembed.cli.commands import main
 from asyncembed.cli.serve_command import serve
+from asyncembed.errors import EncodeError
+from asyncembed.testing import fake_models
 from tests.support import programs
 
 MODEL = "BAAI/bge-small-en-v1.5"
 
 
 @contextmanager
-def serving(socket: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def serving(path: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     """A server at a unix socket, once it is ready, and a client of it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "asyncembed", "serve", "--uds", str(socket), *arguments],
+        [sys.executable, "-m", "asyncembed", "serve", "--uds", str(path), *arguments],
         env={**os.environ, "ASYNCEMBED_FAKE": "1", **environment},
         stderr=subprocess.PIPE,
         encoding="utf-8",
     )
-    with process, httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://server") as client:
+    with process, httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://server") as client:
         try:
             assert process.stderr is not None
             assert any("running on" in line for line in process.stderr)
@@ -126,6 +129,25 @@ def test_a_key_in_the_command_line_is_refused_and_not_repeated() -> None:
     assert done.exit_code == 2
     assert "--api-key takes @FILE" in done.stderr
     assert "secret" not in done.stderr
+
+
+@pytest.mark.slow
+def test_an_address_that_is_in_use_is_said_before_a_model_is_opened() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        with fake_models() as fakes:
+            fakes.opening_error = EncodeError("it was opened")
+            done = CliRunner().invoke(main, ["serve", MODEL, "--port", port])
+    assert done.exit_code == 1
+    assert "in use" in done.stderr
+    assert f"127.0.0.1:{port}" in done.stderr
+    assert "it was opened" not in done.stderr
+
+
+def test_two_models_of_one_name_are_refused() -> None:
+    done = CliRunner().invoke(main, ["serve", f"a={MODEL}", "a=BAAI/bge-base-en-v1.5", "--uds", "unused"])
+    assert done.exit_code == 2
+    assert "two models have the same name" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Sparse models through the public class, with real workers."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from fastembed import SparseTextEmbedding as Reference
 
 from asyncembed import SparseEmbedding, SparseTextEmbedding, WorkerPool
 from asyncembed.errors import InputError, ModelLoadError, OptionError
+from tests.support.graphs import write_text_graph
 from tests.support.models import forget_registered_models
 from tests.support.sparse_models import (
     BM25,
@@ -31,6 +33,7 @@ from tests.support.sparse_models import (
 from tests.support.stemmers import FirstLetters
 
 ROOT = Path(__file__).parents[1]
+REPOS = Path(__file__).parent / "data" / "sparse"
 WRITERS = {
     BM25: write_bm25,
     BM42: write_bm42,
@@ -111,6 +114,24 @@ async def test_bm25_with_stop_words_of_ones_own_needs_no_files() -> None:
         assert len((await model.embed_documents(["the cat"]))[0]) == 1
     async with SparseTextEmbedding(BM25, disable_stemmer=True, workers=0, local_files_only=True) as model:
         assert len((await model.embed_documents(["the cat cats"]))[0]) == 3
+
+
+@pytest.mark.slow
+async def test_a_repo_with_a_table_for_queries_opens_as_it_is(tmp_path: Path) -> None:
+    repo = shutil.copytree(REPOS / "router", tmp_path / "router")
+    write_text_graph(repo / "document_0_Transformer" / "onnx" / "model.onnx", outputs=("logits",))
+    async with SparseTextEmbedding(repo, workers=1) as model:
+        (query,) = await model.query_embed(["the day of writing"]).collect()
+        (document,) = await model.embed_documents(["the day of writing"])
+        assert len(document) == 9  # as the repo says
+        assert set(query.indices) > set((await model.embed_query("the day")).indices)
+    async with SparseTextEmbedding(repo, workers=1, max_active_dims=2) as model:
+        few = await model.embed_query("the day of writing")
+        assert set(few.values) == set(sorted(query.values)[-2:])
+        assert [len(vector) for vector in await model.embed_documents(TEXTS)] == [2] * len(TEXTS)
+    async with SparseTextEmbedding(repo, workers=1, max_active_dims=500, pruning=0.5) as model:
+        (pruned,) = await model.embed_documents(["the day of writing"])
+        assert pruned.values.min() >= pruned.values.max() / 2
 
 
 @pytest.mark.slow

@@ -18,7 +18,10 @@ from tests.support.safetensors_files import write_tensors
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-MODELS = sorted(path.name for path in DATA.iterdir() if path.is_dir())
+MODELS = (
+    "bert", "bert_gelu_new", "bert_relu", "bert_silu", "camembert", "distilbert", "electra", "mpnet", "roberta",
+    "xlm-roberta",
+)  # fmt: skip
 
 
 def run(graph: Path, inputs: Arrays) -> npt.NDArray[np.float32]:
@@ -233,7 +236,7 @@ def test_known_architectures_can_be_exported(name: str) -> None:
     assert read_plan(DATA / name).architecture is ARCHITECTURES[name]
 
 
-@pytest.mark.parametrize("name", ["modernbert", "t5", "", None, 3, ["bert"]])
+@pytest.mark.parametrize("name", ["gpt2", "t5", "", None, 3, ["bert"]])
 def test_an_unknown_architecture_is_named_beside_the_known_ones(name: object, variant: Variant, tmp_path: Path) -> None:
     directory = variant("bert", model_type=name)
     with pytest.raises(UnsupportedModelError) as caught:

@@ -21,7 +21,8 @@ from asyncembed.errors import (
     UnsupportedModelError,
 )
 from asyncembed.hub import FileFinished, HubAccess
-from asyncembed.hub.model_files import download_repo
+from asyncembed.hub.model_files import download, download_repo
+from asyncembed.testing import fake_models
 from tests.hub.server import HubServer, Repo
 from tests.support import posix
 from tests.support.external_data import CONSTANT_FILE, graph_naming
@@ -367,3 +368,14 @@ async def test_what_a_callback_raises_late_ends_the_download_as_it_is() -> None:
     with pytest.raises(OSError, match="no window") as caught:
         await asyncembed.download("org/own", progress=complain)
     assert caught.value is error
+
+
+async def test_fakes_have_no_files_so_nobody_is_asked_for_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with fake_models():
+        directory = await download("nosuch/model")
+        assert isinstance(directory, Path)
+        assert list(directory.iterdir()) == []
+        assert await download("nosuch/model", "BAAI/bge-small-en-v1.5", refresh=True) == [directory] * 2
+        with pytest.raises(OptionError, match="name at least one"):
+            await download()

@@ -57,6 +57,11 @@ async def test_waits_grow_and_end(waits: list[float]) -> None:
         await budget.wait(TransientError("no answer"))
 
 
+async def test_what_was_tried_once_is_not_said_to_have_failed_in_a_row() -> None:
+    with pytest.raises(UnreachableError, match="asking failed because no answer; check the network"):
+        await RetryBudget(DownloadPolicy(try_limit=1), "asking", "org/model").wait(TransientError("no answer"))
+
+
 async def test_progress_starts_the_count_anew(waits: list[float]) -> None:
     budget = RetryBudget(POLICY, "asking", "org/model")
     for _ in range(4 * POLICY.try_limit):

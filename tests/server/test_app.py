@@ -44,6 +44,15 @@ async def test_a_path_that_is_not_there_is_refused_in_json(client: httpx.AsyncCl
     answer = await client.get("/nowhere")
     assert answer.status_code == 404
     assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert "/openapi.json has all" in answer.json()["error"]["message"]
+
+
+async def test_a_route_without_its_model_says_which_kind_is_to_be_given_to_the_server(
+    client: httpx.AsyncClient,
+) -> None:
+    answer = await client.post("/rerank", json={"query": "a", "texts": ["b"]})
+    assert answer.status_code == 424
+    assert "one of TextCrossEncoder, given to the server when it starts" in answer.json()["error"]
 
 
 async def test_a_method_that_a_route_does_not_take_is_refused_with_the_one_it_takes(client: httpx.AsyncClient) -> None:

@@ -3,12 +3,14 @@
 import json
 import logging
 import socket
+from functools import partial
 from typing import Any
 
 import anyio
 import httpx
 import pytest
 
+import asyncembed
 from asyncembed import Stats
 from asyncembed.testing import fake_models
 from tests.support.asgi_servers import serving
@@ -47,6 +49,39 @@ async def test_the_work_of_a_client_that_leaves_is_withdrawn() -> None:
             await until(lambda: stats(app).queued == 0)
             await until(lambda: app.state.service.meter.by_route["/v1/embeddings", 499] == 1)
             fakes.seconds = 0
+
+
+LONG_LIST = ["a text"] * 200
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "body"),
+    [
+        ("/v1/embeddings", "TextEmbedding", {"input": LONG_LIST}),
+        ("/v1/embeddings", "TextEmbedding", {"input": LONG_LIST[:40]}),
+        ("/v2/embed", "TextEmbedding", {"texts": LONG_LIST, "priority": 9}),
+        ("/embed_sparse", "SparseTextEmbedding", {"inputs": LONG_LIST}),
+        ("/embed_all", "LateInteractionTextEmbedding", {"inputs": LONG_LIST}),
+        ("/rerank", "TextCrossEncoder", {"query": "a query", "texts": LONG_LIST}),
+        ("/predict", "TextCrossEncoder", {"inputs": [["a query", "a text"]] * 200}),
+    ],
+)
+async def test_no_batch_begins_for_a_client_that_has_left(path: str, kind: str, body: dict[str, Any]) -> None:
+    from asyncembed.server import create_app
+
+    with fake_models(seconds=30) as fakes:
+        app = create_app(getattr(asyncembed, kind)(MODEL, workers=1, max_batch_size=16))
+        async with serving(app) as client:
+            with anyio.CancelScope() as leaving:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(partial(client.post, path, json=body))
+                    await until(lambda: stats(app).queued > 0)
+                    leaving.cancel()
+            await until(lambda: app.state.service.meter.by_route[path, 499] == 1)
+            await until(lambda: stats(app).queued == 0)
+            fakes.seconds = 0
+            await until(lambda: stats(app).in_flight == 0)
+            assert (stats(app).batches, stats(app).items) == (1, 16)
 
 
 async def test_who_comes_when_too_many_wait_is_told_when_to_come_back() -> None:
@@ -115,6 +150,81 @@ async def test_a_request_is_a_line_of_the_log_where_those_are_wanted(caplog: pyt
     fields: dict[str, Any] = record.__dict__["fields"]
     assert (fields["method"], fields["path"], fields["status"]) == ("POST", "/v1/embeddings", 401)
     assert record.getMessage().startswith("POST /v1/embeddings 401 in ")
+
+
+async def test_a_line_of_the_log_names_the_route_and_not_what_was_written_for_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from asyncembed.server import create_app
+
+    caplog.set_level(logging.INFO, "asyncembed.server.requests")
+    with fake_models(dim=4):
+        async with serving(create_app(MODEL)) as client:
+            await client.post("/embed%0a", json={"inputs": "a text"})
+    assert {record.fields["path"] for record in caplog.records if hasattr(record, "fields")} <= {"/embed"}
+    assert not [record for record in caplog.records if "\n" in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"input": "\xe9"}', id="no UTF-8"),
+        pytest.param(b'{"input": "a", "more": ' + 100_000 * b"[" + 100_000 * b"]" + b"}", id="deep, and not known"),
+        pytest.param(
+            b'{"query": "a", "documents": ["a"], "relevant_spans": {"a": '
+            + 100_000 * b'{"a":'
+            + b"1"
+            + 100_000 * b"}"
+            + b"}}",
+            id="deep, and of any form",
+        ),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/rerank", "/embed", "/", "/v1/rerank"])
+async def test_what_no_decoder_takes_is_the_fault_of_its_sender(
+    body: bytes, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from asyncembed.server import create_app
+
+    with fake_models(dim=4):
+        async with serving(create_app(MODEL)) as client:
+            answer = await client.post(path, content=body)
+            # What the address alone takes is looked at before the rest is decoded.
+            inner = await client.post("/", content=b'{"inputs": ' + 100_000 * b"[" + 100_000 * b"]" + b"}")
+    assert answer.status_code in (400, 422)
+    assert inner.status_code == 422
+    assert not [record for record in caplog.records if record.name == "asyncembed.server"]
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{}", b'""', b"7"])
+async def test_a_body_of_very_many_values_is_refused_before_they_are_made(value: bytes) -> None:
+    from asyncembed.server import create_app
+
+    with fake_models(dim=4):
+        async with serving(create_app(MODEL)) as client:
+            answer = await client.post("/v1/embeddings", content=b'{"input": [' + 2_000_000 * (value + b",") + b"7]}")
+    assert answer.status_code == 400
+    assert "values" in answer.json()["error"]["message"]
+
+
+async def test_commas_within_texts_are_no_values() -> None:
+    from asyncembed.server import create_app
+
+    text = ',\\", [' * 500_000
+    with fake_models(dim=4):
+        async with serving(create_app(MODEL)) as client:
+            answer = await client.post("/v1/embeddings", json={"input": [text, text, text]})
+    assert answer.status_code == 200
+
+
+async def test_no_request_is_sent_on_to_where_its_own_header_says() -> None:
+    from asyncembed.server import create_app
+
+    with fake_models(dim=4):
+        async with serving(create_app(MODEL)) as client:
+            answer = await client.get("/metrics/", headers={"host": "elsewhere.example"})
+    assert answer.status_code == 404
+    assert "location" not in answer.headers
 
 
 async def test_routes_and_middlewares_of_ones_own_can_be_added() -> None:

@@ -56,9 +56,9 @@ def threads() -> set[str]:
 resource_tracker.ensure_running()
 
 
-def open_files() -> int:
-    """How many this process has open: files, sockets and pipes."""
-    process = psutil.Process()
+def open_files(pid: int | None = None) -> int:
+    """How many a process has open, this one without a number: files, sockets and pipes."""
+    process = psutil.Process(pid)
     if sys.platform == "win32":
         return process.num_handles()
     return process.num_fds()

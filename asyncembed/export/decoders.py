@@ -1,0 +1,313 @@
+"""The graphs of language models that read on, and of encoders that are built like them: Qwen3, Qwen2, Gemma3, EuroBERT.
+
+Layers normalise before attention and before a gated map (Gemma3: after them, too), positions rotate, and several heads
+of queries share one of keys and values. Sources: Touvron et al. 2023 (the layer), Ainslie et al. 2023 (shared heads),
+Gemma Team 2025, Boizard et al. 2025 (EuroBERT), and, for names and defaults, the `transformers` library. Each
+architecture is a `Decoder` record. Biases are where the checkpoint has them.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from asyncembed.errors import ModelLoadError, UnsupportedModelError
+from asyncembed.export.attention import CAUSAL, EVERYTHING, Reach, Seen, attention, repeated, seen
+from asyncembed.export.blocks import ACTIVATIONS, gated, linear, rms_norm
+from asyncembed.export.construction import Construction, Weights
+from asyncembed.export.heads import HeadBuilder, HeadName, first_token, last_token, mean, scores, words
+from asyncembed.export.rotary import Turn, parameters, rotated, rotation, rotation_objections, turn
+from asyncembed.repo_files import quoted
+from asyncembed.runtime.session import Array
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+_WINDOW = 4096  # where config.json has none
+
+# Element types as `onnx.TensorProto` numbers them.
+_INT64 = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoder:
+    """One architecture.
+
+    Attributes:
+        heads: What may stand on its hidden states.
+        reads_on: Whether a token sees those before it only, unless config.json says otherwise.
+        brings_code: Whether its repos bring code of their own, which computes the same.
+        head_size: Numbers per head where config.json has none; None: the width divided by the number of heads.
+        activation: Of the gated map, where config.json names none.
+        activation_key: Where it names one.
+        has_biases: Whether the maps to queries, keys and values have biases whatever config.json says.
+        normalizes_heads: Whether queries and keys are normalised, head by head.
+        norm_eps, theta: Of the norms and of the rotation, where config.json has none.
+        is_gemma: Whether scales are 1 + weight, what a layer's two halves give is normalised as well, embeddings are
+            scaled, and queries are scaled by a number of config.json's.
+    """
+
+    heads: Mapping[HeadName, HeadBuilder]
+    reads_on: bool = True
+    brings_code: bool = False
+    head_size: int | None = None
+    activation: str = "silu"
+    activation_key: str = "hidden_act"
+    has_biases: bool = False
+    normalizes_heads: bool = False
+    norm_eps: float = 1e-6
+    theta: float = 10000.0
+    is_gemma: bool = False
+    prefixes: tuple[str, ...] = ("model.",)
+    word_embeddings: str = "embed_tokens.weight"
+
+    def width(self, config: Mapping[str, Any]) -> int:
+        return int(config["hidden_size"])
+
+    def objections(self, config: Mapping[str, Any]) -> Iterator[str]:
+        for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+            if not _is_size(config.get(key)):
+                yield f"has no usable {key}"
+        for key in ("num_key_value_heads", "head_dim", "query_pre_attn_scalar"):
+            if config.get(key) is not None and not _is_size(config[key]):
+                yield f"has no usable {key}"
+        size = self._head_size(config)
+        if config["num_attention_heads"] % _shared(config) or size < 2 or size % 2:
+            yield "has numbers of heads and of their sizes that do not fit each other"
+        activation = config.get(self.activation_key, self.activation)
+        if not isinstance(activation, str) or activation not in ACTIVATIONS:
+            yield f"has {self.activation_key} = {quoted(activation)}, and those computed are {', '.join(ACTIVATIONS)}"
+        eps = config.get("rms_norm_eps", self.norm_eps)
+        if not isinstance(eps, float | int) or not 0 <= eps <= 1:
+            yield "has no usable rms_norm_eps"
+        yield from self._kind_objections(config)
+
+    def _kind_objections(self, config: Mapping[str, Any]) -> Iterator[str]:
+        """Likewise, of how far layers see, and how they rotate."""
+        if self.is_gemma and config.get("is_causal") is False and not config.get("use_bidirectional_attention"):
+            yield "has is_causal = False, and of this architecture only use_bidirectional_attention is computed"
+        kinds = self._kinds(config)
+        if len(kinds) != config["num_hidden_layers"] or not {_FULL, _SLIDING}.issuperset(kinds):
+            yield "has layer_types that are not one of full_attention and sliding_attention for each layer"
+        if _SLIDING in kinds and not _is_size(config.get("sliding_window", _WINDOW)):
+            yield "has no usable sliding_window"
+        for kind in dict.fromkeys(kinds):
+            said = self._rotary(config, kind)
+            if {**config, **said}.get("partial_rotary_factor", 1) != 1:
+                yield "rotates a part of each head (partial_rotary_factor), and only whole heads are computed"
+            yield from rotation_objections(said)
+
+    def encode(self, c: Construction) -> str:
+        graph, config, weights = c.graph, c.config, c.weights
+        width = self.width(config)
+        if c.all_weights.has("linear.weight"):
+            reason = "whose hidden states are projected by a tensor linear.weight, and that has not been verified"
+            raise UnsupportedModelError(f"{weights.model} is a model {reason}: use a repo that has an ONNX file")
+        hidden = graph.node("Gather", weights.take(self.word_embeddings, (None, width)), c.ids)
+        hidden = graph.node("Reshape", hidden, graph.constant([-1, width]))
+        if self.is_gemma:
+            hidden = graph.node("Mul", hidden, graph.constant(math.sqrt(width)))
+        kinds = self._kinds(config)
+        views = {kind: self._view(c, kind) for kind in dict.fromkeys(kinds)}
+        for i, kind in enumerate(kinds):
+            hidden = self._layer(c, weights.under(f"layers.{i}."), hidden, views[kind])
+        return self._norm(c, weights, "norm", hidden, width)
+
+    # What layers of one kind have in common
+
+    def _view(self, c: Construction, kind: str) -> "_View":
+        config, size = c.config, self._head_size(c.config)
+        said = self._rotary(config, kind)
+        turned = rotation(
+            said, size=size, theta=self._theta(config, kind), longest=config.get("max_position_embeddings")
+        )
+        return _View(seen(c, self._reach(config, kind)), turn(c, turned))
+
+    def _kinds(self, config: Mapping[str, Any]) -> list[str]:
+        """The kind of each layer."""
+        layers = config["num_hidden_layers"]
+        if isinstance(types := config.get("layer_types"), list):
+            return types
+        if self.is_gemma:
+            every = config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
+            every = every if _is_size(every) else 6
+            return [_SLIDING if (i + 1) % every else _FULL for i in range(layers)]
+        if not config.get("use_sliding_window"):
+            return [_FULL] * layers
+        return [_SLIDING if i >= config.get("max_window_layers", 28) else _FULL for i in range(layers)]
+
+    def _reach(self, config: Mapping[str, Any], kind: str) -> Reach:
+        bidirectional = config.get("is_causal") is False or bool(config.get("use_bidirectional_attention"))
+        reads_on = self.reads_on and not bidirectional
+        if kind == _FULL:
+            return CAUSAL if reads_on else EVERYTHING
+        window = config.get("sliding_window", _WINDOW)
+        if reads_on:
+            return Reach(before=window - 1, after=0)
+        half = window // 2 if self.is_gemma else window
+        return Reach(before=half, after=half)
+
+    def _rotary(self, config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+        """What config.json says of the rotation in layers of this kind."""
+        said = parameters(config, kind)
+        # Older files of Gemma3 have one object, for the layers that see everything.
+        return {} if self.is_gemma and kind == _SLIDING and said is config.get("rope_scaling") else said
+
+    def _theta(self, config: Mapping[str, Any], kind: str) -> float:
+        if not self.is_gemma:
+            return float(config.get("rope_theta", self.theta))
+        keys = {_FULL: ("rope_theta", 1e6), _SLIDING: ("rope_local_base_freq", 1e4)}
+        return float(config.get(*keys[kind]))
+
+    # One layer
+
+    def _layer(self, c: Construction, weights: Weights, hidden: str, view: "_View") -> str:
+        width = self.width(c.config)
+        after, before = "post_attention_layernorm", "pre_feedforward_layernorm"
+
+        def added(part: str, hidden: str, norm: str) -> str:
+            return c.graph.node("Add", hidden, self._norm(c, weights, norm, part, width) if self.is_gemma else part)
+
+        inner = self._norm(c, weights, "input_layernorm", hidden, width)
+        hidden = added(self._attention(c, weights.under("self_attn."), inner, view), hidden, after)
+        inner = self._norm(c, weights, before if self.is_gemma else after, hidden, width)
+        activation = ACTIVATIONS[c.config.get(self.activation_key, self.activation)]
+        outer = gated(weights, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", inner, width, activation=activation)
+        return added(outer, hidden, "post_feedforward_layernorm")
+
+    def _attention(self, c: Construction, weights: Weights, hidden: str, view: "_View") -> str:
+        config, width, size = c.config, self.width(c.config), self._head_size(c.config)
+        heads, shared = config["num_attention_heads"], _shared(config)
+
+        query = rotated(c, self._heads(c, weights, "q", hidden, heads), view.turn, size)
+        key = rotated(c, self._heads(c, weights, "k", hidden, shared), view.turn, size)
+        key = c.graph.node("Transpose", key, perm=[0, 1, 3, 2])
+        value = self._heads(c, weights, "v", hidden, shared)
+        context = attention(
+            c,
+            query,
+            repeated(c, key, shared, heads // shared),
+            repeated(c, value, shared, heads // shared),
+            seen=view.seen,
+            divisor=math.sqrt(config.get("query_pre_attn_scalar", 256) if self.is_gemma else size),
+            width=heads * size,
+        )
+        return linear(weights, "o_proj", context, heads * size, width)
+
+    def _heads(self, c: Construction, weights: Weights, name: str, hidden: str, count: int) -> str:
+        """The queries, keys or values: (batch, count, tokens, size)."""
+        size, needs_bias = self._head_size(c.config), self.has_biases or c.config.get("attention_bias") is True
+        flat = linear(weights, f"{name}_proj", hidden, self.width(c.config), count * size, needs_bias=needs_bias)
+        apart = c.split_heads(flat, count, size)
+        if not self.normalizes_heads or name == "v":
+            return apart
+        return self._norm(c, weights, f"{name}_norm", apart, size)
+
+    def _norm(self, c: Construction, weights: Weights, name: str, value: str, width: int) -> str:
+        eps = float(c.config.get("rms_norm_eps", self.norm_eps))
+        return rms_norm(weights, name, value, width, eps=eps, plus_one=self.is_gemma)
+
+    def _head_size(self, config: Mapping[str, Any]) -> int:
+        size = config.get("head_dim") or self.head_size or config["hidden_size"] // config["num_attention_heads"]
+        return int(size)
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What layers of one kind see, and how they rotate."""
+
+    seen: Seen
+    turn: Turn
+
+
+def _shared(config: Mapping[str, Any]) -> int:
+    """How many heads of keys and values there are."""
+    return int(config.get("num_key_value_heads") or config["num_attention_heads"])
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+# What may stand on the hidden states
+
+
+def _classifier(c: Construction, hidden: str) -> None:
+    """One linear map of the state at the rightmost id that is not the padding's; the mask does not count."""
+    width = c.config["hidden_size"]
+    padding = c.config.get("pad_token_id")
+    real = c.mask
+    if padding is not None:
+        differs = c.graph.node("Not", c.graph.node("Equal", c.ids, c.graph.constant(padding)))
+        real = c.graph.node("Cast", differs, to=_INT64)
+    labels = c.all_weights.shape("score.weight", (None, width))[0]
+    scores(c, linear(c.all_weights, "score", last_token(c, hidden, real), width, labels), labels)
+
+
+def _late_classifier(c: Construction, hidden: str) -> None:
+    """EuroBERT's: two maps, of the first token's state, of the mean, or of all with the mean of what they give."""
+    width = c.config["hidden_size"]
+    pooling = c.config.get("classifier_pooling", "late")
+    labels = c.all_weights.shape("classifier.weight", (None, width))[0]
+    if pooling == "bos":
+        hidden = first_token(c, hidden, width)
+    elif pooling == "mean":
+        hidden = mean(c, hidden, width)
+    inner = ACTIVATIONS["gelu"](c.graph, linear(c.all_weights, "dense", hidden, width, width, needs_bias=True))
+    logits = linear(c.all_weights, "classifier", inner, width, labels, needs_bias=True)
+    scores(c, mean(c, logits, labels) if pooling == "late" else logits, labels)
+
+
+def _words(c: Construction, hidden: str) -> None:
+    """EuroBERT's masked language model: a linear map to the words."""
+    words(c, hidden, "lm_head", "embed_tokens.weight", c.config["hidden_size"])
+
+
+def _answer(c: Construction, hidden: str) -> None:
+    """How much likelier one word is to come next than another, by two rows of the matrix of words."""
+    asked, width = c.answer, c.config["hidden_size"]
+    assert asked is not None, "what is asked goes with this head"
+    matrix = _word_matrix(c)
+    vocabulary = matrix.shape(_WEIGHT, (None, width))[0]
+    if not 0 <= asked.yes < vocabulary or not 0 <= (asked.no or 0) < vocabulary:
+        raise ModelLoadError(f"{c.weights.model} has {vocabulary} words, and none of the id {asked.yes} or {asked.no}")
+
+    def difference(rows: Array) -> Array:
+        row: Array = rows[asked.yes : asked.yes + 1].astype(np.float32)
+        return row if asked.no is None else row - rows[asked.no : asked.no + 1].astype(np.float32)
+
+    row = matrix.made(_WEIGHT, (1, width), difference, suffix=f" {asked}")
+    scores(c, c.graph.node("Gemm", last_token(c, hidden, c.mask), row, transB=1), 1)
+
+
+_WEIGHT = "weight"
+
+
+def _word_matrix(c: Construction) -> Weights:
+    """Where the matrix of the words to come is: a head that is stored comes before the words that are read."""
+    if c.all_weights.has("lm_head.weight") or c.config.get("tie_word_embeddings") is not True:
+        return c.all_weights.under("lm_head.")
+    return c.weights.under("embed_tokens.")
+
+
+QWEN3 = Decoder(head_size=128, normalizes_heads=True, heads={"scores": _classifier, "answer": _answer})
+
+QWEN2 = Decoder(has_biases=True, heads={"scores": _classifier, "answer": _answer})
+
+GEMMA3 = Decoder(
+    head_size=256,
+    normalizes_heads=True,
+    activation="gelu_pytorch_tanh",
+    activation_key="hidden_activation",
+    is_gemma=True,
+    heads={"scores": _classifier},
+)
+
+EUROBERT = Decoder(
+    reads_on=False,
+    brings_code=True,
+    norm_eps=1e-5,
+    theta=250000.0,
+    heads={"scores": _late_classifier, "words": _words},
+)

@@ -1,0 +1,28 @@
+"""What is printed: texts of strangers are shown, and never obeyed."""
+
+import json
+
+import pytest
+
+from asyncembed.cli.output import print_json, print_json_line, print_table, visible
+
+STRANGE = "a\x1b]0;title\x07\x9b31m\u202eb\tc"
+
+
+def test_a_terminal_does_nothing_that_a_text_says(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("TEXT", "N"), [(STRANGE, "1")])
+    printed = capsys.readouterr().out
+    assert r"a\x1b]0;title\x07\x9b31m\u202eb" in printed
+    assert not any(character < " " and character not in "\t\n" for character in printed)
+
+
+def test_in_json_it_is_what_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    for show in (print_json, print_json_line):
+        show({"text": STRANGE})
+        printed = capsys.readouterr().out
+        assert json.loads(printed) == {"text": STRANGE}
+        assert not set("\x1b\x07\x9b\u202e") & set(printed)
+
+
+def test_letters_of_all_languages_stay() -> None:
+    assert visible("é 日本 🙂 مرحبا\n") == "é 日本 🙂 مرحبا\n"
