@@ -21,7 +21,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   bars                                    how far a stream is: numbers, and a bar
 #   readers, sources                        files as sources; their former name
 #   observing                               what observers hear of calls and batches
-#   sync                                    the six classes for programs without an event loop
+#   sync                                    the seven classes for programs without an event loop
 #   any_loop                                a model that may be awaited from any event loop
 #   testing, faking                         models without weights for a program's tests; whether they are switched on
 #   shared, background, remote              one engine for many; the loop it lives on; the way to a loop from elsewhere
@@ -33,7 +33,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               rerank_command, search_command, vector_index, ranking   what is nearest; in what; and how it is shown
 #               stored, checkup, measuring  what the caches hold; what doctor looks at; what bench measures
 #               sample_inputs, charts, log_lines  inputs for bench; figures as SVG; what serve logs
-#   embedders/  text, sparse, late_interaction, image, multimodal, cross_encoder: the six classes
+#   embedders/  text, sparse, late_interaction, hybrid, image, multimodal, cross_encoder: the seven classes
 #               base, roles, intake         what they share
 #   images/     inputs, urls, connecting, decode, image_limits, preprocess
 #   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
@@ -41,18 +41,20 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               pool, lifetime              the public WorkerPool; opening and closing
 #               spawn, frozen, cores, cgroups   how processes start, and how many
 #   encoders/   encoder, registry, settings the seam; which module serves a model, and what a model says to it
-#               dense, static, colbert, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
+#               dense, static, colbert, one_pass, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
+#               causal_reranker, pair_prompts, chat_template   rerankers that are language models; what they read
 #               hashed, text_graph, graph_output, pooling, projection, postprocess, finite, batch
 #               tokenization, tokenizer_files, long_texts, word_table, word_pieces, stemming
 #   runtime/    session                     the seam; onnx, providers: its implementation
-#               prepared                    graphs made ready once; onnx_file, loadable_path, safetensors, digests
+#               prepared, digests           graphs made ready once; onnx_file, loadable_path, safetensors, torch_file
 #   catalogue/  spec, lookup                models as data; pipeline, onnx_choice, limits, cpu: read from a repo's files
 #   hub/        api, access, model_files, repo, listing
 #               download, partial, pace, verify, progress, archive, cache, locks
 #               client, hops, retry, addresses
 #   export/     graph_cache, architectures  built once; which is which
-#               bert_like, decoders, modernbert   the architectures: a module for those that are alike
+#               bert_like, deberta, rotary_bert, modernbert, decoders: a module for architectures that are alike
 #               construction, blocks, attention, rotary, heads, onnx_builder   what they are built of
+#               answers                     what a language model is asked
 #   server/     app, service, served        models behind HTTP; what its handlers share; which model serves a request
 #               endpoint, http_connection   a route from request to answer; what a client may take before
 #               openai_dialect, tei_dialect, tei_bodies, cohere_dialect, jina_dialect: the interfaces that clients know
@@ -95,6 +97,14 @@ if TYPE_CHECKING:
         RerankStreamCall,
         TextCrossEncoder,
     )
+    from asyncembed.embedders.hybrid import (
+        HybridCall,
+        HybridKeywords,
+        HybridReturningCall,
+        HybridStreamCall,
+        HybridStreamKeywords,
+        HybridTextEmbedding,
+    )
     from asyncembed.embedders.image import ImageEmbedder, ImageEmbedding, ImageKeywords, ImageVectorKeywords
     from asyncembed.embedders.late_interaction import LateInteractionKeywords, LateInteractionTextEmbedding
     from asyncembed.embedders.multimodal import LateInteractionMultimodalEmbedding, MultimodalKeywords
@@ -116,9 +126,9 @@ if TYPE_CHECKING:
     from asyncembed.images.inputs import ImageInput
     from asyncembed.muvera import Muvera
     from asyncembed.options import OptionKeywords, Options
-    from asyncembed.results import Counted, CountedBatch, SparseEmbedding
+    from asyncembed.results import Counted, CountedBatch, HybridBatch, HybridEmbedding, HybridOutput, SparseEmbedding
     from asyncembed.runtime.session import Device, SessionOptions
-    from asyncembed.scoring import cosine, maxsim, maxsim_scores, top_k
+    from asyncembed.scoring import cosine, hybrid_scores, maxsim, maxsim_scores, sparse_scores, top_k
     from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
 
 __version__ = "0.2.0.dev0"
@@ -139,6 +149,15 @@ __all__ = [
     "ErrorHandler",
     "Family",
     "HubOrigin",
+    "HybridBatch",
+    "HybridCall",
+    "HybridEmbedding",
+    "HybridKeywords",
+    "HybridOutput",
+    "HybridReturningCall",
+    "HybridStreamCall",
+    "HybridStreamKeywords",
+    "HybridTextEmbedding",
     "ImageEmbedder",
     "ImageEmbedding",
     "ImageInput",
@@ -184,8 +203,10 @@ __all__ = [
     "WorkerPool",
     "cosine",
     "download",
+    "hybrid_scores",
     "maxsim",
     "maxsim_scores",
+    "sparse_scores",
     "top_k",
 ]
 
@@ -206,6 +227,15 @@ _HOMES = {
     "ErrorHandler": "asyncembed.feeding",
     "Family": "asyncembed.catalogue.spec",
     "HubOrigin": "asyncembed.catalogue.spec",
+    "HybridBatch": "asyncembed.results",
+    "HybridCall": "asyncembed.embedders.hybrid",
+    "HybridEmbedding": "asyncembed.results",
+    "HybridKeywords": "asyncembed.embedders.hybrid",
+    "HybridOutput": "asyncembed.results",
+    "HybridReturningCall": "asyncembed.embedders.hybrid",
+    "HybridStreamCall": "asyncembed.embedders.hybrid",
+    "HybridStreamKeywords": "asyncembed.embedders.hybrid",
+    "HybridTextEmbedding": "asyncembed.embedders.hybrid",
     "ImageEmbedder": "asyncembed.embedders.image",
     "ImageEmbedding": "asyncembed.embedders.image",
     "ImageInput": "asyncembed.images.inputs",
@@ -251,8 +281,10 @@ _HOMES = {
     "WorkerPool": "asyncembed.engine.pool",
     "cosine": "asyncembed.scoring",
     "download": "asyncembed.hub.model_files",
+    "hybrid_scores": "asyncembed.scoring",
     "maxsim": "asyncembed.scoring",
     "maxsim_scores": "asyncembed.scoring",
+    "sparse_scores": "asyncembed.scoring",
     "top_k": "asyncembed.scoring",
 }
 

@@ -8,7 +8,7 @@ number, True is no 1.
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from difflib import get_close_matches
 from functools import wraps
 from inspect import iscoroutinefunction, signature
@@ -115,6 +115,15 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise `OptionError` unless `value` is one of `choices`."""
     if not any(value is choice or (isinstance(value, type(choice)) and value == choice) for choice in choices):
         raise OptionError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def check_some(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise `OptionError` unless `value` is a collection of one or more of `choices`, or None."""
+    if value is None:
+        return
+    some = None if isinstance(value, str) or not isinstance(value, Sequence | Set) else list(value)
+    if not some or not all(isinstance(one, str) and one in choices for one in some):
+        raise OptionError(f"{name} must be a list of some of {', '.join(map(repr, choices))}, or None; got {value!r}")
 
 
 def check_count(name: str, value: object, *, minimum: int, may_be_none: bool = True) -> None:

@@ -20,6 +20,7 @@ from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.encoders.registry import check_settings, row_of
+from asyncembed.encoders.settings import CausalRerankerSettings, read_settings
 from asyncembed.engine.worker import ProcessWorker
 from asyncembed.errors import (
     DownloadError,
@@ -83,7 +84,8 @@ async def prepare(
         await in_disk_thread(_check_max_length, directory / spec.folder, options.max_length)
     is_exported = spec.model_file is None and kind.needs_graph
     if is_exported:
-        head, folder = _HEADS.get(family, "states"), directory / spec.folder
+        folder = directory / spec.folder
+        head = await in_disk_thread(_head_of, spec, folder)
         spec = replace(spec, model_file=str(await _export(folder, head, _own_cache_dir(options), options)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
@@ -107,7 +109,7 @@ async def prepare(
 
 
 FAKE_DIMS: Mapping[Family, int] = {
-    "text": 384, "image": 512, "late_interaction": 128, "late_interaction_multimodal": 128,
+    "text": 384, "image": 512, "late_interaction": 128, "late_interaction_multimodal": 128, "hybrid": 384,
 }  # fmt: skip
 """Of fakes of models that the catalogue does not know, unless a test says otherwise."""
 
@@ -328,6 +330,17 @@ def _check_is_fp32(directory: Path, spec: ModelSpec) -> None:
 
 _HEADS: Mapping[Family, "Head"] = {"cross_encoder": "scores", "sparse": "words"}
 """What a graph that is built for a family gives, if not hidden states."""
+
+
+def _head_of(spec: ModelSpec, directory: Path) -> "Head":
+    """What a graph that is built for a model gives; blocks."""
+    if spec.encoder == "causal_reranker":
+        from asyncembed.export.answers import read_answer
+
+        settings = read_settings(CausalRerankerSettings, spec)
+        if settings.yes is not None:
+            return read_answer(directory, settings.yes, settings.no)
+    return _HEADS.get(spec.family, "states")
 
 
 async def _export(directory: Path, head: "Head", cache_dir: Path | None, options: Options) -> Path:

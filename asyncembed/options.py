@@ -1,4 +1,4 @@
-"""The constructor keywords that the six classes share: declared once, checked once, passed on whole."""
+"""The constructor keywords that the seven classes share: declared once, checked once, passed on whole."""
 
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -42,7 +42,7 @@ MAX_IN_FLIGHT_BYTES = 64 * 1024 * 1024
 
 
 class OptionKeywords(PoolKeywords, total=False):
-    """The constructor keywords that the six classes share, for signatures; `asyncembed.Options` documents them."""
+    """The constructor keywords that the seven classes share, for signatures; `asyncembed.Options` documents them."""
 
     model_path: str | os.PathLike[str] | None
     revision: str | None

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from time import sleep
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeAlias, TypeVar, overload
+
+from asyncembed.errors import StateError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +86,147 @@ class SparseEmbedding:
         return np.array_equal(self.indices, other.indices) and np.array_equal(self.values, other.values)
 
     __hash__: ClassVar[None] = None  # type: ignore[assignment]
+
+
+HybridOutput: TypeAlias = Literal["dense", "sparse", "late_interaction"]
+"""One of the results that a hybrid model has for a text."""
+
+HYBRID_OUTPUTS: "tuple[HybridOutput, ...]" = ("dense", "sparse", "late_interaction")
+
+
+class _Hybrid:
+    """Results of several kinds, those that were asked for."""
+
+    __slots__ = ("_dense", "_late_interaction", "_sparse")
+
+    _dense: Any
+    _sparse: Any
+    _late_interaction: Any
+
+    @property
+    def outputs(self) -> tuple[HybridOutput, ...]:
+        """Those of "dense", "sparse" and "late_interaction" that are there."""
+        return tuple(name for name in HYBRID_OUTPUTS if getattr(self, f"_{name}") is not None)
+
+    def _asked_for(self, name: HybridOutput) -> Any:
+        if (part := getattr(self, f"_{name}")) is None:
+            raise StateError(f"there is no {name} result here, only {', '.join(self.outputs)}: outputs= asks for them")
+        return part
+
+
+class HybridEmbedding(_Hybrid, Generic[ScalarT]):
+    """What one pass through a model has made of a text: the results that were asked for by `outputs=`.
+
+    Another one raises `StateError`. Two are equal if they hold the same results.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        *,
+        dense: "npt.NDArray[ScalarT] | None" = None,
+        sparse: SparseEmbedding | None = None,
+        late_interaction: "npt.NDArray[ScalarT] | None" = None,
+    ) -> None:
+        self._dense = dense
+        self._sparse = sparse
+        self._late_interaction = late_interaction
+
+    @property
+    def dense(self) -> "npt.NDArray[ScalarT]":
+        """One vector for the text: (dim,)."""
+        vector: npt.NDArray[ScalarT] = self._asked_for("dense")
+        return vector
+
+    @property
+    def sparse(self) -> SparseEmbedding:
+        """The words that count, and how much."""
+        vector: SparseEmbedding = self._asked_for("sparse")
+        return vector
+
+    @property
+    def late_interaction(self) -> "npt.NDArray[ScalarT]":
+        """A vector per token, to be compared by MaxSim: (tokens, dim)."""
+        matrix: npt.NDArray[ScalarT] = self._asked_for("late_interaction")
+        return matrix
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take."""
+        return sum(getattr(self, f"_{name}").nbytes for name in self.outputs)
+
+    def __eq__(self, other: object) -> bool:
+        import numpy as np
+
+        if not isinstance(other, HybridEmbedding):
+            return NotImplemented
+        return (
+            self.outputs == other.outputs
+            and self._sparse == other._sparse
+            and np.array_equal(self._dense, other._dense)
+            and np.array_equal(self._late_interaction, other._late_interaction)
+        )
+
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        sizes = {"sparse": f"{len(self.sparse)} entries"} if self._sparse is not None else {}
+        shown = (f"{name}: {sizes.get(name) or getattr(self, name).shape}" for name in self.outputs)
+        return f"<HybridEmbedding {', '.join(shown)}>"
+
+
+class HybridBatch(_Hybrid, Sequence[HybridEmbedding[ScalarT]], Generic[ScalarT]):
+    """The results of several texts: one by one as a sequence, or kind by kind, as databases take them."""
+
+    __slots__ = ("_count",)
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        dense: "npt.NDArray[ScalarT] | None" = None,
+        sparse: Sequence[SparseEmbedding] | None = None,
+        late_interaction: "Sequence[npt.NDArray[ScalarT]] | None" = None,
+    ) -> None:
+        self._count = count
+        self._dense = dense
+        self._sparse = sparse
+        self._late_interaction = late_interaction
+
+    @property
+    def dense(self) -> "npt.NDArray[ScalarT]":
+        """A vector per text: (n, dim)."""
+        vectors: npt.NDArray[ScalarT] = self._asked_for("dense")
+        return vectors
+
+    @property
+    def sparse(self) -> Sequence[SparseEmbedding]:
+        """A sparse vector per text."""
+        vectors: Sequence[SparseEmbedding] = self._asked_for("sparse")
+        return vectors
+
+    @property
+    def late_interaction(self) -> "Sequence[npt.NDArray[ScalarT]]":
+        """A matrix per text: (tokens, dim)."""
+        matrices: Sequence[npt.NDArray[ScalarT]] = self._asked_for("late_interaction")
+        return matrices
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, position: int) -> HybridEmbedding[ScalarT]: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[HybridEmbedding[ScalarT]]: ...
+    def __getitem__(self, position: int | slice) -> HybridEmbedding[ScalarT] | list[HybridEmbedding[ScalarT]]:
+        if isinstance(position, slice):
+            return [self[index] for index in range(self._count)[position]]
+        index = range(self._count)[position]
+        return HybridEmbedding(**{name: getattr(self, f"_{name}")[index] for name in self.outputs})
+
+    def __repr__(self) -> str:
+        return f"<HybridBatch of {self._count}: {', '.join(self.outputs)}>"
 
 
 class Ragged(Sequence[ResultT]):
@@ -244,6 +387,24 @@ def _stack_rows(rows: list[Any], *, dim: int, dtype: str) -> Any:
     return matrix
 
 
+def _detach_hybrid(embedding: HybridEmbedding[ScalarT]) -> HybridEmbedding[ScalarT]:
+    copies = {"dense": _detach_array, "sparse": _detach_sparse, "late_interaction": _detach_array}
+    return HybridEmbedding(**{name: copies[name](getattr(embedding, name)) for name in embedding.outputs})
+
+
+def _join_hybrid(
+    embeddings: list[HybridEmbedding[Any]], *, outputs: Sequence[HybridOutput], dim: int, dtype: str
+) -> HybridBatch[Any]:
+    rows, sparse, matrices = None, None, None
+    if "dense" in outputs:
+        rows = _stack_rows([each.dense for each in embeddings], dim=dim, dtype=dtype)
+    if "sparse" in outputs:
+        sparse = detach_each([each.sparse for each in embeddings], _detach_sparse)
+    if "late_interaction" in outputs:
+        matrices = detach_each([each.late_interaction for each in embeddings], _detach_array)
+    return HybridBatch(len(embeddings), dense=rows, sparse=sparse, late_interaction=matrices)
+
+
 def stack_scores(scores: list[Any]) -> Scores:
     """Scores as one float32 array (n,)."""
     import numpy as np
@@ -254,6 +415,11 @@ def stack_scores(scores: list[Any]) -> Scores:
 def dense(dim: int, dtype: str) -> Assembly[Vector, Matrix]:
     """That of a dense model whose vectors have `dim` elements of `dtype`."""
     return Assembly(detach=_detach_array, assemble=partial(_stack_rows, dim=dim, dtype=dtype))
+
+
+def hybrid(outputs: Sequence[HybridOutput], dim: int, dtype: str) -> Assembly[HybridEmbedding[Any], HybridBatch[Any]]:
+    """That of a hybrid model, asked for these results, whose dense vectors have `dim` elements of `dtype`."""
+    return Assembly(detach=_detach_hybrid, assemble=partial(_join_hybrid, outputs=tuple(outputs), dim=dim, dtype=dtype))
 
 
 MATRICES: Assembly[Any, list[Any]] = Assembly(_detach_array, partial(detach_each, detach=_detach_array))

@@ -11,13 +11,16 @@ are called: on an event loop, call them in a thread for more than a few thousand
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from asyncembed.checks import check_choice, check_count
+from asyncembed.checks import check_choice, check_count, check_number
 from asyncembed.errors import OptionError
+
+if TYPE_CHECKING:
+    from asyncembed.results import HybridEmbedding, SparseEmbedding
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -209,3 +212,73 @@ def _score_chunk(query: FloatArray, documents: list[npt.NDArray[Any]]) -> FloatA
 def _check(vectors: npt.NDArray[Any], dim: int, what: str) -> None:
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         raise OptionError(f"{what} has the shape {vectors.shape}; expected (tokens, {dim or 'dim'})")
+
+
+# ---------------------------------------------------------------- words, and several results of a text
+
+
+def sparse_scores(query: "SparseEmbedding", documents: "Sequence[SparseEmbedding]") -> FloatArray:
+    """The dot products of one sparse vector with many, float32 (len(documents),), in their order.
+
+    That is the sum, over the indices that both have, of the products of their values.
+
+    ```python
+    one = SparseEmbedding.from_dict({3: 2.0, 7: 1.0})
+    sparse_scores(one, [SparseEmbedding.from_dict({7: 0.5, 3: 1.0, 9: 4.0})]).tolist()  # 2 * 1 + 1 * 0.5 = [2.5]
+    ```
+    """
+    scores = np.zeros(len(documents), dtype=np.float32)
+    if not len(query) or not documents:
+        return scores
+    order = query.indices.argsort(kind="stable")
+    known, values = query.indices[order], query.values[order].astype(np.float32, copy=False)
+    indices = np.concatenate([document.indices for document in documents])
+    owners = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
+    # An index may come several times in either: all its pairs count.
+    first, last = np.searchsorted(known, indices, "left"), np.searchsorted(known, indices, "right")
+    totals = np.concatenate([[0.0], values.cumsum(dtype=np.float64)])
+    products = (totals[last] - totals[first]) * np.concatenate([document.values for document in documents])
+    sums: FloatArray = np.bincount(owners, products, len(documents)).astype(np.float32)
+    return sums
+
+
+def hybrid_scores(
+    query: "HybridEmbedding[Any]",
+    documents: "Sequence[HybridEmbedding[Any]]",
+    *,
+    dense: float = 0.4,
+    sparse: float = 0.2,
+    late_interaction: float = 0.4,
+) -> FloatArray:
+    """How well documents answer a query by all their results, float32 (len(documents),): the weighted mean of three.
+
+    These are the dot product of the dense vectors, that of the sparse ones, and MaxSim over the number of the query's
+    tokens. Source: Chen et al. 2024, https://arxiv.org/abs/2402.03216, sections 3.2 and 4; the weights are those that
+    bge-m3's authors show. What has the weight 0 is not looked at, so need not be there.
+
+    Raises:
+        OptionError: A weight is no number of at least 0, or all are 0; shapes do not fit.
+        StateError: A result that has a weight was not asked for when the texts were embedded (`outputs=`).
+    """
+    weights = {"dense": dense, "sparse": sparse, "late_interaction": late_interaction}
+    for name, weight in weights.items():
+        check_number(name, weight, minimum=0)
+    if not (total := sum(weights.values())):
+        raise OptionError("one of dense, sparse and late_interaction must be more than 0")
+    scores = np.zeros(len(documents), dtype=np.float32)
+    if not documents:
+        return scores
+    if dense:
+        for start in range(0, len(documents), CHUNK_ROWS):
+            rows = np.stack([document.dense for document in documents[start : start + CHUNK_ROWS]])
+            for first, products in _products(_queries(query.dense, rows, is_unit=False), rows, is_unit=False):
+                scores[start + first : start + first + products.shape[1]] += dense * products[0]
+    if sparse:
+        scores += sparse * sparse_scores(query.sparse, [document.sparse for document in documents])
+    if late_interaction:
+        matrices = [document.late_interaction for document in documents]
+        scores += (
+            late_interaction * maxsim_scores(query.late_interaction, matrices) / max(1, len(query.late_interaction))
+        )
+    mean: FloatArray = scores / np.float32(total)
+    return mean

@@ -1,4 +1,4 @@
-"""The six classes for programs without an event loop: the same calls, which block the thread that makes them.
+"""The seven classes for programs without an event loop: the same calls, which block the thread that makes them.
 
 ```python
 with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
@@ -47,6 +47,9 @@ from asyncembed.checks import check_bool, check_seconds
 from asyncembed.embedders.base import Embedder, HasVectors, ModelName
 from asyncembed.embedders.cross_encoder import CrossEncoderKeywords
 from asyncembed.embedders.cross_encoder import TextCrossEncoder as AsyncTextCrossEncoder
+from asyncembed.embedders.hybrid import DEFAULT_MODEL as DEFAULT_HYBRID_MODEL
+from asyncembed.embedders.hybrid import HybridKeywords
+from asyncembed.embedders.hybrid import HybridTextEmbedding as AsyncHybridTextEmbedding
 from asyncembed.embedders.image import ImageEmbedding as AsyncImageEmbedding
 from asyncembed.embedders.image import ImageVectorKeywords
 from asyncembed.embedders.late_interaction import LateInteractionKeywords
@@ -63,7 +66,7 @@ from asyncembed.engine.pool import WorkerPool as AsyncWorkerPool
 from asyncembed.errors import StateError, UsageError
 from asyncembed.feeding import NotedFailures
 from asyncembed.migration import ATTRIBUTES
-from asyncembed.results import CollectedT, ResultT, ScalarT, SparseEmbedding
+from asyncembed.results import CollectedT, HybridOutput, ResultT, ScalarT, SparseEmbedding
 from asyncembed.shared import Lease, Use
 from asyncembed.stream import BatchStream as AsyncBatchStream
 from asyncembed.stream import EmbeddingStream as AsyncEmbeddingStream
@@ -86,6 +89,7 @@ __all__ = [
     "BatchStream",
     "DoorKeywords",
     "EmbeddingStream",
+    "HybridTextEmbedding",
     "ImageEmbedding",
     "LateInteractionMultimodalEmbedding",
     "LateInteractionTextEmbedding",
@@ -398,7 +402,7 @@ class BatchStream(Iterator[CollectedT], Generic[ResultT, CollectedT]):
         self.close()
 
 
-# ---------------------------------------------------------------- what the six classes share
+# ---------------------------------------------------------------- what the seven classes share
 
 
 class DoorKeywords(TypedDict, total=False):
@@ -637,7 +641,7 @@ class _TextRoles(_Embedder[EmbedderT], Generic[EmbedderT, ResultT, CollectedT]):
     def embed_documents(self) -> None: ...
 
 
-# ---------------------------------------------------------------- the six classes, and the pool that they may share
+# ---------------------------------------------------------------- the seven classes, and the pool that they may share
 
 
 class WorkerPool(AsyncWorkerPool):
@@ -669,6 +673,9 @@ class _SparseKeywords(SparseKeywords, DoorKeywords, total=False): ...
 
 
 class _LateInteractionKeywords(LateInteractionKeywords, DoorKeywords, total=False): ...
+
+
+class _HybridKeywords(HybridKeywords, DoorKeywords, total=False): ...
 
 
 class _ImageKeywords(ImageVectorKeywords, DoorKeywords, total=False): ...
@@ -846,6 +853,79 @@ class LateInteractionTextEmbedding(
     @_blocking
     @_of(AsyncLateInteractionTextEmbedding[ScalarT].token_count)
     def token_count(self) -> None: ...
+
+
+class HybridTextEmbedding(_HasVectors[AsyncHybridTextEmbedding[ScalarT]], Generic[ScalarT]):
+    """Several results for a text from one pass. As `asyncembed.HybridTextEmbedding`, for programs without a loop.
+
+    ```python
+    with HybridTextEmbedding("BAAI/bge-m3") as model:
+        batch = model.embed(texts).collect()               # a `HybridBatch`
+        query = model.embed_query("what is backpressure?")  # a `HybridEmbedding`
+    ```
+
+    Args:
+        model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`.
+        keywords: Those of `asyncembed.HybridTextEmbedding`, and `asyncembed.sync.DoorKeywords`.
+    """
+
+    _kind: ClassVar[type[Embedder]] = AsyncHybridTextEmbedding
+
+    @overload
+    def __init__(
+        self: "HybridTextEmbedding[np.float32]",
+        model_name: ModelName = DEFAULT_HYBRID_MODEL,
+        *,
+        dtype: Literal["float32"] = "float32",
+        **keywords: Unpack[_HybridKeywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "HybridTextEmbedding[np.float16]",
+        model_name: ModelName = DEFAULT_HYBRID_MODEL,
+        *,
+        dtype: Literal["float16"],
+        **keywords: Unpack[_HybridKeywords],
+    ) -> None: ...
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+
+    @property
+    def outputs(self) -> tuple[HybridOutput, ...]:
+        """Which results the model has, of "dense", "sparse" and "late_interaction". Opens the model."""
+        return self._caller.run(self._leased().call, _outputs_of)
+
+    @_streaming
+    @_of(AsyncHybridTextEmbedding[ScalarT].embed)
+    def embed(self) -> None: ...
+
+    @_streaming
+    @_of(AsyncHybridTextEmbedding[ScalarT].query_embed)
+    def query_embed(self) -> None: ...
+
+    @_streaming
+    @_of(AsyncHybridTextEmbedding[ScalarT].passage_embed)
+    def passage_embed(self) -> None: ...
+
+    @_blocking
+    @_of(AsyncHybridTextEmbedding[ScalarT].embed_query)
+    def embed_query(self) -> None: ...
+
+    @_blocking
+    @_of(AsyncHybridTextEmbedding[ScalarT].embed_documents)
+    def embed_documents(self) -> None: ...
+
+    @_blocking
+    @_of(AsyncHybridTextEmbedding[ScalarT].token_count)
+    def token_count(self) -> None: ...
+
+    @staticmethod
+    @_of(AsyncHybridTextEmbedding.add_custom_model)
+    def add_custom_model() -> None: ...
+
+
+async def _outputs_of(model: AsyncHybridTextEmbedding[Any]) -> tuple[HybridOutput, ...]:
+    return model.outputs
 
 
 class ImageEmbedding(_HasVectors[AsyncImageEmbedding[ScalarT]], Generic[ScalarT]):

@@ -3,7 +3,7 @@
     uv run -m examples.sync_program                          # a few hundred docstrings, some queries
     uv run -m examples.sync_program -n 5000 --threads 16
 
-`asyncembed.sync` has the six classes as plain ones: calls block, streams are for `for`. They may be used from any
+`asyncembed.sync` has the seven classes as plain ones: calls block, streams are for `for`. They may be used from any
 number of threads; queries of threads that ask at the same time are computed together, and go before the ingest.
 """
 

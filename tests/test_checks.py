@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from asyncembed import (
+    HybridTextEmbedding,
     ImageEmbedding,
     LateInteractionMultimodalEmbedding,
     LateInteractionTextEmbedding,
@@ -37,6 +38,7 @@ CLASSES: tuple[Any, ...] = (
     TextEmbedding,
     SparseTextEmbedding,
     LateInteractionTextEmbedding,
+    HybridTextEmbedding,
     ImageEmbedding,
     LateInteractionMultimodalEmbedding,
     TextCrossEncoder,
@@ -102,6 +104,10 @@ def test_no_constructor_takes_what_it_cannot_use(kind: Any, keyword: str) -> Non
         (SparseTextEmbedding, {"pruning": 1.1}),
         (SparseTextEmbedding, {"pruning": "0.1"}),
         (LateInteractionTextEmbedding, {"truncate": None}),
+        (HybridTextEmbedding, {"outputs": "dense"}),
+        (HybridTextEmbedding, {"outputs": ["dense", "colour"]}),
+        (HybridTextEmbedding, {"outputs": []}),
+        (HybridTextEmbedding, {"truncate": None}),
         (TextCrossEncoder, {"truncate": 1}),
         (TextCrossEncoder, {"activation": None}),
         (ImageEmbedding, {"fast_decode": "false"}),
@@ -211,12 +217,20 @@ def test_pools_and_encodings_are_checked_alike() -> None:
         {"output_name": 0},
         {"pooling": "median"},
         {"kind": "dense"},
+        {"sparse_head": 3},
+        {"late_interaction_head": ""},
     ],
     ids=str,
 )
 def test_a_model_of_ones_own_is_checked_alike(wrong: dict[str, Any]) -> None:
     dense = {"pooling": "mean", "normalization": True, "dim": 3}
-    for kind, more in ((TextEmbedding, dense), (SparseTextEmbedding, {"kind": "splade"}), (TextCrossEncoder, {})):
+    kinds: list[tuple[Any, dict[str, Any]]] = [
+        (TextEmbedding, dense),
+        (SparseTextEmbedding, {"kind": "splade"}),
+        (HybridTextEmbedding, {"sparse_head": "a.pt", "late_interaction_head": None}),
+        (TextCrossEncoder, {}),
+    ]
+    for kind, more in kinds:
         known = {
             "model": "mine/checked",
             "sources": "mine/checked",

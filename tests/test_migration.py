@@ -295,6 +295,8 @@ async def test_a_relative_path_stays_valid_when_the_working_directory_changes(
 def test_every_public_class_is_compared() -> None:
     classes = {name for name in asyncembed.__all__ if name.endswith(("Embedding", "Encoder"))} - {
         "SparseEmbedding",
+        "HybridEmbedding",
+        "HybridTextEmbedding",
         "Encoder",
     }
     assert classes == {kind.__name__ for kind in FASTEMBED}

@@ -11,8 +11,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from asyncembed import scoring
-from asyncembed.errors import OptionError
-from asyncembed.scoring import CHUNK_ROWS, Similarity, cosine, maxsim, maxsim_scores, top_k
+from asyncembed.errors import OptionError, StateError
+from asyncembed.results import HybridEmbedding, SparseEmbedding
+from asyncembed.scoring import (
+    CHUNK_ROWS,
+    Similarity,
+    cosine,
+    hybrid_scores,
+    maxsim,
+    maxsim_scores,
+    sparse_scores,
+    top_k,
+)
 
 Array = npt.NDArray[Any]
 DTYPES = [np.int8, np.uint8, np.float16, np.float32, np.float64]
@@ -156,3 +166,65 @@ def test_a_wrong_shape_is_named() -> None:
         maxsim_scores(np.eye(3), [np.eye(3), np.ones((2, 4))])
     with pytest.raises(OptionError, match="the query"):
         maxsim(np.ones(3), np.eye(3))
+
+
+# ---------------------------------------------------------------- words, and several results of a text
+
+
+def sparse(entries: dict[int, float]) -> SparseEmbedding:
+    return SparseEmbedding.from_dict(entries)
+
+
+def test_sparse_scores_are_the_products_of_what_both_have() -> None:
+    query = sparse({7: 1.0, 3: 2.0})
+    documents = [sparse({3: 1.0, 9: 4.0, 7: 0.5}), sparse({}), sparse({4: 1.0}), sparse({7: 3.0})]
+    scores = sparse_scores(query, documents)
+    assert scores.dtype == np.float32
+    assert scores.tolist() == [2.5, 0, 0, 3]
+    assert sparse_scores(sparse({}), documents).tolist() == [0, 0, 0, 0]
+    assert sparse_scores(query, []).shape == (0,)
+
+
+def test_an_index_that_comes_twice_counts_twice() -> None:
+    """As in miniCOIL's vectors."""
+    twice = SparseEmbedding(np.array([5, 5], np.int32), np.array([1, 2], np.float32))
+    assert sparse_scores(twice, [sparse({5: 10.0}), twice]).tolist() == [30, 9]
+
+
+@given(st.lists(st.dictionaries(st.integers(0, 9), st.floats(0.125, 8, width=16), max_size=6), min_size=1, max_size=5))
+def test_sparse_scores_are_dot_products(entries: list[dict[int, float]]) -> None:
+    query, *documents = map(sparse, entries)
+    right = [sum(value * entries[0].get(index, 0) for index, value in each.items()) for each in entries[1:]]
+    np.testing.assert_allclose(sparse_scores(query, documents), right, rtol=1e-5)
+
+
+def hybrid_embedding(angle: float, word: int) -> HybridEmbedding:
+    direction = np.array([np.cos(angle), np.sin(angle)], np.float32)
+    return HybridEmbedding(dense=direction, sparse=sparse({word: 2.0}), late_interaction=np.stack([direction] * 3))
+
+
+def test_hybrid_scores_are_the_weighted_mean_of_three() -> None:
+    """By hand: the cosine of the angle, 4 for the same word, and the cosine again, as every token has it."""
+    query, documents = hybrid_embedding(0.0, 1), [hybrid_embedding(0.5, 1), hybrid_embedding(1.0, 2)]
+    cosines = np.cos([0.5, 1.0])
+    right = 0.4 * cosines + 0.2 * np.array([4, 0]) + 0.4 * cosines
+    np.testing.assert_allclose(hybrid_scores(query, documents), right, rtol=1e-6)
+    right = (cosines + 0.3 * np.array([4, 0]) + cosines) / 2.3
+    np.testing.assert_allclose(
+        hybrid_scores(query, documents, dense=1, sparse=0.3, late_interaction=1), right, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        hybrid_scores(query, documents, dense=0, sparse=0, late_interaction=7), cosines, rtol=1e-6
+    )
+    assert hybrid_scores(query, []).shape == (0,)
+
+
+def test_a_result_without_a_weight_need_not_be_there() -> None:
+    query, document = HybridEmbedding(sparse=sparse({1: 2.0})), HybridEmbedding(sparse=sparse({1: 1.5}))
+    assert hybrid_scores(query, [document], dense=0, late_interaction=0).tolist() == [3]
+    with pytest.raises(StateError, match="no dense result here"):
+        hybrid_scores(query, [document])
+    with pytest.raises(OptionError, match="must be more than 0"):
+        hybrid_scores(query, [document], dense=0, sparse=0, late_interaction=0)
+    with pytest.raises(OptionError, match="sparse must be a number"):
+        hybrid_scores(query, [document], sparse=-1)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from asyncembed import (
     CountedBatch,
+    HybridTextEmbedding,
     ImageEmbedding,
     LateInteractionMultimodalEmbedding,
     LateInteractionTextEmbedding,
@@ -1296,6 +1297,7 @@ async def test_every_family_tells_a_function_of_failures(family: Family, pool: W
         "text": (TextEmbedding, ("embed", "query_embed", "passage_embed")),
         "sparse": (SparseTextEmbedding, ("embed", "query_embed", "passage_embed")),
         "late_interaction": (LateInteractionTextEmbedding, ("embed", "query_embed", "passage_embed")),
+        "hybrid": (HybridTextEmbedding, ("embed", "query_embed", "passage_embed")),
         "image": (ImageEmbedding, ("embed",)),
         "late_interaction_multimodal": (LateInteractionMultimodalEmbedding, ("embed_text", "embed_image")),
         "cross_encoder": (TextCrossEncoder, ("rerank_pairs", "rerank")),

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import asyncembed
-from asyncembed import sync
+from asyncembed import HybridBatch, HybridEmbedding, sync
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.embedders.cross_encoder import CrossEncoderKeywords
 from asyncembed.embedders.sparse import SparseKeywords
@@ -37,6 +37,7 @@ FAMILIES = [
     "TextEmbedding",
     "SparseTextEmbedding",
     "LateInteractionTextEmbedding",
+    "HybridTextEmbedding",
     "ImageEmbedding",
     "LateInteractionMultimodalEmbedding",
     "TextCrossEncoder",
@@ -181,6 +182,7 @@ CALLS: dict[str, tuple[str, Calls]] = {
     "TextEmbedding": ("dense", text_calls),
     "SparseTextEmbedding": ("splade", text_calls),
     "LateInteractionTextEmbedding": ("colbert", text_calls),
+    "HybridTextEmbedding": ("hybrid", text_calls),
     "ImageEmbedding": ("image", image_calls),
     "LateInteractionMultimodalEmbedding": ("colmodernvbert", page_calls),
     "TextCrossEncoder": ("cross_encoder", score_calls),
@@ -204,7 +206,13 @@ def blocked(name: str, spec: ModelSpec, calls: Calls) -> list[Any]:
 
 
 def assert_equal(ours: Any, theirs: Any) -> None:
-    if isinstance(theirs, list | tuple):
+    if isinstance(theirs, HybridEmbedding):
+        assert ours.outputs == theirs.outputs
+        assert_equal(*[[getattr(each, name) for name in each.outputs] for each in (ours, theirs)])
+    elif isinstance(theirs, HybridBatch):
+        assert type(ours) is HybridBatch
+        assert_equal(list(ours), list(theirs))
+    elif isinstance(theirs, list | tuple):
         assert type(ours) is type(theirs)
         assert len(ours) == len(theirs)
         for one, other in zip(ours, theirs, strict=True):

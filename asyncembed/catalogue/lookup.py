@@ -31,6 +31,7 @@ CLASSES: Mapping[Family, str] = {
     "text": "TextEmbedding",
     "sparse": "SparseTextEmbedding",
     "late_interaction": "LateInteractionTextEmbedding",
+    "hybrid": "HybridTextEmbedding",
     "image": "ImageEmbedding",
     "late_interaction_multimodal": "LateInteractionMultimodalEmbedding",
     "cross_encoder": "TextCrossEncoder",

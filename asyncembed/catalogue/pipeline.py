@@ -45,6 +45,7 @@ _ROOT_CONFIGURATION = frozenset(
     {
         *CONFIGURATION,
         *_IMAGE_CONFIGURATION,
+        "chat_template.jinja",
         "config_sentence_transformers.json",
         "modules.json",
         "router_config.json",
@@ -84,6 +85,7 @@ class Overrides:
         precision: "fp32", "fp16", "int8", ...: which of several graphs, by the names that exporters give
             them.
         graph_output: Graph output used, by position or name.
+        template: What a reranker that is a language model reads of a pair.
     """
 
     pooling: Pooling | None = None
@@ -92,6 +94,7 @@ class Overrides:
     onnx_file: str | None = None
     precision: str | None = None
     graph_output: int | str | None = None
+    template: str | None = None
 
     def applied_to(self, spec: ModelSpec) -> ModelSpec:
         """The spec of a model that the catalogue or the caller describes, with these instead of what it says."""
@@ -100,6 +103,8 @@ class Overrides:
         settings = dict(spec.settings)
         if self.graph_output is not None or self.pooling not in (None, spec.pooling):
             settings.pop("output_name", None)  # it goes with the catalogue's pooling
+        if self.template is not None:
+            settings["template"] = self.template
         if self.pooling == "none" and spec.pooling != "none":
             settings["takes_finished"] = "any" if self.graph_output is None else "named"
         return replace(
@@ -280,14 +285,93 @@ def _image(repo: _Repo, spec: ModelSpec) -> ModelSpec:
 
 
 def _cross_encoder(repo: _Repo, spec: ModelSpec) -> ModelSpec:
-    """A model for sequence classification whose one label is the score."""
+    """A model for sequence classification whose one label is the score, or a language model whose answer is."""
+    modules = repo.modules() or []
+    spec = replace(spec, max_length=_max_length(repo))
+    answers = [module.prefix for module in modules if module.kind == "LogitScore"]
+    if answers or _is_called(repo, "ForCausalLM") or repo.overrides.template is not None:
+        kinds = [module.kind for module in modules]
+        if kinds not in ([], ["Transformer"], ["Transformer", "LogitScore"]):
+            raise repo.unsupported(
+                f"its modules are {', '.join(map(shown, kinds[:8]))}; those of a language model that is a reranker are "
+                "Transformer and LogitScore"
+            )
+        return _causal_reranker(repo, spec, answers[0] if answers else None)
     config = repo.json("config.json")
     _check_task(repo, "ForSequenceClassification")
     id2label = config.get("id2label")
     labels = _integer(config, "num_labels") or (len(id2label) if isinstance(id2label, dict) else 1)
     if labels != 1:
         raise repo.unsupported(f"it is a classifier of {labels} labels; a reranker has one, the score")
-    return _preferring(repo, "logits", replace(spec, encoder="cross_encoder", max_length=_max_length(repo)))
+    forms = repo.json("sentence_bert_config.json").get("modality_config")
+    if modules and isinstance(forms, dict) and "message" in forms:
+        # Its chat template says what it reads of a pair, and no answer but its score is taken.
+        return _with_settings(_instructed(replace(spec, encoder="causal_reranker")), yes=None, no=None)
+    return _preferring(repo, "logits", replace(spec, encoder="cross_encoder"))
+
+
+_ANSWERS: Mapping[str | None, tuple[str, str]] = {
+    None: ("yes", "no"),  # as sentence-transformers
+    "qwen3-reranker": ("yes", "no"),
+    "mxbai-rerank-v2": ("1", "0"),
+}
+"""What a language model answers, by its template, where no module says it."""
+
+
+def _causal_reranker(repo: _Repo, spec: ModelSpec, module: str | None) -> ModelSpec:
+    """A language model that answers; `module` is where the files of its module LogitScore lie, if it has one."""
+    template = repo.overrides.template
+    yes: object
+    no: object
+    yes, no = _ANSWERS.get(template, _ANSWERS[None])
+    if module is not None:
+        said = repo.json(f"{module}config.json")
+        yes, no = said.get("true_token_id"), said.get("false_token_id")
+        if type(yes) is not int or not (no is None or type(no) is int):
+            raise repo.unsupported(f"{module}config.json has no usable true_token_id and false_token_id")
+    spec = _instructed(replace(spec, encoder="causal_reranker"))
+    spec = _with_settings(spec, yes=yes, no=no)
+    if template is not None:
+        spec = _with_settings(spec, template=template)
+    return _preferring(repo, "logits", spec)
+
+
+def _instructed(spec: ModelSpec) -> ModelSpec:
+    """The spec of a model whose default prompt is its instruction."""
+    if spec.default_prompt is None or not spec.prompts[spec.default_prompt]:
+        return spec
+    return _with_settings(spec, instruction=spec.prompts[spec.default_prompt])
+
+
+HEADS: Mapping[str, tuple[str, ...]] = {
+    "sparse_head": ("sparse_linear.pt", "sparse_linear.safetensors"),
+    "late_interaction_head": ("colbert_linear.pt", "colbert_linear.safetensors"),
+}
+"""The linear layers of models like bge-m3, by the settings of a hybrid model that name them."""
+
+
+def _hybrid(repo: _Repo, spec: ModelSpec) -> ModelSpec:
+    """A text model with layers for more results beside it, or a graph that has several; which ones its outputs tell."""
+    found = {setting: next((path for path in names if path in repo.files), None) for setting, names in HEADS.items()}
+    heads = {setting: path for setting, path in found.items() if path is not None}
+    spec = replace(spec, encoder="hybrid", settings=heads, additional_files=tuple(heads.values()))
+    modules = repo.modules()
+    if modules is not None:
+        spec = _from_modules(repo, modules, spec)
+        if spec.encoder != "hybrid":
+            raise repo.unsupported("it is a static model, which has one vector for a text: TextEmbedding is its class")
+        if unread := spec.settings.keys() - {*HEADS}:
+            raise repo.unsupported(f"a hybrid model with {', '.join(sorted(unread))} is none that we compute")
+    elif heads:
+        spec = replace(spec, pooling="cls", normalize=True, max_length=_max_length(repo), dim=_hidden_size(repo))
+    else:
+        spec = replace(spec, normalize=True, max_length=_max_length(repo))
+    if not heads and not any(path.endswith(".onnx") for path in repo.files):
+        raise repo.unsupported(
+            f"it has neither {' nor '.join(names[0] for names in HEADS.values())}, and no graph that could have more "
+            "than dense vectors"
+        )
+    return spec
 
 
 def _sparse(repo: _Repo, spec: ModelSpec) -> ModelSpec:
@@ -375,6 +459,7 @@ _FAMILIES: Mapping[str, Callable[[_Repo, ModelSpec], ModelSpec]] = {
     "text": _text,
     "cross_encoder": _cross_encoder,
     "sparse": _sparse,
+    "hybrid": _hybrid,
     "image": _image,
 }
 """The families that a repo can be of by its own word."""
@@ -538,7 +623,7 @@ def _preferring(repo: _Repo, output: str, spec: ModelSpec) -> ModelSpec:
     return spec if repo.overrides.graph_output is not None else _with_settings(spec, output_name=output)
 
 
-_EXPORTED_FAMILIES = ("text", "sparse", "cross_encoder")
+_EXPORTED_FAMILIES = ("text", "sparse", "hybrid", "cross_encoder")
 """Those that a graph can be built for from weights."""
 
 
@@ -579,9 +664,19 @@ def _prompts(repo: _Repo) -> tuple[dict[str, str], str | None]:
     return prompts, default if isinstance(default, str) and default in prompts else None
 
 
-def _check_task(repo: _Repo, task: str) -> None:
+def _is_called(repo: _Repo, task: str) -> bool:
+    """Whether the repo's first architecture is one for a task."""
+    names = _architectures(repo)
+    return bool(names) and isinstance(names[0], str) and names[0].endswith(task)
+
+
+def _architectures(repo: _Repo) -> list[object]:
     architectures = repo.json("config.json").get("architectures")
-    names = architectures if isinstance(architectures, list) else [architectures] if architectures else []
+    return architectures if isinstance(architectures, list) else [architectures] if architectures else []
+
+
+def _check_task(repo: _Repo, task: str) -> None:
+    names = _architectures(repo)
     if names and not any(isinstance(name, str) and name.endswith(task) for name in names):
         raise repo.unsupported(f"config.json calls it {', '.join(map(shown, names[:8]))}, not a model {task}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 Family: TypeAlias = Literal[
-    "text", "sparse", "late_interaction", "image", "late_interaction_multimodal", "cross_encoder"
+    "text", "sparse", "late_interaction", "hybrid", "image", "late_interaction_multimodal", "cross_encoder"
 ]
 
 Pooling: TypeAlias = Literal["cls", "mean", "max", "weighted_mean", "mean_sqrt_len", "last_token", "none"]

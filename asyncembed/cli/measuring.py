@@ -171,7 +171,7 @@ def workload(embedder: Embedder, texts: Sequence[str] = ()) -> Workload:
             )
         case ImageEmbedding():
             return Workload("images", "embed_image", images, embedder.embed, lambda _: embedder.embed_image(images[0]))
-    raise AssertionError("these are the six families")
+    raise AssertionError("these are the seven families")
 
 
 def _pairs(reranker: TextCrossEncoder, texts: Sequence[str]) -> Workload:

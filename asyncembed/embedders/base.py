@@ -161,7 +161,7 @@ class Opened:
 
 
 class Embedder(OnAnyLoop[Opened]):
-    """What the six classes share: they differ in what their inputs are and what a result looks like.
+    """What the seven classes share: they differ in what their inputs are and what a result looks like.
 
     Opening finds the model's files (downloading them if need be), starts the workers unless a pool is given, and has
     them load the model. Closing ends every stream, drops the model, and ends the workers that opening started.
@@ -169,7 +169,7 @@ class Embedder(OnAnyLoop[Opened]):
     Args:
         model_name: A name of the catalogue (letter case does not matter), a repo on the hub, or a local directory (as
             a `Path`, always that); or a `ModelSpec` of your own.
-        options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
+        options: The keywords that all classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
 
     Raises:
         OptionError: An unknown keyword, or a value that cannot work.

@@ -96,7 +96,7 @@ class ImageEmbedder(HasVectors):
         allow_private_urls: Also fetch from private, loopback and link-local addresses.
         max_url_bytes: Most bytes behind one URL.
         url_timeout: Most seconds for one URL, redirects included, and for reading one file object.
-        options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
+        options: The keywords that all classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
 
     Raises:
         OptionError: An unknown keyword, or a value that cannot work.
@@ -379,7 +379,7 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         normalize: Whether vectors are scaled to unit length; None: as the catalogue says, and yes for other models.
         truncate_dim: Keep only this many leading components, then normalise again (Matryoshka).
         dtype: "float32" or "float16".
-        options: Those of `ImageEmbedder`, and those that all six classes share (`workers`, `device`, `pool`, ...): see
+        options: Those of `ImageEmbedder`, and those that all classes share (`workers`, `device`, `pool`, ...): see
             `asyncembed.Options`.
     """
 

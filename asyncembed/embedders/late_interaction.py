@@ -43,7 +43,7 @@ class LateInteractionTextEmbedding(
         model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`.
         truncate: Cut inputs over the length limit; False makes such an input an `InputError`.
         dtype: "float32" or "float16".
-        options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
+        options: The keywords that all classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
 
     Raises:
         OptionError: An unknown keyword, or a value that cannot work.

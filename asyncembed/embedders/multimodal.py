@@ -43,7 +43,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
         model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`.
         truncate: Cut texts over the length limit; False makes such a text an `InputError`.
         dtype: "float32" or "float16".
-        options: Those of `ImageEmbedder`, and those that all six classes share (`workers`, `device`, `pool`, ...): see
+        options: Those of `ImageEmbedder`, and those that all classes share (`workers`, `device`, `pool`, ...): see
             `asyncembed.Options`.
     """
 

@@ -86,7 +86,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         pruning: SPLADE: entries below this share of a vector's largest are left out, 0 to 1 (as OpenSearch's
             "max_ratio"; with its models, 0.1 leaves about half).
         truncate: Cut inputs over the length limit; False makes such an input an `InputError`. BM25 has no limit.
-        options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
+        options: The keywords that all classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
 
     Raises:
         OptionError: A keyword or value that cannot work; on opening, one that the model does not have.

@@ -111,7 +111,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         dtype: "float32" or "float16".
         output: "float"; "int8", which needs `int8_ranges`; or "binary", eight components to a byte, as int8.
         int8_ranges: Smallest and largest value of each component, float32 (2, dim), from a sample of the corpus.
-        options: The keywords that all six classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
+        options: The keywords that all classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
     """
 
     family: ClassVar[Family] = "text"

@@ -15,6 +15,8 @@ from asyncembed.runtime.session import SessionOptions
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from asyncembed.results import HybridOutput
+
 Results: TypeAlias = "Sequence[Any] | npt.NDArray[Any]"
 """One result per input, by position."""
 
@@ -68,10 +70,12 @@ class Call:
         dtype: Element type of the results.
         output: "float", or the quantised forms "int8" and "binary".
         int8_ranges: For "int8": the smallest and largest value of each component, float32 (2, dim) as bytes.
+        instruction: What a reranker that takes one is to look for.
         activation: What is done to the logit of a pair: "sigmoid" maps it to 0..1.
         truncated: With "count": only the tokens count that are left of an input when it is cut at the limit.
         include_extension: With "count": the tokens count, too, that the encoder itself puts into a text.
         role: With "count" and `include_extension`: what the texts are.
+        outputs: Of a hybrid model: which of its results are wanted, in the order of `HYBRID_OUTPUTS`.
     """
 
     mode: Mode = "embed"
@@ -83,9 +87,11 @@ class Call:
     output: Literal["float", "int8", "binary"] = "float"
     int8_ranges: bytes | None = None
     activation: Literal["none", "sigmoid"] = "none"
+    instruction: str | None = None
     truncated: bool = True
     include_extension: bool = False
     role: Literal["query", "document"] = "document"
+    outputs: "tuple[HybridOutput, ...]" = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.truncate, bool):
@@ -105,6 +111,7 @@ class ModelInfo:
         dynamically_quantized: Whether a result would depend on its neighbours in a run of the graph.
         providers: The execution providers that came up, the one that computes first; empty without a graph.
         warning: What the user should know of where the model runs; None: nothing.
+        outputs: Of a hybrid model: which results it has, in the order of `HYBRID_OUTPUTS`.
     """
 
     max_length: int | None = None
@@ -115,6 +122,7 @@ class ModelInfo:
     dynamically_quantized: bool = False
     providers: tuple[str, ...] = ()
     warning: str | None = None
+    outputs: "tuple[HybridOutput, ...]" = ()
 
     @property
     def runs_on(self) -> str:

@@ -5,7 +5,7 @@ from asyncembed.encoders.settings import GraphSettings
 from asyncembed.errors import UnsupportedModelError
 from asyncembed.runtime.session import Session
 
-_FINISHED_OUTPUTS = ("sentence_embedding", "sentence_embeddings", "text_embeds", "dense_vecs")
+FINISHED_OUTPUTS = ("sentence_embedding", "sentence_embeddings", "text_embeds", "dense_vecs")
 """What exporters call the vector of a whole text. It is not `pooler_output`, which only served to train the model."""
 
 
@@ -37,14 +37,14 @@ def is_finished(session: Session, spec: ModelSpec, settings: GraphSettings, outp
 
 def _finished_output(session: Session, dim: int | None) -> str | None:
     names = session.output_names
-    candidates = (*_FINISHED_OUTPUTS, *(names if len(names) == 1 else ()))
+    candidates = (*FINISHED_OUTPUTS, *(names if len(names) == 1 else ()))
     return next((name for name in candidates if name in names and _may_be_vectors(session, name, dim)), None)
 
 
 def _may_be_vectors(session: Session, output: str, dim: int | None) -> bool:
     shape = session.output_shape(output)
     if not shape:  # not stated: then the name has to do
-        return output in _FINISHED_OUTPUTS
+        return output in FINISHED_OUTPUTS
     return len(shape) == 2 and (dim is None or shape[1] in (None, dim))
 
 

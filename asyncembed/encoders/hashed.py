@@ -23,7 +23,7 @@ from asyncembed.encoders.postprocess import encoded_matrices, encoded_rows
 from asyncembed.encoders.projection import sigmoid
 from asyncembed.errors import InputError, InputFailure, OptionError
 from asyncembed.faking import SETTING
-from asyncembed.results import sparse_batch
+from asyncembed.results import HYBRID_OUTPUTS, HybridBatch, sparse_batch
 
 if TYPE_CHECKING:
     from asyncembed.faking import Fakes
@@ -74,6 +74,7 @@ class HashedEncoder:
             dim=spec.dim,
             tokens_per_image=TOKENS_PER_IMAGE,
             providers=("fakes",),
+            outputs=HYBRID_OUTPUTS if spec.family == "hybrid" else (),
         )
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
@@ -99,7 +100,14 @@ class HashedEncoder:
             return self._sparse(words, call)
         if self._spec.family == "text":
             return self._dense(words, call)
-        return self._matrices(words, call)
+        return self._hybrid(words, call) if self._spec.family == "hybrid" else self._matrices(words, call)
+
+    def _hybrid(self, texts: Usable[Words], call: Call) -> Encoded:
+        compute = {"dense": self._dense, "sparse": self._sparse, "late_interaction": self._matrices}
+        found: dict[str, Any] = {name: compute[name](texts, call) for name in call.outputs or HYBRID_OUTPUTS}
+        done: Encoded = next(iter(found.values()))
+        done.results = HybridBatch(texts.batch_size, **{name: one.results for name, one in found.items()})
+        return done
 
     # ---------------------------------------------------------------- texts
 

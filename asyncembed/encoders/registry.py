@@ -48,6 +48,7 @@ ROWS: Mapping[str, Row] = {
     "static": _row("static:StaticEncoder", kinds.StaticSettings, has_graph=False),
     "colbert": _row("colbert:LateInteractionEncoder", kinds.ColbertSettings),
     "token_states": _row("colbert:LateInteractionEncoder", kinds.ColbertSettings),
+    "hybrid": _row("one_pass:HybridEncoder", kinds.HybridSettings),
     "colpali": _row("colpali:colpali", kinds.ColPaliSettings),
     "colmodernvbert": _row("colpali:colmodernvbert", kinds.ColModernVBertSettings),
     "image": _row("vision:ImageEncoder", kinds.ImageSettings),
@@ -57,6 +58,7 @@ ROWS: Mapping[str, Row] = {
     "bm42": _row("bm42:bm42", kinds.Bm42Settings),
     "minicoil": _row("minicoil:minicoil", kinds.MiniCoilSettings),
     "cross_encoder": _row("reranker:CrossEncoder", kinds.RerankerSettings),
+    "causal_reranker": _row("causal_reranker:CausalReranker", kinds.CausalRerankerSettings),
 }
 
 

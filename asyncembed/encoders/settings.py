@@ -106,6 +106,19 @@ class ColbertSettings(GraphSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HybridSettings(GraphSettings):
+    """Of a model that gives several results for a text.
+
+    Attributes:
+        sparse_head, late_interaction_head: Files of linear layers on the hidden states, which give a token's weight and
+            its vector; None: what the graph has for it, if it has anything.
+    """
+
+    sparse_head: str | None = None
+    late_interaction_head: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RerankerSettings(GraphSettings):
     """Of a cross-encoder.
 
@@ -114,6 +127,23 @@ class RerankerSettings(GraphSettings):
     """
 
     column: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CausalRerankerSettings(GraphSettings):
+    """Of a reranker that is a language model.
+
+    Attributes:
+        template: What it reads of a pair, as one of `pair_prompts.PROMPTS`; None: as the repo's chat template says.
+        yes, no: The tokens, or their ids, whose logits make the score; without `no` it is that of `yes`, and without
+            either the graph gives a score.
+        instruction: What it is to look for, where a call does not say; None: as the template says.
+    """
+
+    template: str | None = None
+    yes: int | str | None = "yes"
+    no: int | str | None = "no"
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures, ModelInfo
-from asyncembed.encoders.finite import quietly
+from asyncembed.encoders.finite import Finite, quietly
 from asyncembed.encoders.settings import SparseSettings
 from asyncembed.encoders.text_graph import TextGraph
 from asyncembed.encoders.tokenization import IntArray, TextTokenizer, Tokenized, count_tokens
@@ -29,6 +29,9 @@ MAX_LOGITS = "max_logits"
 
 NOT_FINITE: Entries = (np.zeros(1, dtype=np.int32), np.full(1, np.nan, dtype=np.float32))
 """The entries of a text for which the graph gave NaN or infinity, where its weighting would turn that into numbers."""
+
+
+NO_ENTRIES: Entries = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
 
 
 class Weighting(Protocol):
@@ -95,7 +98,7 @@ class SparseEncoder:
             padded = sum(map(len, done.values))
         else:
             entries, padded = self._compute(done, is_query=is_query)
-        vectors = done.in_batch(entries, (_NO_INDICES, _NO_VALUES))
+        vectors = done.in_batch(entries, NO_ENTRIES)
         batch = sparse_batch([indices for indices, _ in vectors], [values for _, values in vectors])
         failures: Failures = {**done.failures, **self._not_finite(batch)}
         return Encoded(batch, failures, padded_tokens=padded, counts=done.in_batch(tokenizer.computed(done), 0))
@@ -113,14 +116,13 @@ class SparseEncoder:
         _, values = batch.arrays
         if np.isfinite(values).all():
             return {}
-        owners = np.repeat(np.arange(len(batch)), np.diff(batch.bounds))
         # Weights of queries are checked when they are read, so this comes from the graph.
-        return self._graph.finite.failures(values, owners)
+        return failures_of_entries(batch, self._graph.finite)
 
     def _compute(self, done: Tokenized, *, is_query: bool) -> tuple[list[Entries], int]:
         """The entries of each encoding, and the tokens computed for them."""
         rows = [encoding.ids for encoding in done.values]
-        entries: list[Entries] = [(_NO_INDICES, _NO_VALUES)] * len(rows)
+        entries: list[Entries] = [NO_ENTRIES] * len(rows)
         runs = self._graph.runs(rows)
         for run in runs:
             output = self._graph.run_text(run.ids, run.mask)
@@ -130,13 +132,15 @@ class SparseEncoder:
         return entries, sum(run.ids.size for run in runs)
 
 
+def failures_of_entries(batch: Ragged[SparseEmbedding], finite: Finite) -> dict[int, EncodeError]:
+    """An error for each of the vectors, given as one batch, that is not finite."""
+    _, values = batch.arrays
+    return finite.failures(values, np.repeat(np.arange(len(batch)), np.diff(batch.bounds)))
+
+
 def _may_be_accelerated(config: EncoderConfig) -> bool:
     """Whether the graph may run elsewhere than on the CPU: then its first word decides how large batches are."""
     session = config.session
     if session.providers is None and session.device == "auto":
         return is_gpu_package_installed()
     return session.providers is not None or session.device != "cpu"
-
-
-_NO_INDICES = np.empty(0, dtype=np.int32)
-_NO_VALUES = np.empty(0, dtype=np.float32)

@@ -156,12 +156,17 @@ class Graph:
 
     def run(self, feeds: Mapping[str, Array]) -> Array:
         """The output, from all inputs by name, brought to the element types that the graph takes."""
+        (output,) = self.run_outputs([self.output], feeds)
+        return output
+
+    def run_outputs(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+        """Likewise several outputs, by name, of one run."""
         count = len(next(iter(feeds.values())))
         inputs = {
             name: self._filled(name, array.astype(self._dtypes[name], copy=False)) for name, array in feeds.items()
         }
-        (output,) = self.session.run([self.output], inputs)
-        return output if self._batch_size is None else output[:count]
+        results = self.session.run(outputs, inputs)
+        return results if self._batch_size is None else [result[:count] for result in results]
 
     def fixed_dimension(self, axis: int, *names: str) -> int | None:
         """The length of an axis of the inputs `names`, where the graph takes no other."""
@@ -283,6 +288,10 @@ class TextGraph(Graph):
 
     def run_text(self, ids: IntArray, mask: IntArray, **extra: Array) -> Array:
         """The chosen output for `ids` and `mask`, both (batch, tokens); token types are zeros."""
+        return self.run({**self.feeds(ids, mask), **extra})
+
+    def feeds(self, ids: IntArray, mask: IntArray) -> dict[str, Array]:
+        """What the graph takes for them."""
         feeds: dict[str, Array] = {"input_ids": ids}
         if self._has_mask:
             feeds["attention_mask"] = mask
@@ -290,8 +299,7 @@ class TextGraph(Graph):
             feeds["token_type_ids"] = np.zeros_like(ids)
         if "position_ids" in self._dtypes:
             feeds["position_ids"] = np.maximum(mask.cumsum(axis=1) - 1, 0)
-        feeds.update(extra)
-        return self.run(feeds)
+        return feeds
 
     @property
     def _has_mask(self) -> bool:

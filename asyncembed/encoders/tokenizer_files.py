@@ -71,6 +71,7 @@ class TokenizerFiles:
     pads_left: bool
     pad_to_multiple_of: int | None
     special_ids: dict[str, int]
+    ids_by_role: dict[str, int]
     model_config: Mapping[str, Any]
     directory: Path
 
@@ -161,9 +162,17 @@ class TokenizerFiles:
             special_ids={
                 token.content: id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special
             },
+            ids_by_role=_ids_by_role(tokenizer, named, read_object(directory / "special_tokens_map.json")),
             model_config=model_config,
             directory=directory,
         )
+
+
+def _ids_by_role(tokenizer: Tokenizer, named: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, int]:
+    roles = {**others, **{role: token for role, token in named.items() if token is not None}}
+    tokens = {role: _content(roles[role]) for role in _NAMED_TOKENS if role in roles}
+    ids = {role: tokenizer.token_to_id(token) for role, token in tokens.items() if token is not None}
+    return {role: id_ for role, id_ in ids.items() if id_ is not None}
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

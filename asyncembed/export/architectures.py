@@ -8,10 +8,12 @@ from typing import Any, Protocol
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.export.bert_like import BERT, DISTILBERT, ELECTRA, MPNET, ROBERTA
 from asyncembed.export.construction import Answer, Construction
+from asyncembed.export.deberta import DEBERTA_V2
 from asyncembed.export.decoders import EUROBERT, GEMMA3, QWEN2, QWEN3
 from asyncembed.export.heads import Head, HeadBuilder, HeadName, name_of, states
 from asyncembed.export.modernbert import MODERNBERT
 from asyncembed.export.onnx_builder import Graph
+from asyncembed.export.rotary_bert import GTE, NOMIC
 from asyncembed.repo_files import quoted, read_json
 from asyncembed.runtime.safetensors import Tensors
 
@@ -48,10 +50,14 @@ class Architecture(Protocol):
 ARCHITECTURES: Mapping[str, Architecture] = {
     "bert": BERT,
     "camembert": ROBERTA,
+    "deberta-v2": DEBERTA_V2,
     "distilbert": DISTILBERT,
     "electra": ELECTRA,
+    "gte": GTE,
     "modernbert": MODERNBERT,
     "mpnet": MPNET,
+    "new": GTE,
+    "nomic_bert": NOMIC,
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
     "eurobert": EUROBERT,

@@ -5,8 +5,9 @@ computed in chunks of queries, one after the other: the same operators on fewer 
 every key the result is equal bit for bit. Its length in the padded batch alone decides.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -50,6 +51,16 @@ class Reach:
     @property
     def is_bounded(self) -> bool:
         return self.before is not None or self.after is not None
+
+
+class Favour(Protocol):
+    """What a layer adds to query · key, before the division, for reasons of its own."""
+
+    def whole(self, query: str, key: str) -> str:
+        """For all tokens: broadcasts to (batch, heads, queries, keys)."""
+
+    def chunks(self, queries: Sequence[str], key: str) -> Sequence[str]:
+        """For the queries of each chunk and all keys."""
 
 
 EVERYTHING = Reach()
@@ -119,6 +130,12 @@ def seen(c: Construction, reach: Reach = EVERYTHING, *, bias: Callable[[Rows | N
     return Seen(whole, is_long, sizes, tuple(chunks), tuple(zip(ends[::2], ends[1::2], strict=True)))
 
 
+def rows_of_chunks(c: Construction) -> list[Rows]:
+    """The queries of each chunk of a long text, with all keys."""
+    usual = c.graph.node("Div", c.tokens, c.graph.constant([_CHUNKS]))
+    return [_rows_of(c, EVERYTHING, usual, i) for i in range(_CHUNKS)]
+
+
 def _rows_of(c: Construction, reach: Reach, usual: str, i: int) -> Rows:
     """The queries of chunk `i`, and the keys that they see."""
     graph = c.graph
@@ -172,29 +189,45 @@ def repeated(c: Construction, heads: str, count: int, times: int) -> str:
     return graph.node("Reshape", graph.node("Expand", apart, wide), flat)
 
 
-def attention(c: Construction, query: str, key: str, value: str, *, seen: Seen, divisor: float, width: int) -> str:
-    """Compute softmax(query · key / divisor + what hides) · value.
+def attention(
+    c: Construction,
+    query: str,
+    key: str,
+    value: str,
+    *,
+    seen: Seen,
+    divisor: float,
+    width: int,
+    favour: Favour | None = None,
+) -> str:
+    """Compute softmax((query · key + what is favoured) / divisor + what hides) · value.
 
     `query` and `value` are (batch, heads, tokens, size), `key` is (batch, heads, size, tokens), the result is flat:
-    (batch · tokens, width), where width is heads times size.
+    (batch · tokens, width), where width is heads times size. Only where every query sees every key may some be
+    favoured.
     """
     graph, root = c.graph, c.graph.constant(divisor)
+    assert favour is None or not seen.keys, "a chunk that sees some keys would be favoured for all"
 
-    def rows(query: str, key: str, value: str, hidden: str) -> str:
-        scores = graph.node("Div", graph.node("MatMul", query, key), root)
+    def rows(query: str, key: str, value: str, hidden: str, favoured: str | None) -> str:
+        products = graph.node("MatMul", query, key)
+        if favoured is not None:
+            products = graph.node("Add", products, favoured)
+        scores = graph.node("Div", products, root)
         return graph.node("MatMul", graph.node("Softmax", graph.node("Add", scores, hidden), axis=-1), value)
 
     def whole() -> list[str]:
-        return [rows(query, key, value, seen.whole)]
+        return [rows(query, key, value, seen.whole, None if favour is None else favour.whole(query, key))]
 
     def in_chunks() -> list[str]:
-        done = []
-        for i, chunk in enumerate(graph.split(query, seen.sizes, _CHUNKS, axis=2)):
+        done, queries = [], graph.split(query, seen.sizes, _CHUNKS, axis=2)
+        favoured = [None] * _CHUNKS if favour is None else favour.chunks(queries, key)
+        for i, chunk in enumerate(queries):
             keys, values = key, value
             if seen.keys:
                 keys = graph.node("Slice", key, *seen.keys[i], graph.constant([3]))
                 values = graph.node("Slice", value, *seen.keys[i], graph.constant([2]))
-            done.append(rows(chunk, keys, values, seen.chunks[i]))
+            done.append(rows(chunk, keys, values, seen.chunks[i], favoured[i]))
         return [graph.node("Concat", *done, axis=2)]
 
     context = whole()[0] if seen.is_long is None else graph.choose(seen.is_long, in_chunks, whole)[0]

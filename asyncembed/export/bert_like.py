@@ -16,7 +16,7 @@ import numpy.typing as npt
 from asyncembed.export.attention import Seen, attention, distances, hidden_padding, seen
 from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear
 from asyncembed.export.construction import Construction, Weights
-from asyncembed.export.heads import HeadBuilder, HeadName
+from asyncembed.export.heads import Classifier, HeadBuilder, HeadName, Vocabulary
 from asyncembed.repo_files import quoted
 
 # Element types as `onnx.TensorProto` numbers them.
@@ -267,9 +267,35 @@ def _distance_buckets(longest: int) -> npt.NDArray[np.int64]:
     return np.asarray(bucket + np.where(distance > 0, half, 0), np.int64)
 
 
-BERT = BertLike(prefix="bert.")
+_LM_HEAD = Vocabulary(
+    dense="lm_head.dense",
+    norm="lm_head.layer_norm",
+    decoder="lm_head.decoder",
+    bias="lm_head.bias",
+    embeddings=_WORDS,
+    activation="gelu",
+)
 
-ROBERTA = BertLike(prefix="roberta.", positions="after_padding", padding_id=1)
+BERT = BertLike(
+    prefix="bert.",
+    heads={
+        "scores": Classifier(dense="pooler.dense", is_inside=True),
+        "words": Vocabulary(
+            dense="cls.predictions.transform.dense",
+            norm="cls.predictions.transform.LayerNorm",
+            decoder="cls.predictions.decoder",
+            bias="cls.predictions.bias",
+            embeddings=_WORDS,
+        ),
+    },
+)
+
+ROBERTA = BertLike(
+    prefix="roberta.",
+    positions="after_padding",
+    padding_id=1,
+    heads={"scores": Classifier(dense="classifier.dense", out="classifier.out_proj"), "words": _LM_HEAD},
+)
 
 DISTILBERT = BertLike(
     prefix="distilbert.",
@@ -285,6 +311,18 @@ DISTILBERT = BertLike(
         output="ffn.lin2",
         output_norm="output_layer_norm",
     ),
+    heads={
+        "scores": Classifier(dense="pre_classifier", activation="relu"),
+        "words": Vocabulary(
+            dense="vocab_transform",
+            norm="vocab_layer_norm",
+            decoder="vocab_projector",
+            bias="vocab_projector.bias",
+            embeddings=_WORDS,
+            activation_key="activation",
+            eps_key=None,
+        ),
+    },
 )
 
 MPNET = BertLike(
@@ -299,7 +337,24 @@ MPNET = BertLike(
     positions="after_padding",
     padding_id=1,
     relative_bias="encoder.relative_attention_bias.weight",
+    heads={
+        "scores": Classifier(dense="classifier.dense", out="classifier.out_proj"),
+        "words": _LM_HEAD,
+    },
 )
 
 # Its embeddings may be narrower than its layers: `embeddings_project` then widens them.
-ELECTRA = BertLike(prefix="electra.")
+ELECTRA = BertLike(
+    prefix="electra.",
+    heads={
+        "scores": Classifier(dense="classifier.dense", out="classifier.out_proj", activation="gelu"),
+        "words": Vocabulary(
+            dense="generator_predictions.dense",
+            norm="generator_predictions.LayerNorm",
+            decoder="generator_lm_head",
+            bias="generator_lm_head.bias",
+            embeddings=_WORDS,
+            activation="gelu",
+        ),
+    },
+)

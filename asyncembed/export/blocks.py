@@ -48,13 +48,18 @@ def _part(weights: Weights, name: str, shape: tuple[int, ...], part: tuple[int, 
 
 def layer_norm(weights: Weights, name: str, value: str, width: int, *, eps: float, needs_bias: bool = False) -> str:
     """Layer norm (Ba et al. 2016), with a bias where there is one."""
-    # Checkpoints that came from TensorFlow keep its names, and some later ones have them again.
-    old = weights.has(f"{name}.gamma")
-    operands = [value, weights.take(f"{name}.{'gamma' if old else 'weight'}", (width,))]
-    shift = f"{name}.{'beta' if old else 'bias'}"
+    scale, shift = norm_names(weights, name)
+    operands = [value, weights.take(scale, (width,))]
     if needs_bias or weights.has(shift):
         operands.append(weights.take(shift, (width,)))
     return weights.graph.node("LayerNormalization", *operands, epsilon=eps)
+
+
+def norm_names(weights: Weights, name: str) -> tuple[str, str]:
+    """What the scale and the bias of a layer norm are called."""
+    # Checkpoints that came from TensorFlow keep its names, and some later ones have them again.
+    old = weights.has(f"{name}.gamma")
+    return (f"{name}.gamma", f"{name}.beta") if old else (f"{name}.weight", f"{name}.bias")
 
 
 def rms_norm(weights: Weights, name: str, value: str, width: int, *, eps: float, plus_one: bool = False) -> str:

@@ -66,6 +66,15 @@ class Weights:
 
         Several that are made of one tensor differ in `suffix`.
         """
+        read = self.reader(name)
+        return self.graph.weight(self.prefix + name + suffix, shape, lambda: make(read()))
+
+    def reader(self, name: str) -> Callable[[], Array]:
+        """What reads a tensor, for a weight that is made of it when the graph is written.
+
+        Raises, then:
+            UnsupportedModelError: Its element type is no float.
+        """
         # Not `self`, which has the graph that has this function: a circle would keep the weights mapped.
         tensors, full_name, model, objection = self.tensors, self.prefix + name, self.model, self._about(name, "")
 
@@ -74,9 +83,9 @@ class Weights:
             if array.dtype.kind != "f":
                 reason = f"has the element type {array.dtype}, and quantised weights are not computed; use a repo that"
                 raise UnsupportedModelError(f"{objection}{reason} has an ONNX file", model=model)
-            return make(array)
+            return array
 
-        return self.graph.weight(full_name + suffix, shape, load)
+        return load
 
     def _about(self, name: str, reason: str) -> str:
         return f"no ONNX graph can be built of {self.model}: the tensor {self.prefix}{name} {reason}"

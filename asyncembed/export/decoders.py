@@ -261,7 +261,7 @@ def _late_classifier(c: Construction, hidden: str) -> None:
 
 def _words(c: Construction, hidden: str) -> None:
     """EuroBERT's masked language model: a linear map to the words."""
-    words(c, hidden, "lm_head", "embed_tokens.weight", c.config["hidden_size"])
+    words(c, hidden, "lm_head", f"embed_tokens.{_WEIGHT}", c.config["hidden_size"], tied=False)
 
 
 def _answer(c: Construction, hidden: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear
 from asyncembed.export.construction import Answer, Construction, Weights
 
 HeadName = Literal["states", "scores", "words", "answer"]
@@ -64,15 +65,24 @@ def scores(c: Construction, logits: str, labels: int) -> None:
     c.graph.output(logits, "logits", ["batch", labels])
 
 
-def words(c: Construction, states: str, decoder: str, embeddings: str, width: int, *, bias: str | None = None) -> None:
+def words(
+    c: Construction,
+    states: str,
+    decoder: str,
+    embeddings: str,
+    width: int,
+    *,
+    bias: str | None = None,
+    tied: bool = True,
+) -> None:
     """Declare `max_logits`, float32 (batch, vocabulary): the greatest logit of each word over a text's real tokens.
 
     A logit is the product of a token's state, of those in `states` (flat), with the word's row in the linear layer
     `decoder`, plus its bias there. Where the checkpoint has no such rows they are those of the tensor `embeddings`,
-    and the bias may be called `bias` instead.
+    if config.json says that the two are tied, or if it says nothing and `tied`; the bias may be called `bias` instead.
     """
     graph, own, stored = c.graph, c.all_weights, f"{decoder}.weight"
-    is_own = own.has(stored) or c.config.get("tie_word_embeddings") is False
+    is_own = own.has(stored) or not c.config.get("tie_word_embeddings", tied)
     rows = _Rows(own, stored) if is_own else _Rows(c.weights, embeddings)
     vocabulary = rows.weights.shape(rows.name, (None, width))[0]
     # Padding takes the place of a real token, which cannot be greater than itself: the maximum needs no mask.
@@ -103,3 +113,66 @@ class _Rows:
         some = self.weights.made(self.name, shape, lambda array: array[start:stop], suffix=f".{start}")
         products = c.by_text(c.graph.node("Gemm", flat, some, transB=1), stop - start)
         return c.graph.node("ReduceMax", products, axes=[1], keepdims=0)
+
+
+# Heads of BERT's family
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classifier:
+    """What gives scores: a linear layer, an activation and a linear layer on the state of the first token.
+
+    Attributes:
+        dense, out: The linear layers.
+        activation: Between them.
+        activation_key: Where config.json may name another.
+        is_inside: Whether `dense` is one of the encoder's tensors.
+    """
+
+    dense: str
+    out: str = "classifier"
+    activation: str = "tanh"
+    activation_key: str | None = None
+    is_inside: bool = False
+
+    def __call__(self, c: Construction, hidden: str) -> None:
+        weights = c.weights if self.is_inside else c.all_weights
+        inner, width = weights.shape(f"{self.dense}.weight", (None, None))
+        pooled = linear(weights, self.dense, first_token(c, hidden, width), width, inner, needs_bias=True)
+        named = self.activation_key and c.config.get(self.activation_key)
+        opened = ACTIVATIONS[named or self.activation](c.graph, pooled)
+        labels = c.all_weights.shape(f"{self.out}.weight", (None, inner))[0]
+        scores(c, linear(c.all_weights, self.out, opened, inner, labels, needs_bias=True), labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """What gives words: a linear layer, an activation, a norm, and the words' embeddings again.
+
+    Attributes:
+        dense, norm, decoder, bias: Tensors; the latter two of the last linear layer.
+        embeddings: The encoder's tensor that stands for the decoder's.
+        activation: The only one there is; None: the one that config.json names.
+        activation_key: There.
+        eps: Of the norm where config.json has none.
+        eps_key: There; None: it is fixed.
+    """
+
+    dense: str
+    norm: str
+    decoder: str
+    bias: str
+    embeddings: str
+    activation: str | None = None
+    activation_key: str = "hidden_act"
+    eps: float = 1e-12
+    eps_key: str | None = "layer_norm_eps"
+
+    def __call__(self, c: Construction, hidden: str) -> None:
+        weights, config = c.all_weights, c.config
+        inner, width = weights.shape(f"{self.dense}.weight", (None, None))
+        activation = ACTIVATIONS[self.activation or config.get(self.activation_key, "gelu")]
+        opened = activation(c.graph, linear(weights, self.dense, hidden, width, inner, needs_bias=True))
+        eps = float(config.get(self.eps_key, self.eps)) if self.eps_key else self.eps
+        states = layer_norm(weights, self.norm, opened, inner, eps=eps, needs_bias=True)
+        words(c, states, self.decoder, self.embeddings, inner, bias=self.bias)

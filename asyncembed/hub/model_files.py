@@ -56,7 +56,7 @@ async def download(
 
     Raises:
         DownloadError: A model cannot be had.
-        UnsupportedModelError: A repo outside the catalogue is a model for none of the six classes; the message has each
+        UnsupportedModelError: A repo outside the catalogue is a model for none of the classes; the message has each
             one's reason.
     """
     access = HubAccess(

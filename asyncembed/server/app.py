@@ -70,7 +70,7 @@ def create_app(
         limits: What one request may ask for.
         page: Whether there is a page at `/` that shows the models and live numbers, and lets one try things. The page
             itself is for everybody, what it shows for those who have the API key.
-        options: Of the models that are given by name: keywords that all six classes share (`device`, `max_length`),
+        options: Of the models that are given by name: keywords that all classes share (`device`, `max_length`),
             and those of the `WorkerPool` that is made for them (`workers`, `max_queued`), unless `pool=` is given.
 
     Raises:

@@ -12,7 +12,7 @@ from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, Encoded, Encoder, EncoderConfig, Mode, ModelInfo
 from asyncembed.encoders.registry import ROWS
 from asyncembed.errors import InputError
-from asyncembed.results import SparseEmbedding
+from asyncembed.results import HybridEmbedding, SparseEmbedding
 from tests.support.every_encoder import WRITE
 from tests.support.images import encoded as image_file
 from tests.support.images import picture
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MODES: dict[str, tuple[Mode, ...]] = {
     "cross_encoder": ("pair",),
+    "causal_reranker": ("pair",),
     "image": ("image",),
     "colpali": ("query", "image"),
     "colmodernvbert": ("query", "image"),
@@ -73,6 +74,11 @@ def wrong_input_for(mode: Mode) -> object:
 
 def assert_same(found: Any, wanted: Any) -> None:
     """Two results are the same within 1e-5, whatever they are."""
+    if isinstance(wanted, HybridEmbedding):
+        assert found.outputs == wanted.outputs
+        for name in wanted.outputs:
+            assert_same(getattr(found, name), getattr(wanted, name))
+        return
     if isinstance(wanted, SparseEmbedding):
         np.testing.assert_array_equal(found.indices, wanted.indices)
         found, wanted = found.values, wanted.values

@@ -18,6 +18,7 @@ MODES: dict[Family, tuple[Mode, ...]] = {
     "text": ("embed", "query", "passage"),
     "sparse": ("embed", "query"),
     "late_interaction": ("embed", "query"),
+    "hybrid": ("embed", "query"),
     "image": ("image",),
     "late_interaction_multimodal": ("query", "image"),
     "cross_encoder": ("pair",),

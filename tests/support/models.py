@@ -71,7 +71,9 @@ def spec_for(directory: Path, **fields: Any) -> ModelSpec:
 
 def files_of(directory: Path) -> dict[str, "Content"]:
     """A directory's files by their path in it, as a hub serves them."""
-    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
 
 
 def forget_registered_models() -> None:

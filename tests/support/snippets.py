@@ -20,6 +20,7 @@ import asyncembed
 from asyncembed.catalogue.lookup import list_models
 from asyncembed.catalogue.spec import HubSource
 from tests.hub.server import HubServer, Repo
+from tests.support.hybrid_models import write_bge_m3
 from tests.support.images import picture, write_image_model
 from tests.support.late_interaction import write_late_interaction_model
 from tests.support.models import files_of, write_model
@@ -37,6 +38,7 @@ SMALL: Mapping[str, Callable[[Path], object]] = {
     "answerdotai/answerai-colbert-small-v1": lambda path: write_late_interaction_model(
         path, "answerdotai/answerai-colbert-small-v1", dim=96
     ),
+    "BAAI/bge-m3": write_bge_m3,
     "Qdrant/colmodernvbert": lambda path: write_multimodal_model(path, "Qdrant/colmodernvbert"),
 }
 """The models that examples use → writes a small one of its kind."""

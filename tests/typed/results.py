@@ -11,6 +11,9 @@ from asyncembed import (
     Counted,
     CountedBatch,
     EmbeddingStream,
+    HybridBatch,
+    HybridEmbedding,
+    HybridTextEmbedding,
     ImageEmbedding,
     LateInteractionMultimodalEmbedding,
     LateInteractionTextEmbedding,
@@ -58,6 +61,24 @@ async def dense(model: TextEmbedding, texts: list[str], lines: AsyncIterator[str
     assert_type(await model.embed_documents(texts, prompt="search: ", with_tokens=True), CountedBatch[Floats])
     async for batch in model.embed(texts, on_error="skip", ordered=False, priority="interactive").batches(8):
         assert_type(batch, Floats)
+
+
+async def several_results(model: HybridTextEmbedding, texts: list[str], many: list[Record]) -> None:
+    assert_type(model, HybridTextEmbedding[np.float32])
+    async for embedding in model.embed(texts, outputs=["dense", "sparse"]):
+        assert_type(embedding, HybridEmbedding[np.float32])
+        assert_type(embedding.dense, Floats)
+        assert_type(embedding.sparse, SparseEmbedding)
+        assert_type(embedding.late_interaction, Floats)
+    batch = await model.passage_embed(many, key=text_of).collect()
+    assert_type(batch, HybridBatch[np.float32])
+    assert_type(batch.dense, Floats)
+    assert_type(batch[0], HybridEmbedding[np.float32])
+    assert_type(await model.embed_query("x", outputs=("dense",)), HybridEmbedding[np.float32])
+    assert_type(await model.embed_documents(texts, with_tokens=True), CountedBatch[HybridBatch[np.float32]])
+    async for result in model.query_embed(texts, on_error="return"):
+        assert_type(result, HybridEmbedding[np.float32] | InputError | EncodeError | WorkerCrashed)
+    assert_type(HybridTextEmbedding(dtype="float16"), HybridTextEmbedding[np.float16])
 
 
 async def broken_records(model: TextEmbedding) -> None:
