@@ -250,8 +250,10 @@ def _graphs(own: Path, repos: "Iterable[CachedRepoInfo]") -> Iterator[Stored]:
     for repo in repos:
         for revision in repo.revisions:
             with suppress(AsyncEmbedError):  # it is no model that a graph could be built from
-                for graph in kept_graphs_of(revision.snapshot_path, cache_dir=own):
-                    made_from[graph] = repo.repo_id
+                # Of some models the weights lie in a folder.
+                for config in revision.snapshot_path.rglob("config.json"):
+                    for graph in kept_graphs_of(config.parent, cache_dir=own):
+                        made_from[graph] = repo.repo_id
     for graph in graphs:
         yield _measured("exported graph", made_from.get(graph, ""), graph)
 
