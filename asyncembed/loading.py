@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from anyio import CancelScope
 
@@ -214,10 +214,11 @@ def _hub_access(options: Options) -> HubAccess:
 
 def known_family(name: str | os.PathLike[str]) -> Family | None:
     """The family of a model of the catalogue, the first one of several; None: it has no such model."""
-    families = families_of(name) if isinstance(name, str) else []
+    # What is hybrid is also a text model, and that is what programs ask for that leave the family to the model.
+    families = [family for family in families_of(name) if family != "hybrid"] if isinstance(name, str) else []
     if not families and current_fakes() is not None:
         return "text"
-    return next((family for family in get_args(Family) if family in families), None)
+    return next(iter(families), None)
 
 
 FAMILIES_BY_FILES: tuple[Family, ...] = ("text", "image", "sparse", "cross_encoder")
@@ -264,7 +265,8 @@ async def _existing_directory(path: Path, as_given: str, model: str) -> Path:
 
 async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overrides) -> tuple[ModelSpec, Path]:
     is_repo_id = name.count("/") == 1
-    if families_of(name) or not is_repo_id:
+    # A hybrid model is in its own repo, which says what each part of it is.
+    if set(families_of(name)) - {"hybrid"} or not is_repo_id:
         try:
             require_model(name, family)
         except UnknownModelError as error:
@@ -340,7 +342,7 @@ def _head_of(spec: ModelSpec, directory: Path) -> "Head":
         settings = read_settings(CausalRerankerSettings, spec)
         if settings.yes is not None:
             return read_answer(directory, settings.yes, settings.no)
-    return _HEADS.get(spec.family, "states")
+    return "states" if spec.encoder == "hybrid" else _HEADS.get(spec.family, "states")
 
 
 async def _export(directory: Path, head: "Head", cache_dir: Path | None, options: Options) -> Path:
