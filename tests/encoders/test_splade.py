@@ -125,7 +125,7 @@ def test_queries_are_those_of_sentence_transformers_without_any_graph(name: str,
     with_graph(name, tmp_path, ROUTED[name])
     encoder = load(tmp_path)
     next(tmp_path.rglob("*.onnx")).unlink()
-    expected = np.load(DATA / name / "reference.npz")["queries"]
+    expected = np.load(DATA / f"{name}.npz")["queries"]
     for batch in (TEXTS, TEXTS[:1]):
         for found, wanted in zip(encoder.encode(batch, QUERY).results, expected, strict=False):
             np.testing.assert_array_equal(dense(found, len(wanted)), wanted)
