@@ -567,10 +567,8 @@ def _projection(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
             f"its linear layer lacks {files[0]}: files of pickled Python (pytorch_model.bin) are not read"
         )
     config = repo.json(files[1])
-    if config.get("use_residual") or config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-        raise repo.unsupported(
-            f"its linear layer in {prefix} is of a kind that we do not compute (residual, or per token)"
-        )
+    if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+        raise repo.unsupported(f"its linear layer in {prefix} is of a kind that we do not compute (per token)")
     earlier = spec.settings.get("projections", ())
     assert isinstance(earlier, tuple)
     spec = replace(
