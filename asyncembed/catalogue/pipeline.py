@@ -350,10 +350,14 @@ HEADS: Mapping[str, tuple[str, ...]] = {
 """The linear layers of models like bge-m3, by the settings of a hybrid model that name them."""
 
 
+def _heads(repo: _Repo) -> dict[str, str]:
+    found = {setting: next((path for path in names if path in repo.files), None) for setting, names in HEADS.items()}
+    return {setting: path for setting, path in found.items() if path is not None}
+
+
 def _hybrid(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     """A text model with layers for more results beside it, or a graph that has several; which ones its outputs tell."""
-    found = {setting: next((path for path in names if path in repo.files), None) for setting, names in HEADS.items()}
-    heads = {setting: path for setting, path in found.items() if path is not None}
+    heads = _heads(repo)
     spec = replace(spec, encoder="hybrid", settings=heads, additional_files=tuple(heads.values()))
     modules = repo.modules()
     if modules is not None:
@@ -376,6 +380,8 @@ def _hybrid(repo: _Repo, spec: ModelSpec) -> ModelSpec:
 
 def _sparse(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     """SPLADE, as sentence-transformers has it: alike for queries and documents, or with a table for queries."""
+    if "sparse_head" in _heads(repo):
+        return _with_settings(_hybrid(repo, spec), only="sparse")
     modules = repo.modules()
     if modules is None:
         _check_task(repo, "ForMaskedLM")
@@ -575,10 +581,8 @@ def _projection(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
             f"its linear layer lacks {files[0]}: files of pickled Python (pytorch_model.bin) are not read"
         )
     config = repo.json(files[1])
-    if config.get("use_residual") or config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-        raise repo.unsupported(
-            f"its linear layer in {prefix} is of a kind that we do not compute (residual, or per token)"
-        )
+    if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+        raise repo.unsupported(f"its linear layer in {prefix} is of a kind that we do not compute (per token)")
     earlier = spec.settings.get("projections", ())
     assert isinstance(earlier, tuple)
     spec = replace(
