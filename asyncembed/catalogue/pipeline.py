@@ -441,6 +441,8 @@ def _routed_splade(repo: _Repo, router: _Module, spec: ModelSpec) -> ModelSpec:
     routes = repo.routes(router)
     spec = _splade(repo, routes["document"], spec)
     query = routes["query"]
+    if query == routes["document"]:
+        return spec
     if [module.kind for module in query] != ["SparseStaticEmbedding"]:
         kinds = ", ".join(shown(module.kind) for module in query[:8])
         raise repo.unsupported(f"its queries go through {kinds}; only a SparseStaticEmbedding is computed for queries")
@@ -484,10 +486,22 @@ def _from_modules(repo: _Repo, modules: Sequence[_Module], spec: ModelSpec) -> M
     return spec
 
 
+_CLASSES: Mapping[str, str] = {
+    "ColBERT": "LateInteractionTextEmbedding",
+    "CrossEncoder": "TextCrossEncoder",
+    "MultiVectorEncoder": "LateInteractionTextEmbedding",
+    "SparseEncoder": "SparseTextEmbedding",
+}
+"""By the `model_type` of sentence-transformers and PyLate: what opens a model that has no one vector for a text."""
+
+
 def _computed(repo: _Repo, modules: Sequence[_Module]) -> list[_Module]:
     """Those modules that are read. If the caller says it all, modules that we do not know are the graph's."""
     unknown = [module.kind for module in modules if module.kind not in (*_READERS, "Dropout")]
     if unknown and not repo.is_declared:
+        kind = repo.json("config_sentence_transformers.json").get("model_type")
+        if isinstance(kind, str) and kind in _CLASSES:
+            raise repo.unsupported(f"it is a {kind}: open it with {_CLASSES[kind]}")
         raise repo.unsupported(
             f"its module {shown(unknown[0])} is none that we compute; if the graph does that, say pooling= and "
             "normalize= yourself"
