@@ -45,6 +45,7 @@ _ROOT_CONFIGURATION = frozenset(
     {
         *CONFIGURATION,
         *_IMAGE_CONFIGURATION,
+        "chat_template.jinja",
         "config_sentence_transformers.json",
         "modules.json",
         "router_config.json",
@@ -84,6 +85,7 @@ class Overrides:
         precision: "fp32", "fp16", "int8", ...: which of several graphs, by the names that exporters give
             them.
         graph_output: Graph output used, by position or name.
+        template: What a reranker that is a language model reads of a pair.
     """
 
     pooling: Pooling | None = None
@@ -92,6 +94,7 @@ class Overrides:
     onnx_file: str | None = None
     precision: str | None = None
     graph_output: int | str | None = None
+    template: str | None = None
 
     def applied_to(self, spec: ModelSpec) -> ModelSpec:
         """The spec of a model that the catalogue or the caller describes, with these instead of what it says."""
@@ -100,6 +103,8 @@ class Overrides:
         settings = dict(spec.settings)
         if self.graph_output is not None or self.pooling not in (None, spec.pooling):
             settings.pop("output_name", None)  # it goes with the catalogue's pooling
+        if self.template is not None:
+            settings["template"] = self.template
         if self.pooling == "none" and spec.pooling != "none":
             settings["takes_finished"] = "any" if self.graph_output is None else "named"
         return replace(
@@ -294,14 +299,62 @@ def _image(repo: _Repo, spec: ModelSpec) -> ModelSpec:
 
 
 def _cross_encoder(repo: _Repo, spec: ModelSpec) -> ModelSpec:
-    """A model for sequence classification whose one label is the score."""
+    """A model for sequence classification whose one label is the score, or a language model whose answer is."""
+    modules = repo.modules() or []
+    spec = replace(spec, max_length=_max_length(repo))
+    answers = [module.prefix for module in modules if module.kind == "LogitScore"]
+    if answers or _is_called(repo, "ForCausalLM") or repo.overrides.template is not None:
+        kinds = [module.kind for module in modules]
+        if kinds not in ([], ["Transformer"], ["Transformer", "LogitScore"]):
+            raise repo.unsupported(
+                f"its modules are {', '.join(map(shown, kinds[:8]))}; those of a language model that is a reranker are "
+                "Transformer and LogitScore"
+            )
+        return _causal_reranker(repo, spec, answers[0] if answers else None)
     config = repo.json("config.json")
     _check_task(repo, "ForSequenceClassification")
     id2label = config.get("id2label")
     labels = _integer(config, "num_labels") or (len(id2label) if isinstance(id2label, dict) else 1)
     if labels != 1:
         raise repo.unsupported(f"it is a classifier of {labels} labels; a reranker has one, the score")
-    return _preferring(repo, "logits", replace(spec, encoder="cross_encoder", max_length=_max_length(repo)))
+    forms = repo.json("sentence_bert_config.json").get("modality_config")
+    if modules and isinstance(forms, dict) and "message" in forms:
+        # Its chat template says what it reads of a pair, and no answer but its score is taken.
+        return _with_settings(_instructed(replace(spec, encoder="causal_reranker")), yes=None, no=None)
+    return _preferring(repo, "logits", replace(spec, encoder="cross_encoder"))
+
+
+_ANSWERS: Mapping[str | None, tuple[str, str]] = {
+    None: ("yes", "no"),  # as sentence-transformers
+    "qwen3-reranker": ("yes", "no"),
+    "mxbai-rerank-v2": ("1", "0"),
+}
+"""What a language model answers, by its template, where no module says it."""
+
+
+def _causal_reranker(repo: _Repo, spec: ModelSpec, module: str | None) -> ModelSpec:
+    """A language model that answers; `module` is where the files of its module LogitScore lie, if it has one."""
+    template = repo.overrides.template
+    yes: object
+    no: object
+    yes, no = _ANSWERS.get(template, _ANSWERS[None])
+    if module is not None:
+        said = repo.json(f"{module}config.json")
+        yes, no = said.get("true_token_id"), said.get("false_token_id")
+        if type(yes) is not int or not (no is None or type(no) is int):
+            raise repo.unsupported(f"{module}config.json has no usable true_token_id and false_token_id")
+    spec = _instructed(replace(spec, encoder="causal_reranker"))
+    spec = _with_settings(spec, yes=yes, no=no)
+    if template is not None:
+        spec = _with_settings(spec, template=template)
+    return _preferring(repo, "logits", spec)
+
+
+def _instructed(spec: ModelSpec) -> ModelSpec:
+    """The spec of a model whose default prompt is its instruction."""
+    if spec.default_prompt is None or not spec.prompts[spec.default_prompt]:
+        return spec
+    return _with_settings(spec, instruction=spec.prompts[spec.default_prompt])
 
 
 HEADS: Mapping[str, tuple[str, ...]] = {
@@ -311,10 +364,14 @@ HEADS: Mapping[str, tuple[str, ...]] = {
 """The linear layers of models like bge-m3, by the settings of a hybrid model that name them."""
 
 
+def _heads(repo: _Repo) -> dict[str, str]:
+    found = {setting: next((path for path in names if path in repo.files), None) for setting, names in HEADS.items()}
+    return {setting: path for setting, path in found.items() if path is not None}
+
+
 def _hybrid(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     """A text model with layers for more results beside it, or a graph that has several; which ones its outputs tell."""
-    found = {setting: next((path for path in names if path in repo.files), None) for setting, names in HEADS.items()}
-    heads = {setting: path for setting, path in found.items() if path is not None}
+    heads = _heads(repo)
     spec = replace(spec, encoder="hybrid", settings=heads, additional_files=tuple(heads.values()))
     modules = repo.modules()
     if modules is not None:
@@ -337,6 +394,8 @@ def _hybrid(repo: _Repo, spec: ModelSpec) -> ModelSpec:
 
 def _sparse(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     """SPLADE, as sentence-transformers has it: alike for queries and documents, or with a table for queries."""
+    if "sparse_head" in _heads(repo):
+        return _with_settings(_hybrid(repo, spec), only="sparse")
     modules = repo.modules()
     if modules is None:
         _check_task(repo, "ForMaskedLM")
@@ -392,6 +451,8 @@ def _routed_splade(repo: _Repo, router: _Module, spec: ModelSpec) -> ModelSpec:
     routes = repo.routes(router)
     spec = _splade(repo, routes["document"], spec)
     query = routes["query"]
+    if query == routes["document"]:
+        return spec
     if [module.kind for module in query] != ["SparseStaticEmbedding"]:
         kinds = ", ".join(shown(module.kind) for module in query[:8])
         raise repo.unsupported(f"its queries go through {kinds}; only a SparseStaticEmbedding is computed for queries")
@@ -435,10 +496,22 @@ def _from_modules(repo: _Repo, modules: Sequence[_Module], spec: ModelSpec) -> M
     return spec
 
 
+_CLASSES: Mapping[str, str] = {
+    "ColBERT": "LateInteractionTextEmbedding",
+    "CrossEncoder": "TextCrossEncoder",
+    "MultiVectorEncoder": "LateInteractionTextEmbedding",
+    "SparseEncoder": "SparseTextEmbedding",
+}
+"""By the `model_type` of sentence-transformers and PyLate: what opens a model that has no one vector for a text."""
+
+
 def _computed(repo: _Repo, modules: Sequence[_Module]) -> list[_Module]:
     """Those modules that are read. If the caller says it all, modules that we do not know are the graph's."""
     unknown = [module.kind for module in modules if module.kind not in (*_READERS, "Dropout")]
     if unknown and not repo.is_declared:
+        kind = repo.json("config_sentence_transformers.json").get("model_type")
+        if isinstance(kind, str) and kind in _CLASSES:
+            raise repo.unsupported(f"it is a {kind}: open it with {_CLASSES[kind]}")
         raise repo.unsupported(
             f"its module {shown(unknown[0])} is none that we compute; if the graph does that, say pooling= and "
             "normalize= yourself"
@@ -523,10 +596,8 @@ def _projection(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
             f"its linear layer lacks {files[0]}: files of pickled Python (pytorch_model.bin) are not read"
         )
     config = repo.json(files[1])
-    if config.get("use_residual") or config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-        raise repo.unsupported(
-            f"its linear layer in {prefix} is of a kind that we do not compute (residual, or per token)"
-        )
+    if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+        raise repo.unsupported(f"its linear layer in {prefix} is of a kind that we do not compute (per token)")
     earlier = spec.settings.get("projections", ())
     assert isinstance(earlier, tuple)
     spec = replace(
@@ -630,9 +701,19 @@ def _prompts(repo: _Repo) -> tuple[dict[str, str], str | None]:
     return prompts, default if isinstance(default, str) and default in prompts else None
 
 
-def _check_task(repo: _Repo, task: str) -> None:
+def _is_called(repo: _Repo, task: str) -> bool:
+    """Whether the repo's first architecture is one for a task."""
+    names = _architectures(repo)
+    return bool(names) and isinstance(names[0], str) and names[0].endswith(task)
+
+
+def _architectures(repo: _Repo) -> list[object]:
     architectures = repo.json("config.json").get("architectures")
-    names = architectures if isinstance(architectures, list) else [architectures] if architectures else []
+    return architectures if isinstance(architectures, list) else [architectures] if architectures else []
+
+
+def _check_task(repo: _Repo, task: str) -> None:
+    names = _architectures(repo)
     if names and not any(isinstance(name, str) and name.endswith(task) for name in names):
         raise repo.unsupported(f"config.json calls it {', '.join(map(shown, names[:8]))}, not a model {task}")
 

@@ -40,6 +40,7 @@ class EncoderConfig:
         max_batch_size: Most inputs that one run of the graph may take; None: no limit.
         batch_invariant: Run the inputs of a dynamically quantised graph one by one.
         is_exported: Whether its graph was built from the weights here, as its source has none.
+        prepared: What `runtime.prepared` has made of its graph; None: nothing.
         keywords: What the family's own constructor keywords say (k, b, language, ...).
     """
 
@@ -52,6 +53,7 @@ class EncoderConfig:
     max_batch_size: int | None = None
     batch_invariant: bool = True
     is_exported: bool = False
+    prepared: Path | None = None
     keywords: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -68,6 +70,7 @@ class Call:
         dtype: Element type of the results.
         output: "float", or the quantised forms "int8" and "binary".
         int8_ranges: For "int8": the smallest and largest value of each component, float32 (2, dim) as bytes.
+        instruction: What a reranker that takes one is to look for.
         activation: What is done to the logit of a pair: "sigmoid" maps it to 0..1.
         truncated: With "count": only the tokens count that are left of an input when it is cut at the limit.
         include_extension: With "count": the tokens count, too, that the encoder itself puts into a text.
@@ -84,6 +87,7 @@ class Call:
     output: Literal["float", "int8", "binary"] = "float"
     int8_ranges: bytes | None = None
     activation: Literal["none", "sigmoid"] = "none"
+    instruction: str | None = None
     truncated: bool = True
     include_extension: bool = False
     role: Literal["query", "document"] = "document"
