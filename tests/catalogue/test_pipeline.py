@@ -130,30 +130,32 @@ NEW_SENTENCE: dict[str, Any] = {
 
 def write_new_repo(directory: Path, **sentence: Any) -> Path:
     """As sentence-transformers from 5.4 on saves a dense model."""
+    dense: dict[str, Any] = {
+        "in_features": 8,
+        "out_features": 4,
+        "bias": True,
+        "activation_function": "torch.nn.modules.activation.Tanh",
+        "module_input_name": "sentence_embedding",
+        "module_output_name": None,
+    }
+    configs: dict[str, dict[str, Any]] = {
+        "config": {"model_type": "bert", "hidden_size": 8, "max_position_embeddings": 512},
+        "sentence_bert_config": NEW_SENTENCE | sentence,
+        "tokenizer_config": {"model_max_length": 96, "tokenizer_class": "TokenizersBackend", "backend": "tokenizers"},
+        "config_sentence_transformers": {
+            "model_type": "SentenceTransformer",
+            "prompts": {"query": "", "document": ""},
+            "default_prompt_name": None,
+        },
+        "2_Dense/config": dense,
+        "3_Normalize/config": {"module_input_name": "sentence_embedding"},
+    }
     return write_repo(
         directory,
         modules=NEW_TYPES,
         pooling={"embedding_dimension": 8, "pooling_mode": "mean", "include_prompt": True},
         files=("onnx/model.onnx", "tokenizer.json", "2_Dense/model.safetensors"),
-        sentence_bert_config=NEW_SENTENCE | sentence,
-        tokenizer_config={"model_max_length": 96, "tokenizer_class": "TokenizersBackend", "backend": "tokenizers"},
-        config_sentence_transformers={
-            "model_type": "SentenceTransformer",
-            "prompts": {"query": "", "document": ""},
-            "default_prompt_name": None,
-        },
-        **{
-            "config": {"model_type": "bert", "hidden_size": 8, "max_position_embeddings": 512},
-            "2_Dense/config": {
-                "in_features": 8,
-                "out_features": 4,
-                "bias": True,
-                "activation_function": "torch.nn.modules.activation.Tanh",
-                "module_input_name": "sentence_embedding",
-                "module_output_name": None,
-            },
-            "3_Normalize/config": {"module_input_name": "sentence_embedding"},
-        },
+        **configs,
     )
 
 
