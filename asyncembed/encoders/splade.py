@@ -56,6 +56,7 @@ def inference_free_splade(config: EncoderConfig) -> Encoder:
 
 
 _SPLADE_PP = SpladeSettings()
+_SUMMED_TOKENS = 64
 _NOTHING = np.empty(0, dtype=np.int64)
 
 
@@ -76,7 +77,10 @@ def weigh(
     if not len(ids):
         return _NOTHING, np.empty(0, dtype=np.float32)
     if settings.word_pooling == "sum":
-        weights = _weights(np.maximum(output[real], 0), settings).sum(axis=0)
+        # Of all tokens at once they would take several times what the logits do.
+        starts = range(real.start, real.stop, _SUMMED_TOKENS)
+        blocks = (np.maximum(output[start : min(start + _SUMMED_TOKENS, real.stop)], 0) for start in starts)
+        weights = np.asarray(sum(_weights(block, settings).sum(axis=0) for block in blocks))
     else:
         # The largest logit is taken first: the logarithm grows with it.
         weights = _weights(largest_logits(output if output.ndim == 1 else output[real]), settings)
