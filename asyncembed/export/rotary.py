@@ -49,6 +49,13 @@ def rotation_objections(said: Mapping[str, Any]) -> Iterator[str]:
     kind = _type_of(said)
     if not isinstance(kind, str) or kind not in _SCALED:
         yield f"scales its positions by {quoted(kind)}, and only {', '.join(_SCALED)} are computed"
+    for key in (*_NEEDED.get(str(kind), ()), *_NUMBERS):
+        if (key in said or key not in _NUMBERS) and not _is_above_zero(said.get(key)):
+            yield f"has no usable {key} for its positions"
+
+
+def _is_above_zero(value: object) -> bool:
+    return isinstance(value, int | float) and 0 < value < 2**63
 
 
 def rotation(said: Mapping[str, Any], *, size: int, theta: float, longest: int | None) -> Rotation:
@@ -118,6 +125,16 @@ def _yarn_factor(said: Mapping[str, Any], factor: float) -> float:
         return grown(float(said["mscale"])) / grown(float(said["mscale_all_dim"]))
     return grown(1.0)
 
+
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "ntk": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+}
+"""What the scaling of each type cannot do without."""
+
+_NUMBERS = ("rope_theta", "original_max_position_embeddings")
 
 _SCALED: Mapping[str, Callable[[Mapping[str, Any], float, int, int | None], Rotation]] = {
     "default": _default,
