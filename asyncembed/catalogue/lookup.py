@@ -123,8 +123,8 @@ def _spec(record: dict[str, Any]) -> ModelSpec:
     sources: tuple[Origin, ...] = (HubOrigin(record.pop("hub")),)
     if "folder" in record:
         sources += (CacheFolderOrigin(record.pop("folder")),)
-    lists = {name: tuple(record.pop(name, ())) for name in ("additional_files", "languages")}
-    return ModelSpec(sources=sources, **lists, **record)
+    files, languages = (tuple(record.pop(name, ())) for name in ("additional_files", "languages"))
+    return ModelSpec(sources=sources, additional_files=files, languages=languages, **record)
 
 
 def describe(spec: ModelSpec) -> dict[str, object]:
