@@ -213,7 +213,7 @@ def known_family(name: str | os.PathLike[str]) -> Family | None:
     return next((family for family in get_args(Family) if family in families), None)
 
 
-FAMILIES_BY_FILES: tuple[Family, ...] = ("text", "image", "sparse", "cross_encoder")
+FAMILIES_BY_FILES: tuple[Family, ...] = ("text", "image", "sparse", "late_interaction", "cross_encoder")
 """Those that a model can be of by its files: first what is surest to be told by them."""
 
 

@@ -1,14 +1,18 @@
-"""Linear layers after the pooling: sentence-transformers' module `Dense`."""
+"""Linear layers on the vectors of a graph: sentence-transformers' module `Dense`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from asyncembed.encoders.pooling import FloatArray
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.repo_files import WEIGHTS, inside, read_object, shown
+
+if TYPE_CHECKING:
+    from asyncembed.runtime.safetensors import Tensors
 
 
 def sigmoid(values: FloatArray) -> FloatArray:
@@ -29,11 +33,18 @@ ACTIVATIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """`activation(vectors @ weight.T + bias)`: from (n, in) to (n, out), all float32."""
+    """`activation(vectors @ weight.T + bias)`: from (n, in) to (n, out), all float32.
+
+    Attributes:
+        weight, bias: (out, in) and (out,).
+        activation: Of each number.
+        residual: What is added: nothing, the vectors, or their product with this weight (out, in).
+    """
 
     weight: FloatArray
-    bias: FloatArray | None
-    activation: Callable[[FloatArray], FloatArray]
+    bias: FloatArray | None = None
+    activation: Callable[[FloatArray], FloatArray] = lambda values: values
+    residual: FloatArray | Literal["vectors"] | None = None
 
     def __call__(self, vectors: FloatArray) -> FloatArray:
         """Project (n, in) to (n, out).
@@ -47,7 +58,10 @@ class Projection:
                 f"{self.weight.shape[1]}"
             )
         values: FloatArray = vectors @ self.weight.T
-        return self.activation(values if self.bias is None else values + self.bias)
+        done = self.activation(values if self.bias is None else values + self.bias)
+        if self.residual is None:
+            return done
+        return done + (vectors if isinstance(self.residual, str) else vectors @ self.residual.T)
 
 
 def read_projections(directory: Path, folders: Sequence[str]) -> list[Projection]:
@@ -64,7 +78,8 @@ def _read_projection(folder: Path) -> Projection:
     model = str(folder.parent)
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"the linear layer in {folder} has no config.json", model=model)
-    name = read_object(folder / "config.json").get("activation_function", "torch.nn.modules.activation.Tanh")
+    config = read_object(folder / "config.json")
+    name = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise UnsupportedModelError(
             f"the activation {shown(name)} in {folder} is not supported; those that are: {', '.join(ACTIVATIONS)}",
@@ -74,12 +89,28 @@ def _read_projection(folder: Path) -> Projection:
         raise UnsupportedModelError(
             f"the linear layer in {folder} has no model.safetensors; files of pickled Python are not read", model=model
         )
-    weight, bias = _read_layer(folder / WEIGHTS)
-    return Projection(weight, bias, ACTIVATIONS[name])
+    return _read_layer(folder / WEIGHTS, ACTIVATIONS[name], has_residual=config.get("use_residual") is True)
 
 
-def _read_layer(path: Path) -> tuple[FloatArray, FloatArray | None]:
-    """Weight (out, in) and bias (out,) of a linear layer."""
+def read_inner_projection(*paths: Path) -> Projection:
+    """The layer `linear.weight` that stands in the files of a model's weights, as ColBERT's authors save it.
+
+    Raises:
+        ModelLoadError: There is none.
+    """
+    from asyncembed.runtime.safetensors import read_tensors
+
+    with read_tensors(*paths) as tensors:
+        weight = tensors.get("linear.weight")
+        if weight is None or weight.ndim != 2:
+            raise ModelLoadError(
+                f"{', '.join(map(str, paths))}: among the weights is no linear.weight (out, in), the layer of ColBERT",
+                model=str(paths[0].parent) if paths else None,
+            )
+        return Projection(np.array(weight, dtype=np.float32))
+
+
+def _read_layer(path: Path, activation: Callable[[FloatArray], FloatArray], *, has_residual: bool) -> Projection:
     from asyncembed.runtime.safetensors import read_tensors
 
     tensors = read_tensors(path)
@@ -90,4 +121,17 @@ def _read_layer(path: Path) -> tuple[FloatArray, FloatArray | None]:
             f"{path} is no linear layer, which has linear.weight (out, in) and maybe linear.bias (out), but {shapes}",
             model=str(path.parent.parent),
         )
-    return weight.astype(np.float32), None if bias is None else bias.astype(np.float32)
+    added: FloatArray | Literal["vectors"] | None = None
+    if has_residual:
+        added = "vectors" if weight.shape[0] == weight.shape[1] else _residual(path, tensors, weight.shape)
+    return Projection(weight.astype(np.float32), None if bias is None else bias.astype(np.float32), activation, added)
+
+
+def _residual(path: Path, tensors: "Tensors", shape: tuple[int, ...]) -> FloatArray:
+    residual = tensors.get("residual.weight")
+    if residual is None or residual.shape != shape:
+        raise ModelLoadError(
+            f"{path} has no residual.weight {list(shape)}, although its layer has a residual",
+            model=str(path.parent.parent),
+        )
+    return residual.astype(np.float32)
