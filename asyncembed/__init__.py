@@ -42,6 +42,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               spawn, frozen, cores, cgroups   how processes start, and how many
 #   encoders/   encoder, registry, settings the seam; which module serves a model, and what a model says to it
 #               dense, static, colbert, one_pass, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
+#               causal_reranker, pair_prompts, chat_template   rerankers that are language models; what they read
 #               hashed, text_graph, graph_output, pooling, projection, postprocess, finite, batch
 #               tokenization, tokenizer_files, long_texts, word_table, word_pieces, stemming
 #   runtime/    session                     the seam; onnx, providers: its implementation
@@ -53,6 +54,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   export/     graph_cache, architectures  built once; which is which
 #               bert_like, deberta, rotary_bert, modernbert, decoders: a module for architectures that are alike
 #               construction, blocks, attention, rotary, heads, onnx_builder   what they are built of
+#               answers                     what a language model is asked
 #   server/     app, service, served        models behind HTTP; what its handlers share; which model serves a request
 #               endpoint, http_connection   a route from request to answer; what a client may take before
 #               openai_dialect, tei_dialect, tei_bodies, cohere_dialect, jina_dialect: the interfaces that clients know

@@ -17,6 +17,7 @@ from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.encoders.registry import check_settings, row_of
+from asyncembed.encoders.settings import CausalRerankerSettings, read_settings
 from asyncembed.engine.worker import ProcessWorker
 from asyncembed.errors import (
     DownloadError,
@@ -78,10 +79,9 @@ async def prepare(
     if is_exported:
         # Beside the hub's files, where the user wants those elsewhere; their caches take what is in it for repos.
         cache_dir = None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
-        spec = replace(
-            spec,
-            model_file=str(await _export(directory / spec.folder, _HEADS.get(family, "states"), cache_dir, options)),
-        )
+        folder = directory / spec.folder
+        head = await in_disk_thread(_head_of, spec, folder)
+        spec = replace(spec, model_file=str(await _export(folder, head, cache_dir, options)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
         path = await in_disk_thread(loadable_model_path, directory, spec.model_file)
@@ -323,6 +323,17 @@ def _check_is_fp32(directory: Path, spec: ModelSpec) -> None:
 
 _HEADS: Mapping[Family, "Head"] = {"cross_encoder": "scores", "sparse": "words"}
 """What a graph that is built for a family gives, if not hidden states."""
+
+
+def _head_of(spec: ModelSpec, directory: Path) -> "Head":
+    """What a graph that is built for a model gives; blocks."""
+    if spec.encoder == "causal_reranker":
+        from asyncembed.export.answers import read_answer
+
+        settings = read_settings(CausalRerankerSettings, spec)
+        if settings.yes is not None:
+            return read_answer(directory, settings.yes, settings.no)
+    return _HEADS.get(spec.family, "states")
 
 
 async def _export(directory: Path, head: "Head", cache_dir: Path | None, options: Options) -> Path:

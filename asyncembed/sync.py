@@ -854,6 +854,10 @@ class LateInteractionTextEmbedding(
     @_of(AsyncLateInteractionTextEmbedding[ScalarT].token_count)
     def token_count(self) -> None: ...
 
+    @staticmethod
+    @_of(AsyncLateInteractionTextEmbedding.add_custom_model)
+    def add_custom_model() -> None: ...
+
 
 class HybridTextEmbedding(_HasVectors[AsyncHybridTextEmbedding[ScalarT]], Generic[ScalarT]):
     """Several results for a text from one pass. As `asyncembed.HybridTextEmbedding`, for programs without a loop.

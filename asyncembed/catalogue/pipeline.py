@@ -47,6 +47,7 @@ _ROOT_CONFIGURATION = frozenset(
         *CONFIGURATION,
         *_IMAGE_CONFIGURATION,
         "artifact.metadata",
+        "chat_template.jinja",
         "config_sentence_transformers.json",
         "modules.json",
         "onnx_config.json",
@@ -87,6 +88,7 @@ class Overrides:
         precision: "fp32", "fp16", "int8", ...: which of several graphs, by the names that exporters give
             them.
         graph_output: Graph output used, by position or name.
+        template: What a reranker that is a language model reads of a pair.
     """
 
     pooling: Pooling | None = None
@@ -95,6 +97,7 @@ class Overrides:
     onnx_file: str | None = None
     precision: str | None = None
     graph_output: int | str | None = None
+    template: str | None = None
 
     def applied_to(self, spec: ModelSpec) -> ModelSpec:
         """The spec of a model that the catalogue or the caller describes, with these instead of what it says."""
@@ -103,6 +106,8 @@ class Overrides:
         settings = dict(spec.settings)
         if self.graph_output is not None or self.pooling not in (None, spec.pooling):
             settings.pop("output_name", None)  # it goes with the catalogue's pooling
+        if self.template is not None:
+            settings["template"] = self.template
         if self.pooling == "none" and spec.pooling != "none":
             settings["takes_finished"] = "any" if self.graph_output is None else "named"
         return replace(
@@ -207,11 +212,6 @@ class _Repo:
         """The object in a file; an absent file counts as an empty one."""
         return read_object(inside(self.directory, path))
 
-    def architectures(self) -> list[object]:
-        """What config.json names, one or several."""
-        named = self.json("config.json").get("architectures")
-        return named if isinstance(named, list) else [named] if named else []
-
     def modules(self) -> list[_Module] | None:
         """The modules in modules.json, in its order; None where there is no such file."""
         value = read_json(self.directory / "modules.json")
@@ -288,14 +288,62 @@ def _image(repo: _Repo, spec: ModelSpec) -> ModelSpec:
 
 
 def _cross_encoder(repo: _Repo, spec: ModelSpec) -> ModelSpec:
-    """A model for sequence classification whose one label is the score."""
+    """A model for sequence classification whose one label is the score, or a language model whose answer is."""
+    modules = repo.modules() or []
+    spec = replace(spec, max_length=_max_length(repo))
+    answers = [module.prefix for module in modules if module.kind == "LogitScore"]
+    if answers or _is_called(repo, "ForCausalLM") or repo.overrides.template is not None:
+        kinds = [module.kind for module in modules]
+        if kinds not in ([], ["Transformer"], ["Transformer", "LogitScore"]):
+            raise repo.unsupported(
+                f"its modules are {', '.join(map(shown, kinds[:8]))}; those of a language model that is a reranker are "
+                "Transformer and LogitScore"
+            )
+        return _causal_reranker(repo, spec, answers[0] if answers else None)
     config = repo.json("config.json")
     _check_task(repo, "ForSequenceClassification")
     id2label = config.get("id2label")
     labels = _integer(config, "num_labels") or (len(id2label) if isinstance(id2label, dict) else 1)
     if labels != 1:
         raise repo.unsupported(f"it is a classifier of {labels} labels; a reranker has one, the score")
-    return _preferring(repo, "logits", replace(spec, encoder="cross_encoder", max_length=_max_length(repo)))
+    forms = repo.json("sentence_bert_config.json").get("modality_config")
+    if modules and isinstance(forms, dict) and "message" in forms:
+        # Its chat template says what it reads of a pair, and no answer but its score is taken.
+        return _with_settings(_instructed(replace(spec, encoder="causal_reranker")), yes=None, no=None)
+    return _preferring(repo, "logits", replace(spec, encoder="cross_encoder"))
+
+
+_ANSWERS: Mapping[str | None, tuple[str, str]] = {
+    None: ("yes", "no"),  # as sentence-transformers
+    "qwen3-reranker": ("yes", "no"),
+    "mxbai-rerank-v2": ("1", "0"),
+}
+"""What a language model answers, by its template, where no module says it."""
+
+
+def _causal_reranker(repo: _Repo, spec: ModelSpec, module: str | None) -> ModelSpec:
+    """A language model that answers; `module` is where the files of its module LogitScore lie, if it has one."""
+    template = repo.overrides.template
+    yes: object
+    no: object
+    yes, no = _ANSWERS.get(template, _ANSWERS[None])
+    if module is not None:
+        said = repo.json(f"{module}config.json")
+        yes, no = said.get("true_token_id"), said.get("false_token_id")
+        if type(yes) is not int or not (no is None or type(no) is int):
+            raise repo.unsupported(f"{module}config.json has no usable true_token_id and false_token_id")
+    spec = _instructed(replace(spec, encoder="causal_reranker"))
+    spec = _with_settings(spec, yes=yes, no=no)
+    if template is not None:
+        spec = _with_settings(spec, template=template)
+    return _preferring(repo, "logits", spec)
+
+
+def _instructed(spec: ModelSpec) -> ModelSpec:
+    """The spec of a model whose default prompt is its instruction."""
+    if spec.default_prompt is None or not spec.prompts[spec.default_prompt]:
+        return spec
+    return _with_settings(spec, instruction=spec.prompts[spec.default_prompt])
 
 
 HEADS: Mapping[str, tuple[str, ...]] = {
@@ -420,7 +468,7 @@ def _late_interaction(repo: _Repo, spec: ModelSpec) -> ModelSpec:
         return _multi_vector_encoder(repo, modules, spec)
     if modules is not None and (is_pylate or any(module.type_name.startswith("pylate.") for module in modules)):
         return _pylate(repo, [module for module in modules if module.kind != "Normalize"], said, spec)
-    if "HF_ColBERT" in repo.architectures():
+    if "HF_ColBERT" in _architectures(repo):
         metadata = repo.json("artifact.metadata")
         found = {
             "query_prefix": metadata.get("query_token_id") or "[unused0]",
@@ -536,7 +584,8 @@ def _token_layers(repo: _Repo, modules: Sequence[_Module], order: re.Pattern[str
         raise repo.unsupported(f"its modules {', '.join(map(shown, kinds[:8]))} are in an order that we do not compute")
     spec = _transformer(repo, modules[0].prefix, spec)
     for module in (module for module, kind in zip(modules, kinds, strict=True) if kind == "Dense"):
-        spec = _layer(repo, module.prefix, spec, of="token_embeddings")
+        # PyLate takes a layer for one of tokens, whatever it says.
+        spec = _layer(repo, module.prefix, spec, of="token_embeddings" if order is _ORDER_OF_MULTI_VECTORS else None)
     return spec
 
 
@@ -665,17 +714,18 @@ def _projection(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
     return _layer(repo, prefix, spec, of="sentence_embedding")
 
 
-def _layer(repo: _Repo, prefix: str, spec: ModelSpec, *, of: str) -> ModelSpec:
-    """The spec with one more linear layer, on what sentence-transformers calls `of`."""
+def _layer(repo: _Repo, prefix: str, spec: ModelSpec, *, of: str | None) -> ModelSpec:
+    """The spec with one more linear layer, on what sentence-transformers calls `of`; None: on whatever there is."""
     files = (f"{prefix}{WEIGHTS}", f"{prefix}config.json")
     if files[0] not in repo.files:
         raise repo.unsupported(
             f"its linear layer lacks {files[0]}: files of pickled Python (pytorch_model.bin) are not read"
         )
     config = repo.json(files[1])
-    names = {config.get("module_input_name") or of, config.get("module_output_name") or of}
-    if names != {of}:
-        raise repo.unsupported(f"its linear layer in {prefix} takes or gives {', '.join(map(shown, names - {of}))}")
+    for end in ("input", "output"):
+        name = config.get(f"module_{end}_name")
+        if of is not None and name not in (None, of):
+            raise repo.unsupported(f"its linear layer in {prefix} has {shown(name)} for its {end}, not {of}")
     earlier = spec.settings.get("projections", ())
     assert isinstance(earlier, tuple)
     spec = replace(
@@ -777,8 +827,19 @@ def _prompts(repo: _Repo) -> tuple[dict[str, str], str | None]:
     return prompts, default if isinstance(default, str) and default in prompts else None
 
 
+def _is_called(repo: _Repo, task: str) -> bool:
+    """Whether the repo's first architecture is one for a task."""
+    names = _architectures(repo)
+    return bool(names) and isinstance(names[0], str) and names[0].endswith(task)
+
+
+def _architectures(repo: _Repo) -> list[object]:
+    architectures = repo.json("config.json").get("architectures")
+    return architectures if isinstance(architectures, list) else [architectures] if architectures else []
+
+
 def _check_task(repo: _Repo, task: str) -> None:
-    names = repo.architectures()
+    names = _architectures(repo)
     if names and not any(isinstance(name, str) and name.endswith(task) for name in names):
         raise repo.unsupported(f"config.json calls it {', '.join(map(shown, names[:8]))}, not a model {task}")
 

@@ -6,8 +6,9 @@ from functools import partial
 from typing import Any, ClassVar, Literal, Unpack, cast, get_args, overload
 
 from asyncembed.catalogue.lookup import register
+from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family
-from asyncembed.checks import check_bool, check_choice, check_count, checks_keywords
+from asyncembed.checks import check_bool, check_choice, check_count, check_text, checks_keywords
 from asyncembed.embedders.base import AnyStream, Embedder, ModelName, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.intake import Door, InputT, Intake, Key, accept_pair, accept_text
 from asyncembed.encoders.encoder import Call
@@ -18,25 +19,32 @@ from asyncembed.results import SCORE, Assembly, CollectedT, CountedBatch, Scores
 from asyncembed.stream import EmbeddingStream, ReturningStream
 
 Activation = Literal["none", "sigmoid"]
+Template = Literal["qwen3-reranker", "mxbai-rerank-v2"]
 Pair = tuple[str, str]
 
 
 class RerankStreamCall(StreamCall, total=False):
-    """What a call may say that gives a stream of scores: also an activation instead of the constructor's."""
+    """What a call may say that gives a stream of scores: also an activation instead of the constructor's.
+
+    `instruction` is what a model that is a language model is to look for.
+    """
 
     activation: Activation | None
+    instruction: str | None
 
 
 class RerankReturningCall(ReturningCall, total=False):
     """The same with errors in the place of scores."""
 
     activation: Activation | None
+    instruction: str | None
 
 
 class RerankKeywords(StreamKeywords, total=False):
     """What a call may say that gives either."""
 
     activation: Activation | None
+    instruction: str | None
 
 
 PAIRS = partial(Intake, accept_pair)
@@ -47,6 +55,7 @@ class CrossEncoderKeywords(OptionKeywords, total=False):
 
     activation: Activation
     truncate: bool
+    template: Template | None
 
 
 class TextCrossEncoder(Embedder):
@@ -62,9 +71,11 @@ class TextCrossEncoder(Embedder):
 
     Args:
         model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`: any model for
-            sequence classification with one label.
+            sequence classification with one label, or a language model that answers whether a document fits.
         activation: "none" gives the model's logits, "sigmoid" maps them to 0..1.
         truncate: Cut pairs over the length limit, the longer text first; False makes such a pair an `InputError`.
+        template: What a language model reads of a pair, where its repo does not say: as "qwen3-reranker", answering
+            yes or no, or as "mxbai-rerank-v2", answering 1 or 0. The score is the difference of the two logits.
         options: The keywords that all classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
     """
 
@@ -77,13 +88,19 @@ class TextCrossEncoder(Embedder):
         *,
         activation: Activation = "none",
         truncate: bool = True,
+        template: Template | None = None,
         **options: Unpack[OptionKeywords],
     ) -> None:
         super().__init__(model_name, **options)
         check_choice("activation", activation, get_args(Activation))
         check_bool("truncate", truncate)
+        check_choice("template", template, (None, *get_args(Template)))
+        self._template = template
         self._activation: Activation = activation
         self._truncate = truncate
+
+    def _overrides(self) -> Overrides:
+        return replace(super()._overrides(), template=self._template)
 
     @overload
     def rerank(
@@ -115,7 +132,8 @@ class TextCrossEncoder(Embedder):
         Args:
             query: The query.
             documents: The texts, or records from which `key` takes the text.
-            call: `activation`, instead of the constructor's; `key`, `priority`, `ordered`, `on_error`: see
+            call: `activation`, instead of the constructor's; `instruction`, what a model that is a language model is to
+                look for, instead of its own default; `key`, `priority`, `ordered`, `on_error`: see
                 `asyncembed.StreamKeywords`, also for the errors.
 
         Returns:
@@ -158,6 +176,7 @@ class TextCrossEncoder(Embedder):
         key: None = None,
         with_tokens: Literal[False] = False,
         activation: Activation | None = None,
+        instruction: str | None = None,
     ) -> list[tuple[int, float]]: ...
     @overload
     async def rank(
@@ -169,6 +188,7 @@ class TextCrossEncoder(Embedder):
         key: Callable[[InputT], str],
         with_tokens: Literal[False] = False,
         activation: Activation | None = None,
+        instruction: str | None = None,
     ) -> list[tuple[int, float]]: ...
     @overload
     async def rank(
@@ -180,6 +200,7 @@ class TextCrossEncoder(Embedder):
         key: None = None,
         with_tokens: Literal[True],
         activation: Activation | None = None,
+        instruction: str | None = None,
     ) -> CountedBatch[list[tuple[int, float]]]: ...
     @overload
     async def rank(
@@ -191,6 +212,7 @@ class TextCrossEncoder(Embedder):
         key: Callable[[InputT], str],
         with_tokens: Literal[True],
         activation: Activation | None = None,
+        instruction: str | None = None,
     ) -> CountedBatch[list[tuple[int, float]]]: ...
     @checks_keywords
     async def rank(
@@ -202,8 +224,11 @@ class TextCrossEncoder(Embedder):
         key: Key | None = None,
         with_tokens: bool = False,
         activation: Activation | None = None,
+        instruction: str | None = None,
     ) -> list[tuple[int, float]] | CountedBatch[list[tuple[int, float]]]:
         """The best documents for a query. Goes before bulk work.
+
+        `instruction` as in `rerank`.
 
         Returns:
             (position in `documents`, score), best first, the earlier of two equals first; `top_k` of them, or all.
@@ -212,7 +237,7 @@ class TextCrossEncoder(Embedder):
         Raises:
             InputError: As in `rerank`.
         """
-        call: RerankKeywords = {"key": key, "activation": activation}
+        call: RerankKeywords = {"key": key, "activation": activation, "instruction": instruction}
         return await self._rank(query, documents, top_k, call, with_tokens=with_tokens)
 
     @checks_keywords
@@ -223,7 +248,7 @@ class TextCrossEncoder(Embedder):
         """
         opened = await self._turn()
         _refuse_text(pairs, "pairs", "the pair")
-        return await self._count(opened, pairs, PAIRS, replace(self._call(None), truncated=truncated))
+        return await self._count(opened, pairs, PAIRS, replace(self._call({}), truncated=truncated))
 
     @classmethod
     def add_custom_model(
@@ -285,12 +310,14 @@ class TextCrossEncoder(Embedder):
     def _pairs(
         self, source: Source[InputT], door: Door, assembly: Assembly[float, CollectedT], call: RerankKeywords
     ) -> AnyStream[InputT, float, CollectedT]:
-        return self._stream(self._require_open(), source, door, self._call(call.get("activation")), assembly, call)
+        return self._stream(self._require_open(), source, door, self._call(call), assembly, call)
 
-    def _call(self, activation: Activation | None) -> Call:
+    def _call(self, keywords: RerankKeywords) -> Call:
+        activation, instruction = keywords.get("activation"), keywords.get("instruction")
         check_choice("activation", activation, (None, *get_args(Activation)))
+        check_text("instruction", instruction)
         chosen = activation or self._activation
-        return Call(mode="pair", truncate=self._truncate, activation=chosen)
+        return Call(mode="pair", truncate=self._truncate, activation=chosen, instruction=instruction)
 
 
 async def rank_texts(

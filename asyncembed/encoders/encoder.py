@@ -68,6 +68,7 @@ class Call:
         dtype: Element type of the results.
         output: "float", or the quantised forms "int8" and "binary".
         int8_ranges: For "int8": the smallest and largest value of each component, float32 (2, dim) as bytes.
+        instruction: What a reranker that takes one is to look for.
         activation: What is done to the logit of a pair: "sigmoid" maps it to 0..1.
         truncated: With "count": only the tokens count that are left of an input when it is cut at the limit.
         include_extension: With "count": the tokens count, too, that the encoder itself puts into a text.
@@ -84,6 +85,7 @@ class Call:
     output: Literal["float", "int8", "binary"] = "float"
     int8_ranges: bytes | None = None
     activation: Literal["none", "sigmoid"] = "none"
+    instruction: str | None = None
     truncated: bool = True
     include_extension: bool = False
     role: Literal["query", "document"] = "document"

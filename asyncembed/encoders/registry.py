@@ -58,6 +58,7 @@ ROWS: Mapping[str, Row] = {
     "bm42": _row("bm42:bm42", kinds.Bm42Settings),
     "minicoil": _row("minicoil:minicoil", kinds.MiniCoilSettings),
     "cross_encoder": _row("reranker:CrossEncoder", kinds.RerankerSettings),
+    "causal_reranker": _row("causal_reranker:CausalReranker", kinds.CausalRerankerSettings),
 }
 
 

@@ -11,7 +11,7 @@ from asyncembed.encoders.projection import sigmoid
 from asyncembed.encoders.settings import RerankerSettings, read_settings
 from asyncembed.encoders.text_graph import TextGraph, TextRun
 from asyncembed.encoders.tokenization import Tokenized, count_tokens, tokenizer_of
-from asyncembed.errors import UnsupportedModelError
+from asyncembed.errors import OptionError, UnsupportedModelError
 from asyncembed.runtime.session import Array
 
 
@@ -31,7 +31,13 @@ class CrossEncoder:
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
-        """Score pairs, or with mode "count" count their tokens; a pair that cannot be tokenized is a failure."""
+        """Score pairs, or with mode "count" count their tokens; a pair that cannot be tokenized is a failure.
+
+        Raises:
+            OptionError: The call brings an instruction.
+        """
+        if call.instruction is not None:
+            raise OptionError(f"{self._spec.name} takes no instruction; leave out instruction=")
         if call.mode == "count":
             return count_tokens(self._tokenizer.count_pairs(inputs, call))
         done = self._tokenizer.encode_pairs(inputs, truncate=call.truncate)

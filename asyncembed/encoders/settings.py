@@ -142,6 +142,23 @@ class RerankerSettings(GraphSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CausalRerankerSettings(GraphSettings):
+    """Of a reranker that is a language model.
+
+    Attributes:
+        template: What it reads of a pair, as one of `pair_prompts.PROMPTS`; None: as the repo's chat template says.
+        yes, no: The tokens, or their ids, whose logits make the score; without `no` it is that of `yes`, and without
+            either the graph gives a score.
+        instruction: What it is to look for, where a call does not say; None: as the template says.
+    """
+
+    template: str | None = None
+    yes: int | str | None = "yes"
+    no: int | str | None = "no"
+    instruction: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReaderSettings(GraphSettings):
     """Of a model that takes images.
 

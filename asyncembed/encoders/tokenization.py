@@ -184,6 +184,10 @@ class TextTokenizer:
         counts = self._counts([text for pair in pairs.values for text in pair])
         return pairs.become([special + sum(pair) for pair in zip(counts[::2], counts[1::2], strict=True)])
 
+    def whole_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, uncut, without special ones."""
+        return self._counts(texts)
+
     def _checked(self, done: Tokenized, *, truncate: bool) -> Tokenized:
         return done if truncate else done.without(list(map(_is_over, done.values)), self.too_long)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MODES: dict[str, tuple[Mode, ...]] = {
     "cross_encoder": ("pair",),
+    "causal_reranker": ("pair",),
     "image": ("image",),
     "colpali": ("query", "image"),
     "colmodernvbert": ("query", "image"),

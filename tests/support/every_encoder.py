@@ -1,12 +1,17 @@
 """For every encoder that the package has, a small model that it serves."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from asyncembed.catalogue.lookup import require_model
+from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.catalogue.spec import LocalSource, ModelSpec
+from asyncembed.encoders.settings import CausalRerankerSettings, read_settings
+from asyncembed.export.answers import read_answer
+from asyncembed.export.graph_cache import ensure_graph
 from tests.support.graphs import DIM
 from tests.support.hybrid_models import hybrid_spec, write_hybrid_model
 from tests.support.images import write_image_model
@@ -31,6 +36,8 @@ from tests.support.static_models import DIM as STATIC_DIM
 from tests.support.static_models import write_static
 from tests.support.tokenizers import wordpiece
 
+LANGUAGE_MODELS = Path(__file__).parent.parent / "embedders" / "data"
+
 Write = Callable[[Path], ModelSpec]
 
 
@@ -53,6 +60,15 @@ def _reranker(directory: Path) -> ModelSpec:
     return replace(spec, sources=(LocalSource(write_reranker(directory)),), dim=DIM)
 
 
+def _causal_reranker(directory: Path) -> ModelSpec:
+    shutil.copytree(LANGUAGE_MODELS / "logit_score", directory, dirs_exist_ok=True)
+    spec = spec_from_directory(directory, family="cross_encoder")
+    settings = read_settings(CausalRerankerSettings, spec)
+    assert settings.yes is not None
+    head = read_answer(directory, settings.yes, settings.no)
+    return replace(spec, model_file=str(ensure_graph(directory, head=head, cache_dir=directory / "cache")))
+
+
 WRITE: Mapping[str, Write] = {
     "dense": _dense,
     "static": _static,
@@ -64,6 +80,7 @@ WRITE: Mapping[str, Write] = {
     "splade": partial(_sparse, name=SPLADE, write=write_splade),
     "inference_free_splade": partial(_sparse, name=IF_SPLADE, write=write_if_splade),
     "cross_encoder": _reranker,
+    "causal_reranker": _causal_reranker,
     "hybrid": lambda directory: hybrid_spec(write_hybrid_model(directory)),
     "image": write_image_model,
     "colpali": partial(write_multimodal_model, name=COLPALI_NAME),
