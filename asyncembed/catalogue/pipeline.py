@@ -459,7 +459,7 @@ def _routed_splade(repo: _Repo, router: _Module, spec: ModelSpec) -> ModelSpec:
 
 
 def _late_interaction(repo: _Repo, spec: ModelSpec) -> ModelSpec:
-    """A vector per token: by sentence-transformers' modules, ColBERT's own format, or a file beside a finished graph."""
+    """A vector per token: by modules, as ColBERT's authors have it, or by a file beside a finished graph."""
     modules = repo.modules()
     spec = replace(spec, encoder="colbert", normalize=True)
     said = repo.json("config_sentence_transformers.json")
@@ -470,7 +470,7 @@ def _late_interaction(repo: _Repo, spec: ModelSpec) -> ModelSpec:
         return _pylate(repo, [module for module in modules if module.kind != "Normalize"], said, spec)
     if "HF_ColBERT" in _architectures(repo):
         metadata = repo.json("artifact.metadata")
-        found = {
+        found: dict[str, Any] = {
             "query_prefix": metadata.get("query_token_id") or "[unused0]",
             "document_prefix": metadata.get("doc_token_id") or "[unused1]",
             "query_length": metadata.get("query_maxlen"),
@@ -483,9 +483,9 @@ def _late_interaction(repo: _Repo, spec: ModelSpec) -> ModelSpec:
         spec = _colbert(repo, finished, replace(spec, dim=_integer(finished, "embedding_dimension")))
         return _with_settings(spec, lower_case=True) if finished.get("do_lower_case") else spec
     raise repo.unsupported(
-        "nothing says that it has a vector for each token: neither PyLate's or sentence-transformers' modules with their "
-        "model_type in config_sentence_transformers.json, nor the architecture HF_ColBERT in config.json, nor "
-        "onnx_config.json; LateInteractionTextEmbedding.add_custom_model says it instead"
+        "nothing says that it has a vector for each token: neither modules of PyLate or of sentence-transformers' "
+        "MultiVectorEncoder, nor the architecture HF_ColBERT in config.json, nor onnx_config.json; "
+        "LateInteractionTextEmbedding.add_custom_model says it instead"
     )
 
 
@@ -555,8 +555,8 @@ def _expansion(repo: _Repo, expansion: dict[str, Any], settings: Mapping[str, ob
     strategy, length, longest = expansion.get("strategy"), _integer(expansion, "length"), settings["query_max_length"]
     if strategy not in ("fixed", "min") or length is None:
         raise repo.unsupported(
-            f"its query_expansion is {shown(strategy)}, to {shown(expansion.get('length'))} tokens; only fixed and min, "
-            "with a length, are computed"
+            f"its query_expansion is {shown(strategy)}, to {shown(expansion.get('length'))} tokens; only fixed and "
+            "min, with a length, are computed"
         )
     return {
         "query_pad_length": length,

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Unpack, overload
 
 from asyncembed.catalogue.lookup import register
 from asyncembed.catalogue.spec import Family, ModelSpec
-from asyncembed.checks import check_bool, check_choice, check_count, check_number, check_text, check_words, checks_keywords
+from asyncembed.checks import (
+    check_bool,
+    check_choice,
+    check_count,
+    check_number,
+    check_text,
+    check_words,
+    checks_keywords,
+)
 from asyncembed.embedders.base import HasVectors, ModelName, Opened, StreamKeywords
 from asyncembed.embedders.intake import as_source
 from asyncembed.embedders.roles import TEXTS, TextRoles

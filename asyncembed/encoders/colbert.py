@@ -148,8 +148,8 @@ class LateInteractionEncoder:
             return states
         if not self._layers:
             raise self._graph.unsupported(
-                f"gives hidden states of length {states.shape[1]}, not the vectors that the model's last layer makes of "
-                "them; name another one with onnx_file="
+                f"gives hidden states of length {states.shape[1]}, not the vectors that the model's last layer makes "
+                "of them; name another one with onnx_file="
             )
         for layer in self._layers:
             states = layer(states.astype(np.float32, copy=False))
@@ -168,7 +168,7 @@ class LateInteractionEncoder:
         first, last = self._layers[0].weight, self._layers[-1].weight
         return width == len(last) and (width != first.shape[1] or self._graph.output not in _STATES)
 
-    def _tokenizer_of(self, is_query: bool) -> TextTokenizer:  # noqa: FBT001 (which of two)
+    def _tokenizer_of(self, is_query: bool) -> TextTokenizer:
         return self._query_tokenizer if is_query else self.tokenizer
 
     def _find_query_tokenizer(self, config: EncoderConfig) -> TextTokenizer:
@@ -194,10 +194,7 @@ class LateInteractionEncoder:
 
     def _find_mask_id(self, tokenizer: TextTokenizer) -> int:
         token, roles = self._settings.mask_token, tokenizer.files.ids_by_role
-        if token is None:
-            found = roles.get("mask_token", roles.get("eos_token"))
-        else:
-            found = tokenizer.token_id(token)
+        found = roles.get("mask_token", roles.get("eos_token")) if token is None else tokenizer.token_id(token)
         if found is None:
             raise UnsupportedModelError(
                 f"the tokenizer has no {'mask token' if token is None else f'token {token!r}'}, with which short "
@@ -237,7 +234,7 @@ def _marker(tokenizer: TextTokenizer, token: str | None, marker: int | None) -> 
     found = tokenizer.token_id(token)
     if found is None:
         raise UnsupportedModelError(
-            f"the tokenizer in {tokenizer.files.directory} has no token {token!r}, which is to mark queries or documents",
+            f"the tokenizer in {tokenizer.files.directory} has no token {token!r}, which is to mark what a text is",
             model=str(tokenizer.files.directory),
         )
     return found

@@ -131,6 +131,21 @@ class ColbertSettings(GraphSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HybridSettings(GraphSettings):
+    """Of a model that gives several results for a text.
+
+    Attributes:
+        sparse_head, late_interaction_head: Files of linear layers on the hidden states, which give a token's weight and
+            its vector; None: what the graph has for it, if it has anything.
+        only: The one kind of result that it is used for, by a class that has no other; None: it is a hybrid one.
+    """
+
+    sparse_head: str | None = None
+    late_interaction_head: str | None = None
+    only: "HybridOutput | None" = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RerankerSettings(GraphSettings):
     """Of a cross-encoder.
 

@@ -57,15 +57,13 @@ def _labels(vectors: FloatArray, clusters: int) -> Any:
 def _means(vectors: FloatArray, labels: Any) -> FloatArray:
     sums = np.zeros((labels.max() + 1, vectors.shape[1]), np.float32)
     np.add.at(sums, labels, vectors)
-    means: FloatArray = sums / np.bincount(labels).astype(np.float32)[:, None]
-    return means
+    sums /= np.bincount(labels)[:, None]
+    return sums
 
 
 def _hierarchy() -> Any:
     try:
         from scipy.cluster import hierarchy
     except ImportError as error:
-        raise RuntimeMissingError(
-            'pool_factor needs the package scipy: pip install "asyncembed[pooling]"'
-        ) from error
+        raise RuntimeMissingError('pool_factor needs the package scipy: pip install "asyncembed[pooling]"') from error
     return hierarchy

@@ -1,5 +1,6 @@
 """Late interaction end to end, through real workers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,33 @@ def test_sizes_and_options() -> None:
         LateInteractionTextEmbedding(NAME, truncated=True)  # type: ignore[call-overload]
     with pytest.raises(OptionError, match="dtype"):
         LateInteractionTextEmbedding(NAME, dtype="int8")  # type: ignore[call-overload]
+
+
+# ---------------------------------------------------------------- repos that say themselves how they are computed
+
+
+REPOS = Path(__file__).parent / "data" / "multi_vector"
+REPO_TEXTS: list[str] = json.loads((REPOS / "texts.json").read_bytes())
+
+
+def kept(name: str, kind: str) -> list[Any]:
+    """What the tool that saved a repo gives for each text."""
+    arrays = np.load(REPOS / f"{name}.npz")
+    return np.split(arrays[kind], np.cumsum(arrays[f"{kind}_rows"])[:-1])
+
+
+def assert_alike(results: Any, expected: Any) -> None:
+    assert [result.shape for result in results] == [right.shape for right in expected]
+    for result, right in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, right, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pylate", "pylate_no_expansion", "stanford", "multi_vector", "multi_vector_pooled"])
+async def test_a_repo_gives_what_the_tool_gives_that_saved_it(name: str, tmp_path: Path) -> None:
+    async with LateInteractionTextEmbedding(REPOS / name, workers=0, cache_dir=tmp_path) as model:
+        assert_alike(await model.embed(REPO_TEXTS).collect(), kept(name, "documents"))
+        assert_alike(await model.query_embed(REPO_TEXTS).collect(), kept(name, "queries"))
+        for text, document, query in zip(REPO_TEXTS, kept(name, "documents"), kept(name, "queries"), strict=True):
+            assert_alike(await model.embed_documents([text]), [document])
+            assert_alike([await model.embed_query(text)], [query])

@@ -25,8 +25,8 @@ TEXTS = [
     "zebra zebra [MASK] it? [unused0] [Q] the",
 ]
 WORDS = (
-    "[PAD] [UNK] [CLS] [SEP] [MASK] [unused0] [unused1] the a and it is of to how can you make long day way write about "
-    "s ing written , : . ? ! ( ) ##s ##ing ##ten w r t e i n g"
+    "[PAD] [UNK] [CLS] [SEP] [MASK] [unused0] [unused1] the a and it is of to how can you make long day way write "
+    "about s ing written , : . ? ! ( ) ##s ##ing ##ten w r t e i n g"
 )
 
 
@@ -50,7 +50,9 @@ def write_pylate(checkpoints: Path) -> None:
     from pylate import models  # type: ignore[import-not-found]
     from torch import nn  # type: ignore[import-not-found]
 
-    bert = models.ColBERT(str(checkpoints / "bert"), embedding_size=4, query_length=12, document_length=20, device="cpu")
+    bert = models.ColBERT(
+        str(checkpoints / "bert"), embedding_size=4, query_length=12, document_length=20, device="cpu"
+    )
     bert[1] = models.Dense(8, 12, bias=True, activation_function=nn.Tanh(), use_residual=True)
     bert.append(models.Dense(12, 12, bias=False, use_residual=True))
     bert.append(models.Dense(12, 4, bias=False))
@@ -75,7 +77,7 @@ def write_pylate(checkpoints: Path) -> None:
 
 def write_stanford(checkpoint: Path) -> None:
     """A repo as ColBERT's authors save it: the layer beside the encoder's tensors."""
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file, save_file  # type: ignore[import-not-found]
 
     directory = DATA / "stanford"
     shutil.rmtree(directory, ignore_errors=True)
