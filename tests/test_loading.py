@@ -26,10 +26,11 @@ from asyncembed.errors import (
 )
 from asyncembed.loading import find_family, known_family
 from asyncembed.options import Options
+from asyncembed.runtime import prepared
 from tests.hub.server import HubServer, Repo
 from tests.support.external_data import CONSTANT_FILE, move_weights_out
 from tests.support.graphs import write_text_graph
-from tests.support.models import TEXTS, files_of, forget_registered_models, write_model
+from tests.support.models import TEXTS, files_of, forget_registered_models, write_model, write_self_describing_model
 from tests.support.waiting import nothing_left_behind
 
 
@@ -255,6 +256,44 @@ async def _open(directory: Path, workers: int, cache: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"no tokenizer\.json"):
         async with TextEmbedding(directory, workers=workers, cache_dir=cache, pooling="mean", normalize=True):
             pass
+
+
+@pytest.mark.slow
+async def test_a_large_graph_is_prepared_once_for_all_workers(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prepared, "SMALLEST_INLINE_BYTES", 0)  # as if it were large
+    directory = write_self_describing_model(tmp_path / "model")
+    caplog.set_level(logging.INFO, logger="asyncembed")
+    async with TextEmbedding(directory, workers=2, prepare=False) as model:
+        vector = await model.embed_query("river")
+    assert not (tmp_path / "exported").exists()
+    for _ in range(2):
+        async with TextEmbedding(directory, workers=2) as model:
+            np.testing.assert_array_equal(await model.embed_query("river"), vector)
+    (graph,) = (tmp_path / "exported").rglob("model.onnx")
+    assert [record.getMessage() for record in caplog.records if "prepared for" in record.getMessage()] != []
+    assert "cannot be loaded" not in caplog.text
+    data = graph.with_name("model.onnx.data")
+    content = data.read_bytes()[:-1]
+    data.unlink()
+    data.write_bytes(content)
+    async with TextEmbedding(directory, workers=1) as model:
+        np.testing.assert_array_equal(await model.embed_query("river"), vector)
+    assert "cannot be loaded, and will be made again" in caplog.text
+    assert not data.exists()
+
+
+@pytest.mark.slow
+async def test_a_graph_that_cannot_be_prepared_serves_as_it_is(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prepared, "SMALLEST_INLINE_BYTES", 0)
+    caplog.set_level(logging.INFO, logger="asyncembed")
+    (tmp_path / "exported").write_bytes(b"a file in the place of the cache")
+    async with TextEmbedding(write_self_describing_model(tmp_path / "model"), workers=1) as model:
+        assert (await model.embed_query("river")).shape == (8,)
+    assert "its graph is not prepared, so that each worker does it" in caplog.text
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from asyncembed.catalogue.spec import (
     ArchiveOrigin,
@@ -62,8 +62,8 @@ def require_model(name: str, family: Family) -> ModelSpec:
 
 
 def families_of(name: str) -> list[Family]:
-    """The families that have a model of this name."""
-    return sorted(family for family, known in _catalogue() if known == name.lower())
+    """The families that have a model of this name, in the order in which they are listed."""
+    return [family for family in get_args(Family) if _key(family, name) in _catalogue()]
 
 
 def similar_names(name: str, family: Family) -> list[str]:

@@ -353,10 +353,14 @@ HEADS: Mapping[str, tuple[str, ...]] = {
 """The linear layers of models like bge-m3, by the settings of a hybrid model that name them."""
 
 
+def _heads(repo: _Repo) -> dict[str, str]:
+    found = {setting: next((path for path in names if path in repo.files), None) for setting, names in HEADS.items()}
+    return {setting: path for setting, path in found.items() if path is not None}
+
+
 def _hybrid(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     """A text model with layers for more results beside it, or a graph that has several; which ones its outputs tell."""
-    found = {setting: next((path for path in names if path in repo.files), None) for setting, names in HEADS.items()}
-    heads = {setting: path for setting, path in found.items() if path is not None}
+    heads = _heads(repo)
     spec = replace(spec, encoder="hybrid", settings=heads, additional_files=tuple(heads.values()))
     modules = repo.modules()
     if modules is not None:
@@ -379,6 +383,8 @@ def _hybrid(repo: _Repo, spec: ModelSpec) -> ModelSpec:
 
 def _sparse(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     """SPLADE, as sentence-transformers has it: alike for queries and documents, or with a table for queries."""
+    if "sparse_head" in _heads(repo):
+        return _with_settings(_hybrid(repo, spec), only="sparse")
     modules = repo.modules()
     if modules is None:
         _check_task(repo, "ForMaskedLM")
@@ -438,6 +444,8 @@ def _routed_splade(repo: _Repo, router: _Module, spec: ModelSpec) -> ModelSpec:
     routes = repo.routes(router)
     spec = _splade(repo, routes["document"], spec)
     query = routes["query"]
+    if query == routes["document"]:
+        return spec
     if [module.kind for module in query] != ["SparseStaticEmbedding"]:
         kinds = ", ".join(shown(module.kind) for module in query[:8])
         raise repo.unsupported(f"its queries go through {kinds}; only a SparseStaticEmbedding is computed for queries")
@@ -634,10 +642,22 @@ def _from_modules(repo: _Repo, modules: Sequence[_Module], spec: ModelSpec) -> M
     return spec
 
 
+_CLASSES: Mapping[str, str] = {
+    "ColBERT": "LateInteractionTextEmbedding",
+    "CrossEncoder": "TextCrossEncoder",
+    "MultiVectorEncoder": "LateInteractionTextEmbedding",
+    "SparseEncoder": "SparseTextEmbedding",
+}
+"""By the `model_type` of sentence-transformers and PyLate: what opens a model that has no one vector for a text."""
+
+
 def _computed(repo: _Repo, modules: Sequence[_Module]) -> list[_Module]:
     """Those modules that are read. If the caller says it all, modules that we do not know are the graph's."""
     unknown = [module.kind for module in modules if module.kind not in (*_READERS, "Dropout")]
     if unknown and not repo.is_declared:
+        kind = repo.json("config_sentence_transformers.json").get("model_type")
+        if isinstance(kind, str) and kind in _CLASSES:
+            raise repo.unsupported(f"it is a {kind}: open it with {_CLASSES[kind]}")
         raise repo.unsupported(
             f"its module {shown(unknown[0])} is none that we compute; if the graph does that, say pooling= and "
             "normalize= yourself"

@@ -18,7 +18,7 @@ from asyncembed.embedders.base import (
     StreamKeywords,
 )
 from asyncembed.embedders.intake import InputT, as_source
-from asyncembed.embedders.roles import TEXTS, TextRoles
+from asyncembed.embedders.roles import TEXTS, TextRoles, role_prompt
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.encoders.registry import row_of
 from asyncembed.errors import OptionError
@@ -34,11 +34,6 @@ if TYPE_CHECKING:
     from asyncembed.stream import EmbeddingStream, ReturningStream
 
 DEFAULT_MODEL = "BAAI/bge-small-en-v1.5"
-
-
-_PROMPTS_OF_ROLES: Mapping[Mode, tuple[str, ...]] = {"query": ("query",), "passage": ("document", "passage", "corpus")}
-"""What the prompt of a role may be called, as in sentence-transformers: the first that there is counts, also an empty
-one. A role without any has none, as the default prompt is for texts without a role."""
 
 
 class TextCall(TypedDict, total=False):
@@ -420,8 +415,9 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         is_on = not spec.is_catalogued if self._prompts is None else self._prompts is not False
         if not is_on:
             return None
-        names = _PROMPTS_OF_ROLES.get(mode) or ((spec.default_prompt,) if spec.default_prompt else ())
-        return next((known[name] for name in names if name in known), "") or None
+        if mode in ("query", "passage"):
+            return role_prompt(known, mode)
+        return known.get(spec.default_prompt or "", "") or None
 
 
 def _check_task(task: object) -> None:

@@ -1,18 +1,15 @@
 """Linear layers on the vectors of a graph: sentence-transformers' module `Dense`."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from asyncembed.encoders.pooling import FloatArray
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.repo_files import WEIGHTS, inside, read_object, shown
-
-if TYPE_CHECKING:
-    from asyncembed.runtime.safetensors import Tensors
 
 
 def sigmoid(values: FloatArray) -> FloatArray:
@@ -22,29 +19,41 @@ def sigmoid(values: FloatArray) -> FloatArray:
     return np.where(values >= 0, 1 / (1 + small), small / (1 + small)).astype(values.dtype, copy=False)
 
 
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+
+def gelu(values: FloatArray) -> FloatArray:
+    """`x · Φ(x)` with the exact normal distribution (Hendrycks and Gimpel 2016); the dtype stays."""
+    doubled = 1 + np.asarray(_erf(values / math.sqrt(2)), np.float64)
+    return np.asarray(values * doubled / 2, values.dtype)
+
+
 ACTIVATIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
     "torch.nn.modules.linear.Identity": lambda values: values,
     "torch.nn.modules.activation.Tanh": lambda values: np.tanh(values),
     "torch.nn.modules.activation.ReLU": lambda values: np.maximum(values, 0),
     "torch.nn.modules.activation.Sigmoid": sigmoid,
     "torch.nn.modules.activation.SiLU": lambda values: values * sigmoid(values),
+    "torch.nn.modules.activation.GELU": gelu,
+    "torch.nn.modules.activation.LeakyReLU": lambda values: np.where(values > 0, values, values * np.float32(0.01)),
+    "torch.nn.modules.activation.ELU": lambda values: np.where(values > 0, values, np.expm1(np.minimum(values, 0))),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """`activation(vectors @ weight.T + bias)`: from (n, in) to (n, out), all float32.
+    """`activation(vectors @ weight.T + bias)`, plus what passes it by: from (n, in) to (n, out), all float32.
 
     Attributes:
-        weight, bias: (out, in) and (out,).
-        activation: Of each number.
-        residual: What is added: nothing, the vectors, or their product with this weight (out, in).
+        passes_by: Whether the vectors themselves are added to the result.
+        residual: Or what is made of them: its product with `residual`.T.
     """
 
     weight: FloatArray
-    bias: FloatArray | None = None
-    activation: Callable[[FloatArray], FloatArray] = lambda values: values
-    residual: FloatArray | Literal["vectors"] | None = None
+    bias: FloatArray | None
+    activation: Callable[[FloatArray], FloatArray]
+    passes_by: bool = False
+    residual: FloatArray | None = None
 
     def __call__(self, vectors: FloatArray) -> FloatArray:
         """Project (n, in) to (n, out).
@@ -58,10 +67,10 @@ class Projection:
                 f"{self.weight.shape[1]}"
             )
         values: FloatArray = vectors @ self.weight.T
-        done = self.activation(values if self.bias is None else values + self.bias)
-        if self.residual is None:
-            return done
-        return done + (vectors if isinstance(self.residual, str) else vectors @ self.residual.T)
+        result = self.activation(values if self.bias is None else values + self.bias)
+        if not self.passes_by:
+            return result
+        return result + (vectors if self.residual is None else vectors @ self.residual.T)
 
 
 def read_projections(directory: Path, folders: Sequence[str]) -> list[Projection]:
@@ -72,6 +81,23 @@ def read_projections(directory: Path, folders: Sequence[str]) -> list[Projection
         ModelLoadError: A file is missing or broken, or a folder lies elsewhere.
     """
     return [_read_projection(inside(directory, folder)) for folder in folders]
+
+
+def read_inner_projection(*paths: Path) -> Projection:
+    """The layer `linear.weight` that stands in the files of a model's weights, as ColBERT's authors save it.
+
+    Raises:
+        ModelLoadError: There is none.
+    """
+    from asyncembed.runtime.safetensors import read_tensors
+
+    with read_tensors(*paths) as tensors:
+        found = tensors.get("linear.weight")
+        weight = None if found is None or found.ndim != 2 else np.array(found, dtype=np.float32)
+    if weight is None:
+        files = ", ".join(map(str, paths))
+        raise ModelLoadError(f"among the weights in {files} is no linear.weight (out, in), the layer of ColBERT")
+    return Projection(weight, None, ACTIVATIONS["torch.nn.modules.linear.Identity"])
 
 
 def _read_projection(folder: Path) -> Projection:
@@ -89,49 +115,28 @@ def _read_projection(folder: Path) -> Projection:
         raise UnsupportedModelError(
             f"the linear layer in {folder} has no model.safetensors; files of pickled Python are not read", model=model
         )
-    return _read_layer(folder / WEIGHTS, ACTIVATIONS[name], has_residual=config.get("use_residual") is True)
+    return _read_layer(folder / WEIGHTS, ACTIVATIONS[name], passes_by=bool(config.get("use_residual")))
 
 
-def read_inner_projection(*paths: Path) -> Projection:
-    """The layer `linear.weight` that stands in the files of a model's weights, as ColBERT's authors save it.
-
-    Raises:
-        ModelLoadError: There is none.
-    """
-    from asyncembed.runtime.safetensors import read_tensors
-
-    with read_tensors(*paths) as tensors:
-        weight = tensors.get("linear.weight")
-        if weight is None or weight.ndim != 2:
-            raise ModelLoadError(
-                f"{', '.join(map(str, paths))}: among the weights is no linear.weight (out, in), the layer of ColBERT",
-                model=str(paths[0].parent) if paths else None,
-            )
-        return Projection(np.array(weight, dtype=np.float32))
-
-
-def _read_layer(path: Path, activation: Callable[[FloatArray], FloatArray], *, has_residual: bool) -> Projection:
+def _read_layer(path: Path, activation: Callable[[FloatArray], FloatArray], *, passes_by: bool) -> Projection:
+    """A linear layer with weight (out, in) and bias (out,)."""
     from asyncembed.runtime.safetensors import read_tensors
 
     tensors = read_tensors(path)
-    weight, bias = tensors.get("linear.weight"), tensors.get("linear.bias")
-    if weight is None or weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+    weight, bias, residual = map(tensors.get, ("linear.weight", "linear.bias", "residual.weight"))
+    if (
+        weight is None
+        or weight.ndim != 2
+        or (bias is not None and bias.shape != weight.shape[:1])
+        or (passes_by and (residual is None) != (weight.shape[0] == weight.shape[1]))
+        or (residual is not None and residual.shape != weight.shape)
+    ):
         shapes = ", ".join(f"{shown(name)} {list(tensors.shape(name))}" for name in list(tensors)[:4])
         raise ModelLoadError(
-            f"{path} is no linear layer, which has linear.weight (out, in) and maybe linear.bias (out), but {shapes}",
+            f"{path} is no linear layer, which has linear.weight (out, in), maybe linear.bias (out), and where it adds "
+            f"its input to a result of another size, residual.weight (out, in), but {shapes}",
             model=str(path.parent.parent),
         )
-    added: FloatArray | Literal["vectors"] | None = None
-    if has_residual:
-        added = "vectors" if weight.shape[0] == weight.shape[1] else _residual(path, tensors, weight.shape)
-    return Projection(weight.astype(np.float32), None if bias is None else bias.astype(np.float32), activation, added)
-
-
-def _residual(path: Path, tensors: "Tensors", shape: tuple[int, ...]) -> FloatArray:
-    residual = tensors.get("residual.weight")
-    if residual is None or residual.shape != shape:
-        raise ModelLoadError(
-            f"{path} has no residual.weight {list(shape)}, although its layer has a residual",
-            model=str(path.parent.parent),
-        )
-    return residual.astype(np.float32)
+    others = (None if array is None else array.astype(np.float32) for array in (bias, residual))
+    bias, residual = others
+    return Projection(weight.astype(np.float32), bias, activation, passes_by, residual)

@@ -13,6 +13,7 @@ from asyncembed.errors import OptionError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from asyncembed.encoders.stemming import Stemmer
+    from asyncembed.results import HybridOutput
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 

@@ -134,7 +134,7 @@ class Graph:
             raise UnsupportedModelError("the model has no ONNX file: say onnx_file=", model=spec.name)
         path = config.directory / spec.model_file
         self._spec = spec
-        self.session: Session = open_session(path, config.session)
+        self.session: Session = open_session(path, config.session, prepared=config.prepared)
         self.output: str = find_output(self.session, spec, settings)
         self._is_dynamically_quantized = read_onnx_file(path).is_dynamically_quantized
         names = self.session.input_names

@@ -553,10 +553,22 @@ def test_a_router_that_is_not_computed_is_refused(entries: dict[str, object], me
 
 def test_queries_with_a_graph_of_their_own_are_refused(tmp_path: Path) -> None:
     sparse_repo("router", tmp_path)
+    shutil.copytree(tmp_path / "document_0_Transformer", tmp_path / "query_0_Transformer")
+    config = json.loads((tmp_path / "router_config.json").read_text("utf-8"))
+    config["types"]["query_0_Transformer"] = config["types"]["document_0_Transformer"]
     routes = ["document_0_Transformer", "document_1_SpladePooling"]
-    rewrite(tmp_path / "router_config.json", structure={"query": routes, "document": routes})
+    structure = {"query": ["query_0_Transformer", routes[1]], "document": routes}
+    rewrite(tmp_path / "router_config.json", types=config["types"], structure=structure)
     with pytest.raises(UnsupportedModelError, match="its queries go through Transformer, SpladePooling"):
         spec_from_directory(tmp_path, family="sparse")
+    rewrite(tmp_path / "router_config.json", structure={"query": routes, "document": routes})
+    assert spec_from_directory(tmp_path, family="sparse").encoder == "splade"
+
+
+@pytest.mark.parametrize("name", ["splade", "router"])
+def test_a_sparse_encoder_names_the_class_that_opens_it(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="a SparseEncoder: open it with SparseTextEmbedding"):
+        spec_from_directory(sparse_repo(name, tmp_path))
 
 
 @pytest.mark.parametrize("folder", ["../elsewhere", "/tmp", "a\\b"])

@@ -9,10 +9,12 @@ import pytest
 
 from asyncembed import HybridBatch, HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, WorkerPool, sync
 from asyncembed.errors import InputError, OptionError, StateError, UnsupportedModelError
+from asyncembed.loading import known_family
 from asyncembed.testing import fake_model, fake_models
+from tests.hub.server import HubServer, Repo
 from tests.support.encoders import ECHO
-from tests.support.hybrid_models import HYBRID_TEXTS, expected, write_hybrid_model
-from tests.support.models import forget_registered_models
+from tests.support.hybrid_models import HYBRID_TEXTS, Layout, expected, write_bge_m3, write_hybrid_model
+from tests.support.models import files_of, forget_registered_models
 
 
 def assert_is_reference(embedding: Any, position: int) -> None:
@@ -85,6 +87,40 @@ async def test_the_dense_vectors_are_those_of_the_class_for_them(tmp_path: Path)
     ):
         batch = await model.embed(HYBRID_TEXTS, outputs=["dense"]).collect()
         np.testing.assert_allclose(batch.dense, await dense.embed(HYBRID_TEXTS).collect(), atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["own", "weights"])
+async def test_the_class_for_sparse_vectors_takes_it_too(layout: Layout, tmp_path: Path) -> None:
+    directory = write_hybrid_model(tmp_path / "model", layout)
+    async with SparseTextEmbedding(directory, workers=0, cache_dir=tmp_path) as model:
+        vectors = await model.embed(HYBRID_TEXTS).collect()
+        for position, vector in enumerate(vectors):
+            assert vector.as_dict() == pytest.approx(expected(position)[1], abs=1e-5)
+        assert await model.embed_query(HYBRID_TEXTS[0]) == vectors[0]
+        assert not model.requires_idf
+
+
+@pytest.mark.slow
+async def test_one_repo_of_the_hub_is_for_all_classes_that_it_can_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the hub's cache each of its files is a link, that of the constant in a node's attribute included."""
+    with HubServer() as hub:
+        hub.repos["BAAI/bge-m3"] = Repo(files_of(write_bge_m3(tmp_path / "original")))
+        hub.repos["me/m3"] = Repo(files_of(write_hybrid_model(tmp_path / "other")))
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        async with HybridTextEmbedding("me/m3", workers=1) as model:
+            assert_is_reference(await model.embed_query(HYBRID_TEXTS[0]), 0)
+        async with (
+            HybridTextEmbedding("BAAI/bge-m3", workers=0) as model,
+            TextEmbedding("BAAI/bge-m3", workers=0) as dense,
+            SparseTextEmbedding("BAAI/bge-m3", workers=0) as words,
+        ):
+            both = await model.embed_query("the day")
+            np.testing.assert_allclose(both.dense, await dense.embed_query("the day"), atol=1e-5)
+            assert both.sparse == await words.embed_query("the day")
+            assert known_family("BAAI/bge-m3") in ("text", None)
 
 
 async def test_results_keep_nothing_of_their_batch_alive(tmp_path: Path) -> None:
