@@ -979,6 +979,10 @@ class ImageEmbedding(_HasVectors[AsyncImageEmbedding[ScalarT]], Generic[ScalarT]
     @_of(AsyncImageEmbedding[ScalarT].embed_images)
     def embed_images(self) -> None: ...
 
+    @staticmethod
+    @_of(AsyncImageEmbedding.add_custom_model)
+    def add_custom_model() -> None: ...
+
 
 class LateInteractionMultimodalEmbedding(_HasVectors[AsyncMultimodalEmbedding[ScalarT]], Generic[ScalarT]):
     """A vector per token or patch. As `asyncembed.LateInteractionMultimodalEmbedding`, for programs without a loop.
@@ -1038,6 +1042,10 @@ class LateInteractionMultimodalEmbedding(_HasVectors[AsyncMultimodalEmbedding[Sc
     @_blocking
     @_of(AsyncMultimodalEmbedding[ScalarT].token_count)
     def token_count(self) -> None: ...
+
+    @staticmethod
+    @_of(AsyncMultimodalEmbedding.add_custom_model)
+    def add_custom_model() -> None: ...
 
 
 class TextCrossEncoder(_Embedder[AsyncTextCrossEncoder]):

@@ -488,7 +488,7 @@ def _late_interaction(repo: _Repo, spec: ModelSpec) -> ModelSpec:
         }
         return _with_settings(_colbert(repo, found, spec), projection_in_weights=True)
     if finished := repo.json("onnx_config.json"):
-        spec = _colbert(repo, finished, replace(spec, dim=_integer(finished, "embedding_dimension")))
+        spec = _colbert(repo, finished, replace(spec, dim=_integer(finished, "embedding_dim", "embedding_dimension")))
         return _with_settings(spec, lower_case=True) if finished.get("do_lower_case") else spec
     raise repo.unsupported(
         "nothing says that it has a vector for each token: neither modules of PyLate or of sentence-transformers' "

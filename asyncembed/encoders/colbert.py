@@ -7,7 +7,7 @@ whose vectors a document leaves out, and linear layers on the hidden states, whe
 
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -80,7 +80,7 @@ class LateInteractionEncoder:
         self._layers = _read_layers(config, settings)
         self._has_results = self._whether_graph_finishes()
         self._pooling = _pooling(settings)
-        self.info: ModelInfo = self._graph.info
+        self.info: ModelInfo = replace(self._graph.info, dim=self._find_dim())
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
@@ -167,6 +167,13 @@ class LateInteractionEncoder:
             return width != self.tokenizer.files.model_config.get("hidden_size")
         first, last = self._layers[0].weight, self._layers[-1].weight
         return width == len(last) and (width != first.shape[1] or self._graph.output not in _STATES)
+
+    def _find_dim(self) -> int | None:
+        """Length of the vectors, as far as it is declared."""
+        if self._layers:
+            return len(self._layers[-1].weight)
+        shape = self._graph.session.output_shape(self._graph.output)
+        return shape[-1] if len(shape) == 3 and self._has_results else None
 
     def _tokenizer_of(self, is_query: bool) -> TextTokenizer:
         return self._query_tokenizer if is_query else self.tokenizer

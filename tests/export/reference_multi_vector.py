@@ -22,7 +22,7 @@ TEXTS = [
     "",
     "the day, (a long day) of writing!",
     "a long day of writing and a way to write about it: written, written, written [SEP] zebra; how can you make it",
-    "zebra zebra [MASK] it? [unused0] [Q] the",
+    "zebra zebra [MASK] it? [Q] the",
 ]
 WORDS = (
     "[PAD] [UNK] [CLS] [SEP] [MASK] [unused0] [unused1] the a and it is of to how can you make long day way write "
@@ -135,7 +135,7 @@ def write_sentence_transformers(checkpoints: Path) -> None:
 
 def write_checkpoint(directory: Path, kind: str) -> None:
     """A random encoder with its tokenizer."""
-    import torch  # type: ignore[import-not-found]
+    import torch
     import transformers as t  # type: ignore[import-not-found]
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
