@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from asyncembed import SparseTextEmbedding, TextEmbedding
+from asyncembed import SparseTextEmbedding, TextEmbedding, download
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.errors import (
     AsyncEmbedError,
@@ -100,6 +100,57 @@ async def test_a_repo_that_no_catalogue_lists_is_computed_as_its_own_files_say(h
         # max_seq_length, special tokens included
         assert await remote.token_count([TEXTS[-1]]) == 16
         assert remote.embedding_size == vectors.shape[1]
+
+
+E5 = "intfloat/multilingual-e5-small"
+
+
+@pytest.mark.slow
+async def test_prompts_that_are_in_no_file_of_a_repo_are_put_where_they_are_asked_for(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    """As e5's: what its own files leave open, the catalogue knows."""
+    directory = write_model(tmp_path / "m", dim=32)
+    as_sentence_transformers(directory)
+    hub.repos[E5] = Repo(files_of(directory))
+    async with TextEmbedding(E5, workers=1) as plain, TextEmbedding(E5.upper(), prompts=True, workers=1) as prompted:
+        bare = await plain.embed_query("the day")
+        assert np.array_equal(bare, (await plain.embed(["the day"]).collect())[0])
+        assert not np.array_equal(bare, await prompted.embed_query("the day"))
+        assert np.array_equal(await prompted.embed_query("the day"), await plain.embed_query("query: the day"))
+        passages = await prompted.embed_documents(["the day"])
+        assert np.array_equal(passages, await plain.embed_documents(["passage: the day"]))
+        assert np.array_equal(await prompted.embed(["the day"]).collect(), [bare])
+        # All else is as its files say.
+        assert (plain.max_length, plain.embedding_size) == (16, 32)
+        by_name = await plain.embed_query("the day", prompt_name="query")
+        assert np.array_equal(by_name, await prompted.embed_query("the day"))
+    async with TextEmbedding(E5, model_path=directory, prompts=True, workers=0, local_files_only=True) as local:
+        assert np.array_equal(await local.embed_query("the day"), by_name)
+
+
+@pytest.mark.slow
+async def test_what_a_repo_declares_itself_comes_before_what_the_catalogue_says(hub: HubServer, tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=32)
+    as_sentence_transformers(directory, prompts=True)
+    hub.repos["Snowflake/snowflake-arctic-embed-m-v2.0"] = Repo(files_of(directory))
+    async with TextEmbedding("snowflake/snowflake-arctic-embed-m-v2.0", workers=1) as model:
+        vector = await model.embed_query("the day")
+        assert np.array_equal(vector, await model.embed_query("query: the day", prompt=""))
+        documents = await model.embed_documents(["the day"])
+        assert np.array_equal(documents[0], await model.embed_query("doc: the day", prompt=""))
+
+
+@pytest.mark.slow
+async def test_a_catalogued_repo_is_downloaded_as_its_own_files_say(hub: HubServer, tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=32)
+    as_sentence_transformers(directory)
+    hub.repos[E5] = Repo(files_of(directory))
+    await download(E5, progress=False)
+    requests = len(hub.requests)
+    async with TextEmbedding(E5, workers=0) as model:
+        await model.embed_query("the day")
+    assert len(hub.requests) == requests
 
 
 @pytest.mark.slow
