@@ -270,7 +270,21 @@ def _text(repo: _Repo, spec: ModelSpec) -> ModelSpec:
             f"there is no modules.json that says how its hidden states become one vector: say {' and '.join(missing)} "
             '(pooling="none" where the graph has an output sentence_embedding)'
         )
-    return _override(repo, _from_modules(repo, modules or [], spec))
+    return _override(repo, _with_tasks(repo, _from_modules(repo, modules or [], spec)))
+
+
+def _with_tasks(repo: _Repo, spec: ModelSpec) -> ModelSpec:
+    """The spec of a model with an adapter for each of several tasks, as jina-embeddings-v3 lists them."""
+    names = repo.json("config.json").get("lora_adaptations")
+    if spec.encoder != "dense" or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return spec
+    tasks = {name: number for number, name in enumerate(names[:_MOST_TASKS])}
+    query, passage = tasks.get("retrieval.query"), tasks.get("retrieval.passage")
+    settings = {"query_task": query, "passage_task": passage, "default_task": passage}
+    return _with_settings(spec, task_input="task_id", tasks=tasks, **settings) if tasks else spec
+
+
+_MOST_TASKS = 100
 
 
 def _image(repo: _Repo, spec: ModelSpec) -> ModelSpec:
@@ -411,11 +425,7 @@ def _splade(repo: _Repo, modules: Sequence[_Module], spec: ModelSpec) -> ModelSp
     sentence = repo.json(f"{model.prefix}sentence_bert_config.json")
     if model.kind == "Transformer" and sentence.get("transformer_task") != "fill-mask":
         raise repo.unsupported("its Transformer gives hidden states, not logits of words, which SpladePooling needs")
-    modalities = sentence.get("modality_config")
-    if isinstance(modalities, dict) and modalities and "text" not in modalities:
-        raise repo.unsupported(
-            f"its Transformer takes no plain text, only {', '.join(map(shown, list(modalities)[:8]))}"
-        )
+    _check_modality(repo, sentence)
     settings = _splade_pooling(repo, f"{pooling.prefix}config.json") if pooling.prefix else {}
     if model.prefix:
         settings["folder"] = model.prefix.rstrip("/")
@@ -674,8 +684,13 @@ def _transformer(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
             f"its transformer lies in the folder {shown(prefix)}; save it with a current sentence-transformers, "
             "which puts it beside modules.json"
         )
+    sentence = repo.json("sentence_bert_config.json")
+    task = sentence.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction" and not repo.is_declared:
+        raise repo.unsupported(f"its Transformer is for the task {shown(task)}, not for feature-extraction")
+    _check_modality(repo, sentence)
     spec = replace(spec, max_length=_max_length(repo), dim=_hidden_size(repo))
-    lowers = repo.json("sentence_bert_config.json").get("do_lower_case")
+    lowers = sentence.get("do_lower_case")
     return _with_settings(spec, lower_case=True) if lowers else spec
 
 
@@ -756,7 +771,11 @@ def _layer(repo: _Repo, prefix: str, spec: ModelSpec, *, of: str | None) -> Mode
     return _with_settings(spec, projections=(*earlier, prefix.rstrip("/")))
 
 
-def _normalization(_: _Repo, __: str, spec: ModelSpec) -> ModelSpec:
+def _normalization(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
+    config = repo.json(f"{prefix}config.json") if prefix else {}
+    scaled = config.get("module_input_name", "sentence_embedding")
+    if scaled != "sentence_embedding":
+        raise repo.unsupported(f"its Normalize is one of {shown(scaled)}, as multi-vector models have it")
     return replace(spec, normalize=True)
 
 
@@ -862,6 +881,21 @@ def _check_task(repo: _Repo, task: str) -> None:
     names = _architectures(repo)
     if names and not any(isinstance(name, str) and name.endswith(task) for name in names):
         raise repo.unsupported(f"config.json calls it {', '.join(map(shown, names[:8]))}, not a model {task}")
+
+
+def _check_modality(repo: _Repo, sentence: Mapping[str, Any]) -> None:
+    """See that a Transformer takes a plain text, by its `sentence_bert_config.json`; before 5.4 each does."""
+    modalities = sentence.get("modality_config")
+    if not isinstance(modalities, dict) or not modalities:
+        return
+    text = modalities.get("text")
+    if text is None:
+        raise repo.unsupported(
+            f"its Transformer takes no plain text, only {', '.join(map(shown, list(modalities)[:8]))}"
+        )
+    method = text.get("method", "forward") if isinstance(text, dict) else text
+    if method != "forward":
+        raise repo.unsupported(f"its Transformer computes a text by its method {shown(method)}, not by forward")
 
 
 def _max_length(repo: _Repo, prefix: str = "") -> int | None:
