@@ -14,7 +14,14 @@ from anyio import CancelScope
 
 from asyncembed.catalogue.cpu import features
 from asyncembed.catalogue.limits import check_max_length
-from asyncembed.catalogue.lookup import CLASSES, families_of, find_model, require_model, similar_names
+from asyncembed.catalogue.lookup import (
+    CLASSES,
+    families_of,
+    find_model,
+    is_only_catalogued,
+    require_model,
+    similar_names,
+)
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
@@ -34,7 +41,7 @@ from asyncembed.errors import (
 from asyncembed.faking import ENCODER, SETTING, Fakes, current_fakes
 from asyncembed.files import default_cache_dir, in_disk_thread
 from asyncembed.hub import HubAccess
-from asyncembed.hub.model_files import download_model, download_repo, first_spec, list_model
+from asyncembed.hub.model_files import download_model, download_repo, first_spec, list_model, own_repo
 from asyncembed.options import Options, absolute, is_path
 from asyncembed.repo_files import list_directory, read_object
 from asyncembed.runtime.loadable_path import loadable_model_path
@@ -186,6 +193,8 @@ async def _locate(
     given = None
     if options.model_path is not None:
         given = await _existing_directory(Path(options.model_path), os.fspath(options.model_path), label)
+    if spec is not None and spec.reads_repo:
+        return await _from_own_repo(spec, given, hub, overrides)
     if spec is not None:
         if overrides.precision is not None:
             spec = await _with_precision(spec, overrides.precision, given, hub)
@@ -200,6 +209,23 @@ async def _locate(
             lambda: spec_from_directory(given, name=label, family=family, overrides=overrides)
         ), given
     return await _from_hub(label, family, hub, overrides)
+
+
+async def _from_own_repo(
+    spec: ModelSpec, given: Path | None, hub: HubAccess, overrides: Overrides
+) -> tuple[ModelSpec, Path]:
+    """A catalogued model as the files of its own repo, or of the directory that was given instead, say it is."""
+    template = spec.settings.get("template")
+    if overrides.template is None and isinstance(template, str):
+        overrides = replace(overrides, template=template)
+    if given is None:
+        read, directory = await download_repo(own_repo(spec), hub, families=(spec.family,), overrides=overrides)
+    else:
+        directory = given
+        read = await in_disk_thread(
+            lambda: spec_from_directory(given, name=spec.name, family=spec.family, overrides=overrides)
+        )
+    return spec.completed_by(read), directory
 
 
 def _hub_access(options: Options) -> HubAccess:
@@ -265,8 +291,7 @@ async def _existing_directory(path: Path, as_given: str, model: str) -> Path:
 
 async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overrides) -> tuple[ModelSpec, Path]:
     is_repo_id = name.count("/") == 1
-    # A hybrid model is in its own repo, which says what each part of it is.
-    if set(families_of(name)) - {"hybrid"} or not is_repo_id:
+    if is_only_catalogued(name) or not is_repo_id:
         try:
             require_model(name, family)
         except UnknownModelError as error:
@@ -352,10 +377,12 @@ async def _export(directory: Path, head: "Head", cache_dir: Path | None, options
     """
     from asyncembed.export.graph_cache import ensure_graph, find_graph
 
-    found = await in_disk_thread(partial(find_graph, directory, head=head, cache_dir=cache_dir))
+    # OpenVINO takes graphs with branches, and gives wrong numbers or fails where it runs.
+    in_chunks = "openvino" not in _provider_names(options)
+    found = await in_disk_thread(partial(find_graph, directory, head=head, in_chunks=in_chunks, cache_dir=cache_dir))
     if found is not None:
         return found
-    build = partial(ensure_graph, directory, head=head, cache_dir=cache_dir)
+    build = partial(ensure_graph, directory, head=head, in_chunks=in_chunks, cache_dir=cache_dir)
     if options.workers == 0:
         return await in_disk_thread(build)
     try:
@@ -399,8 +426,13 @@ def _is_for_cpu(options: Options) -> bool:
     """Whether it is certain that the CPU computes."""
     if options.providers is None:
         return options.device == "cpu" or (options.device == "auto" and not is_gpu_package_installed())
-    names = [entry if isinstance(entry, str) else entry[0] for entry in options.providers]
-    return [name.removesuffix("ExecutionProvider").lower() for name in names] == ["cpu"]
+    return _provider_names(options) == ["cpu"]
+
+
+def _provider_names(options: Options) -> list[str]:
+    """Those that the caller names, as short as they may be written."""
+    names = [entry if isinstance(entry, str) else entry[0] for entry in options.providers or ()]
+    return [name.removesuffix("ExecutionProvider").lower() for name in names]
 
 
 def _own_cache_dir(options: Options) -> Path | None:

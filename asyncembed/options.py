@@ -80,8 +80,8 @@ class Options(PoolOptions):
         device: "auto" takes CUDA where it is installed and works, "cuda" demands it, "cpu" never asks.
         providers: Execution providers by name, or (name, options), instead of `device`.
         pool: A pool shared with other embedders; it decides all that concerns the workers.
-        precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", "uint8", "q4", "q4f16", "bnb4"), where
-            it has several; of several for one precision, the one that suits this machine's CPU.
+        precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", "uint8", "q4", "q4f16", "bnb4", "q2",
+            "q1", ...), where it has several; of several for one precision, the one that suits this machine's CPU.
         onnx_file: The ONNX file to take, as a path inside the repo, also as Windows writes it.
         output_name: The output of the graph to take, by its name or position. None takes what the model's files say,
             and a finished vector (`sentence_embedding`) where a graph has one and they say nothing else.

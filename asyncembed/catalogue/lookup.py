@@ -66,6 +66,13 @@ def families_of(name: str) -> list[Family]:
     return [family for family in get_args(Family) if _key(family, name) in _catalogue()]
 
 
+def is_only_catalogued(name: str) -> bool:
+    """Whether no repo is called so of which other classes than those that know the name could read what they need."""
+    specs = [_catalogue()[_key(family, name)] for family in families_of(name)]
+    # A hybrid model is in its own repo, which says what each part of it is.
+    return any(not spec.reads_repo and spec.family != "hybrid" for spec in specs)
+
+
 def similar_names(name: str, family: Family) -> list[str]:
     """Names of a family that `name` may be a misspelling of, the likeliest first."""
     names = [spec.name for spec in list_models(family)]
@@ -116,8 +123,8 @@ def _spec(record: dict[str, Any]) -> ModelSpec:
     sources: tuple[Origin, ...] = (HubOrigin(record.pop("hub")),)
     if "folder" in record:
         sources += (CacheFolderOrigin(record.pop("folder")),)
-    files = tuple(record.pop("additional_files", ()))
-    return ModelSpec(sources=sources, additional_files=files, **record)
+    files, languages = (tuple(record.pop(name, ())) for name in ("additional_files", "languages"))
+    return ModelSpec(sources=sources, additional_files=files, languages=languages, **record)
 
 
 def describe(spec: ModelSpec) -> dict[str, object]:
@@ -134,6 +141,8 @@ def describe(spec: ModelSpec) -> dict[str, object]:
         "model_file": spec.model_file,
         "additional_files": list(spec.additional_files),
         "prompts": dict(spec.prompts),
+        "languages": list(spec.languages),
+        "stated_limit": spec.stated_limit,
     }
     if spec.family in ("text", "image"):
         # Of a multi-task model: name and number of each.

@@ -98,7 +98,8 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
             (`embed_documents` is for passages), other names for `prompt_name=`. An empty text is a prompt, too; a role
             without one gets none. `embed` puts none, except a repo's declared default.
             True takes the model's own, False none; a mapping takes their place. None is True for a repo that is
-            configured for sentence-transformers, and False for a catalogued model, as fastembed does.
+            configured for sentence-transformers, and False for a catalogued model, as fastembed does. Prompts that only
+            the catalogue knows (e5's "query: " and "passage: " are in no file of its repos) are put with True alone.
         task: Task of a multi-task model, by name or number, for `embed` where a call names none. Queries and passages
             (`query_embed`, `passage_embed`, `embed_query`, `embed_documents`) have tasks of their own.
         truncate: Cut inputs over the length limit; False makes such an input an `InputError`.
@@ -412,7 +413,8 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
                 raise OptionError(f"no prompt is called {name!r}; known are: {', '.join(known) or 'none'}")
             return known[name] or None
         # Catalogued models are computed as the reference computes them unless the caller asks for prompts.
-        is_on = not spec.is_catalogued if self._prompts is None else self._prompts is not False
+        by_default = not spec.is_catalogued if spec.prompts_by_default is None else spec.prompts_by_default
+        is_on = by_default if self._prompts is None else self._prompts is not False
         if not is_on:
             return None
         if mode in ("query", "passage"):

@@ -75,6 +75,7 @@ class HashedEncoder:
             tokens_per_image=TOKENS_PER_IMAGE,
             providers=("fakes",),
             outputs=HYBRID_OUTPUTS if spec.family == "hybrid" else (),
+            token_dim=spec.dim if spec.family == "hybrid" else None,
         )
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
