@@ -854,6 +854,10 @@ class LateInteractionTextEmbedding(
     @_of(AsyncLateInteractionTextEmbedding[ScalarT].token_count)
     def token_count(self) -> None: ...
 
+    @staticmethod
+    @_of(AsyncLateInteractionTextEmbedding.add_custom_model)
+    def add_custom_model() -> None: ...
+
 
 class HybridTextEmbedding(_HasVectors[AsyncHybridTextEmbedding[ScalarT]], Generic[ScalarT]):
     """Several results for a text from one pass. As `asyncembed.HybridTextEmbedding`, for programs without a loop.
@@ -892,8 +896,13 @@ class HybridTextEmbedding(_HasVectors[AsyncHybridTextEmbedding[ScalarT]], Generi
 
     @property
     def outputs(self) -> tuple[HybridOutput, ...]:
-        """Which results the model has, of "dense", "sparse" and "late_interaction". Opens the model."""
+        """Which results calls give that ask for none: the constructor's, else all of the model's. Opens the model."""
         return self._caller.run(self._leased().call, _outputs_of)
+
+    @property
+    def token_embedding_size(self) -> int | None:
+        """Length of the vector of a token; None: the model has no late interaction results. Opens the model."""
+        return self._caller.run(self._leased().call, _token_size_of)
 
     @_streaming
     @_of(AsyncHybridTextEmbedding[ScalarT].embed)
@@ -922,6 +931,10 @@ class HybridTextEmbedding(_HasVectors[AsyncHybridTextEmbedding[ScalarT]], Generi
     @staticmethod
     @_of(AsyncHybridTextEmbedding.add_custom_model)
     def add_custom_model() -> None: ...
+
+
+async def _token_size_of(model: AsyncHybridTextEmbedding[Any]) -> int | None:
+    return model.token_embedding_size
 
 
 async def _outputs_of(model: AsyncHybridTextEmbedding[Any]) -> tuple[HybridOutput, ...]:
@@ -974,6 +987,10 @@ class ImageEmbedding(_HasVectors[AsyncImageEmbedding[ScalarT]], Generic[ScalarT]
     @_blocking
     @_of(AsyncImageEmbedding[ScalarT].embed_images)
     def embed_images(self) -> None: ...
+
+    @staticmethod
+    @_of(AsyncImageEmbedding.add_custom_model)
+    def add_custom_model() -> None: ...
 
 
 class LateInteractionMultimodalEmbedding(_HasVectors[AsyncMultimodalEmbedding[ScalarT]], Generic[ScalarT]):
@@ -1034,6 +1051,10 @@ class LateInteractionMultimodalEmbedding(_HasVectors[AsyncMultimodalEmbedding[Sc
     @_blocking
     @_of(AsyncMultimodalEmbedding[ScalarT].token_count)
     def token_count(self) -> None: ...
+
+    @staticmethod
+    @_of(AsyncMultimodalEmbedding.add_custom_model)
+    def add_custom_model() -> None: ...
 
 
 class TextCrossEncoder(_Embedder[AsyncTextCrossEncoder]):

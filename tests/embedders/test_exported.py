@@ -8,9 +8,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from asyncembed import TextCrossEncoder, TextEmbedding
+from asyncembed.errors import RuntimeMissingError
 from tests.export import reference_bert_family as bert_family
 from tests.export.reference_modernbert import QUERY, REPOS, TEXTS
 
@@ -59,3 +61,13 @@ async def test_the_scores_of_a_reranker_with_the_token_types_that_its_tokenizer_
     async with TextCrossEncoder(directory, cache_dir=tmp_path / "cache", workers=1) as model:
         scores = [score async for score in model.rerank(bert_family.QUERY, bert_family.TEXTS)]
     np.testing.assert_allclose(scores, scores_of_torch, rtol=0, atol=2e-6)
+
+
+async def test_openvino_gets_a_graph_without_branches(tmp_path: Path) -> None:
+    """It computes wrong numbers where a graph has some."""
+    directory = REPOS / "modernbert_embedder"
+    with pytest.raises(RuntimeMissingError, match="OpenVINO"):
+        async with TextEmbedding(directory, cache_dir=tmp_path, workers=1, providers=["openvino"]):
+            pass
+    (graph,) = tmp_path.rglob("model.onnx")
+    assert "If" not in {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node}
