@@ -377,10 +377,12 @@ async def _export(directory: Path, head: "Head", cache_dir: Path | None, options
     """
     from asyncembed.export.graph_cache import ensure_graph, find_graph
 
-    found = await in_disk_thread(partial(find_graph, directory, head=head, cache_dir=cache_dir))
+    # OpenVINO takes graphs with branches, and gives wrong numbers or fails where it runs.
+    in_chunks = "openvino" not in _provider_names(options)
+    found = await in_disk_thread(partial(find_graph, directory, head=head, in_chunks=in_chunks, cache_dir=cache_dir))
     if found is not None:
         return found
-    build = partial(ensure_graph, directory, head=head, cache_dir=cache_dir)
+    build = partial(ensure_graph, directory, head=head, in_chunks=in_chunks, cache_dir=cache_dir)
     if options.workers == 0:
         return await in_disk_thread(build)
     try:
@@ -424,8 +426,13 @@ def _is_for_cpu(options: Options) -> bool:
     """Whether it is certain that the CPU computes."""
     if options.providers is None:
         return options.device == "cpu" or (options.device == "auto" and not is_gpu_package_installed())
-    names = [entry if isinstance(entry, str) else entry[0] for entry in options.providers]
-    return [name.removesuffix("ExecutionProvider").lower() for name in names] == ["cpu"]
+    return _provider_names(options) == ["cpu"]
+
+
+def _provider_names(options: Options) -> list[str]:
+    """Those that the caller names, as short as they may be written."""
+    names = [entry if isinstance(entry, str) else entry[0] for entry in options.providers or ()]
+    return [name.removesuffix("ExecutionProvider").lower() for name in names]
 
 
 def _own_cache_dir(options: Options) -> Path | None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from asyncembed import SparseTextEmbedding, TextEmbedding, download
+from asyncembed import HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, download
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.errors import (
     AsyncEmbedError,
@@ -30,6 +30,7 @@ from asyncembed.runtime import prepared
 from tests.hub.server import HubServer, Repo
 from tests.support.external_data import CONSTANT_FILE, move_weights_out
 from tests.support.graphs import write_text_graph
+from tests.support.hybrid_models import expected, write_bge_m3, write_hybrid_model
 from tests.support.models import TEXTS, files_of, forget_registered_models, write_model, write_self_describing_model
 from tests.support.waiting import nothing_left_behind
 
@@ -555,3 +556,21 @@ async def test_a_directory_of_no_family_says_for_each_why(tmp_path: Path) -> Non
 def test_the_family_of_a_catalogued_model_is_known() -> None:
     assert known_family("Xenova/ms-marco-MiniLM-L-6-v2") == "cross_encoder"
     assert known_family("nosuch/model") is None
+
+
+@pytest.mark.slow
+async def test_one_repo_is_for_all_classes_that_it_can_serve(hub: HubServer, tmp_path: Path) -> None:
+    """In the hub's cache each of its files is a link, that of the constant in a node's attribute included."""
+    hub.repos["BAAI/bge-m3"] = Repo(files_of(write_bge_m3(tmp_path / "original")))
+    hub.repos["me/m3"] = Repo(files_of(write_hybrid_model(tmp_path / "other")))
+    async with HybridTextEmbedding("me/m3", workers=1) as model:
+        np.testing.assert_allclose((await model.embed_query(TEXTS[0])).dense, expected(0)[0], atol=1e-5)
+    async with (
+        HybridTextEmbedding("BAAI/bge-m3", workers=0) as model,
+        TextEmbedding("BAAI/bge-m3", workers=0) as dense,
+        SparseTextEmbedding("BAAI/bge-m3", workers=0) as words,
+    ):
+        both = await model.embed_query("the day")
+        np.testing.assert_allclose(both.dense, await dense.embed_query("the day"), atol=1e-5)
+        assert both.sparse == await words.embed_query("the day")
+    assert known_family("BAAI/bge-m3") in ("text", None)

@@ -112,6 +112,7 @@ class ModelInfo:
         providers: The execution providers that came up, the one that computes first; empty without a graph.
         warning: What the user should know of where the model runs; None: nothing.
         outputs: Of a hybrid model: which results it has, in the order of `HYBRID_OUTPUTS`.
+        token_dim: Of a hybrid model: length of the vectors of tokens, where it has such.
     """
 
     max_length: int | None = None
@@ -123,6 +124,7 @@ class ModelInfo:
     providers: tuple[str, ...] = ()
     warning: str | None = None
     outputs: "tuple[HybridOutput, ...]" = ()
+    token_dim: int | None = None
 
     @property
     def runs_on(self) -> str:

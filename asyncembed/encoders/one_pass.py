@@ -201,14 +201,16 @@ class HybridEncoder:
         self._kinds: dict[HybridOutput, Kind] = kinds if self._only is None else {self._only: kinds[self._only]}
         # An empty text warms the session, and shows now whether all fits together.
         found, _ = self._compute(self.tokenizer.encode([""]), tuple(self._kinds))
-        dim = None
-        if "dense" in found:
-            dim = len(found["dense"][0])
+        dim = len(found["dense"][0]) if "dense" in found else None
+        token_dim = found["late_interaction"][0].shape[1] if "late_interaction" in found else None
+        if dim is not None:
             check_dim(spec, dim)
-        elif "late_interaction" in found:
-            dim = found["late_interaction"][0].shape[1]
-        outputs = tuple(self._kinds) if self._only is None else ()
-        self.info: ModelInfo = replace(self._graph.info, dim=dim, outputs=outputs)
+        self.info: ModelInfo = replace(
+            self._graph.info,
+            dim=dim or token_dim,
+            outputs=tuple(self._kinds) if self._only is None else (),
+            token_dim=token_dim,
+        )
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:

@@ -118,6 +118,7 @@ class Construction:
         shape: The value [batch, tokens], int64 (2,).
         tokens: The value [tokens], int64 (1,).
         answer: What is asked, where that is the graph's head.
+        in_chunks: Whether the attention of long texts is computed in chunks; the graph then has branches.
     """
 
     config: Mapping[str, Any]
@@ -128,11 +129,19 @@ class Construction:
     shape: str
     tokens: str
     answer: Answer | None = None
+    in_chunks: bool = True
     _heads: dict[tuple[int, int], str] = field(default_factory=dict)
 
     @classmethod
     def begin(
-        cls, config: Mapping[str, Any], tensors: Tensors, *, model: str, prefix: str, answer: Answer | None = None
+        cls,
+        config: Mapping[str, Any],
+        tensors: Tensors,
+        *,
+        model: str,
+        prefix: str,
+        answer: Answer | None = None,
+        in_chunks: bool = True,
     ) -> "Construction":
         """A graph with its inputs and nothing else."""
         graph = Graph(OPSET)
@@ -141,7 +150,7 @@ class Construction:
         shape = graph.node("Shape", ids)
         tokens = graph.node("Gather", shape, graph.constant([1]), axis=0)
         whole = Weights(graph, tensors, model)
-        return cls(config, whole.under(prefix), whole, ids, mask, shape, tokens, answer)
+        return cls(config, whole.under(prefix), whole, ids, mask, shape, tokens, answer, in_chunks)
 
     @property
     def graph(self) -> Graph:

@@ -29,7 +29,9 @@ _ANY_HEAD = "[0-9a-f]" * _HEAD_LENGTH
 _ABANDONED_SECONDS = 24 * 3600.0
 
 
-def ensure_graph(directory: Path, *, head: Head = "states", cache_dir: Path | None = None) -> Path:
+def ensure_graph(
+    directory: Path, *, head: Head = "states", in_chunks: bool = True, cache_dir: Path | None = None
+) -> Path:
     """The ONNX graph of the model in `directory`, built from its safetensors weights or found in the cache.
 
     Blocks while it reads and writes; the first call for some weights takes about two seconds per GB, later
@@ -37,7 +39,8 @@ def ensure_graph(directory: Path, *, head: Head = "states", cache_dir: Path | No
     second file beside it. It is found again by the content of the config and the weights, not by their place,
     and appears whole or not at all, however many processes build it at once.
 
-    Inputs and output are those of `Plan.build`.
+    Inputs and output are those of `Plan.build`. `in_chunks` bounds the memory that long texts take, by branches in the
+    graph that not every runtime computes rightly.
 
     Raises:
         UnsupportedModelError: There are no weights, the architecture is not known, or the config asks for
@@ -46,7 +49,7 @@ def ensure_graph(directory: Path, *, head: Head = "states", cache_dir: Path | No
         RuntimeMissingError: The graph must be built and the package `onnx` is not installed.
     """
     plan = read_plan(directory, head)
-    root, target, weights = _place(directory, head, cache_dir)
+    root, target, weights = _place(directory, head, cache_dir, in_chunks=in_chunks)
     if _is_complete(target):
         return target / GRAPH_FILE
     if importlib.util.find_spec("onnx") is None:
@@ -56,7 +59,7 @@ def ensure_graph(directory: Path, *, head: Head = "states", cache_dir: Path | No
             model=str(directory),
         )
     with read_tensors(*weights) as tensors:
-        _keep(plan.build(tensors), root, target, directory)
+        _keep(plan.build(tensors, in_chunks=in_chunks), root, target, directory)
     return target / GRAPH_FILE
 
 
@@ -83,7 +86,9 @@ def _keep(graph: Graph, root: Path, target: Path, directory: Path) -> None:
         ) from error
 
 
-def find_graph(directory: Path, *, head: Head = "states", cache_dir: Path | None = None) -> Path | None:
+def find_graph(
+    directory: Path, *, head: Head = "states", in_chunks: bool = True, cache_dir: Path | None = None
+) -> Path | None:
     """What `ensure_graph` would give, if it has been built already; None otherwise.
 
     Blocks as long as it takes to hash weights that were not seen before: about a second per GB.
@@ -92,7 +97,7 @@ def find_graph(directory: Path, *, head: Head = "states", cache_dir: Path | None
         UnsupportedModelError: There are no weights.
         ModelLoadError: The weights cannot be read.
     """
-    _, target, _ = _place(directory, head, cache_dir)
+    _, target, _ = _place(directory, head, cache_dir, in_chunks=in_chunks)
     return target / GRAPH_FILE if _is_complete(target) else None
 
 
@@ -127,7 +132,9 @@ def _root(cache_dir: Path | None) -> Path:
     return (cache_dir or default_cache_dir()).expanduser() / "exported"
 
 
-def _place(directory: Path, head: Head, cache_dir: Path | None) -> tuple[Path, Path, tuple[Path, ...]]:
+def _place(
+    directory: Path, head: Head, cache_dir: Path | None, *, in_chunks: bool
+) -> tuple[Path, Path, tuple[Path, ...]]:
     """The cache's root, the folder there of the graph that `directory` gives, and the weights that identify it."""
     weights = find_weights(directory)
     if not weights:
@@ -137,12 +144,12 @@ def _place(directory: Path, head: Head, cache_dir: Path | None) -> tuple[Path, P
         digests = [file_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
     except OSError as error:
         raise ModelLoadError(f"the weights in {directory} cannot be read: {error}", model=str(directory)) from error
-    return root, root / _key(head, digests), weights
+    return root, root / _key(head, digests, in_chunks=in_chunks), weights
 
 
-def _key(head: Head, digests: list[str]) -> str:
-    """The name of the folder of a graph, by what it is built from and what it gives."""
-    return _weights_key(digests) + key_of([str(head)])[:_HEAD_LENGTH]
+def _key(head: Head, digests: list[str], *, in_chunks: bool) -> str:
+    """The name of the folder of a graph, by what it is built from, what it gives and how."""
+    return _weights_key(digests) + key_of([str(head)] if in_chunks else [str(head), "whole"])[:_HEAD_LENGTH]
 
 
 def _weights_key(digests: list[str]) -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from asyncembed import TextCrossEncoder, TextEmbedding
-from asyncembed.errors import UnsupportedModelError
+from asyncembed.errors import RuntimeMissingError, UnsupportedModelError
 from tests.export import reference_bert_family as bert_family
 from tests.export.reference_modernbert import QUERY, REPOS, TEXTS
 
@@ -101,3 +102,13 @@ def reranker_that_says(tmp_path: Path, file: str, said: dict[str, Any]) -> Path:
     config = json.loads(path.read_bytes()) if path.exists() else {}
     path.write_text(json.dumps(config | said), "utf-8")
     return directory
+
+
+async def test_openvino_gets_a_graph_without_branches(tmp_path: Path) -> None:
+    """It computes wrong numbers where a graph has some."""
+    directory = REPOS / "modernbert_embedder"
+    with pytest.raises(RuntimeMissingError, match="OpenVINO"):
+        async with TextEmbedding(directory, cache_dir=tmp_path, workers=1, providers=["openvino"]):
+            pass
+    (graph,) = tmp_path.rglob("model.onnx")
+    assert "If" not in {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node}

@@ -177,3 +177,38 @@ def test_a_projection_of_hidden_states_that_was_not_verified_is_refused(tmp_path
 def test_an_answer_that_is_no_word_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="has 40 words, and none of the id 5 or 40"):
         ensure_graph(DATA / "qwen3_tied", head=Answer(5, 40), cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma3_causal"])
+def test_older_files_of_gemma3_describe_the_same_model(name: str, tmp_path: Path) -> None:
+    """Bases of the rotation and a scaling beside one another, and a pattern instead of the layers' kinds."""
+    directory = tmp_path / "repo"
+    shutil.copytree(DATA / name, directory)
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    said = config.pop("rope_parameters")
+    full, sliding = said["full_attention"], said["sliding_attention"]
+    config |= {"rope_theta": full["rope_theta"], "rope_local_base_freq": sliding["rope_theta"]}
+    if full["rope_type"] != "default":
+        config["rope_scaling"] = {"type": full["rope_type"], "factor": full["factor"]}
+    assert config.pop("layer_types") == ["sliding_attention", "full_attention", "sliding_attention"]
+    del config["_sliding_window_pattern"]
+    config["sliding_window_pattern"] = 2
+    (directory / "config.json").write_text(json.dumps(config), "utf-8")
+    graphs = [ensure_graph(path, cache_dir=tmp_path / "cache") for path in (DATA / name, directory)]
+    assert graphs[0] != graphs[1]
+    assert graphs[0].read_bytes() == graphs[1].read_bytes()
+
+
+def test_older_files_of_qwen_say_which_layers_slide(tmp_path: Path) -> None:
+    directory = tmp_path / "repo"
+    shutil.copytree(DATA / "qwen3_sliding", directory)
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    assert config.pop("layer_types") == ["full_attention", "sliding_attention"]
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    (directory / "config.json").write_text(json.dumps(config), "utf-8")
+    graphs = [ensure_graph(path, cache_dir=tmp_path / "cache") for path in (DATA / "qwen3_sliding", directory)]
+    assert graphs[0] != graphs[1]
+    assert graphs[0].read_bytes() == graphs[1].read_bytes()
+    config["use_sliding_window"] = False
+    (directory / "config.json").write_text(json.dumps(config), "utf-8")
+    assert ensure_graph(directory, cache_dir=tmp_path / "cache").read_bytes() != graphs[0].read_bytes()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 import pytest
 
@@ -191,3 +192,20 @@ def test_keys_without_a_meaning_and_defaults_change_nothing(
     hidden = compute(variant("modernbert", **config), arrays, tmp_path / "cache")
     real = arrays["attention_mask"] == 1
     np.testing.assert_allclose(hidden[real], arrays["last_hidden_state"][real], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_graph_without_branches_computes_the_same(tmp_path: Path) -> None:
+    """For runtimes that do not compute branches; windows are as wide, and all scores are computed at once."""
+    arrays = reference("modernbert")
+    whole = ensure_graph(DATA / "modernbert", in_chunks=False, cache_dir=tmp_path)
+    assert whole != ensure_graph(DATA / "modernbert", cache_dir=tmp_path)
+    assert "If" not in {node.op_type for node in onnx.load(whole).graph.node}
+    session = onnxruntime.InferenceSession(whole, providers=["CPUExecutionProvider"])
+    for prefix in ("", "long_"):
+        feeds = {name: arrays[prefix + name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+        (hidden,) = session.run(["last_hidden_state"], feeds)
+        real = feeds["attention_mask"] == 1
+        np.testing.assert_allclose(
+            np.asarray(hidden)[real], arrays[f"{prefix}last_hidden_state"][real], rtol=0, atol=1e-5
+        )
