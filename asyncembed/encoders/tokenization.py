@@ -113,6 +113,12 @@ class TextTokenizer:
         other._cut_at(limit)  # noqa: SLF001 (it is of this class)
         return other
 
+    def padding_behind(self) -> "TextTokenizer":
+        """One that puts the filling behind the tokens, wherever the files want it."""
+        other = copy(self)
+        other.pads_left = False
+        return other
+
     def encode(self, inputs: Sequence[object], *, prefix: str = "", truncate: bool = True) -> Tokenized:
         """Tokenize texts, each with `prefix` before it.
 
