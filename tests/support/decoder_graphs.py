@@ -117,9 +117,16 @@ def _fused_attention(build: GraphBuilder, hidden: str) -> tuple[str, str, str]:
     total = build.add("Cast", length, to=TensorProto.INT32)
     inputs = [hidden, hidden, hidden, "past_key_values.0.key", "past_key_values.0.value", last, total]
     outputs = ("merged", "keys", "values")
-    settings = {"num_heads": HEADS, "kv_num_heads": HEADS, "scale": 1.0}
     build.nodes.append(
-        helper.make_node("GroupQueryAttention", inputs, list(outputs), domain="com.microsoft", **settings)
+        helper.make_node(
+            "GroupQueryAttention",
+            inputs,
+            list(outputs),
+            domain="com.microsoft",
+            num_heads=HEADS,
+            kv_num_heads=HEADS,
+            scale=1.0,
+        )
     )
     return outputs
 
