@@ -1,17 +1,27 @@
 """From a name to what a worker needs: the catalogue, the hub, a directory's own configuration, the export."""
 
 import contextlib
+import logging
 import os
+import platform
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from anyio import CancelScope
 
+from asyncembed.catalogue.cpu import features
 from asyncembed.catalogue.limits import check_max_length
-from asyncembed.catalogue.lookup import CLASSES, families_of, find_model, require_model, similar_names
+from asyncembed.catalogue.lookup import (
+    CLASSES,
+    families_of,
+    find_model,
+    is_only_catalogued,
+    require_model,
+    similar_names,
+)
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
@@ -29,17 +39,21 @@ from asyncembed.errors import (
     WorkersImpossible,
 )
 from asyncembed.faking import ENCODER, SETTING, Fakes, current_fakes
-from asyncembed.files import in_disk_thread
+from asyncembed.files import default_cache_dir, in_disk_thread
 from asyncembed.hub import HubAccess
-from asyncembed.hub.model_files import download_model, download_repo, first_spec, list_model
+from asyncembed.hub.model_files import download_model, download_repo, first_spec, list_model, own_repo
 from asyncembed.options import Options, absolute, is_path
 from asyncembed.repo_files import list_directory, read_object
 from asyncembed.runtime.loadable_path import loadable_model_path
 from asyncembed.runtime.onnx_file import read_onnx_file
+from asyncembed.runtime.prepared import Source, find_prepared, prepare_graph
+from asyncembed.runtime.providers import is_gpu_package_installed
 from asyncembed.wakeup import completion
 
 if TYPE_CHECKING:
     from asyncembed.export.heads import Head
+
+logger: logging.Logger = logging.getLogger("asyncembed")
 
 
 async def prepare(
@@ -77,20 +91,20 @@ async def prepare(
         await in_disk_thread(_check_max_length, directory / spec.folder, options.max_length)
     is_exported = spec.model_file is None and kind.needs_graph
     if is_exported:
-        # Beside the hub's files, where the user wants those elsewhere; their caches take what is in it for repos.
-        cache_dir = None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
         folder = directory / spec.folder
         head = await in_disk_thread(_head_of, spec, folder)
-        spec = replace(spec, model_file=str(await _export(folder, head, cache_dir, options)))
+        spec = replace(spec, model_file=str(await _export(folder, head, _own_cache_dir(options), options)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
         path = await in_disk_thread(loadable_model_path, directory, spec.model_file)
         relative = path.relative_to(directory) if path.is_relative_to(directory) else path
         spec = replace(spec, model_file=relative.as_posix())
+    prepared = await _prepared(directory, spec, options) if kind.needs_graph else None
     return EncoderConfig(
         spec=spec,
         directory=directory,
         session=options.session_options(),
+        prepared=prepared,
         max_length=options.max_length,
         max_batch_tokens=options.batch_tokens(has_graph=not kind.is_cheap),
         accelerated_batch_tokens=options.accelerated_batch_tokens(),
@@ -179,6 +193,8 @@ async def _locate(
     given = None
     if options.model_path is not None:
         given = await _existing_directory(Path(options.model_path), os.fspath(options.model_path), label)
+    if spec is not None and spec.reads_repo:
+        return await _from_own_repo(spec, given, hub, overrides)
     if spec is not None:
         if overrides.precision is not None:
             spec = await _with_precision(spec, overrides.precision, given, hub)
@@ -195,6 +211,23 @@ async def _locate(
     return await _from_hub(label, family, hub, overrides)
 
 
+async def _from_own_repo(
+    spec: ModelSpec, given: Path | None, hub: HubAccess, overrides: Overrides
+) -> tuple[ModelSpec, Path]:
+    """A catalogued model as the files of its own repo, or of the directory that was given instead, say it is."""
+    template = spec.settings.get("template")
+    if overrides.template is None and isinstance(template, str):
+        overrides = replace(overrides, template=template)
+    if given is None:
+        read, directory = await download_repo(own_repo(spec), hub, families=(spec.family,), overrides=overrides)
+    else:
+        directory = given
+        read = await in_disk_thread(
+            lambda: spec_from_directory(given, name=spec.name, family=spec.family, overrides=overrides)
+        )
+    return spec.completed_by(read), directory
+
+
 def _hub_access(options: Options) -> HubAccess:
     return HubAccess(
         revision=options.revision,
@@ -207,10 +240,11 @@ def _hub_access(options: Options) -> HubAccess:
 
 def known_family(name: str | os.PathLike[str]) -> Family | None:
     """The family of a model of the catalogue, the first one of several; None: it has no such model."""
-    families = families_of(name) if isinstance(name, str) else []
+    # What is hybrid is also a text model, and that is what programs ask for that leave the family to the model.
+    families = [family for family in families_of(name) if family != "hybrid"] if isinstance(name, str) else []
     if not families and current_fakes() is not None:
         return "text"
-    return next((family for family in get_args(Family) if family in families), None)
+    return next(iter(families), None)
 
 
 FAMILIES_BY_FILES: tuple[Family, ...] = ("text", "image", "sparse", "cross_encoder")
@@ -257,7 +291,7 @@ async def _existing_directory(path: Path, as_given: str, model: str) -> Path:
 
 async def _from_hub(name: str, family: Family, hub: HubAccess, overrides: Overrides) -> tuple[ModelSpec, Path]:
     is_repo_id = name.count("/") == 1
-    if families_of(name) or not is_repo_id:
+    if is_only_catalogued(name) or not is_repo_id:
         try:
             require_model(name, family)
         except UnknownModelError as error:
@@ -333,7 +367,7 @@ def _head_of(spec: ModelSpec, directory: Path) -> "Head":
         settings = read_settings(CausalRerankerSettings, spec)
         if settings.yes is not None:
             return read_answer(directory, settings.yes, settings.no)
-    return _HEADS.get(spec.family, "states")
+    return "states" if spec.encoder == "hybrid" else _HEADS.get(spec.family, "states")
 
 
 async def _export(directory: Path, head: "Head", cache_dir: Path | None, options: Options) -> Path:
@@ -343,10 +377,12 @@ async def _export(directory: Path, head: "Head", cache_dir: Path | None, options
     """
     from asyncembed.export.graph_cache import ensure_graph, find_graph
 
-    found = await in_disk_thread(partial(find_graph, directory, head=head, cache_dir=cache_dir))
+    # OpenVINO takes graphs with branches, and gives wrong numbers or fails where it runs.
+    in_chunks = "openvino" not in _provider_names(options)
+    found = await in_disk_thread(partial(find_graph, directory, head=head, in_chunks=in_chunks, cache_dir=cache_dir))
     if found is not None:
         return found
-    build = partial(ensure_graph, directory, head=head, cache_dir=cache_dir)
+    build = partial(ensure_graph, directory, head=head, in_chunks=in_chunks, cache_dir=cache_dir)
     if options.workers == 0:
         return await in_disk_thread(build)
     try:
@@ -355,6 +391,53 @@ async def _export(directory: Path, head: "Head", cache_dir: Path | None, options
         if options.workers is not None:
             raise
         return await in_disk_thread(build)
+
+
+async def _prepared(directory: Path, spec: ModelSpec, options: Options) -> Path | None:
+    """The prepared form of the graph: from the cache, or made now, where the workers gain by it."""
+    if spec.model_file is None or not options.prepare or not _is_for_cpu(options):
+        return None
+    workers = options.workers + options.interactive_workers if options.workers is not None else None
+    if options.pool is not None:
+        workers = options.pool.size
+    path = directory / spec.model_file
+    find = partial(_find_prepared, path, _own_cache_dir(options), workers=workers)
+    from asyncembed.runtime.onnx import save_optimized
+
+    try:
+        source, found = await in_disk_thread(find)
+        if found is not None or source is None or options.workers == 0:
+            return found
+        logger.info("%s: its graph is prepared for the workers of this machine, once", spec.name)
+        return await _in_process(partial(prepare_graph, source, save_optimized))
+    except (OSError, ModelLoadError, WorkersImpossible) as error:
+        logger.info("%s: its graph is not prepared, so that each worker does it: %s", spec.name, error)
+        return None
+
+
+def _find_prepared(path: Path, cache_dir: Path | None, *, workers: int | None) -> tuple[Source | None, Path | None]:
+    """The source, where it pays to prepare it, and what has been made of it."""
+    machine = " ".join([platform.machine(), *sorted(features())])
+    source = Source.of(path, machine=machine, cache_dir=cache_dir or default_cache_dir())
+    return (source, find_prepared(source)) if source.pays(workers=workers) else (None, None)
+
+
+def _is_for_cpu(options: Options) -> bool:
+    """Whether it is certain that the CPU computes."""
+    if options.providers is None:
+        return options.device == "cpu" or (options.device == "auto" and not is_gpu_package_installed())
+    return _provider_names(options) == ["cpu"]
+
+
+def _provider_names(options: Options) -> list[str]:
+    """Those that the caller names, as short as they may be written."""
+    names = [entry if isinstance(entry, str) else entry[0] for entry in options.providers or ()]
+    return [name.removesuffix("ExecutionProvider").lower() for name in names]
+
+
+def _own_cache_dir(options: Options) -> Path | None:
+    """Where what we make of a model is kept: beside the hub's files, where the user wants those elsewhere."""
+    return None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
 
 
 async def _in_process(build: Callable[[], Path]) -> Path:

@@ -62,6 +62,7 @@ class OptionKeywords(PoolKeywords, total=False):
     max_in_flight: int | None
     max_in_flight_bytes: int | None
     batch_invariant: bool
+    prepare: bool
     observers: Sequence[Observer]
 
 
@@ -79,8 +80,8 @@ class Options(PoolOptions):
         device: "auto" takes CUDA where it is installed and works, "cuda" demands it, "cpu" never asks.
         providers: Execution providers by name, or (name, options), instead of `device`.
         pool: A pool shared with other embedders; it decides all that concerns the workers.
-        precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", "uint8", "q4", "q4f16", "bnb4"), where
-            it has several; of several for one precision, the one that suits this machine's CPU.
+        precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", "uint8", "q4", "q4f16", "bnb4", "q2",
+            "q1", ...), where it has several; of several for one precision, the one that suits this machine's CPU.
         onnx_file: The ONNX file to take, as a path inside the repo, also as Windows writes it.
         output_name: The output of the graph to take, by its name or position. None takes what the model's files say,
             and a finished vector (`sentence_embedding`) where a graph has one and they say nothing else.
@@ -91,6 +92,8 @@ class Options(PoolOptions):
         max_in_flight_bytes: About how much memory those inputs and their waiting results may take.
         batch_invariant: Run the inputs of a dynamically quantised file one by one, so that a result does not depend
             on the others in its batch.
+        prepare: Keep a large model in the cache as the CPU computes it, made once when it is first opened, so that it
+            opens sooner and all workers share one copy of its weights. False: each worker makes its own.
         observers: Functions that hear of its opening, calls and batches: see `asyncembed.observing`.
     """
 
@@ -112,6 +115,7 @@ class Options(PoolOptions):
     max_in_flight: int | None = None
     max_in_flight_bytes: int | None = None
     batch_invariant: bool = True
+    prepare: bool = True
     observers: Sequence[Observer] = ()
 
     def __post_init__(self) -> None:
@@ -127,7 +131,7 @@ class Options(PoolOptions):
             object.__setattr__(self, name, None if path is None else absolute(path))
         for name in ("revision", "onnx_file"):
             check_text(name, getattr(self, name))
-        for name in ("local_files_only", "batch_invariant"):
+        for name in ("local_files_only", "batch_invariant", "prepare"):
             check_bool(name, getattr(self, name))
         if self.onnx_file is not None:
             object.__setattr__(self, "onnx_file", self.onnx_file.replace("\\", "/"))  # as `os.path.join` gives it

@@ -892,8 +892,13 @@ class HybridTextEmbedding(_HasVectors[AsyncHybridTextEmbedding[ScalarT]], Generi
 
     @property
     def outputs(self) -> tuple[HybridOutput, ...]:
-        """Which results the model has, of "dense", "sparse" and "late_interaction". Opens the model."""
+        """Which results calls give that ask for none: the constructor's, else all of the model's. Opens the model."""
         return self._caller.run(self._leased().call, _outputs_of)
+
+    @property
+    def token_embedding_size(self) -> int | None:
+        """Length of the vector of a token; None: the model has no late interaction results. Opens the model."""
+        return self._caller.run(self._leased().call, _token_size_of)
 
     @_streaming
     @_of(AsyncHybridTextEmbedding[ScalarT].embed)
@@ -922,6 +927,10 @@ class HybridTextEmbedding(_HasVectors[AsyncHybridTextEmbedding[ScalarT]], Generi
     @staticmethod
     @_of(AsyncHybridTextEmbedding.add_custom_model)
     def add_custom_model() -> None: ...
+
+
+async def _token_size_of(model: AsyncHybridTextEmbedding[Any]) -> int | None:
+    return model.token_embedding_size
 
 
 async def _outputs_of(model: AsyncHybridTextEmbedding[Any]) -> tuple[HybridOutput, ...]:

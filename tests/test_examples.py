@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from examples.quickstart import stdlib_docstrings
+from tests.support.hybrid_models import write_hybrid_model
 from tests.support.images import picture, write_image_model
 from tests.support.models import write_model, write_self_describing_model
 from tests.support.sparse_models import write_reranker
@@ -79,6 +80,15 @@ def test_hybrid_search_puts_hits_in_the_rerankers_order(environment: dict[str, s
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
     assert "no --reranker" not in done.stdout
+
+
+def test_one_pass_search_ranks_by_all_results_of_one_model(environment: dict[str, str], tmp_path: Path) -> None:
+    model = str(write_hybrid_model(tmp_path / "model"))
+    done = run(environment, "-m", "examples.one_pass_search", "--model", model, "-n", "60", "a time limit", "a day")
+    assert done.stdout.startswith(f"{model} gives dense, sparse, late_interaction\n60 docstrings in ")
+    scores = [float(score) for score in re.findall(r"^ +(-?\d+\.\d{3})  [\w.]+$", done.stdout, re.MULTILINE)]
+    assert len(scores) == 6
+    assert scores == [*sorted(scores[:3], reverse=True), *sorted(scores[3:], reverse=True)]
 
 
 def test_langchain_puts_what_it_finds_into_prompts_in_the_rerankers_order(

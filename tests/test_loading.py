@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from asyncembed import SparseTextEmbedding, TextEmbedding
+from asyncembed import HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, download
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.errors import (
     AsyncEmbedError,
@@ -26,10 +26,12 @@ from asyncembed.errors import (
 )
 from asyncembed.loading import find_family, known_family
 from asyncembed.options import Options
+from asyncembed.runtime import prepared
 from tests.hub.server import HubServer, Repo
 from tests.support.external_data import CONSTANT_FILE, move_weights_out
 from tests.support.graphs import write_text_graph
-from tests.support.models import TEXTS, files_of, forget_registered_models, write_model
+from tests.support.hybrid_models import expected, write_bge_m3, write_hybrid_model
+from tests.support.models import TEXTS, files_of, forget_registered_models, write_model, write_self_describing_model
 from tests.support.waiting import nothing_left_behind
 
 
@@ -99,6 +101,57 @@ async def test_a_repo_that_no_catalogue_lists_is_computed_as_its_own_files_say(h
         # max_seq_length, special tokens included
         assert await remote.token_count([TEXTS[-1]]) == 16
         assert remote.embedding_size == vectors.shape[1]
+
+
+E5 = "intfloat/multilingual-e5-small"
+
+
+@pytest.mark.slow
+async def test_prompts_that_are_in_no_file_of_a_repo_are_put_where_they_are_asked_for(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    """As e5's: what its own files leave open, the catalogue knows."""
+    directory = write_model(tmp_path / "m", dim=32)
+    as_sentence_transformers(directory)
+    hub.repos[E5] = Repo(files_of(directory))
+    async with TextEmbedding(E5, workers=1) as plain, TextEmbedding(E5.upper(), prompts=True, workers=1) as prompted:
+        bare = await plain.embed_query("the day")
+        assert np.array_equal(bare, (await plain.embed(["the day"]).collect())[0])
+        assert not np.array_equal(bare, await prompted.embed_query("the day"))
+        assert np.array_equal(await prompted.embed_query("the day"), await plain.embed_query("query: the day"))
+        passages = await prompted.embed_documents(["the day"])
+        assert np.array_equal(passages, await plain.embed_documents(["passage: the day"]))
+        assert np.array_equal(await prompted.embed(["the day"]).collect(), [bare])
+        # All else is as its files say.
+        assert (plain.max_length, plain.embedding_size) == (16, 32)
+        by_name = await plain.embed_query("the day", prompt_name="query")
+        assert np.array_equal(by_name, await prompted.embed_query("the day"))
+    async with TextEmbedding(E5, model_path=directory, prompts=True, workers=0, local_files_only=True) as local:
+        assert np.array_equal(await local.embed_query("the day"), by_name)
+
+
+@pytest.mark.slow
+async def test_what_a_repo_declares_itself_comes_before_what_the_catalogue_says(hub: HubServer, tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=32)
+    as_sentence_transformers(directory, prompts=True)
+    hub.repos["Snowflake/snowflake-arctic-embed-m-v2.0"] = Repo(files_of(directory))
+    async with TextEmbedding("snowflake/snowflake-arctic-embed-m-v2.0", workers=1) as model:
+        vector = await model.embed_query("the day")
+        assert np.array_equal(vector, await model.embed_query("query: the day", prompt=""))
+        documents = await model.embed_documents(["the day"])
+        assert np.array_equal(documents[0], await model.embed_query("doc: the day", prompt=""))
+
+
+@pytest.mark.slow
+async def test_a_catalogued_repo_is_downloaded_as_its_own_files_say(hub: HubServer, tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=32)
+    as_sentence_transformers(directory)
+    hub.repos[E5] = Repo(files_of(directory))
+    await download(E5, progress=False)
+    requests = len(hub.requests)
+    async with TextEmbedding(E5, workers=0) as model:
+        await model.embed_query("the day")
+    assert len(hub.requests) == requests
 
 
 @pytest.mark.slow
@@ -255,6 +308,44 @@ async def _open(directory: Path, workers: int, cache: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"no tokenizer\.json"):
         async with TextEmbedding(directory, workers=workers, cache_dir=cache, pooling="mean", normalize=True):
             pass
+
+
+@pytest.mark.slow
+async def test_a_large_graph_is_prepared_once_for_all_workers(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prepared, "SMALLEST_INLINE_BYTES", 0)  # as if it were large
+    directory = write_self_describing_model(tmp_path / "model")
+    caplog.set_level(logging.INFO, logger="asyncembed")
+    async with TextEmbedding(directory, workers=2, prepare=False) as model:
+        vector = await model.embed_query("river")
+    assert not (tmp_path / "exported").exists()
+    for _ in range(2):
+        async with TextEmbedding(directory, workers=2) as model:
+            np.testing.assert_array_equal(await model.embed_query("river"), vector)
+    (graph,) = (tmp_path / "exported").rglob("model.onnx")
+    assert [record.getMessage() for record in caplog.records if "prepared for" in record.getMessage()] != []
+    assert "cannot be loaded" not in caplog.text
+    data = graph.with_name("model.onnx.data")
+    content = data.read_bytes()[:-1]
+    data.unlink()
+    data.write_bytes(content)
+    async with TextEmbedding(directory, workers=1) as model:
+        np.testing.assert_array_equal(await model.embed_query("river"), vector)
+    assert "cannot be loaded, and will be made again" in caplog.text
+    assert not data.exists()
+
+
+@pytest.mark.slow
+async def test_a_graph_that_cannot_be_prepared_serves_as_it_is(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prepared, "SMALLEST_INLINE_BYTES", 0)
+    caplog.set_level(logging.INFO, logger="asyncembed")
+    (tmp_path / "exported").write_bytes(b"a file in the place of the cache")
+    async with TextEmbedding(write_self_describing_model(tmp_path / "model"), workers=1) as model:
+        assert (await model.embed_query("river")).shape == (8,)
+    assert "its graph is not prepared, so that each worker does it" in caplog.text
 
 
 @pytest.mark.slow
@@ -465,3 +556,21 @@ async def test_a_directory_of_no_family_says_for_each_why(tmp_path: Path) -> Non
 def test_the_family_of_a_catalogued_model_is_known() -> None:
     assert known_family("Xenova/ms-marco-MiniLM-L-6-v2") == "cross_encoder"
     assert known_family("nosuch/model") is None
+
+
+@pytest.mark.slow
+async def test_one_repo_is_for_all_classes_that_it_can_serve(hub: HubServer, tmp_path: Path) -> None:
+    """In the hub's cache each of its files is a link, that of the constant in a node's attribute included."""
+    hub.repos["BAAI/bge-m3"] = Repo(files_of(write_bge_m3(tmp_path / "original")))
+    hub.repos["me/m3"] = Repo(files_of(write_hybrid_model(tmp_path / "other")))
+    async with HybridTextEmbedding("me/m3", workers=1) as model:
+        np.testing.assert_allclose((await model.embed_query(TEXTS[0])).dense, expected(0)[0], atol=1e-5)
+    async with (
+        HybridTextEmbedding("BAAI/bge-m3", workers=0) as model,
+        TextEmbedding("BAAI/bge-m3", workers=0) as dense,
+        SparseTextEmbedding("BAAI/bge-m3", workers=0) as words,
+    ):
+        both = await model.embed_query("the day")
+        np.testing.assert_allclose(both.dense, await dense.embed_query("the day"), atol=1e-5)
+        assert both.sparse == await words.embed_query("the day")
+    assert known_family("BAAI/bge-m3") in ("text", None)

@@ -6,8 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-Cpu: TypeAlias = Literal["arm64", "avx512_vnni", "avx512", "avx2", "other"]
-"""The kinds of CPU that files are made for: each x86 kind can do what those after it can."""
+Cpu: TypeAlias = Literal["arm64", "avx512_vnni", "avx_vnni", "avx512", "avx2", "other"]
+"""The kinds of CPU that files are made for. Those with VNNI add up products of 8-bit numbers without overflow."""
 
 
 @cache
@@ -25,18 +25,24 @@ def kind_of(features: frozenset[str]) -> Cpu:
     """The kind of an x86 CPU with these features, named as numpy names them."""
     if {"AVX512F", "AVX512BW", "AVX512VNNI"} <= features:
         return "avx512_vnni"
+    if {"AVX2", "AVXVNNI"} <= features:
+        return "avx_vnni"
     if {"AVX512F", "AVX512BW"} <= features:
         return "avx512"
     return "avx2" if "AVX2" in features else "other"
 
 
 def features() -> frozenset[str]:
-    """What the CPU can do, by numpy's names: as numpy has found out for itself, else as Linux says."""
+    """What the CPU can do, by numpy's names: as numpy has found out for itself, and what Linux says besides.
+
+    Numpy does not ask for VNNI without AVX-512, which CPUs of desktops have.
+    """
+    said = features_of_linux(Path("/proc/cpuinfo"))
     try:
         found = import_module("numpy._core._multiarray_umath").__cpu_features__
-        return frozenset(name for name, is_there in found.items() if is_there)
     except (ImportError, AttributeError):  # it is no public part of numpy
-        return features_of_linux(Path("/proc/cpuinfo"))
+        return said
+    return frozenset(name for name, is_there in found.items() if is_there) | (said & {"AVXVNNI"})
 
 
 def features_of_linux(cpuinfo: Path) -> frozenset[str]:

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from asyncembed.catalogue.spec import (
     ArchiveOrigin,
@@ -62,8 +62,15 @@ def require_model(name: str, family: Family) -> ModelSpec:
 
 
 def families_of(name: str) -> list[Family]:
-    """The families that have a model of this name."""
-    return sorted(family for family, known in _catalogue() if known == name.lower())
+    """The families that have a model of this name, in the order in which they are listed."""
+    return [family for family in get_args(Family) if _key(family, name) in _catalogue()]
+
+
+def is_only_catalogued(name: str) -> bool:
+    """Whether no repo is called so of which other classes than those that know the name could read what they need."""
+    specs = [_catalogue()[_key(family, name)] for family in families_of(name)]
+    # A hybrid model is in its own repo, which says what each part of it is.
+    return any(not spec.reads_repo and spec.family != "hybrid" for spec in specs)
 
 
 def similar_names(name: str, family: Family) -> list[str]:
@@ -116,8 +123,8 @@ def _spec(record: dict[str, Any]) -> ModelSpec:
     sources: tuple[Origin, ...] = (HubOrigin(record.pop("hub")),)
     if "folder" in record:
         sources += (CacheFolderOrigin(record.pop("folder")),)
-    files = tuple(record.pop("additional_files", ()))
-    return ModelSpec(sources=sources, additional_files=files, **record)
+    files, languages = (tuple(record.pop(name, ())) for name in ("additional_files", "languages"))
+    return ModelSpec(sources=sources, additional_files=files, languages=languages, **record)
 
 
 def describe(spec: ModelSpec) -> dict[str, object]:
@@ -134,6 +141,8 @@ def describe(spec: ModelSpec) -> dict[str, object]:
         "model_file": spec.model_file,
         "additional_files": list(spec.additional_files),
         "prompts": dict(spec.prompts),
+        "languages": list(spec.languages),
+        "stated_limit": spec.stated_limit,
     }
     if spec.family in ("text", "image"):
         # Of a multi-task model: name and number of each.

@@ -24,12 +24,17 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
     "q4": ("q4",),
     "q4f16": ("q4f16",),
     "bnb4": ("bnb4",),
+    "q2": ("q2",),
+    "q2f16": ("q2f16",),
+    "q1": ("q1",),
+    "q1f16": ("q1f16",),
 }
 """What stands behind the last part of a graph's name, by precision, in the order of preference."""
 
 _INT8_FOR_CPU: Mapping[str, tuple[str, ...]] = {
     "arm64": ("qint8_arm64",),
     "avx512_vnni": ("qint8_avx512_vnni", "qint8_avx512", "quint8_avx2"),
+    "avx_vnni": ("qint8_avx512_vnni", "qint8_avx512", "quint8_avx2"),
     "avx512": ("qint8_avx512", "quint8_avx2"),
     "avx2": ("quint8_avx2",),
     "other": (),
@@ -39,7 +44,7 @@ overflow."""
 
 _FOR_ANY_CPU = {"int8": ("qint8", "quint8"), "uint8": ("quint8",)}
 """How the names of files begin that are made for a certain CPU: they run on the others, too."""
-_SUFFIX = re.compile(r"(.+?)_(fp16|f16|float16|O4|quantized|int8|i8|uint8|qu?int8(?:_\w+)?|q4|q4f16|bnb4)")
+_SUFFIX = re.compile(r"(.+?)_(fp16|f16|float16|O4|quantized|int8|i8|uint8|qu?int8(?:_\w+)?|q[124](?:f16)?|bnb4)")
 _SYNONYMS = {"q8": "int8"}  # as transformers.js says
 
 

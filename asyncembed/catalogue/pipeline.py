@@ -267,7 +267,21 @@ def _text(repo: _Repo, spec: ModelSpec) -> ModelSpec:
             f"there is no modules.json that says how its hidden states become one vector: say {' and '.join(missing)} "
             '(pooling="none" where the graph has an output sentence_embedding)'
         )
-    return _override(repo, _from_modules(repo, modules or [], spec))
+    return _override(repo, _with_tasks(repo, _from_modules(repo, modules or [], spec)))
+
+
+def _with_tasks(repo: _Repo, spec: ModelSpec) -> ModelSpec:
+    """The spec of a model with an adapter for each of several tasks, as jina-embeddings-v3 lists them."""
+    names = repo.json("config.json").get("lora_adaptations")
+    if spec.encoder != "dense" or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return spec
+    tasks = {name: number for number, name in enumerate(names[:_MOST_TASKS])}
+    query, passage = tasks.get("retrieval.query"), tasks.get("retrieval.passage")
+    settings = {"query_task": query, "passage_task": passage, "default_task": passage}
+    return _with_settings(spec, task_input="task_id", tasks=tasks, **settings) if tasks else spec
+
+
+_MOST_TASKS = 100
 
 
 def _image(repo: _Repo, spec: ModelSpec) -> ModelSpec:
@@ -350,10 +364,14 @@ HEADS: Mapping[str, tuple[str, ...]] = {
 """The linear layers of models like bge-m3, by the settings of a hybrid model that name them."""
 
 
+def _heads(repo: _Repo) -> dict[str, str]:
+    found = {setting: next((path for path in names if path in repo.files), None) for setting, names in HEADS.items()}
+    return {setting: path for setting, path in found.items() if path is not None}
+
+
 def _hybrid(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     """A text model with layers for more results beside it, or a graph that has several; which ones its outputs tell."""
-    found = {setting: next((path for path in names if path in repo.files), None) for setting, names in HEADS.items()}
-    heads = {setting: path for setting, path in found.items() if path is not None}
+    heads = _heads(repo)
     spec = replace(spec, encoder="hybrid", settings=heads, additional_files=tuple(heads.values()))
     modules = repo.modules()
     if modules is not None:
@@ -376,6 +394,8 @@ def _hybrid(repo: _Repo, spec: ModelSpec) -> ModelSpec:
 
 def _sparse(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     """SPLADE, as sentence-transformers has it: alike for queries and documents, or with a table for queries."""
+    if "sparse_head" in _heads(repo):
+        return _with_settings(_hybrid(repo, spec), only="sparse")
     modules = repo.modules()
     if modules is None:
         _check_task(repo, "ForMaskedLM")
@@ -402,11 +422,7 @@ def _splade(repo: _Repo, modules: Sequence[_Module], spec: ModelSpec) -> ModelSp
     sentence = repo.json(f"{model.prefix}sentence_bert_config.json")
     if model.kind == "Transformer" and sentence.get("transformer_task") != "fill-mask":
         raise repo.unsupported("its Transformer gives hidden states, not logits of words, which SpladePooling needs")
-    modalities = sentence.get("modality_config")
-    if isinstance(modalities, dict) and modalities and "text" not in modalities:
-        raise repo.unsupported(
-            f"its Transformer takes no plain text, only {', '.join(map(shown, list(modalities)[:8]))}"
-        )
+    _check_modality(repo, sentence)
     settings = _splade_pooling(repo, f"{pooling.prefix}config.json") if pooling.prefix else {}
     if model.prefix:
         settings["folder"] = model.prefix.rstrip("/")
@@ -435,6 +451,8 @@ def _routed_splade(repo: _Repo, router: _Module, spec: ModelSpec) -> ModelSpec:
     routes = repo.routes(router)
     spec = _splade(repo, routes["document"], spec)
     query = routes["query"]
+    if query == routes["document"]:
+        return spec
     if [module.kind for module in query] != ["SparseStaticEmbedding"]:
         kinds = ", ".join(shown(module.kind) for module in query[:8])
         raise repo.unsupported(f"its queries go through {kinds}; only a SparseStaticEmbedding is computed for queries")
@@ -478,10 +496,22 @@ def _from_modules(repo: _Repo, modules: Sequence[_Module], spec: ModelSpec) -> M
     return spec
 
 
+_CLASSES: Mapping[str, str] = {
+    "ColBERT": "LateInteractionTextEmbedding",
+    "CrossEncoder": "TextCrossEncoder",
+    "MultiVectorEncoder": "LateInteractionTextEmbedding",
+    "SparseEncoder": "SparseTextEmbedding",
+}
+"""By the `model_type` of sentence-transformers and PyLate: what opens a model that has no one vector for a text."""
+
+
 def _computed(repo: _Repo, modules: Sequence[_Module]) -> list[_Module]:
     """Those modules that are read. If the caller says it all, modules that we do not know are the graph's."""
     unknown = [module.kind for module in modules if module.kind not in (*_READERS, "Dropout")]
     if unknown and not repo.is_declared:
+        kind = repo.json("config_sentence_transformers.json").get("model_type")
+        if isinstance(kind, str) and kind in _CLASSES:
+            raise repo.unsupported(f"it is a {kind}: open it with {_CLASSES[kind]}")
         raise repo.unsupported(
             f"its module {shown(unknown[0])} is none that we compute; if the graph does that, say pooling= and "
             "normalize= yourself"
@@ -498,8 +528,13 @@ def _transformer(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
             f"its transformer lies in the folder {shown(prefix)}; save it with a current sentence-transformers, "
             "which puts it beside modules.json"
         )
+    sentence = repo.json("sentence_bert_config.json")
+    task = sentence.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction" and not repo.is_declared:
+        raise repo.unsupported(f"its Transformer is for the task {shown(task)}, not for feature-extraction")
+    _check_modality(repo, sentence)
     spec = replace(spec, max_length=_max_length(repo), dim=_hidden_size(repo))
-    lowers = repo.json("sentence_bert_config.json").get("do_lower_case")
+    lowers = sentence.get("do_lower_case")
     return _with_settings(spec, lower_case=True) if lowers else spec
 
 
@@ -561,10 +596,8 @@ def _projection(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
             f"its linear layer lacks {files[0]}: files of pickled Python (pytorch_model.bin) are not read"
         )
     config = repo.json(files[1])
-    if config.get("use_residual") or config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-        raise repo.unsupported(
-            f"its linear layer in {prefix} is of a kind that we do not compute (residual, or per token)"
-        )
+    if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+        raise repo.unsupported(f"its linear layer in {prefix} is of a kind that we do not compute (per token)")
     earlier = spec.settings.get("projections", ())
     assert isinstance(earlier, tuple)
     spec = replace(
@@ -575,7 +608,11 @@ def _projection(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
     return _with_settings(spec, projections=(*earlier, prefix.rstrip("/")))
 
 
-def _normalization(_: _Repo, __: str, spec: ModelSpec) -> ModelSpec:
+def _normalization(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
+    config = repo.json(f"{prefix}config.json") if prefix else {}
+    scaled = config.get("module_input_name", "sentence_embedding")
+    if scaled != "sentence_embedding":
+        raise repo.unsupported(f"its Normalize is one of {shown(scaled)}, as multi-vector models have it")
     return replace(spec, normalize=True)
 
 
@@ -679,6 +716,21 @@ def _check_task(repo: _Repo, task: str) -> None:
     names = _architectures(repo)
     if names and not any(isinstance(name, str) and name.endswith(task) for name in names):
         raise repo.unsupported(f"config.json calls it {', '.join(map(shown, names[:8]))}, not a model {task}")
+
+
+def _check_modality(repo: _Repo, sentence: Mapping[str, Any]) -> None:
+    """See that a Transformer takes a plain text, by its `sentence_bert_config.json`; before 5.4 each does."""
+    modalities = sentence.get("modality_config")
+    if not isinstance(modalities, dict) or not modalities:
+        return
+    text = modalities.get("text")
+    if text is None:
+        raise repo.unsupported(
+            f"its Transformer takes no plain text, only {', '.join(map(shown, list(modalities)[:8]))}"
+        )
+    method = text.get("method", "forward") if isinstance(text, dict) else text
+    if method != "forward":
+        raise repo.unsupported(f"its Transformer computes a text by its method {shown(method)}, not by forward")
 
 
 def _max_length(repo: _Repo, prefix: str = "") -> int | None:

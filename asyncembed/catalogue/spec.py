@@ -75,6 +75,15 @@ class ModelSpec:
         max_length: Limit in tokens, special tokens included; None: the tokenizer's configuration decides.
         prompts: Text put before an input, by role or name ("query", "passage", ...).
         default_prompt: Name of the prompt that every input gets unless a call says otherwise.
+        prompts_by_default: Whether prompts are put before inputs unless the caller says otherwise; None: those that a
+            repo itself declares are, those of the catalogue are not.
+        description: For people.
+        license: For people, as its authors name it.
+        size_in_gb: For people: what is downloaded.
+        languages: For people: codes as "en", or "multilingual", or "code".
+        stated_limit: For people: its limit in tokens by its authors' word.
+        reads_repo: Whether its repo's own files say how it is computed, as for one outside the catalogue: then this
+            adds what is in none of them.
         is_catalogued: Whether it is known by name, rather than read from a repo's own configuration.
         settings: Numbers and names that only this model's encoder understands.
         output: What `graph_output` was called in 0.1; only ever given, never read.
@@ -96,6 +105,10 @@ class ModelSpec:
     description: str = ""
     license: str = ""
     size_in_gb: float = 0.0
+    languages: tuple[str, ...] = ()
+    stated_limit: int | None = None
+    prompts_by_default: bool | None = None
+    reads_repo: bool = False
     is_catalogued: bool = True
     settings: Mapping[str, object] = field(default_factory=dict)
     output: InitVar[int | str | None] = None
@@ -108,6 +121,22 @@ class ModelSpec:
     def folder(self) -> str:
         """Where the files of the model itself lie in the repo: "" at its root."""
         return str(self.settings.get("folder", ""))
+
+    def completed_by(self, read: "ModelSpec") -> "ModelSpec":
+        """What the files of its repo say, with what is in none of them."""
+        has_prompts = any(read.prompts.values())
+        return replace(
+            read,
+            name=self.name,
+            prompts=read.prompts if has_prompts else self.prompts,
+            default_prompt=read.default_prompt if has_prompts else None,
+            prompts_by_default=has_prompts,
+            description=self.description,
+            license=self.license,
+            size_in_gb=self.size_in_gb,
+            languages=self.languages,
+            stated_limit=self.stated_limit,
+        )
 
     def with_graph(self, graph: str) -> "ModelSpec":
         """The same model with another file for its graph; the weights of one graph are of no use to another."""

@@ -164,6 +164,7 @@ _CPU_KINDS = {
     "arm64": "ARM, files for arm64",
     "avx512_vnni": "AVX-512 with VNNI: int8 files are fast",
     "avx512": "AVX-512",
+    "avx_vnni": "AVX2 with VNNI",
     "avx2": "AVX2",
     "other": "neither AVX2 nor ARM64: models are slow here",
 }

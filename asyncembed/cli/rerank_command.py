@@ -23,6 +23,7 @@ ACTIVATIONS = ("none", "sigmoid")
 @source_options
 @click.option("-k", "--top", type=click.IntRange(min=1), help="Only so many.  [default: all]")
 @click.option("--activation", type=click.Choice(ACTIVATIONS), default="none", show_default=True, help="Of the scores.")
+@click.option("--instruction", help="What a model that is a language model is to look for.  [default: the model's]")
 @click.option("--on-error", type=click.Choice(("raise", "skip")), default="raise", show_default=True)
 @model_options
 @worker_options
@@ -36,6 +37,7 @@ def rerank(
     delimiter: str | None,
     top: int | None,
     activation: Any,
+    instruction: str | None,
     on_error: Any,
     as_json: bool,
     **options: Any,
@@ -50,16 +52,25 @@ def rerank(
 
     source = open_records(file, kind, column, delimiter)
     reranker = TextCrossEncoder(model, activation=activation, **options)
-    ranked = anyio.run(_rank, reranker, query, source, top, on_error)
+    ranked = anyio.run(_rank, reranker, query, source, top, instruction, on_error)
     print_ranking(ranked, source.column, as_json=as_json)
 
 
 async def _rank(
-    reranker: "TextCrossEncoder", query: str, source: RecordFile, top: int | None, on_error: Any
+    reranker: "TextCrossEncoder",
+    query: str,
+    source: RecordFile,
+    top: int | None,
+    instruction: str | None,
+    on_error: Any,
 ) -> list[Ranked]:
     async with reranker as model:
         stream = model.rerank(
-            query, _numbered(source), key=lambda numbered: source.text_of(numbered[1]), on_error=on_error
+            query,
+            _numbered(source),
+            key=lambda numbered: source.text_of(numbered[1]),
+            instruction=instruction,
+            on_error=on_error,
         ).with_inputs()
         best: list[tuple[float, int, Any]] = []
         async with stream:

@@ -20,15 +20,18 @@ from asyncembed.files import default_cache_dir
 from asyncembed.hub.cache import cache_root
 from asyncembed.hub.partial import QUIET_SECONDS, allocated_bytes
 from asyncembed.runtime.loadable_path import delete_links, linked_snapshots
+from asyncembed.runtime.prepared import delete_prepared, kept_prepared, made_of
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedRepoInfo
 
-Kind: TypeAlias = Literal["model", "incomplete model", "exported graph", "links", "unfinished download"]
-"""A model's files; those of one that lacks some; the graph built from its weights; links that make it loadable; the
-beginning of a file."""
+Kind: TypeAlias = Literal[
+    "model", "incomplete model", "exported graph", "prepared graph", "links", "unfinished download"
+]
+"""A model's files; those of one that lacks some; the graph built from its weights; a graph as this
+machine computes it; links that make it loadable; the beginning of a file."""
 
-MADE_HERE: tuple[Kind, ...] = ("exported graph", "links", "unfinished download")
+MADE_HERE: tuple[Kind, ...] = ("exported graph", "prepared graph", "links", "unfinished download")
 """What can go without anything that is whole being downloaded again."""
 
 _UNFINISHED = "*.incomplete"
@@ -79,6 +82,7 @@ def look_into(places: Places) -> list[Stored]:
     repos = _repos(places.hub)
     found = [*map(_model, repos), *_incomplete(places.hub, repos), *_folders(places.hub)]
     found += _graphs(places.own, repos)
+    found += _prepared(places.own, found)
     found += _links(places.hub)
     found += _unfinished(places.hub)
     return sorted(found, key=lambda each: (get_args(Kind).index(each.kind), each.name.lower(), each.path))
@@ -148,6 +152,8 @@ def delete(what: Iterable[Stored]) -> None:
 def _delete(each: Stored) -> None:
     if each.kind == "exported graph":
         delete_graph(each.path)
+    elif each.kind == "prepared graph":
+        delete_prepared(each.path)
     elif each.kind == "links":
         delete_links(each.path)
     elif each.kind == "unfinished download":
@@ -244,10 +250,22 @@ def _graphs(own: Path, repos: "Iterable[CachedRepoInfo]") -> Iterator[Stored]:
     for repo in repos:
         for revision in repo.revisions:
             with suppress(AsyncEmbedError):  # it is no model that a graph could be built from
-                for graph in kept_graphs_of(revision.snapshot_path, cache_dir=own):
-                    made_from[graph] = repo.repo_id
+                # Of some models the weights lie in a folder.
+                for config in revision.snapshot_path.rglob("config.json"):
+                    for graph in kept_graphs_of(config.parent, cache_dir=own):
+                        made_from[graph] = repo.repo_id
     for graph in graphs:
         yield _measured("exported graph", made_from.get(graph, ""), graph)
+
+
+def _prepared(own: Path, others: Iterable[Stored]) -> Iterator[Stored]:
+    folders = {each.path: each.name for each in others if each.kind == "exported graph"}
+    for folder in kept_prepared(cache_dir=own):
+        source = made_of(folder)
+        inside = () if source is None else source.parents
+        of_repo = (_repo_of(parent.name) for parent in inside if parent.name.startswith("models--"))
+        name = next(of_repo, "") or next((folders[parent] for parent in inside if parent in folders), "")
+        yield _measured("prepared graph", name, folder)
 
 
 def _links(root: Path) -> Iterator[Stored]:

@@ -256,7 +256,7 @@ class HybridTextEmbedding(HasVectors, TextRoles[HybridEmbedding[ScalarT], Hybrid
 
     @property
     def outputs(self) -> tuple[HybridOutput, ...]:
-        """Which results the model has, of "dense", "sparse" and "late_interaction".
+        """Which results calls give that ask for none: those that the constructor names, else all that the model has.
 
         Raises:
             StateError: The model is not open.
@@ -264,7 +264,19 @@ class HybridTextEmbedding(HasVectors, TextRoles[HybridEmbedding[ScalarT], Hybrid
         opened = self._opened
         if opened is None:
             raise self._not_open()
-        return _outputs_of(opened)
+        return _in_order(self._outputs or _outputs_of(opened))
+
+    @property
+    def token_embedding_size(self) -> int | None:
+        """Length of the vector of a token; None: the model has no late interaction results.
+
+        Raises:
+            StateError: The model is not open.
+        """
+        opened = self._opened
+        if opened is None:
+            raise self._not_open()
+        return opened.model.info.token_dim
 
     @checks_keywords
     async def token_count(self, texts: Source[str], *, truncated: bool = True) -> int:
@@ -335,8 +347,7 @@ class HybridTextEmbedding(HasVectors, TextRoles[HybridEmbedding[ScalarT], Hybrid
             mode=mode,
             truncate=self._truncate,
             dtype=self._dtype,
-            # In one order, so that equal wishes share batches.
-            outputs=tuple(name for name in HYBRID_OUTPUTS if name in outputs),
+            outputs=_in_order(outputs),
         )
 
     def _assembly(self, call: Call) -> Assembly[HybridEmbedding[ScalarT], HybridBatch[ScalarT]]:
@@ -346,3 +357,8 @@ class HybridTextEmbedding(HasVectors, TextRoles[HybridEmbedding[ScalarT], Hybrid
 def _outputs_of(opened: Opened) -> tuple[HybridOutput, ...]:
     """What an encoder of ours says that it has; of somebody else's, which may not say it, everything."""
     return opened.model.info.outputs or HYBRID_OUTPUTS
+
+
+def _in_order(outputs: Sequence[HybridOutput]) -> tuple[HybridOutput, ...]:
+    """Each once, and in one order, so that equal wishes share batches."""
+    return tuple(name for name in HYBRID_OUTPUTS if name in outputs)

@@ -1,7 +1,7 @@
 """The roles of a text: the methods that dense, sparse and late interaction models of texts share."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Generic, Literal, Unpack, cast, overload
 
@@ -14,6 +14,15 @@ from asyncembed.results import Assembly, CollectedT, Counted, CountedBatch, Resu
 from asyncembed.stream import EmbeddingStream, ReturningStream
 
 TEXTS = partial(Intake, accept_text)
+
+_PROMPTS_OF_ROLES: Mapping[Mode, tuple[str, ...]] = {"query": ("query",), "passage": ("document", "passage", "corpus")}
+"""What the prompt of a role may be called, as in sentence-transformers: the first that there is counts, also an empty
+one. A role without any has none, as the default prompt is for texts without a role."""
+
+
+def role_prompt(prompts: Mapping[str, str], mode: Mode) -> str | None:
+    """The prompt of a role among those of a model, if it has one."""
+    return next((prompts[name] for name in _PROMPTS_OF_ROLES.get(mode, ()) if name in prompts), "") or None
 
 
 class TextRoles(Embedder, Generic[ResultT, CollectedT]):

@@ -17,7 +17,7 @@ from asyncembed.checks import (
 )
 from asyncembed.embedders.base import ModelName, Opened, StreamKeywords
 from asyncembed.embedders.intake import as_source
-from asyncembed.embedders.roles import TEXTS, TextRoles
+from asyncembed.embedders.roles import TEXTS, TextRoles, role_prompt
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.errors import OptionError, StateError
 from asyncembed.feeding import Source
@@ -61,7 +61,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
     miniCOIL leave the rarity of a term to the database, whose index is to weigh with the IDF.
 
     A repo that sentence-transformers has saved as a `SparseEncoder` says itself how it is computed: SPLADE, or a router
-    with a table of weights for queries.
+    with a table of weights for queries. The prompts that it declares are put before texts.
 
     BM25 needs no ONNX runtime. BM42 and inference-free SPLADE load their graph with the first document, so that workers
     which only see queries do without it.
@@ -203,7 +203,11 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         return self._model_name
 
     def _call(self, opened: Opened, mode: Mode, asked: StreamKeywords | None = None) -> Call:  # noqa: ARG002 (of one kind)
-        return Call(mode=mode, truncate=self._truncate)
+        spec = opened.spec
+        # Every text that is no query is a document. Catalogued models are computed as the reference computes them.
+        role: Mode = "query" if mode == "query" else "passage"
+        prompt = None if spec.is_catalogued else role_prompt(spec.prompts, role)
+        return Call(mode=mode, prompt=prompt, truncate=self._truncate)
 
     def _assembly(self, call: Call) -> Assembly[SparseEmbedding, list[SparseEmbedding]]:  # noqa: ARG002 (of one kind)
         return SPARSE

@@ -18,7 +18,7 @@ from asyncembed.embedders.base import (
     StreamKeywords,
 )
 from asyncembed.embedders.intake import InputT, as_source
-from asyncembed.embedders.roles import TEXTS, TextRoles
+from asyncembed.embedders.roles import TEXTS, TextRoles, role_prompt
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.encoders.registry import row_of
 from asyncembed.errors import OptionError
@@ -34,11 +34,6 @@ if TYPE_CHECKING:
     from asyncembed.stream import EmbeddingStream, ReturningStream
 
 DEFAULT_MODEL = "BAAI/bge-small-en-v1.5"
-
-
-_PROMPTS_OF_ROLES: Mapping[Mode, tuple[str, ...]] = {"query": ("query",), "passage": ("document", "passage", "corpus")}
-"""What the prompt of a role may be called, as in sentence-transformers: the first that there is counts, also an empty
-one. A role without any has none, as the default prompt is for texts without a role."""
 
 
 class TextCall(TypedDict, total=False):
@@ -103,7 +98,8 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
             (`embed_documents` is for passages), other names for `prompt_name=`. An empty text is a prompt, too; a role
             without one gets none. `embed` puts none, except a repo's declared default.
             True takes the model's own, False none; a mapping takes their place. None is True for a repo that is
-            configured for sentence-transformers, and False for a catalogued model, as fastembed does.
+            configured for sentence-transformers, and False for a catalogued model, as fastembed does. Prompts that only
+            the catalogue knows (e5's "query: " and "passage: " are in no file of its repos) are put with True alone.
         task: Task of a multi-task model, by name or number, for `embed` where a call names none. Queries and passages
             (`query_embed`, `passage_embed`, `embed_query`, `embed_documents`) have tasks of their own.
         truncate: Cut inputs over the length limit; False makes such an input an `InputError`.
@@ -417,11 +413,13 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
                 raise OptionError(f"no prompt is called {name!r}; known are: {', '.join(known) or 'none'}")
             return known[name] or None
         # Catalogued models are computed as the reference computes them unless the caller asks for prompts.
-        is_on = not spec.is_catalogued if self._prompts is None else self._prompts is not False
+        by_default = not spec.is_catalogued if spec.prompts_by_default is None else spec.prompts_by_default
+        is_on = by_default if self._prompts is None else self._prompts is not False
         if not is_on:
             return None
-        names = _PROMPTS_OF_ROLES.get(mode) or ((spec.default_prompt,) if spec.default_prompt else ())
-        return next((known[name] for name in names if name in known), "") or None
+        if mode in ("query", "passage"):
+            return role_prompt(known, mode)
+        return known.get(spec.default_prompt or "", "") or None
 
 
 def _check_task(task: object) -> None:

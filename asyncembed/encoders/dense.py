@@ -7,6 +7,7 @@ import numpy as np
 
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import quietly, rows_not_finite
+from asyncembed.encoders.graph_inputs import as_declared
 from asyncembed.encoders.graph_output import is_finished
 from asyncembed.encoders.pooling import FloatArray, IntArray, in_order, normalize, pool
 from asyncembed.encoders.postprocess import check_dim, encoded_rows
@@ -41,6 +42,9 @@ class DenseEncoder:
             extra_inputs=[settings.task_input] if settings.task_input else [],
             pads_to_limit=settings.pad_to_limit,
         )
+        # A graph of one of the tasks alone does not ask which.
+        takes_task = settings.task_input in self._graph.session.input_names
+        self._task_input = settings.task_input if takes_task else None
         self.tokenizer: TextTokenizer = self._graph.tokenizer
         # A finished vector has been through all that the repo lists after the hidden states.
         has_finished = is_finished(self._graph.session, spec, settings, self._graph.output)
@@ -110,7 +114,7 @@ class DenseEncoder:
     def _task(self, call: Call) -> dict[str, Array]:
         """The graph's task input, for a multi-task model."""
         settings = self._settings
-        if settings.task_input is None:
+        if self._task_input is None:
             if call.task is not None:
                 raise OptionError(f"{self._spec.name} has no tasks; leave out task=")
             return {}
@@ -122,4 +126,5 @@ class DenseEncoder:
         if number not in settings.tasks.values():
             names = ", ".join(f"{name!r} ({value})" for name, value in settings.tasks.items())
             raise OptionError(f"{self._spec.name} has no task {task!r}; it has {names}")
-        return {settings.task_input: np.array(number, dtype=np.int64)}
+        assert isinstance(number, int)
+        return {self._task_input: as_declared(number, self._graph.session.input_shape(self._task_input))}

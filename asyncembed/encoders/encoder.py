@@ -40,6 +40,7 @@ class EncoderConfig:
         max_batch_size: Most inputs that one run of the graph may take; None: no limit.
         batch_invariant: Run the inputs of a dynamically quantised graph one by one.
         is_exported: Whether its graph was built from the weights here, as its source has none.
+        prepared: What `runtime.prepared` has made of its graph; None: nothing.
         keywords: What the family's own constructor keywords say (k, b, language, ...).
     """
 
@@ -52,6 +53,7 @@ class EncoderConfig:
     max_batch_size: int | None = None
     batch_invariant: bool = True
     is_exported: bool = False
+    prepared: Path | None = None
     keywords: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -110,6 +112,7 @@ class ModelInfo:
         providers: The execution providers that came up, the one that computes first; empty without a graph.
         warning: What the user should know of where the model runs; None: nothing.
         outputs: Of a hybrid model: which results it has, in the order of `HYBRID_OUTPUTS`.
+        token_dim: Of a hybrid model: length of the vectors of tokens, where it has such.
     """
 
     max_length: int | None = None
@@ -121,6 +124,7 @@ class ModelInfo:
     providers: tuple[str, ...] = ()
     warning: str | None = None
     outputs: "tuple[HybridOutput, ...]" = ()
+    token_dim: int | None = None
 
     @property
     def runs_on(self) -> str:

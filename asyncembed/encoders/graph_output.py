@@ -8,6 +8,9 @@ from asyncembed.runtime.session import Session
 FINISHED_OUTPUTS = ("sentence_embedding", "sentence_embeddings", "text_embeds", "dense_vecs")
 """What exporters call the vector of a whole text. It is not `pooler_output`, which only served to train the model."""
 
+_STATES = ("last_hidden_state", "token_embeddings", "hidden_states")
+"""What they call the hidden states."""
+
 
 def find_output(session: Session, spec: ModelSpec, settings: GraphSettings) -> str:
     """Name of the graph's output that `spec` means.
@@ -24,7 +27,7 @@ def find_output(session: Session, spec: ModelSpec, settings: GraphSettings) -> s
     if isinstance(wanted, str) and wanted in names:
         return wanted
     if isinstance(wanted, int) and wanted < len(names):
-        return _with_states(session, names[wanted]) if _asks_for_states(spec, settings) else names[wanted]
+        return _with_states(session, spec, names[wanted]) if _asks_for_states(spec, settings) else names[wanted]
     raise UnsupportedModelError(
         f"the graph {spec.model_file} has no output {wanted!r}, only {', '.join(names)}", model=spec.name
     )
@@ -54,8 +57,24 @@ def _asks_for_states(spec: ModelSpec, settings: GraphSettings) -> bool:
     return spec.pooling != "none" and not is_named
 
 
-def _with_states(session: Session, output: str) -> str:
-    """This output if it may have hidden states, else the first that has."""
-    if len(session.output_shape(output)) != 2:
-        return output
-    return next((name for name in session.output_names if len(session.output_shape(name)) > 2), output)
+def _with_states(session: Session, spec: ModelSpec, output: str) -> str:
+    """The output with hidden states: by its name, else this one if it may have them, else the first that may."""
+    named = next((name for name in _STATES if name in session.output_names), None)
+    candidates = [name for name in (named, output, *session.output_names) if name is not None]
+    if found := next((name for name in candidates if _may_be_states(session, name)), None):
+        return found
+    if all(name == "logits" or name.startswith("present") for name in session.output_names):
+        raise UnsupportedModelError(
+            f"the graph {spec.model_file} generates text: it gives {', '.join(session.output_names[:4])}, and no "
+            "hidden states, of which a vector could be made",
+            model=spec.name,
+        )
+    return output
+
+
+def _may_be_states(session: Session, output: str) -> bool:
+    """Whether it may have a vector for each token, which neither logits of words are nor keys and values."""
+    if output == "logits" or output.startswith("present"):
+        return False
+    shape = session.output_shape(output)
+    return not shape or len(shape) == 3

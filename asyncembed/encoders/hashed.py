@@ -75,6 +75,7 @@ class HashedEncoder:
             tokens_per_image=TOKENS_PER_IMAGE,
             providers=("fakes",),
             outputs=HYBRID_OUTPUTS if spec.family == "hybrid" else (),
+            token_dim=spec.dim if spec.family == "hybrid" else None,
         )
 
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
@@ -180,8 +181,13 @@ class HashedEncoder:
     # ---------------------------------------------------------------- pairs, images
 
     def _pairs(self, inputs: Sequence[object], call: Call) -> Encoded:
-        """A logit for each pair, between about -4 and 4: the share of the query's words that the document has."""
+        """A logit for each pair, between about -4 and 4: the share of the query's words that the document has.
+
+        An instruction's words count as the query's.
+        """
         texts = split(map(read_pair, inputs))
+        if call.instruction is not None:
+            texts = texts.become([(f"{call.instruction} {query}", document) for query, document in texts.values])
         whole = call.mode == "count" and not call.truncated
         read = [self._read_pair(query, document, whole=whole) for query, document in texts.values]
         joined = texts.become([Words((), "", one.tokens + two.tokens, one.is_cut or two.is_cut) for one, two in read])

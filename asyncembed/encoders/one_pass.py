@@ -185,22 +185,32 @@ class LateInteraction:
 
 
 class HybridEncoder:
-    """The encoder of models with several results for a text. They are a `HybridBatch` of what the call asks for."""
+    """The encoder of models with several results for a text: a `HybridBatch` of what the call asks for.
+
+    A class that is for one kind of result gets that alone.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         """Load tokenizer, graph and layers; see `build` for the errors."""
         spec = config.spec
         settings = read_settings(HybridSettings, spec, config.keywords)
-        self._name = spec.name
+        self._name, self._only = spec.name, settings.only
         self._graph = TextGraph(config, settings, tokenizer_of(config))
         self.tokenizer: TextTokenizer = self._graph.tokenizer
-        self._kinds: dict[HybridOutput, Kind] = dict(self._find_kinds(config, settings))
+        kinds = dict(self._find_kinds(config, settings))
+        self._kinds: dict[HybridOutput, Kind] = kinds if self._only is None else {self._only: kinds[self._only]}
         # An empty text warms the session, and shows now whether all fits together.
         found, _ = self._compute(self.tokenizer.encode([""]), tuple(self._kinds))
         dim = len(found["dense"][0]) if "dense" in found else None
+        token_dim = found["late_interaction"][0].shape[1] if "late_interaction" in found else None
         if dim is not None:
             check_dim(spec, dim)
-        self.info: ModelInfo = replace(self._graph.info, dim=dim, outputs=tuple(self._kinds))
+        self.info: ModelInfo = replace(
+            self._graph.info,
+            dim=dim or token_dim,
+            outputs=tuple(self._kinds) if self._only is None else (),
+            token_dim=token_dim,
+        )
 
     @quietly
     def encode(self, inputs: Sequence[object], call: Call) -> Encoded:
@@ -221,7 +231,8 @@ class HybridEncoder:
             batches[name], not_finite = self._kinds[name].gathered(results, texts, call)
             failures = {**failures, **not_finite}
         counts = texts.in_batch(self.tokenizer.computed(texts), 0)
-        return Encoded(HybridBatch(len(inputs), **batches), failures, padded_tokens=padded, counts=counts)
+        answer = HybridBatch(len(inputs), **batches) if self._only is None else batches[self._only]
+        return Encoded(answer, failures, padded_tokens=padded, counts=counts)
 
     @quietly
     def _compute(self, texts: Tokenized, asked: Sequence[HybridOutput]) -> tuple[dict[HybridOutput, list[Any]], int]:

@@ -24,7 +24,7 @@ class CrossEncoder:
         self._settings = read_settings(RerankerSettings, spec, config.keywords)
         self._graph = TextGraph(config, self._settings, tokenizer_of(config))
         self._tokenizer = self._graph.tokenizer
-        self._takes_types = "token_type_ids" in self._graph.session.input_names
+        self._takes_types = "token_type_ids" in self._graph.session.input_names and self._tokenizer.files.declares_types
         self.info: ModelInfo = replace(self._graph.info, special_tokens=self._tokenizer.special_tokens(is_pair=True))
         # One short run: it tells whether there is one score, and spares the first caller the first allocations.
         self.encode([("", "")], Call(mode="pair"))

@@ -13,6 +13,7 @@ from asyncembed.errors import OptionError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from asyncembed.encoders.stemming import Stemmer
+    from asyncembed.results import HybridOutput
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
@@ -112,10 +113,12 @@ class HybridSettings(GraphSettings):
     Attributes:
         sparse_head, late_interaction_head: Files of linear layers on the hidden states, which give a token's weight and
             its vector; None: what the graph has for it, if it has anything.
+        only: The one kind of result that it is used for, by a class that has no other; None: it is a hybrid one.
     """
 
     sparse_head: str | None = None
     late_interaction_head: str | None = None
+    only: "HybridOutput | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,7 +61,7 @@ class SparseEncoder:
         *,
         lookup: Lookup | None = None,
         query_tokenizer: TextTokenizer | None = None,
-        max_tokens: int | None = None,
+        max_rows: int | None = None,
     ) -> None:
         """Load the graph if queries need it; see `build` for the errors.
 
@@ -72,8 +72,11 @@ class SparseEncoder:
             weighting: What is made of the graph's output.
             lookup: What is made of a query instead.
             query_tokenizer: Of texts that are looked up; None: the same.
-            max_tokens: Bounds the runs of the graph.
+            max_rows: Most rows that the graph may give in one run: for each token one, or for each text, where the
+                graph is one of ours.
         """
+        max_tokens = None if config.is_exported else max_rows
+        self._max_texts: int | None = max_rows if config.is_exported else None
         self._open_graph = partial(TextGraph, config, settings, tokenizer, max_tokens=max_tokens)
         self._tokenizer = tokenizer
         self._query_tokenizer = query_tokenizer or tokenizer
@@ -92,7 +95,7 @@ class SparseEncoder:
         is_query = call.mode == "query"
         lookup = self._lookup if is_query else None
         tokenizer = self._graph.tokenizer if lookup is None else self._query_tokenizer
-        done = tokenizer.encode(inputs, truncate=call.truncate)
+        done = tokenizer.encode(inputs, prefix=call.prompt or "", truncate=call.truncate)
         if lookup is not None:
             entries = [lookup(np.array(encoding.ids, dtype=np.int64)) for encoding in done.values]
             padded = sum(map(len, done.values))
@@ -123,7 +126,7 @@ class SparseEncoder:
         """The entries of each encoding, and the tokens computed for them."""
         rows = [encoding.ids for encoding in done.values]
         entries: list[Entries] = [NO_ENTRIES] * len(rows)
-        runs = self._graph.runs(rows)
+        runs = self._graph.runs(rows, max_size=self._max_texts)
         for run in runs:
             output = self._graph.run_text(run.ids, run.mask)
             for row, ids, row_output in zip(run.rows, run.ids, output, strict=True):

@@ -24,16 +24,16 @@ from asyncembed.runtime.safetensors import read_tensors
 from asyncembed.runtime.session import Array
 
 MAX_LOGITS_BYTES = 64 * 1024 * 1024
-"""Most memory that the logits of one run may take: a float32 for each token and each word of the vocabulary."""
+"""Most memory that what the graph gives in one run may take: for each word of the vocabulary a float32 for each token,
+or for each text."""
 
 
 def splade(config: EncoderConfig) -> Encoder:
     """Load a SPLADE model; see `build` for the errors."""
     settings = read_settings(SpladeSettings, config.spec, config.keywords)
     tokenizer = _tokenizer(config, settings)
-    return SparseEncoder(
-        config, settings, tokenizer, partial(weigh, settings=settings), max_tokens=_within_memory(tokenizer)
-    )
+    weighting = partial(weigh, settings=settings)
+    return SparseEncoder(config, settings, tokenizer, weighting, max_rows=_within_memory(tokenizer))
 
 
 def inference_free_splade(config: EncoderConfig) -> Encoder:
@@ -51,16 +51,17 @@ def inference_free_splade(config: EncoderConfig) -> Encoder:
         partial(weigh, settings=settings, dropped=dropped),
         lookup=table.lookup,
         query_tokenizer=query_tokenizer,
-        max_tokens=_within_memory(tokenizer),
+        max_rows=_within_memory(tokenizer),
     )
 
 
 _SPLADE_PP = SpladeSettings()
+_SUMMED_TOKENS = 64
 _NOTHING = np.empty(0, dtype=np.int64)
 
 
 def weigh(
-    ids: IntArray,  # noqa: ARG001 (see `Weighting`)
+    ids: IntArray,
     output: Array,
     real: slice,
     *,
@@ -73,8 +74,13 @@ def weigh(
     `output` are the logits (tokens, words), or the largest of them (words,), where the graph gives no more; `dropped`
     are words that never count.
     """
+    if not len(ids):
+        return _NOTHING, np.empty(0, dtype=np.float32)
     if settings.word_pooling == "sum":
-        weights = _weights(np.maximum(output[real], 0), settings).sum(axis=0)
+        # Of all tokens at once they would take several times what the logits do.
+        starts = range(real.start, real.stop, _SUMMED_TOKENS)
+        blocks = (np.maximum(output[start : min(start + _SUMMED_TOKENS, real.stop)], 0) for start in starts)
+        weights = np.asarray(sum(_weights(block, settings).sum(axis=0) for block in blocks))
     else:
         # The largest logit is taken first: the logarithm grows with it.
         weights = _weights(largest_logits(output if output.ndim == 1 else output[real]), settings)
@@ -166,7 +172,7 @@ def _query_tokenizer(config: EncoderConfig, settings: InferenceFreeSettings) -> 
 
 
 def _within_memory(tokenizer: TextTokenizer) -> int:
-    """Most tokens of a run."""
+    """Most rows of a run's output."""
     row_bytes = 4 * max(1, len(tokenizer.vocabulary))
     return max(1, MAX_LOGITS_BYTES // row_bytes)
 

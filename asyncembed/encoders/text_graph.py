@@ -9,6 +9,7 @@ import numpy as np
 
 from asyncembed.encoders.encoder import EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import Finite
+from asyncembed.encoders.graph_inputs import Filler, filler_of
 from asyncembed.encoders.graph_output import find_output
 from asyncembed.encoders.settings import GraphSettings
 from asyncembed.encoders.tokenization import Ids, IntArray, TextTokenizer
@@ -16,8 +17,8 @@ from asyncembed.errors import OptionError, UnsupportedModelError
 from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.runtime.session import Array, Session, open_session
 
-# What a graph may ask for and gets made up from the ids; whatever else it asks for, a family must supply.
-_KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+# Those with a place for each token. What else a graph asks for is made up, or a family supplies it.
+_TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 # More than any two runs can save by padding less.
 _FEWEST_RUNS = 2**40
@@ -134,7 +135,7 @@ class Graph:
             raise UnsupportedModelError("the model has no ONNX file: say onnx_file=", model=spec.name)
         path = config.directory / spec.model_file
         self._spec = spec
-        self.session: Session = open_session(path, config.session)
+        self.session: Session = open_session(path, config.session, prepared=config.prepared)
         self.output: str = find_output(self.session, spec, settings)
         self._is_dynamically_quantized = read_onnx_file(path).is_dynamically_quantized
         names = self.session.input_names
@@ -246,19 +247,17 @@ class TextGraph(Graph):
             markers: How many tokens the encoder itself puts into each text.
 
         Raises:
-            UnsupportedModelError: The graph takes inputs that nobody feeds, or lacks the output.
+            UnsupportedModelError: The graph takes inputs that nobody can feed, or lacks the output.
             OptionError: The caller's `max_length` is more than a graph of one length takes.
             RuntimeMissingError: onnxruntime or the execution provider asked for is not installed.
             ModelLoadError: The file cannot be loaded.
         """
         super().__init__(config, settings, max_tokens=max_tokens)
         names = self.session.input_names
-        if "input_ids" not in names or set(names).difference(_KNOWN_INPUTS, extra_inputs):
-            raise self.unsupported(
-                f"takes {', '.join(names)}; a text encoder has input_ids, and besides nothing but "
-                f"{', '.join((*_KNOWN_INPUTS[1:], *extra_inputs))}"
-            )
-        length = self.fixed_dimension(1, *[name for name in names if name in _KNOWN_INPUTS])
+        if "input_ids" not in names:
+            raise self.unsupported(f"takes {', '.join(names)}; a text encoder has input_ids")
+        self._fillers = self._made_up([name for name in names if name not in extra_inputs], config)
+        length = self.fixed_dimension(1, *[name for name in _TOKEN_INPUTS if self._is_row_of_tokens(name)])
         if length is not None and not self._has_mask and not pads_to_limit:
             raise self.unsupported(
                 f"takes texts of exactly {length} tokens and no attention_mask, so that it would take the "
@@ -295,11 +294,26 @@ class TextGraph(Graph):
         feeds: dict[str, Array] = {"input_ids": ids}
         if self._has_mask:
             feeds["attention_mask"] = mask
-        if "token_type_ids" in self._dtypes:
-            feeds["token_type_ids"] = np.zeros_like(ids)
-        if "position_ids" in self._dtypes:
-            feeds["position_ids"] = np.maximum(mask.cumsum(axis=1) - 1, 0)
-        return feeds
+        return feeds | {name: filler(ids, mask) for name, filler in self._fillers.items()}
+
+    def _made_up(self, names: Sequence[str], config: EncoderConfig) -> Mapping[str, Filler]:
+        """What makes up those of the inputs `names` that are neither ids nor mask."""
+        fillers: dict[str, Filler] = {}
+        for name in names:
+            if name in ("input_ids", "attention_mask"):
+                continue
+            filler = filler_of(name, self.session, config.directory / config.spec.folder)
+            if filler is None:
+                shape = ", ".join("any" if size is None else str(size) for size in self.session.input_shape(name))
+                raise self.unsupported(
+                    f"takes the input {name} of the shape ({shape}), and neither it nor config.json says what that is "
+                    "for a text alone"
+                )
+            fillers[name] = filler
+        return fillers
+
+    def _is_row_of_tokens(self, name: str) -> bool:
+        return name in self.session.input_names and len(self.session.input_shape(name)) == 2
 
     @property
     def _has_mask(self) -> bool:

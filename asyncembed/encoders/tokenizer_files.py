@@ -44,6 +44,16 @@ _BERT_MODELS = frozenset(
     }
 )  # fmt: skip
 
+# Those with which a model is told which text of a pair a token belongs to, where the files do not say what it is told.
+_CLASSES_WITH_TYPES = frozenset(
+    {
+        "BertTokenizer", "CanineTokenizer", "ConvBertTokenizer", "DPRContextEncoderTokenizer",
+        "DPRQuestionEncoderTokenizer", "DebertaTokenizer", "DebertaV2Tokenizer", "ElectraTokenizer", "FNetTokenizer",
+        "LayoutLMTokenizer", "LayoutLMv2Tokenizer", "LxmertTokenizer", "MarkupLMTokenizer", "MobileBertTokenizer",
+        "SqueezeBertTokenizer", "TapasTokenizer",
+    }
+)  # fmt: skip
+
 # What the classes of BERT's kind name where `tokenizer_config.json` does not; MPNet's come with its vocabulary.
 _BERT_TOKENS = {
     "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"
@@ -59,6 +69,7 @@ class TokenizerFiles:
     Attributes:
         tokenizer: The library's, with all parts that it is to have.
         normalizers, pre_tokenizers: Its parts as records of `tokenizer.json`, sequences of them taken apart.
+        declares_types: Whether a model that takes token types is told them, rather than zeros.
     """
 
     tokenizer: Tokenizer
@@ -71,6 +82,7 @@ class TokenizerFiles:
     pads_left: bool
     pad_to_multiple_of: int | None
     special_ids: dict[str, int]
+    declares_types: bool
     ids_by_role: dict[str, int]
     model_config: Mapping[str, Any]
     directory: Path
@@ -163,6 +175,7 @@ class TokenizerFiles:
                 token.content: id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special
             },
             ids_by_role=_ids_by_role(tokenizer, named, read_object(directory / "special_tokens_map.json")),
+            declares_types=_declares_types(config),
             model_config=model_config,
             directory=directory,
         )
@@ -254,6 +267,14 @@ def _is_of_berts_kind(config: Mapping[str, Any], model_config: Mapping[str, Any]
     if isinstance(name, str):
         return name.removesuffix("Fast") in _BERT_CLASSES
     return str(model_config.get("model_type")) in _BERT_MODELS
+
+
+def _declares_types(config: Mapping[str, Any]) -> bool:
+    names, name = config.get("model_input_names"), config.get("tokenizer_class")
+    if isinstance(names, list):
+        return "token_type_ids" in names
+    # Without a class, it is that of the model, and then all have them that take them.
+    return not isinstance(name, str) or name.removesuffix("Fast") in _CLASSES_WITH_TYPES
 
 
 def _rebuild(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:

@@ -76,8 +76,8 @@ class Plan:
     config: Mapping[str, Any]
     head: Head
 
-    def build(self, tensors: Tensors) -> Graph:
-        """The graph, with the weights `tensors`.
+    def build(self, tensors: Tensors, *, in_chunks: bool = True) -> Graph:
+        """The graph, with the weights `tensors`; `in_chunks` as `ensure_graph` takes it.
 
         Inputs, int64 (batch, tokens): `input_ids`, `attention_mask` (1 for a real token, 0 for padding), and where the
         architecture has them, `token_type_ids`. Output: that of the head.
@@ -89,7 +89,10 @@ class Plan:
         architecture = self.architecture
         known = (prefix for prefix in architecture.prefixes if prefix + architecture.word_embeddings in tensors)
         answer = self.head if isinstance(self.head, Answer) else None
-        c = Construction.begin(self.config, tensors, model=self.model, prefix=next(known, ""), answer=answer)
+        prefix = next(known, "")
+        c = Construction.begin(
+            self.config, tensors, model=self.model, prefix=prefix, answer=answer, in_chunks=in_chunks
+        )
         hidden = architecture.encode(c)
         name = name_of(self.head)
         if name == "states":

@@ -100,12 +100,6 @@ def seen(c: Construction, reach: Reach = EVERYTHING, *, bias: Callable[[Rows | N
     (batch, heads, queries, keys).
     """
     graph, padding = c.graph, hidden_padding(c)
-    is_long = graph.node("Greater", graph.node("Squeeze", c.tokens), graph.constant(LONGEST_WHOLE))
-    usual = graph.node("Div", c.tokens, graph.constant([_CHUNKS]))
-    rest = graph.node("Sub", c.tokens, graph.node("Mul", usual, graph.constant([_CHUNKS - 1])))
-    sizes = graph.node("Concat", *[usual] * (_CHUNKS - 1), rest, axis=0)
-    if bias is None and not reach.is_bounded:
-        return Seen(padding, is_long, sizes, (padding,) * _CHUNKS)
 
     def added(rows: Rows | None) -> str:
         parts = [] if bias is None else [bias(rows)]
@@ -116,6 +110,14 @@ def seen(c: Construction, reach: Reach = EVERYTHING, *, bias: Callable[[Rows | N
             hidden = graph.node("Add", part, hidden)
         return hidden
 
+    if not c.in_chunks:
+        return Seen(added(None))
+    is_long = graph.node("Greater", graph.node("Squeeze", c.tokens), graph.constant(LONGEST_WHOLE))
+    usual = graph.node("Div", c.tokens, graph.constant([_CHUNKS]))
+    rest = graph.node("Sub", c.tokens, graph.node("Mul", usual, graph.constant([_CHUNKS - 1])))
+    sizes = graph.node("Concat", *[usual] * (_CHUNKS - 1), rest, axis=0)
+    if bias is None and not reach.is_bounded:
+        return Seen(padding, is_long, sizes, (padding,) * _CHUNKS)
     nothing, nowhere = graph.constant([[[[0.0]]]]), graph.constant([0])
 
     def long() -> list[str]:

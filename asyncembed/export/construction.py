@@ -1,11 +1,12 @@
 """One graph under construction: its inputs, and the tensors of a checkpoint as its weights."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
-from asyncembed.export.onnx_builder import Graph
+from asyncembed.export.onnx_builder import BLOCK_BYTES, Graph
 from asyncembed.runtime.safetensors import Tensors
 from asyncembed.runtime.session import Array
 
@@ -59,7 +60,10 @@ class Weights:
             ModelLoadError: As `shape`; an element type that is no float is an `UnsupportedModelError` at the moment of
                 writing.
         """
-        return self.made(name, self.shape(name, expected), lambda array: array)
+        shape = self.shape(name, expected)
+        rows = max(1, BLOCK_BYTES * shape[0] // max(1, 4 * math.prod(shape)))
+        readers = [self.reader(name, slice(start, start + rows)) for start in range(0, shape[0], rows)]
+        return self.graph.weight_in_blocks(self.prefix + name, shape, lambda: (read() for read in readers))
 
     def made(self, name: str, shape: tuple[int, ...], make: Callable[[Array], Array], *, suffix: str = "") -> str:
         """A weight of this shape that `make` computes of a tensor when the graph is written.
@@ -69,8 +73,8 @@ class Weights:
         read = self.reader(name)
         return self.graph.weight(self.prefix + name + suffix, shape, lambda: make(read()))
 
-    def reader(self, name: str) -> Callable[[], Array]:
-        """What reads a tensor, for a weight that is made of it when the graph is written.
+    def reader(self, name: str, rows: slice = slice(None)) -> Callable[[], Array]:
+        """What reads a tensor, or rows of it, for a weight that is made of it when the graph is written.
 
         Raises, then:
             UnsupportedModelError: Its element type is no float.
@@ -79,7 +83,7 @@ class Weights:
         tensors, full_name, model, objection = self.tensors, self.prefix + name, self.model, self._about(name, "")
 
         def load() -> Array:
-            array = tensors[full_name]
+            array = tensors.rows(full_name, rows)
             if array.dtype.kind != "f":
                 reason = f"has the element type {array.dtype}, and quantised weights are not computed; use a repo that"
                 raise UnsupportedModelError(f"{objection}{reason} has an ONNX file", model=model)
@@ -114,6 +118,7 @@ class Construction:
         shape: The value [batch, tokens], int64 (2,).
         tokens: The value [tokens], int64 (1,).
         answer: What is asked, where that is the graph's head.
+        in_chunks: Whether the attention of long texts is computed in chunks; the graph then has branches.
     """
 
     config: Mapping[str, Any]
@@ -124,11 +129,19 @@ class Construction:
     shape: str
     tokens: str
     answer: Answer | None = None
+    in_chunks: bool = True
     _heads: dict[tuple[int, int], str] = field(default_factory=dict)
 
     @classmethod
     def begin(
-        cls, config: Mapping[str, Any], tensors: Tensors, *, model: str, prefix: str, answer: Answer | None = None
+        cls,
+        config: Mapping[str, Any],
+        tensors: Tensors,
+        *,
+        model: str,
+        prefix: str,
+        answer: Answer | None = None,
+        in_chunks: bool = True,
     ) -> "Construction":
         """A graph with its inputs and nothing else."""
         graph = Graph(OPSET)
@@ -137,7 +150,7 @@ class Construction:
         shape = graph.node("Shape", ids)
         tokens = graph.node("Gather", shape, graph.constant([1]), axis=0)
         whole = Weights(graph, tensors, model)
-        return cls(config, whole.under(prefix), whole, ids, mask, shape, tokens, answer)
+        return cls(config, whole.under(prefix), whole, ids, mask, shape, tokens, answer, in_chunks)
 
     @property
     def graph(self) -> Graph:

@@ -88,8 +88,11 @@ class Decoder:
         if self.is_gemma and config.get("is_causal") is False and not config.get("use_bidirectional_attention"):
             yield "has is_causal = False, and of this architecture only use_bidirectional_attention is computed"
         kinds = self._kinds(config)
-        if len(kinds) != config["num_hidden_layers"] or not {_FULL, _SLIDING}.issuperset(kinds):
+        if len(kinds) != config["num_hidden_layers"] or not all(kind in (_FULL, _SLIDING) for kind in kinds):
             yield "has layer_types that are not one of full_attention and sliding_attention for each layer"
+        for key in ("rope_theta", "rope_local_base_freq"):
+            if key in config and not _is_base(config[key]):
+                yield f"has no usable {key}"
         if _SLIDING in kinds and not _is_size(config.get("sliding_window", _WINDOW)):
             yield "has no usable sliding_window"
         for kind in dict.fromkeys(kinds):
@@ -226,6 +229,10 @@ def _shared(config: Mapping[str, Any]) -> int:
     return int(config.get("num_key_value_heads") or config["num_attention_heads"])
 
 
+def _is_base(value: object) -> bool:
+    return isinstance(value, int | float) and 1 < value < 2**63
+
+
 def _is_size(value: object) -> bool:
     return type(value) is int and 0 < value < 2**31
 
@@ -273,11 +280,14 @@ def _answer(c: Construction, hidden: str) -> None:
     if not 0 <= asked.yes < vocabulary or not 0 <= (asked.no or 0) < vocabulary:
         raise ModelLoadError(f"{c.weights.model} has {vocabulary} words, and none of the id {asked.yes} or {asked.no}")
 
-    def difference(rows: Array) -> Array:
-        row: Array = rows[asked.yes : asked.yes + 1].astype(np.float32)
-        return row if asked.no is None else row - rows[asked.no : asked.no + 1].astype(np.float32)
+    yes, no = (None if id_ is None else matrix.reader(_WEIGHT, slice(id_, id_ + 1)) for id_ in (asked.yes, asked.no))
 
-    row = matrix.made(_WEIGHT, (1, width), difference, suffix=f" {asked}")
+    def difference() -> Array:
+        assert yes is not None, "there is always one"
+        row = yes().astype(np.float32)
+        return row if no is None else row - no().astype(np.float32)
+
+    row = c.graph.weight(f"{matrix.prefix}{_WEIGHT} {asked}", (1, width), difference)
     scores(c, c.graph.node("Gemm", last_token(c, hidden, c.mask), row, transB=1), 1)
 
 

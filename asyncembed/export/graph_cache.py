@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import importlib.util
 import tempfile
 import time
@@ -12,7 +11,8 @@ from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedMo
 from asyncembed.export.architectures import read_plan
 from asyncembed.export.heads import Head
 from asyncembed.export.onnx_builder import Graph
-from asyncembed.files import default_cache_dir, move, replacing
+from asyncembed.files import default_cache_dir, move
+from asyncembed.runtime.digests import KEY_LENGTH, file_digest, key_of, known_digest
 from asyncembed.runtime.safetensors import find_weights, read_tensors
 
 # Raised when the graph that the same weights give changes: older graphs are then not found any more.
@@ -21,18 +21,17 @@ FORMAT_VERSION = 2
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx_data"
 _TEMPORARY_PREFIX = "tmp-"
-_KEY_LENGTH = 32
 _HEAD_LENGTH = 8
-_ANY_KEY = "[0-9a-f]" * _KEY_LENGTH
+_ANY_KEY = "[0-9a-f]" * KEY_LENGTH
 _ANY_HEAD = "[0-9a-f]" * _HEAD_LENGTH
 
-# Within this time a file can change twice without a new timestamp (FAT: 2 s): its stat does not identify it.
-_TIMESTAMP_STEP_SECONDS = 2.0
 # A temporary directory that is older belongs to a process that was killed.
 _ABANDONED_SECONDS = 24 * 3600.0
 
 
-def ensure_graph(directory: Path, *, head: Head = "states", cache_dir: Path | None = None) -> Path:
+def ensure_graph(
+    directory: Path, *, head: Head = "states", in_chunks: bool = True, cache_dir: Path | None = None
+) -> Path:
     """The ONNX graph of the model in `directory`, built from its safetensors weights or found in the cache.
 
     Blocks while it reads and writes; the first call for some weights takes about two seconds per GB, later
@@ -40,7 +39,8 @@ def ensure_graph(directory: Path, *, head: Head = "states", cache_dir: Path | No
     second file beside it. It is found again by the content of the config and the weights, not by their place,
     and appears whole or not at all, however many processes build it at once.
 
-    Inputs and output are those of `Plan.build`.
+    Inputs and output are those of `Plan.build`. `in_chunks` bounds the memory that long texts take, by branches in the
+    graph that not every runtime computes rightly.
 
     Raises:
         UnsupportedModelError: There are no weights, the architecture is not known, or the config asks for
@@ -49,7 +49,7 @@ def ensure_graph(directory: Path, *, head: Head = "states", cache_dir: Path | No
         RuntimeMissingError: The graph must be built and the package `onnx` is not installed.
     """
     plan = read_plan(directory, head)
-    root, target, weights = _place(directory, head, cache_dir)
+    root, target, weights = _place(directory, head, cache_dir, in_chunks=in_chunks)
     if _is_complete(target):
         return target / GRAPH_FILE
     if importlib.util.find_spec("onnx") is None:
@@ -59,7 +59,7 @@ def ensure_graph(directory: Path, *, head: Head = "states", cache_dir: Path | No
             model=str(directory),
         )
     with read_tensors(*weights) as tensors:
-        _keep(plan.build(tensors), root, target, directory)
+        _keep(plan.build(tensors, in_chunks=in_chunks), root, target, directory)
     return target / GRAPH_FILE
 
 
@@ -86,7 +86,9 @@ def _keep(graph: Graph, root: Path, target: Path, directory: Path) -> None:
         ) from error
 
 
-def find_graph(directory: Path, *, head: Head = "states", cache_dir: Path | None = None) -> Path | None:
+def find_graph(
+    directory: Path, *, head: Head = "states", in_chunks: bool = True, cache_dir: Path | None = None
+) -> Path | None:
     """What `ensure_graph` would give, if it has been built already; None otherwise.
 
     Blocks as long as it takes to hash weights that were not seen before: about a second per GB.
@@ -95,7 +97,7 @@ def find_graph(directory: Path, *, head: Head = "states", cache_dir: Path | None
         UnsupportedModelError: There are no weights.
         ModelLoadError: The weights cannot be read.
     """
-    _, target, _ = _place(directory, head, cache_dir)
+    _, target, _ = _place(directory, head, cache_dir, in_chunks=in_chunks)
     return target / GRAPH_FILE if _is_complete(target) else None
 
 
@@ -108,8 +110,7 @@ def kept_graphs_of(directory: Path, *, cache_dir: Path | None = None) -> list[Pa
     """The folders of the graphs built from the weights in `directory`, where these were hashed before. Reads none."""
     root, weights = _root(cache_dir), find_weights(directory)
     try:
-        memos = [_memo(path, root / "digests") for path in (directory / "config.json", *weights)]
-        digests = [memo.read_text("ascii") for memo in memos]
+        digests = [known_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
     except OSError:
         return []
     targets = sorted(root.glob(f"{_weights_key(digests)}{_ANY_HEAD}"))
@@ -131,64 +132,33 @@ def _root(cache_dir: Path | None) -> Path:
     return (cache_dir or default_cache_dir()).expanduser() / "exported"
 
 
-def _place(directory: Path, head: Head, cache_dir: Path | None) -> tuple[Path, Path, tuple[Path, ...]]:
+def _place(
+    directory: Path, head: Head, cache_dir: Path | None, *, in_chunks: bool
+) -> tuple[Path, Path, tuple[Path, ...]]:
     """The cache's root, the folder there of the graph that `directory` gives, and the weights that identify it."""
     weights = find_weights(directory)
     if not weights:
         raise UnsupportedModelError(f"{directory} has neither an ONNX file nor model.safetensors", model=str(directory))
     root = _root(cache_dir)
     try:
-        digests = [_file_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
+        digests = [file_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
     except OSError as error:
         raise ModelLoadError(f"the weights in {directory} cannot be read: {error}", model=str(directory)) from error
-    return root, root / _key(head, digests), weights
+    return root, root / _key(head, digests, in_chunks=in_chunks), weights
 
 
-def _key(head: Head, digests: list[str]) -> str:
-    """The name of the folder of a graph, by what it is built from and what it gives."""
-    return _weights_key(digests) + hashlib.sha256(str(head).encode()).hexdigest()[:_HEAD_LENGTH]
+def _key(head: Head, digests: list[str], *, in_chunks: bool) -> str:
+    """The name of the folder of a graph, by what it is built from, what it gives and how."""
+    return _weights_key(digests) + key_of([str(head)] if in_chunks else [str(head), "whole"])[:_HEAD_LENGTH]
 
 
 def _weights_key(digests: list[str]) -> str:
     """What the names of all graphs of the same weights begin with."""
-    return hashlib.sha256("\n".join([str(FORMAT_VERSION), *digests]).encode()).hexdigest()[: _KEY_LENGTH - _HEAD_LENGTH]
+    return key_of([str(FORMAT_VERSION), *digests])[: KEY_LENGTH - _HEAD_LENGTH]
 
 
 def _is_complete(target: Path) -> bool:
     return not target.is_symlink() and (target / GRAPH_FILE).is_file() and (target / DATA_FILE).is_file()
-
-
-def _file_digest(path: Path, known: Path) -> str:
-    """The SHA-256 of a file's content, read only if the file is not the one it was.
-
-    Digests are remembered in the directory `known`, under the identity that `stat` gives: device, inode,
-    size, and the times of the last change to the content and to the inode. No program can set the latter, so
-    it also tells files apart whose modification time an archive or a package manager has fixed. (On Windows it is the
-    time when the file was made.)
-    """
-    status, memo = path.stat(), _memo(path, known)
-    with contextlib.suppress(OSError):
-        return memo.read_text("ascii")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if time.time() - max(status.st_mtime, status.st_ctime) > _TIMESTAMP_STEP_SECONDS:
-        _remember(memo, digest)
-    return digest
-
-
-def _memo(path: Path, known: Path) -> Path:
-    """Where the digest of a file as it is now is remembered, if it was ever taken."""
-    status = path.stat()
-    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    return known / hashlib.sha256(repr(identity).encode()).hexdigest()[:_KEY_LENGTH]
-
-
-def _remember(memo: Path, digest: str) -> None:
-    """Keep a digest; where that cannot be, the next caller hashes again."""
-    with contextlib.suppress(OSError):
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(memo) as temporary:
-            temporary.write_text(digest, "ascii")
 
 
 def _prune(root: Path) -> None:

@@ -12,7 +12,7 @@ from asyncembed.export.attention import EVERYTHING, Reach, Seen, attention, seen
 from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear
 from asyncembed.export.construction import Construction, Weights
 from asyncembed.export.heads import HeadBuilder, HeadName, first_token, mean, scores, words
-from asyncembed.export.rotary import Turn, parameters, rotated, rotation, rotation_objections, turn
+from asyncembed.export.rotary import Turn, rotated, rotation, rotation_objections, turn
 from asyncembed.repo_files import quoted
 
 _WORDS = "embeddings.tok_embeddings.weight"
@@ -20,6 +20,15 @@ _WORDS = "embeddings.tok_embeddings.weight"
 # What a layer's queries see, with the base of its rotary positions where config.json has none, and that base's old key.
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _BASES = {_FULL: ("global_rope_theta", 160_000.0), _SLIDING: ("local_rope_theta", 10_000.0)}
+
+# Where config.json has none: a window's tokens, to both sides together, and the longest text's.
+_WINDOW = 128
+_LONGEST = 8192
+
+_SIZE_KEYS = (
+    *("num_hidden_layers", "num_attention_heads", "hidden_size"),
+    *("local_attention", "max_position_embeddings"),
+)
 
 _POOLINGS = ("cls", "mean")
 
@@ -48,7 +57,7 @@ class _Sizes:
             activation=config.get("hidden_activation", "gelu"),
             eps=_eps(config),
             kinds=tuple(_kinds(config)),
-            window=config.get("local_attention", 128) // 2,
+            window=config.get("local_attention", _WINDOW) // 2,
         )
 
     @property
@@ -115,9 +124,9 @@ def _eps(config: Mapping[str, Any]) -> float:
 
 
 def _size_objections(config: Mapping[str, Any]) -> Iterator[str]:
-    sizes = {"local_attention": 128, **config}
-    for key in ("num_hidden_layers", "num_attention_heads", "hidden_size", "local_attention"):
-        if not isinstance(sizes.get(key), int) or not 0 < sizes[key] < 2**31:
+    sizes = {"local_attention": _WINDOW, "max_position_embeddings": _LONGEST, **config}
+    for key in _SIZE_KEYS:
+        if not isinstance(sizes.get(key), int) or not 0 < sizes[key] < (2**12 if key == "num_hidden_layers" else 2**31):
             yield f"has no usable {key}"
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     if hidden % (2 * heads):
@@ -135,11 +144,8 @@ def _kind_objections(config: Mapping[str, Any]) -> Iterator[str]:
     kinds = _kinds(config)
     if len(kinds) != config["num_hidden_layers"] or any(kind not in list(_BASES) for kind in kinds):
         yield f"has layer_types that are not, for each layer, one of {', '.join(_BASES)}"
-    for kind, (old_key, base) in _BASES.items():
-        said = {"rope_theta": config.get(old_key, base), **parameters(config, kind)}
-        yield from rotation_objections(said)
-        if not isinstance(said["rope_theta"], int | float) or said["rope_theta"] <= 0:
-            yield f"has no usable base of rotary positions for {kind}"
+    for kind in _BASES:
+        yield from rotation_objections(_turning(config, kind))
 
 
 def _kinds(config: Mapping[str, Any]) -> list[Any]:
@@ -151,17 +157,24 @@ def _kinds(config: Mapping[str, Any]) -> list[Any]:
     return [_SLIDING if i % every else _FULL for i in range(config["num_hidden_layers"])]
 
 
+def _turning(config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """How positions are rotated in layers of `kind`: what is said of it, and then of all."""
+    old_key, base = _BASES[kind]
+    said = {"rope_theta": config.get(old_key, base)}
+    by_kind, of_all = config.get("rope_parameters"), config.get("rope_scaling")
+    if isinstance(by_kind, dict) and isinstance(by_kind.get(kind), dict):
+        said |= by_kind[kind]
+    if isinstance(of_all, dict):
+        said |= {"rope_type": None, **of_all}  # older ones call it the type
+    return said
+
+
 # The encoder
 
 
 def _sight(c: Construction, sizes: _Sizes, kind: str) -> _Sight:
-    old_key, base = _BASES[kind]
-    turned = rotation(
-        parameters(c.config, kind),
-        size=sizes.size,
-        theta=c.config.get(old_key, base),
-        longest=c.config.get("max_position_embeddings"),
-    )
+    longest = c.config.get("max_position_embeddings", _LONGEST)
+    turned = rotation(_turning(c.config, kind), size=sizes.size, theta=_BASES[kind][1], longest=longest)
     reach = EVERYTHING if kind == _FULL else Reach(before=sizes.window, after=sizes.window)
     return _Sight(seen(c, reach), turn(c, turned))
 

@@ -5,7 +5,8 @@ above protobuf's limit of 2 GB, a runtime maps the weights instead of copying th
 embedding table's pages, and at no time is more than one tensor in memory here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
 # Tensors up to this size stay in the graph, where a runtime's optimiser can read them: scalars, axes, shapes.
 _INLINE_BYTES = 256
 # Half-precision weights are widened in pieces of this size.
-_BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 16 * 2**20
 # Page size: what lets a runtime map one tensor without its neighbours.
 _ALIGNMENT_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """One tensor of the data file; `load` gives it, in any float type, at the moment of writing."""
+    """One tensor of the data file; `load` gives blocks of its rows, of any float type, at the moment of writing."""
 
     name: str
     shape: tuple[int, ...]
-    load: Callable[[], Array]
+    load: Callable[[], Iterable[Array]]
 
 
 class Graph:
@@ -124,6 +125,10 @@ class Graph:
 
     def weight(self, name: str, shape: tuple[int, ...], load: Callable[[], Array]) -> str:
         """A float32 tensor of the data file. `load` is called once, when the graph is written."""
+        return self.weight_in_blocks(name, shape, lambda: [load()])
+
+    def weight_in_blocks(self, name: str, shape: tuple[int, ...], load: Callable[[], Iterable[Array]]) -> str:
+        """Likewise for one that is read in blocks of rows, since it may be too large to be held whole."""
         self._weights.setdefault(name, _Weight(name, shape, load))
         return name
 
@@ -148,17 +153,17 @@ class Graph:
 def _write_weight(weight: _Weight, file: BinaryIO, data_name: str) -> "onnx.TensorProto":
     from onnx import TensorProto
 
-    array = weight.load()
-    size_bytes = 4 * array.size
+    size_bytes = 4 * math.prod(weight.shape)
     tensor = TensorProto(name=weight.name, data_type=TensorProto.FLOAT, dims=weight.shape)
     if size_bytes <= _INLINE_BYTES:
-        tensor.raw_data = array.astype("<f4").tobytes()
+        tensor.raw_data = b"".join(block.astype("<f4").tobytes() for block in weight.load())
         return tensor
     file.seek(-file.tell() % _ALIGNMENT_BYTES, 1)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", data_name), ("offset", file.tell()), ("length", size_bytes)):
         tensor.external_data.add(key=key, value=str(value))
-    rows = max(1, _BLOCK_BYTES * len(array) // size_bytes)
-    for start in range(0, len(array), rows):
-        file.write(np.ascontiguousarray(array[start : start + rows], "<f4").data)
+    for block in weight.load():
+        rows = max(1, BLOCK_BYTES * len(block) // max(1, 4 * block.size))
+        for start in range(0, len(block), rows):
+            file.write(np.ascontiguousarray(block[start : start + rows], "<f4").data)
     return tensor

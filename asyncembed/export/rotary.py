@@ -49,6 +49,12 @@ def rotation_objections(said: Mapping[str, Any]) -> Iterator[str]:
     kind = _type_of(said)
     if not isinstance(kind, str) or kind not in _SCALED:
         yield f"scales its positions by {quoted(kind)}, and only {', '.join(_SCALED)} are computed"
+        return
+    for key in ("rope_theta", *_NUMBERS):
+        value = said.get(key)
+        is_missing = value is None and key in _NEEDED.get(kind, ())
+        if is_missing or (value is not None and not (isinstance(value, int | float) and value > 0)):
+            yield f"scales its positions by {kind} with {key} = {quoted(value)}"
 
 
 def rotation(said: Mapping[str, Any], *, size: int, theta: float, longest: int | None) -> Rotation:
@@ -56,12 +62,12 @@ def rotation(said: Mapping[str, Any], *, size: int, theta: float, longest: int |
 
     `said` is what `parameters` gives, `theta` the base where that has none, `longest` is `max_position_embeddings`.
     """
-    base = float(said.get("rope_theta", theta))
-    return _SCALED[_type_of(said)](said, base, size, longest)
+    known = {key: value for key, value in said.items() if value is not None}
+    return _SCALED[_type_of(said)](known, float(known.get("rope_theta", theta)), size, longest)
 
 
 def _type_of(said: Mapping[str, Any]) -> Any:
-    return said.get("rope_type", said.get("type", "default"))
+    return said.get("rope_type") or said.get("type") or "default"
 
 
 def _plain(base: float, size: int) -> Frequencies:
@@ -118,6 +124,18 @@ def _yarn_factor(said: Mapping[str, Any], factor: float) -> float:
         return grown(float(said["mscale"])) / grown(float(said["mscale_all_dim"]))
     return grown(1.0)
 
+
+# What must be said, and what may be, as numbers above 0.
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "ntk": ("factor",),
+    "yarn": ("factor",),
+}
+_NUMBERS = (
+    *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "mixed_b"),
+    *("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
+)
 
 _SCALED: Mapping[str, Callable[[Mapping[str, Any], float, int, int | None], Rotation]] = {
     "default": _default,

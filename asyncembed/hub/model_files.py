@@ -201,8 +201,20 @@ async def _download_any(name: str, patterns: Sequence[str] | None, access: HubAc
         _, directory = await download_repo(name, access, families=get_args(Family))
         return directory
     # One name may stand for models of several families; the first one's directory is the answer.
-    directories = [await download_model(spec, access) for spec in specs]
+    directories = [await _download_catalogued(spec, access) for spec in specs]
     return directories[0]
+
+
+async def _download_catalogued(spec: ModelSpec, access: HubAccess) -> Path:
+    if not spec.reads_repo:
+        return await download_model(spec, access)
+    _, directory = await download_repo(own_repo(spec), access, families=(spec.family,))
+    return directory
+
+
+def own_repo(spec: ModelSpec) -> str:
+    """The repo of a catalogued model whose own files say how it is computed."""
+    return next(source.repo for source in spec.sources if isinstance(source, HubOrigin))
 
 
 def _files_of(spec: ModelSpec) -> tuple[str, ...]:

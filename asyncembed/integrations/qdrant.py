@@ -32,6 +32,7 @@ from anyio.lowlevel import checkpoint
 from asyncembed.bars import StreamProgress
 from asyncembed.checks import check_callable, check_count, check_on_error
 from asyncembed.embedders.base import Embedder, HasVectors
+from asyncembed.embedders.hybrid import HybridTextEmbedding
 from asyncembed.embedders.image import ImageEmbedding
 from asyncembed.embedders.intake import as_source, check_source
 from asyncembed.embedders.late_interaction import LateInteractionTextEmbedding
@@ -41,7 +42,7 @@ from asyncembed.embedders.sparse import SparseTextEmbedding
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.errors import OF_ONE_INPUT, InputError, InputFailure, OptionError, UsageError, in_words
 from asyncembed.feeding import ErrorHandler, Source, is_in_memory
-from asyncembed.results import SparseEmbedding
+from asyncembed.results import HybridEmbedding, SparseEmbedding
 from asyncembed.stream import BatchStream, EmbeddingStream
 
 try:
@@ -112,6 +113,7 @@ def collection_config(
     dense: DenseModel | Mapping[str, DenseModel] | None = None,
     sparse: SparseTextEmbedding | Mapping[str, SparseTextEmbedding] | None = None,
     multivector: MultivectorModel | Mapping[str, MultivectorModel] | None = None,
+    hybrid: HybridTextEmbedding[Any] | None = None,
     distance: Distance = Distance.COSINE,
 ) -> CollectionConfig:
     """The parameters of a collection for what these models give: `client.create_collection(name, **config)`.
@@ -123,6 +125,7 @@ def collection_config(
         dense: As `points` has it.
         sparse: As `points` has it.
         multivector: As `points` has it.
+        hybrid: As `points` has it; open.
         distance: Of the dense vectors and multivectors.
 
     Raises:
@@ -130,8 +133,11 @@ def collection_config(
     """
     vectors: dict[str, VectorParams] = {}
     terms: dict[str, SparseVectorParams] = {}
-    for name, model in _named(dense, sparse, multivector).items():
-        if isinstance(model, SparseTextEmbedding):
+    for name, model in _named(dense, sparse, multivector, hybrid).items():
+        if isinstance(model, HybridTextEmbedding):
+            terms |= {output: SparseVectorParams() for output in model.outputs if output == "sparse"}
+            vectors |= _params_of_hybrid(model, distance)
+        elif isinstance(model, SparseTextEmbedding):
             terms[name] = SparseVectorParams(modifier=Modifier.IDF if model.requires_idf else None)
         else:
             vectors[name] = _vector_params(model, distance)
@@ -146,21 +152,22 @@ async def prefetch(
     dense: TextEmbedding[Any] | Mapping[str, TextEmbedding[Any]] | None = None,
     sparse: SparseTextEmbedding | Mapping[str, SparseTextEmbedding] | None = None,
     multivector: MultivectorModel | Mapping[str, MultivectorModel] | None = None,
+    hybrid: HybridTextEmbedding[Any] | None = None,
     limit: int = 20,
 ) -> list[Prefetch]:
-    """One search per model, of `limit` hits, for a hybrid query: the vectors of the query, as each model makes them.
+    """One search per vector, of `limit` hits, for a hybrid query: the vectors of the query, as each model makes them.
 
     They are for `client.query_points(collection, prefetch=..., query=FusionQuery(fusion=Fusion.RRF))`. For pictures
     found by texts, `dense` is the text model that goes with the image model.
     """
-    named = _named(dense, sparse, multivector)
-    found: dict[str, Prefetch] = {}
+    named = _named(dense, sparse, multivector, hybrid)
+    found: dict[str, list[Prefetch]] = {}
 
     async def search(name: str, model: Embedder) -> None:
         if not isinstance(model, TextRoles | LateInteractionMultimodalEmbedding):
             raise OptionError(f"{model!r} has no vectors of texts: give the text model that goes with it")
-        vector = as_vector(await model.embed_query(query))
-        found[name] = Prefetch(query=vector, using=name or None, limit=limit)
+        vectors = _by_name(name, await model.embed_query(query))
+        found[name] = [Prefetch(query=vector, using=one or None, limit=limit) for one, vector in vectors.items()]
 
     if len(named) == 1:
         await search(*next(iter(named.items())))
@@ -168,7 +175,7 @@ async def prefetch(
         async with create_task_group() as group:
             for name, model in named.items():
                 group.start_soon(search, name, model)
-    return [found[name] for name in named]
+    return [one for name in named for one in found[name]]
 
 
 def as_vector(result: Any) -> Any:
@@ -178,8 +185,15 @@ def as_vector(result: Any) -> Any:
     return result.tolist()
 
 
-def _named(dense: object, sparse: object, multivector: object) -> dict[str, Embedder]:
-    """The models by the names of their vectors."""
+def _by_name(name: str, result: Any) -> dict[str, Any]:
+    """What a model gives as Qdrant takes it, by name: a hybrid model several vectors, whose names are its own."""
+    if isinstance(result, HybridEmbedding):
+        return {output: as_vector(getattr(result, output)) for output in result.outputs}
+    return {name: as_vector(result)}
+
+
+def _named(dense: object, sparse: object, multivector: object, hybrid: object) -> dict[str, Embedder]:
+    """The models by the names of their vectors, the hybrid one by that of its kind."""
     named: dict[str, Embedder] = {}
     for kind, given, classes in (
         ("dense", dense, (TextEmbedding, ImageEmbedding)),
@@ -193,9 +207,26 @@ def _named(dense: object, sparse: object, multivector: object) -> dict[str, Embe
             if name in named:
                 raise OptionError(f"two models have vectors of the name {name!r}")
             named[name] = cast(Embedder, model)
+    if hybrid is not None:
+        if not isinstance(hybrid, HybridTextEmbedding):
+            raise OptionError(f"hybrid= is a HybridTextEmbedding of asyncembed; got {hybrid!r}")
+        if taken := named.keys() & {"", "hybrid", *hybrid.outputs}:
+            raise OptionError(f"the hybrid model has a vector of its own for the name {min(taken)!r}")
+        named["hybrid"] = hybrid
     if not named:
-        raise OptionError("say what the vectors are of: dense=, sparse= or multivector=")
+        raise OptionError("say what the vectors are of: dense=, sparse=, multivector= or hybrid=")
     return named
+
+
+def _params_of_hybrid(model: HybridTextEmbedding[Any], distance: Distance) -> dict[str, VectorParams]:
+    params: dict[str, VectorParams] = {}
+    if "dense" in model.outputs:
+        params["dense"] = VectorParams(size=model.embedding_size, distance=distance)
+    size = model.token_embedding_size
+    if "late_interaction" in model.outputs and size is not None:
+        comparator = MultiVectorConfig(comparator=MultiVectorComparator.MAX_SIM)
+        params["late_interaction"] = VectorParams(size=size, distance=distance, multivector_config=comparator)
+    return params
 
 
 def _vector_params(model: Embedder, distance: Distance) -> VectorParams:
@@ -217,6 +248,7 @@ def points(
     dense: DenseModel | Mapping[str, DenseModel] | None = None,
     sparse: SparseTextEmbedding | Mapping[str, SparseTextEmbedding] | None = None,
     multivector: MultivectorModel | Mapping[str, MultivectorModel] | None = None,
+    hybrid: HybridTextEmbedding[Any] | None = None,
     key: Callable[[Any], Any] | None = None,
     id: Callable[[Any], PointId] | None = None,  # noqa: A002 (the store's name for it)
     payload: Callable[[Any], Mapping[str, Any] | None] | None = None,
@@ -239,6 +271,8 @@ def points(
             and allows for several; the name "" is the vector without one.
         sparse: An open `SparseTextEmbedding`, named "sparse" unless a mapping says otherwise.
         multivector: An open late interaction model, likewise, named "multivector".
+        hybrid: An open `HybridTextEmbedding`: a vector of each kind that it gives, named "dense", "sparse" and
+            "late_interaction", from one pass.
         key: Takes the text or image out of a record; called once for each model.
         id: From a record to a number or UUID; None: its number in the source, from 0 on. Called in a thread, as
             `payload` is.
@@ -270,7 +304,7 @@ def points(
     if start and total is None and is_in_memory(source):
         total = max(0, len(cast("Sized", source)) - start)
     source = _from(source, start)
-    named = _named(dense, sparse, multivector)
+    named = _named(dense, sparse, multivector, hybrid)
     streams = _streams(source, list(named.values()), key, progress=progress, total=total)
     maker = _Maker(list(named), id, payload)
     return PointStream(streams, streams[-1].batches(batch_size, max_wait), maker, start=start, on_error=on_error)
@@ -519,7 +553,8 @@ class _Maker:
     def _vector(self, results: list[Any]) -> Any:
         if self.names == [""]:
             return as_vector(results[0])
-        return {name: as_vector(result) for name, result in zip(self.names, results, strict=True)}
+        named = [_by_name(name, result) for name, result in zip(self.names, results, strict=True)]
+        return {name: vector for vectors in named for name, vector in vectors.items()}
 
     def _kept(self, record: Any) -> dict[str, Any] | None:
         kept = record if self.payload is None else self.payload(record)

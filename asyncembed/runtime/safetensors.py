@@ -128,6 +128,10 @@ class Tensors(Mapping[str, Array]):
         Raises:
             UnsupportedModelError: Its element type is one that numpy cannot hold (8-bit floats and smaller).
         """
+        return self.rows(name, slice(None))
+
+    def rows(self, name: str, rows: slice) -> Array:
+        """Some rows of the tensor `name`, the only ones that are read; raises as for the whole."""
         entry = self._entries[name]
         if entry.dtype not in _DTYPES:
             raise UnsupportedModelError(
@@ -136,15 +140,21 @@ class Tensors(Mapping[str, Array]):
                 model=str(entry.path.parent),
             )
         array = np.frombuffer(entry.data, _DTYPES[entry.dtype], math.prod(entry.shape), entry.start)
+        array = array.reshape(entry.shape)
+        if entry.shape:
+            array = array[rows]
         if entry.dtype == "BF16":  # the upper half of a float32
             widened = array.astype("<u4")
             widened <<= 16
             array = widened.view("<f4")
-        return array.reshape(entry.shape)
+        return array
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of the tensor `name`, without reading it."""
         return self._entries[name].shape
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries  # without reading the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

@@ -78,8 +78,8 @@ class SessionOptions:
     providers: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] | None = None
 
 
-def open_session(path: Path, options: SessionOptions) -> Session:
-    """Load the graph at `path`; blocks, as it reads the whole model.
+def open_session(path: Path, options: SessionOptions, *, prepared: Path | None = None) -> Session:
+    """Load the graph at `path`, or what was prepared of it; blocks, as it reads the whole model.
 
     Raises:
         RuntimeMissingError: The runtime, or an execution provider that was asked for, is missing.
@@ -87,4 +87,4 @@ def open_session(path: Path, options: SessionOptions) -> Session:
     """
     from asyncembed.runtime.onnx import OnnxSession
 
-    return OnnxSession(path, options)
+    return OnnxSession(path, options, prepared=prepared)

@@ -12,8 +12,9 @@ from fastembed import (
 from fastembed.rerank.cross_encoder import TextCrossEncoder
 
 from asyncembed.catalogue import spec as spec_module
-from asyncembed.catalogue.lookup import find_model, list_models, register, require_model
+from asyncembed.catalogue.lookup import describe, find_model, list_models, register, require_model
 from asyncembed.catalogue.spec import Family, HubOrigin, LocalOrigin, ModelSpec
+from asyncembed.encoders.registry import ROWS, check_settings
 from asyncembed.errors import OptionError, UnknownModelError
 from tests.support.models import forget_registered_models
 
@@ -39,10 +40,31 @@ def test_every_model_of_fastembed_is_known_with_its_files(family: Family) -> Non
 
 
 def test_there_are_so_many_models_and_one_alias() -> None:
-    assert len(list_models()) == 71  # those of fastembed, and bge-m3
-    assert len(list_models("text")) == 41
+    assert len(list_models()) == 87  # 70 of fastembed
+    assert len(list_models("text")) == 51
     alias = require_model("Prithvida/splade_pp_en_v1", "sparse")
     assert alias.name == "prithivida/Splade_PP_en_v1"
+
+
+def test_whoever_chooses_a_model_learns_its_languages_limit_and_licence() -> None:
+    for spec in list_models():
+        assert spec.license, spec.name
+        assert spec.languages or spec.family == "image", spec.name
+        assert spec.size_in_gb, spec.name
+        is_limited = spec.family in ("text", "late_interaction", "hybrid") and spec.name != "jinaai/jina-clip-v1"
+        assert spec.stated_limit or not is_limited, spec.name
+    described = describe(require_model("intfloat/multilingual-e5-small", "text"))
+    assert (described["languages"], described["stated_limit"], described["dim"]) == (["multilingual"], 512, 384)
+
+
+def test_models_that_their_own_repos_describe_have_no_files_of_their_own() -> None:
+    """What they add is for people, or is in no file of theirs."""
+    found = [spec for spec in list_models() if spec.reads_repo]
+    assert len(found) == 16
+    for spec in found:
+        assert (spec.model_file, spec.additional_files, spec.pooling) == (None, (), "none"), spec.name
+        check_settings(spec, {})
+        assert spec.encoder in ROWS
 
 
 def test_the_family_decides_between_files_of_one_name() -> None:

@@ -24,12 +24,21 @@ BY_KIND = [
     f"onnx/model{suffix}.onnx" for suffix in ("", "_bnb4", "_fp16", "_int8", "_q4", "_q4f16", "_quantized", "_uint8")
 ]
 
+FEW_BITS = [f"onnx/model_{kind}.onnx" for kind in ("q1", "q1f16", "q2", "q2f16", "q4")]
+
+
+def test_a_file_of_few_bits_is_no_plain_one() -> None:
+    with pytest.raises(UnsupportedModelError, match="no ONNX file of plain fp32"):
+        choose_onnx_file(["onnx/model_q2.onnx"])
+    assert choose_onnx_file([*FEW_BITS, "model.safetensors"]) is None
+
 
 @pytest.mark.parametrize(
     ("cpu", "chosen"),
     [
         ("arm64", "qint8_arm64"),
         ("avx512_vnni", "qint8_avx512_vnni"),
+        ("avx_vnni", "qint8_avx512_vnni"),
         ("avx512", "qint8_avx512"),
         ("avx2", "quint8_avx2"),
     ],
@@ -64,6 +73,10 @@ def test_an_int8_file_is_found_on_any_cpu_in_any_layout(cpu: str | None) -> None
         ([*BY_KIND, "model_int8.onnx", "model_quantized.onnx"], "int8", "onnx/model_quantized.onnx"),
         (["model_int8.onnx", "vision_model_int8.onnx"], "int8", "model_int8.onnx"),
         (["my-model.v2_int8.onnx"], "int8", "my-model.v2_int8.onnx"),
+        (FEW_BITS, "q2", "onnx/model_q2.onnx"),
+        (FEW_BITS, "q2f16", "onnx/model_q2f16.onnx"),
+        (FEW_BITS, "q1", "onnx/model_q1.onnx"),
+        (FEW_BITS, "q1f16", "onnx/model_q1f16.onnx"),
     ],
 )
 def test_each_precision_is_one_file(files: list[str], precision: str, chosen: str) -> None:
@@ -87,6 +100,7 @@ def test_files_of_several_models_are_asked_about() -> None:
         ("onnx/model_qint8_arm64.onnx", "int8"),
         ("onnx/model_quint8_avx2.onnx", "uint8"),
         ("onnx/model_q4f16.onnx", "q4f16"),
+        ("onnx/model_q2.onnx", "q2"),
     ],
 )
 def test_a_name_tells_the_precision(path: str, precision: str) -> None:
@@ -103,7 +117,7 @@ def test_the_kind_of_this_machine_is_one_that_files_are_made_for() -> None:
 @given(
     files=st.lists(st.sampled_from([*BY_CPU, *BY_KIND, "model.onnx", "vision_model.onnx", "config.json"]), unique=True),
     precision=st.sampled_from([None, "fp32", "fp16", "int8", "uint8", "q4", "q4f16", "bnb4"]),
-    cpu=st.sampled_from(["arm64", "avx512_vnni", "avx512", "avx2", "other"]),
+    cpu=st.sampled_from(["arm64", "avx512_vnni", "avx_vnni", "avx512", "avx2", "other"]),
     data=st.data(),
 )
 def test_the_choice_is_of_the_precision_and_not_of_the_order_of_a_listing(

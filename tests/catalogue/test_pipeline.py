@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncembed.catalogue.limits import most_tokens
+from asyncembed.catalogue.lookup import require_model
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.catalogue.pipeline import Overrides, configuration_files, spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, LocalOrigin, Pooling
@@ -112,6 +113,93 @@ def test_prompts_projections_and_the_rest_are_carried_over(tmp_path: Path) -> No
         "projections": ("2_Dense",),
     }
     assert spec.additional_files == ("2_Dense/model.safetensors", "2_Dense/config.json")
+
+
+NEW_TYPES = [
+    ("sentence_transformers.base.modules.transformer.Transformer", ""),
+    ("sentence_transformers.sentence_transformer.modules.pooling.Pooling", "1_Pooling"),
+    ("sentence_transformers.base.modules.dense.Dense", "2_Dense"),
+    ("sentence_transformers.base.modules.normalize.Normalize", "3_Normalize"),
+]
+NEW_SENTENCE: dict[str, Any] = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
+
+
+def write_new_repo(directory: Path, **sentence: Any) -> Path:
+    """As sentence-transformers from 5.4 on saves a dense model."""
+    dense: dict[str, Any] = {
+        "in_features": 8,
+        "out_features": 4,
+        "bias": True,
+        "activation_function": "torch.nn.modules.activation.Tanh",
+        "module_input_name": "sentence_embedding",
+        "module_output_name": None,
+    }
+    configs: dict[str, dict[str, Any]] = {
+        "config": {"model_type": "bert", "hidden_size": 8, "max_position_embeddings": 512},
+        "sentence_bert_config": NEW_SENTENCE | sentence,
+        "tokenizer_config": {"model_max_length": 96, "tokenizer_class": "TokenizersBackend", "backend": "tokenizers"},
+        "config_sentence_transformers": {
+            "model_type": "SentenceTransformer",
+            "prompts": {"query": "", "document": ""},
+            "default_prompt_name": None,
+        },
+        "2_Dense/config": dense,
+        "3_Normalize/config": {"module_input_name": "sentence_embedding"},
+    }
+    return write_repo(
+        directory,
+        modules=NEW_TYPES,
+        pooling={"embedding_dimension": 8, "pooling_mode": "mean", "include_prompt": True},
+        files=("onnx/model.onnx", "tokenizer.json", "2_Dense/model.safetensors"),
+        **configs,
+    )
+
+
+def test_a_repo_of_sentence_transformers_from_5_4_on_is_read_as_one_before(tmp_path: Path) -> None:
+    spec = spec_from_directory(write_new_repo(tmp_path))
+    assert (spec.pooling, spec.normalize, spec.dim) == ("mean", True, 4)
+    assert spec.settings["projections"] == ("2_Dense",)
+    # The tokenizer's limit is read with the tokenizer.
+    assert spec.max_length is None
+    assert spec.prompts == {"query": "", "document": "", "passage": ""}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "message"),
+    [
+        ({"transformer_task": "fill-mask"}, "for the task fill-mask"),
+        ({"transformer_task": ["any-to-any"]}, "for the task"),
+        ({"modality_config": {"image": {"method": "get_image_features"}}}, "no plain text, only image"),
+        ({"modality_config": {"text": {"method": "get_text_features"}}}, "by its method get_text_features"),
+        ({"modality_config": {"text": "forwards"}}, "by its method forwards"),
+    ],
+)
+def test_a_transformer_that_computes_no_text_is_refused(sentence: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        spec_from_directory(write_new_repo(tmp_path, **sentence))
+
+
+def test_vectors_of_tokens_that_are_scaled_are_no_vector_of_a_text(tmp_path: Path) -> None:
+    write_new_repo(tmp_path)
+    (tmp_path / "3_Normalize/config.json").write_text('{"module_input_name": "token_embeddings"}', encoding="utf-8")
+    with pytest.raises(UnsupportedModelError, match="Normalize is one of token_embeddings"):
+        spec_from_directory(tmp_path)
+
+
+def test_the_adapters_of_a_model_are_its_tasks(tmp_path: Path) -> None:
+    tasks = ["retrieval.query", "retrieval.passage", "separation", "classification", "text-matching"]
+    config = {"model_type": "xlm-roberta", "hidden_size": 8, "lora_adaptations": tasks}
+    modules = [("custom_st.Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    write_repo(tmp_path, modules=modules, config=config)
+    spec = spec_from_directory(tmp_path, overrides=Overrides(pooling="mean", normalize=True))
+    catalogued = require_model("jinaai/jina-embeddings-v3", "text").settings
+    assert catalogued.items() <= spec.settings.items()
+    write_repo(tmp_path, config=config | {"lora_adaptations": [1, 2]})
+    assert "tasks" not in spec_from_directory(tmp_path).settings
 
 
 def test_a_linear_layer_that_is_pickled_is_refused(tmp_path: Path) -> None:
@@ -553,10 +641,22 @@ def test_a_router_that_is_not_computed_is_refused(entries: dict[str, object], me
 
 def test_queries_with_a_graph_of_their_own_are_refused(tmp_path: Path) -> None:
     sparse_repo("router", tmp_path)
+    shutil.copytree(tmp_path / "document_0_Transformer", tmp_path / "query_0_Transformer")
+    config = json.loads((tmp_path / "router_config.json").read_text("utf-8"))
+    config["types"]["query_0_Transformer"] = config["types"]["document_0_Transformer"]
     routes = ["document_0_Transformer", "document_1_SpladePooling"]
-    rewrite(tmp_path / "router_config.json", structure={"query": routes, "document": routes})
+    structure = {"query": ["query_0_Transformer", routes[1]], "document": routes}
+    rewrite(tmp_path / "router_config.json", types=config["types"], structure=structure)
     with pytest.raises(UnsupportedModelError, match="its queries go through Transformer, SpladePooling"):
         spec_from_directory(tmp_path, family="sparse")
+    rewrite(tmp_path / "router_config.json", structure={"query": routes, "document": routes})
+    assert spec_from_directory(tmp_path, family="sparse").encoder == "splade"
+
+
+@pytest.mark.parametrize("name", ["splade", "router"])
+def test_a_sparse_encoder_names_the_class_that_opens_it(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="a SparseEncoder: open it with SparseTextEmbedding"):
+        spec_from_directory(sparse_repo(name, tmp_path))
 
 
 @pytest.mark.parametrize("folder", ["../elsewhere", "/tmp", "a\\b"])

@@ -137,6 +137,17 @@ def test_the_script_that_completes_is_made_by_the_program_itself(shell: str) -> 
     assert "_ASYNCEMBED_COMPLETE" in done.stdout, done.stderr
 
 
+def test_the_catalogue_tells_what_one_chooses_a_model_by() -> None:
+    listed = CliRunner().invoke(main, ["models", "--language", "DE"]).stdout.splitlines()
+    assert listed[0].split() == ["NAME", "FAMILY", "LANGUAGES", "LIMIT", "DIM", "GB", "LICENSE"]
+    assert [line.split() for line in listed[1:]] == [
+        ["jinaai/jina-embeddings-v2-base-de", "text", "de,", "en", "8192", "768", "0.64", "apache-2.0"]
+    ]
+    rows = CliRunner().invoke(main, ["models"]).stdout
+    assert "cc-by-nc-4.0 (not for commercial use)" in rows
+    assert "gemma (its terms of use apply)" in rows
+
+
 def test_json_is_json() -> None:
     specs = json.loads(CliRunner().invoke(main, ["models", "--json", "--family", "sparse"]).stdout)
     assert {spec["family"] for spec in specs} == {"sparse"}

@@ -87,3 +87,11 @@ def test_scores_between_0_and_1_if_asked_for() -> None:
 def test_nothing_is_nothing() -> None:
     assert ranked(stdin="") == []
     assert run(stdin="").stdout == "SCORE  RECORD\n"
+
+
+def test_an_instruction_reaches_the_model() -> None:
+    found = ranked("--instruction", "what holds a writer back", stdin="\n".join(TEXTS))
+    with asyncembed.sync.TextCrossEncoder(MODEL) as model:
+        best = model.rank(QUERY, TEXTS, instruction="what holds a writer back")
+    assert [one["score"] for one in found] == pytest.approx([score for _, score in best], rel=1e-6)
+    assert [score for _, score in best] != pytest.approx([score for _, score in expected(TEXTS)], rel=1e-6)

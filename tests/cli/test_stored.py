@@ -8,9 +8,11 @@ import pytest
 
 from asyncembed.cli.stored import Places, Stored, chosen, delete, look_into, names_of
 from asyncembed.errors import CacheNotWritableError
-from asyncembed.export import graph_cache
 from asyncembed.export.graph_cache import ensure_graph
+from asyncembed.runtime import digests
 from asyncembed.runtime.loadable_path import MARK
+from asyncembed.runtime.onnx import save_optimized
+from asyncembed.runtime.prepared import Source, prepare_graph
 from tests.export.conftest import DATA
 
 COMMIT, OTHER = "1" * 40, "2" * 40
@@ -81,7 +83,7 @@ def test_what_is_damaged_or_begun_is_told_apart_from_models(places: Places) -> N
 def test_an_exported_graph_is_found_with_the_model_that_it_was_built_from(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_cache, "_TIMESTAMP_STEP_SECONDS", -1.0)  # as if the files had been there for long
+    monkeypatch.setattr(digests, "_TIMESTAMP_STEP_SECONDS", -1.0)  # as if the files had been there for long
     files = {path.name: path.read_bytes() for path in (DATA / "bert").iterdir()}
     folder = write_repo(places.hub, "org/bert", files)
     snapshot = folder / "snapshots" / COMMIT
@@ -91,6 +93,11 @@ def test_an_exported_graph_is_found_with_the_model_that_it_was_built_from(
     assert (found[own.parent].kind, found[own.parent].name) == ("exported graph", "org/bert")
     assert found[own.parent].size_bytes == sum(path.stat().st_size for path in own.parent.iterdir())
     assert found[of_nobody.parent].name == ""
+    ready = prepare_graph(Source.of(own, machine="this one", cache_dir=places.own), save_optimized)
+    found = {each.path: each for each in look_into(places)}
+    assert (found[ready.parent].kind, found[ready.parent].name) == ("prepared graph", "org/bert")
+    delete(chosen(look_into(places), ["org/bert"], made_here=False))
+    assert [each.path for each in look_into(places)] == [of_nobody.parent]
 
 
 @pytest.mark.posix

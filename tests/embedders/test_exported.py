@@ -3,12 +3,17 @@
 Which script made a directory's `reference.npz` stands in `tests/export/make_reference.py`.
 """
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from asyncembed import TextCrossEncoder, TextEmbedding
+from asyncembed.errors import RuntimeMissingError
+from tests.export import reference_bert_family as bert_family
 from tests.export.reference_modernbert import QUERY, REPOS, TEXTS
 
 pytestmark = pytest.mark.slow
@@ -30,3 +35,39 @@ async def test_the_scores_of_a_modernbert_reranker(tmp_path: Path) -> None:
     async with TextCrossEncoder(directory, cache_dir=tmp_path, workers=1) as model:
         scores = [score async for score in model.rerank(QUERY, TEXTS)]
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+
+
+async def test_the_vectors_of_gte_as_on_the_hub_with_linear_layers_that_add_their_input(tmp_path: Path) -> None:
+    directory = REPOS / "gte_embedder"
+    expected = np.load(directory / "reference.npz")["vectors"]
+    async with TextEmbedding(directory, cache_dir=tmp_path, workers=1) as model:
+        vectors = [vector async for vector in model.embed(bert_family.TEXTS)]
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert_reranker", "deberta_reranker"])
+@pytest.mark.parametrize(
+    ("tokenizer_class", "expected"), [(None, "scores"), ("TokenizersBackend", "scores_without_types")]
+)
+async def test_the_scores_of_a_reranker_with_the_token_types_that_its_tokenizer_declares(
+    name: str, tokenizer_class: str | None, expected: str, tmp_path: Path
+) -> None:
+    directory = tmp_path / name
+    shutil.copytree(REPOS / name, directory)
+    if tokenizer_class is not None:
+        path = directory / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"tokenizer_class": tokenizer_class}), "utf-8")
+    scores_of_torch = np.load(directory / "reference.npz")[expected]
+    async with TextCrossEncoder(directory, cache_dir=tmp_path / "cache", workers=1) as model:
+        scores = [score async for score in model.rerank(bert_family.QUERY, bert_family.TEXTS)]
+    np.testing.assert_allclose(scores, scores_of_torch, rtol=0, atol=2e-6)
+
+
+async def test_openvino_gets_a_graph_without_branches(tmp_path: Path) -> None:
+    """It computes wrong numbers where a graph has some."""
+    directory = REPOS / "modernbert_embedder"
+    with pytest.raises(RuntimeMissingError, match="OpenVINO"):
+        async with TextEmbedding(directory, cache_dir=tmp_path, workers=1, providers=["openvino"]):
+            pass
+    (graph,) = tmp_path.rglob("model.onnx")
+    assert "If" not in {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node}

@@ -1,5 +1,6 @@
 """Several results for a text end to end, through real workers."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 
 from asyncembed import HybridBatch, HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, WorkerPool, sync
-from asyncembed.errors import InputError, OptionError, StateError, UnsupportedModelError
+from asyncembed.errors import InputError, ModelLoadError, OptionError, StateError, UnsupportedModelError
 from asyncembed.testing import fake_model, fake_models
 from tests.support.encoders import ECHO
-from tests.support.hybrid_models import HYBRID_TEXTS, expected, write_hybrid_model
+from tests.support.hybrid_models import HYBRID_TEXTS, Layout, expected, write_hybrid_model
 from tests.support.models import forget_registered_models
+from tests.support.torch_files import write_archive
 
 
 def assert_is_reference(embedding: Any, position: int) -> None:
@@ -28,7 +30,7 @@ async def test_a_repo_of_bge_m3s_layout_gives_all_results_in_every_way(tmp_path:
     directory = write_hybrid_model(tmp_path)
     async with HybridTextEmbedding(directory, workers=1, max_batch_tokens=100) as model:
         assert model.outputs == ("dense", "sparse", "late_interaction")
-        assert model.embedding_size == 8
+        assert model.embedding_size == model.token_embedding_size == 8
         assert model.max_length == 64
         for call in (model.embed, model.query_embed, model.passage_embed):
             position = 0
@@ -50,7 +52,7 @@ async def test_a_call_says_which_results_it_wants(tmp_path: Path) -> None:
     directory = write_hybrid_model(tmp_path)
     async with HybridTextEmbedding(directory, workers=0, outputs=["sparse", "dense"]) as model:
         both = await model.embed_query("the day")
-        assert both.outputs == ("dense", "sparse")
+        assert both.outputs == model.outputs == ("dense", "sparse")
         with pytest.raises(StateError, match="no late_interaction result here, only dense, sparse"):
             both.late_interaction  # noqa: B018 (it raises)
         one = await model.embed_query("the day", outputs=("late_interaction",))
@@ -87,6 +89,17 @@ async def test_the_dense_vectors_are_those_of_the_class_for_them(tmp_path: Path)
         np.testing.assert_allclose(batch.dense, await dense.embed(HYBRID_TEXTS).collect(), atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", ["own", "weights"])
+async def test_the_class_for_sparse_vectors_takes_it_too(layout: Layout, tmp_path: Path) -> None:
+    directory = write_hybrid_model(tmp_path / "model", layout)
+    async with SparseTextEmbedding(directory, workers=0, cache_dir=tmp_path) as model:
+        vectors = await model.embed(HYBRID_TEXTS).collect()
+        for position, vector in enumerate(vectors):
+            assert vector.as_dict() == pytest.approx(expected(position)[1], abs=1e-5)
+        assert await model.embed_query(HYBRID_TEXTS[0]) == vectors[0]
+        assert not model.requires_idf
+
+
 async def test_results_keep_nothing_of_their_batch_alive(tmp_path: Path) -> None:
     async with HybridTextEmbedding(write_hybrid_model(tmp_path), workers=0, dtype="float16") as model:
         async for embedding in model.embed(HYBRID_TEXTS):
@@ -98,12 +111,38 @@ async def test_results_keep_nothing_of_their_batch_alive(tmp_path: Path) -> None
         assert collected[2].late_interaction.base is None
 
 
+class Hostile:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+async def test_a_repo_with_a_hostile_layer_is_refused_and_does_nothing(tmp_path: Path) -> None:
+    directory, harm = write_hybrid_model(tmp_path / "model"), tmp_path / "harm"
+    write_archive(directory / "sparse_linear.pt", pickle.dumps({"weight": Hostile(harm)}, 2), {})
+    with pytest.raises(ModelLoadError, match=r"sparse_linear\.pt is not read: its pickle names "):
+        await HybridTextEmbedding(directory, workers=0).open()
+    assert not harm.exists()
+    pickle.loads(pickle.dumps(Hostile(harm), 2))
+    assert harm.exists()
+
+
 async def test_a_wrong_input_is_skipped_or_told(tmp_path: Path) -> None:
     async with HybridTextEmbedding(write_hybrid_model(tmp_path), workers=0, truncate=False) as model:
         inputs: list[Any] = ["the", 3, "the " * 99, "way"]
         assert len(await model.embed(inputs, on_error="skip").collect()) == 2
         results = [result async for result in model.embed(inputs, on_error="return")]
         assert [isinstance(result, InputError) for result in results] == [False, True, True, False]
+
+
+def test_words_of_other_libraries_lead_here() -> None:
+    for keyword in ("return_sparse", "outputs"):
+        with pytest.raises(OptionError, match=r"HybridTextEmbedding gives several results from one pass: outputs="):
+            TextEmbedding("BAAI/bge-m3", **{keyword: True})  # type: ignore[call-overload]
 
 
 async def test_it_is_found_by_name_and_by_the_reasons_why_not(tmp_path: Path) -> None:
@@ -153,6 +192,7 @@ async def test_fakes_have_all_results() -> None:
 def test_it_blocks_for_programs_without_a_loop(tmp_path: Path) -> None:
     with sync.HybridTextEmbedding(write_hybrid_model(tmp_path), workers=0) as model:
         assert model.outputs == ("dense", "sparse", "late_interaction")
+        assert model.token_embedding_size == 8
         for position, embedding in enumerate(model.embed(HYBRID_TEXTS)):
             assert_is_reference(embedding, position)
         assert model.embed_query("the day", outputs=["sparse"]).outputs == ("sparse",)

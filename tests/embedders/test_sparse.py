@@ -1,5 +1,6 @@
 """Sparse models through the public class, with real workers."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -117,6 +118,28 @@ async def test_bm25_with_stop_words_of_ones_own_needs_no_files() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["splade", "splade_mlm", "router", "idf"])
+async def test_weights_alone_give_the_vectors_of_sentence_transformers(name: str, tmp_path: Path) -> None:
+    texts: list[str] = json.loads((REPOS / "texts.json").read_text("utf-8"))
+    expected = np.load(REPOS / f"{name}.npz")
+
+    def assert_near(found: SparseEmbedding, wanted: Any) -> None:
+        assert found.indices.tolist() == wanted.nonzero()[0].tolist()
+        np.testing.assert_allclose(found.values, wanted[found.indices], atol=1e-5)
+
+    async with SparseTextEmbedding(REPOS / name, cache_dir=tmp_path, workers=1) as model:
+        for role, embed in (("documents", model.embed), ("queries", model.query_embed)):
+            for found, wanted in zip(await embed(texts).collect(), expected[role], strict=True):
+                assert_near(found, wanted)
+            for text, wanted in zip(texts, expected[role], strict=True):
+                (alone,) = await embed([text]).collect()
+                assert_near(alone, wanted)
+    async with SparseTextEmbedding(REPOS / name, cache_dir=tmp_path, workers=0, max_active_dims=3) as model:
+        for found, wanted in zip(await model.embed_documents(texts), expected["three_words"], strict=True):
+            assert_near(found, wanted)
+
+
+@pytest.mark.slow
 async def test_a_repo_with_a_table_for_queries_opens_as_it_is(tmp_path: Path) -> None:
     repo = shutil.copytree(REPOS / "router", tmp_path / "router")
     write_text_graph(repo / "document_0_Transformer" / "onnx" / "model.onnx", outputs=("logits",))
@@ -132,6 +155,21 @@ async def test_a_repo_with_a_table_for_queries_opens_as_it_is(tmp_path: Path) ->
     async with SparseTextEmbedding(repo, workers=1, max_active_dims=500, pruning=0.5) as model:
         (pruned,) = await model.embed_documents(["the day of writing"])
         assert pruned.values.min() >= pruned.values.max() / 2
+
+
+async def test_the_prompts_of_a_repo_are_put_before_texts(tmp_path: Path) -> None:
+    repo = shutil.copytree(REPOS / "router", tmp_path / "router")
+    write_text_graph(repo / "document_0_Transformer" / "onnx" / "model.onnx", outputs=("logits",))
+    async with SparseTextEmbedding(repo, workers=0) as model:
+        query = await model.embed_query("write the day")
+        documents = await model.embed_documents(["a long day"])
+        count = await model.token_count(["a long day"])
+    prompts = {"prompts": {"query": "write ", "corpus": "a long "}}
+    (repo / "config_sentence_transformers.json").write_text(json.dumps(prompts | {"max_active_dims": 9}), "utf-8")
+    async with SparseTextEmbedding(repo, workers=0) as model:
+        assert await model.embed_query("the day") == query
+        assert await model.embed_documents(["day"]) == documents
+        assert await model.token_count(["day"]) == count
 
 
 @pytest.mark.slow

@@ -15,9 +15,12 @@ VECTORS = np.array([[1, 1], [2, -1]], dtype=np.float32)
 PROJECTED = np.array([[3.5, -1, 2], [0.5, 1, 5]], dtype=np.float32)
 
 
-def write_layer(folder: Path, *, activation: str, bias: bool = True) -> None:
+IDENTITY = "torch.nn.modules.linear.Identity"
+
+
+def write_layer(folder: Path, *, activation: str, bias: bool = True, **more: bool) -> None:
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"activation_function": activation}), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({"activation_function": activation, **more}), encoding="utf-8")
     tensors = {"linear.weight": WEIGHT} | ({"linear.bias": BIAS} if bias else {})
     write_tensors(folder / "model.safetensors", tensors)
 
@@ -28,6 +31,9 @@ EXPECTED = {
     "ReLU": np.array([[3.5, 0, 2], [0.5, 1, 5]]),
     "Sigmoid": 1 / (1 + np.exp(-PROJECTED)),
     "SiLU": PROJECTED / (1 + np.exp(-PROJECTED)),
+    "GELU": PROJECTED * [[0.99976737, 0.15865525, 0.97724987], [0.69146246, 0.84134475, 0.99999971]],
+    "LeakyReLU": np.array([[3.5, -0.01, 2], [0.5, 1, 5]]),
+    "ELU": np.array([[3.5, np.exp(-1) - 1, 2], [0.5, 1, 5]]),
 }
 
 
@@ -45,6 +51,23 @@ def test_layers_come_in_order_and_may_lack_a_bias(tmp_path: Path) -> None:
     (layer,) = read_projections(tmp_path, ["2_Dense"])
     np.testing.assert_allclose(layer(VECTORS), PROJECTED - BIAS)
     assert read_projections(tmp_path, ()) == []
+
+
+def test_a_layer_may_add_its_input(tmp_path: Path) -> None:
+    write_layer(tmp_path / "1", activation=IDENTITY, use_residual=True)
+    write_tensors(tmp_path / "1" / "model.safetensors", {"linear.weight": WEIGHT, "residual.weight": 2 * WEIGHT})
+    write_layer(tmp_path / "2", activation=IDENTITY, use_residual=True)
+    square = np.array([[1, 2], [0, -1]], dtype=np.float32)
+    write_tensors(tmp_path / "2" / "model.safetensors", {"linear.weight": square})
+    other, same = read_projections(tmp_path, ("1", "2"))
+    np.testing.assert_allclose(other(VECTORS), 3 * (PROJECTED - BIAS))
+    np.testing.assert_allclose(same(VECTORS), VECTORS @ square.T + VECTORS)
+
+
+def test_a_layer_that_lacks_what_adds_its_input_says_so(tmp_path: Path) -> None:
+    write_layer(tmp_path / "1", activation=IDENTITY, use_residual=True)
+    with pytest.raises(ModelLoadError, match=r"residual\.weight"):
+        read_projections(tmp_path, ("1",))
 
 
 def test_what_is_missing_or_unknown_says_so(tmp_path: Path) -> None:

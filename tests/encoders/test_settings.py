@@ -19,6 +19,7 @@ from asyncembed.encoders.settings import (
 )
 from asyncembed.encoders.stemming import Stemmer
 from asyncembed.errors import OptionError, UnsupportedModelError
+from asyncembed.results import HybridOutput
 
 CATALOGUED = [spec for spec in list_models() if spec.settings]
 
@@ -37,7 +38,7 @@ def settings_of(spec: ModelSpec) -> Settings:
 def test_the_catalogue_says_nothing_that_nobody_reads(spec: ModelSpec) -> None:
     """Each setting reaches the record of its encoder, and is of the type that is declared there."""
     settings = settings_of(spec)
-    hints = get_type_hints(type(settings), localns={"Stemmer": Stemmer})
+    hints = get_type_hints(type(settings), localns={"Stemmer": Stemmer, "HybridOutput": HybridOutput})
     for name, said in spec.settings.items():
         value = getattr(settings, name)
         assert value == (tuple(said) if isinstance(said, list) else said)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from asyncembed.encoders.tokenization import TextTokenizer
 from asyncembed.errors import AsyncEmbedError
 from tests.support.tokenizer_files import CASES, TEXTS, write_case
+from tests.support.tokenizers import wordpiece, write_tokenizer
 
 REFERENCE = json.loads((Path(__file__).parent / "data" / "tokenizers.json").read_text(encoding="utf-8"))["ids"]
 
@@ -25,6 +26,27 @@ def test_every_case_has_its_reference() -> None:
 def test_files_that_disagree_give_the_tokens_of_transformers(name: str, tmp_path: Path) -> None:
     ours = TextTokenizer(write_case(tmp_path, CASES[name]))
     assert [encoding.ids for encoding in ours.encode(TEXTS).values] == REFERENCE[name]
+
+
+@pytest.mark.parametrize(
+    ("config", "declares"),
+    [
+        ({}, True),
+        ({"tokenizer_class": "BertTokenizerFast"}, True),
+        ({"tokenizer_class": "DebertaV2Tokenizer"}, True),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, False),
+        ({"tokenizer_class": "TokenizersBackend"}, False),
+        ({"tokenizer_class": "TokenizersBackend", "model_input_names": ["input_ids", "token_type_ids"]}, True),
+        ({"tokenizer_class": "BertTokenizer", "model_input_names": ["input_ids", "attention_mask"]}, False),
+        ({"tokenizer_class": "BertTokenizer", "model_input_names": "all"}, True),
+    ],
+)
+def test_token_types_are_told_where_the_files_or_the_class_say_so(
+    config: dict[str, Any], declares: bool, tmp_path: Path
+) -> None:
+    """As in transformers 5."""
+    write_tokenizer(tmp_path, wordpiece(), **config)
+    assert TextTokenizer(tmp_path).files.declares_types is declares
 
 
 NUMBERS = st.integers(-(10**40), 10**40) | st.integers(-3, 600) | st.floats()

@@ -4,6 +4,8 @@ Run in a throwaway environment with torch, transformers, sentence-transformers a
 `python tests/export/make_reference.py DIRECTORY_OF_ALL_MINILM_L6_V2`. It writes into `tests/export/data`:
 `minilm.npz`, the vectors that sentence-transformers gives for `TEXTS` in `texts.json`, and, for each
 architecture, a random model of a few kB with its hidden states for a padded batch.
+
+The modules `reference_*` beside it do so for what else is exported: `python -m tests.export.reference_modernbert`, ...
 """
 
 import json

@@ -2,7 +2,8 @@
 
 Run in a throwaway environment with torch and transformers: `python -m tests.export.reference_bert_family`. It writes
 into `tests/export/data`, for each name below, a random model of a few kB and what it gives for a batch padded at its
-end and for the same batch padded at its beginning: the hidden states, and what its head makes of the former.
+end and for the same batch padded at its beginning: the hidden states, and what its head makes of the former. And, into
+`tests/embedders/data`, a few repos, with what sentence-transformers gives for them.
 """
 
 import json
@@ -13,7 +14,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tests.support.tokenizers import unigram, wordpiece, write_tokenizer
+
 DATA = Path(__file__).parent / "data"
+REPOS = Path(__file__).parents[1] / "embedders" / "data"
+
+QUERY = "what is there to see in the long day?"
+TEXTS = [
+    "",
+    "she has a word for each time of the day",
+    "But what if they were not there at all? We can look, and look again; see how long it is.",
+    "x",
+]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -148,14 +160,8 @@ HUB: Mapping[str, Mapping[str, Any]] = {
 
 def main() -> None:
     """Write everything anew."""
-    import torch  # type: ignore[import-not-found]
-
     for number, (name, model) in enumerate(models().items()):
-        torch.manual_seed(100 + number)
-        with torch.no_grad():  # also what is constant at the start: biases 0, norms 1
-            for tensor in model.parameters():
-                tensor.copy_(torch.randn_like(tensor) * 0.3 + (1.0 if tensor.ndim == 1 else 0.0))
-        model.eval()
+        randomize(model, 100 + number)
         model.save_pretrained(DATA / name)
         as_on_the_hub(DATA / name, HUB.get(name, {}))
         padding, types = int(model.config.pad_token_id), int(getattr(model.config, "type_vocab_size", 0))
@@ -164,6 +170,84 @@ def main() -> None:
         states, head = compute(model, right)
         arrays = {**right, **head, "last_hidden_state": states, "left_hidden_state": compute(model, left)[0]}
         np.savez_compressed(DATA / name / "reference.npz", allow_pickle=False, **arrays)
+    write_reranker("bert_reranker", wordpiece(), "BertTokenizer")
+    write_reranker("deberta_reranker", unigram(), "DebertaV2Tokenizer")
+    write_embedder()
+
+
+def randomize(model: Any, seed: int) -> None:
+    """Also what is constant at the start: biases 0, norms 1."""
+    import torch  # type: ignore[import-not-found]
+
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.copy_(torch.randn_like(tensor) * 0.3 + (1.0 if tensor.ndim == 1 else 0.0))
+    model.eval()
+
+
+def write_reranker(name: str, tokenizer: Any, tokenizer_class: str) -> None:
+    """A cross-encoder; its scores, and those if its tokenizer were of no class that declares token types."""
+    import torch
+    import transformers as t
+    from sentence_transformers import CrossEncoder  # type: ignore[import-not-found]
+
+    path, sizes = REPOS / name, SIZES | {"vocab_size": tokenizer.get_vocab_size() + 8, "max_position_embeddings": 48}
+    if name.startswith("bert"):
+        model = t.BertForSequenceClassification(t.BertConfig(**sizes, **SCORE))
+    else:
+        model = t.DebertaV2ForSequenceClassification(t.DebertaV2Config(**sizes, **DEBERTA_V3, **SCORE))
+    randomize(model, 200 + len(name))
+    model.save_pretrained(path)
+    tokens: dict[str, Any] = (
+        {} if name.startswith("bert") else {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>"}
+    )
+    write_tokenizer(path, tokenizer, limit=48, tokenizer_class=tokenizer_class, **tokens)
+    CrossEncoder(str(path), device="cpu").save_pretrained(str(path))
+    drop_what_is_not_read(path)
+    pairs, scores = [(QUERY, text) for text in TEXTS], {}
+    config = path / "tokenizer_config.json"
+    declared = config.read_text("utf-8")
+    for key, class_name in (("scores", tokenizer_class), ("scores_without_types", "TokenizersBackend")):
+        config.write_text(json.dumps(json.loads(declared) | {"tokenizer_class": class_name}), "utf-8")
+        reranker = CrossEncoder(str(path), device="cpu", model_kwargs={"dtype": torch.float32})
+        scores[key] = reranker.predict(pairs, activation_fn=torch.nn.Identity(), convert_to_numpy=True)
+    config.write_text(declared, "utf-8")
+    np.savez_compressed(path / "reference.npz", allow_pickle=False, **scores)
+
+
+def write_embedder() -> None:
+    """GTE as it lies on the hub, with linear layers that add what passes them by."""
+    import torch
+    import transformers as t
+    from sentence_transformers import SentenceTransformer, models
+
+    path, tokenizer = REPOS / "gte_embedder", wordpiece()
+    config = t.GteConfig(**SIZES | {"vocab_size": tokenizer.get_vocab_size()}, rope_parameters=NTK, pad_token_id=0)
+    encoder = t.GteModel(config)
+    randomize(encoder, 210)
+    encoder.save_pretrained(path)
+    write_tokenizer(path, tokenizer, limit=24, tokenizer_class="PreTrainedTokenizerFast")
+    layers = [
+        models.Dense(8, 6, activation_function=torch.nn.GELU(), use_residual=True),
+        models.Dense(6, 6, activation_function=torch.nn.ELU(), use_residual=True, bias=False),
+    ]
+    for number, layer in enumerate(layers):
+        randomize(layer, 211 + number)
+    transformer = models.Transformer(str(path), model_args={"dtype": torch.float32})
+    whole = SentenceTransformer(
+        modules=[transformer, models.Pooling(8, "cls"), *layers, models.Normalize()], device="cpu"
+    )
+    whole.save(str(path), create_model_card=False)
+    vectors = whole.encode(TEXTS)
+    as_on_the_hub(path, {**HUB["gte_reranker"], "architectures": ["NewModel"]})
+    drop_what_is_not_read(path)
+    np.savez_compressed(path / "reference.npz", allow_pickle=False, vectors=vectors)
+
+
+def drop_what_is_not_read(path: Path) -> None:
+    for name in ("README.md", "special_tokens_map.json"):
+        (path / name).unlink(missing_ok=True)
 
 
 def compute(model: Any, inputs: Arrays) -> tuple[npt.NDArray[np.float32], Arrays]:

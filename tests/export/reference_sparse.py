@@ -2,7 +2,7 @@
 
 Run in a throwaway environment with torch, transformers and sentence-transformers: `python
 tests/export/reference_sparse.py`. It writes into `tests/embedders/data/sparse` four repos around one random masked
-language model, each with what sentence-transformers gives for its documents and queries (`reference.npz`, vectors as
+language model, each with what sentence-transformers gives for its documents and queries (`NAME.npz`, vectors as
 rows over the whole vocabulary):
 
 - `splade`: as sentence-transformers 6 saves it; `splade_mlm`: the same as 5.3 and before did;
@@ -78,7 +78,7 @@ def main() -> None:
             "queries": model.encode_query(TEXTS, convert_to_sparse_tensor=False).numpy(),
             "three_words": model.encode_document(TEXTS, convert_to_sparse_tensor=False, max_active_dims=3).numpy(),
         }
-        np.savez_compressed(DATA / name / "reference.npz", allow_pickle=False, **arrays)
+        np.savez_compressed(DATA / f"{name}.npz", allow_pickle=False, **arrays)
     query = DATA / "idf" / "query_0_SparseStaticEmbedding"
     write_json(query / "config.json", {"frozen": True, "path": "idf.json"})  # which was found by its whole path
     for path in DATA.rglob("model.safetensors"):

@@ -1,5 +1,7 @@
 """Compares the graphs of decoders with transformers, whose outputs were computed once: see `reference_decoders.py`."""
 
+import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,9 +12,13 @@ import numpy.typing as npt
 import onnxruntime
 import pytest
 
+from asyncembed.errors import ModelLoadError, UnsupportedModelError
+from asyncembed.export.architectures import read_plan
 from asyncembed.export.construction import Answer
-from asyncembed.export.graph_cache import ensure_graph
+from asyncembed.export.graph_cache import DATA_FILE, ensure_graph
 from asyncembed.export.heads import Head
+from asyncembed.runtime.safetensors import read_tensors
+from tests.support.safetensors_files import write_tensors
 
 DATA = Path(__file__).parent / "data"
 
@@ -109,3 +115,100 @@ def test_an_answer_is_the_difference_of_two_words_logits(name: str, no: int | No
     expected = at_end[:, 9] - (0 if no is None else at_end[:, no])
     found = run(name, inputs, Answer(9, no))
     np.testing.assert_allclose(found, expected[:, None], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_bidirectional", "qwen3_sharded", "qwen3_sliding"])
+def test_weights_written_in_blocks_are_those_written_whole(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ensure_graph(DATA / name, cache_dir=tmp_path / "whole")
+    monkeypatch.setattr("asyncembed.export.construction.BLOCK_BYTES", 300)
+    monkeypatch.setattr("asyncembed.export.onnx_builder.BLOCK_BYTES", 100)
+    blocks = ensure_graph(DATA / name, cache_dir=tmp_path / "blocks")
+    assert whole.read_bytes() == blocks.read_bytes()
+    assert whole.with_name(DATA_FILE).read_bytes() == blocks.with_name(DATA_FILE).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "objection"),
+    [
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "scales its positions by 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "scales its positions by 'longrope'"),
+        ({"rope_scaling": {"type": "linear"}}, "by linear with factor = None"),
+        ({"rope_scaling": {"type": "yarn", "factor": "4"}}, "by yarn with factor = '4'"),
+        ({"rope_scaling": {"type": "llama3", "factor": 4}}, "with low_freq_factor = None"),
+        ({"rope_scaling": {"type": ["linear"]}}, "scales its positions by"),
+        ({"rope_parameters": {"rope_theta": "many"}}, "with rope_theta = 'many'"),
+        ({"rope_theta": "10000"}, "has no usable rope_theta"),
+        ({"partial_rotary_factor": 0.5}, "rotates a part of each head"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotates a part of each head"),
+        ({"num_key_value_heads": 3}, "numbers of heads and of their sizes"),
+        ({"num_key_value_heads": 0}, "has no usable num_key_value_heads"),
+        ({"head_dim": 7}, "numbers of heads and of their sizes"),
+        ({"num_hidden_layers": "2"}, "has no usable num_hidden_layers"),
+        ({"layer_types": ["full_attention"]}, "has layer_types"),
+        ({"layer_types": ["linear_attention", "full_attention"]}, "has layer_types"),
+        ({"layer_types": [["a"], {}]}, "has layer_types"),
+        ({"use_sliding_window": True, "max_window_layers": 0, "sliding_window": -1}, "has no usable sliding_window"),
+        ({"hidden_act": "swiglu"}, "has hidden_act = 'swiglu'"),
+        ({"rms_norm_eps": "small"}, "has no usable rms_norm_eps"),
+        ({"auto_map": {"AutoModel": "modeling.Model"}}, "brings code of its own"),
+    ],
+)
+def test_what_is_not_computed_is_refused(change: dict[str, Any], objection: str, tmp_path: Path) -> None:
+    config = json.loads((DATA / "qwen3" / "config.json").read_text("utf-8"))
+    config.pop("layer_types", None)
+    (tmp_path / "config.json").write_text(json.dumps(config | change), "utf-8")
+    with pytest.raises(UnsupportedModelError) as refused:
+        read_plan(tmp_path)
+    assert objection in str(refused.value)
+
+
+def test_a_projection_of_hidden_states_that_was_not_verified_is_refused(tmp_path: Path) -> None:
+    """As voyage-4-nano has it."""
+    shutil.copytree(DATA / "qwen3", tmp_path / "repo")
+    weights = tmp_path / "repo" / "model.safetensors"
+    tensors = {name: np.array(array) for name, array in read_tensors(weights).items()}
+    write_tensors(weights, tensors | {"linear.weight": np.ones((4, 16), np.float32)})
+    with pytest.raises(UnsupportedModelError, match="a tensor linear.weight, and that has not been verified"):
+        ensure_graph(tmp_path / "repo", cache_dir=tmp_path / "cache")
+
+
+def test_an_answer_that_is_no_word_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="has 40 words, and none of the id 5 or 40"):
+        ensure_graph(DATA / "qwen3_tied", head=Answer(5, 40), cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma3_causal"])
+def test_older_files_of_gemma3_describe_the_same_model(name: str, tmp_path: Path) -> None:
+    """Bases of the rotation and a scaling beside one another, and a pattern instead of the layers' kinds."""
+    directory = tmp_path / "repo"
+    shutil.copytree(DATA / name, directory)
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    said = config.pop("rope_parameters")
+    full, sliding = said["full_attention"], said["sliding_attention"]
+    config |= {"rope_theta": full["rope_theta"], "rope_local_base_freq": sliding["rope_theta"]}
+    if full["rope_type"] != "default":
+        config["rope_scaling"] = {"type": full["rope_type"], "factor": full["factor"]}
+    assert config.pop("layer_types") == ["sliding_attention", "full_attention", "sliding_attention"]
+    del config["_sliding_window_pattern"]
+    config["sliding_window_pattern"] = 2
+    (directory / "config.json").write_text(json.dumps(config), "utf-8")
+    graphs = [ensure_graph(path, cache_dir=tmp_path / "cache") for path in (DATA / name, directory)]
+    assert graphs[0] != graphs[1]
+    assert graphs[0].read_bytes() == graphs[1].read_bytes()
+
+
+def test_older_files_of_qwen_say_which_layers_slide(tmp_path: Path) -> None:
+    directory = tmp_path / "repo"
+    shutil.copytree(DATA / "qwen3_sliding", directory)
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    assert config.pop("layer_types") == ["full_attention", "sliding_attention"]
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    (directory / "config.json").write_text(json.dumps(config), "utf-8")
+    graphs = [ensure_graph(path, cache_dir=tmp_path / "cache") for path in (DATA / "qwen3_sliding", directory)]
+    assert graphs[0] != graphs[1]
+    assert graphs[0].read_bytes() == graphs[1].read_bytes()
+    config["use_sliding_window"] = False
+    (directory / "config.json").write_text(json.dumps(config), "utf-8")
+    assert ensure_graph(directory, cache_dir=tmp_path / "cache").read_bytes() != graphs[0].read_bytes()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from asyncembed.errors import ModelLoadError
-from asyncembed.export import graph_cache as cache
 from asyncembed.export.graph_cache import ensure_graph, find_graph
+from asyncembed.runtime import digests
 from tests.export.conftest import DATA, Variant
 
 
@@ -74,7 +74,7 @@ def test_changed_weights_never_get_the_old_graph(
 ) -> None:
     """Also where place, size, inode and modification time are the same as before."""
     if remembered:  # as if the files were old, so that their digests are kept
-        monkeypatch.setattr(cache, "_TIMESTAMP_STEP_SECONDS", -1.0)
+        monkeypatch.setattr(digests, "_TIMESTAMP_STEP_SECONDS", -1.0)
     directory = variant("bert")
     old = ensure_graph(directory, cache_dir=tmp_path / "cache")
     weights = directory / "model.safetensors"
@@ -103,7 +103,7 @@ def test_weights_that_did_not_change_are_not_read_again(
     variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The content is hashed once; afterwards the graph is found from what stat says."""
-    monkeypatch.setattr(cache, "_TIMESTAMP_STEP_SECONDS", -1.0)
+    monkeypatch.setattr(digests, "_TIMESTAMP_STEP_SECONDS", -1.0)
     directory = variant("bert")
     first = ensure_graph(directory, cache_dir=tmp_path / "cache")
     weights = directory / "model.safetensors"

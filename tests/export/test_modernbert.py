@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 import pytest
 
@@ -151,6 +152,7 @@ def test_a_tensor_of_the_wrong_shape_is_named(
         ({"num_attention_heads": 8}, "num_attention_heads"),
         ({"num_attention_heads": 0}, "num_attention_heads"),
         ({"num_hidden_layers": "4"}, "num_hidden_layers"),
+        ({"num_hidden_layers": 10**9, "layer_types": None}, "num_hidden_layers"),
         ({"local_attention": -2}, "local_attention"),
         ({"norm_eps": "small"}, "norm_eps"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
@@ -159,8 +161,10 @@ def test_a_tensor_of_the_wrong_shape_is_named(
         ({"layer_types": None, "global_attn_every_n_layers": 0}, "global_attn_every_n_layers"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "longrope"),
-        ({"rope_parameters": {"sliding_attention": {"rope_theta": "much"}}}, "sliding_attention"),
-        ({"rope_parameters": None, "global_rope_theta": 0}, "full_attention"),
+        ({"rope_scaling": {"type": "linear"}}, "linear with factor"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": "x"}}, "yarn with beta_fast"),
+        ({"rope_parameters": {"sliding_attention": {"rope_theta": "much"}}}, "rope_theta"),
+        ({"rope_parameters": None, "global_rope_theta": 0}, "rope_theta"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
         ({"auto_map": {"AutoModel": "modeling_other.OtherModel"}}, "auto_map"),
     ],
@@ -176,6 +180,7 @@ def test_what_the_graph_would_not_compute_is_refused(
     "config",
     [
         {"position_embedding_type": "absolute", "layer_norm_eps": 1e-5, "reference_compile": True},
+        {"position_embedding_type": "sans_pos"},  # Ettin, mmBERT
         {"sparse_prediction": True, "deterministic_flash_attn": True},
         {"layer_types": None, "rope_parameters": None, "norm_eps": None, "local_attention": 8},
     ],
@@ -187,3 +192,20 @@ def test_keys_without_a_meaning_and_defaults_change_nothing(
     hidden = compute(variant("modernbert", **config), arrays, tmp_path / "cache")
     real = arrays["attention_mask"] == 1
     np.testing.assert_allclose(hidden[real], arrays["last_hidden_state"][real], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_graph_without_branches_computes_the_same(tmp_path: Path) -> None:
+    """For runtimes that do not compute branches; windows are as wide, and all scores are computed at once."""
+    arrays = reference("modernbert")
+    whole = ensure_graph(DATA / "modernbert", in_chunks=False, cache_dir=tmp_path)
+    assert whole != ensure_graph(DATA / "modernbert", cache_dir=tmp_path)
+    assert "If" not in {node.op_type for node in onnx.load(whole).graph.node}
+    session = onnxruntime.InferenceSession(whole, providers=["CPUExecutionProvider"])
+    for prefix in ("", "long_"):
+        feeds = {name: arrays[prefix + name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+        (hidden,) = session.run(["last_hidden_state"], feeds)
+        real = feeds["attention_mask"] == 1
+        np.testing.assert_allclose(
+            np.asarray(hidden)[real], arrays[f"{prefix}last_hidden_state"][real], rtol=0, atol=1e-5
+        )

@@ -26,6 +26,7 @@ from asyncembed.testing import fake_models
 from tests.hub.server import HubServer, Repo
 from tests.support import posix
 from tests.support.external_data import CONSTANT_FILE, graph_naming
+from tests.support.models import files_of
 
 pytestmark = pytest.mark.slow
 
@@ -146,6 +147,7 @@ async def test_an_index_says_which_shards_there_are(hub: HubServer) -> None:
     assert shards.keys() <= names_in(directory)
 
 
+SPARSE_REPOS = Path(__file__).parents[1] / "embedders" / "data" / "sparse"
 MLM = b'{"architectures": ["BertForMaskedLM"], "model_type": "bert"}'
 CLASSIFIER = b'{"architectures": ["BertForSequenceClassification"], "num_labels": 1}'
 LOOKUP_MODULES = json.dumps([{"idx": 0, "path": "", "type": "sentence_transformers.models.StaticEmbedding"}]).encode()
@@ -158,8 +160,10 @@ LOOKUP_MODULES = json.dumps([{"idx": 0, "path": "", "type": "sentence_transforme
         {"config.json": CLASSIFIER, "onnx/model.onnx": b"graph"},
         {"preprocessor_config.json": b"{}", "config.json": b'{"architectures": ["ViTModel"]}', "model.onnx": b"graph"},
         {"modules.json": LOOKUP_MODULES, "tokenizer.json": b"{}", "model.safetensors": b"weights"},
+        files_of(SPARSE_REPOS / "router"),
+        files_of(SPARSE_REPOS / "idf"),
     ],
-    ids=["sparse", "cross-encoder", "image", "static"],
+    ids=["sparse", "cross-encoder", "image", "static", "router", "table"],
 )
 async def test_what_any_class_opens_is_downloaded(files: dict[str, bytes], hub: HubServer) -> None:
     hub.repos["org/some"] = Repo({**files, "README.md": b"not wanted"})

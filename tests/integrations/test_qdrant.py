@@ -13,6 +13,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 from qdrant_client.models import Distance, Fusion, FusionQuery, Modifier, PointStruct, SparseVector, VectorParams
 
 from asyncembed import (
+    HybridTextEmbedding,
     ImageEmbedding,
     LateInteractionTextEmbedding,
     SparseTextEmbedding,
@@ -103,6 +104,30 @@ async def test_each_record_comes_once_and_in_order_with_what_each_model_gives_fo
             (sparse,) = await models["sparse"].embed_documents([text])
             assert dict(zip(vector["sparse"].indices, vector["sparse"].values, strict=True)) == sparse.as_dict()
             assert np.allclose(vector["multivector"], (await models["multivector"].embed_documents([text]))[0])
+
+
+async def test_a_hybrid_model_gives_a_point_all_its_vectors_in_one_pass() -> None:
+    async with HybridTextEmbedding(fake_model("hybrid", dim=8)) as model, store(hybrid=model) as client:
+        config = collection_config(hybrid=model)
+        vectors: Any = config["vectors_config"]
+        assert vectors["late_interaction"].multivector_config is not None
+        assert config["sparse_vectors_config"] is not None
+        assert config["sparse_vectors_config"]["sparse"].modifier is None
+        assert (await upload(client, "things", points(RECORDS[:40], hybrid=model, key=text_of))).done == 40
+        assert model.stats().items == 40
+        searches = await prefetch("word7 of all", hybrid=model, limit=5)
+        assert [search.using for search in searches] == ["dense", "sparse", "late_interaction"]
+        found = await client.query_points("things", prefetch=searches, query=FusionQuery(fusion=Fusion.RRF), limit=1)
+        assert found.points[0].id == 7
+        with pytest.raises(OptionError, match="for the name 'sparse'"):
+            points(RECORDS, hybrid=model, sparse=SparseTextEmbedding("a/b"))
+    async with HybridTextEmbedding(fake_model("hybrid", dim=8), outputs=["dense"]) as model:
+        assert collection_config(hybrid=model)["sparse_vectors_config"] is None
+        assert [search.using for search in await prefetch("word", hybrid=model)] == ["dense"]
+    with pytest.raises(OptionError, match="hybrid= is a HybridTextEmbedding"):
+        points(RECORDS, hybrid=TextEmbedding("a/b"))  # type: ignore[arg-type]
+    with pytest.raises(StateError):
+        points(RECORDS, hybrid=HybridTextEmbedding("a/b"))
 
 
 async def test_the_loop_goes_on_while_a_slow_model_computes() -> None:

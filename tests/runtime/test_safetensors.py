@@ -191,3 +191,24 @@ def test_no_damaged_file_gets_past_the_reader(tmp_path_factory: pytest.TempPathF
     except (ModelLoadError, UnsupportedModelError):
         return
     assert sum(sizes) <= len(whole)
+
+
+def test_rows_are_those_of_the_whole_tensor(tmp_path: Path) -> None:
+    values = np.random.default_rng(3).standard_normal((7, 5), np.float32)
+    for bfloat16 in (False, True):
+        path = write_tensors(tmp_path / f"{bfloat16}.safetensors", {"a": values}, bfloat16=bfloat16)
+        tensors = read_tensors(path)
+        np.testing.assert_array_equal(tensors.rows("a", slice(2, 4)), tensors["a"][2:4])
+        np.testing.assert_array_equal(tensors.rows("a", slice(6, 99)), tensors["a"][6:])
+
+
+def test_to_ask_for_a_name_reads_no_tensor(tmp_path: Path) -> None:
+    """One of an element type that cannot be read tells: it would raise."""
+    path = tmp_path / "model.safetensors"
+    header = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    tensors = read_tensors(path)
+    assert "a" in tensors
+    assert "b" not in tensors
+    with pytest.raises(UnsupportedModelError):
+        tensors["a"]

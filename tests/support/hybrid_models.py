@@ -55,6 +55,9 @@ def write_bge_m3(directory: Path) -> Path:
     """One whose vectors are as long as those of BAAI/bge-m3, with all files that the catalogue knows of."""
     write_model(directory, tokenizer=unigram(), tokenizer_options=ROLES, token_types=False, dim=1024)
     move_weights_out(directory / "onnx" / "model.onnx")
+    for name in ("modules.json", "1_Pooling/config.json"):
+        (directory / "1_Pooling").mkdir(exist_ok=True)
+        (directory / name).write_text((DATA / name).read_text("utf-8").replace("8", "1024"), "utf-8")
     for name, width in (("sparse_linear", 1), ("colbert_linear", 1024)):
         weight = np.random.default_rng(3).standard_normal((width, 1024)).astype(np.float32)
         write_torch_file(directory / f"{name}.pt", {"weight": weight, "bias": np.zeros(width, np.float32)})
