@@ -1,4 +1,4 @@
-"""What the names of fastembed and sentence-transformers are called here: data, for the errors that refuse them.
+"""What the names of other libraries are called here: data, for the errors that refuse them.
 
 Only what is refused is looked up, so a name that means something here too (`device` in a constructor) is answered where
 it means nothing (in a call).
@@ -22,6 +22,7 @@ _COMPARE = "`matrix @ query` compares vectors of unit length, `maxsim_scores` th
 _DEVICE = 'device= of the constructor ("auto", "cuda", "cpu") and device_ids='
 _ACTIVATION = 'activation="sigmoid" or activation="none"'
 _TRUNCATE_DIM = "TextEmbedding and ImageEmbedding cut vectors: truncate_dim= of their constructors"
+_OUTPUTS = "HybridTextEmbedding gives several results from one pass: outputs= says which"
 
 KEYWORDS: Mapping[str, str] = {
     # fastembed
@@ -88,6 +89,11 @@ KEYWORDS: Mapping[str, str] = {
     "return_documents": "leave it out: `rank` gives positions, and documents[position] the text",
     "top_k": "`rank(query, documents, top_k=...)` gives the best; a stream gives all scores, in input order",
     "num_workers": _WORKERS,
+    # FlagEmbedding
+    **dict.fromkeys(("return_dense", "return_sparse", "return_colbert_vecs", "outputs"), _OUTPUTS),
+    "use_fp16": 'precision="fp16" for the model, dtype="float16" for the vectors',
+    "query_max_length": "max_length= of the constructor, for all texts",
+    "passage_max_length": "max_length= of the constructor, for all texts",
     # What is said to a call here, and to a constructor elsewhere.
     "key": "the calls take it, as in embed(records, key=...)",
     "on_error": "the calls take it, as in embed(texts, on_error=...)",

@@ -69,8 +69,8 @@ def fake_model(
     ```
 
     Args:
-        family: Of the class that it is for: "text", "sparse", "late_interaction", "image",
-            "late_interaction_multimodal" or "cross_encoder".
+        family: Of the class that it is for: "text", "sparse", "late_interaction", "hybrid",
+            "image", "late_interaction_multimodal" or "cross_encoder".
         dim: Length of its vectors; None: as `Fakes.dim` says.
         max_length: Most words of a text; None: 512.
         prompts: Its prompts by name, as a repo has them.

@@ -1,5 +1,6 @@
 """Several results for a text end to end, through real workers."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 
 from asyncembed import HybridBatch, HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, WorkerPool, sync
-from asyncembed.errors import InputError, OptionError, StateError, UnsupportedModelError
+from asyncembed.errors import InputError, ModelLoadError, OptionError, StateError, UnsupportedModelError
 from asyncembed.testing import fake_model, fake_models
 from tests.support.encoders import ECHO
 from tests.support.hybrid_models import HYBRID_TEXTS, Layout, expected, write_hybrid_model
 from tests.support.models import forget_registered_models
+from tests.support.torch_files import write_archive
 
 
 def assert_is_reference(embedding: Any, position: int) -> None:
@@ -109,12 +111,38 @@ async def test_results_keep_nothing_of_their_batch_alive(tmp_path: Path) -> None
         assert collected[2].late_interaction.base is None
 
 
+class Hostile:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+async def test_a_repo_with_a_hostile_layer_is_refused_and_does_nothing(tmp_path: Path) -> None:
+    directory, harm = write_hybrid_model(tmp_path / "model"), tmp_path / "harm"
+    write_archive(directory / "sparse_linear.pt", pickle.dumps({"weight": Hostile(harm)}, 2), {})
+    with pytest.raises(ModelLoadError, match=r"sparse_linear\.pt is not read: its pickle names "):
+        await HybridTextEmbedding(directory, workers=0).open()
+    assert not harm.exists()
+    pickle.loads(pickle.dumps(Hostile(harm), 2))
+    assert harm.exists()
+
+
 async def test_a_wrong_input_is_skipped_or_told(tmp_path: Path) -> None:
     async with HybridTextEmbedding(write_hybrid_model(tmp_path), workers=0, truncate=False) as model:
         inputs: list[Any] = ["the", 3, "the " * 99, "way"]
         assert len(await model.embed(inputs, on_error="skip").collect()) == 2
         results = [result async for result in model.embed(inputs, on_error="return")]
         assert [isinstance(result, InputError) for result in results] == [False, True, True, False]
+
+
+def test_words_of_other_libraries_lead_here() -> None:
+    for keyword in ("return_sparse", "outputs"):
+        with pytest.raises(OptionError, match=r"HybridTextEmbedding gives several results from one pass: outputs="):
+            TextEmbedding("BAAI/bge-m3", **{keyword: True})  # type: ignore[call-overload]
 
 
 async def test_it_is_found_by_name_and_by_the_reasons_why_not(tmp_path: Path) -> None:
