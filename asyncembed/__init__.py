@@ -32,7 +32,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               embed_command, embedding_run, draft, record_files, vector_files   records in; their vectors into a file
 #               rerank_command, search_command, vector_index, ranking   what is nearest; in what; and how it is shown
 #               stored, checkup, measuring  what the caches hold; what doctor looks at; what bench measures
-#               sample_inputs, charts, log_lines  inputs for bench; figures as SVG; what serve logs
+#               sample_inputs, charts, log_lines, unix_socket   inputs for bench; figures as SVG; serve's log and socket
 #   embedders/  text, sparse, late_interaction, hybrid, image, multimodal, cross_encoder: the seven classes
 #               base, roles, intake         what they share
 #   images/     inputs, urls, connecting, decode, image_limits, preprocess
@@ -44,7 +44,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               dense, static, colbert, one_pass, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
 #               causal_reranker, pair_prompts, chat_template   rerankers that are language models; what they read
 #               hashed, text_graph, graph_inputs, graph_output, pooling, projection, postprocess, finite, batch
-#               tokenization, tokenizer_files, long_texts, word_table, word_pieces, stemming
+#               tokenization, tokenizer_files, long_texts, token_pooling, word_table, word_pieces, stemming
 #   runtime/    session                     the seam; onnx, providers: its implementation
 #               prepared, digests           graphs made ready once; onnx_file, loadable_path, safetensors, torch_file
 #   catalogue/  spec, lookup                models as data; pipeline, onnx_choice, limits, cpu: read from a repo's files

@@ -247,7 +247,7 @@ def known_family(name: str | os.PathLike[str]) -> Family | None:
     return next(iter(families), None)
 
 
-FAMILIES_BY_FILES: tuple[Family, ...] = ("text", "image", "sparse", "cross_encoder")
+FAMILIES_BY_FILES: tuple[Family, ...] = ("text", "image", "sparse", "late_interaction", "cross_encoder")
 """Those that a model can be of by its files: first what is surest to be told by them."""
 
 

@@ -854,6 +854,10 @@ class LateInteractionTextEmbedding(
     @_of(AsyncLateInteractionTextEmbedding[ScalarT].token_count)
     def token_count(self) -> None: ...
 
+    @staticmethod
+    @_of(AsyncLateInteractionTextEmbedding.add_custom_model)
+    def add_custom_model() -> None: ...
+
 
 class HybridTextEmbedding(_HasVectors[AsyncHybridTextEmbedding[ScalarT]], Generic[ScalarT]):
     """Several results for a text from one pass. As `asyncembed.HybridTextEmbedding`, for programs without a loop.
@@ -984,6 +988,10 @@ class ImageEmbedding(_HasVectors[AsyncImageEmbedding[ScalarT]], Generic[ScalarT]
     @_of(AsyncImageEmbedding[ScalarT].embed_images)
     def embed_images(self) -> None: ...
 
+    @staticmethod
+    @_of(AsyncImageEmbedding.add_custom_model)
+    def add_custom_model() -> None: ...
+
 
 class LateInteractionMultimodalEmbedding(_HasVectors[AsyncMultimodalEmbedding[ScalarT]], Generic[ScalarT]):
     """A vector per token or patch. As `asyncembed.LateInteractionMultimodalEmbedding`, for programs without a loop.
@@ -1043,6 +1051,10 @@ class LateInteractionMultimodalEmbedding(_HasVectors[AsyncMultimodalEmbedding[Sc
     @_blocking
     @_of(AsyncMultimodalEmbedding[ScalarT].token_count)
     def token_count(self) -> None: ...
+
+    @staticmethod
+    @_of(AsyncMultimodalEmbedding.add_custom_model)
+    def add_custom_model() -> None: ...
 
 
 class TextCrossEncoder(_Embedder[AsyncTextCrossEncoder]):

@@ -219,6 +219,8 @@ def test_pools_and_encodings_are_checked_alike() -> None:
         {"kind": "dense"},
         {"sparse_head": 3},
         {"late_interaction_head": ""},
+        {"query_length": 0},
+        {"skiplist_words": "the"},
     ],
     ids=str,
 )
@@ -229,6 +231,9 @@ def test_a_model_of_ones_own_is_checked_alike(wrong: dict[str, Any]) -> None:
         (SparseTextEmbedding, {"kind": "splade"}),
         (HybridTextEmbedding, {"sparse_head": "a.pt", "late_interaction_head": None}),
         (TextCrossEncoder, {}),
+        (LateInteractionTextEmbedding, {"dim": 3, "normalization": True, "query_length": 32, "skiplist_words": ()}),
+        (ImageEmbedding, {**dense, "pooling": "none", "output_name": None}),
+        (LateInteractionMultimodalEmbedding, {"dim": 3, "kind": "colpali"}),
     ]
     for kind, more in kinds:
         known = {

@@ -9,15 +9,16 @@ the rest.
 """
 
 import re
+import string
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from asyncembed.catalogue.limits import repo_limit
+from asyncembed.catalogue.limits import repo_limit, tokenizer_limit
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.catalogue.spec import Family, LocalOrigin, ModelSpec, Origin, Pooling
-from asyncembed.errors import ModelLoadError, UnsupportedModelError
+from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
 from asyncembed.repo_files import (
     WEIGHTS,
     WEIGHTS_INDEX,
@@ -45,9 +46,11 @@ _ROOT_CONFIGURATION = frozenset(
     {
         *CONFIGURATION,
         *_IMAGE_CONFIGURATION,
+        "artifact.metadata",
         "chat_template.jinja",
         "config_sentence_transformers.json",
         "modules.json",
+        "onnx_config.json",
         "router_config.json",
         "sentence_bert_config.json",
     }
@@ -104,6 +107,8 @@ class Overrides:
         if self.graph_output is not None or self.pooling not in (None, spec.pooling):
             settings.pop("output_name", None)  # it goes with the catalogue's pooling
         if self.template is not None:
+            if spec.encoder != "causal_reranker":
+                raise OptionError(f"{spec.name} is no language model that answers; leave out template=")
             settings["template"] = self.template
         if self.pooling == "none" and spec.pooling != "none":
             settings["takes_finished"] = "any" if self.graph_output is None else "named"
@@ -489,8 +494,161 @@ def _routed_splade(repo: _Repo, router: _Module, spec: ModelSpec) -> ModelSpec:
     return _with_settings(spec, query_folder=folder.rstrip("/"), drops_special_tokens=False, **settings)
 
 
+def _late_interaction(repo: _Repo, spec: ModelSpec) -> ModelSpec:
+    """A vector per token: by modules, as ColBERT's authors have it, or by a file beside a finished graph."""
+    modules = repo.modules()
+    spec = replace(spec, encoder="colbert", normalize=True)
+    said = repo.json("config_sentence_transformers.json")
+    is_pylate = said.get("model_type") == "ColBERT" or "query_prefix" in said
+    if modules is not None and said.get("model_type") == "MultiVectorEncoder":
+        return _multi_vector_encoder(repo, modules, spec)
+    if modules is not None and (is_pylate or any(module.type_name.startswith("pylate.") for module in modules)):
+        return _pylate(repo, [module for module in modules if module.kind != "Normalize"], said, spec)
+    if "HF_ColBERT" in _architectures(repo):
+        metadata = repo.json("artifact.metadata")
+        found: dict[str, Any] = {
+            "query_prefix": metadata.get("query_token_id") or "[unused0]",
+            "document_prefix": metadata.get("doc_token_id") or "[unused1]",
+            "query_length": metadata.get("query_maxlen"),
+            "document_length": metadata.get("doc_maxlen"),
+            "attend_to_expansion_tokens": metadata.get("attend_to_mask_tokens"),
+            "skiplist_words": None if metadata.get("mask_punctuation", True) else [],
+        }
+        return _with_settings(_colbert(repo, found, spec), projection_in_weights=True)
+    if finished := repo.json("onnx_config.json"):
+        spec = _colbert(repo, finished, replace(spec, dim=_integer(finished, "embedding_dim", "embedding_dimension")))
+        return _with_settings(spec, lower_case=True) if finished.get("do_lower_case") else spec
+    raise repo.unsupported(
+        "nothing says that it has a vector for each token: neither modules of PyLate or of sentence-transformers' "
+        "MultiVectorEncoder, nor the architecture HF_ColBERT in config.json, nor onnx_config.json; "
+        "LateInteractionTextEmbedding.add_custom_model says it instead"
+    )
+
+
+def _pylate(repo: _Repo, modules: Sequence[_Module], said: dict[str, Any], spec: ModelSpec) -> ModelSpec:
+    """A model of PyLate: a transformer and linear layers."""
+    spec = _token_layers(repo, modules, _ORDER_OF_PYLATE, spec)
+    if spec.default_prompt is not None:  # which it puts before queries and documents alike
+        default = spec.prompts[spec.default_prompt]
+        spec = replace(spec, prompts={role: spec.prompts.get(role) or default for role in ("query", "document")})
+    return _colbert(repo, said, spec)
+
+
+def _colbert(repo: _Repo, said: dict[str, Any], spec: ModelSpec) -> ModelSpec:
+    """What PyLate's keys say, with its defaults."""
+    markers = {role: _word(repo, said, f"{role}_prefix", f"[{role[0].upper()}] ") for role in ("query", "document")}
+    lengths = {role: _integer(said, f"{role}_length") or default for role, default in _PYLATE_LENGTHS.items()}
+    words = said.get("skiplist_words")
+    expands = said.get("do_query_expansion") is not False
+    settings = {
+        "query_marker": markers["query"],
+        "document_marker": markers["document"],
+        "mask_token": None,
+        "query_pad_length": lengths["query"] - bool(markers["query"]) if expands else None,
+        "query_mask_attended": said.get("attend_to_expansion_tokens") is True,
+        "query_max_length": lengths["query"],
+        "reserved_markers": int(bool(markers["document"])),
+        "skip_words": tuple(string.punctuation) if words is None else _words(repo, words),
+        "skip_unknown": True,
+        "normalize_queries": True,
+    }
+    return _with_settings(replace(spec, max_length=lengths["document"]), **settings)
+
+
+def _multi_vector_encoder(repo: _Repo, modules: Sequence[_Module], spec: ModelSpec) -> ModelSpec:
+    """A model of sentence-transformers' own class."""
+    by_kind = {module.kind: module.prefix for module in modules}
+    spec = _token_layers(repo, modules, _ORDER_OF_MULTI_VECTORS, replace(spec, normalize="Normalize" in by_kind))
+    sentence = repo.json("sentence_bert_config.json")
+    mask = repo.json(f"{by_kind['MultiVectorMask']}config.json") if "MultiVectorMask" in by_kind else {}
+    if mask.get("keep_only_token_ids"):
+        raise repo.unsupported("it keeps the vectors of some tokens of a document only, which we do not compute")
+    tasks = mask.get("skiplist_tasks") or ["document"]
+    own = _max_length(repo)
+    settings: dict[str, object] = {
+        "mask_token": None,
+        # Neither bounds the other.
+        "query_max_length": _integer(sentence, "query_length")
+        or own
+        or tokenizer_limit(repo.json("tokenizer_config.json")),
+        "skip_words": _words(repo, mask.get("skiplist_words") or []) if "document" in tasks else (),
+        "skips_in_queries": "query" in tasks,
+        "normalize_queries": spec.normalize,
+    }
+    spec = replace(spec, max_length=_integer(sentence, "document_length") or own)
+    expansion = sentence.get("query_expansion")
+    if isinstance(expansion, dict):
+        settings |= _expansion(repo, expansion, settings)
+        if "MultiVectorMask" not in by_kind:
+            raise repo.unsupported("it lengthens queries, but has no MultiVectorMask that counts what is put in")
+    if "HierarchicalTokenPooling" in by_kind:
+        settings |= _token_pooling(repo, f"{by_kind['HierarchicalTokenPooling']}config.json")
+    return _with_settings(spec, **settings)
+
+
+def _expansion(repo: _Repo, expansion: dict[str, Any], settings: Mapping[str, object]) -> dict[str, object]:
+    """How queries are lengthened."""
+    strategy, length, longest = expansion.get("strategy"), _integer(expansion, "length"), settings["query_max_length"]
+    if strategy not in ("fixed", "min") or length is None:
+        raise repo.unsupported(
+            f"its query_expansion is {shown(strategy)}, to {shown(expansion.get('length'))} tokens; only fixed and "
+            "min, with a length, are computed"
+        )
+    return {
+        "query_pad_length": length,
+        "query_mask_attended": expansion.get("attend") is True,
+        "mask_token": expansion["token"] if isinstance(expansion.get("token"), str) else None,
+        "query_max_length": length if strategy == "fixed" else longest and max(length, int(str(longest))),
+    }
+
+
+def _token_pooling(repo: _Repo, path: str) -> dict[str, object]:
+    config = repo.json(path)
+    tasks, factor, protected = (config.get(key) for key in ("tasks", "pool_factor", "num_protected_tokens"))
+    if tasks not in (None, "document", ["document"]):
+        raise repo.unsupported(f"{path} is not for documents alone, which is all that we compute")
+    if not isinstance(factor, int | float) or not factor >= 1 or not isinstance(protected, int) or protected < 0:
+        raise repo.unsupported(f"{path} has no usable pool_factor or num_protected_tokens")
+    is_normalized = config.get("normalize_embeddings") is True
+    return {"pool_factor": factor, "protected_tokens": protected, "normalize_pooled": is_normalized}
+
+
+def _token_layers(repo: _Repo, modules: Sequence[_Module], order: re.Pattern[str], spec: ModelSpec) -> ModelSpec:
+    """The spec with the transformer and the linear layers among `modules`."""
+    kinds = ["Dense" if module.type_name in _TOKEN_LAYERS else module.kind for module in modules]
+    if not order.fullmatch(" ".join(kinds)):
+        raise repo.unsupported(f"its modules {', '.join(map(shown, kinds[:8]))} are in an order that we do not compute")
+    spec = _transformer(repo, modules[0].prefix, spec)
+    for module in (module for module, kind in zip(modules, kinds, strict=True) if kind == "Dense"):
+        # PyLate takes a layer for one of tokens, whatever it says.
+        spec = _layer(repo, module.prefix, spec, of="token_embeddings" if order is _ORDER_OF_MULTI_VECTORS else None)
+    return spec
+
+
+def _word(repo: _Repo, said: dict[str, Any], key: str, default: str) -> str:
+    value = said.get(key)
+    if value is not None and not isinstance(value, str):
+        raise repo.unsupported(f"its {key} is {shown(value)}, which is no token")
+    return default if value is None else value
+
+
+def _words(repo: _Repo, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise repo.unsupported(f"its skiplist_words are {shown(value)}, which is no list of tokens")
+    return tuple(value)
+
+
+_PYLATE_LENGTHS = {"query": 32, "document": 180}
+_TOKEN_LAYERS = ("pylate.models.Dense.Dense", "pylate.models.Dense")
+_ORDER_OF_PYLATE = re.compile("Transformer( Dense)*")
+_ORDER_OF_MULTI_VECTORS = re.compile(
+    "Transformer( Dense)*( MultiVectorMask)?( Normalize)?( MultiVectorMask)?( HierarchicalTokenPooling)?"
+)
+
+
 _FAMILIES: Mapping[str, Callable[[_Repo, ModelSpec], ModelSpec]] = {
     "text": _text,
+    "late_interaction": _late_interaction,
     "cross_encoder": _cross_encoder,
     "sparse": _sparse,
     "hybrid": _hybrid,
@@ -606,14 +764,21 @@ def _pooling_of(repo: _Repo, path: str, config: dict[str, Any]) -> Pooling:
 def _projection(repo: _Repo, prefix: str, spec: ModelSpec) -> ModelSpec:
     if repo.overrides.pooling == "none":  # the graph's vector is what linear layers have made already
         return spec
+    return _layer(repo, prefix, spec, of="sentence_embedding")
+
+
+def _layer(repo: _Repo, prefix: str, spec: ModelSpec, *, of: str | None) -> ModelSpec:
+    """The spec with one more linear layer, on what sentence-transformers calls `of`; None: on whatever there is."""
     files = (f"{prefix}{WEIGHTS}", f"{prefix}config.json")
     if files[0] not in repo.files:
         raise repo.unsupported(
             f"its linear layer lacks {files[0]}: files of pickled Python (pytorch_model.bin) are not read"
         )
     config = repo.json(files[1])
-    if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-        raise repo.unsupported(f"its linear layer in {prefix} is of a kind that we do not compute (per token)")
+    for end in ("input", "output"):
+        name = config.get(f"module_{end}_name")
+        if of is not None and name not in (None, of):
+            raise repo.unsupported(f"its linear layer in {prefix} has {shown(name)} for its {end}, not {of}")
     earlier = spec.settings.get("projections", ())
     assert isinstance(earlier, tuple)
     spec = replace(
@@ -676,7 +841,7 @@ def _preferring(repo: _Repo, output: str, spec: ModelSpec) -> ModelSpec:
     return spec if repo.overrides.graph_output is not None else _with_settings(spec, output_name=output)
 
 
-_EXPORTED_FAMILIES = ("text", "sparse", "hybrid", "cross_encoder")
+_EXPORTED_FAMILIES = ("text", "sparse", "late_interaction", "hybrid", "cross_encoder")
 """Those that a graph can be built for from weights."""
 
 
@@ -690,6 +855,8 @@ def _with_weights(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     files = repo.files | {name for name in (WEIGHTS, WEIGHTS_INDEX) if f"{prefix}{name}" in repo.files}
     graph = choose_onnx_file(files, onnx_file=overrides.onnx_file, precision=overrides.precision, model=repo.name)
     if graph is not None:
+        if spec.settings.get("projection_in_weights"):
+            spec = _with_settings(spec, projection_in_weights=False, finishes=True)
         return replace(spec, model_file=graph)
     if spec.settings.get("word_pooling") == "sum":
         raise repo.unsupported(

@@ -1,7 +1,7 @@
 """Image embeddings: one vector per image. And what every class that takes images shares: reading and fetching them."""
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,9 +12,10 @@ import anyio
 from anyio import CancelScope, get_cancelled_exc_class, move_on_after
 from anyio.abc import TaskGroup
 
+from asyncembed.catalogue.lookup import register
 from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family
-from asyncembed.checks import check_bool, check_choice, check_count, check_seconds, checks_keywords
+from asyncembed.checks import check_bool, check_choice, check_count, check_seconds, check_text, checks_keywords
 from asyncembed.embedders.base import (
     AnyStream,
     HasVectors,
@@ -487,6 +488,49 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         """
         await self._turn()
         return await self._several(self.embed(images, priority="interactive"), with_tokens=with_tokens)
+
+    @classmethod
+    def add_custom_model(
+        cls,
+        model: str,
+        sources: object,
+        dim: int,
+        model_file: str = "onnx/vision_model.onnx",
+        description: str = "",
+        license: str = "",  # noqa: A002 (the name that fastembed's users know)
+        size_in_gb: float = 0.0,
+        additional_files: Sequence[str] | None = None,
+        pooling: Literal["none", "cls"] = "none",
+        normalization: bool = True,
+        output_name: str | None = None,
+    ) -> None:
+        """Make a model known by name, for this process and the workers it starts.
+
+        Args:
+            model: Its name; must not be taken.
+            sources: Where its files come from: a hub repo ("organisation/name"), the URL of a `.tar.gz`, a directory
+                as a `Path`, an `asyncembed.Origin`, any object with the attributes `hf` and `url`, or several of these.
+                Its `preprocessor_config.json` says how an image is prepared.
+            dim: Length of its vectors.
+            model_file: Path of the ONNX graph in the repo.
+            description: For people.
+            license: For people.
+            size_in_gb: For people.
+            additional_files: Further files that must be there, as paths in the repo.
+            pooling: As in the constructor.
+            normalization: Whether vectors are scaled to unit length.
+            output_name: Graph output to take; None: the first.
+
+        Raises:
+            OptionError: The name is taken, there is no source, or a value that cannot work.
+        """
+        check_count("dim", dim, minimum=1, may_be_none=False)
+        check_choice("pooling", pooling, ("none", "cls"))
+        check_bool("normalization", normalization)
+        check_text("output_name", output_name)
+        spec = cls._custom_spec(model, "image", sources, model_file, additional_files, description, license, size_in_gb)
+        output = 0 if output_name is None else output_name
+        register(replace(spec, dim=dim, pooling=pooling, normalize=normalization, graph_output=output))
 
     def _overrides(self) -> Overrides:
         return replace(super()._overrides(), pooling=self._pooling, normalize=self._normalize)

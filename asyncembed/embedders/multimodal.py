@@ -1,10 +1,12 @@
 """Late interaction between texts and images: a vector per token or patch, compared by MaxSim."""
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Unpack, overload
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Unpack, get_args, overload
 
+from asyncembed.catalogue.lookup import list_models, register
 from asyncembed.catalogue.spec import Family
-from asyncembed.checks import check_bool, check_choice, checks_keywords
+from asyncembed.checks import check_bool, check_choice, check_count, checks_keywords
 from asyncembed.embedders.base import AnyStream, ModelName, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.image import ImageEmbedder, ImageKeywords
 from asyncembed.embedders.intake import InputT, as_source
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncembed.stream import EmbeddingStream, ReturningStream
+
+
+MultimodalKind = Literal["colpali", "colmodernvbert"]
 
 
 class MultimodalKeywords(ImageKeywords, total=False):
@@ -200,3 +205,40 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
         check_bool("include_extension", include_extension)
         call = Call(truncate=self._text_call.truncate, truncated=truncated, include_extension=include_extension)
         return await self._count(opened, as_source(texts), TEXTS, call)
+
+    @classmethod
+    def add_custom_model(
+        cls,
+        model: str,
+        sources: object,
+        kind: MultimodalKind,
+        dim: int = 128,
+        model_file: str = "model.onnx",
+        description: str = "",
+        license: str = "",  # noqa: A002 (the name that fastembed's users know)
+        size_in_gb: float = 0.0,
+        additional_files: Sequence[str] | None = None,
+    ) -> None:
+        """Make a fine-tuned ColPali or ColModernVBERT known by name, for this process and the workers it starts.
+
+        Args:
+            model: Its name; must not be taken.
+            sources: Where its files come from: a hub repo ("organisation/name"), the URL of a `.tar.gz`, a directory
+                as a `Path`, an `asyncembed.Origin`, any object with the attributes `hf` and `url`, or several of these.
+            kind: "colpali" or "colmodernvbert": whose texts and images it takes as the catalogue's model does.
+            dim: Length of its vectors.
+            model_file: Path of the ONNX graph in the repo.
+            description: For people.
+            license: For people.
+            size_in_gb: For people.
+            additional_files: Further files that must be there, as paths in the repo.
+
+        Raises:
+            OptionError: The name is taken, there is no source, or no such kind.
+        """
+        check_choice("kind", kind, get_args(MultimodalKind))
+        check_count("dim", dim, minimum=1, may_be_none=False)
+        settings = next(spec.settings for spec in list_models(cls.family) if spec.encoder == kind)
+        spec = cls._custom_spec(model, kind, sources, model_file, additional_files, description, license, size_in_gb)
+        files = ("processor_config.json",) if kind == "colmodernvbert" else ()
+        register(replace(spec, dim=dim, additional_files=(*files, *spec.additional_files), settings=settings))

@@ -1,4 +1,4 @@
-"""Linear layers after the pooling: sentence-transformers' module `Dense`."""
+"""Linear layers on the vectors of a graph: sentence-transformers' module `Dense`."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -81,6 +81,23 @@ def read_projections(directory: Path, folders: Sequence[str]) -> list[Projection
         ModelLoadError: A file is missing or broken, or a folder lies elsewhere.
     """
     return [_read_projection(inside(directory, folder)) for folder in folders]
+
+
+def read_inner_projection(*paths: Path) -> Projection:
+    """The layer `linear.weight` that stands in the files of a model's weights, as ColBERT's authors save it.
+
+    Raises:
+        ModelLoadError: There is none.
+    """
+    from asyncembed.runtime.safetensors import read_tensors
+
+    with read_tensors(*paths) as tensors:
+        found = tensors.get("linear.weight")
+        weight = None if found is None or found.ndim != 2 else np.array(found, dtype=np.float32)
+    if weight is None:
+        files = ", ".join(map(str, paths))
+        raise ModelLoadError(f"among the weights in {files} is no linear.weight (out, in), the layer of ColBERT")
+    return Projection(weight, None, ACTIVATIONS["torch.nn.modules.linear.Identity"])
 
 
 def _read_projection(folder: Path) -> Projection:

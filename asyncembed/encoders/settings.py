@@ -86,24 +86,49 @@ class ColbertSettings(GraphSettings):
 
     Attributes:
         query_marker_id, document_marker_id: Id put after a text's first token; None: none.
-        mask_token: What lengthens a short query.
+        query_marker, document_marker: The token that this is instead, as it stands in the vocabulary.
+        mask_token: What lengthens a short query; None: the tokenizer's mask token, or its end token where it has none.
         query_pad_length: Tokens to which it is lengthened, the marker not included; None: not at all.
         query_mask_attended: Whether the mask tokens are attended to.
+        query_max_length: Most tokens of a query, the marker included; None: as many as a document may have.
         reserved_markers: By how many tokens the tokenizer's limit is too high to leave room for the marker.
         skip_punctuation: Whether a document leaves out the vectors of ASCII punctuation.
         skip_padding_id: Whether a document leaves out a pad token that stands in its text.
+        skip_words: Tokens of the vocabulary whose vectors a document leaves out.
+        skip_unknown: Whether one of these that is not in the vocabulary means the unknown token, as for PyLate.
+        skips_in_queries: Whether they are left out of queries, too.
         normalize_queries: Whether queries are scaled to unit length; documents are as `spec.normalize` says.
+        lower_case: Whether the letters of a text are lowered before it is tokenized.
+        projections: Folders of linear layers on the vectors of the graph, unless it has what they give.
+        projection_in_weights: Whether such a layer is the tensor `linear.weight` beside those of the graph instead.
+        finishes: Whether the graph must give what the layer would; hidden states are then none of its results.
+        pool_factor: How many vectors of a document become one; None: no pooling.
+        protected_tokens: How many vectors, from the first, it leaves as they are.
+        normalize_pooled: Whether all are scaled to unit length after it.
     """
 
     query_marker_id: int | None = None
     document_marker_id: int | None = None
-    mask_token: str = "[MASK]"  # noqa: S105 (of a text)
+    query_marker: str | None = None
+    document_marker: str | None = None
+    mask_token: str | None = "[MASK]"  # noqa: S105 (of a text)
     query_pad_length: int | None = None
     query_mask_attended: bool = False
+    query_max_length: int | None = None
     reserved_markers: int = 0
     skip_punctuation: bool = False
     skip_padding_id: bool = False
+    skip_words: tuple[str, ...] = ()
+    skip_unknown: bool = False
+    skips_in_queries: bool = False
     normalize_queries: bool = False
+    lower_case: bool = False
+    projections: tuple[str, ...] = ()
+    projection_in_weights: bool = False
+    finishes: bool = False
+    pool_factor: float | None = keyword(None)
+    protected_tokens: int = keyword(1)
+    normalize_pooled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,10 +107,21 @@ class TextTokenizer:
         Raises:
             OptionError: It leaves no room for a token of the text.
         """
-        if limit >= self.limit:
-            return self
+        return self if limit >= self.limit else self._with_limit(limit)
+
+    def relimited(self, limit: int, *, extra: int = 0) -> "TextTokenizer":
+        """One that cuts texts at `limit` tokens, `extra` more being put in, as far as the model has positions for them.
+
+        Raises:
+            OptionError: It leaves no room for a token of the text.
+        """
+        limit = self.files.limit(limit, extra=extra)
+        return self if limit == self.limit else self._with_limit(limit)
+
+    def padding_behind(self) -> "TextTokenizer":
+        """One that puts the filling behind the tokens, wherever the files want it."""
         other = copy(self)
-        other._cut_at(limit)  # noqa: SLF001 (it is of this class)
+        other.pads_left = False
         return other
 
     def encode(self, inputs: Sequence[object], *, prefix: str = "", truncate: bool = True) -> Tokenized:
@@ -218,6 +229,16 @@ class TextTokenizer:
     def places(self, count: int, width: int) -> slice:
         """Where in a padded row of `width` its `count` tokens stand."""
         return slice(width - count, width) if self.pads_left else slice(0, count)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token as it stands in the vocabulary, added ones included; None where it does not."""
+        found: int | None = self._library.token_to_id(token)
+        return found
+
+    def _with_limit(self, limit: int) -> "TextTokenizer":
+        other = copy(self)
+        other._cut_at(limit)  # noqa: SLF001 (it is of this class)
+        return other
 
     def _cut_at(self, limit: int) -> None:
         """Set a limit on a library of its own."""

@@ -412,7 +412,7 @@ def test_a_reranker_needs_no_pooling(tmp_path: Path) -> None:
     spec = spec_from_directory(tmp_path, family="cross_encoder")
     assert (spec.encoder, spec.model_file) == ("cross_encoder", "onnx/model.onnx")
     with pytest.raises(UnsupportedModelError, match="catalogue"):
-        spec_from_directory(tmp_path, family="late_interaction")
+        spec_from_directory(tmp_path, family="late_interaction_multimodal")
 
 
 def test_broken_and_missing_directories_say_so(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from asyncembed import ImageEmbedding, LateInteractionMultimodalEmbedding
 from asyncembed.errors import InputError, OptionError, OverloadedError, StateError
 from asyncembed.images.urls import CONCURRENCY
 from tests.support.images import encoded, picture, write_image_model
+from tests.support.models import forget_registered_models
 from tests.support.waiting import until
 from tests.support.web import WebServer
 
@@ -495,3 +496,14 @@ async def test_an_image_that_raises_when_it_is_looked_at_fails_alone(model_path:
                 assert [type(result) for result in results] == [np.ndarray, *[InputError] * len(wild), np.ndarray]
                 assert [result.index for result in results[1:-1]] == list(range(1, len(wild) + 1))
                 assert model.stats().failed == failed + len(wild)
+
+
+async def test_a_model_of_ones_own_is_known_by_name(model_path: Path, paths: list[Path], expected: Any) -> None:
+    ImageEmbedding.add_custom_model("mine/clip", model_path, expected.shape[1], model_file="model.onnx")
+    try:
+        async with ImageEmbedding("Mine/CLIP", workers=0) as model:
+            np.testing.assert_allclose(await model.embed(paths).collect(), expected, atol=1e-5)
+        with pytest.raises(OptionError, match="already"):
+            ImageEmbedding.add_custom_model("mine/clip", model_path, 3)
+    finally:
+        forget_registered_models()

@@ -1,6 +1,7 @@
 """Texts and images in one model, end to end."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.encoders.registry import build
 from asyncembed.errors import InputError
 from tests.support.images import picture
-from tests.support.models import TEXTS
-from tests.support.multimodal import COLMODERNVBERT_NAME, write_multimodal_model
+from tests.support.models import TEXTS, forget_registered_models
+from tests.support.multimodal import COLMODERNVBERT_NAME, NAMES, write_multimodal_model
 
 pytestmark = pytest.mark.slow
 
@@ -42,3 +43,21 @@ async def test_texts_and_images_share_a_model(tmp_path: Path) -> None:
         assert model.embedding_size == 128
         with pytest.raises(InputError, match="expected a str"):
             await model.embed_text([paths[0]]).collect()  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_fine_tuned_model_is_known_by_name(name: str, tmp_path: Path) -> None:
+    spec = write_multimodal_model(tmp_path, name)
+    assert spec.model_file is not None
+    kind: Any = spec.encoder
+    page = picture(90, 90)
+    async with LateInteractionMultimodalEmbedding(spec, workers=0) as model:
+        expected = [await model.embed_query("the day"), await model.embed_one_image(page)]
+    LateInteractionMultimodalEmbedding.add_custom_model("mine/pages", tmp_path, kind, model_file=spec.model_file)
+    try:
+        async with LateInteractionMultimodalEmbedding("Mine/Pages", workers=0) as model:
+            assert model.embedding_size == 128
+            np.testing.assert_allclose(await model.embed_query("the day"), expected[0], atol=2e-6)
+            np.testing.assert_allclose(await model.embed_one_image(page), expected[1], atol=2e-6)
+    finally:
+        forget_registered_models()
