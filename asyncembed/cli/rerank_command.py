@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ACTIVATIONS = ("none", "sigmoid")
 
 
-@click.command()
+@click.command(short_help="Print the texts of a file, best first for a query.")
 @click.argument("model", shell_complete=model_names)
 @click.argument("query")
 @source_options
