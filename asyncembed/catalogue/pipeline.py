@@ -518,6 +518,9 @@ def _late_interaction(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     if finished := repo.json("onnx_config.json"):
         spec = _colbert(repo, finished, replace(spec, dim=_integer(finished, "embedding_dim", "embedding_dimension")))
         return _with_settings(spec, lower_case=True) if finished.get("do_lower_case") else spec
+    if "late_interaction_head" in _heads(repo):
+        # Its vectors may be of another length than the hidden states.
+        return replace(_with_settings(_hybrid(repo, replace(spec, normalize=False)), only="late_interaction"), dim=None)
     raise repo.unsupported(
         "nothing says that it has a vector for each token: neither modules of PyLate or of sentence-transformers' "
         "MultiVectorEncoder, nor the architecture HF_ColBERT in config.json, nor onnx_config.json; "
