@@ -14,7 +14,7 @@ from asyncembed.cli.record_files import RecordFile, open_records, source_options
 if TYPE_CHECKING:
     from asyncembed.embedders.cross_encoder import TextCrossEncoder
 
-ACTIVATIONS = ("none", "sigmoid")
+ACTIVATIONS = ("none", "sigmoid", "auto")
 
 
 @click.command(short_help="Print the texts of a file, best first for a query.")
