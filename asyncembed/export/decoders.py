@@ -88,6 +88,10 @@ class Decoder:
 
     def _use_objections(self, config: Mapping[str, Any]) -> Iterator[str]:
         """Likewise, of what some checkpoints ask for."""
+        own = config.get("auto_map")
+        named = own.get("AutoModel") if isinstance(own, dict) else None
+        if self.brings_code and named is not None and not str(named).endswith(".EuroBertModel"):
+            yield f"says that the model brings code of its own (auto_map: {quoted(named)})"
         if config.get("attn_logit_softcapping") is not None:
             yield "bounds the scores of attention (attn_logit_softcapping), and only scores as they are are computed"
         padding, pooling = config.get("pad_token_id"), config.get("classifier_pooling", "late")
