@@ -8,6 +8,7 @@ graph computes only those of `--torch-long`, since its memory grows with the squ
 import argparse
 import multiprocessing
 import os
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ Run = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 
 
 def main() -> None:
-    """Compare both at several shapes, twice, then compute long texts."""
+    """Compare both at several shapes, then compute long texts."""
     options = _options()
     say(machine())
     started = time.perf_counter()
@@ -34,8 +35,8 @@ def main() -> None:
     size_mb = sum(file.stat().st_size for file in ours.parent.iterdir()) / 2**20
     say(f"{options.directory}: built or found in {time.perf_counter() - started:.1f} s, {size_mb:.0f} MB")
     theirs = options.directory / "torch" / "model.onnx"
-    for sides in ({"ours": ours, "torch": theirs}, {"torch": theirs, "ours": ours}):
-        compare(sides, threads=options.threads, rounds=options.rounds)
+    sides = {"ours": ours, "torch": theirs}
+    compare(sides, threads=options.threads, loads=options.loads, rounds=options.rounds)
     for side, graph, lengths in (("ours", ours, options.long), ("torch", theirs, options.torch_long)):
         for length in lengths:
             measure_long(side, graph, length, threads=options.threads)
@@ -44,40 +45,47 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="what benchmarks/torch_export.py has made")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--loads", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--long", type=int, nargs="*", default=[2048, 8192], help="tokens of our long texts")
     parser.add_argument("--torch-long", type=int, nargs="*", default=[2048], help="tokens of torch's")
     return parser.parse_args()
 
 
-def compare(graphs: Mapping[str, Path], *, threads: int, rounds: int) -> None:
+def compare(graphs: Mapping[str, Path], *, threads: int, loads: int, rounds: int) -> None:
     """Processor time of each side, in turn; it is less disturbed by what else runs than the clock's.
 
-    Where in memory a session's weights come to lie changes its time for a short text by a few per cent.
+    Both are loaded several times: where a session's weights come to lie in memory changes its time for a short text by
+    several per cent. Of each time that they are loaded the best round counts.
     """
-    say(f"Loaded anew, {' before '.join(graphs)}:")
-    sides = {side: load(graph, threads) for side, graph in graphs.items()}
-    for batch, tokens in SHAPES:
-        ids = random_ids(batch, tokens)
-        seconds: dict[str, list[float]] = {side: [] for side in sides}
-        states = {side: run(ids) for side, run in sides.items()}
-        for number in range(rounds * max(1, 256 // (batch * tokens))):
-            for side in sorted(sides, reverse=bool(number % 2)):
-                started = time.process_time()
-                sides[side](ids)
-                seconds[side].append(time.process_time() - started)
-        difference = np.abs(states["ours"] - states["torch"]).max()
-        ratio = min(seconds["ours"]) / min(seconds["torch"])
-        per_second = {side: batch * threads / min(times) for side, times in seconds.items()}
-        say(
-            f"{batch} x {tokens}: "
-            + ", ".join(
-                f"{side} {spread([1000 * value for value in times])} ms, at best {per_second[side]:.1f} texts/s"
-                for side, times in seconds.items()
-            )
-            + f"; time ours / torch {ratio:.2f}; states differ by {difference:.0e}"
-        )
+    best: dict[tuple[int, int], dict[str, list[float]]] = {shape: {side: [] for side in graphs} for shape in SHAPES}
+    for number in range(loads):
+        order = sorted(graphs, reverse=bool(number % 2))
+        sides = {side: load(graphs[side], threads) for side in order}
+        for shape, found in best.items():
+            for side, milliseconds in _best(sides, shape, rounds).items():
+                found[side].append(milliseconds)
+    for (batch, tokens), found in best.items():
+        medians = {side: statistics.median(values) for side, values in found.items()}
+        per_second = {side: 1000 * batch * threads / median for side, median in medians.items()}
+        sides_said = (f"{side} {spread(values)} ms, {per_second[side]:.1f} texts/s" for side, values in found.items())
+        say(f"{batch} x {tokens}: {', '.join(sides_said)}; time ours / torch {medians['ours'] / medians['torch']:.2f}")
+
+
+def _best(sides: Mapping[str, Run], shape: tuple[int, int], rounds: int) -> dict[str, float]:
+    """The least milliseconds of each side, which must compute the same."""
+    ids = random_ids(*shape)
+    states = {side: run(ids) for side, run in sides.items()}
+    difference = np.abs(states["ours"] - states["torch"]).max()
+    assert difference < 1e-4, f"the states differ by {difference}"
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(rounds * max(1, 256 // ids.size)):
+        for side in sorted(sides, reverse=bool(number % 2)):
+            started = time.process_time()
+            sides[side](ids)
+            seconds[side].append(time.process_time() - started)
+    return {side: 1000 * min(values) for side, values in seconds.items()}
 
 
 def load(graph: Path, threads: int) -> Run:

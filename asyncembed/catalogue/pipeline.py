@@ -18,7 +18,7 @@ from typing import Any
 from asyncembed.catalogue.limits import repo_limit, tokenizer_limit
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.catalogue.spec import Family, LocalOrigin, ModelSpec, Origin, Pooling
-from asyncembed.errors import ModelLoadError, UnsupportedModelError
+from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
 from asyncembed.repo_files import (
     WEIGHTS,
     WEIGHTS_INDEX,
@@ -107,6 +107,8 @@ class Overrides:
         if self.graph_output is not None or self.pooling not in (None, spec.pooling):
             settings.pop("output_name", None)  # it goes with the catalogue's pooling
         if self.template is not None:
+            if spec.encoder != "causal_reranker":
+                raise OptionError(f"{spec.name} is no language model that answers; leave out template=")
             settings["template"] = self.template
         if self.pooling == "none" and spec.pooling != "none":
             settings["takes_finished"] = "any" if self.graph_output is None else "named"

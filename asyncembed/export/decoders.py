@@ -81,6 +81,10 @@ class Decoder:
         eps = config.get("rms_norm_eps", self.norm_eps)
         if not isinstance(eps, float | int) or not 0 <= eps <= 1:
             yield "has no usable rms_norm_eps"
+        own = config.get("auto_map")
+        named = own.get("AutoModel") if isinstance(own, dict) else None
+        if self.brings_code and named is not None and not str(named).endswith(".EuroBertModel"):
+            yield f"says that the model brings code of its own (auto_map: {quoted(named)})"
         yield from self._kind_objections(config)
 
     def _kind_objections(self, config: Mapping[str, Any]) -> Iterator[str]:

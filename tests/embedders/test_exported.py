@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from asyncembed import TextCrossEncoder, TextEmbedding
+from asyncembed import SparseTextEmbedding, TextCrossEncoder, TextEmbedding
 from asyncembed.errors import RuntimeMissingError
 from tests.export import reference_bert_family as bert_family
 from tests.export.reference_modernbert import QUERY, REPOS, TEXTS
@@ -61,6 +61,16 @@ async def test_the_scores_of_a_reranker_with_the_token_types_that_its_tokenizer_
     async with TextCrossEncoder(directory, cache_dir=tmp_path / "cache", workers=1) as model:
         scores = [score async for score in model.rerank(bert_family.QUERY, bert_family.TEXTS)]
     np.testing.assert_allclose(scores, scores_of_torch, rtol=0, atol=2e-6)
+
+
+async def test_the_weights_of_a_modernbert_splade(tmp_path: Path) -> None:
+    directory = REPOS / "modernbert_splade"
+    expected = np.load(directory / "reference.npz")["weights"]
+    async with SparseTextEmbedding(directory, cache_dir=tmp_path, workers=1) as model:
+        found = [vector async for vector in model.embed(TEXTS)]
+    for vector, row in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(np.sort(vector.indices), np.flatnonzero(row))
+        np.testing.assert_allclose(vector.values, row[vector.indices], rtol=0, atol=1e-5)
 
 
 async def test_openvino_gets_a_graph_without_branches(tmp_path: Path) -> None:

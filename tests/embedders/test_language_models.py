@@ -109,5 +109,8 @@ async def test_a_reranker_that_reads_a_pair_as_it_is_takes_no_instruction(tmp_pa
             await model.rank("a", ["b"], instruction="find b")
         with pytest.raises(OptionError, match="instruction must be a text"):
             await model.rank("a", ["b"], instruction=3)  # type: ignore[call-overload]
+    with pytest.raises(OptionError, match="is no language model that answers; leave out template="):
+        async with TextCrossEncoder(RERANKER, model_path=directory, workers=0, template="qwen3-reranker"):
+            pass
     with pytest.raises(OptionError, match="template must be"):
         TextCrossEncoder(RERANKER, template="chatml")  # type: ignore[arg-type]

@@ -153,10 +153,10 @@ def computed(model: Any, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.N
 
 
 def write_repos() -> None:
-    """An embedder in the layout that the hub's ModernBERT embedders have, and a reranker."""
+    """An embedder in the layout that the hub's ModernBERT embedders have, a reranker, and a sparse model."""
     import torch
     import transformers as t
-    from sentence_transformers import CrossEncoder, SentenceTransformer  # type: ignore[import-not-found]
+    from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder  # type: ignore[import-not-found]
 
     tokenizer = make_tokenizer()
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")}
@@ -172,7 +172,10 @@ def write_repos() -> None:
     reranker = t.ModernBertForSequenceClassification(
         t.ModernBertConfig(**sizes, num_labels=1, classifier_pooling="mean")
     )
-    for name, model, seed in (("modernbert_embedder", embedder, 31), ("modernbert_reranker", reranker, 32)):
+    splade = t.ModernBertForMaskedLM(t.ModernBertConfig(**sizes | {"hidden_size": 8}))
+    models = {"embedder": embedder, "reranker": reranker, "splade": splade}
+    for seed, (kind, model) in enumerate(models.items(), 31):
+        name = f"modernbert_{kind}"
         fill(model, seed)
         model.save_pretrained(REPOS / name)
         wrapped.save_pretrained(REPOS / name)
@@ -186,6 +189,9 @@ def write_repos() -> None:
     pairs = [(QUERY, text) for text in TEXTS]
     scores = CrossEncoder(str(path), device="cpu").predict(pairs, activation_fn=torch.nn.Identity())
     np.savez_compressed(path / "reference.npz", scores=scores)
+    path = REPOS / "modernbert_splade"
+    weights = SparseEncoder(str(path), device="cpu").encode(TEXTS, convert_to_sparse_tensor=False)
+    np.savez_compressed(path / "reference.npz", weights=np.asarray(weights))
 
 
 LAYOUT = {

@@ -164,6 +164,18 @@ def test_what_is_not_computed_is_refused(change: dict[str, Any], objection: str,
     assert objection in str(refused.value)
 
 
+def test_code_that_computes_the_same_is_accepted_by_its_name(tmp_path: Path) -> None:
+    """Repos of EuroBERT from 2025 bring what transformers has since; others of its type change what it computes."""
+    config = json.loads((DATA / "eurobert" / "config.json").read_text("utf-8"))
+    for name, is_known in (("modeling_eurobert.EuroBertModel", True), ("modeling_own.OwnModel", False)):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": name}}), "utf-8")
+        if is_known:
+            read_plan(tmp_path)
+            continue
+        with pytest.raises(UnsupportedModelError, match="brings code of its own"):
+            read_plan(tmp_path)
+
+
 def test_a_projection_of_hidden_states_that_was_not_verified_is_refused(tmp_path: Path) -> None:
     """As voyage-4-nano has it."""
     shutil.copytree(DATA / "qwen3", tmp_path / "repo")
