@@ -306,7 +306,7 @@ def _image(repo: _Repo, spec: ModelSpec) -> ModelSpec:
 def _cross_encoder(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     """A model for sequence classification whose one label is the score, or a language model whose answer is."""
     modules = repo.modules() or []
-    spec = replace(spec, max_length=_max_length(repo))
+    spec = _with_settings(replace(spec, max_length=_max_length(repo)), **_own_activation(repo))
     answers = [module.prefix for module in modules if module.kind == "LogitScore"]
     if answers or _is_called(repo, "ForCausalLM") or repo.overrides.template is not None:
         kinds = [module.kind for module in modules]
@@ -327,6 +327,22 @@ def _cross_encoder(repo: _Repo, spec: ModelSpec) -> ModelSpec:
         # Its chat template says what it reads of a pair, and no answer but its score is taken.
         return _with_settings(_instructed(replace(spec, encoder="causal_reranker")), yes=None, no=None)
     return _preferring(repo, "logits", replace(spec, encoder="cross_encoder"))
+
+
+def _own_activation(repo: _Repo) -> dict[str, object]:
+    """What the repo says is done to its scores, in one of the three places where versions have written it."""
+    config = repo.json("config.json")
+    nested = config.get("sentence_transformers")
+    said = (
+        repo.json("config_sentence_transformers.json").get("activation_fn")
+        or (nested.get("activation_fn") if isinstance(nested, dict) else None)
+        or config.get("sbert_ce_default_activation_function")
+    )
+    if not isinstance(said, str):
+        return {}
+    known = {"Identity": "none", "Sigmoid": "sigmoid"}
+    name = said.rsplit(".", 1)[-1]
+    return {"own_activation": known[name] if said.startswith("torch.nn.") and name in known else said}
 
 
 _ANSWERS: Mapping[str | None, tuple[str, str]] = {
@@ -502,6 +518,9 @@ def _late_interaction(repo: _Repo, spec: ModelSpec) -> ModelSpec:
     if finished := repo.json("onnx_config.json"):
         spec = _colbert(repo, finished, replace(spec, dim=_integer(finished, "embedding_dim", "embedding_dimension")))
         return _with_settings(spec, lower_case=True) if finished.get("do_lower_case") else spec
+    if "late_interaction_head" in _heads(repo):
+        # Its vectors may be of another length than the hidden states.
+        return replace(_with_settings(_hybrid(repo, replace(spec, normalize=False)), only="late_interaction"), dim=None)
     raise repo.unsupported(
         "nothing says that it has a vector for each token: neither modules of PyLate or of sentence-transformers' "
         "MultiVectorEncoder, nor the architecture HF_ColBERT in config.json, nor onnx_config.json; "

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from asyncembed.cli.measuring import Ingest, Measured
 
 
-@click.command()
+@click.command(short_help="Measure a model on this machine.")
 @click.argument("model", shell_complete=model_names)
 @click.option("--family", type=click.Choice(get_args(Family)), help="What it is, where its name does not say so.")
 @click.option("--texts", type=click.Path(path_type=Path), help="A file of your own texts, one on each line.")

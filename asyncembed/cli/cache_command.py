@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from asyncembed.cli.stored import Places, Stored
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, short_help="List what the caches hold, or clear some of it.")
 @cache_dir_option
 @json_option("Everything that is there")
 @click.pass_context

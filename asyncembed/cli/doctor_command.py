@@ -17,7 +17,7 @@ _MARKS = {"ok": "ok  ", "note": "note", "warning": "WARN", "failed": "FAIL"}
 _COLOURS = {"ok": "green", "note": "blue", "warning": "yellow", "failed": "red"}
 
 
-@click.command()
+@click.command(short_help="Look whether everything that models need is here.")
 @cache_dir_option
 @click.option("--offline", is_flag=True, help="Ask no network.")
 @json_option("All that was found")

@@ -11,7 +11,7 @@ from asyncembed.cli.output import json_option, print_json
 from asyncembed.cli.record_files import open_records, source_options
 
 
-@click.command()
+@click.command(short_help="Embed the texts of a file, into another file.")
 @click.argument("model", shell_complete=model_names)
 @source_options
 @click.option(
@@ -80,6 +80,7 @@ def _embed(options: Mapping[str, Any], *, shows_progress: bool) -> dict[str, Any
         "read": mark.read,
         "written": mark.written,
         "failed": mark.read - mark.written,
+        "cut": run.cut,
         "resumed_after": before,
     }
 
@@ -89,6 +90,8 @@ def _in_words(report: Mapping[str, Any]) -> str:
     words = [f"{report['written']} record{'' if report['written'] == 1 else 's'}"]
     if report["failed"]:
         words.append(f"{report['failed']} failed")
+    if report["cut"]:
+        words.append(f"{report['cut']} longer than the model's limit of tokens, and cut there")
     if report["resumed_after"]:
         words.append(f"{report['resumed_after']} read by earlier runs")
     words.append(f"{report['seconds']:.1f} s" + (f" ({fresh / report['seconds']:.0f}/s)" if fresh else ""))

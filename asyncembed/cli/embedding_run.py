@@ -47,7 +47,11 @@ _OF_RESULT = ("revision", "precision", "onnx_file", "max_length", "truncate_dim"
 
 
 class EmbeddingRun:
-    """One run of the command with its options, as click gives them."""
+    """One run of the command with its options, as click gives them.
+
+    Attributes:
+        cut: Texts so far, of this run, that were longer than the model's limit of tokens, and were cut there.
+    """
 
     def __init__(
         self, options: Mapping[str, Any], source: RecordFile, vectors: VectorFile, *, shows_progress: bool
@@ -62,6 +66,7 @@ class EmbeddingRun:
         self._failures: list[tuple[Any, InputFailure]] = []
         self._next_commit = 0.0
         self._mark = Mark()
+        self.cut = 0
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -106,6 +111,7 @@ class EmbeddingRun:
                 click.echo("To go on past what fails: --on-error skip, or a FILE for it.", err=True)
                 raise
             finally:
+                self.cut = model.stats().truncated
                 with CancelScope(shield=True):
                     await in_disk_thread(target.commit, self._mark)
 

@@ -9,7 +9,7 @@ from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.cli.output import json_option, print_json, print_table
 
 
-@click.command()
+@click.command(short_help="List the models of the catalogue.")
 @click.option("--family", type=click.Choice(get_args(Family)), help="Only models of this family.")
 @click.option("--language", help="Only models for this language, as de or multilingual.")
 @json_option("Everything that is known about each")

@@ -14,10 +14,10 @@ from asyncembed.cli.record_files import RecordFile, open_records, source_options
 if TYPE_CHECKING:
     from asyncembed.embedders.cross_encoder import TextCrossEncoder
 
-ACTIVATIONS = ("none", "sigmoid")
+ACTIVATIONS = ("none", "sigmoid", "auto")
 
 
-@click.command()
+@click.command(short_help="Print the texts of a file, best first for a query.")
 @click.argument("model", shell_complete=model_names)
 @click.argument("query")
 @source_options

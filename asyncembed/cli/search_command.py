@@ -19,7 +19,7 @@ OF_INDEX = ("revision", "precision", "onnx_file", "max_length", "truncate_dim")
 """What a vector is made with: as the index was, unless the command says otherwise."""
 
 
-@click.command()
+@click.command(short_help="Print what is nearest to a query in what `embed` wrote.")
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("query")
 @click.option("-k", "--top", type=click.IntRange(min=1), default=10, show_default=True, help="So many.")

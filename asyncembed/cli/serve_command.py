@@ -3,8 +3,11 @@
 import gc
 import os
 import socket
+from collections.abc import Callable
+from contextlib import ExitStack
 from logging import ERROR, WARNING, getLogger
 from pathlib import Path
+from stat import S_IWOTH
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +19,8 @@ from asyncembed.errors import OptionError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from asyncembed.server.service import Service
+
 KEY_VARIABLE = "ASYNCEMBED_API_KEY"
 
 KEEP_ALIVE_SECONDS = 75
@@ -25,11 +30,18 @@ SETTINGS: dict[str, Any] = {"auto_envvar_prefix": "ASYNCEMBED_SERVE", "show_defa
 """Each option may stand in the environment, as ASYNCEMBED_SERVE_PORT for --port."""
 
 
-@click.command(context_settings=SETTINGS)
+@click.command(context_settings=SETTINGS, short_help="Serve models over HTTP.")
 @click.argument("models", nargs=-1, required=True, metavar="[NAME=]MODEL...", envvar="ASYNCEMBED_SERVE_MODELS")
 @click.option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 for all of this machine.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0: any free one, which the log names.")
 @click.option("--uds", metavar="PATH", help="Listen at this unix socket instead of an address.")
+@click.option(
+    "--uds-mode",
+    default="660",
+    metavar="OCTAL",
+    callback=lambda _context, _option, value: _mode(value),
+    help="Rights of the socket: by default its user and its group may connect.",
+)
 @click.option("--api-key", metavar="@FILE", help=f"File of the keys that clients must give; or set {KEY_VARIABLE}.")
 @click.option("--max-queued", type=click.IntRange(1), default=8192, help="Inputs that may wait; what is more gets 429.")
 @click.option("--max-inputs", type=click.IntRange(1), default=2048, help="Inputs of one request.")
@@ -47,7 +59,9 @@ SETTINGS: dict[str, Any] = {"auto_envvar_prefix": "ASYNCEMBED_SERVE", "show_defa
 )
 @worker_options
 @model_options
-def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace: float, **options: Any) -> None:
+def serve(
+    models: tuple[str, ...], host: str, port: int, uds: str | None, uds_mode: int, grace: float, **options: Any
+) -> None:
     """Serve models over HTTP, to clients of OpenAI's, Text Embeddings Inference's, Cohere's and Jina's interfaces.
 
     MODEL is a name of the catalogue, a repo of the hub or a directory; clients call it by NAME, if there is one.
@@ -61,6 +75,7 @@ def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace:
         _check_address(host, port)
     import uvicorn
 
+    from asyncembed.cli.unix_socket import SocketServer, place
     from asyncembed.server.http_connection import BoundedConnection
 
     set_up_log(options.pop("log_level"), as_json=options.pop("log_format") == "json")
@@ -68,30 +83,45 @@ def serve(models: tuple[str, ...], host: str, port: int, uds: str | None, grace:
     if not is_logging_requests:
         getLogger("asyncembed.server.requests").setLevel(WARNING)
     app = _app(models, keys, options)
-    if host not in ("127.0.0.1", "localhost", "::1") and uds is None and not app.state.service.has_keys:
-        getLogger("asyncembed.server").warning("anybody who reaches %s may use this server: it has no API key", host)
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        uds=uds,
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        http=BoundedConnection,
-        server_header=False,
-        proxy_headers=is_logging_requests,  # for the address of the client, and nothing else
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(grace)),
-    )
-    service = app.state.service
+    with ExitStack() as stack:
+        at = None if uds is None else stack.enter_context(place(Path(uds), uds_mode))
+        if not app.state.service.has_keys:
+            _warn(host, uds, uds_mode)
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            http=BoundedConnection,
+            server_header=False,
+            proxy_headers=is_logging_requests,  # for the address of the client, and nothing else
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=max(1, round(grace)),
+        )
+        _run(uvicorn.Server(config).run if at is None else SocketServer(config, at).serve_there, app.state.service)
+
+
+def _warn(host: str, uds: str | None, uds_mode: int) -> None:
+    """Say so where strangers can use a server without a key."""
+    if uds is not None:
+        is_open, who = bool(uds_mode & S_IWOTH), f"every user of this machine who reaches {uds}"
+    else:
+        is_open, who = host not in ("127.0.0.1", "localhost", "::1"), f"anybody who reaches {host}"
+    if is_open:
+        getLogger("asyncembed.server").warning("%s may use this server: it has no API key", who)
+
+
+def _run(serving: Callable[[], None], service: "Service") -> None:
+    """Serve until it is told to end; what is wrong with the models is raised."""
     # The traceback of what is said in a sentence below.
     getLogger("uvicorn.error").addFilter(lambda record: service.failure is None or record.levelno < ERROR)
     # What is here stays: the collector need not look at it, which it would do for a tenth of a second at a time.
     gc.collect()
     gc.freeze()
     try:
-        uvicorn.Server(config).run()
+        serving()
     except SystemExit as error:
         if service.failure is not None:
             raise service.failure from None
@@ -108,6 +138,16 @@ def _app(models: tuple[str, ...], keys: list[str] | None, options: dict[str, Any
     if len(named) < len(models):
         raise OptionError("two models have the same name: give each one of its own, as in NAME=MODEL")
     return create_app(named, api_key=keys, limits=limits, **options)
+
+
+def _mode(given: str) -> int:
+    try:
+        mode = int(given, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise click.BadParameter(f"{given!r} is no mode of a file, such as 660")
+    return mode
 
 
 def _named(model: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from asyncembed.options import OptionKeywords
 from asyncembed.results import SCORE, Assembly, CollectedT, CountedBatch, Scores, stack_scores
 from asyncembed.stream import EmbeddingStream, ReturningStream
 
-Activation = Literal["none", "sigmoid"]
+Activation = Literal["none", "sigmoid", "auto"]
 Template = Literal["qwen3-reranker", "mxbai-rerank-v2"]
 Pair = tuple[str, str]
 
@@ -72,7 +72,8 @@ class TextCrossEncoder(Embedder):
     Args:
         model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`: any model for
             sequence classification with one label, or a language model that answers whether a document fits.
-        activation: "none" gives the model's logits, "sigmoid" maps them to 0..1.
+        activation: "none" gives the model's logits, "sigmoid" maps them to 0..1; "auto" does what the repo names, and
+            where it names nothing, as sentence-transformers does, "sigmoid".
         truncate: Cut pairs over the length limit, the longer text first; False makes such a pair an `InputError`.
         template: What a language model reads of a pair, where its repo does not say: as "qwen3-reranker", answering
             yes or no, or as "mxbai-rerank-v2", answering 1 or 0. The score is the difference of the two logits.

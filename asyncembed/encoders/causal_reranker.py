@@ -10,7 +10,7 @@ from asyncembed.encoders.chat_template import read_frames
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures, ModelInfo
 from asyncembed.encoders.finite import quietly
 from asyncembed.encoders.pair_prompts import PROMPTS, PairPrompt, PairTokens, WholePrompt
-from asyncembed.encoders.projection import sigmoid
+from asyncembed.encoders.reranker import activated
 from asyncembed.encoders.settings import CausalRerankerSettings, read_settings
 from asyncembed.encoders.text_graph import TextGraph, TextRun
 from asyncembed.encoders.tokenization import TextTokenizer, count_tokens
@@ -66,8 +66,7 @@ class CausalReranker:
             scores[positions[list(run.rows)]] = self._scores(self._graph.run_text(run.ids, run.mask), run)
         # Before the sigmoid, which turns infinity into a number. What could not be tokenized has the score 0.
         failures: Failures = {**done.failures, **self._graph.finite.failures(scores, range(count))}
-        if call.activation == "sigmoid":
-            scores = sigmoid(scores)
+        scores = activated(scores, call, self._settings, self._spec)
         counts = done.in_batch([-len(value) if value.is_cut else len(value) for value in done.values], 0)
         return Encoded(scores, failures, padded_tokens=sum(run.ids.size for run in runs), counts=counts)
 

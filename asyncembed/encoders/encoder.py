@@ -71,7 +71,7 @@ class Call:
         output: "float", or the quantised forms "int8" and "binary".
         int8_ranges: For "int8": the smallest and largest value of each component, float32 (2, dim) as bytes.
         instruction: What a reranker that takes one is to look for.
-        activation: What is done to the logit of a pair: "sigmoid" maps it to 0..1.
+        activation: What is done to the logit of a pair: "sigmoid" maps it to 0..1; "auto": what its authors do.
         truncated: With "count": only the tokens count that are left of an input when it is cut at the limit.
         include_extension: With "count": the tokens count, too, that the encoder itself puts into a text.
         role: With "count" and `include_extension`: what the texts are.
@@ -86,7 +86,7 @@ class Call:
     dtype: Literal["float32", "float16"] = "float32"
     output: Literal["float", "int8", "binary"] = "float"
     int8_ranges: bytes | None = None
-    activation: Literal["none", "sigmoid"] = "none"
+    activation: Literal["none", "sigmoid", "auto"] = "none"
     instruction: str | None = None
     truncated: bool = True
     include_extension: bool = False

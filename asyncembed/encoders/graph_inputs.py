@@ -25,6 +25,11 @@ _PAST = re.compile(r"past_key_values\.\d+\.(key|value)")
 _FEATURES = ("image_features", "audio_features", "video_features")
 
 
+def has_past(session: Session) -> bool:
+    """Whether a graph takes the keys and values of earlier tokens."""
+    return any(_PAST.fullmatch(name) for name in session.input_names)
+
+
 def filler_of(name: str, session: Session, folder: Path) -> Filler | None:
     """What makes up the input `name` of a graph whose `config.json` lies in `folder`.
 

@@ -198,7 +198,7 @@ class HashedEncoder:
         scores = np.zeros(len(inputs), np.float32)
         for position in usable.positions:
             scores[position] = _logit(*pairs[position])
-        if call.activation == "sigmoid":
+        if call.activation != "none":
             scores = sigmoid(scores)
         counts = usable.in_batch(_counts(usable), 0)
         return Encoded(scores, usable.failures, padded_tokens=_tokens(usable), counts=counts)

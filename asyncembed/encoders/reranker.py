@@ -5,14 +5,32 @@ from dataclasses import replace
 
 import numpy as np
 
+from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Failures, ModelInfo
 from asyncembed.encoders.finite import quietly
+from asyncembed.encoders.pooling import FloatArray
 from asyncembed.encoders.projection import sigmoid
-from asyncembed.encoders.settings import RerankerSettings, read_settings
+from asyncembed.encoders.settings import RerankerSettings, ScoreSettings, read_settings
 from asyncembed.encoders.text_graph import TextGraph, TextRun
 from asyncembed.encoders.tokenization import Tokenized, count_tokens, tokenizer_of
 from asyncembed.errors import OptionError, UnsupportedModelError
+from asyncembed.repo_files import shown
 from asyncembed.runtime.session import Array
+
+
+def activated(scores: FloatArray, call: Call, settings: ScoreSettings, spec: ModelSpec) -> FloatArray:
+    """Logits, or what the call makes of them.
+
+    Raises:
+        UnsupportedModelError: The call leaves it to the model's authors, and they do something that is not computed.
+    """
+    wanted = settings.own_activation if call.activation == "auto" else call.activation
+    if wanted not in ("none", "sigmoid"):
+        raise UnsupportedModelError(
+            f"{spec.name} has scores that pass through {shown(wanted)}, which is not computed: say activation=",
+            model=spec.name,
+        )
+    return sigmoid(scores) if wanted == "sigmoid" else scores
 
 
 class CrossEncoder:
@@ -49,8 +67,7 @@ class CrossEncoder:
             scores[positions[list(run.rows)]] = self._scores(self._graph.run_text(run.ids, run.mask, **types))
         # Before the sigmoid, which turns infinity into a number. What could not be tokenized has the score 0.
         failures: Failures = {**done.failures, **self._graph.finite.failures(scores, range(len(scores)))}
-        if call.activation == "sigmoid":
-            scores = sigmoid(scores)
+        scores = activated(scores, call, self._settings, self._spec)
         counts = done.in_batch(self._tokenizer.computed(done), 0)
         return Encoded(scores, failures, padded_tokens=sum(run.ids.size for run in runs), counts=counts)
 

@@ -147,7 +147,19 @@ class HybridSettings(GraphSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RerankerSettings(GraphSettings):
+class ScoreSettings(GraphSettings):
+    """Of a reranker.
+
+    Attributes:
+        own_activation: What its authors do to its scores: "none", "sigmoid", or something that is not computed.
+    """
+
+    # As sentence-transformers has it where a repo names none.
+    own_activation: str = "sigmoid"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerankerSettings(ScoreSettings):
     """Of a cross-encoder.
 
     Attributes:
@@ -158,7 +170,7 @@ class RerankerSettings(GraphSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CausalRerankerSettings(GraphSettings):
+class CausalRerankerSettings(ScoreSettings):
     """Of a reranker that is a language model.
 
     Attributes:

@@ -130,7 +130,7 @@ class SparseEncoder:
         for run in runs:
             output = self._graph.run_text(run.ids, run.mask)
             for row, ids, row_output in zip(run.rows, run.ids, output, strict=True):
-                real = self._tokenizer.places(len(rows[row]), len(ids))
+                real = self._graph.tokenizer.places(len(rows[row]), len(ids))
                 entries[row] = self._weighting(ids[real], row_output, real, is_query=is_query)
         return entries, sum(run.ids.size for run in runs)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from asyncembed.encoders.encoder import EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import Finite
-from asyncembed.encoders.graph_inputs import Filler, filler_of
+from asyncembed.encoders.graph_inputs import Filler, filler_of, has_past
 from asyncembed.encoders.graph_output import find_output
 from asyncembed.encoders.settings import GraphSettings
 from asyncembed.encoders.tokenization import Ids, IntArray, TextTokenizer
@@ -268,6 +268,10 @@ class TextGraph(Graph):
                 f"max_length={config.max_length} is more than the {length} tokens that the graph was made for"
             )
         self.tokenizer: TextTokenizer = tokenizer if length is None else tokenizer.limited(length - markers)
+        if has_past(self.session) and not self._pools_by_itself:
+            # Wherever the mask has it, onnxruntime's attention with a past takes padding for what is behind a text;
+            # there no token of the text sees it.
+            self.tokenizer = self.tokenizer.padding_behind()
         self.fixed_length: int | None = self.tokenizer.limit if length is None and pads_to_limit else length
         self.info: ModelInfo = replace(
             self.info,
@@ -280,8 +284,8 @@ class TextGraph(Graph):
         lengths = [self.fixed_length or len(ids) for ids in texts]
         runs = []
         for run in self.planner.plan(lengths, max_size=max_size):
-            # Without a mask no padding may be put in, not even up to a round number of tokens.
-            length = self.fixed_length or (None if self._has_mask else run.length)
+            # Else no padding may be put in, not even up to a round number of tokens.
+            length = self.fixed_length or (None if self._bears_padding else run.length)
             runs.append(TextRun(run.rows, *self.tokenizer.pad([texts[row] for row in run.rows], length=length)))
         return runs
 
@@ -316,10 +320,22 @@ class TextGraph(Graph):
         return name in self.session.input_names and len(self.session.input_shape(name)) == 2
 
     @property
+    def _bears_padding(self) -> bool:
+        """Whether padding changes nothing.
+
+        Without a mask it is taken for text. A graph with a past that pools by itself may want the end of a text at the
+        last place, where its attention may take padding before a text for text.
+        """
+        return self._has_mask and not (has_past(self.session) and self._pools_by_itself)
+
+    @property
+    def _pools_by_itself(self) -> bool:
+        return len(self.session.output_shape(self.output)) == 2
+
+    @property
     def _has_mask(self) -> bool:
         return "attention_mask" in self.session.input_names
 
     def _run_overhead(self) -> int:
-        # Without a mask the graph takes padding for text: inputs share a run only if they are equally long, as only
-        # padding could make up for the cost of a run.
-        return super()._run_overhead() if self._has_mask else 0
+        # Inputs then share a run only if they are equally long, as only padding could make up for the cost of a run.
+        return super()._run_overhead() if self._bears_padding else 0

@@ -118,6 +118,12 @@ class TextTokenizer:
         limit = self.files.limit(limit, extra=extra)
         return self if limit == self.limit else self._with_limit(limit)
 
+    def padding_behind(self) -> "TextTokenizer":
+        """One that puts the filling behind the tokens, wherever the files want it."""
+        other = copy(self)
+        other.pads_left = False
+        return other
+
     def encode(self, inputs: Sequence[object], *, prefix: str = "", truncate: bool = True) -> Tokenized:
         """Tokenize texts, each with `prefix` before it.
 

@@ -304,8 +304,8 @@ class _Distances:
     def chunks(self, queries: Sequence[str], key: str) -> list[str]:
         """The same for some of the queries after the other."""
         graph, tables = self._c.graph, self._tables
-        if "p2c" in tables:
-            by_key = graph.node("MatMul", tables["p2c"], key)  # (batch, heads, buckets, keys)
+        # (batch, heads, buckets, keys)
+        by_key = graph.node("MatMul", tables["p2c"], key) if "p2c" in tables else ""
         done = []
         for query, rows in zip(queries, rows_of_chunks(self._c), strict=True):
             index, terms = self._buckets(rows, query), []

@@ -62,6 +62,9 @@ def create_app(
     The models are opened when the app starts, on one pool, and closed when it ends; what is asked for until then is
     finished. It is a FastAPI app: routes and middlewares of one's own can be added.
 
+    What a connection may take that has not asked for anything yet (heads without end, clients that stall) is up to the
+    server that runs the app: `asyncembed serve` bounds it, uvicorn alone does not.
+
     Args:
         models: What is served, by the name that clients use; without names, a model's own is taken. A model that is
             given as an object is not open yet; it has a pool of its own unless it was given one.

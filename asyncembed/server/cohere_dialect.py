@@ -178,6 +178,7 @@ async def _embed_texts(service: Service, asked: CohereEmbedRequest, texts: list[
         message = "which end of a text is cut off is the model's own: say END or NONE"
         raise Refusal("invalid", message, param="truncate")
     check_limit(asked.max_tokens, model.embedder.max_length, param="max_tokens")
+    check_size(model.embedder, asked.output_dimension, param="output_dimension")
     prompts = service.facts(model).config.spec.prompts
     return await embed_texts(
         service,
@@ -198,8 +199,7 @@ ROLES: "Mapping[str, Mode]" = {"search_document": "passage", "search_query": "qu
 
 async def _embed_images(service: Service, asked: CohereEmbedRequest, images: list[str]) -> CountedBatch[Any]:
     model: Served[ImageEmbedding[Any]] = service.models.pick(asked.model, ImageEmbedding)
-    if asked.output_dimension is not None:
-        check_size(model.embedder, asked.output_dimension, param="output_dimension")
+    check_size(model.embedder, asked.output_dimension, param="output_dimension")
     return await embed_images(service, model, images, param="images", is_bulk=is_bulk(asked.priority))
 
 

@@ -221,8 +221,11 @@ async def embed_images(
         return await method(given, priority=priority).with_tokens().collect()
 
 
-def check_size(embedder: "HasVectors", wanted: int, *, param: str) -> None:
-    """Raise `Refusal` unless vectors have the length that is wanted, for models that have no other."""
-    if wanted != embedder.embedding_size:
-        message = f"vectors of this model have {embedder.embedding_size} components, and are never cut"
+def check_size(embedder: "HasVectors", wanted: int | None, *, param: str) -> None:
+    """Raise `Refusal` for vectors of a length that the model does not give; those of texts may be cut to less."""
+    size = embedder.embedding_size
+    is_cut = isinstance(embedder, TextEmbedding)
+    if wanted is not None and (wanted > size or (wanted < size and not is_cut)):
+        what_else = "can be cut to fewer, and are never longer" if is_cut else "are never cut"
+        message = f"{param} is {wanted}: vectors of this model have {size} components, and {what_else}"
         raise Refusal("invalid", message, param=param)

@@ -15,7 +15,7 @@ import orjson
 from anyio import move_on_after
 
 from asyncembed.integrations.asgi import Receive, Send, until_gone
-from asyncembed.server.refusals import STATUSES, Kind, Refusal, refusal_of
+from asyncembed.server.refusals import STATUSES, Kind, Refusal, malformed, refusal_of
 from asyncembed.server.service import Service
 
 requests_log: Logger = getLogger("asyncembed.server.requests")
@@ -104,6 +104,8 @@ def bodies_of(form: Any) -> Callable[[bytes], Any]:
             raise Refusal("malformed", f"the body is no JSON, which is UTF-8: {error.reason}") from error
         except RecursionError as error:
             raise Refusal("malformed", "the body has too many brackets within each other") from error
+        except msgspec.ValidationError as error:
+            raise malformed(form, error) from error
 
     return decoded
 

@@ -138,9 +138,8 @@ async def _embed(service: Service, asked: EmbeddingsRequest) -> tuple[Served[Any
     model: Served[Any] = service.models.pick(asked.model, kinds)
     call: TextCall = {}
     if asked.dimensions is not None:
-        if not isinstance(model.embedder, TextEmbedding):
-            check_size(model.embedder, asked.dimensions, param="dimensions")
-        else:
+        check_size(model.embedder, asked.dimensions, param="dimensions")
+        if isinstance(model.embedder, TextEmbedding):
             call["truncate_dim"] = asked.dimensions
     if texts is None:
         return model, await embed_images(service, model, images or [], param="input")

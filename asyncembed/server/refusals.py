@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from logging import Logger, getLogger
 from math import ceil
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -80,8 +80,6 @@ def refusal_of(error: Exception) -> Refusal:
     match error:
         case Refusal():
             return error
-        case msgspec.ValidationError():
-            return Refusal("malformed", str(error), param=_field_of(str(error)))
         case msgspec.DecodeError():
             return Refusal("malformed", f"the body is no JSON: {error}")
         case InputError():
@@ -98,6 +96,23 @@ def refusal_of(error: Exception) -> Refusal:
             return Refusal("unavailable", "the server is ending")
     logger.error("a request failed", exc_info=error)
     return Refusal("failed", _without_internals(error))
+
+
+def malformed(form: Any, error: msgspec.ValidationError) -> Refusal:
+    """What the client is told of a body that is not of that form, a Struct: with the words that a field may have."""
+    message = str(error)
+    field = _field_of(message)
+    if message.startswith("Invalid enum value") and isinstance(form, type):
+        words = _words(get_type_hints(form).get(field or ""))
+        message += f": it may be {', '.join(words)}" if words else ""
+    return Refusal("malformed", message, param=field)
+
+
+def _words(hint: Any) -> list[str]:
+    """Those of all literals in a type."""
+    if get_origin(hint) is Literal:
+        return [repr(word) for word in get_args(hint)]
+    return [word for one in get_args(hint) for word in _words(one)]
 
 
 def _field_of(message: str) -> str | None:

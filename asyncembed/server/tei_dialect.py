@@ -22,7 +22,7 @@ from asyncembed.embedders.roles import prompt_of
 from asyncembed.embedders.sparse import SparseTextEmbedding
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.results import CountedBatch
-from asyncembed.server.computing import embed_texts, rank, score_pairs, several, texts_of
+from asyncembed.server.computing import check_size, embed_texts, rank, score_pairs, several, texts_of
 from asyncembed.server.endpoint import Dialect, Reply, Route, bodies_of
 from asyncembed.server.jina_dialect import JinaRerankAnswer, infinity_rerank
 from asyncembed.server.model_facts import ModelFacts
@@ -133,6 +133,7 @@ async def embed(service: Service, asked: EmbedRequest) -> Reply:
     """One vector for each text."""
     began, model = perf_counter(), service.models.pick(asked.model, TextEmbedding)
     check_cutting(asked)
+    check_size(model.embedder, asked.dimensions, param="dimensions")
     is_unit = service.facts(model).config.spec.normalize or asked.dimensions is not None
     is_finished = has_right_length(normalize=asked.normalize, is_unit=is_unit)
     texts = await texts_of(service, model, asked.inputs, param="inputs")

@@ -40,7 +40,7 @@ def test_every_model_of_fastembed_is_known_with_its_files(family: Family) -> Non
 
 
 def test_there_are_so_many_models_and_one_alias() -> None:
-    assert len(list_models()) == 87  # 70 of fastembed
+    assert len(list_models()) == 89  # 70 of fastembed
     assert len(list_models("text")) == 51
     alias = require_model("Prithvida/splade_pp_en_v1", "sparse")
     assert alias.name == "prithivida/Splade_PP_en_v1"
@@ -60,7 +60,7 @@ def test_whoever_chooses_a_model_learns_its_languages_limit_and_licence() -> Non
 def test_models_that_their_own_repos_describe_have_no_files_of_their_own() -> None:
     """What they add is for people, or is in no file of theirs."""
     found = [spec for spec in list_models() if spec.reads_repo]
-    assert len(found) == 16
+    assert len(found) == 18
     for spec in found:
         assert (spec.model_file, spec.additional_files, spec.pooling) == (None, (), "none"), spec.name
         check_settings(spec, {})

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -266,7 +267,15 @@ def test_the_last_word_is_json_if_asked_for() -> None:
     write_lines(*TEXTS)
     report = json.loads(run("in.txt", "-o", "out.npy", "--json").stdout)
     assert report.pop("seconds") > 0
-    assert report == {"output": "out.npy", "read": 5, "written": 5, "failed": 0, "resumed_after": 0}
+    assert report == {"output": "out.npy", "read": 5, "written": 5, "failed": 0, "cut": 0, "resumed_after": 0}
+
+
+def test_the_last_word_says_how_many_texts_were_cut() -> None:
+    write_lines(*TEXTS, "a text of several words " * 50)
+    said = run("in.txt", "-o", "out.npy", "--max-length", "8").stderr
+    (cut,) = re.findall(r", (\d+) longer than the model's limit of tokens, and cut there, ", said)
+    assert 0 < int(cut) <= len(TEXTS) + 1
+    assert "cut" not in run("in.txt", "-o", "out.npy", "--restart", "--max-length", "400").stderr
 
 
 @pytest.mark.posix

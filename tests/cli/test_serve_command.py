@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_IMODE
 
 import httpx
 import pytest
@@ -26,7 +27,7 @@ MODEL = "BAAI/bge-small-en-v1.5"
 
 @contextmanager
 def serving(path: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    """A server at a unix socket, once it is ready, and a client of it."""
+    """A server at a unix socket, once it is ready, and a client of it. What it says until then is in a file `said`."""
     process = subprocess.Popen(
         [sys.executable, "-m", "asyncembed", "serve", "--uds", str(path), *arguments],
         env={**os.environ, "ASYNCEMBED_FAKE": "1", **environment},
@@ -36,7 +37,11 @@ def serving(path: Path, *arguments: str, **environment: str) -> Iterator[tuple[s
     with process, httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://server") as client:
         try:
             assert process.stderr is not None
-            assert any("running on" in line for line in process.stderr)
+            said = [next(process.stderr, "")]
+            while said[-1] and "running on" not in said[-1]:
+                said.append(next(process.stderr, ""))
+            assert said[-1], said
+            path.with_name("said").write_text("".join(said), "utf-8")
             yield process, client
         finally:
             process.kill()
@@ -48,9 +53,12 @@ def test_a_server_answers_at_a_unix_socket_and_ends_in_peace_when_it_is_told_to(
     with serving(tmp_path / "socket", f"small={MODEL}") as (process, client):
         answer = client.post("/v1/embeddings", json={"input": "a text", "model": "small"})
         assert len(answer.json()["data"][0]["embedding"]) == 384
+        assert S_IMODE((tmp_path / "socket").stat().st_mode) == 0o660
         client.close()
         process.terminate()
         assert process.wait(15) in (0, -15)
+    assert not (tmp_path / "socket").exists()
+    assert "every user" not in (tmp_path / "said").read_text("utf-8")
 
 
 @pytest.mark.slow
@@ -157,3 +165,89 @@ def test_there_is_a_page_unless_it_is_not_wanted(tmp_path: Path) -> None:
         assert client.get("/").headers["content-type"] == "text/html; charset=utf-8"
     with serving(tmp_path / "socket", "--no-page", MODEL) as (_, client):
         assert client.get("/").status_code == 405
+
+
+# ---------------------------------------------------------------- the unix socket
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+def test_it_is_said_where_every_user_of_the_machine_may_use_a_server_without_a_key(tmp_path: Path) -> None:
+    with serving(tmp_path / "socket", "--uds-mode", "666", MODEL) as (_, client):
+        assert client.get("/health").status_code == 200
+        assert S_IMODE((tmp_path / "socket").stat().st_mode) == 0o666
+    assert "every user of this machine" in (tmp_path / "said").read_text("utf-8")
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("mode", ["888", "rw-rw----", "-1", "1777"])
+def test_a_mode_that_is_none_is_refused(mode: str) -> None:
+    done = CliRunner().invoke(main, ["serve", MODEL, "--uds", "unused", "--uds-mode", mode])
+    assert done.exit_code == 2
+    assert "is no mode of a file, such as 660" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+def test_a_unix_socket_where_a_server_listens_is_said_before_a_model_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(getattr(socket, "AF_UNIX", 0)) as other, fake_models() as fakes:
+        other.bind(str(path))
+        other.listen()
+        fakes.opening_error = EncodeError("it was opened")
+        done = CliRunner().invoke(main, ["serve", MODEL, "--uds", str(path)])
+    assert done.exit_code == 1
+    assert f"another server listens there (--uds): '{path}'" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+def test_a_server_that_is_overtaken_while_it_opens_its_models_ends_and_leaves_the_other_alone(tmp_path: Path) -> None:
+    from asyncembed.cli.unix_socket import place
+
+    path = tmp_path / "socket"
+    first = programs.start(SLOW_TO_OPEN, tmp_path, MODEL, "--uds", str(path))
+    with first:
+        try:
+            assert first.stdout is not None
+            assert first.stdin is not None
+            assert first.stdout.readline() == "opening\n"
+            with place(path, 0o660):
+                _, said = first.communicate("go on\n", timeout=15)
+                assert first.returncode == 1
+                assert "another server was started there in the meantime" in said
+                assert path.exists()
+        finally:
+            first.kill()
+
+
+SLOW_TO_OPEN = """
+import sys
+from contextlib import asynccontextmanager
+
+from asyncembed import server
+from asyncembed.cli.commands import main
+from asyncembed.testing import fake_models
+
+create_app = server.create_app
+
+
+def create_slow_app(*arguments, **options):
+    app = create_app(*arguments, **options)
+    lifespan = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def slow(app):
+        async with lifespan(app) as state:
+            print("opening", flush=True)
+            sys.stdin.readline()
+            yield state
+
+    app.router.lifespan_context = slow
+    return app
+
+
+server.create_app = create_slow_app
+with fake_models():
+    main(["serve", *sys.argv[1:]])
+"""

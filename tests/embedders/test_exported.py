@@ -6,13 +6,14 @@ Which script made a directory's `reference.npz` stands in `tests/export/make_ref
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from asyncembed import SparseTextEmbedding, TextCrossEncoder, TextEmbedding
-from asyncembed.errors import RuntimeMissingError
+from asyncembed.errors import RuntimeMissingError, UnsupportedModelError
 from tests.export import reference_bert_family as bert_family
 from tests.export.reference_modernbert import QUERY, REPOS, TEXTS
 
@@ -61,6 +62,46 @@ async def test_the_scores_of_a_reranker_with_the_token_types_that_its_tokenizer_
     async with TextCrossEncoder(directory, cache_dir=tmp_path / "cache", workers=1) as model:
         scores = [score async for score in model.rerank(bert_family.QUERY, bert_family.TEXTS)]
     np.testing.assert_allclose(scores, scores_of_torch, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "is_logit"),
+    [
+        ("config_sentence_transformers.json", {"activation_fn": "torch.nn.modules.activation.Sigmoid"}, False),
+        ("config_sentence_transformers.json", {"activation_fn": "torch.nn.modules.linear.Identity"}, True),
+        ("config.json", {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, True),
+        ("config.json", {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, True),
+        ("config.json", {}, False),
+    ],
+)
+async def test_auto_is_the_activation_that_the_repo_names_or_that_of_sentence_transformers(
+    file: str, said: dict[str, Any], is_logit: bool, tmp_path: Path
+) -> None:
+    directory = reranker_that_says(tmp_path, file, said)
+    logits = np.load(directory / "reference.npz")["scores"]
+    async with TextCrossEncoder(directory, cache_dir=tmp_path / "cache", workers=0, activation="auto") as model:
+        scores = await model.rerank(bert_family.QUERY, bert_family.TEXTS).collect()
+    np.testing.assert_allclose(scores, logits if is_logit else 1 / (1 + np.exp(-logits)), rtol=0, atol=2e-6)
+
+
+async def test_auto_says_so_where_the_repo_names_what_is_not_computed(tmp_path: Path) -> None:
+    said = {"activation_fn": "torch.nn.modules.activation.Softplus"}
+    directory = reranker_that_says(tmp_path, "config_sentence_transformers.json", said)
+    async with TextCrossEncoder(directory, cache_dir=tmp_path / "cache", workers=0) as model:
+        assert len(await model.rerank(bert_family.QUERY, bert_family.TEXTS).collect()) == len(bert_family.TEXTS)
+        with pytest.raises(UnsupportedModelError, match="Softplus"):
+            await model.rerank(bert_family.QUERY, bert_family.TEXTS, activation="auto").collect()
+
+
+def reranker_that_says(tmp_path: Path, file: str, said: dict[str, Any]) -> Path:
+    """A copy of a reranker's repo in which only this `file` says something of an activation."""
+    directory = tmp_path / "reranker"
+    shutil.copytree(REPOS / "bert_reranker", directory)
+    (directory / "config_sentence_transformers.json").unlink()
+    path = directory / file
+    config = json.loads(path.read_bytes()) if path.exists() else {}
+    path.write_text(json.dumps(config | said), "utf-8")
+    return directory
 
 
 async def test_the_weights_of_a_modernbert_splade(tmp_path: Path) -> None:

@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asyncembed import HybridBatch, HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, WorkerPool, sync
+from asyncembed import (
+    HybridBatch,
+    HybridTextEmbedding,
+    LateInteractionTextEmbedding,
+    SparseTextEmbedding,
+    TextEmbedding,
+    WorkerPool,
+    sync,
+)
 from asyncembed.errors import InputError, ModelLoadError, OptionError, StateError, UnsupportedModelError
 from asyncembed.testing import fake_model, fake_models
 from tests.support.encoders import ECHO
@@ -87,6 +95,19 @@ async def test_the_dense_vectors_are_those_of_the_class_for_them(tmp_path: Path)
     ):
         batch = await model.embed(HYBRID_TEXTS, outputs=["dense"]).collect()
         np.testing.assert_allclose(batch.dense, await dense.embed(HYBRID_TEXTS).collect(), atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["own", "weights"])
+async def test_the_class_for_late_interaction_takes_it_too(layout: Layout, tmp_path: Path) -> None:
+    directory = write_hybrid_model(tmp_path / "model", layout)
+    async with LateInteractionTextEmbedding(directory, workers=0, cache_dir=tmp_path) as model:
+        assert model.embedding_size == 8
+        for position, matrix in enumerate(await model.embed(HYBRID_TEXTS).collect()):
+            np.testing.assert_allclose(matrix, expected(position)[2], atol=1e-5)
+        np.testing.assert_allclose(await model.embed_query(HYBRID_TEXTS[0]), expected(0)[2], atol=1e-5)
+        assert await model.token_count("the day", is_doc=False, include_extension=True) == 4
+    with pytest.raises(OptionError, match="no keyword 'pool_factor'"):
+        await LateInteractionTextEmbedding(directory, workers=0, pool_factor=2).open()
 
 
 @pytest.mark.parametrize("layout", ["own", "weights"])

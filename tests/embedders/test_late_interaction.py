@@ -70,7 +70,7 @@ async def test_a_wrong_input_is_skipped(tmp_path: Path) -> None:
 def test_sizes_and_options() -> None:
     assert LateInteractionTextEmbedding.get_embedding_size(NAME.upper()) == 128
     assert LateInteractionTextEmbedding(NAME).embedding_size == 128
-    assert len(LateInteractionTextEmbedding.list_supported_models()) == 6
+    assert len(LateInteractionTextEmbedding.list_supported_models()) == 8
     with pytest.raises(OptionError, match="truncate"):
         LateInteractionTextEmbedding(NAME, truncated=True)  # type: ignore[call-overload]
     with pytest.raises(OptionError, match="dtype"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
+from asyncembed.catalogue.spec import Pooling
 from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.errors import OptionError, UnsupportedModelError
@@ -29,6 +30,7 @@ def vectors_of(
     config: dict[str, Any] | None = None,
     *,
     side: str = "right",
+    pooling: Pooling = "last_token",
     is_catalogued: bool = True,
     **graph: Any,
 ) -> Any:
@@ -39,7 +41,7 @@ def vectors_of(
         write_tokenizer(directory, byte_level_bpe(), pad_token="<pad>", padding_side=side)
     (directory / "config.json").write_text(json.dumps(config or {}), encoding="utf-8")
     write_decoder_graph(directory / MODEL_FILE, **graph)
-    spec = spec_for(directory, pooling="last_token", is_catalogued=is_catalogued)
+    spec = spec_for(directory, pooling=pooling, is_catalogued=is_catalogued)
     encoder = build(EncoderConfig(spec=spec, directory=directory, max_length=40))
     together = encoder.encode(TEXTS, Call())
     assert not together.failures
@@ -59,6 +61,7 @@ def vectors_of(
         ({"past": NAMELESS}, {"text_config": CONFIG}),
         ({"past": PAST, "past_type": TensorProto.FLOAT16}, {}),
         ({"past": PAST, "numbers": True, "outputs": ("logits", "last_hidden_state")}, {}),
+        ({"past": PAST, "fused": True}, {}),
         ({"positions": (3, "batch", "tokens")}, {}),
         ({"features": ("image_features", "audio_features", "video_features")}, {}),
         ({"images": ("images", 3, 8, 8)}, {}),
@@ -77,7 +80,7 @@ def test_what_a_graph_takes_besides_changes_nothing(
     ("graph", "message"),
     [
         ({"past": NAMELESS}, r"past_key_values\.0\.key of the shape \(any, any, any, any\).*config\.json"),
-        ({"past": ("batch", HEADS, 3, WIDTH)}, r"past_key_values\.0\.key of the shape \(any, 2, 3, 4\)"),
+        ({"past": ("batch", HEADS, 3, WIDTH)}, r"past_key_values\.0\.key of the shape \(any, 1, 3, 8\)"),
         ({"features": ("image_features",), "feature_shape": ("features", "width")}, "image_features"),
         ({"features": ("depth_features",)}, r"depth_features of the shape \(any, 8\)"),
         ({"images": ("images", 3, "height", "width")}, "pixel_values"),
@@ -104,6 +107,13 @@ def _with_task(directory: Path, shape: tuple[int | str, ...], number: int | None
     write_decoder_graph(directory / MODEL_FILE, task=shape)
     spec = replace(spec_for(directory, pooling="mean"), settings=TASKS)
     return build(EncoderConfig(spec=spec, directory=directory)).encode(TEXTS, Call(task=number)).results
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_graph_with_a_past_that_takes_the_last_place_gets_no_padding(side: str, tmp_path: Path) -> None:
+    graph: dict[str, Any] = {"past": PAST, "fused": True, "outputs": ("sentence_embedding",)}
+    found = vectors_of(tmp_path / "pooled", side=side, pooling="none", **graph)
+    np.testing.assert_allclose(found, vectors_of(tmp_path / "states", side=side), atol=1e-6)
 
 
 def test_hidden_states_are_found_by_their_name_and_logits_are_none(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 import pytest
 
@@ -131,6 +132,16 @@ def test_long_texts_in_chunks_are_what_they_are_as_a_whole(
     monkeypatch.setattr(attention, "LONGEST_WHOLE", 15)
     chunked = run(DATA / name, arrays, "states", tmp_path / "chunks")
     np.testing.assert_allclose(chunked[real], whole[real], rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("name", ["deberta_reranker", "gte", "nomic_bert"])
+def test_a_graph_without_branches_gives_the_same(name: str, tmp_path: Path) -> None:
+    arrays = reference(name)
+    graph = ensure_graph(DATA / name, in_chunks=False, cache_dir=tmp_path)
+    assert "If" not in {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node}
+    session = onnxruntime.InferenceSession(graph)
+    inputs = {value.name: arrays[value.name] for value in session.get_inputs()}
+    np.testing.assert_array_equal(session.run(None, inputs)[0], run(DATA / name, arrays, "states", tmp_path))
 
 
 def test_words_of_a_large_vocabulary_are_computed_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,8 @@ async def test_a_method_that_a_route_does_not_take_is_refused_with_the_one_it_ta
         ({"input": "a", "model": "large"}, 404, "model"),
         ({"model": "small"}, 400, "input"),
         ({"input": 1}, 400, "input"),
+        ({"input": "a", "dimensions": 9999}, 400, "dimensions"),
+        ({"input": "a", "input_type": "text"}, 400, "input_type"),
     ],
 )
 async def test_what_cannot_be_served_is_refused_with_the_field_that_is_wrong(

@@ -168,3 +168,37 @@ async def test_the_version_may_be_left_out_as_infinity_does_it(all_kinds: httpx.
         asked = {"input": "a"} if method == "POST" else None
         found = [await all_kinds.request(method, f"{prefix}{path}", json=asked) for prefix in ("", "/v1")]
         assert found[0].json() == found[1].json()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/v1/embeddings", {"input": "a", "input_type": "text"}, "'query', 'document', 'passage'"),
+        ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, "'float', 'base64'"),
+        ("/v2/embed", {"texts": ["a"], "input_type": "text"}, "'search_document', 'search_query'"),
+    ],
+)
+async def test_a_word_that_a_field_does_not_know_is_answered_with_those_that_it_knows(
+    all_kinds: httpx.AsyncClient, path: str, body: dict[str, Any], said: str
+) -> None:
+    answer = await all_kinds.post(path, json=body)
+    assert answer.status_code == 400
+    assert said in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/embeddings", {"input": "a"}, "dimensions"),
+        ("/v1/embeddings", {"input": ["a", "b"]}, "dimensions"),
+        ("/embed", {"inputs": "a"}, "dimensions"),
+        ("/v2/embed", {"texts": ["a"]}, "output_dimension"),
+    ],
+)
+async def test_more_dimensions_than_the_model_has_are_refused_in_the_word_of_the_dialect(
+    all_kinds: httpx.AsyncClient, path: str, body: dict[str, Any], field: str
+) -> None:
+    answer = await all_kinds.post(path, json={**body, field: 9999})
+    assert answer.status_code in (400, 422)
+    assert f"{field} is 9999: vectors of this model have" in answer.text
+    assert "truncate_dim" not in answer.text

@@ -8,7 +8,7 @@ from onnx import TensorProto, ValueInfoProto, helper
 
 from tests.support.graphs import DIM, VOCABULARY, GraphBuilder
 
-HEADS, WIDTH = 2, DIM // 2
+HEADS, WIDTH = 1, DIM  # onnxruntime's fused attention wants a width of 8 at least
 FEATURE_ID = 7
 """The token in whose place stands what another tower gives."""
 
@@ -26,14 +26,16 @@ def write_decoder_graph(
     images: Shape | None = None,
     task: Shape | None = None,
     numbers: bool = False,
+    fused: bool = False,
     outputs: Sequence[str] = ("last_hidden_state",),
 ) -> Path:
     """One causal layer over (batch, tokens) ids, of the same numbers whatever it takes besides.
 
     `past` is the shape of the keys and values of earlier tokens, `features` are inputs (n, DIM) that replace the states
     of the token `FEATURE_ID`, `images` the shape of pixels of which such are made, `task` that of a number that turns
-    all states by a vector of its own, `numbers` adds those that generating text needs. Outputs are "last_hidden_state",
-    "logits" and "sentence_embedding", the last state; with a past also what it becomes.
+    all states by a vector of its own, `numbers` adds those that generating text needs, and `fused` has onnxruntime's
+    operator with a past be the attention, as most exports of decoders. Outputs are "last_hidden_state", "logits" and
+    "sentence_embedding", the last state; with a past also what it becomes.
     """
     build = GraphBuilder()
     table, places, tasks = build.random(VOCABULARY, DIM), build.random(64, DIM), build.random(5, DIM)
@@ -73,8 +75,11 @@ def write_decoder_graph(
             earlier = build.add("Cast", f"past_key_values.0.{name}", to=TensorProto.FLOAT)
             results[present] = build.add("Concat", earlier, _by_head(build, hidden), axis=2)
         keys, values = results["present.0.key"], results["present.0.value"]
-    mixed = _attention(build, _by_head(build, hidden), keys, values)
-    merged = build.add("Reshape", build.add("Transpose", mixed, perm=[0, 2, 1, 3]), _ints(build, 0, 0, DIM))
+    if fused:
+        merged, results["present.0.key"], results["present.0.value"] = _fused_attention(build, hidden)
+    else:
+        mixed = _attention(build, _by_head(build, hidden), keys, values)
+        merged = build.add("Reshape", build.add("Transpose", mixed, perm=[0, 2, 1, 3]), _ints(build, 0, 0, DIM))
     states = build.add("Add", hidden, merged)
     results["last_hidden_state"] = states
     results["logits"] = build.add("MatMul", states, head)
@@ -102,6 +107,28 @@ def _attention(build: GraphBuilder, queries: str, keys: str, values: str) -> str
     is_later = build.add("Less", rows, build.add("Unsqueeze", places, _ints(build, 0)))
     scores = build.add("Where", is_later, _float(build, -1e9), scores)
     return build.add("MatMul", build.add("Softmax", scores, axis=-1), values)
+
+
+def _fused_attention(build: GraphBuilder, hidden: str) -> tuple[str, str, str]:
+    """States (batch, tokens, DIM), keys and values; it takes padding for what is behind a text, wherever it is."""
+    counts = build.add("ReduceSum", "attention_mask", _ints(build, 1), keepdims=0)
+    last = build.add("Cast", build.add("Sub", counts, _int(build, 1)), to=TensorProto.INT32)
+    length = build.add("Gather", build.add("Shape", "attention_mask"), _int(build, 1))
+    total = build.add("Cast", length, to=TensorProto.INT32)
+    inputs = [hidden, hidden, hidden, "past_key_values.0.key", "past_key_values.0.value", last, total]
+    outputs = ("merged", "keys", "values")
+    build.nodes.append(
+        helper.make_node(
+            "GroupQueryAttention",
+            inputs,
+            list(outputs),
+            domain="com.microsoft",
+            num_heads=HEADS,
+            kv_num_heads=HEADS,
+            scale=1.0,
+        )
+    )
+    return outputs
 
 
 def _by_head(build: GraphBuilder, hidden: str) -> str:
