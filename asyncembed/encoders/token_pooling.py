@@ -47,9 +47,11 @@ class TokenPooling:
 
 def _labels(vectors: FloatArray, clusters: int) -> Any:
     """The cluster of each vector, a number from 0 on; as many clusters as asked for, or fewer where distances tie."""
+    from scipy.spatial.distance import squareform
+
     hierarchy = _hierarchy()
-    distances = 1 - vectors @ vectors.T
-    condensed = distances[np.triu_indices(len(vectors), k=1)]
+    # Distances, once each; rounding may have made one of them less than 0.
+    condensed = squareform(np.maximum(1 - vectors @ vectors.T, 0), checks=False)
     found = hierarchy.fcluster(hierarchy.linkage(condensed, method="ward"), t=clusters, criterion="maxclust")
     return np.unique(found, return_inverse=True)[1]
 

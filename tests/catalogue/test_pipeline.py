@@ -730,3 +730,88 @@ def test_modules_are_computed_in_the_one_order_in_which_they_mean_something(
             spec = spec_from_directory(directory, overrides=overrides)
             assert spec.normalize == (True if pooling else "Normalize" in kinds)
             assert spec.settings.get("projections", ()) == ("Dense",) * kinds.count("Dense")
+
+
+MULTI_VECTOR = Path(__file__).parents[1] / "embedders" / "data" / "multi_vector"
+
+
+def multi_vector_repo(name: str, directory: Path) -> Path:
+    shutil.copytree(MULTI_VECTOR / name, directory, dirs_exist_ok=True)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("name", "limits", "dim", "layers"),
+    [
+        ("pylate", (20, 12), 4, ("1_Dense", "2_Dense", "3_Dense")),
+        ("pylate_no_expansion", (16, 9), 4, ("1_Dense",)),
+        ("multi_vector", (20, 12), 4, ("1_Dense",)),
+        ("multi_vector_pooled", (None, 14), 4, ("1_Dense",)),
+        ("stanford", (18, 10), None, ()),
+    ],
+)
+def test_multi_vector_models_are_read_in_every_layout(
+    name: str, limits: tuple[int | None, int], dim: int | None, layers: tuple[str, ...]
+) -> None:
+    spec = spec_from_directory(MULTI_VECTOR / name, family="late_interaction")
+    assert (spec.encoder, spec.model_file, spec.normalize, spec.dim) == ("colbert", None, True, dim)
+    assert (spec.max_length, spec.settings["query_max_length"]) == limits
+    assert spec.settings.get("projections", ()) == layers
+    assert {"model.safetensors", *(f"{layer}/model.safetensors" for layer in layers)} <= {*spec.additional_files}
+    for family in ("text", "sparse"):
+        with pytest.raises(UnsupportedModelError):
+            spec_from_directory(MULTI_VECTOR / name, family=family)
+
+
+def test_pylate_has_values_for_what_its_files_leave_out(tmp_path: Path) -> None:
+    repo = multi_vector_repo("pylate", tmp_path)
+    (repo / "config_sentence_transformers.json").write_text("{}", encoding="utf-8")
+    spec = spec_from_directory(repo, family="late_interaction")
+    assert (spec.max_length, spec.settings["query_max_length"], spec.settings["query_pad_length"]) == (180, 32, 31)
+    assert (spec.settings["query_marker"], spec.settings["document_marker"]) == ("[Q] ", "[D] ")
+    assert set("!,.") <= {*spec.settings["skip_words"]}  # type: ignore[misc]
+
+
+def test_a_default_prompt_of_pylate_is_for_both_roles(tmp_path: Path) -> None:
+    repo = multi_vector_repo("pylate", tmp_path)
+    rewrite(
+        repo / "config_sentence_transformers.json",
+        prompts={"query": "", "document": "", "all": "it: "},
+        default_prompt_name="all",
+    )
+    spec = spec_from_directory(repo, family="late_interaction")
+    assert (spec.prompts["query"], spec.prompts["document"]) == ("it: ", "it: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "entries", "message"),
+    [
+        ("pylate", "config_sentence_transformers.json", {"skiplist_words": "the"}, "skiplist_words"),
+        ("pylate", "config_sentence_transformers.json", {"query_prefix": 3}, "query_prefix"),
+        ("multi_vector", "sentence_bert_config.json", {"query_expansion": {"strategy": "all"}}, "query_expansion"),
+        ("multi_vector", "2_MultiVectorMask/config.json", {"keep_only_token_ids": [3]}, "some tokens"),
+        ("multi_vector", "1_Dense/config.json", {"module_input_name": "sentence_embedding"}, "token_embeddings"),
+        ("multi_vector_pooled", "4_HierarchicalTokenPooling/config.json", {"tasks": ["query"]}, "documents alone"),
+        ("multi_vector_pooled", "4_HierarchicalTokenPooling/config.json", {"pool_factor": 0}, "pool_factor"),
+    ],
+)
+def test_a_multi_vector_model_that_is_not_computed_is_refused(
+    name: str, path: str, entries: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    repo = multi_vector_repo(name, tmp_path)
+    rewrite(repo / path, **entries)
+    with pytest.raises(UnsupportedModelError, match=message):
+        spec_from_directory(repo, family="late_interaction")
+
+
+def test_what_says_nothing_of_tokens_is_no_multi_vector_model(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="add_custom_model"):
+        spec_from_directory(write_repo(tmp_path), family="late_interaction")
+
+
+def test_a_graph_of_colberts_own_format_is_one_that_has_the_layer(tmp_path: Path) -> None:
+    repo = multi_vector_repo("stanford", tmp_path)
+    (repo / "model.onnx").touch()
+    spec = spec_from_directory(repo, family="late_interaction")
+    assert (spec.model_file, spec.additional_files) == ("model.onnx", ())
+    assert (spec.settings["finishes"], spec.settings["projection_in_weights"]) == (True, False)
