@@ -362,13 +362,17 @@ def _causal_reranker(repo: _Repo, spec: ModelSpec, module: str | None) -> ModelS
     if module is not None:
         said = repo.json(f"{module}config.json")
         yes, no = said.get("true_token_id"), said.get("false_token_id")
-        if type(yes) is not int or not (no is None or type(no) is int):
+        if not _is_id(yes) or not (no is None or _is_id(no)):
             raise repo.unsupported(f"{module}config.json has no usable true_token_id and false_token_id")
     spec = _instructed(replace(spec, encoder="causal_reranker"))
     spec = _with_settings(spec, yes=yes, no=no)
     if template is not None:
         spec = _with_settings(spec, template=template)
     return _preferring(repo, "logits", spec)
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _instructed(spec: ModelSpec) -> ModelSpec:

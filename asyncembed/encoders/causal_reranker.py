@@ -15,6 +15,7 @@ from asyncembed.encoders.settings import CausalRerankerSettings, read_settings
 from asyncembed.encoders.text_graph import TextGraph, TextRun
 from asyncembed.encoders.tokenization import TextTokenizer, count_tokens
 from asyncembed.errors import UnsupportedModelError
+from asyncembed.repo_files import quoted
 from asyncembed.runtime.session import Array
 
 
@@ -80,11 +81,26 @@ class CausalReranker:
                 f"{self._spec.model_file} gives an output of shape {output.shape}, but a language model gives logits",
                 model=self._spec.name,
             )
+        if output.shape[1] not in (1, run.ids.shape[1]):
+            raise UnsupportedModelError(
+                f"{self._spec.model_file} gives logits of shape {output.shape} for ids of shape {run.ids.shape}; a "
+                "language model has them for each token, or for the last one",
+                model=self._spec.name,
+            )
         columns = np.arange(output.shape[1])
         last = (run.mask[:, -output.shape[1] :] * columns).argmax(axis=1)
         logits: Array = output[np.arange(len(output)), last]
-        yes = logits[:, self._id(self._settings.yes)]
-        return yes if self._settings.no is None else yes - logits[:, self._id(self._settings.no)]
+        yes = self._column(logits, self._settings.yes)
+        return yes if self._settings.no is None else yes - self._column(logits, self._settings.no)
 
-    def _id(self, token: int | str) -> int:
-        return token if isinstance(token, int) else self._tokenizer.vocabulary[token]
+    def _column(self, logits: Array, token: int | str) -> Array:
+        """The logits of one token, of those of all, (n, words)."""
+        place = token if isinstance(token, int) else self._tokenizer.vocabulary.get(token, -1)
+        if not 0 <= place < logits.shape[1]:
+            raise UnsupportedModelError(
+                f"{self._spec.model_file} gives the logits of {logits.shape[1]} tokens, and none of {quoted(token)}, "
+                "by which its score is told",
+                model=self._spec.name,
+            )
+        column: Array = logits[:, place]
+        return column

@@ -8,7 +8,7 @@ makes of the marks tells what it would make of texts, and where that is not plai
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from asyncembed.encoders.pair_prompts import Frame, Slot
 from asyncembed.errors import RuntimeMissingError, UnsupportedModelError
@@ -24,6 +24,8 @@ _LONGEST_TEMPLATE = 2**13  # bytes; one that frames a pair has a tenth of it
 _LONGEST_RESULT = 2**16  # characters
 _MOST_LOOPS = 8
 _MOST_TURNS = 100
+_DEEPEST = 30
+_TESTS_BY_CONTENT = ("lower", "sequence", "upper")  # that look into a text without asking it
 _NODES = (
     "Add", "And", "Assign", "Break", "Call", "Compare", "Concat", "CondExpr", "Const", "Continue", "Filter", "For",
     "Getattr", "Getitem", "If", "Keyword", "NSRef", "Name", "Neg", "Not", "Operand", "Or", "Output", "Slice", "Sub",
@@ -103,13 +105,17 @@ def _compiled(source: str, model: str) -> "jinja2.Template":
     environment.globals = {
         "raise_exception": _refuse, "namespace": environment.globals["namespace"], "range": _range,
     }  # fmt: skip
-    environment.filters = {name: environment.filters[name] for name in _FILTERS}
+    environment.filters = {name: environment.filters[name] for name in _FILTERS} | {"int": _int}
+    for name in _TESTS_BY_CONTENT:
+        del environment.tests[name]
     try:
         tree = environment.parse(source)
         for objection in _objections(tree):
             raise _unsupported(model, f"is not rendered: {objection}")
         return environment.from_string(tree)
-    except (jinja2.TemplateError, RecursionError) as error:
+    except UnsupportedModelError:
+        raise
+    except (jinja2.TemplateError, RecursionError, SyntaxError, MemoryError, ValueError) as error:
         raise _unsupported(model, f"cannot be rendered: {error}") from error
 
 
@@ -117,6 +123,10 @@ def _objections(tree: "nodes.Template") -> Iterator[str]:
     """What might take long, or make a text grow, in a template: such a thing is no part of those that frame a pair."""
     from jinja2 import nodes
 
+    if _is_deep(tree):
+        # What it would take to make a program of it grows much faster than its length.
+        yield f"its parts are nested more than {_DEEPEST} deep"
+        return
     allowed = {getattr(nodes, name) for name in _NODES}
     # Texts are put together where they are printed only, so that none is twice as long with each line.
     sums = {id(sum_) for output in tree.find_all(nodes.Output) for each in output.nodes for sum_ in _sums(each)}
@@ -133,6 +143,14 @@ def _objections(tree: "nodes.Template") -> Iterator[str]:
     loops = list(tree.find_all(nodes.For))
     if len(loops) > _MOST_LOOPS or any(loop.recursive or next(_inner_loops(loop), None) for loop in loops):
         yield "it has many loops, or loops in loops"
+
+
+def _is_deep(tree: "nodes.Template") -> bool:
+    """Whether its parts are nested deeply; a sum of many is."""
+    level: list[nodes.Node] = [tree]
+    for _ in range(_DEEPEST):
+        level = [child for node in level for child in node.iter_child_nodes()]
+    return bool(level)
 
 
 def _sums(node: "nodes.Node") -> "Iterator[nodes.Node]":
@@ -164,6 +182,47 @@ def _printed(value: object) -> object:
     if not isinstance(value, str | int | float):
         _refuse(f"it prints a value of the type {type(value).__name__}")
     return value
+
+
+class _Text(str):
+    """A text in a message, which a template puts somewhere: what it asks of the text is refused.
+
+    Frames are the same for all texts. A template that looks at a text would make something else of others.
+    """
+
+    __slots__ = ()
+
+    def _ask(self, *_: object, **__: object) -> NoReturn:
+        _refuse("it does not put texts among words as they are, but asks what they say")
+
+    __contains__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _ask
+    __getitem__ = __iter__ = __len__ = __hash__ = _ask
+    endswith = lower = startswith = upper = _ask
+
+    def __bool__(self) -> bool:
+        return True
+
+    def strip(self, *characters: Any) -> str:
+        """A text again."""
+        return _Text(super().strip(*characters))
+
+    def lstrip(self, *characters: Any) -> str:
+        """A text again."""
+        return _Text(super().lstrip(*characters))
+
+    def rstrip(self, *characters: Any) -> str:
+        """A text again."""
+        return _Text(super().rstrip(*characters))
+
+
+def _int(value: object, default: int = 0, base: int = 10) -> int:
+    """Jinja's filter."""
+    if isinstance(value, _Text):
+        _refuse("it takes a text for a number")
+    try:
+        return int(value, base) if isinstance(value, str) else int(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError):
+        return default
 
 
 def _refuse(message: object) -> NoReturn:
@@ -199,7 +258,7 @@ def _messages(texts: dict[Slot, str], *, is_structured: bool) -> list[dict[str, 
     """The roles and texts that sentence-transformers gives a template: its prompt is the system's message."""
     roles = {Slot.INSTRUCTION: "system", Slot.QUERY: "query", Slot.DOCUMENT: "document"}
     return [
-        {"role": roles[slot], "content": [{"type": "text", "text": text}] if is_structured else text}
+        {"role": roles[slot], "content": [{"type": "text", "text": _Text(text)}] if is_structured else _Text(text)}
         for slot, text in texts.items()
     ]
 

@@ -67,6 +67,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 
 
+_LIMITS: Mapping[str, int] = {
+    **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer"), 2**12),
+    **dict.fromkeys(("hidden_size", "dim", "n_embd", "head_dim"), 2**20),
+}
+"""Numbers that something is allocated by before a tensor is compared with them, and what they are far below."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A graph that can be built. `model` is for messages."""
@@ -132,6 +139,12 @@ def _objections(config: Mapping[str, Any], head: Head) -> Iterator[str]:
         yield f"says that the model brings code of its own (auto_map: {quoted(custom['AutoModel'])})"
     if config.get("quantization_config") is not None:
         yield f"has quantization_config = {quoted(config['quantization_config'])}, and only None is computed"
+    for key, limit in _LIMITS.items():
+        if type(config.get(key)) is int and config[key] >= limit:
+            yield f"has no usable {key}"
+    for key in ("rope_scaling", "rope_parameters"):
+        if config.get(key) is not None and not isinstance(config[key], dict):
+            yield f"has {key} = {quoted(config[key])}, and only an object says how positions rotate"
     yield from architecture.objections(config)
     if name_of(head) not in ("states", *architecture.heads):
         built = ", ".join(["states", *architecture.heads])

@@ -174,8 +174,11 @@ def _size_objections(config: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(eps, float | int) or not 0 <= eps <= 1:
         yield "has no usable layer_norm_eps"
     for key in ("conv_kernel_size", "conv_groups"):
-        if type(config.get(key, 1)) is not int or not 0 <= config.get(key, 1) < 2**15:
+        least = 0 if key == "conv_kernel_size" else 1
+        if type(config.get(key, 1)) is not int or not least <= config.get(key, 1) < 2**15:
             yield f"has no usable {key}"
+    if hidden % config.get("conv_groups", 1):
+        yield f"has conv_groups = {config['conv_groups']}, which does not divide hidden_size = {hidden}"
 
 
 def _distance_objections(config: Mapping[str, Any]) -> Iterator[str]:

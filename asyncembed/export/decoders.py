@@ -26,6 +26,8 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 _WINDOW = 4096  # where config.json has none
 
+_POOLINGS = ("late", "bos", "mean")  # of EuroBERT's classifiers
+
 # Element types as `onnx.TensorProto` numbers them.
 _INT64 = 7
 
@@ -81,11 +83,27 @@ class Decoder:
         eps = config.get("rms_norm_eps", self.norm_eps)
         if not isinstance(eps, float | int) or not 0 <= eps <= 1:
             yield "has no usable rms_norm_eps"
+        yield from self._use_objections(config)
+        yield from self._kind_objections(config)
+
+    def _use_objections(self, config: Mapping[str, Any]) -> Iterator[str]:
+        """Likewise, of what some checkpoints ask for."""
         own = config.get("auto_map")
         named = own.get("AutoModel") if isinstance(own, dict) else None
         if self.brings_code and named is not None and not str(named).endswith(".EuroBertModel"):
             yield f"says that the model brings code of its own (auto_map: {quoted(named)})"
-        yield from self._kind_objections(config)
+        if config.get("attn_logit_softcapping") is not None:
+            yield "bounds the scores of attention (attn_logit_softcapping), and only scores as they are are computed"
+        padding, pooling = config.get("pad_token_id"), config.get("classifier_pooling", "late")
+        if padding is not None and not (type(padding) is int and -(2**31) < padding < 2**31):
+            yield f"has pad_token_id = {quoted(padding)}"
+        if pooling not in _POOLINGS:
+            yield f"has classifier_pooling = {quoted(pooling)}, and only {', '.join(_POOLINGS)} are computed"
+        if config.get("layer_types") is not None and not isinstance(config["layer_types"], list):
+            yield "has layer_types that are no list"
+        for key in ("max_window_layers", "sliding_window_pattern", "_sliding_window_pattern"):
+            if config.get(key) is not None and not (config[key] == 0 or _is_size(config[key])):
+                yield f"has no usable {key}"
 
     def _kind_objections(self, config: Mapping[str, Any]) -> Iterator[str]:
         """Likewise, of how far layers see, and how they rotate."""
@@ -103,7 +121,7 @@ class Decoder:
             said = self._rotary(config, kind)
             if {**config, **said}.get("partial_rotary_factor", 1) != 1:
                 yield "rotates a part of each head (partial_rotary_factor), and only whole heads are computed"
-            yield from rotation_objections(said)
+            yield from rotation_objections(said, config.get("max_position_embeddings"))
 
     def encode(self, c: Construction) -> str:
         graph, config, weights = c.graph, c.config, c.weights
@@ -142,7 +160,8 @@ class Decoder:
             return [_SLIDING if (i + 1) % every else _FULL for i in range(layers)]
         if not config.get("use_sliding_window"):
             return [_FULL] * layers
-        return [_SLIDING if i >= config.get("max_window_layers", 28) else _FULL for i in range(layers)]
+        first = config.get("max_window_layers")
+        return [_SLIDING if i >= (28 if first is None else first) else _FULL for i in range(layers)]
 
     def _reach(self, config: Mapping[str, Any], kind: str) -> Reach:
         bidirectional = config.get("is_causal") is False or bool(config.get("use_bidirectional_attention"))

@@ -145,7 +145,7 @@ def _kind_objections(config: Mapping[str, Any]) -> Iterator[str]:
     if len(kinds) != config["num_hidden_layers"] or any(kind not in list(_BASES) for kind in kinds):
         yield f"has layer_types that are not, for each layer, one of {', '.join(_BASES)}"
     for kind in _BASES:
-        yield from rotation_objections(_turning(config, kind))
+        yield from rotation_objections(_turning(config, kind), config.get("max_position_embeddings", _LONGEST))
 
 
 def _kinds(config: Mapping[str, Any]) -> list[Any]:

@@ -44,8 +44,11 @@ def parameters(config: Mapping[str, Any], kind: str | None = None) -> Mapping[st
     return {}
 
 
-def rotation_objections(said: Mapping[str, Any]) -> Iterator[str]:
-    """Why `rotation` cannot be computed."""
+def rotation_objections(said: Mapping[str, Any], longest: object) -> Iterator[str]:
+    """Why `rotation` cannot be computed, of what a config.json says."""
+    if any(isinstance(value, dict) or key in _LAYER_KINDS for key, value in said.items()):
+        yield "tells the positions of several kinds of layers apart, but not all of theirs"
+        return
     kind = _type_of(said)
     if not isinstance(kind, str) or kind not in _SCALED:
         yield f"scales its positions by {quoted(kind)}, and only {', '.join(_SCALED)} are computed"
@@ -53,8 +56,20 @@ def rotation_objections(said: Mapping[str, Any]) -> Iterator[str]:
     for key in ("rope_theta", *_NUMBERS):
         value = said.get(key)
         is_missing = value is None and key in _NEEDED.get(kind, ())
-        if is_missing or (value is not None and not (isinstance(value, int | float) and value > 0)):
+        if is_missing or (value is not None and not is_scale(value)):
             yield f"scales its positions by {kind} with {key} = {quoted(value)}"
+    base = said.get("rope_theta")
+    if base is not None and base <= 1:
+        yield f"has rope_theta = {quoted(base)}, and positions are told apart by a base above 1"
+    if kind == "llama3" and said["low_freq_factor"] >= said["high_freq_factor"]:
+        yield "scales its positions by llama3 with a low_freq_factor that is not below its high_freq_factor"
+    if kind in _NEEDING_LENGTH and said.get(_LENGTH) is None and not is_scale(longest):
+        yield f"scales its positions by {kind}, and has neither {_LENGTH} nor a usable max_position_embeddings"
+
+
+def is_scale(value: object) -> bool:
+    """Whether a value of a stranger's file can be a base or a factor: a number above 0 that no sum overflows with."""
+    return type(value) in (int, float) and 1e-6 <= value <= 1e12  # type: ignore[operator]
 
 
 def rotation(said: Mapping[str, Any], *, size: int, theta: float, longest: int | None) -> Rotation:
@@ -132,6 +147,10 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "ntk": ("factor",),
     "yarn": ("factor",),
 }
+_LENGTH = "original_max_position_embeddings"
+_NEEDING_LENGTH = ("llama3", "yarn")
+_LAYER_KINDS = ("full_attention", "sliding_attention")
+
 _NUMBERS = (
     *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "mixed_b"),
     *("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),

@@ -13,7 +13,7 @@ from asyncembed.export.attention import Seen, attention, seen
 from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear
 from asyncembed.export.construction import Construction, Weights
 from asyncembed.export.heads import Classifier, HeadBuilder, HeadName, Vocabulary
-from asyncembed.export.rotary import Turn, parameters, rotated, rotation, rotation_objections, turn
+from asyncembed.export.rotary import Turn, is_scale, parameters, rotated, rotation, rotation_objections, turn
 from asyncembed.repo_files import quoted
 
 _WORDS = "embeddings.word_embeddings.weight"
@@ -89,12 +89,12 @@ class RotaryBert:
         eps, theta = self.said(config, "eps", 1e-12), self.said(config, "theta", self.theta)
         if not isinstance(eps, float | int) or not 0 <= eps <= 1:
             yield f"has no usable {self.keys['eps'][0]}"
-        if not isinstance(theta, float | int) or not theta > 0:
+        if not is_scale(theta) or not theta > 1:
             yield f"has no usable {self.keys['theta'][0]}"
         if self._activation(config) not in ACTIVATIONS:
             named = quoted(self._activation(config))
             yield f"has {self.keys['activation'][0]} = {named}, and those computed are {', '.join(ACTIVATIONS)}"
-        yield from rotation_objections(parameters(config))
+        yield from rotation_objections(parameters(config), self.said(config, "positions"))
 
     def encode(self, c: Construction) -> str:
         """The flat hidden states after the last layer.

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from asyncembed.errors import ModelLoadError
 from asyncembed.files import move
+from asyncembed.repo_files import read_object
 from asyncembed.runtime.digests import KEY_LENGTH, file_digest, key_of
 from asyncembed.runtime.onnx_file import read_onnx_file
 
@@ -159,8 +160,9 @@ def kept_prepared(*, cache_dir: Path) -> list[Path]:
 
 def made_of(folder: Path) -> Path | None:
     """The graph that one of `kept_prepared` was made of, which may be gone; None where that cannot be read."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return Path(json.loads((folder / FACTS_FILE).read_bytes())["source"])
+    with contextlib.suppress(ModelLoadError):
+        named = read_object(folder / FACTS_FILE).get("source")
+        return Path(named) if isinstance(named, str) and named.isprintable() else None
     return None
 
 

@@ -7,6 +7,7 @@ Sources: Python's `pickletools` for the instructions, torch's `serialization.py`
 """
 
 import pickletools
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -38,6 +39,12 @@ _REBUILD = "torch._utils _rebuild_tensor_v2"
 _ORDERED_DICT = "collections OrderedDict"
 _GLOBALS = frozenset({*_STORAGES, _REBUILD, _ORDERED_DICT})
 
+_ERRORS = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, RuntimeError),
+    struct.error,
+)
+"""What `zipfile`, `pickletools` and this module raise where a file is broken."""
+
 ReadStorage: TypeAlias = Callable[[str, str, int], Array]
 """From the type of its numbers, its key, and how many there are, to a storage."""
 
@@ -56,7 +63,7 @@ def read_torch_file(path: Path) -> dict[str, Array]:
             return _read_archive(archive)
     except BadZipFile as error:
         raise _broken(path, "it is no zip, as torch writes it since 1.6") from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
+    except _ERRORS as error:
         raise _broken(path, str(error) or type(error).__name__) from error
 
 
@@ -71,9 +78,13 @@ def _read_archive(archive: ZipFile) -> dict[str, Array]:
     if f"{prefix}byteorder" in archive.namelist() and _member(archive, f"{prefix}byteorder", 16) != b"little":
         raise ValueError("its numbers are not little-endian")
 
+    storages: dict[str, bytes] = {}  # each is read once, however often the pickle refers to it
+
     def read_storage(dtype: str, key: str, count: int) -> Array:
         size_bytes = np.dtype(dtype).itemsize * count
-        content = _member(archive, f"{prefix}data/{key}", size_bytes)
+        if key not in storages:
+            storages[key] = _member(archive, f"{prefix}data/{key}", size_bytes)
+        content = storages[key]
         if len(content) != size_bytes:
             raise ValueError(f"the storage {key} has {len(content)} bytes instead of {size_bytes}")
         return np.frombuffer(content, dtype)

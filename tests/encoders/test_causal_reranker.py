@@ -17,7 +17,7 @@ from asyncembed.encoders import build
 from asyncembed.encoders.causal_reranker import CausalReranker
 from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.encoders.settings import CausalRerankerSettings, read_settings
-from asyncembed.errors import InputError, OptionError
+from asyncembed.errors import InputError, OptionError, UnsupportedModelError
 from asyncembed.export.answers import read_answer
 from asyncembed.export.graph_cache import ensure_graph
 
@@ -113,6 +113,31 @@ def test_a_graph_that_gives_all_logits_is_asked_for_those_of_the_last_token(tmp_
     encoder = build(EncoderConfig(spec=spec, directory=directory, max_length=700))
     encoded = encoder.encode([tuple(pair) for pair in expected["pairs"]], Call(mode="pair"))
     np.testing.assert_allclose(encoded.results, expected["plain"], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("token", [-1, 10**6, "no such token"])
+def test_an_answer_that_the_graph_has_no_logit_of_is_refused(token: int | str, tmp_path: Path) -> None:
+    """Counted from the end, it would be another token's."""
+    directory = tmp_path / "repo"
+    shutil.copytree(DATA / "qwen3_reranker", directory)
+    write_logits_graph(directory)
+    spec = spec_from_directory(directory, family="cross_encoder", overrides=Overrides(template="qwen3-reranker"))
+    for name in ("yes", "no"):
+        asked = replace(spec, settings={**spec.settings, name: token})
+        with pytest.raises(UnsupportedModelError, match=f"none of {token!r}, by which its score is told"):
+            build(EncoderConfig(spec=asked, directory=directory, max_length=700))
+
+
+@pytest.mark.parametrize("token", [-1, 2**31, 10**400, 1.5, "yes", True, [1]])
+def test_a_module_whose_answer_is_no_id_is_refused(token: object, tmp_path: Path) -> None:
+    directory = tmp_path / "repo"
+    shutil.copytree(DATA / "logit_score", directory)
+    (path,) = directory.glob("*/config.json")
+    for name in ("true_token_id", "false_token_id"):
+        said = {"true_token_id": 5, "false_token_id": 6, name: token}
+        path.write_text(json.dumps(said), "utf-8")
+        with pytest.raises(UnsupportedModelError, match="no usable true_token_id and false_token_id"):
+            spec_from_directory(directory, family="cross_encoder")
 
 
 def write_logits_graph(directory: Path) -> None:

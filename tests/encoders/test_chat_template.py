@@ -62,6 +62,12 @@ def test_a_template_may_take_texts_as_parts_of_messages(tmp_path: Path) -> None:
     assert filled(read_frames(tmp_path)) == ("q|d", "q|d")
 
 
+def test_a_template_may_ask_what_is_the_same_of_all_texts(tmp_path: Path) -> None:
+    source = "{% if messages[-1].content and messages[-1].content is string and messages[-1].content is defined %}"
+    write(tmp_path, source + PLAIN + "{% endif %}")
+    assert filled(read_frames(tmp_path)) == ("q|d", "q|d")
+
+
 def test_a_template_of_the_tokenizer_s_configuration_counts_where_there_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": PLAIN}), "utf-8")
     assert filled(read_frames(tmp_path)) == ("q|d", "q|d")
@@ -83,7 +89,23 @@ def test_a_template_of_the_tokenizer_s_configuration_counts_where_there_is_no_fi
         ("{% if %}", "cannot be rendered"),
         ("{{ messages | tojson }}", "cannot be rendered: No filter named 'tojson'"),
         ("x" * 9000, "has no chat template"),
+        # What would be otherwise for other texts.
+        (
+            "{% for m in messages %}{% if m.content | length < 30 %}{{ m.content }}{% endif %}{% endfor %}",
+            "among words",
+        ),
+        ("{% for m in messages %}{{ 'x' if 'Query' in m.content }}{{ m.content }}{% endfor %}", "among words"),
+        ("{% for m in messages %}{{ 'x' if m.content.strip() == 'a' }}{{ m.content }}{% endfor %}", "among words"),
+        ("{% for m in messages %}{{ 'x' if m.content is lower }}{{ m.content }}{% endfor %}", "No test named 'lower'"),
+        (
+            "{% for m in messages %}{{ 'x' if m.content | int > 5 }}{{ m.content }}{% endfor %}",
+            "takes a text for a number",
+        ),
+        ("{% for m in messages %}{{ m.content | first }}{% endfor %}", "among words"),
         # What would take long, or much memory.
+        ("{{ " + "+".join(["messages[0].content"] * 300) + " }}", "nested more than 30 deep"),
+        ("{{ " + "[0]".join(["messages"] + [""] * 1000) + " }}", "nested more than 30 deep"),
+        ("{{ " + "9" * 5000 + " }}", "cannot be rendered"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it has Macro in line 1"),
         ("{% for a in range(9) %}{% for b in range(9) %}{% endfor %}{% endfor %}", "loops in loops"),
         ("{% for a in [1] recursive %}{{ loop([1]) }}{% endfor %}", "it calls loop"),

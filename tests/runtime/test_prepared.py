@@ -140,3 +140,12 @@ def test_it_says_what_it_was_made_of_and_can_be_deleted(source: Source, tmp_path
 
 def test_small_graphs_are_not_worth_it(source: Source) -> None:
     assert not source.pays(workers=None)
+
+
+FORGED = ("[" * 100_000, "[]", "{}", '{"source": 5}', '{"source": "\\ud800"}', '{"source": "\\u0000"}')
+
+
+@pytest.mark.parametrize("facts", FORGED)
+def test_what_a_graph_was_made_of_is_not_known_where_somebody_else_wrote_it_down(facts: str, tmp_path: Path) -> None:
+    (tmp_path / "prepared.json").write_text(facts, "utf-8")
+    assert made_of(tmp_path) is None

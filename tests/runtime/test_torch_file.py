@@ -1,6 +1,8 @@
 """Tensors of `.pt` files: those of torch itself are read, and nothing that a hostile file says is done."""
 
+import contextlib
 import pickle
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -185,3 +187,29 @@ def test_the_same_numbers_are_not_told_over_and_over(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "a.pt", b"\x80\x02}(" + b"".join(parts) + b"u.", {"0": numbers.tobytes()})
     with pytest.raises(ModelLoadError, match="more numbers than it has"):
         read_torch_file(path)
+
+
+def test_a_storage_is_read_once_however_often_it_is_referred_to(tmp_path: Path) -> None:
+    """A pickle of a few kB could otherwise keep thousands of copies of it."""
+    numbers = np.zeros(2**20, np.float32)
+    one = tensor(0, numbers, shape=(1,), strides=(1,))
+    program = b"\x80\x02}(" + b"".join(b"X\x02\x00\x00\x00%02d" % i + one for i in range(60)) + b"u."
+    path = write_archive(tmp_path / "a.pt", program, {"0": numbers.tobytes()})
+    tracemalloc.start()
+    try:
+        assert len(read_torch_file(path)) == 60
+        assert tracemalloc.get_traced_memory()[1] < 4 * numbers.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_with_some_bytes_changed_or_missing_is_one_error_if_any(tmp_path: Path) -> None:
+    whole = write_torch_file(tmp_path / "whole.pt", {"weight": np.ones((1, 4), np.float32)}).read_bytes()
+    path, generator = tmp_path / "changed.pt", np.random.default_rng(5)
+    for _ in range(600):
+        changed = bytearray(whole)
+        for place in generator.integers(len(changed), size=3):
+            changed[place] = generator.integers(256)
+        path.write_bytes(changed[: generator.integers(1, 2 * len(changed))])
+        with contextlib.suppress(ModelLoadError):
+            read_torch_file(path)
