@@ -92,6 +92,8 @@ class Decoder:
         named = own.get("AutoModel") if isinstance(own, dict) else None
         if self.brings_code and named is not None and not str(named).endswith(".EuroBertModel"):
             yield f"says that the model brings code of its own (auto_map: {quoted(named)})"
+        if self.is_gemma and config.get("query_pre_attn_scalar", 256) is None:
+            yield "has no usable query_pre_attn_scalar"
         if config.get("attn_logit_softcapping") is not None:
             yield "bounds the scores of attention (attn_logit_softcapping), and only scores as they are are computed"
         padding, pooling = config.get("pad_token_id"), config.get("classifier_pooling", "late")

@@ -1,14 +1,16 @@
 """A config.json may say anything: what cannot be computed as it says is refused, before memory is taken."""
 
+import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from asyncembed.errors import AsyncEmbedError
+from asyncembed.errors import AsyncEmbedError, UnsupportedModelError
 from asyncembed.export.architectures import read_plan
 from asyncembed.runtime.safetensors import find_weights, read_tensors
-from tests.export.conftest import Variant
+from tests.export.conftest import DATA, Variant
 
 HUGE = 10**400
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
@@ -82,3 +84,11 @@ def test_a_config_that_cannot_be_computed_is_refused(model: str, said: dict[str,
         plan = read_plan(directory, "scores" if "scores" in model else "states")
         with read_tensors(*find_weights(directory)) as tensors:
             plan.build(tensors)
+
+
+def test_a_number_that_is_null_is_none(tmp_path: Path) -> None:
+    """What divides the scores of Gemma's attention has a default where it is not named, not where it is null."""
+    config = json.loads((DATA / "gemma3" / "config.json").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "query_pre_attn_scalar": None}), "utf-8")
+    with pytest.raises(UnsupportedModelError, match="no usable query_pre_attn_scalar"):
+        read_plan(tmp_path)
