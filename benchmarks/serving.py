@@ -45,6 +45,7 @@ import psutil
 from asyncembed import TextEmbedding
 from benchmarks.common import machine, minilm, say, spread
 from tests.hub.server import HubServer, Repo
+from tests.support.waiting import open_files
 
 NAME = "local/all-MiniLM-L6-v2"
 START_SECONDS = 300
@@ -279,7 +280,7 @@ class Kept(NamedTuple):
 def kept_by(side: Side) -> Kept:
     processes = [side.process, *side.process.children(recursive=True)]
     memory = [process.memory_info().rss / 1e6 for process in processes]
-    return Kept(memory, side.process.num_fds(), side.process.num_threads())
+    return Kept(memory, open_files(side.process.pid), side.process.num_threads())
 
 
 def load_much(side: Side, seconds: float) -> None:
