@@ -111,7 +111,7 @@ class EmbeddingRun:
                 click.echo("To go on past what fails: --on-error skip, or a FILE for it.", err=True)
                 raise
             finally:
-                self.cut = model.stats().truncated
+                self.cut: int = model.stats().truncated
                 with CancelScope(shield=True):
                     await in_disk_thread(target.commit, self._mark)
 

@@ -105,7 +105,7 @@ class SocketServer(uvicorn.Server):
         if self._at.is_ours:
             getLogger("uvicorn.error").info("Uvicorn running on unix socket %s (Press CTRL+C to quit)", self._at.path)
         else:
-            self.should_exit = self.is_too_late = True
+            self.should_exit = self.is_too_late: bool = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Make room for the next server, and finish what is under way."""
