@@ -97,7 +97,7 @@ class SocketServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, at: Place) -> None:
         super().__init__(config)
         self._at = at
-        self.is_too_late = False
+        self.is_too_late: bool = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the models, and listen."""
@@ -105,7 +105,7 @@ class SocketServer(uvicorn.Server):
         if self._at.is_ours:
             getLogger("uvicorn.error").info("Uvicorn running on unix socket %s (Press CTRL+C to quit)", self._at.path)
         else:
-            self.should_exit = self.is_too_late: bool = True
+            self.should_exit = self.is_too_late = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Make room for the next server, and finish what is under way."""
