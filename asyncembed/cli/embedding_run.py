@@ -66,7 +66,7 @@ class EmbeddingRun:
         self._failures: list[tuple[Any, InputFailure]] = []
         self._next_commit = 0.0
         self._mark = Mark()
-        self.cut = 0
+        self.cut: int = 0
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class EmbeddingRun:
                 click.echo("To go on past what fails: --on-error skip, or a FILE for it.", err=True)
                 raise
             finally:
-                self.cut: int = model.stats().truncated
+                self.cut = model.stats().truncated
                 with CancelScope(shield=True):
                     await in_disk_thread(target.commit, self._mark)
 
