@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import IO, Any, AnyStr, BinaryIO, TypeAlias, TypeVar
 
 from asyncembed.errors import InputError, OptionError
 
@@ -34,6 +34,13 @@ FilePath: TypeAlias = str | os.PathLike[str] | BinaryIO
 
 UTF8_MARK = codecs.BOM_UTF8
 """A byte order mark at the start of a file, which some programs write, is no part of its text."""
+
+LONGEST_LINE = 2**26
+"""Characters of a line of text, or bytes of one of JSONL; what is longer is no record, and would fill the memory."""
+
+_TOO_LONG = f" has over {LONGEST_LINE:,} characters"
+
+TextT = TypeVar("TextT")
 
 _UNDECODED = re.compile("[\udc80-\udcff]")
 """What the error handler "surrogateescape" puts in the place of bytes that are not of a file's encoding."""
@@ -86,7 +93,10 @@ def json_lines(path: FilePath) -> Iterator[Any]:
         OSError: (while it is read) the file cannot be read.
     """
     with _opened(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_whole_lines(file, b"\n"), 1):
+            if line is None:
+                yield _failure(path, f"line {number}{_TOO_LONG}")
+                continue
             text = (line.removeprefix(UTF8_MARK) if number == 1 else line).strip()
             if text:
                 try:
@@ -134,14 +144,27 @@ def _codec(encoding: str) -> str:
 
 def _text_lines(path: FilePath, encoding: str) -> Iterator[str | InputError]:
     with _opened_as_text(path, encoding, newline=None) as file:
-        for number, line in enumerate(_decoded(file, path, encoding), 1):
-            text = line.rstrip("\n")
-            if text:
-                problem = _undecoded(text, encoding)
-                yield text if problem is None else _failure(path, f"line {number}{problem}")
+        for number, line in enumerate(_decoded(_whole_lines(file, "\n"), path, encoding), 1):
+            text = None if line is None else line.rstrip("\n")
+            problem = _TOO_LONG if text is None else _undecoded(text, encoding)
+            if problem is not None:
+                yield _failure(path, f"line {number}{problem}")
+            elif text:
+                yield text
 
 
-def _decoded(file: Iterable[str], path: FilePath, encoding: str) -> Iterator[str]:
+def _whole_lines(file: IO[AnyStr], end: AnyStr) -> Iterator[AnyStr | None]:
+    """The lines of a file; None in the place of one that is too long to be one, which is read past and not kept."""
+    while line := file.readline(LONGEST_LINE):
+        if len(line) < LONGEST_LINE or line.endswith(end):
+            yield line
+            continue
+        while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(end):
+            pass
+        yield None
+
+
+def _decoded(file: Iterable[TextT], path: FilePath, encoding: str) -> Iterator[TextT]:
     """The lines of a file; raises `InputError` where its encoding leaves no way to go on."""
     try:
         yield from file

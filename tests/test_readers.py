@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asyncembed import TextEmbedding, sources
+from asyncembed import TextEmbedding, readers, sources
 from asyncembed.errors import InputError, OptionError
 from asyncembed.readers import csv_records, image_paths, json_lines, text_lines
 from tests.support.models import spec_for, write_model
@@ -295,3 +295,16 @@ async def test_a_stream_reads_no_further_than_its_window_and_closes_the_file(mod
         await stream.aclose()
         assert open_files() == before
     assert 100 <= len(read) <= 150
+
+
+@pytest.mark.parametrize("read", [text_lines, json_lines])
+def test_a_line_without_end_is_no_record_and_is_not_kept(
+    read: Callable[[Path], Iterator[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "LONGEST_LINE", 10)
+    path = tmp_path / "lines"
+    path.write_text('"first"\n"' + "x" * 35 + '"\n"' + "y" * 7 + '"\n"last"', encoding="utf-8")
+    first, long, whole, last = read(path)
+    assert [str(each).strip('"') for each in (first, whole, last)] == ["first", "y" * 7, "last"]
+    assert isinstance(long, InputError)
+    assert "line 2 has over" in str(long)
