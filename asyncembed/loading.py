@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from anyio import CancelScope
 
 from asyncembed.catalogue.cpu import features
+from asyncembed.catalogue.described import Overrides
 from asyncembed.catalogue.limits import check_max_length
 from asyncembed.catalogue.lookup import (
     CLASSES,
@@ -23,7 +24,7 @@ from asyncembed.catalogue.lookup import (
     similar_names,
 )
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
-from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
+from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.encoders.registry import check_settings, row_of

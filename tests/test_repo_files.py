@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
+from asyncembed.catalogue.described import Overrides
+from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.catalogue.spec import Family
 from asyncembed.encoders.projection import read_projections
 from asyncembed.errors import AsyncEmbedError, ModelLoadError

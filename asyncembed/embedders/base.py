@@ -26,9 +26,9 @@ from anyio import Event
 from anyio.abc import TaskGroup
 
 from asyncembed.any_loop import OnAnyLoop
+from asyncembed.catalogue.described import Overrides
 from asyncembed.catalogue.lookup import describe, find_model, list_models, parse_origins, require_model
 from asyncembed.catalogue.onnx_choice import precision_of
-from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.checks import (
     check_bool,

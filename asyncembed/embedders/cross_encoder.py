@@ -5,8 +5,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Unpack, cast, get_args, overload
 
+from asyncembed.catalogue.described import Overrides
 from asyncembed.catalogue.lookup import register
-from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family
 from asyncembed.checks import check_bool, check_choice, check_count, check_text, checks_keywords
 from asyncembed.embedders.base import AnyStream, Embedder, ModelName, ReturningCall, StreamCall, StreamKeywords

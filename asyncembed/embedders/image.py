@@ -12,8 +12,8 @@ import anyio
 from anyio import CancelScope, get_cancelled_exc_class, move_on_after
 from anyio.abc import TaskGroup
 
+from asyncembed.catalogue.described import Overrides
 from asyncembed.catalogue.lookup import register
-from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family
 from asyncembed.checks import check_bool, check_choice, check_count, check_seconds, check_text, checks_keywords
 from asyncembed.embedders.base import (

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, Unpack, cast, get_args, overload
 
+from asyncembed.catalogue.described import Overrides
 from asyncembed.catalogue.lookup import register
-from asyncembed.catalogue.pipeline import Overrides
 from asyncembed.catalogue.spec import Family, ModelSpec, Pooling
 from asyncembed.checks import check_bool, check_choice, check_count, check_text, checks_keywords
 from asyncembed.embedders.base import (

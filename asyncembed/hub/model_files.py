@@ -8,8 +8,9 @@ from typing import get_args
 
 import anyio
 
+from asyncembed.catalogue.described import Overrides
 from asyncembed.catalogue.lookup import CLASSES, find_model
-from asyncembed.catalogue.pipeline import CONFIGURATION, Overrides, configuration_files, spec_from_directory
+from asyncembed.catalogue.pipeline import CONFIGURATION, configuration_files, spec_from_directory
 from asyncembed.catalogue.spec import CacheFolderOrigin, Family, HubOrigin, ModelSpec, Origin
 from asyncembed.errors import DownloadError, NoSourceError, OptionError, UnsupportedModelError
 from asyncembed.faking import current_fakes

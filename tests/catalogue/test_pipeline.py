@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncembed.catalogue.described import Overrides
 from asyncembed.catalogue.limits import most_tokens
 from asyncembed.catalogue.lookup import require_model
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
-from asyncembed.catalogue.pipeline import Overrides, configuration_files, spec_from_directory
+from asyncembed.catalogue.pipeline import configuration_files, spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, LocalOrigin, Pooling
 from asyncembed.errors import ModelLoadError, OptionError, UnsupportedModelError
 from asyncembed.repo_files import list_directory

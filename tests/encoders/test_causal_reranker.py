@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asyncembed.catalogue.pipeline import Overrides, spec_from_directory
+from asyncembed.catalogue.described import Overrides
+from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.encoders import build
 from asyncembed.encoders.causal_reranker import CausalReranker
 from asyncembed.encoders.encoder import Call, EncoderConfig

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from asyncembed.catalogue.pipeline import Overrides
+from asyncembed.catalogue.described import Overrides
 from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, Encoder, EncoderConfig
 from asyncembed.errors import EncodeError, ModelError, OptionError, UnsupportedModelError

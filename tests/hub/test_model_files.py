@@ -282,7 +282,7 @@ def test_the_shell_says_in_a_sentence_what_is_wrong(hub: HubServer, tmp_path: Pa
 
 def test_the_catalogue_is_a_table_or_json(hub: HubServer, tmp_path: Path) -> None:
     table = run(hub, tmp_path, "models").stdout
-    assert table.splitlines()[0].split() == ["NAME", "FAMILY", "DIM", "GB", "LICENSE"]
+    assert table.splitlines()[0].split() == ["NAME", "FAMILY", "LANGUAGES", "LIMIT", "DIM", "GB", "LICENSE"]
     assert CATALOGUED in table
     specs = json.loads(run(hub, tmp_path, "models", "--json", "--family", "sparse").stdout)
     assert {spec["family"] for spec in specs} == {"sparse"}
