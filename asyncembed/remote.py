@@ -224,9 +224,9 @@ def _closed_meanwhile() -> StateError:
 
 
 def _acquire(lock: threading.Lock) -> None:
-    """Wait for `lock`, with an ear for Ctrl-C."""
-    if os.name != "nt":
-        lock.acquire()
-        return
+    """Wait for `lock`, with an ear for Ctrl-C.
+
+    On Windows nothing interrupts the wait; elsewhere a signal does, unless it comes in the moment before it begins.
+    """
     while not lock.acquire(timeout=POLL_SECONDS):
         pass

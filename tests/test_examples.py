@@ -251,7 +251,7 @@ def test_the_shell_goes_from_a_dirty_file_to_a_search(environment: dict[str, str
         check=True,
     )
     assert "Traceback" not in done.stderr, done.stderr
-    assert "3 records, 2 failed, 5 of them by runs before" in done.stderr
+    assert "3 records, 2 failed, 5 read by earlier runs" in done.stderr
     failed = [json.loads(line)["failure"] for line in (tmp_path / "failed.jsonl").read_text("utf-8").splitlines()]
     assert [failure["index"] for failure in failed] == [1, 3]
     assert done.stdout.count("Backpressure slows the producer down.") == 2
