@@ -24,6 +24,8 @@ from tests.support.hybrid_models import HYBRID_TEXTS, Layout, expected, write_hy
 from tests.support.models import forget_registered_models
 from tests.support.torch_files import write_archive
 
+pytestmark = pytest.mark.slow
+
 
 def assert_is_reference(embedding: Any, position: int) -> None:
     dense, weights, rows = expected(position)

@@ -18,6 +18,8 @@ from tests.support.graphs import write_text_graph
 from tests.support.late_interaction import write_late_interaction_model
 from tests.support.models import TEXTS, forget_registered_models
 
+pytestmark = pytest.mark.slow
+
 NAME = "colbert-ir/colbertv2.0"
 
 

@@ -22,6 +22,8 @@ from asyncembed.errors import InputError, OptionError, UnsupportedModelError
 from asyncembed.export.answers import read_answer
 from asyncembed.export.graph_cache import ensure_graph
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parent.parent / "embedders" / "data"
 
 TEMPLATES = {

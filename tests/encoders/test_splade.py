@@ -20,6 +20,8 @@ from asyncembed.results import SparseEmbedding
 from tests.support.graphs import write_text_graph
 from tests.support.safetensors_files import write_tensors
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parents[1] / "embedders" / "data" / "sparse"
 TEXTS: list[str] = json.loads((DATA / "texts.json").read_text("utf-8"))
 QUERY = Call(mode="query")

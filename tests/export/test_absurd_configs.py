@@ -12,6 +12,8 @@ from asyncembed.export.architectures import read_plan
 from asyncembed.runtime.safetensors import find_weights, read_tensors
 from tests.export.conftest import DATA, Variant
 
+pytestmark = pytest.mark.slow
+
 HUGE = 10**400
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
 LLAMA3 = {

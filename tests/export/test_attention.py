@@ -15,6 +15,8 @@ from asyncembed.runtime.safetensors import read_tensors
 from tests.export.conftest import Variant
 from tests.support.safetensors_files import write_tensors
 
+pytestmark = pytest.mark.slow
+
 POSITIONS = 1300
 _TABLE = "embeddings.position_embeddings.weight"
 

@@ -24,6 +24,8 @@ from asyncembed.runtime.safetensors import read_tensors
 from tests.export.conftest import DATA, Variant
 from tests.support.safetensors_files import write_tensors
 
+pytestmark = pytest.mark.slow
+
 Arrays = dict[str, npt.NDArray[Any]]
 
 ENCODERS = sorted(path.name for path in DATA.iterdir() if path.name.startswith(("deberta", "gte", "nomic")))

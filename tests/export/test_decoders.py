@@ -20,6 +20,8 @@ from asyncembed.export.heads import Head
 from asyncembed.runtime.safetensors import read_tensors
 from tests.support.safetensors_files import write_tensors
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parent / "data"
 
 MODELS = sorted(path.name for path in DATA.iterdir() if path.name.startswith(("qwen", "gemma", "eurobert")))

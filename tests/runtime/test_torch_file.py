@@ -16,6 +16,8 @@ from asyncembed.runtime.torch_file import MAX_PICKLE_BYTES, read_torch_file
 from tests.support.hybrid_models import DATA
 from tests.support.torch_files import pickled, tensor, write_archive, write_torch_file
 
+pytestmark = pytest.mark.slow
+
 ONES = np.ones((2, 3), np.float32)
 
 
