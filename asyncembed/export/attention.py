@@ -12,15 +12,12 @@ from typing import Protocol
 import numpy as np
 
 from asyncembed.export.construction import Construction
-from asyncembed.export.onnx_builder import Graph
+from asyncembed.export.onnx_builder import FLOAT, Graph
 
 LONGEST_WHOLE = 511
 """Tokens up to which all scores are computed at once."""
 
 _CHUNKS = 16
-
-# Element types as `onnx.TensorProto` numbers them.
-_FLOAT = 1
 
 # Added to the scores of what is not seen. The lowest float32: its exponential is exactly 0, whereas the customary
 # -10000 can lose against large scores, and -inf gives NaN in a row that sees nothing.
@@ -89,7 +86,7 @@ class Seen:
 def hidden_padding(c: Construction) -> str:
     """What hides padding, added to scores: float32 (batch, 1, 1, tokens)."""
     graph = c.graph
-    wide = graph.node("Cast", graph.node("Unsqueeze", c.mask, graph.constant([1, 2])), to=_FLOAT)
+    wide = graph.node("Cast", graph.node("Unsqueeze", c.mask, graph.constant([1, 2])), to=FLOAT)
     return graph.node("Mul", graph.node("Sub", graph.constant(1.0), wide), graph.constant(_MASKED))
 
 
@@ -161,7 +158,7 @@ def _out_of_reach(c: Construction, reach: Reach, rows: Rows | None) -> str:
     if reach.after is not None:
         hidden.append(graph.node("Greater", distance, graph.constant(reach.after)))
     either = hidden[0] if len(hidden) == 1 else graph.node("Or", *hidden)
-    return graph.node("Mul", graph.node("Cast", either, to=_FLOAT), graph.constant(_MASKED))
+    return graph.node("Mul", graph.node("Cast", either, to=FLOAT), graph.constant(_MASKED))
 
 
 def distances(c: Construction, rows: Rows | None) -> str:

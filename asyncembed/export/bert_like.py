@@ -17,10 +17,8 @@ from asyncembed.export.attention import Seen, attention, distances, hidden_paddi
 from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear
 from asyncembed.export.construction import Construction, Weights
 from asyncembed.export.heads import Classifier, HeadBuilder, HeadName, Vocabulary
+from asyncembed.export.onnx_builder import INT64
 from asyncembed.repo_files import quoted
-
-# Element types as `onnx.TensorProto` numbers them.
-_INT64 = 7
 
 # Keys of config.json with the only value that is computed; no such key means the same.
 _COMPUTED: Mapping[str, object] = {
@@ -189,7 +187,7 @@ def _position_embeddings(architecture: BertLike, sizes: _Sizes, c: Construction,
     if architecture.positions == "absolute":
         return graph.node("Slice", table, graph.constant([0]), c.tokens, graph.constant([0]))
     padding = graph.constant(sizes.padding_id)
-    real = graph.node("Cast", graph.node("Not", graph.node("Equal", c.ids, padding)), to=_INT64)
+    real = graph.node("Cast", graph.node("Not", graph.node("Equal", c.ids, padding)), to=INT64)
     counted = graph.node("Mul", graph.node("CumSum", real, graph.constant(1)), real)
     return graph.node("Gather", table, graph.node("Add", counted, padding))
 

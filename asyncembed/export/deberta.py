@@ -17,6 +17,7 @@ from asyncembed.export.attention import Rows, Seen, attention, distances, rows_o
 from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear, norm_names
 from asyncembed.export.construction import Construction, Weights
 from asyncembed.export.heads import Classifier, HeadBuilder, HeadName, Vocabulary
+from asyncembed.export.onnx_builder import FLOAT
 from asyncembed.repo_files import quoted
 from asyncembed.runtime.session import Array
 
@@ -24,9 +25,6 @@ _WORDS = "embeddings.word_embeddings.weight"
 _TYPES = "embeddings.token_type_embeddings.weight"
 _POSITIONS = "embeddings.position_embeddings.weight"
 _DISTANCES = "encoder.rel_embeddings.weight"
-
-# Element types as `onnx.TensorProto` numbers them.
-_FLOAT = 1
 
 # What a score may consist of beside query · key: "c2p", query · distance, and "p2c", key · distance.
 _TERMS = ("c2p", "p2c")
@@ -114,7 +112,7 @@ class DebertaV2:
         Takes, if the checkpoint has more than one token type, the input `token_type_ids` (batch, tokens) as well.
         """
         sizes, visible = _Sizes.of(c.config), seen(c)
-        real = c.graph.node("Cast", c.graph.node("Reshape", c.mask, c.graph.constant([-1, 1])), to=_FLOAT)
+        real = c.graph.node("Cast", c.graph.node("Reshape", c.mask, c.graph.constant([-1, 1])), to=FLOAT)
         hidden = embedded = _embeddings(sizes, c, real)
         for i in range(sizes.layers):
             hidden = _layer(sizes, c, c.weights.under(f"encoder.layer.{i}."), hidden, visible)

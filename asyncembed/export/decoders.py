@@ -18,6 +18,7 @@ from asyncembed.export.attention import CAUSAL, EVERYTHING, Reach, Seen, attenti
 from asyncembed.export.blocks import ACTIVATIONS, gated, linear, rms_norm
 from asyncembed.export.construction import Construction, Weights
 from asyncembed.export.heads import HeadBuilder, HeadName, first_token, last_token, mean, scores, words
+from asyncembed.export.onnx_builder import INT64
 from asyncembed.export.rotary import Turn, parameters, rotated, rotation, rotation_objections, turn
 from asyncembed.repo_files import quoted
 from asyncembed.runtime.session import Array
@@ -27,9 +28,6 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 _WINDOW = 4096  # where config.json has none
 
 _POOLINGS = ("late", "bos", "mean")  # of EuroBERT's classifiers
-
-# Element types as `onnx.TensorProto` numbers them.
-_INT64 = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +270,7 @@ def _classifier(c: Construction, hidden: str) -> None:
     real = c.mask
     if padding is not None:
         differs = c.graph.node("Not", c.graph.node("Equal", c.ids, c.graph.constant(padding)))
-        real = c.graph.node("Cast", differs, to=_INT64)
+        real = c.graph.node("Cast", differs, to=INT64)
     labels = c.all_weights.shape("score.weight", (None, width))[0]
     scores(c, linear(c.all_weights, "score", last_token(c, hidden, real), width, labels), labels)
 

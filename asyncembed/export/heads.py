@@ -6,6 +6,7 @@ from typing import Literal
 
 from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear
 from asyncembed.export.construction import Answer, Construction, Weights
+from asyncembed.export.onnx_builder import BOOL, FLOAT
 
 HeadName = Literal["states", "scores", "words", "answer"]
 
@@ -21,10 +22,6 @@ def name_of(head: Head) -> HeadName:
 
 HeadBuilder = Callable[[Construction, str], None]
 """Declares the output that stands on the flat hidden states."""
-
-# Element types as `onnx.TensorProto` numbers them.
-_FLOAT = 1
-_BOOL = 9
 
 # How many words' logits are computed at once: 64 MB for the longest text of 8,192 tokens.
 _WORDS_AT_ONCE = 2048
@@ -54,7 +51,7 @@ def last_token(c: Construction, hidden: str, real: str) -> str:
 def mean(c: Construction, flat: str, width: int) -> str:
     """The mean of what is given for the real tokens of each text: (batch, width)."""
     graph = c.graph
-    real = graph.node("Cast", graph.node("Unsqueeze", c.mask, graph.constant([2])), to=_FLOAT)
+    real = graph.node("Cast", graph.node("Unsqueeze", c.mask, graph.constant([2])), to=FLOAT)
     total = graph.node("ReduceSum", graph.node("Mul", c.by_text(flat, width), real), graph.constant([1]), keepdims=0)
     count = graph.node("ReduceSum", real, graph.constant([1]), keepdims=0)
     return graph.node("Div", total, graph.node("Max", count, graph.constant(1.0)))
@@ -86,7 +83,7 @@ def words(
     rows = _Rows(own, stored) if is_own else _Rows(c.weights, embeddings)
     vocabulary = rows.weights.shape(rows.name, (None, width))[0]
     # Padding takes the place of a real token, which cannot be greater than itself: the maximum needs no mask.
-    real = graph.node("Cast", graph.node("Unsqueeze", c.mask, graph.constant([2])), to=_BOOL)
+    real = graph.node("Cast", graph.node("Unsqueeze", c.mask, graph.constant([2])), to=BOOL)
     first = graph.node("Unsqueeze", first_token(c, states, width), graph.constant([1]))
     kept = graph.node("Where", real, c.by_text(states, width), first)
     flat = graph.node("Reshape", kept, graph.constant([-1, width]))

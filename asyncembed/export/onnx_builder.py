@@ -18,6 +18,9 @@ from asyncembed.runtime.session import Array
 if TYPE_CHECKING:
     import onnx
 
+# Element types as `onnx.TensorProto` numbers them, which is loaded only where a graph is built.
+FLOAT, INT64, BOOL = 1, 7, 9
+
 # Tensors up to this size stay in the graph, where a runtime's optimiser can read them: scalars, axes, shapes.
 _INLINE_BYTES = 256
 # Half-precision weights are widened in pieces of this size.

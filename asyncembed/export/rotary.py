@@ -13,12 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from asyncembed.export.construction import Construction
+from asyncembed.export.onnx_builder import FLOAT
 from asyncembed.repo_files import quoted
 
 Frequencies = npt.NDArray[np.float64]
-
-# Element types as `onnx.TensorProto` numbers them.
-_FLOAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +175,7 @@ def turn(c: Construction, rotation: Rotation) -> Turn:
     """What rotates heads, once for all layers with the same rotation."""
     graph = c.graph
     end = graph.node("Squeeze", c.tokens, graph.constant([0]))
-    positions = graph.node("Cast", graph.node("Range", graph.constant(0), end, graph.constant(1)), to=_FLOAT)
+    positions = graph.node("Cast", graph.node("Range", graph.constant(0), end, graph.constant(1)), to=FLOAT)
     frequencies = graph.constant([float(each) for each in rotation.frequencies])
     angles = graph.node("Mul", graph.node("Unsqueeze", positions, graph.constant([1])), frequencies)
     factor = graph.constant(float(rotation.factor))
