@@ -28,7 +28,7 @@ class PoolKeywords(TypedDict, total=False):
 
     workers: int | None
     threads: int | None
-    interactive_workers: int
+    interactive_workers: int | None
     device_ids: Sequence[int] | None
     batch_timeout: float | None
     max_queued: int | None
@@ -40,7 +40,7 @@ class PoolOptions:
 
     workers: int | None = None
     threads: int | None = None
-    interactive_workers: int = 0
+    interactive_workers: int | None = None
     device_ids: Sequence[int] | None = None
     batch_timeout: float | None = BATCH_TIMEOUT_SECONDS
     max_queued: int | None = None
@@ -48,7 +48,7 @@ class PoolOptions:
     def __post_init__(self) -> None:
         check_count("workers", self.workers, minimum=0)
         check_count("threads", self.threads, minimum=1)
-        check_count("interactive_workers", self.interactive_workers, minimum=0, may_be_none=False)
+        check_count("interactive_workers", self.interactive_workers, minimum=0)
         check_device_ids(self.device_ids)
         check_seconds("batch_timeout", self.batch_timeout, may_be_none=True)
         check_count("max_queued", self.max_queued, minimum=1)
@@ -56,10 +56,10 @@ class PoolOptions:
 
     def _check_processes(self) -> None:
         asked = len(self.device_ids or (0,)) if self.workers is None else self.workers
-        if os.name == "nt" and asked and asked + self.interactive_workers > MAX_WORKERS_ON_WINDOWS:
+        together = asked + (self.interactive_workers or 0)
+        if os.name == "nt" and asked and together > MAX_WORKERS_ON_WINDOWS:
             raise OptionError(
-                f"on Windows workers and interactive_workers may be {MAX_WORKERS_ON_WINDOWS} together; got "
-                f"{asked + self.interactive_workers}"
+                f"on Windows workers and interactive_workers may be {MAX_WORKERS_ON_WINDOWS} together; got {together}"
             )
 
     def pool_keywords(self) -> PoolKeywords:
@@ -107,7 +107,7 @@ class WorkerPool(Openable[Supervisor]):
 
     @checks_keywords
     def __init__(self, **options: Unpack[PoolKeywords]) -> None:
-        self._supervisor = Supervisor(_plan(PoolOptions(**options)))
+        self._supervisor = Supervisor(plan_of(PoolOptions(**options)))
         self._plan_without_fakes: WorkerPlan | None = None
 
     def _lifetime(self) -> AbstractAsyncContextManager[Supervisor]:
@@ -146,14 +146,15 @@ def engine_of(pool: WorkerPool) -> Supervisor:
     return pool._supervisor  # noqa: SLF001 (a pool offers its users no more than they need)
 
 
-def _plan(options: PoolOptions) -> WorkerPlan:
+def plan_of(options: PoolOptions) -> WorkerPlan:
     """What is asked for, with what this machine decides."""
     cores, wanted, threads = available_cores(), options.workers, options.threads
     if wanted is None:
         wanted = len(options.device_ids) if options.device_ids else min(cores, MAX_WORKERS_BY_DEFAULT)
     return WorkerPlan(
         workers=max(1, wanted),
-        reserved=options.interactive_workers,
+        reserved=options.interactive_workers or 0,
+        may_call_express=options.interactive_workers is None and wanted > 0 and not options.device_ids,
         threads=max(1, cores // max(1, wanted)) if threads is None else threads,
         cores=cores,
         in_thread=wanted == 0,

@@ -98,20 +98,20 @@ def test_workers_and_threads_are_chosen_from_the_cores(
     options: dict[str, object], cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_module, "available_cores", lambda: cores)
-    plan = plan_of(options)
+    plan = planned(options)
     assert (plan.workers, plan.threads) == (workers, threads)
     assert plan.in_thread is (options.get("workers") == 0)
 
 
 def test_a_pool_may_do_without_processes_only_where_their_number_is_left_to_it() -> None:
-    assert plan_of({}).threads_alone is not None
-    assert plan_of({"workers": 2}).threads_alone is None
+    assert planned({}).threads_alone is not None
+    assert planned({"workers": 2}).threads_alone is None
 
 
 def test_a_thread_has_no_time_limit_as_nobody_could_end_it() -> None:
-    assert plan_of({"workers": 0, "batch_timeout": 5.0}).batch_timeout is None
-    assert plan_of({"workers": 1, "batch_timeout": 5.0}).batch_timeout == 5.0
+    assert planned({"workers": 0, "batch_timeout": 5.0}).batch_timeout is None
+    assert planned({"workers": 1, "batch_timeout": 5.0}).batch_timeout == 5.0
 
 
-def plan_of(options: dict[str, object]) -> WorkerPlan:
+def planned(options: dict[str, object]) -> WorkerPlan:
     return engine_of(WorkerPool(**options)).plan  # type: ignore[arg-type]
