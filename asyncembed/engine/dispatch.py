@@ -13,7 +13,7 @@ What holds between any two calls:
   outlive its model, and is answered all the same.
 - No batch is empty.
 - Answers come in the order of sending, so what is in flight is a queue, and the first of it is what a worker computes.
-- Every item's size is positive, and so is the time that any batch takes, once one was measured.
+- Every item's size is positive, and so are what it costs and the time that any batch takes, once one was measured.
 """
 
 from collections import deque
@@ -74,6 +74,9 @@ in which queries wait for the next one to start."""
 EXPRESS_REST_SECONDS = 10.0
 """For each time in a row, but the first, that the express worker died: how long none is started. Others compute."""
 
+OVERDUE_TIMES = 4
+"""An input that takes longer than a batch may is overdue after as many times what it should take by those before it."""
+
 KILLS_BEFORE_SPLITTING = 2
 MAX_LOAD_CRASHES = 3
 
@@ -111,7 +114,8 @@ class Order:
     started: float = 0.0
     """When it was sent, or became the first in flight."""
     speed: Speed = field(default_factory=Speed)
-    size: int = 0
+    cost: int = 0
+    """Of the batch, in tokens of short texts."""
 
 
 @dataclass(slots=True, eq=False)
@@ -171,7 +175,7 @@ class Slot:
         typical_seconds = sum(order.speed.batch_seconds for order in self.in_flight) / len(self.in_flight)
         if len(self.in_flight) > ceil(ROUND_TRIP_SECONDS / typical_seconds):
             return False
-        # By size, too: what was computed lately may have been much smaller than what is in flight.
+        # By cost, too: what was computed lately may have been much smaller than what is in flight.
         return self.in_flight_seconds < ROUND_TRIP_SECONDS / ROUND_TRIP_SHARE
 
     @property
@@ -192,7 +196,7 @@ class Slot:
     @property
     def in_flight_seconds(self) -> float:
         """About how long all takes that it has in flight, from the start of the first."""
-        return sum(order.speed.seconds(order.size) for order in self.in_flight)
+        return sum(order.speed.seconds(order.cost) for order in self.in_flight)
 
     def die(self, death: Death, details: str = "") -> None:
         """Give the worker no more; the first reason is the one that counts."""
@@ -327,8 +331,8 @@ class Dispatcher:
         if leader is None or not workers:
             return None
         speed = self.models[leader.batch_key.model].speed(leader.batch_key)
-        tokens = self._scheduler.waiting_tokens(Priority.INTERACTIVE)
-        return speed.seconds(tokens) / workers if speed.is_known else None
+        cost = self._scheduler.waiting_cost(Priority.INTERACTIVE)
+        return speed.seconds(cost) / workers if speed.is_known else None
 
     def _queued(self, priority: Priority) -> int:
         """How many items of this priority wait for a worker, those in batches that were put back included."""
@@ -407,7 +411,7 @@ class Dispatcher:
             return 0.0
         speed = self.models[leader.batch_key.model].speed(leader.batch_key)
         workers = sum(slot.is_usable and not slot.is_reserved for slot in self.slots)
-        return speed.seconds(self._scheduler.waiting_tokens(Priority.BULK)) / max(1, workers)
+        return speed.seconds(self._scheduler.waiting_cost(Priority.BULK)) / max(1, workers)
 
     def retire(self, slot: Slot, now: float) -> list[FailedItem]:
         """Learn that the express worker is gone; what it had is put back, and its place goes with it."""
@@ -450,9 +454,9 @@ class Dispatcher:
         if model.key not in slot.loaded:
             model.load_error = None
             return Order(model)
-        size = batch.size
-        assert size > 0, "a speed is by size"
-        return Order(model, batch, speed=model.speed(batch.batch_key), size=size)
+        cost = batch.cost
+        assert cost > 0, "a speed is by cost"
+        return Order(model, batch, speed=model.speed(batch.batch_key), cost=cost)
 
     def sent(self, slot: Slot, order: Order, now: float) -> None:
         """Learn that the worker was given its order."""
@@ -528,21 +532,21 @@ class Dispatcher:
         leader = self._scheduler.oldest(priority)
         if leader is None:
             return False
-        tokens, count = self._scheduler.waiting_tokens(priority), self._scheduler.waiting(priority)
-        return tokens >= leader.batch_key.max_batch_tokens or count >= leader.batch_key.max_batch_size
+        cost, count = self._scheduler.waiting_cost(priority), self._scheduler.waiting(priority)
+        return cost >= leader.batch_key.max_batch_tokens or count >= leader.batch_key.max_batch_size
 
     def _share(self, slot: Slot) -> int | None:
-        """Tokens of an interactive batch that leave the busy workers as much as this one has; None: take all.
+        """What an interactive batch may cost to leave the busy workers as much as this one has; None: take all.
 
         Else callers who are answered together would come back together for ever: many at one worker, few at another.
         """
         busy = [other for other in self.slots if other is not slot and other.is_usable and not other.is_loading]
-        tokens = self._scheduler.tokens + sum(order.size for other in busy for order in other.in_flight)
-        share = max(WORTH_LEAVING_TOKENS, ceil(tokens / (1 + len(busy))))
+        cost = self._scheduler.cost + sum(order.cost for other in busy for order in other.in_flight)
+        share = max(WORTH_LEAVING_TOKENS, ceil(cost / (1 + len(busy))))
         leader = self._scheduler.oldest(Priority.INTERACTIVE)
         if leader is None:
             return None
-        left = self._scheduler.waiting_tokens(Priority.INTERACTIVE) - share
+        left = self._scheduler.waiting_cost(Priority.INTERACTIVE) - share
         speed = self.models[leader.batch_key.model].speed(leader.batch_key)
         return share if left >= WORTH_LEAVING_TOKENS and speed.seconds(left) > WORTH_SHARING_SECONDS else None
 
@@ -551,7 +555,7 @@ class Dispatcher:
         leader = self._scheduler.oldest(priority)
         if leader is None:
             return 0.0
-        return self.models[leader.batch_key.model].speed(leader.batch_key).seconds(self._scheduler.tokens)
+        return self.models[leader.batch_key.model].speed(leader.batch_key).seconds(self._scheduler.cost)
 
     def _first_retry(self, slot: Slot) -> Batch | None:
         self._retries = [batch for batch in self._retries if _drop_withdrawn(batch)]
@@ -582,8 +586,8 @@ class Dispatcher:
         if leader is None or not slot.is_lowered:
             return False
         model, lane = leader.batch_key.model, Priority.INTERACTIVE
-        count, tokens = self._scheduler.waiting(lane), self._scheduler.waiting_tokens(lane)
-        is_little = count == 1 or (tokens <= SPLIT_FLOOR_TOKENS and count <= leader.batch_key.max_batch_size)
+        count, cost = self._scheduler.waiting(lane), self._scheduler.waiting_cost(lane)
+        is_little = count == 1 or (cost <= SPLIT_FLOOR_TOKENS and count <= leader.batch_key.max_batch_size)
         return is_little and any(
             other.is_reserved and other.is_idle and self._may_take(other, lane, model) for other in self.slots
         )
@@ -597,7 +601,7 @@ class Dispatcher:
         if slot.in_flight:
             slot.in_flight[0].started = now
         if order.batch is not None:
-            order.speed.measure(seconds, order.size)
+            order.speed.measure(seconds, order.cost)
         return order, seconds
 
     def loaded(self, slot: Slot, model: PooledModel, info: "ModelInfo") -> bool:
@@ -640,7 +644,12 @@ class Dispatcher:
             return slot.needed + EXPRESS_IDLE_SECONDS - now if slot.is_express and not is_last else inf
         order = slot.in_flight[0]
         limit = self._load_timeout if order.batch is None else self._batch_timeout
-        return inf if limit is None else order.started + limit - now
+        if limit is None:
+            return inf
+        if order.batch is not None and order.cost > order.batch.batch_key.max_batch_tokens:
+            # One input, over the budget of a batch: its length may ask for more time than any batch is given.
+            limit = max(limit, OVERDUE_TIMES * order.speed.seconds(order.cost))
+        return order.started + limit - now
 
     def check_time(self, slot: Slot, now: float) -> None:
         """End a worker whose time is over."""

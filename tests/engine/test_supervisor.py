@@ -764,10 +764,11 @@ async def test_where_workers_may_not_come_back_interactive_work_calls_for_one_th
     gate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "WORTH_AN_EXPRESS_SECONDS", 0.0)
-    set_level = os.setpriority
+
+    set_level = cast(Any, os).setpriority
 
     def refuse(which: int, who: int, level: int) -> None:
-        if level < os.getpriority(which, who):
+        if level < level_of(who):
             raise PermissionError("as without the privilege")
         set_level(which, who, level)
 
