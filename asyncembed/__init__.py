@@ -47,6 +47,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               tokenization, tokenizer_files, long_texts, token_pooling, word_table, word_pieces, stemming
 #   runtime/    session                     the seam; onnx, providers: its implementation
 #               prepared, digests           graphs made ready once; onnx_file, loadable_path, safetensors, torch_file
+#               chunked_attention, onnx_graph   long texts in graphs of others; their nodes
 #   catalogue/  spec, lookup                models as data
 #               pipeline, described, sentence_modules, onnx_choice, limits, cpu   read from a repo's own files
 #               reranker_repos, sparse_repos, late_interaction_repos, hybrid_repos: by family
