@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from asyncembed.errors import ModelLoadError
 from asyncembed.export.graph_cache import DATA_FILE, ensure_graph, find_graph
-from asyncembed.export.heads import HeadName
+from asyncembed.export.heads import Head
 from asyncembed.export.int8_graph import frame_of
 from asyncembed.runtime.onnx import save_optimized
 from asyncembed.runtime.onnx_file import read_onnx_file
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 Arrays = dict[str, npt.NDArray[Any]]
 
 # One of each kind of layer, and of each head that computes something for every token.
-SMALL: dict[str, HeadName] = {
+SMALL: dict[str, Head] = {
     **dict.fromkeys(("bert", "bert_relu", "deberta_p2c", "gemma3", "gte", "modernbert", "qwen3"), "states"),
     "roberta_words": "words",
     "gte_reranker": "scores",
