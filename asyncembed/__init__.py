@@ -43,8 +43,8 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   encoders/   encoder, registry, settings the seam; which module serves a model, and what a model says to it
 #               dense, static, colbert, one_pass, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
 #               causal_reranker, pair_prompts, chat_template   rerankers that are language models; what they read
-#               hashed, text_graph, graph_inputs, graph_output, pooling, projection, postprocess, finite, batch
-#               tokenization, tokenizer_files, long_texts, token_pooling, word_table, word_pieces, stemming
+#               hashed, text_graph, run_cost, graph_inputs, graph_output, pooling, projection, postprocess, finite
+#               tokenization, tokenizer_files, long_texts, token_pooling, word_table, word_pieces, stemming, batch
 #   runtime/    session                     the seam; onnx, providers: its implementation
 #               prepared, digests           graphs made ready once; onnx_file, loadable_path, safetensors, torch_file
 #   catalogue/  spec, lookup                models as data
