@@ -65,6 +65,7 @@ class OptionKeywords(PoolKeywords, total=False):
     max_in_flight_bytes: int | None
     batch_invariant: bool
     prepare: bool
+    lazy: bool
     observers: Sequence[Observer]
 
 
@@ -99,6 +100,9 @@ class Options(PoolOptions):
             on the others in its batch.
         prepare: Keep a large model in the cache as the CPU computes it, made once when it is first opened, so that it
             opens sooner and all workers share one copy of its weights. False: each worker makes its own.
+        lazy: Opening finds no files and starts no workers: the first call does, and others wait with it. What the
+            model's files say (`max_length`, ...) is known from then on. Where it cannot be loaded, the calls that wait
+            raise the error, and the next one tries again.
         observers: Functions that hear of its opening, calls and batches: see `asyncembed.observing`.
     """
 
@@ -122,6 +126,7 @@ class Options(PoolOptions):
     max_in_flight_bytes: int | None = None
     batch_invariant: bool = True
     prepare: bool = True
+    lazy: bool = False
     observers: Sequence[Observer] = ()
 
     def __post_init__(self) -> None:
@@ -137,7 +142,7 @@ class Options(PoolOptions):
             object.__setattr__(self, name, None if path is None else absolute(path))
         for name in ("revision", "onnx_file"):
             check_text(name, getattr(self, name))
-        for name in ("local_files_only", "batch_invariant", "prepare"):
+        for name in ("local_files_only", "batch_invariant", "prepare", "lazy"):
             check_bool(name, getattr(self, name))
         if self.onnx_file is not None:
             object.__setattr__(self, "onnx_file", self.onnx_file.replace("\\", "/"))  # as `os.path.join` gives it
