@@ -324,7 +324,7 @@ class Embedder(OnAnyLoop[Opened]):
         return Overrides(
             max_length=options.max_length,
             onnx_file=options.onnx_file,
-            precision=options.precision,
+            precision=options.file_precision,
             graph_output=options.output_name,
         )
 
