@@ -20,7 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
 settings.register_profile("whole", max_examples=200, deadline=None)
-settings.register_profile("fast", max_examples=10, stateful_step_count=30, deadline=None)
+settings.register_profile("fast", max_examples=5, stateful_step_count=30, deadline=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,6 +64,13 @@ def pytest_collection_finish() -> None:
     """From here on there is garbage."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_small_heap() -> None:
+    """What is left of modules before stays as well, and whoever looks for garbage finds that of one module only."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])

@@ -76,12 +76,14 @@ def test_padding_has_no_influence_whatever_stands_there(name: str, tmp_path: Pat
     np.testing.assert_array_equal(run(graph, arrays)[real], before[real])
 
 
+@pytest.mark.slow
 def test_a_row_of_nothing_but_padding_has_finite_numbers(tmp_path: Path) -> None:
     arrays = reference("bert")
     arrays["attention_mask"][1] = 0
     assert np.isfinite(run(ensure_graph(DATA / "bert", cache_dir=tmp_path), arrays)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -96,6 +98,7 @@ def test_token_types_are_an_input_only_where_there_are_several(name: str, expect
     assert {value.type for value in session.get_inputs()} == {"tensor(int64)"}
 
 
+@pytest.mark.slow
 def test_half_precision_weights_are_widened(variant: Variant, tmp_path: Path) -> None:
     arrays = reference("bert")
     directory = variant("bert")
@@ -106,6 +109,7 @@ def test_half_precision_weights_are_widened(variant: Variant, tmp_path: Path) ->
     np.testing.assert_allclose(half, arrays["last_hidden_state"], rtol=0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_are_widened(variant: Variant, tmp_path: Path) -> None:
     arrays = reference("bert")
     directory = variant("bert")
@@ -119,6 +123,7 @@ def test_bfloat16_weights_are_widened(variant: Variant, tmp_path: Path) -> None:
     np.testing.assert_allclose(brain, arrays["last_hidden_state"], rtol=0, atol=0.3)
 
 
+@pytest.mark.slow
 def test_split_weights_give_the_same_numbers(variant: Variant, tmp_path: Path) -> None:
     arrays = reference("mpnet")
     directory = variant("mpnet")
@@ -143,6 +148,7 @@ def test_a_prefix_before_the_names_of_tensors_changes_nothing(name: str, variant
     np.testing.assert_allclose(hidden, arrays["last_hidden_state"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_names_of_layer_norms_from_tensorflow_are_understood(variant: Variant, tmp_path: Path) -> None:
     arrays = reference("bert")
     directory = variant("bert")
@@ -155,6 +161,7 @@ def test_names_of_layer_norms_from_tensorflow_are_understood(variant: Variant, t
     np.testing.assert_allclose(hidden, arrays["last_hidden_state"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_epsilon_of_the_layer_norms_comes_from_the_config(variant: Variant, tmp_path: Path) -> None:
     arrays = reference("bert")
     hidden = run(ensure_graph(variant("bert", layer_norm_eps=0.5), cache_dir=tmp_path), arrays)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from asyncembed import SparseTextEmbedding, TextCrossEncoder, TextEmbedding
 from asyncembed.testing import fake_model
@@ -234,8 +235,7 @@ def test_the_api_key_is_asked_for_once_and_kept_nowhere(browser: Browser) -> Non
     from asyncembed.server import create_app
 
     app = create_app({"ranks": TextCrossEncoder(fake_model("cross_encoder"))}, api_key="secret")
-    with serving_in_thread(app) as url:
-        context = browser.new_context()
+    with serving_in_thread(app) as url, closing(browser.new_context()) as context:
         page = context.new_page()
         page.goto(url)
         key = page.get_by_label("API key")
@@ -257,7 +257,33 @@ def test_the_api_key_is_asked_for_once_and_kept_nowhere(browser: Browser) -> Non
         assert "secret" not in json.dumps(context.storage_state()) + page.content()
         page.reload()
         expect(key).to_be_focused()
-        context.close()
+
+
+def test_a_late_refusal_of_the_last_key_does_not_take_away_the_right_one(browser: Browser) -> None:
+    from asyncembed.server import create_app
+
+    held: list[Route] = []
+
+    def hold_the_wrong_key(route: Route) -> None:
+        if route.request.headers["authorization"] == "Bearer wrong":
+            held.append(route)
+        else:
+            route.continue_()
+
+    app = create_app({"ranks": TextCrossEncoder(fake_model("cross_encoder"))}, api_key="secret")
+    with serving_in_thread(app) as url, closing(browser.new_context()) as context:
+        page = context.new_page()
+        page.goto(url)
+        expect(page.get_by_label("API key")).to_be_focused()
+        page.route("**/page.json", hold_the_wrong_key)
+        for key in ("wrong", "secret"):
+            page.keyboard.type(key)
+            page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", name="Models")).to_be_visible()
+        with page.expect_response(lambda answer: answer.status == 401):
+            held.pop().continue_()
+        box(page, "Reranking").get_by_role("button").click()
+        expect(box(page, "Reranking").get_by_role("listitem")).to_have_count(3)
 
 
 def test_the_browser_runs_nothing_that_is_not_the_pages_own(browser: Browser, url: str) -> None:
