@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from asyncembed.runtime.onnx import open_as_it_is, save_optimized
-from asyncembed.runtime.onnx_graph import Node, OnnxGraph, branch
+from asyncembed.runtime.onnx_graph import Node, OnnxGraph, branch, tensor_inside
 from asyncembed.runtime.session import Array
 
 LONGEST_WHOLE = 511
@@ -119,7 +119,7 @@ def _rewrite(path: Path, rewritten: Path) -> int:
     recognised = [known for each in found if (known := _recognised(each, graph, probes)) is not None]
     if not recognised:
         raise _NotRecognisedError("no attention of the usual form is found")
-    graph.write(rewritten, nodes=_with_branches(graph, recognised), constants=_CONSTANTS)
+    graph.write(rewritten, nodes=_with_branches(graph, recognised), tensors=_CONSTANTS)
     other = open_as_it_is(rewritten)
     for batch in (*_SHORT_BATCHES, _LONG_BATCH):
         plain = expected if batch == _LONG_BATCH else _computed(session, batch)
@@ -174,13 +174,13 @@ def _is_product(node: Node) -> bool:
 def _shapes(graph: OnnxGraph, found: Sequence[_Attention], beside: Path, batch: tuple[int, int]) -> _Probe:
     """The tokens of a batch, and the shapes of what attention reads and gives in it."""
     names = {name for each in found for node in each.nodes for name in (*node.inputs, *node.outputs)}
-    graph.write(beside, outputs=sorted(names.difference(graph.shapes, graph.outputs)))
+    graph.write(beside, outputs=sorted(names.difference(graph.tensors, graph.outputs)))
     session = open_as_it_is(beside)
     values = _computed(session, batch)
     if values is None:
         raise _NotRecognisedError(f"it takes no texts of {batch[1]} tokens")
     shapes = {output.name: value.shape for output, value in zip(session.get_outputs(), values, strict=True)}
-    return batch[1], {**graph.shapes, **shapes}
+    return batch[1], {name: tensor.shape for name, tensor in graph.tensors.items()} | shapes
 
 
 def _recognised(found: _Attention, graph: OnnxGraph, probes: Sequence[_Probe]) -> _Recognised | None:
@@ -214,7 +214,7 @@ def _place_of_queries(shape: _Shape, rank: int, tokens: int) -> int | None:
 def _with_branches(graph: OnnxGraph, recognised: Sequence[_Recognised]) -> list[Node]:
     """All nodes, with a branch in the place of each attention."""
     if any(
-        name.startswith(_PREFIX) for name in (*graph.shapes, *(name for node in graph.nodes for name in node.reads))
+        name.startswith(_PREFIX) for name in (*graph.tensors, *(name for node in graph.nodes for name in node.reads))
     ):
         raise _NotRecognisedError("it has such names as ours")
     last = {id(each.attention.mixed): (f"{_PREFIX}{i}/", each) for i, each in enumerate(recognised)}
@@ -276,7 +276,9 @@ def _constant(value: int) -> str:
     return f"{_PREFIX}{value}"
 
 
-_CONSTANTS = {_constant(value): value for value in (*range(_CHUNKS + 1), LONGEST_WHOLE)}
+_CONSTANTS = [
+    tensor_inside(_constant(value), np.array([value], np.int64)) for value in (*range(_CHUNKS + 1), LONGEST_WHOLE)
+]
 
 
 def _computed(session: Any, batch: tuple[int, int]) -> list[Array] | None:

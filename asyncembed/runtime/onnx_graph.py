@@ -6,27 +6,43 @@ Wire format: https://protobuf.dev/programming-guides/encoding/ Field numbers: on
 """
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asyncembed.runtime.session import Array
 
 MAX_BYTES = 64 * 2**20
 """Far more than a graph has without its weights."""
 
 Number = int | float
+Attribute = Number | Sequence[int] | bytes
 
-_VARINT, _BYTES = 0, 2  # wire types
+ELEMENTS: Mapping[int, np.dtype[Any]] = {
+    1: np.dtype("<f4"),
+    2: np.dtype("u1"),
+    3: np.dtype("i1"),
+    7: np.dtype("<i8"),
+}
+"""Types of elements by their number in the standard: those that we compute with."""
+
+_NUMBERS = {dtype: number for number, dtype in ELEMENTS.items()}
+
+_VARINT, _BYTES, _FIXED32 = 0, 2, 5  # wire types
 
 # Fields of the messages.
-_GRAPH, _OPSET = 7, 8
-_NODE, _INITIALIZER, _OUTPUT = 1, 5, 12
+_GRAPH, _OPSET, _METADATA = 7, 8, 14
+_NODE, _GRAPH_NAME, _INITIALIZER, _OUTPUT = 1, 2, 5, 12
 _INPUTS, _OUTPUTS, _NAME, _OPERATOR, _ATTRIBUTE, _DOMAIN = 1, 2, 3, 4, 5, 7
-_ATTRIBUTE_NAME, _FLOAT, _INTEGER, _SUBGRAPH, _SUBGRAPHS, _TYPE = 1, 2, 3, 6, 11, 20
-_DIMS, _DATA_TYPE, _TENSOR_NAME, _RAW_DATA = 1, 2, 8, 9
+_ATTRIBUTE_NAME, _FLOAT, _INTEGER, _SUBGRAPH, _INTEGERS, _SUBGRAPHS, _TYPE = 1, 2, 3, 6, 8, 11, 20
+_DIMS, _ELEMENT, _TENSOR_NAME, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 8, 9, 13, 14
 _VALUE_NAME = 1
+_KEY, _VALUE = 1, 2
 
-_ATTRIBUTE_INTEGER, _ATTRIBUTE_SUBGRAPH = 2, 5
-_INT64 = 7
+_OF_FLOAT, _OF_INTEGER, _OF_SUBGRAPH, _OF_INTEGERS = 1, 2, 5, 7  # types of attributes
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +92,12 @@ class Node:
         return (*self.inputs, *self.captured)
 
     @classmethod
-    def make(cls, operator: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: int | bytes) -> "Node":
-        """A node of the standard operator set, without a name; an attribute is a number, or a subgraph."""
+    def make(cls, operator: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Attribute) -> "Node":
+        """A node of the standard operator set, without a name; an attribute is a number, several, or a subgraph."""
         fields = [_named(_INPUTS, name) for name in inputs] + [_named(_OUTPUTS, name) for name in outputs]
         fields.append(_named(_OPERATOR, operator))
         for name, value in attributes.items():
-            if isinstance(value, int):
-                meant = _integer(_INTEGER, value) + _integer(_TYPE, _ATTRIBUTE_INTEGER)
-            else:
-                meant = _message(_SUBGRAPH, value) + _integer(_TYPE, _ATTRIBUTE_SUBGRAPH)
-            fields.append(_message(_ATTRIBUTE, _named(_ATTRIBUTE_NAME, name) + meant))
+            fields.append(_message(_ATTRIBUTE, _named(_ATTRIBUTE_NAME, name) + _written_attribute(value)))
         return cls.read(b"".join(fields))
 
     def renamed(self, inputs: Sequence[str], outputs: Sequence[str]) -> "Node":
@@ -95,13 +107,63 @@ class Node:
         return Node.read(b"".join(fields))
 
 
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A constant tensor.
+
+    Attributes:
+        shape: Its sizes.
+        element: The number of its type in the standard.
+        place: Where in a file beside the graph it lies: its first byte and the one after the last; None: inside.
+        content: The whole message.
+    """
+
+    shape: tuple[int, ...]
+    element: int
+    place: tuple[int, int] | None
+    content: bytes
+
+    @classmethod
+    def read(cls, content: bytes) -> "Tensor":
+        """The tensor that a message holds."""
+        shape = tuple(_dimensions(content))
+        element = next((value for number, value, _ in _fields(content) if number == _ELEMENT), 0)
+        entries = {
+            _text(value, _KEY): _text(value, _VALUE)
+            for number, value, _ in _fields(content)
+            if number == _EXTERNAL_DATA and isinstance(value, bytes)
+        }
+        place = None
+        if "length" in entries:
+            start = int(entries.get("offset", "0"))
+            place = start, start + int(entries["length"])
+        return cls(shape, element if isinstance(element, int) else 0, place, content)
+
+    def moved(self, location: str, start: int) -> bytes:
+        """The message, where its content lies elsewhere: in the file `location`, from the byte `start` on."""
+        assert self.place is not None, "only what is outside has a place"
+        fields = [raw for number, _, raw in _fields(self.content) if number not in (_EXTERNAL_DATA, _DATA_LOCATION)]
+        return b"".join(fields) + _outside(location, start, self.place[1] - self.place[0])
+
+
+def tensor_inside(name: str, array: Array) -> bytes:
+    """The message of a tensor that lies in the graph itself."""
+    array = np.asarray(array)
+    return _head(name, array.shape, array.dtype) + _message(_RAW_DATA, array.tobytes())
+
+
+def tensor_beside(name: str, array: Array, location: str, start: int) -> bytes:
+    """The message of a tensor whose content lies in the file `location`, from the byte `start` on."""
+    return _head(name, array.shape, array.dtype) + _outside(location, start, array.nbytes)
+
+
 class OnnxGraph:
     """The graph of one file.
 
     Attributes:
         nodes: In the order in which they are computed.
         outputs: Names of what the graph gives.
-        shapes: Of its constant tensors, by name.
+        tensors: Its constant tensors, by name.
         opset: The version of the standard operators.
     """
 
@@ -119,8 +181,8 @@ class OnnxGraph:
         self._graph = list(_fields(content))
         self.nodes: list[Node] = [Node.read(value) for value in self._all(_NODE)]
         self.outputs: tuple[str, ...] = tuple(_text(value, _VALUE_NAME) for value in self._all(_OUTPUT))
-        self.shapes: Mapping[str, tuple[int, ...]] = {
-            _text(value, _TENSOR_NAME): tuple(_dimensions(value)) for value in self._all(_INITIALIZER)
+        self.tensors: Mapping[str, Tensor] = {
+            _text(value, _TENSOR_NAME): Tensor.read(value) for value in self._all(_INITIALIZER)
         }
         self.opset: int = self._opset()
 
@@ -129,23 +191,33 @@ class OnnxGraph:
         path: Path,
         *,
         nodes: Sequence[Node] | None = None,
-        constants: Mapping[str, int] | None = None,
+        tensors: Sequence[bytes] = (),
+        without: Collection[str] = (),
         outputs: Sequence[str] = (),
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Write the model to `path`; blocks.
 
         Args:
             path: The file, beside which its weights are.
             nodes: All of its nodes, where they are not as they were.
-            constants: More tensors int64 (1,), by name.
+            tensors: More constant tensors, as messages.
+            without: Names of those that are left out.
             outputs: More values that it gives.
+            metadata: What is to be said of it.
         """
         nodes = self.nodes if nodes is None else nodes
         graph = [_message(_NODE, node.content) for node in nodes]
-        graph += [raw for number, _, raw in self._graph if number != _NODE]
-        graph += [_message(_INITIALIZER, _constant(name, value)) for name, value in (constants or {}).items()]
+        left_out = {self.tensors[name].content for name in without}
+        graph += [
+            raw
+            for number, value, raw in self._graph
+            if number != _NODE and not (number == _INITIALIZER and value in left_out)
+        ]
+        graph += [_message(_INITIALIZER, tensor) for tensor in tensors]
         graph += [_message(_OUTPUT, _named(_VALUE_NAME, name)) for name in outputs]
         model = [raw for number, _, raw in self._model if number != _GRAPH]
+        model += [_message(_METADATA, _pair(*entry)) for entry in (metadata or {}).items()]
         path.write_bytes(b"".join([*model, _message(_GRAPH, b"".join(graph))]))
 
     def _all(self, number: int) -> list[bytes]:
@@ -153,7 +225,7 @@ class OnnxGraph:
 
     def _opset(self) -> int:
         for number, value, _ in self._model:
-            if number == _OPSET and isinstance(value, bytes) and _text(value, 1) in ("", "ai.onnx"):
+            if number == _OPSET and isinstance(value, bytes) and _text(value, _KEY) in ("", "ai.onnx"):
                 return max((version for _, version, _ in _fields(value) if isinstance(version, int)), default=0)
         return 0
 
@@ -161,7 +233,7 @@ class OnnxGraph:
 def branch(name: str, nodes: Sequence[Node], outputs: Sequence[str]) -> bytes:
     """The subgraph of these nodes, as an attribute holds it; the types of its outputs are left to be inferred."""
     content = [_message(_NODE, node.content) for node in nodes]
-    content += [_named(2, name)]
+    content.append(_named(_GRAPH_NAME, name))
     content += [_message(_OUTPUT, _named(_VALUE_NAME, output)) for output in outputs]
     return b"".join(content)
 
@@ -190,9 +262,30 @@ def _named_in(subgraph: bytes) -> Iterator[str]:
             yield _text(value, _VALUE_NAME)
 
 
-def _constant(name: str, value: int) -> bytes:
-    dims = _integer(_DIMS, 1) + _integer(_DATA_TYPE, _INT64)
-    return dims + _named(_TENSOR_NAME, name) + _message(_RAW_DATA, struct.pack("<q", value))
+def _written_attribute(value: Attribute) -> bytes:
+    """What an attribute is, without its name."""
+    if isinstance(value, bytes):
+        return _message(_SUBGRAPH, value) + _integer(_TYPE, _OF_SUBGRAPH)
+    if isinstance(value, int):
+        return _integer(_INTEGER, value) + _integer(_TYPE, _OF_INTEGER)
+    if isinstance(value, float):
+        return _written(_FLOAT << 3 | _FIXED32) + struct.pack("<f", value) + _integer(_TYPE, _OF_FLOAT)
+    return b"".join(_integer(_INTEGERS, each) for each in value) + _integer(_TYPE, _OF_INTEGERS)
+
+
+def _head(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> bytes:
+    sizes = b"".join(_integer(_DIMS, size) for size in shape)
+    return sizes + _integer(_ELEMENT, _NUMBERS[dtype]) + _named(_TENSOR_NAME, name)
+
+
+def _outside(location: str, start: int, length: int) -> bytes:
+    entries = {"location": location, "offset": str(start), "length": str(length)}
+    pairs = b"".join(_message(_EXTERNAL_DATA, _pair(*entry)) for entry in entries.items())
+    return pairs + _integer(_DATA_LOCATION, 1)
+
+
+def _pair(key: str, value: str) -> bytes:
+    return _named(_KEY, key) + _named(_VALUE, value)
 
 
 def _dimensions(tensor: bytes) -> Iterator[int]:
