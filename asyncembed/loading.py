@@ -212,6 +212,8 @@ async def _locate(
         spec = overrides.applied_to(spec)
         if given is not None:
             return spec, given
+        if overrides.onnx_file is not None:
+            return await _download_named(spec, hub)
         return spec, await download_model(spec, hub) if spec.sources else Path()
     if given is None and place is not None and (is_path(name) or await in_disk_thread(_is_so, place.is_dir)):
         given = await _existing_directory(place, label, label)
@@ -345,6 +347,20 @@ async def _with_precision(spec: ModelSpec, precision: str, given: Path | None, h
         with contextlib.suppress(UnsupportedModelError, DownloadError):
             named = replace(spec, sources=(own,))
             return named.with_graph(_choose(named, precision, await list_model(named, hub)))
+        raise
+
+
+async def _download_named(spec: ModelSpec, hub: HubAccess) -> tuple[ModelSpec, Path]:
+    """A catalogued model with the graph that the caller names: of its source, else of the repo it is named after."""
+    own = HubOrigin(spec.name)
+    try:
+        return spec, await download_model(spec, hub) if spec.sources else Path()
+    except DownloadError:
+        if own in spec.sources or spec.name.count("/") != 1:
+            raise
+        with contextlib.suppress(DownloadError):
+            named = replace(spec, sources=(own,))
+            return named, await download_model(named, hub)
         raise
 
 
