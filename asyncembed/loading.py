@@ -271,7 +271,7 @@ async def find_family(name: str | os.PathLike[str], options: Options) -> Family:
         UnsupportedModelError: It can be of none.
         DownloadError: Its files cannot be had.
     """
-    overrides = Overrides(onnx_file=options.onnx_file, precision=options.precision)
+    overrides = Overrides(onnx_file=options.onnx_file, precision=options.file_precision)
     label, place, families = os.fspath(name), absolute(name), FAMILIES_BY_FILES
     if is_path(name) or await in_disk_thread(_is_so, place.is_dir):
         directory = await _existing_directory(place, label, label)
@@ -433,6 +433,8 @@ def _int8_objection(options: Options, spec: ModelSpec, directory: Path) -> str |
     reason = None
     if not _is_for_cpu(options):
         reason = 'it is for the CPU: say device="cpu"'
+    elif options.runtime == "openvino":
+        reason = "it is for onnxruntime: leave out runtime="
     elif find_spec("onnx") is None:
         reason = 'the package onnx is missing: pip install "asyncembed[export]"'
     else:
@@ -454,7 +456,7 @@ async def _export(directory: Path, head: "Head", cache_dir: Path | None, options
     from asyncembed.export.graph_cache import ensure_graph, find_graph
 
     # OpenVINO takes graphs with branches, and gives wrong numbers or fails where it runs.
-    in_chunks = "openvino" not in _provider_names(options)
+    in_chunks = options.runtime != "openvino" and "openvino" not in _provider_names(options)
     is_int8 = _wants_int8(options)
     found = await in_disk_thread(
         partial(find_graph, directory, head=head, in_chunks=in_chunks, is_int8=is_int8, cache_dir=cache_dir)
@@ -505,6 +507,8 @@ def _find_prepared(path: Path, cache_dir: Path | None, *, workers: int | None) -
 
 def _is_for_cpu(options: Options) -> bool:
     """Whether it is certain that the CPU computes."""
+    if options.runtime == "openvino":
+        return False  # none of onnxruntime's
     if options.providers is None:
         return options.device == "cpu" or (options.device == "auto" and not is_gpu_package_installed())
     return _provider_names(options) == ["cpu"]
