@@ -431,10 +431,10 @@ def _int8_objection(options: Options, spec: ModelSpec, directory: Path) -> str |
     from asyncembed.export.architectures import read_plan
 
     reason = None
-    if not _is_for_cpu(options):
-        reason = 'it is for the CPU: say device="cpu"'
-    elif options.runtime == "openvino":
+    if options.runtime == "openvino":
         reason = "it is for onnxruntime: leave out runtime="
+    elif not _is_for_cpu(options):
+        reason = 'it is for the CPU: say device="cpu"'
     elif find_spec("onnx") is None:
         reason = 'the package onnx is missing: pip install "asyncembed[export]"'
     else:

@@ -86,8 +86,8 @@ class Options(PoolOptions):
             with `precision="bf16"` on CPUs that have bfloat16 in hardware, and hardly anywhere else.
         pool: A pool shared with other embedders; it decides all that concerns the workers.
         precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", "uint8", "q4", "q4f16", "bnb4", "q2",
-            "q1", ...), where it has several; of several for one precision, the one that suits this machine's CPU. "int8"
-            is made of the weights instead, once, where the CPU computes and the repo has weights that can be exported: a
+            "q1", ...), where it has several; of several for one precision, the one that suits this machine's CPU.
+            "int8" is made of the weights instead, once, where the CPU computes and a graph can be built of them: a
             result then does not depend on its batch. With `runtime="openvino"`, "bf16" computes the plain file in
             bfloat16.
         onnx_file: The ONNX file to take, as a path inside the repo, also as Windows writes it: a repo's own quantised
