@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from asyncembed.errors import ModelLoadError
+from asyncembed.runtime.onnx import OnnxSession
 from asyncembed.runtime.session import Array, Session, SessionOptions
 from asyncembed.runtime.session import open_session as open_with_onnxruntime
 from tests.support.graphs import DIM, GraphBuilder, write_text_graph
@@ -27,7 +28,14 @@ DTYPES: dict[str, int] = {
 }
 
 
-@pytest.fixture(params=[open_with_onnxruntime], ids=["onnxruntime"])
+def open_with_bound_outputs(path: Path, options: SessionOptions) -> Session:
+    """A session as it runs where a GPU computes: the outputs stay where they are made, here in the CPU's memory."""
+    session = OnnxSession(path, options)
+    session._output_place = "cpu", 0
+    return session
+
+
+@pytest.fixture(params=[open_with_onnxruntime, open_with_bound_outputs], ids=["onnxruntime", "bound outputs"])
 def open_session(request: pytest.FixtureRequest) -> Open:
     """Opens a graph with one implementation after the other."""
     opener: Open = request.param
@@ -58,6 +66,14 @@ def test_outputs_come_as_they_were_asked_for(session: Session) -> None:
     np.testing.assert_array_equal(pooled, hidden[:, 0])
     (only,) = session.run(["text_embeds"], feeds(5, 6, 7))
     np.testing.assert_array_equal(only, pooled)
+
+
+def test_what_cannot_be_computed_is_an_error_and_no_earlier_result(session: Session) -> None:
+    session.run(["text_embeds"], feeds(5, 6))
+    with pytest.raises(Exception, match="input_ids"):
+        session.run(["text_embeds"], {name: row for name, row in feeds(5, 6).items() if name != "input_ids"})
+    with pytest.raises(Exception, match="nothing"):
+        session.run(["nothing"], feeds(5, 6))
 
 
 def test_one_session_takes_any_shape(session: Session) -> None:
