@@ -23,7 +23,7 @@ from asyncembed.catalogue.lookup import (
     require_model,
     similar_names,
 )
-from asyncembed.catalogue.onnx_choice import choose_onnx_file
+from asyncembed.catalogue.onnx_choice import choose_onnx_file, prefer
 from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
@@ -83,7 +83,14 @@ async def prepare(
         DownloadError: The files cannot be had.
         OptionError: `max_length` is more than the model can compute.
     """
-    spec, directory = await _locate(name, family, options, place, overrides)
+    try:
+        spec, directory = await _locate(name, family, options, place, overrides)
+    except DownloadError:
+        # What nobody has asked for by name must not be needed: offline, the plain file may be all there is.
+        if overrides.preferred_precision is None:
+            raise
+        plain = replace(overrides, preferred_precision=None)
+        spec, directory = await _locate(name, family, options, place, plain)
     check_settings(spec, settings)
     kind = row_of(spec)
     if options.precision == "fp32" and spec.model_file is not None:
@@ -199,6 +206,8 @@ async def _locate(
     if spec is not None:
         if overrides.precision is not None:
             spec = await _with_precision(spec, overrides.precision, given, hub)
+        elif overrides.preferred_precision is not None and not isinstance(name, ModelSpec):
+            spec = await _preferring(spec, overrides.preferred_precision, given, hub)
         spec = overrides.applied_to(spec)
         if given is not None:
             return spec, given
@@ -259,7 +268,11 @@ async def find_family(name: str | os.PathLike[str], options: Options) -> Family:
         UnsupportedModelError: It can be of none.
         DownloadError: Its files cannot be had.
     """
-    overrides = Overrides(onnx_file=options.onnx_file, precision=options.file_precision)
+    overrides = Overrides(
+        onnx_file=options.onnx_file,
+        precision=options.file_precision,
+        preferred_precision=options.preferred_precision,
+    )
     label, place, families = os.fspath(name), absolute(name), FAMILIES_BY_FILES
     if is_path(name) or await in_disk_thread(_is_so, place.is_dir):
         directory = await _existing_directory(place, label, label)
@@ -338,6 +351,21 @@ async def _with_precision(spec: ModelSpec, precision: str, given: Path | None, h
         raise
 
 
+async def _preferring(spec: ModelSpec, precision: str, given: Path | None, hub: HubAccess) -> ModelSpec:
+    """The spec of a catalogued model with its file of another precision, where its directory or repo has that."""
+    if spec.model_file is None:
+        return spec
+    repos = tuple(source for source in spec.sources if isinstance(source, HubOrigin))[:1]
+    with contextlib.suppress(DownloadError):
+        if given is not None:
+            return spec.with_graph(prefer(precision, spec.model_file, await in_disk_thread(list_directory, given)))
+        if repos:
+            named = replace(spec, sources=repos)
+            graph = prefer(precision, spec.model_file, await list_model(named, hub))
+            return spec if graph == spec.model_file else named.with_graph(graph)
+    return spec
+
+
 def _choose(spec: ModelSpec, precision: str, files: Collection[str]) -> str:
     chosen = choose_onnx_file([path for path in files if path.endswith(".onnx")], precision=precision, model=spec.name)
     assert chosen is not None, "without weights to export there is a graph or an error"
@@ -379,7 +407,7 @@ async def _export(directory: Path, head: "Head", cache_dir: Path | None, options
     from asyncembed.export.graph_cache import ensure_graph, find_graph
 
     # OpenVINO takes graphs with branches, and gives wrong numbers or fails where it runs.
-    in_chunks = options.runtime != "openvino" and "openvino" not in _provider_names(options)
+    in_chunks = options.runtime != "openvino" and "openvino" not in options.provider_names
     found = await in_disk_thread(partial(find_graph, directory, head=head, in_chunks=in_chunks, cache_dir=cache_dir))
     if found is not None:
         return found
@@ -429,13 +457,7 @@ def _is_for_cpu(options: Options) -> bool:
         return False  # none of onnxruntime's
     if options.providers is None:
         return options.device == "cpu" or (options.device == "auto" and not is_gpu_package_installed())
-    return _provider_names(options) == ["cpu"]
-
-
-def _provider_names(options: Options) -> list[str]:
-    """Those that the caller names, as short as they may be written."""
-    names = [entry if isinstance(entry, str) else entry[0] for entry in options.providers or ()]
-    return [name.removesuffix("ExecutionProvider").lower() for name in names]
+    return options.provider_names == ["cpu"]
 
 
 def _own_cache_dir(options: Options) -> Path | None:

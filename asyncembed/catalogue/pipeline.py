@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from asyncembed.catalogue.described import DescribedRepo, Overrides, preferring, with_settings
 from asyncembed.catalogue.hybrid_repos import hybrid_spec
 from asyncembed.catalogue.late_interaction_repos import late_interaction_spec
-from asyncembed.catalogue.onnx_choice import choose_onnx_file
+from asyncembed.catalogue.onnx_choice import choose_onnx_file, prefer
 from asyncembed.catalogue.reranker_repos import reranker_spec
 from asyncembed.catalogue.sentence_modules import from_modules, model2vec, overridden
 from asyncembed.catalogue.sparse_repos import sparse_spec
@@ -179,6 +179,8 @@ def _with_weights(repo: DescribedRepo, spec: ModelSpec) -> ModelSpec:
     # The model's own weights are the repo's, wherever they lie.
     files = repo.files | {name for name in (WEIGHTS, WEIGHTS_INDEX) if f"{prefix}{name}" in repo.files}
     graph = choose_onnx_file(files, onnx_file=overrides.onnx_file, precision=overrides.precision, model=repo.name)
+    if graph is not None and overrides.preferred_precision is not None:
+        graph = prefer(overrides.preferred_precision, graph, files)
     if graph is not None:
         if spec.settings.get("projection_in_weights"):
             spec = with_settings(spec, projection_in_weights=False, finishes=True)
