@@ -403,12 +403,12 @@ async def _prepared(directory: Path, spec: ModelSpec, options: Options) -> Path 
         workers = options.pool.size
     path = directory / spec.model_file
     find = partial(_find_prepared, path, _own_cache_dir(options), workers=workers)
-    from asyncembed.runtime.onnx import save_optimized
-
     try:
         source, found = await in_disk_thread(find)
         if found is not None or source is None or options.workers == 0:
             return found
+        from asyncembed.runtime.onnx import save_optimized
+
         logger.info("%s: its graph is prepared for the workers of this machine, once", spec.name)
         return await _in_process(partial(prepare_graph, source, save_optimized))
     except (OSError, ModelLoadError, WorkersImpossible) as error:

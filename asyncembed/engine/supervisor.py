@@ -69,6 +69,7 @@ class WorkerPlan:
         device_ids: Devices, dealt out in turn.
         batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
         max_queued: How many interactive items may wait; None: any number.
+        imports: Modules that workers import when they start, ahead of what they load.
     """
 
     workers: int
@@ -80,6 +81,7 @@ class WorkerPlan:
     device_ids: Sequence[int]
     batch_timeout: float | None
     max_queued: int | None = None
+    imports: Sequence[str] = ("numpy",)
 
 
 @dataclass(slots=True, eq=False)
@@ -268,7 +270,9 @@ class Supervisor:
         failed_starts = 0
         while True:
             await anyio.sleep(slot.backoff_seconds(failed_starts))
-            worker: Worker = ThreadWorker() if self.plan.in_thread else ProcessWorker(self.plan.threads)
+            worker: Worker = (
+                ThreadWorker() if self.plan.in_thread else ProcessWorker(self.plan.threads, self.plan.imports)
+            )
             try:
                 try:
                     await self._start(worker)
