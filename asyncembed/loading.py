@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,10 +42,10 @@ from asyncembed.errors import (
 )
 from asyncembed.faking import ENCODER, SETTING, Fakes, current_fakes
 from asyncembed.files import default_cache_dir, in_disk_thread
-from asyncembed.hub import HubAccess
+from asyncembed.hub import HubAccess, download_files
 from asyncembed.hub.model_files import download_model, download_repo, first_spec, list_model, own_repo
 from asyncembed.options import Options, absolute, is_path
-from asyncembed.repo_files import list_directory, read_object
+from asyncembed.repo_files import WEIGHTS, WEIGHTS_INDEX, list_directory, read_object
 from asyncembed.runtime.loadable_path import loadable_model_path
 from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.runtime.prepared import Source, find_prepared, prepare_graph
@@ -83,6 +84,8 @@ async def prepare(
         DownloadError: The files cannot be had.
         OptionError: `max_length` is more than the model can compute.
     """
+    if _wants_int8(options):
+        overrides = replace(overrides, int8_objection=partial(_int8_objection, options))
     spec, directory = await _locate(name, family, options, place, overrides)
     check_settings(spec, settings)
     kind = row_of(spec)
@@ -100,6 +103,12 @@ async def prepare(
         path = await in_disk_thread(loadable_model_path, directory, spec.model_file)
         relative = path.relative_to(directory) if path.is_relative_to(directory) else path
         spec = replace(spec, model_file=relative.as_posix())
+        if options.batch_invariant and (await in_disk_thread(read_onnx_file, path)).is_dynamically_quantized:
+            logger.info(
+                '%s: %s has one scale for a whole batch, so that its inputs run one by one; precision="int8" takes a '
+                "nearer one that runs whole batches, where a graph can be built of the weights",
+                *(spec.name, relative.as_posix()),
+            )
     prepared = await _prepared(directory, spec, options) if kind.needs_graph else None
     return EncoderConfig(
         spec=spec,
@@ -198,10 +207,13 @@ async def _locate(
         return await _from_own_repo(spec, given, hub, overrides)
     if spec is not None:
         if overrides.precision is not None:
-            spec = await _with_precision(spec, overrides.precision, given, hub)
+            built = await _with_weights(spec, given, hub, overrides)
+            spec = built or await _with_precision(spec, overrides.precision, given, hub)
         spec = overrides.applied_to(spec)
         if given is not None:
             return spec, given
+        if overrides.onnx_file is not None:
+            return await _download_named(spec, hub)
         return spec, await download_model(spec, hub) if spec.sources else Path()
     if given is None and place is not None and (is_path(name) or await in_disk_thread(_is_so, place.is_dir)):
         given = await _existing_directory(place, label, label)
@@ -338,6 +350,45 @@ async def _with_precision(spec: ModelSpec, precision: str, given: Path | None, h
         raise
 
 
+async def _download_named(spec: ModelSpec, hub: HubAccess) -> tuple[ModelSpec, Path]:
+    """A catalogued model with the graph that the caller names: of its source, else of the repo it is named after."""
+    own = HubOrigin(spec.name)
+    try:
+        return spec, await download_model(spec, hub) if spec.sources else Path()
+    except DownloadError:
+        if own in spec.sources or spec.name.count("/") != 1:
+            raise
+        with contextlib.suppress(DownloadError):
+            named = replace(spec, sources=(own,))
+            return named, await download_model(named, hub)
+        raise
+
+
+async def _with_weights(spec: ModelSpec, given: Path | None, hub: HubAccess, overrides: Overrides) -> ModelSpec | None:
+    """The spec of a catalogued model with weights that a graph in 8 bits can be built of; None: there are none."""
+    is_pooled_here = spec.encoder == "dense" and spec.pooling != "none" and "task_input" not in spec.settings
+    objection = overrides.int8_objection
+    if objection is None or spec.graph_output != 0 or not (is_pooled_here or spec.encoder == "reranker"):
+        return None
+    # The catalogue's sources often have a graph only; the repo that the model is named after has its weights.
+    sources = spec.sources if given is not None or spec.name.count("/") != 1 else (HubOrigin(spec.name),)
+    bare = replace(spec, sources=sources, model_file=None)
+    try:
+        files = await list_model(bare, hub) if given is None else await in_disk_thread(list_directory, given)
+        weights = next((name for name in (WEIGHTS, WEIGHTS_INDEX) if name in files), None)
+        if weights is None:
+            return None
+        if given is None:
+            config = ("config.json",)
+            given = await download_files(sources, replace(hub, progress=False), patterns=config, required=config)
+    except DownloadError:
+        return None
+    if await in_disk_thread(objection, bare, given) is not None:
+        return None
+    others = (path for path in spec.additional_files if not path.startswith(f"{spec.model_file}"))
+    return replace(bare, additional_files=(weights, *others))
+
+
 def _choose(spec: ModelSpec, precision: str, files: Collection[str]) -> str:
     chosen = choose_onnx_file([path for path in files if path.endswith(".onnx")], precision=precision, model=spec.name)
     assert chosen is not None, "without weights to export there is a graph or an error"
@@ -371,6 +422,32 @@ def _head_of(spec: ModelSpec, directory: Path) -> "Head":
     return "states" if spec.encoder == "hybrid" else _HEADS.get(spec.family, "states")
 
 
+def _wants_int8(options: Options) -> bool:
+    return options.precision in ("int8", "q8")
+
+
+def _int8_objection(options: Options, spec: ModelSpec, directory: Path) -> str | None:
+    """Why a graph in 8 bits cannot be built of a model's weights; None: it can be. Said in the log; blocks."""
+    from asyncembed.export.architectures import read_plan
+
+    reason = None
+    if options.runtime == "openvino":
+        reason = "it is for onnxruntime: leave out runtime="
+    elif not _is_for_cpu(options):
+        reason = 'it is for the CPU: say device="cpu"'
+    elif find_spec("onnx") is None:
+        reason = 'the package onnx is missing: pip install "asyncembed[export]"'
+    else:
+        folder = directory / spec.folder
+        try:
+            read_plan(folder, _head_of(spec, folder))
+        except (ModelLoadError, UnsupportedModelError) as error:
+            reason = str(error)
+    if reason is not None:
+        logger.info("%s: no graph in 8 bits is built of its weights: %s", spec.name, reason)
+    return reason
+
+
 async def _export(directory: Path, head: "Head", cache_dir: Path | None, options: Options) -> Path:
     """The graph of the weights in `directory`: from the cache, or built, in a process of its own.
 
@@ -380,10 +457,15 @@ async def _export(directory: Path, head: "Head", cache_dir: Path | None, options
 
     # OpenVINO takes graphs with branches, and gives wrong numbers or fails where it runs.
     in_chunks = options.runtime != "openvino" and "openvino" not in _provider_names(options)
-    found = await in_disk_thread(partial(find_graph, directory, head=head, in_chunks=in_chunks, cache_dir=cache_dir))
+    is_int8 = _wants_int8(options)
+    found = await in_disk_thread(
+        partial(find_graph, directory, head=head, in_chunks=in_chunks, is_int8=is_int8, cache_dir=cache_dir)
+    )
     if found is not None:
         return found
-    build = partial(ensure_graph, directory, head=head, in_chunks=in_chunks, cache_dir=cache_dir)
+    if is_int8:
+        logger.info("%s: its weights are brought to 8 bits, once", directory)
+    build = partial(ensure_graph, directory, head=head, in_chunks=in_chunks, is_int8=is_int8, cache_dir=cache_dir)
     if options.workers == 0:
         return await in_disk_thread(build)
     try:

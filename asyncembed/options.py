@@ -87,8 +87,11 @@ class Options(PoolOptions):
         pool: A pool shared with other embedders; it decides all that concerns the workers.
         precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", "uint8", "q4", "q4f16", "bnb4", "q2",
             "q1", ...), where it has several; of several for one precision, the one that suits this machine's CPU.
-            With `runtime="openvino"`, "bf16" computes the plain file in bfloat16.
-        onnx_file: The ONNX file to take, as a path inside the repo, also as Windows writes it.
+            "int8" is made of the weights instead, once, where the CPU computes and a graph can be built of them: a
+            result then does not depend on its batch. With `runtime="openvino"`, "bf16" computes the plain file in
+            bfloat16.
+        onnx_file: The ONNX file to take, as a path inside the repo, also as Windows writes it: a repo's own quantised
+            one, too, whose inputs run one by one.
         output_name: The output of the graph to take, by its name or position. None takes what the model's files say,
             and a finished vector (`sentence_embedding`) where a graph has one and they say nothing else.
         max_length: Limit of an input in tokens, instead of the model's own; what is longer is cut.

@@ -31,7 +31,14 @@ from tests.hub.server import HubServer, Repo
 from tests.support.external_data import CONSTANT_FILE, move_weights_out
 from tests.support.graphs import write_text_graph
 from tests.support.hybrid_models import expected, write_bge_m3, write_hybrid_model
-from tests.support.models import TEXTS, files_of, forget_registered_models, write_model, write_self_describing_model
+from tests.support.models import (
+    TEXTS,
+    files_of,
+    forget_registered_models,
+    write_bert_weights,
+    write_model,
+    write_self_describing_model,
+)
 from tests.support.waiting import nothing_left_behind
 
 
@@ -47,7 +54,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 
 def as_sentence_transformers(
-    directory: Path, *, pooling: str = "pooling_mode_mean_tokens", prompts: bool = False
+    directory: Path, *, pooling: str = "pooling_mode_mean_tokens", prompts: bool = False, dim: int = 32
 ) -> None:
     """Write the files by which sentence-transformers describes a model."""
     modules = [
@@ -59,7 +66,7 @@ def as_sentence_transformers(
     (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 16}), "utf-8")
     (directory / "1_Pooling").mkdir(exist_ok=True)
     (directory / "1_Pooling" / "config.json").write_text(
-        json.dumps({"word_embedding_dimension": 32, pooling: True}), "utf-8"
+        json.dumps({"word_embedding_dimension": dim, pooling: True}), "utf-8"
     )
     if prompts:
         config = {"prompts": {"query": "query: ", "document": "doc: "}, "default_prompt_name": None}
@@ -249,6 +256,56 @@ async def test_a_precision_of_a_catalogued_model_is_the_file_for_this_cpu(
     async with TextEmbedding(name, workers=0, precision="int8", local_files_only=True) as model:
         assert np.array_equal(await model.embed_query("the day"), vector)
     assert hub.requests == []
+
+
+@pytest.mark.slow
+async def test_int8_is_built_of_the_weights_wherever_that_is_possible(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the repo that a catalogued model is named after; its own quantised file is taken where it is named."""
+    name, own = "sentence-transformers/all-MiniLM-L6-v2", "onnx/model_quint8_avx2.onnx"
+    directory = write_bert_weights(write_model(tmp_path / "m"), dim=384)
+    as_sentence_transformers(directory, dim=384)
+    write_text_graph(directory / own, dim=384, dynamic_quantization=True)
+    hub.repos[name] = Repo(files_of(directory))
+    caplog.set_level(logging.INFO, "asyncembed")
+    async with TextEmbedding(name, workers=0, precision="int8") as model:
+        together = await model.embed_documents(TEXTS[:3])
+        assert "model_int8.onnx (int8, exported from its weights) on CPU" in caplog.text
+        assert "one by one" not in caplog.text
+        for text, vector in zip(TEXTS, together, strict=False):
+            assert np.array_equal(await model.embed_query(text), vector)
+    assert not list((tmp_path / "hub").rglob("*.onnx"))
+    async with TextEmbedding(directory, workers=1, precision="int8") as model:
+        assert np.array_equal(await model.embed_documents(TEXTS[:3]), together)
+    async with TextEmbedding(name, workers=0, model_path=directory, precision="int8") as model:
+        assert np.array_equal(await model.embed_documents(TEXTS[:3]), together)
+    assert len(list((tmp_path / "exported").rglob("*.onnx"))) == 1
+    (directory / own).unlink()
+    async with TextEmbedding(directory, workers=0) as model:
+        cosines = (await model.embed_documents(TEXTS[:3]) * together).sum(axis=1)
+    assert cosines.min() > 0.99
+    async with TextEmbedding(name, workers=0, onnx_file=own) as model:
+        await model.embed_query("the day")
+    assert f"{own} has one scale for a whole batch, so that its inputs run one by one" in caplog.text
+
+
+@pytest.mark.slow
+async def test_where_int8_cannot_be_built_the_file_of_the_repo_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = write_self_describing_model(tmp_path / "m")
+    (directory / "model.safetensors").write_bytes(b"")
+    (directory / "config.json").write_text('{"model_type": "unheard_of"}', "utf-8")
+    with pytest.raises(UnsupportedModelError, match=r"no ONNX file of precision int8.*none in 8 bits.*'unheard_of'"):
+        async with TextEmbedding(directory, workers=0, precision="int8"):
+            pass
+    write_text_graph(directory / "model_int8.onnx", dynamic_quantization=True)
+    caplog.set_level(logging.INFO, "asyncembed")
+    async with TextEmbedding(directory, workers=0, precision="int8") as model:
+        await model.embed_query("the day")
+    assert "no graph in 8 bits is built of its weights" in caplog.text
+    assert "model_int8.onnx (int8) on CPU" in caplog.text
 
 
 async def test_a_file_that_is_quantised_under_a_plain_name_is_not_taken_for_fp32(tmp_path: Path) -> None:
