@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -48,7 +49,7 @@ from asyncembed.options import Options, absolute, is_path
 from asyncembed.repo_files import WEIGHTS, WEIGHTS_INDEX, list_directory, read_object
 from asyncembed.runtime.loadable_path import loadable_model_path
 from asyncembed.runtime.onnx_file import read_onnx_file
-from asyncembed.runtime.prepared import Source, find_prepared, prepare_graph
+from asyncembed.runtime.prepared import Source, find_prepared, note_of, prepare_graph
 from asyncembed.runtime.providers import is_gpu_package_installed
 from asyncembed.wakeup import completion
 
@@ -109,7 +110,7 @@ async def prepare(
                 "nearer one that runs whole batches, where a graph can be built of the weights",
                 *(spec.name, relative.as_posix()),
             )
-    prepared = await _prepared(directory, spec, options) if kind.needs_graph else None
+    prepared = await _prepared(directory, spec, options, is_exported=is_exported) if kind.needs_graph else None
     return EncoderConfig(
         spec=spec,
         directory=directory,
@@ -476,7 +477,7 @@ async def _export(directory: Path, head: "Head", cache_dir: Path | None, options
         return await in_disk_thread(build)
 
 
-async def _prepared(directory: Path, spec: ModelSpec, options: Options) -> Path | None:
+async def _prepared(directory: Path, spec: ModelSpec, options: Options, *, is_exported: bool) -> Path | None:
     """The prepared form of the graph: from the cache, or made now, where the workers gain by it."""
     if spec.model_file is None or not options.prepare or not _is_for_cpu(options):
         return None
@@ -489,10 +490,16 @@ async def _prepared(directory: Path, spec: ModelSpec, options: Options) -> Path 
         source, found = await in_disk_thread(find)
         if found is not None or source is None or options.workers == 0:
             return found
+        from asyncembed.runtime.chunked_attention import save_with_chunks
         from asyncembed.runtime.onnx import save_optimized
 
+        # What we export has its attention in chunks already.
+        save = save_optimized if is_exported else save_with_chunks
         logger.info("%s: its graph is prepared for the workers of this machine, once", spec.name)
-        return await _in_process(partial(prepare_graph, source, save_optimized))
+        made = await _in_process(partial(prepare_graph, source, save))
+        if (note := await in_disk_thread(partial(note_of, made))) is not None:
+            logger.info("%s: %s", spec.name, note)
+        return made
     except (OSError, ModelLoadError, WorkersImpossible) as error:
         logger.info("%s: its graph is not prepared, so that each worker does it: %s", spec.name, error)
         return None
@@ -530,6 +537,8 @@ async def _in_process(build: Callable[[], Path]) -> Path:
     try:
         await in_disk_thread(builder.start)
         return await completion(builder.call(build))
+    except BrokenExecutor as error:
+        raise ModelLoadError("the process that was to make the graph has ended; it may have lacked memory") from error
     finally:
         builder.kill()
         with CancelScope(shield=True):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from asyncembed import HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, download
+from asyncembed import HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, download, loading
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.errors import (
     AsyncEmbedError,
@@ -391,6 +392,38 @@ async def test_a_large_graph_is_prepared_once_for_all_workers(
         np.testing.assert_array_equal(await model.embed_query("river"), vector)
     assert "cannot be loaded, and will be made again" in caplog.text
     assert not data.exists()
+
+
+@pytest.mark.slow
+async def test_long_texts_of_a_large_graph_of_others_are_computed_in_chunks(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prepared, "SMALLEST_INLINE_BYTES", 0)
+    caplog.set_level(logging.INFO, logger="asyncembed")
+    directory = write_self_describing_model(tmp_path / "model", wrap_ids=True)
+    text = "river bank " * 400
+    async with TextEmbedding(directory, workers=1, prepare=False) as model:
+        vector = await model.embed_query(text)
+    async with TextEmbedding(directory, workers=1) as model:
+        np.testing.assert_array_equal(await model.embed_query(text), vector)
+    assert "texts of more than 511 tokens are computed in chunks of queries" in caplog.text
+
+
+def end_at_once(*_: object) -> Path:
+    os._exit(1)
+
+
+@pytest.mark.slow
+async def test_a_process_that_dies_over_a_graph_leaves_it_as_it_is(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one does that takes too much memory."""
+    monkeypatch.setattr(prepared, "SMALLEST_INLINE_BYTES", 0)
+    monkeypatch.setattr(loading, "prepare_graph", end_at_once)
+    caplog.set_level(logging.INFO, logger="asyncembed")
+    async with TextEmbedding(write_self_describing_model(tmp_path / "model"), workers=1) as model:
+        assert (await model.embed_query("river")).shape == (8,)
+    assert "its graph is not prepared, so that each worker does it" in caplog.text
 
 
 @pytest.mark.slow
