@@ -31,6 +31,7 @@ from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.encoders.registry import check_settings, row_of
 from asyncembed.encoders.settings import CausalRerankerSettings, read_settings
+from asyncembed.engine.pool import engine_of, plan_of
 from asyncembed.engine.worker import ProcessWorker
 from asyncembed.errors import (
     DownloadError,
@@ -481,9 +482,8 @@ async def _prepared(directory: Path, spec: ModelSpec, options: Options, *, is_ex
     """The prepared form of the graph: from the cache, or made now, where the workers gain by it."""
     if spec.model_file is None or not options.prepare or not _is_for_cpu(options):
         return None
-    workers = options.workers + options.interactive_workers if options.workers is not None else None
-    if options.pool is not None:
-        workers = options.pool.size
+    plan = plan_of(options) if options.pool is None else engine_of(options.pool).plan
+    workers = plan.most_workers if options.workers != 0 else None
     path = directory / spec.model_file
     find = partial(_find_prepared, path, _own_cache_dir(options), workers=workers)
     try:
