@@ -514,15 +514,15 @@ async def _prepared(directory: Path, spec: ModelSpec, options: Options, *, is_ex
     workers = plan.most_workers if options.workers != 0 else None
     path = directory / spec.model_file
     find = partial(_find_prepared, path, _own_cache_dir(options), workers=workers)
-    from asyncembed.runtime.chunked_attention import save_with_chunks
-    from asyncembed.runtime.onnx import save_optimized
-
-    # What we export has its attention in chunks already.
-    save = save_optimized if is_exported else save_with_chunks
     try:
         source, found = await in_disk_thread(find)
         if found is not None or source is None or options.workers == 0:
             return found
+        from asyncembed.runtime.chunked_attention import save_with_chunks
+        from asyncembed.runtime.onnx import save_optimized
+
+        # What we export has its attention in chunks already.
+        save = save_optimized if is_exported else save_with_chunks
         logger.info("%s: its graph is prepared for the workers of this machine, once", spec.name)
         made = await _in_process(partial(prepare_graph, source, save))
         if (note := await in_disk_thread(partial(note_of, made))) is not None:

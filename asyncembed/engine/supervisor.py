@@ -72,6 +72,7 @@ class WorkerPlan:
         device_ids: Devices, dealt out in turn.
         batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
         max_queued: How many interactive items may wait; None: any number.
+        imports: Modules that workers import when they start, ahead of what they load.
     """
 
     workers: int
@@ -83,6 +84,7 @@ class WorkerPlan:
     device_ids: Sequence[int]
     batch_timeout: float | None
     max_queued: int | None = None
+    imports: Sequence[str] = ("numpy",)
     may_call_express: bool = False
 
     @property
@@ -288,7 +290,9 @@ class Supervisor:
         failed_starts = 0
         while True:
             await anyio.sleep(slot.backoff_seconds(failed_starts))
-            worker: Worker = ThreadWorker() if self.plan.in_thread else ProcessWorker(self.plan.threads)
+            worker: Worker = (
+                ThreadWorker() if self.plan.in_thread else ProcessWorker(self.plan.threads, self.plan.imports)
+            )
             try:
                 await self._live(slot, worker)
             except WorkerError as error:
@@ -305,7 +309,7 @@ class Supervisor:
     @uninterrupted
     async def _serve_express(self, slot: Slot) -> None:
         """From the call for an express worker to its end: the next one is another call's."""
-        worker = ProcessWorker(self.plan.threads)
+        worker = ProcessWorker(self.plan.threads, self.plan.imports)
         logger.info("interactive calls wait for bulk work: a worker of their own is started")
         try:
             await self._live(slot, worker)
