@@ -335,6 +335,7 @@ class Embedder(OnAnyLoop[Opened]):
             max_length=options.max_length,
             onnx_file=options.onnx_file,
             precision=options.file_precision,
+            preferred_precision=options.preferred_precision,
             graph_output=options.output_name,
         )
 
