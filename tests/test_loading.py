@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from asyncembed import HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, download
+from asyncembed import HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, download, loading
+from asyncembed.catalogue.described import Overrides
+from asyncembed.catalogue.lookup import find_model
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.errors import (
     AsyncEmbedError,
@@ -24,7 +27,7 @@ from asyncembed.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
-from asyncembed.loading import find_family, known_family
+from asyncembed.loading import find_family, known_family, prepare
 from asyncembed.options import Options
 from asyncembed.runtime import prepared
 from tests.hub.server import HubServer, Repo
@@ -258,6 +261,51 @@ async def test_a_precision_of_a_catalogued_model_is_the_file_for_this_cpu(
     assert hub.requests == []
 
 
+async def graph_of(name: str | Path, **keywords: Any) -> str | None:
+    """The graph that a worker would load."""
+    options = Options(prepare=False, **keywords)
+    overrides = Overrides(
+        precision=options.file_precision,
+        preferred_precision=options.preferred_precision,
+        pooling="mean",
+        normalize=True,
+    )
+    place = name if isinstance(name, Path) else None
+    config = await prepare(name, "text", options, place=place, overrides=overrides, settings={})
+    return config.spec.model_file
+
+
+@pytest.mark.slow
+async def test_the_file_of_half_precision_is_taken_where_cuda_computes(hub: HubServer, tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=384)
+    assert await graph_of(directory, device="cuda") == "onnx/model.onnx"
+    files = with_precisions(directory, "fp16", "int8", quantized=False)
+    assert await graph_of(directory, device="cuda") == "onnx/model_fp16.onnx"
+    assert await graph_of(directory, providers=["cuda", "cpu"]) == "onnx/model_fp16.onnx"
+    assert await graph_of(directory) == await graph_of(directory, device="cpu") == "onnx/model.onnx"
+    assert await graph_of(directory, device="cuda", precision="fp32") == "onnx/model.onnx"
+    hub.repos["someone/small"] = Repo(files)
+    assert "model_fp16.onnx" in str(await graph_of("someone/small", device="cuda"))
+
+
+@pytest.mark.slow
+async def test_a_catalogued_model_has_half_precision_where_its_repo_has(hub: HubServer, tmp_path: Path) -> None:
+    spec = find_model("sentence-transformers/all-MiniLM-L6-v2", "text")
+    assert spec is not None
+    repo = "Qdrant/all-MiniLM-L6-v2-onnx"
+    files = files_of(write_model(tmp_path / "m", model_file="model.onnx", dim=384))
+    hub.repos[repo] = Repo(files)
+    assert Path(str(await graph_of(spec.name, device="cuda"))).name == "model.onnx"
+    write_text_graph(tmp_path / "m" / "model_fp16.onnx", dim=384)
+    assert Path(str(await graph_of(spec.name, device="cuda", model_path=tmp_path / "m"))).name == "model_fp16.onnx"
+    shutil.rmtree(tmp_path / "hub")
+    hub.repos[repo] = Repo(files_of(tmp_path / "m"))
+    assert Path(str(await graph_of(spec.name))).name == "model.onnx"
+    # It is in the repo, and not in the cache.
+    assert Path(str(await graph_of(spec.name, device="cuda", local_files_only=True))).name == "model.onnx"
+    assert Path(str(await graph_of(spec.name, device="cuda"))).name == "model_fp16.onnx"
+
+
 @pytest.mark.slow
 async def test_int8_is_built_of_the_weights_wherever_that_is_possible(
     hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -391,6 +439,38 @@ async def test_a_large_graph_is_prepared_once_for_all_workers(
         np.testing.assert_array_equal(await model.embed_query("river"), vector)
     assert "cannot be loaded, and will be made again" in caplog.text
     assert not data.exists()
+
+
+@pytest.mark.slow
+async def test_long_texts_of_a_large_graph_of_others_are_computed_in_chunks(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prepared, "SMALLEST_INLINE_BYTES", 0)
+    caplog.set_level(logging.INFO, logger="asyncembed")
+    directory = write_self_describing_model(tmp_path / "model", wrap_ids=True)
+    text = "river bank " * 400
+    async with TextEmbedding(directory, workers=1, prepare=False) as model:
+        vector = await model.embed_query(text)
+    async with TextEmbedding(directory, workers=1) as model:
+        np.testing.assert_array_equal(await model.embed_query(text), vector)
+    assert "texts of more than 511 tokens are computed in chunks of queries" in caplog.text
+
+
+def end_at_once(*_: object) -> Path:
+    os._exit(1)
+
+
+@pytest.mark.slow
+async def test_a_process_that_dies_over_a_graph_leaves_it_as_it_is(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one does that takes too much memory."""
+    monkeypatch.setattr(prepared, "SMALLEST_INLINE_BYTES", 0)
+    monkeypatch.setattr(loading, "prepare_graph", end_at_once)
+    caplog.set_level(logging.INFO, logger="asyncembed")
+    async with TextEmbedding(write_self_describing_model(tmp_path / "model"), workers=1) as model:
+        assert (await model.embed_query("river")).shape == (8,)
+    assert "its graph is not prepared, so that each worker does it" in caplog.text
 
 
 @pytest.mark.slow
