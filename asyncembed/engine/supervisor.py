@@ -70,6 +70,7 @@ class WorkerPlan:
         device_ids: Devices, dealt out in turn.
         batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
         max_queued: How many interactive items may wait; None: any number.
+        imports: Modules that workers import when they start, ahead of what they load.
     """
 
     workers: int
@@ -81,6 +82,7 @@ class WorkerPlan:
     device_ids: Sequence[int]
     batch_timeout: float | None
     max_queued: int | None = None
+    imports: Sequence[str] = ("numpy",)
     may_call_express: bool = False
 
     @property
@@ -287,7 +289,9 @@ class Supervisor:
         failed_starts = 0
         while True:
             await anyio.sleep(slot.backoff_seconds(failed_starts))
-            worker: Worker = ThreadWorker() if self.plan.in_thread else ProcessWorker(self.plan.threads)
+            worker: Worker = (
+                ThreadWorker() if self.plan.in_thread else ProcessWorker(self.plan.threads, self.plan.imports)
+            )
             try:
                 await self._live(slot, worker)
             except WorkerError as error:
@@ -307,7 +311,7 @@ class Supervisor:
         while True:
             await self._express_called.wait()
             self._express_called = Event()
-            slot, worker = self._called, ProcessWorker(self.plan.threads)
+            slot, worker = self._called, ProcessWorker(self.plan.threads, self.plan.imports)
             assert slot is not None, "the word comes with a place"
             logger.info("interactive calls wait for bulk work: a worker of their own is started")
             try:
