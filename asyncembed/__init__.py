@@ -45,8 +45,9 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               causal_reranker, pair_prompts, chat_template   rerankers that are language models; what they read
 #               hashed, text_graph, run_cost, graph_inputs, graph_output, pooling, projection, postprocess, finite
 #               tokenization, tokenizer_files, long_texts, token_pooling, word_table, word_pieces, stemming, batch
+#               comparison                  whether OpenVINO computes a model as onnxruntime does
 #   runtime/    session                     the seam; onnx, providers: its implementation; openvino: another
-#               prepared, digests, memory   graphs made ready once; onnx_file, loadable_path, safetensors, torch_file
+#               prepared, digests, memory, verdicts   graphs made ready once; onnx_file, loadable_path, safetensors, torch_file
 #   catalogue/  spec, lookup                models as data
 #               pipeline, described, sentence_modules, onnx_choice, limits, cpu   read from a repo's own files
 #               reranker_repos, sparse_repos, late_interaction_repos, hybrid_repos: by family
