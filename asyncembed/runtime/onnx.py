@@ -188,6 +188,24 @@ def save_optimized(source: Path, graph: Path, data_name: str) -> None:
         ) from error
 
 
+def open_as_it_is(path: Path) -> Any:
+    """Open a session of onnxruntime's own on all cores of the CPU, which optimises nothing and is silent; blocks.
+
+    Raises:
+        ModelLoadError: It cannot be loaded.
+    """
+    onnxruntime = import_onnxruntime()
+    session_options = _session_options(onnxruntime, threads=0)
+    session_options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session_options.log_severity_level = 4
+    try:
+        return _open(onnxruntime, path, session_options, ON_CPU)
+    except Exception as error:
+        raise ModelLoadError(
+            f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}", model=str(path)
+        ) from error
+
+
 def _load(onnxruntime: ModuleType, path: Path, options: SessionOptions, choice: ProviderChoice) -> Any:
     return _open(onnxruntime, path, _session_options(onnxruntime, options.threads), choice)
 
