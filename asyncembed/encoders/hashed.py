@@ -124,9 +124,9 @@ class HashedEncoder:
         return Words([match[0].lower() for match in kept], text, tokens, len(kept) < len(found))
 
     def _within_limit(self, words: Usable[Words], call: Call) -> Usable[Words]:
-        if call.truncate:
+        if call.long != "error":
             return words
-        reason = f"longer than the model's limit of {self._limit} tokens, and truncate=False"
+        reason = f'longer than the model\'s limit of {self._limit} tokens, and long="error"'
         return words.without([each.is_cut for each in words.values], reason)
 
     def _dense(self, texts: Usable[Words], call: Call) -> Encoded:
