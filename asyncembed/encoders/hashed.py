@@ -93,7 +93,8 @@ class HashedEncoder:
         if self._spec.family == "cross_encoder":
             return self._pairs(inputs, call)
         texts = split(map(read_text, inputs))
-        read = partial(self._read, prompt=call.prompt or "", whole=call.mode == "count" and not call.truncated)
+        is_whole = call.long == "mean" or (call.mode == "count" and not call.truncated)
+        read = partial(self._read, prompt=call.prompt or "", whole=is_whole)
         words = self._within_limit(texts.become([read(text) for text in texts.values]), call)
         if call.mode == "count":
             return _counted(words, self._query_rows if call.include_extension and call.role == "query" else 0)
