@@ -164,7 +164,7 @@ class Checkpoint(CheckpointFile):
     async with Checkpoint("articles.done") as done, TextEmbedding("BAAI/bge-small-en-v1.5") as model:
         stream = model.embed(done.rest(documents), on_error=done.skip).with_inputs()
         async for texts, vectors in stream.batches(256):
-            print(vectors.shape)  # (3, 384), for the database
+            print(vectors.shape)  # (3, 384)
             await done.advance(len(texts))
     ```
 

@@ -675,7 +675,7 @@ class Checkpoint(CheckpointFile):
     with Checkpoint("articles.done") as done, TextEmbedding("BAAI/bge-small-en-v1.5") as model:
         stream = model.embed(done.rest(documents), on_error=done.skip).with_inputs()
         for texts, vectors in stream.batches(256):
-            print(vectors.shape)  # (3, 384), for the database
+            print(vectors.shape)  # (3, 384)
             done.advance(len(texts))
     ```
     """
