@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Of each of two ingests."
 )
-@click.option("--interactive-workers", type=int, default=0, help="Workers that are kept free for queries.")
+@click.option("--interactive-workers", type=int, help="Workers kept free for queries. By default 1, when of use.")
 @click.option(
     "--chart", type=click.Path(path_type=Path, dir_okay=False), help="Draw what was measured, as an SVG file."
 )
