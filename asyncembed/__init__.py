@@ -31,7 +31,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               download_command, models_command, serve_command, cache_command, doctor_command, bench_command
 #               embed_command, embedding_run, draft, record_files, vector_files   records in; their vectors into a file
 #               rerank_command, search_command, vector_index, ranking   what is nearest; in what; and how it is shown
-#               stored, checkup, measuring  what the caches hold; what doctor looks at; what bench measures
+#               stored, checkup, measuring, accuracy   what the caches hold; what doctor looks at; what bench measures
 #               sample_inputs, charts, log_lines, unix_socket   inputs for bench; figures as SVG; serve's log and socket
 #   embedders/  text, sparse, late_interaction, hybrid, image, multimodal, cross_encoder: the seven classes
 #               base, roles, intake         what they share
