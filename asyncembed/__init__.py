@@ -19,7 +19,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   stream, feeding, window                 the handle; the tasks that read ahead; what is read ahead, and its order
 #   results, scoring, muvera                what comes out, and what may be done with it
 #   bars                                    how far a stream is: numbers, and a bar
-#   readers, sources                        files as sources; their former name
+#   readers, sources, checkpoint, journal   files as sources; how far an ingest is, and what a kill leaves
 #   observing                               what observers hear of calls and batches
 #   sync                                    the seven classes for programs without an event loop
 #   any_loop                                a model that may be awaited from any event loop
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
         Origin,
         Pooling,
     )
+    from asyncembed.checkpoint import Checkpoint
     from asyncembed.embedders.base import (
         CallKeywords,
         ModelName,
@@ -141,6 +142,7 @@ __all__ = [
     "CacheFolderOrigin",
     "Call",
     "CallKeywords",
+    "Checkpoint",
     "Counted",
     "CountedBatch",
     "Device",
@@ -220,6 +222,7 @@ _HOMES = {
     "CacheFolderOrigin": "asyncembed.catalogue.spec",
     "Call": "asyncembed.encoders.encoder",
     "CallKeywords": "asyncembed.embedders.base",
+    "Checkpoint": "asyncembed.checkpoint",
     "Counted": "asyncembed.results",
     "CountedBatch": "asyncembed.results",
     "Device": "asyncembed.runtime.session",
