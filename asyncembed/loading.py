@@ -599,7 +599,9 @@ async def _in_process(build: Callable[[], BuiltT]) -> BuiltT:
         await in_disk_thread(builder.start)
         return await completion(builder.call(build))
     except BrokenExecutor as error:
-        raise ModelLoadError("the process that was to make or try the graph has ended; it may have lacked memory") from error
+        raise ModelLoadError(
+            "the process that was to make the graph, or to try it, has ended; it may have lacked memory"
+        ) from error
     finally:
         builder.kill()
         with CancelScope(shield=True):
