@@ -219,7 +219,8 @@ class ItemMaker:
         self._priority = priority
         self._ratio = ratio
         self._special_tokens = model.info.special_tokens
-        self._limit = model.config.max_length or model.info.max_length or sys.maxsize
+        limit = model.config.max_length or model.info.max_length or sys.maxsize
+        self._limit = sys.maxsize if getattr(batch_key.call, "long", None) == "mean" else limit
 
     def item(self, value: object, units: int, sink: Sink, index: int) -> Item:
         """One whose tokens are estimated from its units (characters of a text)."""
