@@ -31,7 +31,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               download_command, models_command, serve_command, cache_command, doctor_command, bench_command
 #               embed_command, embedding_run, draft, record_files, vector_files   records in; their vectors into a file
 #               rerank_command, search_command, vector_index, ranking   what is nearest; in what; and how it is shown
-#               stored, checkup, measuring  what the caches hold; what doctor looks at; what bench measures
+#               stored, checkup, measuring, accuracy   what the caches hold; what doctor looks at; what bench measures
 #               sample_inputs, charts, log_lines, unix_socket   inputs for bench; figures as SVG; serve's log and socket
 #   embedders/  text, sparse, late_interaction, hybrid, image, multimodal, cross_encoder: the seven classes
 #               base, roles, intake         what they share
@@ -39,7 +39,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
 #               pool, lifetime              the public WorkerPool; opening and closing
-#               spawn, frozen, cores, cgroups   how processes start, and how many
+#               spawn, frozen, cores, cgroups   how processes start, and how many; niceness: who makes way for whom
 #   encoders/   encoder, registry, settings the seam; which module serves a model, and what a model says to it
 #               dense, static, colbert, one_pass, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
 #               causal_reranker, pair_prompts, chat_template   rerankers that are language models; what they read

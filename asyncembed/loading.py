@@ -25,12 +25,13 @@ from asyncembed.catalogue.lookup import (
     require_model,
     similar_names,
 )
-from asyncembed.catalogue.onnx_choice import choose_onnx_file
+from asyncembed.catalogue.onnx_choice import choose_onnx_file, prefer
 from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.encoders.registry import check_settings, row_of
 from asyncembed.encoders.settings import CausalRerankerSettings, read_settings
+from asyncembed.engine.pool import engine_of, plan_of
 from asyncembed.engine.worker import ProcessWorker
 from asyncembed.errors import (
     DownloadError,
@@ -87,7 +88,14 @@ async def prepare(
     """
     if _wants_int8(options):
         overrides = replace(overrides, int8_objection=partial(_int8_objection, options))
-    spec, directory = await _locate(name, family, options, place, overrides)
+    try:
+        spec, directory = await _locate(name, family, options, place, overrides)
+    except DownloadError:
+        # What nobody has asked for by name must not be needed: offline, the plain file may be all there is.
+        if overrides.preferred_precision is None:
+            raise
+        plain = replace(overrides, preferred_precision=None)
+        spec, directory = await _locate(name, family, options, place, plain)
     check_settings(spec, settings)
     kind = row_of(spec)
     if options.precision == "fp32" and spec.model_file is not None:
@@ -210,6 +218,8 @@ async def _locate(
         if overrides.precision is not None:
             built = await _with_weights(spec, given, hub, overrides)
             spec = built or await _with_precision(spec, overrides.precision, given, hub)
+        elif overrides.preferred_precision is not None and not isinstance(name, ModelSpec):
+            spec = await _preferring(spec, overrides.preferred_precision, given, hub)
         spec = overrides.applied_to(spec)
         if given is not None:
             return spec, given
@@ -272,7 +282,11 @@ async def find_family(name: str | os.PathLike[str], options: Options) -> Family:
         UnsupportedModelError: It can be of none.
         DownloadError: Its files cannot be had.
     """
-    overrides = Overrides(onnx_file=options.onnx_file, precision=options.file_precision)
+    overrides = Overrides(
+        onnx_file=options.onnx_file,
+        precision=options.file_precision,
+        preferred_precision=options.preferred_precision,
+    )
     label, place, families = os.fspath(name), absolute(name), FAMILIES_BY_FILES
     if is_path(name) or await in_disk_thread(_is_so, place.is_dir):
         directory = await _existing_directory(place, label, label)
@@ -349,6 +363,21 @@ async def _with_precision(spec: ModelSpec, precision: str, given: Path | None, h
             named = replace(spec, sources=(own,))
             return named.with_graph(_choose(named, precision, await list_model(named, hub)))
         raise
+
+
+async def _preferring(spec: ModelSpec, precision: str, given: Path | None, hub: HubAccess) -> ModelSpec:
+    """The spec of a catalogued model with its file of another precision, where its directory or repo has that."""
+    if spec.model_file is None:
+        return spec
+    repos = tuple(source for source in spec.sources if isinstance(source, HubOrigin))[:1]
+    with contextlib.suppress(DownloadError):
+        if given is not None:
+            return spec.with_graph(prefer(precision, spec.model_file, await in_disk_thread(list_directory, given)))
+        if repos:
+            named = replace(spec, sources=repos)
+            graph = prefer(precision, spec.model_file, await list_model(named, hub))
+            return spec if graph == spec.model_file else named.with_graph(graph)
+    return spec
 
 
 async def _download_named(spec: ModelSpec, hub: HubAccess) -> tuple[ModelSpec, Path]:
@@ -457,7 +486,7 @@ async def _export(directory: Path, head: "Head", cache_dir: Path | None, options
     from asyncembed.export.graph_cache import ensure_graph, find_graph
 
     # OpenVINO takes graphs with branches, and gives wrong numbers or fails where it runs.
-    in_chunks = options.runtime != "openvino" and "openvino" not in _provider_names(options)
+    in_chunks = options.runtime != "openvino" and "openvino" not in options.provider_names
     is_int8 = _wants_int8(options)
     found = await in_disk_thread(
         partial(find_graph, directory, head=head, in_chunks=in_chunks, is_int8=is_int8, cache_dir=cache_dir)
@@ -481,20 +510,19 @@ async def _prepared(directory: Path, spec: ModelSpec, options: Options, *, is_ex
     """The prepared form of the graph: from the cache, or made now, where the workers gain by it."""
     if spec.model_file is None or not options.prepare or not _is_for_cpu(options):
         return None
-    workers = options.workers + options.interactive_workers if options.workers is not None else None
-    if options.pool is not None:
-        workers = options.pool.size
+    plan = plan_of(options) if options.pool is None else engine_of(options.pool).plan
+    workers = plan.most_workers if options.workers != 0 else None
     path = directory / spec.model_file
     find = partial(_find_prepared, path, _own_cache_dir(options), workers=workers)
-    from asyncembed.runtime.chunked_attention import save_with_chunks
-    from asyncembed.runtime.onnx import save_optimized
-
-    # What we export has its attention in chunks already.
-    save = save_optimized if is_exported else save_with_chunks
     try:
         source, found = await in_disk_thread(find)
         if found is not None or source is None or options.workers == 0:
             return found
+        from asyncembed.runtime.chunked_attention import save_with_chunks
+        from asyncembed.runtime.onnx import save_optimized
+
+        # What we export has its attention in chunks already.
+        save = save_optimized if is_exported else save_with_chunks
         logger.info("%s: its graph is prepared for the workers of this machine, once", spec.name)
         made = await _in_process(partial(prepare_graph, source, save))
         if (note := await in_disk_thread(partial(note_of, made))) is not None:
@@ -518,13 +546,7 @@ def _is_for_cpu(options: Options) -> bool:
         return False  # none of onnxruntime's
     if options.providers is None:
         return options.device == "cpu" or (options.device == "auto" and not is_gpu_package_installed())
-    return _provider_names(options) == ["cpu"]
-
-
-def _provider_names(options: Options) -> list[str]:
-    """Those that the caller names, as short as they may be written."""
-    names = [entry if isinstance(entry, str) else entry[0] for entry in options.providers or ()]
-    return [name.removesuffix("ExecutionProvider").lower() for name in names]
+    return options.provider_names == ["cpu"]
 
 
 def _own_cache_dir(options: Options) -> Path | None:

@@ -190,7 +190,7 @@ async def test_few_inputs_are_checked_alike() -> None:
 def test_pools_and_encodings_are_checked_alike() -> None:
     pools: list[dict[str, Any]] = [
         {"workers": 1.0},
-        {"interactive_workers": None},
+        {"interactive_workers": "1"},
         {"device_ids": 0},
         {"batch_timeout": 0},
     ]

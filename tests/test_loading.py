@@ -15,6 +15,8 @@ import pytest
 from huggingface_hub import constants
 
 from asyncembed import HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, download, loading
+from asyncembed.catalogue.described import Overrides
+from asyncembed.catalogue.lookup import find_model
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.errors import (
     AsyncEmbedError,
@@ -25,7 +27,7 @@ from asyncembed.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
-from asyncembed.loading import find_family, known_family
+from asyncembed.loading import find_family, known_family, prepare
 from asyncembed.options import Options
 from asyncembed.runtime import prepared
 from tests.hub.server import HubServer, Repo
@@ -257,6 +259,51 @@ async def test_a_precision_of_a_catalogued_model_is_the_file_for_this_cpu(
     async with TextEmbedding(name, workers=0, precision="int8", local_files_only=True) as model:
         assert np.array_equal(await model.embed_query("the day"), vector)
     assert hub.requests == []
+
+
+async def graph_of(name: str | Path, **keywords: Any) -> str | None:
+    """The graph that a worker would load."""
+    options = Options(prepare=False, **keywords)
+    overrides = Overrides(
+        precision=options.file_precision,
+        preferred_precision=options.preferred_precision,
+        pooling="mean",
+        normalize=True,
+    )
+    place = name if isinstance(name, Path) else None
+    config = await prepare(name, "text", options, place=place, overrides=overrides, settings={})
+    return config.spec.model_file
+
+
+@pytest.mark.slow
+async def test_the_file_of_half_precision_is_taken_where_cuda_computes(hub: HubServer, tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=384)
+    assert await graph_of(directory, device="cuda") == "onnx/model.onnx"
+    files = with_precisions(directory, "fp16", "int8", quantized=False)
+    assert await graph_of(directory, device="cuda") == "onnx/model_fp16.onnx"
+    assert await graph_of(directory, providers=["cuda", "cpu"]) == "onnx/model_fp16.onnx"
+    assert await graph_of(directory) == await graph_of(directory, device="cpu") == "onnx/model.onnx"
+    assert await graph_of(directory, device="cuda", precision="fp32") == "onnx/model.onnx"
+    hub.repos["someone/small"] = Repo(files)
+    assert "model_fp16.onnx" in str(await graph_of("someone/small", device="cuda"))
+
+
+@pytest.mark.slow
+async def test_a_catalogued_model_has_half_precision_where_its_repo_has(hub: HubServer, tmp_path: Path) -> None:
+    spec = find_model("sentence-transformers/all-MiniLM-L6-v2", "text")
+    assert spec is not None
+    repo = "Qdrant/all-MiniLM-L6-v2-onnx"
+    files = files_of(write_model(tmp_path / "m", model_file="model.onnx", dim=384))
+    hub.repos[repo] = Repo(files)
+    assert Path(str(await graph_of(spec.name, device="cuda"))).name == "model.onnx"
+    write_text_graph(tmp_path / "m" / "model_fp16.onnx", dim=384)
+    assert Path(str(await graph_of(spec.name, device="cuda", model_path=tmp_path / "m"))).name == "model_fp16.onnx"
+    shutil.rmtree(tmp_path / "hub")
+    hub.repos[repo] = Repo(files_of(tmp_path / "m"))
+    assert Path(str(await graph_of(spec.name))).name == "model.onnx"
+    # It is in the repo, and not in the cache.
+    assert Path(str(await graph_of(spec.name, device="cuda", local_files_only=True))).name == "model.onnx"
+    assert Path(str(await graph_of(spec.name, device="cuda"))).name == "model_fp16.onnx"
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ class Overrides:
         onnx_file: Path of the graph in the repo.
         precision: "fp32", "fp16", "int8", ...: which of several graphs, by the names that exporters give
             them.
+        preferred_precision: The same where nothing is said of it, if the graph of that precision lies beside the plain
+            one.
         graph_output: Graph output used, by position or name.
         template: What a reranker that is a language model reads of a pair.
         int8_objection: Why no graph in 8 bits can be built of the weights of a model, by its spec and the directory
@@ -33,6 +35,7 @@ class Overrides:
     max_length: int | None = None
     onnx_file: str | None = None
     precision: str | None = None
+    preferred_precision: str | None = None
     graph_output: int | str | None = None
     template: str | None = None
     int8_objection: Callable[[ModelSpec, Path], str | None] | None = None

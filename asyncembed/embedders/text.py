@@ -20,7 +20,6 @@ from asyncembed.embedders.base import (
 from asyncembed.embedders.intake import InputT, as_source
 from asyncembed.embedders.roles import TEXTS, TextRoles, role_prompt
 from asyncembed.encoders.encoder import Call, Mode
-from asyncembed.encoders.registry import row_of
 from asyncembed.errors import OptionError
 from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
@@ -389,8 +388,8 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         base = self._base_call
         task = call.get("task")
         _check_task(task)
-        if base.task is not None and "tasks" not in opened.spec.settings and not row_of(opened.spec).is_foreign:
-            raise OptionError(f"{opened.spec.name} has no tasks; leave out task=")
+        if base.task is not None and "tasks" not in opened.spec.settings:
+            _check_is_foreign(opened.spec)
         if task is None and mode == "embed":
             task = base.task
         dim = call.get("truncate_dim")
@@ -420,6 +419,14 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         if mode in ("query", "passage"):
             return role_prompt(known, mode)
         return known.get(spec.default_prompt or "", "") or None
+
+
+def _check_is_foreign(spec: ModelSpec) -> None:
+    """Raise `OptionError` for a task, of which no model of ours knows but those that say so."""
+    from asyncembed.encoders.registry import row_of  # whose settings take long to import
+
+    if not row_of(spec).is_foreign:
+        raise OptionError(f"{spec.name} has no tasks; leave out task=")
 
 
 def _check_task(task: object) -> None:

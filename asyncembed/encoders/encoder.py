@@ -130,6 +130,11 @@ class ModelInfo:
     token_dim: int | None = None
 
     @property
+    def is_accelerated(self) -> bool:
+        """Whether something other than the CPU computes."""
+        return bool(self.providers) and "CPU" not in self.providers[0]
+
+    @property
     def runs_on(self) -> str:
         """What computes first, for people."""
         return self.providers[0] if self.providers else "the CPU, without a graph"

@@ -38,7 +38,7 @@ class Finite:
         self._provider = provider
 
     def failures(
-        self, vectors: Array, owners: Sequence[int] | npt.NDArray[np.intp], *, results: Array | None = None
+        self, vectors: Array, owners: Sequence[int] | npt.NDArray[np.intp], *, results: "Array | None" = None
     ) -> dict[int, EncodeError]:
         """An error for each input with a row of `vectors` that is not finite; `owners` are the inputs of the rows.
 
