@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from asyncembed.errors import UnsupportedModelError
+from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.export.int8_graph import SEQUENCES, TOKENS, Frame, frame_of
 from asyncembed.export.onnx_builder import FLOAT
 from asyncembed.export.quantized import (
@@ -110,8 +110,10 @@ def write_in_8_bits(source: Path, directory: Path, graph: Path, data: Path) -> N
         writer = _Writer(read, simple.with_name(_SIMPLE_DATA), data)
         writer.write(graph, chosen, ranges, table)
         _check(simple, graph, frame, source)
-    except ValueError as error:
-        raise _unsupported(source, str(error)) from error
+    except (UnsupportedModelError, ModelLoadError, OSError):
+        raise
+    except Exception as error:  # whatever is odd about a stranger's graph
+        raise _unsupported(source, f"it is not read: {error}") from error
     finally:
         for name in (_SIMPLE, _SIMPLE_DATA, "watched.onnx"):
             graph.with_name(name).unlink(missing_ok=True)
@@ -192,24 +194,25 @@ def _ranges(graph: OnnxGraph, maps: Sequence[_Map], frame: Frame, watched: Path,
     random = np.random.default_rng(SEQUENCES)
     count = max(2, min(TOKENS, frame.tokens) - len(frame.before) - len(frame.after))
     found: dict[str, _Range] = {}
+    others: set[str] = set()
     for _ in range(SEQUENCES):
         ids = np.array([[*frame.before, *random.integers(0, frame.words, count), *frame.after]])
         for name, array in zip(values, _run(session, values, ids, source), strict=True):
             rows = array.reshape(-1, array.shape[-1]) if array.ndim else array
             if array.ndim not in (2, 3) or rows.shape != (ids.size, sizes[name]) or not np.isfinite(rows).all():
-                found.pop(name, None)
+                others.add(name)
                 continue
             seen = found.get(name, _Range(array.ndim, np.zeros(sizes[name], np.float32), 0.0))
             largest = np.maximum(seen.largest, np.abs(rows).max(axis=0))
             found[name] = _Range(array.ndim, largest, min(seen.least, float(rows.min())))
-    return found
+    return {name: seen for name, seen in found.items() if name not in others}
 
 
-def _run(session: Any, outputs: Sequence[str], ids: Array, source: Path, mask: Array | None = None) -> list[Array]:
+def _run(session: Any, outputs: Sequence[str], ids: Array, source: Path) -> list[Array]:
     """Some outputs for some ids."""
     given = {
         "input_ids": ids,
-        "attention_mask": np.ones_like(ids) if mask is None else mask,
+        "attention_mask": np.ones_like(ids),
         "token_type_ids": np.zeros_like(ids),
         "position_ids": np.tile(np.arange(ids.shape[1]), (len(ids), 1)),
     }
