@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from anyio import CancelScope
 
@@ -56,6 +56,8 @@ from asyncembed.wakeup import completion
 
 if TYPE_CHECKING:
     from asyncembed.export.heads import Head
+
+BuiltT = TypeVar("BuiltT")
 
 logger: logging.Logger = logging.getLogger("asyncembed")
 
@@ -130,7 +132,7 @@ async def prepare(
                 *(spec.name, relative.as_posix()),
             )
     prepared = await _prepared(directory, spec, options, is_exported=is_exported) if kind.needs_graph else None
-    return EncoderConfig(
+    config = EncoderConfig(
         spec=spec,
         directory=directory,
         session=options.session_options(),
@@ -143,6 +145,9 @@ async def prepare(
         is_exported=is_exported,
         keywords=settings,
     )
+    if options.runtime == "openvino" and kind.needs_graph and spec.model_file is not None:
+        return await _for_openvino(config, directory / spec.model_file, options)
+    return config
 
 
 FAKE_DIMS: Mapping[Family, int] = {
@@ -558,14 +563,7 @@ async def _export(directory: Path, head: "Head", cache_dir: Path | None, options
     if is_int8:
         logger.info("%s: its weights are brought to 8 bits, once", directory)
     build = partial(ensure_graph, directory, head=head, in_chunks=in_chunks, is_int8=is_int8, cache_dir=cache_dir)
-    if options.workers == 0:
-        return await in_disk_thread(build)
-    try:
-        return await _in_process(build)
-    except WorkersImpossible:
-        if options.workers is not None:
-            raise
-        return await in_disk_thread(build)
+    return await _elsewhere(build, options)
 
 
 async def _prepared(directory: Path, spec: ModelSpec, options: Options, *, is_exported: bool) -> Path | None:
@@ -595,10 +593,39 @@ async def _prepared(directory: Path, spec: ModelSpec, options: Options, *, is_ex
         return None
 
 
+async def _for_openvino(config: EncoderConfig, graph: Path, options: Options) -> EncoderConfig:
+    """The config for OpenVINO, or for onnxruntime where it was found out, once, that OpenVINO computes wrongly."""
+    from asyncembed.encoders.comparison import objection_to_openvino
+    from asyncembed.runtime.verdicts import Verdict, find_verdict, keep_verdict, verdict_file
+
+    name = config.spec.name
+    facts = [_machine(), config.spec.encoder, str(config.session.bfloat16)]
+    place = partial(verdict_file, graph, facts, cache_dir=_own_cache_dir(options) or default_cache_dir())
+    try:
+        file = await in_disk_thread(place)
+        verdict = await in_disk_thread(partial(find_verdict, file))
+        if verdict is None:
+            logger.info("%s: what OpenVINO computes is compared with onnxruntime, once", name)
+            verdict = Verdict(await _elsewhere(partial(objection_to_openvino, config), options))
+            await in_disk_thread(partial(keep_verdict, file, verdict))
+    except OSError as error:
+        raise ModelLoadError(f"{graph} cannot be read: {error}", model=name) from error
+    except ModelLoadError as error:  # OpenVINO has taken the process with it
+        verdict = Verdict(f"onnxruntime runs it: {error}")
+    if verdict.objection is None:
+        return config
+    logger.warning("%s: %s", name, verdict.objection)
+    return replace(config, session=replace(config.session, runtime="onnxruntime", bfloat16=False))
+
+
+def _machine() -> str:
+    """What a graph made for this machine, or tried on it, may depend on."""
+    return " ".join([platform.machine(), *sorted(features())])
+
+
 def _find_prepared(path: Path, cache_dir: Path | None, *, workers: int | None) -> tuple[Source | None, Path | None]:
     """The source, where it pays to prepare it, and what has been made of it."""
-    machine = " ".join([platform.machine(), *sorted(features())])
-    source = Source.of(path, machine=machine, cache_dir=cache_dir or default_cache_dir())
+    source = Source.of(path, machine=_machine(), cache_dir=cache_dir or default_cache_dir())
     return (source, find_prepared(source)) if source.pays(workers=workers) else (None, None)
 
 
@@ -616,13 +643,27 @@ def _own_cache_dir(options: Options) -> Path | None:
     return None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
 
 
-async def _in_process(build: Callable[[], Path]) -> Path:
+async def _elsewhere(build: Callable[[], BuiltT], options: Options) -> BuiltT:
+    """Do it in a process of its own, or in a thread where the model is to have no processes."""
+    if options.workers == 0:
+        return await in_disk_thread(build)
+    try:
+        return await _in_process(build)
+    except WorkersImpossible:
+        if options.workers is not None:
+            raise
+        return await in_disk_thread(build)
+
+
+async def _in_process(build: Callable[[], BuiltT]) -> BuiltT:
     builder = ProcessWorker(threads=1)
     try:
         await in_disk_thread(builder.start)
         return await completion(builder.call(build))
     except BrokenExecutor as error:
-        raise ModelLoadError("the process that was to make the graph has ended; it may have lacked memory") from error
+        raise ModelLoadError(
+            "the process that was to make the graph, or to try it, has ended; it may have lacked memory"
+        ) from error
     finally:
         builder.kill()
         with CancelScope(shield=True):
