@@ -131,7 +131,9 @@ class OnnxSession:
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name in outputs:
             binding.bind_output(name, *place)
+        binding.synchronize_inputs()
         self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
         results: list[Array] = binding.copy_outputs_to_cpu()
         return results
 
