@@ -65,8 +65,8 @@ WORTH_AN_EXPRESS_SECONDS = 0.005
 """Interactive work that waits no longer than this for bulk work needs no worker of its own."""
 
 LONG_IN_BULK_SECONDS = 10.0
-"""Of a worker's time: where interactive work came lately, an express worker, whose start takes half a second of that, is
-started for so much bulk work before the two meet."""
+"""Of a worker's time: where interactive work came lately, an express worker is started for so much bulk work before the
+two meet. Its start takes half a second of that."""
 
 EXPRESS_IDLE_SECONDS = 300.0
 """How long the express worker is kept after the last interactive batch: 40 MB that nobody uses, against the half second
