@@ -648,7 +648,7 @@ class Dispatcher:
             return inf
         if order.batch is not None and order.cost > order.batch.batch_key.max_batch_tokens:
             # One input, over the budget of a batch: its length may ask for more time than any batch is given.
-            limit = max(limit, OVERDUE_TIMES * order.speed.seconds(order.cost))
+            limit = max(limit, OVERDUE_TIMES * order.model.most_seconds(order.cost))
         return order.started + limit - now
 
     def check_time(self, slot: Slot, now: float) -> None:

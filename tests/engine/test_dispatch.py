@@ -781,6 +781,15 @@ def test_an_input_over_the_budget_of_a_batch_has_time_by_what_it_costs() -> None
     assert rig.dispatcher.seconds_left(rig.slots[0], rig.now) > OVERDUE_TIMES * 30 - 1e-6
 
 
+def test_what_other_modes_take_tells_how_long_a_first_long_input_may() -> None:
+    rig, model = ready_rig()
+    model.speed(BatchKey(model.key, Call(mode="passage"), 256, 1)).measure(1.0, 10)
+    batch_key = BatchKey(model.key, Call(mode="query"), 256, 1)
+    rig.tell(rig.dispatcher.add([Item("text", 512, batch_key, Priority.INTERACTIVE, rig.answers, 0)]))
+    assert rig.batch(rig.slots[0]) == [0]
+    assert rig.dispatcher.seconds_left(rig.slots[0], rig.now) == pytest.approx(OVERDUE_TIMES * 51.2)
+
+
 def test_a_batch_within_the_budget_has_the_time_that_was_said() -> None:
     rig, _ = long_rig(budget=10_000, size=4096)
     assert rig.dispatcher.seconds_left(rig.slots[0], rig.now) == 10.0
