@@ -45,7 +45,7 @@ def write_base(directory: Path) -> Path:
     made: dict[str, Any] = {}
     with read_tensors(demo_model() / "model.safetensors") as tensors:
         for name in tensors:
-            shape = [wider.get(size, size) for size in tensors[name].shape]
+            shape = [wider.get(size, size) for size in map(int, tensors[name].shape)]
             for layer in range(BASE["num_hidden_layers"]) if "layer.0." in name else (None,):
                 own = name if layer is None else name.replace("layer.0.", f"layer.{layer}.")
                 if "LayerNorm" in name:
