@@ -128,7 +128,7 @@ async def prepare(
         if options.batch_invariant and (await in_disk_thread(read_onnx_file, path)).is_dynamically_quantized:
             logger.info(
                 '%s: %s has one scale for a whole batch, so that its inputs run one by one; precision="int8" takes a '
-                "nearer one that runs whole batches, where a graph can be built of the weights",
+                "nearer one that runs whole batches, where that can be made",
                 *(spec.name, relative.as_posix()),
             )
     prepared = await _prepared(directory, spec, options, is_exported=is_exported) if kind.needs_graph else None
