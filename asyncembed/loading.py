@@ -128,7 +128,7 @@ async def prepare(
         if options.batch_invariant and (await in_disk_thread(read_onnx_file, path)).is_dynamically_quantized:
             logger.info(
                 '%s: %s has one scale for a whole batch, so that its inputs run one by one; precision="int8" takes a '
-                "nearer one that runs whole batches, where a graph can be built of the weights",
+                "nearer one that runs whole batches, where that can be made",
                 *(spec.name, relative.as_posix()),
             )
     prepared = await _prepared(directory, spec, options, is_exported=is_exported) if kind.needs_graph else None
@@ -418,7 +418,7 @@ async def _with_weights(spec: ModelSpec, given: Path | None, hub: HubAccess, ove
     """The spec of a catalogued model with weights that a graph in 8 bits can be built of; None: there are none."""
     is_pooled_here = spec.encoder == "dense" and spec.pooling != "none" and "task_input" not in spec.settings
     objection = overrides.int8_objection
-    if objection is None or spec.graph_output != 0 or not (is_pooled_here or spec.encoder == "reranker"):
+    if objection is None or spec.graph_output != 0 or not (is_pooled_here or spec.encoder == "cross_encoder"):
         return None
     # The catalogue's sources often have a graph only; the repo that the model is named after has its weights.
     sources = spec.sources if given is not None or spec.name.count("/") != 1 else (HubOrigin(spec.name),)
@@ -431,7 +431,8 @@ async def _with_weights(spec: ModelSpec, given: Path | None, hub: HubAccess, ove
         if given is None:
             config = ("config.json",)
             given = await download_files(sources, replace(hub, progress=False), patterns=config, required=config)
-    except DownloadError:
+    except DownloadError as error:
+        logger.info("%s: no graph in 8 bits is built of its weights: %s", spec.name, error)
         return None
     if await in_disk_thread(objection, bare, given) is not None:
         return None

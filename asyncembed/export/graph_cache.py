@@ -58,7 +58,7 @@ def ensure_graph(
     """The ONNX graph of the model in `directory`, built from its safetensors weights or found in the cache.
 
     Blocks while it reads and writes; the first call for some weights takes about two seconds per GB (in 8 bits ten
-    times as long, and the memory of the weights), later ones a millisecond. The result lies under `cache_dir` (default:
+    times as long, and twice their memory), later ones a millisecond. The result lies under `cache_dir` (default:
     `default_cache_dir()`), its weights in a second file beside it. It is found again by the content of the config and
     the weights, not by their place, and appears whole or not at all, however many processes build it at once.
 

@@ -367,6 +367,52 @@ def test_a_worker_that_makes_way_leaves_a_query_to_an_idle_one_that_does_not_and
     assert rig.batch(rig.slots[0]) == [4], "the other one is busy"
 
 
+def test_without_bulk_work_no_more_compute_than_there_are_cores_for() -> None:
+    rig, model = express_rig(2, waiting=0)
+    rig.add(model, 3, bulk=False)
+    express = begun(rig, called(rig))
+    assert rig.batch(express) == [2], "beside bulk work"
+    for slot in rig.slots:
+        rig.answer(slot)
+        slot.is_lowered = not slot.is_reserved
+    rig.add(model, 10, bulk=False)
+    assert [len(rig.batch(slot)) for slot in rig.slots] == [1, 1, 0]
+    rig.answer(rig.slots[0])
+    assert rig.batch(express), "whichever is idle"
+    assert not rig.batch(rig.slots[0])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6), st.booleans()), max_size=30), st.integers(1, 3))
+def test_no_worker_sleeps_while_something_waits_that_none_computes(
+    events: list[tuple[int, int, bool]], workers: int
+) -> None:
+    """A worker is asked when something comes, when it has answered, and when another leaves something to it."""
+    rig, model = express_rig(workers, waiting=0)
+    rig.add(model, bulk=False)
+    begun(rig, called(rig))
+    for slot in rig.slots:
+        slot.is_lowered = not slot.is_reserved
+
+    def ask(slot: Slot) -> None:
+        while rig.order(slot) is not None:
+            pass
+        other = rig.dispatcher.left_to(slot)
+        if other is not None:
+            ask(other)
+
+    for which, count, bulk in [*events, *[(which, 0, False) for which in range(4)] * (1 + 6 * len(events))]:
+        slot = rig.slots[which % len(rig.slots)]
+        if count:
+            rig.add(model, count, size=40, at_once=3, bulk=bulk)
+            for with_room in list(rig.dispatcher.slots_with_room()):
+                ask(with_room)
+        elif slot.in_flight:
+            rig.answer(slot)
+            ask(slot)
+    assert len(rig.answers.heard) == rig.count
+
+
 def test_an_idle_worker_that_makes_way_is_no_better_than_a_busy_one() -> None:
     rig, model = express_rig()
     rig.answer(rig.slots[0])
