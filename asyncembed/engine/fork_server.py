@@ -8,6 +8,7 @@ What is not documented and relied upon is told in `asyncembed.engine.spawn`; and
 `multiprocessing.spawn._main` runs what comes through a pipe, and `popen_forkserver` numbers what a process inherits.
 """
 
+import errno
 import gc
 import io
 import os
@@ -19,7 +20,8 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from multiprocessing import reduction, resource_tracker, spawn, util
+from functools import cache
+from multiprocessing import connection, reduction, resource_tracker, spawn, util
 from multiprocessing.context import set_spawning_popen
 from pathlib import Path
 from typing import Any
@@ -54,9 +56,20 @@ class ForkServerGone(Exception):  # noqa: N818 (reads as the event it reports)
     """It forks no more; workers can be spawned instead."""
 
 
+@cache
+def _has_pidfds() -> bool:
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
+        return False
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:  # an old kernel, or a sandbox
+        return False
+    return True
+
+
 def is_possible(threads: int) -> bool:
     """Whether workers of so many threads can be forked here: with several, libraries start them when imported."""
-    return sys.platform == "linux" and hasattr(os, "pidfd_open") and threads == 1 and not getattr(sys, "frozen", False)
+    return threads == 1 and _has_pidfds() and not getattr(sys, "frozen", False)
 
 
 class ForkServer:
@@ -78,7 +91,11 @@ class ForkServer:
                 f"{first}import sys; sys.path[:] = {sys.path!r}; "
                 f"from asyncembed.engine.fork_server import serve; serve({arguments})"
             )
-            self._pid = util.spawnv_passfds(os.fsencode(command[0]), [*command, "-c", code], [theirs.fileno()])
+            try:
+                self._pid = util.spawnv_passfds(os.fsencode(command[0]), [*command, "-c", code], [theirs.fileno()])
+            except BaseException:
+                ours.close()
+                raise
         ours.settimeout(ANSWER_SECONDS)
         self._socket = ours
 
@@ -107,6 +124,8 @@ class ForkServer:
         (pid,) = _PID.unpack(answer)
         if pid < 0:
             raise OSError(-pid, os.strerror(-pid))
+        if not received:  # there was no number free for it
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return pid, received[0]
 
     def _give_up(self) -> None:
@@ -121,6 +140,10 @@ class ForkServer:
 
     def stop(self) -> None:
         """End it, and with it, soon, whatever it has forked that still runs."""
+        pid = self._pid
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)  # whoever waits for its answer, and holds the lock, has none
         with self._lock:
             self._give_up()
 
@@ -157,7 +180,7 @@ class ForkedPopen(_ForkServerPopen):  # type: ignore[misc]
 
     def poll(self, flag: int = 1) -> int | None:
         if self.returncode is None:
-            ready, _, _ = select.select([self.sentinel], [], [], 0 if flag == os.WNOHANG else None)
+            ready = connection.wait([self.sentinel], 0 if flag == os.WNOHANG else None)
             self.returncode = 0 if ready else None  # what it was, the server knows; nobody asks
         return self.returncode
 
@@ -180,9 +203,13 @@ def serve(descriptor: int, parent: int, imports: Sequence[str]) -> None:
     child.import_ahead(imports)
     gc.collect()
     gc.freeze()  # what the collector does not touch stays shared
-    if len([*Path("/proc/self/task").iterdir()]) > 1:
-        return  # some library has threads that would be missing in a fork
-    link = socket.socket(fileno=descriptor)
+    with suppress(OSError):
+        if len([*Path("/proc/self/task").iterdir()]) == 1:
+            _fork_for(socket.socket(fileno=descriptor), parent)
+    # Else some library has threads, which would be missing in a fork.
+
+
+def _fork_for(link: socket.socket, parent: int) -> None:
     workers: dict[int, int] = {}  # pidfd → pid
     poll = select.poll()
     poll.register(link, select.POLLIN)
