@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from anyio import CancelScope
 
@@ -25,7 +25,7 @@ from asyncembed.catalogue.lookup import (
     require_model,
     similar_names,
 )
-from asyncembed.catalogue.onnx_choice import choose_onnx_file
+from asyncembed.catalogue.onnx_choice import choose_onnx_file, precision_of, prefer
 from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
@@ -57,6 +57,8 @@ from asyncembed.wakeup import completion
 if TYPE_CHECKING:
     from asyncembed.export.heads import Head
 
+BuiltT = TypeVar("BuiltT")
+
 logger: logging.Logger = logging.getLogger("asyncembed")
 
 
@@ -87,8 +89,24 @@ async def prepare(
         OptionError: `max_length` is more than the model can compute.
     """
     if _wants_int8(options):
-        overrides = replace(overrides, int8_objection=partial(_int8_objection, options))
-    spec, directory = await _locate(name, family, options, place, overrides)
+        overrides = replace(
+            overrides, int8_objection=partial(_int8_objection, options), int8_of_graphs=_can_int8(options)
+        )
+    try:
+        spec, directory = await _locate(name, family, options, place, overrides)
+    except DownloadError:
+        # What nobody has asked for by name must not be needed: offline, the plain file may be all there is.
+        if overrides.preferred_precision is None:
+            raise
+        plain = replace(overrides, preferred_precision=None)
+        spec, directory = await _locate(name, family, options, place, plain)
+    kept = None
+    if overrides.int8_of_graphs and _is_plain(spec):
+        try:
+            kept = await _in_8_bits(directory, spec, options)
+        except (UnsupportedModelError, ModelLoadError, OSError, WorkersImpossible) as error:
+            logger.info("%s: its float32 graph is not brought to 8 bits: %s", spec.name, error)
+            spec, directory = await _locate_quantized(name, family, options, place, overrides, error)
     check_settings(spec, settings)
     kind = row_of(spec)
     if options.precision == "fp32" and spec.model_file is not None:
@@ -100,6 +118,8 @@ async def prepare(
         folder = directory / spec.folder
         head = await in_disk_thread(_head_of, spec, folder)
         spec = replace(spec, model_file=str(await _export(folder, head, _own_cache_dir(options), options)))
+    elif kept is not None:
+        spec = replace(spec, model_file=str(kept))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
         path = await in_disk_thread(loadable_model_path, directory, spec.model_file)
@@ -112,7 +132,7 @@ async def prepare(
                 *(spec.name, relative.as_posix()),
             )
     prepared = await _prepared(directory, spec, options, is_exported=is_exported) if kind.needs_graph else None
-    return EncoderConfig(
+    config = EncoderConfig(
         spec=spec,
         directory=directory,
         session=options.session_options(),
@@ -125,6 +145,9 @@ async def prepare(
         is_exported=is_exported,
         keywords=settings,
     )
+    if options.runtime == "openvino" and kind.needs_graph and spec.model_file is not None:
+        return await _for_openvino(config, directory / spec.model_file, options)
+    return config
 
 
 FAKE_DIMS: Mapping[Family, int] = {
@@ -210,7 +233,13 @@ async def _locate(
     if spec is not None:
         if overrides.precision is not None:
             built = await _with_weights(spec, given, hub, overrides)
-            spec = built or await _with_precision(spec, overrides.precision, given, hub)
+            try:
+                spec = built or await _with_precision(spec, overrides.precision, given, hub)
+            except UnsupportedModelError:
+                if not (overrides.int8_of_graphs and _is_plain(spec)):
+                    raise
+        elif overrides.preferred_precision is not None and not isinstance(name, ModelSpec):
+            spec = await _preferring(spec, overrides.preferred_precision, given, hub)
         spec = overrides.applied_to(spec)
         if given is not None:
             return spec, given
@@ -273,7 +302,11 @@ async def find_family(name: str | os.PathLike[str], options: Options) -> Family:
         UnsupportedModelError: It can be of none.
         DownloadError: Its files cannot be had.
     """
-    overrides = Overrides(onnx_file=options.onnx_file, precision=options.file_precision)
+    overrides = Overrides(
+        onnx_file=options.onnx_file,
+        precision=options.file_precision,
+        preferred_precision=options.preferred_precision,
+    )
     label, place, families = os.fspath(name), absolute(name), FAMILIES_BY_FILES
     if is_path(name) or await in_disk_thread(_is_so, place.is_dir):
         directory = await _existing_directory(place, label, label)
@@ -352,6 +385,21 @@ async def _with_precision(spec: ModelSpec, precision: str, given: Path | None, h
         raise
 
 
+async def _preferring(spec: ModelSpec, precision: str, given: Path | None, hub: HubAccess) -> ModelSpec:
+    """The spec of a catalogued model with its file of another precision, where its directory or repo has that."""
+    if spec.model_file is None:
+        return spec
+    repos = tuple(source for source in spec.sources if isinstance(source, HubOrigin))[:1]
+    with contextlib.suppress(DownloadError):
+        if given is not None:
+            return spec.with_graph(prefer(precision, spec.model_file, await in_disk_thread(list_directory, given)))
+        if repos:
+            named = replace(spec, sources=repos)
+            graph = prefer(precision, spec.model_file, await list_model(named, hub))
+            return spec if graph == spec.model_file else named.with_graph(graph)
+    return spec
+
+
 async def _download_named(spec: ModelSpec, hub: HubAccess) -> tuple[ModelSpec, Path]:
     """A catalogued model with the graph that the caller names: of its source, else of the repo it is named after."""
     own = HubOrigin(spec.name)
@@ -370,7 +418,7 @@ async def _with_weights(spec: ModelSpec, given: Path | None, hub: HubAccess, ove
     """The spec of a catalogued model with weights that a graph in 8 bits can be built of; None: there are none."""
     is_pooled_here = spec.encoder == "dense" and spec.pooling != "none" and "task_input" not in spec.settings
     objection = overrides.int8_objection
-    if objection is None or spec.graph_output != 0 or not (is_pooled_here or spec.encoder == "reranker"):
+    if objection is None or spec.graph_output != 0 or not (is_pooled_here or spec.encoder == "cross_encoder"):
         return None
     # The catalogue's sources often have a graph only; the repo that the model is named after has its weights.
     sources = spec.sources if given is not None or spec.name.count("/") != 1 else (HubOrigin(spec.name),)
@@ -383,7 +431,8 @@ async def _with_weights(spec: ModelSpec, given: Path | None, hub: HubAccess, ove
         if given is None:
             config = ("config.json",)
             given = await download_files(sources, replace(hub, progress=False), patterns=config, required=config)
-    except DownloadError:
+    except DownloadError as error:
+        logger.info("%s: no graph in 8 bits is built of its weights: %s", spec.name, error)
         return None
     if await in_disk_thread(objection, bare, given) is not None:
         return None
@@ -428,6 +477,53 @@ def _wants_int8(options: Options) -> bool:
     return options.precision in ("int8", "q8")
 
 
+def _can_int8(options: Options) -> bool:
+    """Whether what computes is what graphs in 8 bits are made for."""
+    return options.runtime != "openvino" and _is_for_cpu(options)
+
+
+def _is_plain(spec: ModelSpec) -> bool:
+    """Whether a model of texts has a graph of whose name no precision is a part."""
+    is_of_texts = not spec.family.startswith("image") and "multimodal" not in spec.family
+    return is_of_texts and spec.model_file is not None and precision_of(spec.model_file) == "fp32"
+
+
+async def _in_8_bits(directory: Path, spec: ModelSpec, options: Options) -> Path:
+    """The float32 graph of a model in 8 bits: from the cache, or made now, in a process of its own.
+
+    Raises:
+        UnsupportedModelError: It is of none of the usual forms.
+        ModelLoadError: It cannot be loaded, or the cache cannot be written.
+        WorkersImpossible: There can be no such process.
+    """
+    from asyncembed.export.graph_cache import ensure_int8_graph, find_int8_graph
+
+    assert spec.model_file is not None, "it has a graph"
+    source = await in_disk_thread(loadable_model_path, directory, spec.model_file)
+    folder, cache_dir = directory / spec.folder, _own_cache_dir(options)
+    found = await in_disk_thread(partial(find_int8_graph, source, folder, cache_dir=cache_dir))
+    if found is not None:
+        return found
+    logger.info("%s: its graph is brought to 8 bits, once", spec.name)
+    make = partial(ensure_int8_graph, source, folder, cache_dir=cache_dir)
+    return await (in_disk_thread(make) if options.workers == 0 else _in_process(make))
+
+
+async def _locate_quantized(
+    name: str | os.PathLike[str] | ModelSpec,
+    family: Family,
+    options: Options,
+    place: Path | None,
+    overrides: Overrides,
+    error: Exception,
+) -> tuple[ModelSpec, Path]:
+    """The model with the file that its own repo has in 8 bits, as none can be made for the reason `error`."""
+    try:
+        return await _locate(name, family, options, place, replace(overrides, int8_of_graphs=False))
+    except UnsupportedModelError as other:
+        raise UnsupportedModelError(f"{other}; {error}", model=other.model) from error
+
+
 def _int8_objection(options: Options, spec: ModelSpec, directory: Path) -> str | None:
     """Why a graph in 8 bits cannot be built of a model's weights; None: it can be. Said in the log; blocks."""
     from asyncembed.export.architectures import read_plan
@@ -458,7 +554,7 @@ async def _export(directory: Path, head: "Head", cache_dir: Path | None, options
     from asyncembed.export.graph_cache import ensure_graph, find_graph
 
     # OpenVINO takes graphs with branches, and gives wrong numbers or fails where it runs.
-    in_chunks = options.runtime != "openvino" and "openvino" not in _provider_names(options)
+    in_chunks = options.runtime != "openvino" and "openvino" not in options.provider_names
     is_int8 = _wants_int8(options)
     found = await in_disk_thread(
         partial(find_graph, directory, head=head, in_chunks=in_chunks, is_int8=is_int8, cache_dir=cache_dir)
@@ -468,14 +564,7 @@ async def _export(directory: Path, head: "Head", cache_dir: Path | None, options
     if is_int8:
         logger.info("%s: its weights are brought to 8 bits, once", directory)
     build = partial(ensure_graph, directory, head=head, in_chunks=in_chunks, is_int8=is_int8, cache_dir=cache_dir)
-    if options.workers == 0:
-        return await in_disk_thread(build)
-    try:
-        return await _in_process(build)
-    except WorkersImpossible:
-        if options.workers is not None:
-            raise
-        return await in_disk_thread(build)
+    return await _elsewhere(build, options)
 
 
 async def _prepared(directory: Path, spec: ModelSpec, options: Options, *, is_exported: bool) -> Path | None:
@@ -505,10 +594,39 @@ async def _prepared(directory: Path, spec: ModelSpec, options: Options, *, is_ex
         return None
 
 
+async def _for_openvino(config: EncoderConfig, graph: Path, options: Options) -> EncoderConfig:
+    """The config for OpenVINO, or for onnxruntime where it was found out, once, that OpenVINO computes wrongly."""
+    from asyncembed.encoders.comparison import objection_to_openvino
+    from asyncembed.runtime.verdicts import Verdict, find_verdict, keep_verdict, verdict_file
+
+    name = config.spec.name
+    facts = [_machine(), config.spec.encoder, str(config.session.bfloat16)]
+    place = partial(verdict_file, graph, facts, cache_dir=_own_cache_dir(options) or default_cache_dir())
+    try:
+        file = await in_disk_thread(place)
+        verdict = await in_disk_thread(partial(find_verdict, file))
+        if verdict is None:
+            logger.info("%s: what OpenVINO computes is compared with onnxruntime, once", name)
+            verdict = Verdict(await _elsewhere(partial(objection_to_openvino, config), options))
+            await in_disk_thread(partial(keep_verdict, file, verdict))
+    except OSError as error:
+        raise ModelLoadError(f"{graph} cannot be read: {error}", model=name) from error
+    except ModelLoadError as error:  # OpenVINO has taken the process with it
+        verdict = Verdict(f"onnxruntime runs it: {error}")
+    if verdict.objection is None:
+        return config
+    logger.warning("%s: %s", name, verdict.objection)
+    return replace(config, session=replace(config.session, runtime="onnxruntime", bfloat16=False))
+
+
+def _machine() -> str:
+    """What a graph made for this machine, or tried on it, may depend on."""
+    return " ".join([platform.machine(), *sorted(features())])
+
+
 def _find_prepared(path: Path, cache_dir: Path | None, *, workers: int | None) -> tuple[Source | None, Path | None]:
     """The source, where it pays to prepare it, and what has been made of it."""
-    machine = " ".join([platform.machine(), *sorted(features())])
-    source = Source.of(path, machine=machine, cache_dir=cache_dir or default_cache_dir())
+    source = Source.of(path, machine=_machine(), cache_dir=cache_dir or default_cache_dir())
     return (source, find_prepared(source)) if source.pays(workers=workers) else (None, None)
 
 
@@ -518,13 +636,7 @@ def _is_for_cpu(options: Options) -> bool:
         return False  # none of onnxruntime's
     if options.providers is None:
         return options.device == "cpu" or (options.device == "auto" and not is_gpu_package_installed())
-    return _provider_names(options) == ["cpu"]
-
-
-def _provider_names(options: Options) -> list[str]:
-    """Those that the caller names, as short as they may be written."""
-    names = [entry if isinstance(entry, str) else entry[0] for entry in options.providers or ()]
-    return [name.removesuffix("ExecutionProvider").lower() for name in names]
+    return options.provider_names == ["cpu"]
 
 
 def _own_cache_dir(options: Options) -> Path | None:
@@ -532,13 +644,27 @@ def _own_cache_dir(options: Options) -> Path | None:
     return None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
 
 
-async def _in_process(build: Callable[[], Path]) -> Path:
+async def _elsewhere(build: Callable[[], BuiltT], options: Options) -> BuiltT:
+    """Do it in a process of its own, or in a thread where the model is to have no processes."""
+    if options.workers == 0:
+        return await in_disk_thread(build)
+    try:
+        return await _in_process(build)
+    except WorkersImpossible:
+        if options.workers is not None:
+            raise
+        return await in_disk_thread(build)
+
+
+async def _in_process(build: Callable[[], BuiltT]) -> BuiltT:
     builder = ProcessWorker(threads=1)
     try:
         await in_disk_thread(builder.start)
         return await completion(builder.call(build))
     except BrokenExecutor as error:
-        raise ModelLoadError("the process that was to make the graph has ended; it may have lacked memory") from error
+        raise ModelLoadError(
+            "the process that was to make the graph, or to try it, has ended; it may have lacked memory"
+        ) from error
     finally:
         builder.kill()
         with CancelScope(shield=True):

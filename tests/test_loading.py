@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from huggingface_hub import constants
+from onnx import helper, numpy_helper
 
 from asyncembed import HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, download, loading
+from asyncembed.catalogue.described import Overrides
+from asyncembed.catalogue.lookup import find_model
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.errors import (
     AsyncEmbedError,
@@ -25,7 +29,7 @@ from asyncembed.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
-from asyncembed.loading import find_family, known_family
+from asyncembed.loading import find_family, known_family, prepare
 from asyncembed.options import Options
 from asyncembed.runtime import prepared
 from tests.hub.server import HubServer, Repo
@@ -259,6 +263,51 @@ async def test_a_precision_of_a_catalogued_model_is_the_file_for_this_cpu(
     assert hub.requests == []
 
 
+async def graph_of(name: str | Path, **keywords: Any) -> str | None:
+    """The graph that a worker would load."""
+    options = Options(prepare=False, **keywords)
+    overrides = Overrides(
+        precision=options.file_precision,
+        preferred_precision=options.preferred_precision,
+        pooling="mean",
+        normalize=True,
+    )
+    place = name if isinstance(name, Path) else None
+    config = await prepare(name, "text", options, place=place, overrides=overrides, settings={})
+    return config.spec.model_file
+
+
+@pytest.mark.slow
+async def test_the_file_of_half_precision_is_taken_where_cuda_computes(hub: HubServer, tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=384)
+    assert await graph_of(directory, device="cuda") == "onnx/model.onnx"
+    files = with_precisions(directory, "fp16", "int8", quantized=False)
+    assert await graph_of(directory, device="cuda") == "onnx/model_fp16.onnx"
+    assert await graph_of(directory, providers=["cuda", "cpu"]) == "onnx/model_fp16.onnx"
+    assert await graph_of(directory) == await graph_of(directory, device="cpu") == "onnx/model.onnx"
+    assert await graph_of(directory, device="cuda", precision="fp32") == "onnx/model.onnx"
+    hub.repos["someone/small"] = Repo(files)
+    assert "model_fp16.onnx" in str(await graph_of("someone/small", device="cuda"))
+
+
+@pytest.mark.slow
+async def test_a_catalogued_model_has_half_precision_where_its_repo_has(hub: HubServer, tmp_path: Path) -> None:
+    spec = find_model("sentence-transformers/all-MiniLM-L6-v2", "text")
+    assert spec is not None
+    repo = "Qdrant/all-MiniLM-L6-v2-onnx"
+    files = files_of(write_model(tmp_path / "m", model_file="model.onnx", dim=384))
+    hub.repos[repo] = Repo(files)
+    assert Path(str(await graph_of(spec.name, device="cuda"))).name == "model.onnx"
+    write_text_graph(tmp_path / "m" / "model_fp16.onnx", dim=384)
+    assert Path(str(await graph_of(spec.name, device="cuda", model_path=tmp_path / "m"))).name == "model_fp16.onnx"
+    shutil.rmtree(tmp_path / "hub")
+    hub.repos[repo] = Repo(files_of(tmp_path / "m"))
+    assert Path(str(await graph_of(spec.name))).name == "model.onnx"
+    # It is in the repo, and not in the cache.
+    assert Path(str(await graph_of(spec.name, device="cuda", local_files_only=True))).name == "model.onnx"
+    assert Path(str(await graph_of(spec.name, device="cuda"))).name == "model_fp16.onnx"
+
+
 @pytest.mark.slow
 async def test_int8_is_built_of_the_weights_wherever_that_is_possible(
     hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -307,6 +356,33 @@ async def test_where_int8_cannot_be_built_the_file_of_the_repo_is_taken(
         await model.embed_query("the day")
     assert "no graph in 8 bits is built of its weights" in caplog.text
     assert "model_int8.onnx (int8) on CPU" in caplog.text
+
+
+@pytest.mark.slow
+async def test_int8_is_made_of_the_float_graph_where_there_are_no_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of the quantised file that the directory has: that one is taken where it is named."""
+    monkeypatch.setenv("ASYNCEMBED_CACHE", str(tmp_path / "cache"))
+    directory = write_self_describing_model(tmp_path / "m")
+    shutil.copy(Path(__file__).parent / "runtime" / "exported" / "bert.onnx", directory / "model.onnx")
+    write_text_graph(directory / "model_int8.onnx", dynamic_quantization=True)
+    texts = ("the day", "you can see that he was there", "they had this one")  # words that the graph knows
+    caplog.set_level(logging.INFO, "asyncembed")
+    vectors = []
+    for workers in (0, 1):
+        async with TextEmbedding(directory, workers=workers, precision="int8") as model:
+            vectors.append(await model.embed_documents(texts))
+    assert np.array_equal(vectors[0], vectors[1])
+    assert caplog.text.count("its graph is brought to 8 bits, once") == 1
+    async with TextEmbedding(directory, workers=0) as model:
+        exact = await model.embed_documents(texts)
+    cosines = (exact * vectors[0]).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(vectors[0], axis=1)
+    assert 0.99 < cosines.min() < 1
+    assert "one by one" not in caplog.text
+    async with TextEmbedding(directory, workers=0, onnx_file="model_int8.onnx") as model:
+        await model.embed_query("the day")
+    assert "one by one" in caplog.text
 
 
 async def test_a_file_that_is_quantised_under_a_plain_name_is_not_taken_for_fp32(tmp_path: Path) -> None:
@@ -359,6 +435,19 @@ async def test_a_graph_is_exported_to_the_cache_that_the_user_names(
     await _open(directory, workers, cache)
     assert [(path, path.stat().st_mtime_ns) for path in cache.rglob("*.onnx")] == [(graph, written)]
     assert not (tmp_path / "exported").exists()
+
+
+def add_branch(path: Path) -> None:
+    """Let a graph's last step run on a condition that always holds."""
+    model = onnx.load(path)
+    last = model.graph.node.pop()
+    branch = helper.make_graph([last], "branch", [], [helper.make_empty_tensor_value_info(last.output[0])])
+    always = numpy_helper.from_array(np.array(True), "always")
+    model.graph.initializer.append(always)
+    model.graph.node.append(
+        helper.make_node("If", ["always"], [last.output[0]], then_branch=branch, else_branch=branch)
+    )
+    onnx.save(model, path)
 
 
 async def _open(directory: Path, workers: int, cache: Path) -> None:
@@ -436,6 +525,26 @@ async def test_a_graph_that_cannot_be_prepared_serves_as_it_is(
     async with TextEmbedding(write_self_describing_model(tmp_path / "model"), workers=1) as model:
         assert (await model.embed_query("river")).shape == (8,)
     assert "its graph is not prepared, so that each worker does it" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("branches", [False, True])
+async def test_what_openvino_computes_is_compared_once(
+    branches: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="asyncembed")
+    directory = write_self_describing_model(tmp_path / "model")
+    if branches:
+        add_branch(directory / "model.onnx")
+    async with TextEmbedding(directory, workers=1) as model:
+        vector = await model.embed_query("river")
+    for workers in (1, 0):
+        async with TextEmbedding(directory, workers=workers, cache_dir=tmp_path, runtime="openvino") as model:
+            np.testing.assert_allclose(await model.embed_query("river"), vector, atol=1e-6)
+            assert ("CPUExecutionProvider" if branches else "OpenVINO CPU") in repr(model)
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("is compared with onnxruntime, once" in message for message in messages) == 1
+    assert sum("onnxruntime runs it: OpenVINO computes graphs with branches" in one for one in messages) == 2 * branches
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ goes in two steps, so that a repo on the hub need not be fetched whole:
 the rest.
 """
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from asyncembed.catalogue.described import DescribedRepo, Overrides, preferring, with_settings
 from asyncembed.catalogue.hybrid_repos import hybrid_spec
 from asyncembed.catalogue.late_interaction_repos import late_interaction_spec
-from asyncembed.catalogue.onnx_choice import choose_onnx_file
+from asyncembed.catalogue.onnx_choice import choose_onnx_file, prefer
 from asyncembed.catalogue.reranker_repos import reranker_spec
 from asyncembed.catalogue.sentence_modules import from_modules, model2vec, overridden
 from asyncembed.catalogue.sparse_repos import sparse_spec
@@ -201,12 +202,18 @@ def _chosen_graph(repo: DescribedRepo, spec: ModelSpec, files: frozenset[str]) -
         objection = overrides.int8_objection(spec, repo.directory)
         if objection is None and spec.family in _EXPORTED_FAMILIES and spec.settings.get("word_pooling") != "sum":
             return None
+    if overrides.int8_of_graphs and spec.family in _EXPORTED_FAMILIES:
+        with contextlib.suppress(UnsupportedModelError):
+            if (plain := choose_onnx_file(files, model=repo.name)) is not None:
+                return plain
     try:
-        return choose_onnx_file(files, onnx_file=overrides.onnx_file, precision=overrides.precision, model=repo.name)
+        graph = choose_onnx_file(files, onnx_file=overrides.onnx_file, precision=overrides.precision, model=repo.name)
     except UnsupportedModelError as error:
         if objection is None:
             raise
         raise UnsupportedModelError(f"{error}; none in 8 bits can be built: {objection}", model=repo.name) from None
+    preferred = overrides.preferred_precision
+    return graph if graph is None or preferred is None else prefer(preferred, graph, files)
 
 
 def _prompts(repo: DescribedRepo) -> tuple[dict[str, str], str | None]:

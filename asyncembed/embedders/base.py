@@ -122,7 +122,7 @@ class StreamKeywords(CallKeywords, total=False):
         OverloadedError: (from the stream) With "interactive", more inputs wait than `max_queued` allows.
         OptionError: An argument that cannot work; (from the stream) one that the model cannot serve.
         InputError: The source is none; (from the stream) one of its inputs is none of the family, cannot be had, or is
-            over the limit with `truncate=False`; `index` says which.
+            over the limit with `long="error"`; `index` says which.
     """
 
     key: Key | None
@@ -335,6 +335,7 @@ class Embedder(OnAnyLoop[Opened]):
             max_length=options.max_length,
             onnx_file=options.onnx_file,
             precision=options.file_precision,
+            preferred_precision=options.preferred_precision,
             graph_output=options.output_name,
         )
 

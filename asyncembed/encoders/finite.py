@@ -59,7 +59,7 @@ class Finite:
         where = ""
         if self._provider is not None:
             where = f" on {self._provider}"
-            ways += [] if self._provider == CPU else ['another provider (device="cpu")']
+            ways += [] if self._provider == CPU else ['another provider (device="cpu", or runtime="onnxruntime")']
         way = f"take {' or '.join(ways)}" if ways else "another file of the model (onnx_file=) may do better"
         return EncodeError(
             f"{spec.name} gives NaN or infinity for this input, computed from {file} ({precision}){where}: {way}"

@@ -180,6 +180,10 @@ class PooledModel:
         """How fast it computes what is asked of it in this mode."""
         return self._speeds[_mode_of(batch_key.call)]
 
+    def most_seconds(self, cost: int) -> float:
+        """How long a batch that costs so much takes in the slowest mode that was measured."""
+        return max((speed.seconds(cost) for speed in self._speeds.values()), default=0.0)
+
     def item_maker(self, batch_key: BatchKey, priority: Priority) -> "ItemMaker":
         """Makes the items of one stream or call."""
         return ItemMaker(self, batch_key, priority, self._ratios[_mode_of(batch_key.call)])
@@ -215,7 +219,8 @@ class ItemMaker:
         self._priority = priority
         self._ratio = ratio
         self._special_tokens = model.info.special_tokens
-        self._limit = model.config.max_length or model.info.max_length or sys.maxsize
+        limit = model.config.max_length or model.info.max_length or sys.maxsize
+        self._limit = sys.maxsize if getattr(batch_key.call, "long", None) == "mean" else limit
 
     def item(self, value: object, units: int, sink: Sink, index: int) -> Item:
         """One whose tokens are estimated from its units (characters of a text)."""

@@ -100,8 +100,10 @@ class WorkerPool(Openable[Supervisor]):
             pool is open, with `workers=0` as threads. Each takes some 40 MB, and the weights of what is not prepared.
             The other workers make way for it on a busy core by a lower priority (nice +10; not on Windows), which they
             keep where this process may not raise it again.
-        device_ids: Devices, one per worker, dealt out in turn; without `workers` there is one worker for each.
-        batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
+        device_ids: Devices, one per worker, dealt out in turn; without `workers` there is one worker for each, in the
+            own pool of an embedder with `device="cuda"` two.
+        batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever. A
+            text that alone is over the token budget has four times what it should take, if that is more.
         max_queued: How many inputs of interactive calls may wait for a worker; None: any number. A call that would make
             them more raises `OverloadedError` at once. A list (of `embed_documents`, `embed_images`, `rank`) is taken
             whole or not at all; one that alone is longer, and so never could be, is an `InputError`. A source that

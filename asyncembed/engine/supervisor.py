@@ -35,8 +35,6 @@ from asyncembed.errors import OF_ONE_INPUT, EncodeError, StateError, WorkerError
 from asyncembed.wakeup import Loop, completion, start_thread
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
-
     from asyncembed.encoders.encoder import EncoderConfig
     from asyncembed.engine.fork_server import ForkServer
     from asyncembed.engine.worker import Answer, LoadAnswer
@@ -136,7 +134,9 @@ class Supervisor:
         self._models_changed = Event()
         self._limiter: CapacityLimiter | None = None
         self._loop: Loop | None = None
-        self._group: TaskGroup | None = None
+        # The place of the express worker that is called, and the word that it is.
+        self._called: Slot | None = None
+        self._express_called = Event()
         # What forks the workers, once the first of them is to be started; asked for in their threads.
         self._fork_server: ForkServer | None = None
         self._has_asked_for_server = False
@@ -153,11 +153,9 @@ class Supervisor:
             async with owned_task_group() as group:
                 for slot in self._dispatcher.slots:
                     group.start_soon(self._serve, slot)
-                self._group = group
-                try:
-                    yield self
-                finally:
-                    self._group = None
+                if self.plan.may_call_express:
+                    group.start_soon(self._serve_express)
+                yield self
         finally:
             self._is_open = False
             with CancelScope(shield=True):
@@ -227,10 +225,11 @@ class Supervisor:
         """
         with self._lock:
             failed = self._dispatcher.add(items)
-            express = self._dispatcher.call_express(perf_counter()) if self._group is not None else None
+            called = self._dispatcher.call_express(perf_counter())
         _tell(failed)
-        if express is not None and self._group is not None:
-            self._group.start_soon(self._serve_express, express)
+        if called is not None:
+            self._called = called
+            self._express_called.set()
         self._wake_those_with_room()
 
     @property
@@ -314,20 +313,24 @@ class Supervisor:
             self._go_on_without(failed)
 
     @uninterrupted
-    async def _serve_express(self, slot: Slot) -> None:
-        """From the call for an express worker to its end: the next one is another call's."""
-        worker = self._new_process()
-        logger.info("interactive calls wait for bulk work: a worker of their own is started")
-        try:
-            await self._live(slot, worker)
-            log = logger.info if slot.death is Death.NOT_NEEDED else logger.warning
-            log("the worker for interactive calls (pid %s) %s", worker.pid, slot.reason)
-        except WorkerError as error:
-            logger.warning("interactive calls get no worker of their own: %s", error)
-        with self._lock:
-            failed = self._dispatcher.retire(slot, perf_counter())
-            self._raise_bulk_again()
-        self._go_on_without(failed)
+    async def _serve_express(self) -> None:
+        """Whenever an express worker is called: from then to its end. There is one at a time."""
+        while True:
+            await self._express_called.wait()
+            self._express_called = Event()
+            slot, worker = self._called, self._new_process()
+            assert slot is not None, "the word comes with a place"
+            logger.info("interactive calls wait for bulk work: a worker of their own is started")
+            try:
+                await self._live(slot, worker)
+                log = logger.info if slot.death is Death.NOT_NEEDED else logger.warning
+                log("the worker for interactive calls (pid %s) %s", worker.pid, slot.reason)
+            except WorkerError as error:
+                logger.warning("interactive calls get no worker of their own: %s", error)
+            with self._lock:
+                failed = self._dispatcher.retire(slot, perf_counter())
+                self._raise_bulk_again()
+            self._go_on_without(failed)
 
     def _go_on_without(self, failed: Iterable[FailedItem]) -> None:
         """After a worker's end: tell who gets no result for it, and have the others compute the rest."""
@@ -443,6 +446,9 @@ class Supervisor:
                 with self._lock:
                     order = self._dispatcher.next_order(slot)
                     if order is None:
+                        other = self._dispatcher.left_to(slot)
+                        if other is not None:
+                            self._lives[other.index].wake()
                         return
                     future = self._send(slot, life.worker, order)
                     self._dispatcher.sent(slot, order, perf_counter())

@@ -110,7 +110,7 @@ def open_session(path: Path, options: SessionOptions, *, prepared: Path | None =
             return _open_with_openvino(path, options)
         except ModelLoadError as error:
             session = _open_with_onnxruntime(path, options, prepared)
-            session.warning = f"onnxruntime runs it, in float32: {error}"
+            session.warning = f"onnxruntime runs it: {error}"
             return session
     return _open_with_onnxruntime(path, options, prepared)
 

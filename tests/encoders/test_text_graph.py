@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -131,10 +132,21 @@ def test_a_budget_that_was_asked_for_is_kept_elsewhere(tmp_path: Path) -> None:
 class Watched(TextGraph):
     """A graph that says what was run."""
 
+    seconds_for_a_new_shape = 0.0
+
     def run_text(self, ids: Any, mask: Any, **extra: Any) -> Any:
-        self.shapes: list[tuple[int, ...]] = [*getattr(self, "shapes", []), ids.shape]
+        shapes: list[tuple[int, ...]] = getattr(self, "shapes", [])
+        if ids.shape not in shapes:
+            sleep(self.seconds_for_a_new_shape)
+        self.shapes: list[tuple[int, ...]] = [*shapes, ids.shape]
         assert mask.all()
         return super().run_text(ids, mask, **extra)
+
+
+class Compiling(Watched):
+    """One that is made for each shape anew, as TensorRT does it."""
+
+    seconds_for_a_new_shape = 1.1
 
 
 @pytest.mark.slow
@@ -150,6 +162,10 @@ def test_what_computes_elsewhere_is_measured_by_runs_of_one_text_and_more(tmp_pa
     assert graph.planner.max_tokens in [count * length for count in counts]
     on_cpu = Watched(replace(config, session=SessionOptions(device="cpu")), GraphSettings(), TextTokenizer(tmp_path))
     assert not hasattr(on_cpu, "shapes"), "nothing is run there"
+    compiling = Compiling(config, GraphSettings(), TextTokenizer(tmp_path))
+    assert {shape[0] for shape in compiling.shapes} == {1, 2}, "it is not compiled for more"
+    assert compiling.planner.max_tokens == compiling.info.max_batch_tokens == 1024
+    assert compiling.planner.run_overhead_tokens == ACCELERATOR_RUN_OVERHEAD_TOKENS
 
 
 @pytest.mark.slow
