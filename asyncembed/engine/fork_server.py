@@ -255,6 +255,8 @@ def _become_worker(descriptors: list[int], others: list[int]) -> None:
         resource_tracker._resource_tracker._fd = tracker  # type: ignore[attr-defined]  # noqa: SLF001
         forkserver._forkserver._inherited_fds = inherited  # type: ignore[attr-defined]  # noqa: SLF001
         code = spawn._main(told_by, os.dup(told_by))  # noqa: SLF001
+    except EOFError:
+        pass  # the parent has given it up, or is gone
     except BaseException:  # noqa: BLE001 (nothing of it may come back to the server's loop)
         sys.excepthook(*sys.exc_info())
     finally:
