@@ -88,25 +88,7 @@ async def prepare(
         DownloadError: The files cannot be had.
         OptionError: `max_length` is more than the model can compute.
     """
-    if _wants_int8(options):
-        overrides = replace(
-            overrides, int8_objection=partial(_int8_objection, options), int8_of_graphs=_can_int8(options)
-        )
-    try:
-        spec, directory = await _locate(name, family, options, place, overrides)
-    except DownloadError:
-        # What nobody has asked for by name must not be needed: offline, the plain file may be all there is.
-        if overrides.preferred_precision is None:
-            raise
-        plain = replace(overrides, preferred_precision=None)
-        spec, directory = await _locate(name, family, options, place, plain)
-    kept = None
-    if overrides.int8_of_graphs and _is_plain(spec):
-        try:
-            kept = await _in_8_bits(directory, spec, options)
-        except (UnsupportedModelError, ModelLoadError, OSError, WorkersImpossible) as error:
-            logger.info("%s: its float32 graph is not brought to 8 bits: %s", spec.name, error)
-            spec, directory = await _locate_quantized(name, family, options, place, overrides, error)
+    spec, directory, kept = await _located(name, family, options, place, overrides)
     check_settings(spec, settings)
     kind = row_of(spec)
     if options.precision == "fp32" and spec.model_file is not None:
@@ -121,17 +103,7 @@ async def prepare(
     elif kept is not None:
         spec = replace(spec, model_file=str(kept))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
-        # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
-        find = partial(loadable_model_path, directory, spec.model_file, beside_only=options.runtime == "openvino")
-        path = await in_disk_thread(find)
-        relative = path.relative_to(directory) if path.is_relative_to(directory) else path
-        spec = replace(spec, model_file=relative.as_posix())
-        if options.batch_invariant and (await in_disk_thread(read_onnx_file, path)).is_dynamically_quantized:
-            logger.info(
-                '%s: %s has one scale for a whole batch, so that its inputs run one by one; precision="int8" takes a '
-                "nearer one that runs whole batches, where that can be made",
-                *(spec.name, relative.as_posix()),
-            )
+        spec = await _with_loadable_file(spec, spec.model_file, directory, options)
     prepared = await _prepared(directory, spec, options, is_exported=is_exported) if kind.needs_graph else None
     config = EncoderConfig(
         spec=spec,
@@ -149,6 +121,53 @@ async def prepare(
     if options.runtime == "openvino" and kind.needs_graph and spec.model_file is not None:
         return await _for_openvino(config, directory / spec.model_file, options)
     return config
+
+
+async def _located(
+    name: str | os.PathLike[str] | ModelSpec,
+    family: Family,
+    options: Options,
+    place: Path | None,
+    overrides: Overrides,
+) -> tuple[ModelSpec, Path, Path | None]:
+    """The model in the precision that suits best and can be had, where its files lie, and the graph made of its own."""
+    if _wants_int8(options):
+        overrides = replace(
+            overrides, int8_objection=partial(_int8_objection, options), int8_of_graphs=_can_int8(options)
+        )
+    try:
+        spec, directory = await _locate(name, family, options, place, overrides)
+    except DownloadError:
+        # What nobody has asked for by name must not be needed: offline, the plain file may be all there is.
+        if overrides.preferred_precision is None:
+            raise
+        plain = replace(overrides, preferred_precision=None)
+        spec, directory = await _locate(name, family, options, place, plain)
+    if not (overrides.int8_of_graphs and _is_plain(spec)):
+        return spec, directory, None
+    try:
+        return spec, directory, await _in_8_bits(directory, spec, options)
+    except (UnsupportedModelError, ModelLoadError, OSError, WorkersImpossible) as error:
+        logger.info("%s: its float32 graph is not brought to 8 bits: %s", spec.name, error)
+        return *await _locate_quantized(name, family, options, place, overrides, error), None
+
+
+async def _with_loadable_file(spec: ModelSpec, file: str, directory: Path, options: Options) -> ModelSpec:
+    """The spec with a path of its graph by which the runtime finds the weights beside it.
+
+    That is absolute where it would not find them through the links of a hub's cache.
+    """
+    find = partial(loadable_model_path, directory, file, beside_only=options.runtime == "openvino")
+    path = await in_disk_thread(find)
+    relative = path.relative_to(directory) if path.is_relative_to(directory) else path
+    spec = replace(spec, model_file=relative.as_posix())
+    if options.batch_invariant and (await in_disk_thread(read_onnx_file, path)).is_dynamically_quantized:
+        logger.info(
+            '%s: %s has one scale for a whole batch, so that its inputs run one by one; precision="int8" takes a '
+            "nearer one that runs whole batches, where that can be made",
+            *(spec.name, relative.as_posix()),
+        )
+    return spec
 
 
 FAKE_DIMS: Mapping[Family, int] = {

@@ -1,6 +1,5 @@
 """How far an ingest is, whatever happens to it."""
 
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Generator
@@ -203,7 +202,7 @@ def test_kills_at_random_moments_lose_nothing_and_double_one_batch_each(tmp_path
             if attempt < 5:
                 sleep(random.uniform(0, 0.05))
                 run.kill()
-            kills += run.wait() == -signal.SIGKILL
+            kills += run.wait() != 0
     assert run.returncode == 0
     stored = (tmp_path / "store").read_text().splitlines()
     assert list(dict.fromkeys(stored)) == [str(number) for number in range(400)]

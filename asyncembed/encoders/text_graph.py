@@ -297,28 +297,30 @@ class TextGraph(Graph):
             # there no token of the text sees it.
             self.tokenizer = self.tokenizer.padding_behind()
         self.fixed_length: int | None = self.tokenizer.limit if length is None and pads_to_limit else length
-        self.info: ModelInfo = replace(
+        info = replace(
             self.info,
             max_length=self.tokenizer.limit + markers,
             special_tokens=self.tokenizer.special_tokens() + markers,
         )
         if not self.session.runs_on_cpu and not extra_inputs and self.planner.is_open:
-            self._measure(config)
+            info = self._measured(info, config)
+        self.info: ModelInfo = info
 
-    def _measure(self, config: EncoderConfig) -> None:
+    def _measured(self, info: ModelInfo, config: EncoderConfig) -> ModelInfo:
         """Learn what runs cost on what has come up here, and how large they are worth making."""
         length = self.fixed_length or min(_MEASURED_LENGTH, self.tokenizer.limit)
         try:
             self._seconds(length, 1)  # which makes ready what is needed once
             if self._seconds(length, 2, runs=1) > _COMPILING_SECONDS:
-                return
+                return info
             cost = measure_runs(partial(self._seconds, length), length, self.planner.max_tokens)
         except Exception:  # noqa: BLE001 (a graph that does not run says so with its first batch)
-            return
+            return info
         self.planner = replace(self.planner, run_overhead_tokens=cost.overhead_tokens if self._bears_padding else 0)
-        if config.accelerated_batch_tokens is not None:
-            self.info = replace(self.info, max_batch_tokens=cost.max_tokens)
-            self.planner = replace(self.planner, max_tokens=min(self.planner.max_tokens, cost.max_tokens))
+        if config.accelerated_batch_tokens is None:
+            return info
+        self.planner = replace(self.planner, max_tokens=min(self.planner.max_tokens, cost.max_tokens))
+        return replace(info, max_batch_tokens=cost.max_tokens)
 
     def _seconds(self, length: int, count: int, runs: int = 3) -> float:
         """How long a run of so many texts of that length takes: the shortest of several."""

@@ -24,14 +24,21 @@ from functools import cache
 from multiprocessing import connection, reduction, resource_tracker, spawn, util
 from multiprocessing.context import set_spawning_popen
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from asyncembed.engine import child
 
-if sys.platform == "linux":
-    from multiprocessing import forkserver, popen_forkserver
+if TYPE_CHECKING:
 
-    _ForkServerPopen: Any = popen_forkserver.Popen
+    class _ForkServerPopen:
+        """What is used of multiprocessing's own."""
+
+        _fds: list[int]
+
+        def __init__(self, process: Any) -> None: ...
+
+elif sys.platform == "linux":
+    from multiprocessing.popen_forkserver import Popen as _ForkServerPopen
 else:
     _ForkServerPopen = object
 
@@ -58,8 +65,8 @@ class ForkServerGone(Exception):  # noqa: N818 (reads as the event it reports)
 
 @cache
 def _has_pidfds() -> bool:
-    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
-        return False
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open") or sys.version_info >= (3, 14):
+        return False  # (what 3.14 made of multiprocessing was not tried)
     try:
         os.close(os.pidfd_open(os.getpid()))
     except OSError:  # an old kernel, or a sandbox
@@ -108,6 +115,8 @@ class ForkServer:
             ForkServerGone: There is no server, or not for a process of this environment.
             OSError: There cannot be one more process.
         """
+        if sys.platform != "linux":
+            raise ForkServerGone
         with self._lock:
             link = self._socket
             if link is None or self._environment != dict(os.environ):
@@ -135,7 +144,7 @@ class ForkServer:
         pid, self._pid = self._pid, None
         if pid is not None:
             with suppress(ProcessLookupError, ChildProcessError):
-                os.kill(pid, signal.SIGKILL)
+                _kill(pid)
                 os.waitpid(pid, 0)
 
     def stop(self) -> None:
@@ -143,14 +152,22 @@ class ForkServer:
         pid = self._pid
         if pid is not None:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)  # whoever waits for its answer, and holds the lock, has none
+                _kill(pid)  # whoever waits for its answer, and holds the lock, has none
         with self._lock:
             self._give_up()
 
 
-class ForkedPopen(_ForkServerPopen):  # type: ignore[misc]
+def _kill(pid: int) -> None:
+    if sys.platform == "linux":
+        os.kill(pid, signal.SIGKILL)
+
+
+class ForkedPopen(_ForkServerPopen):
     """A process of multiprocessing's that `server` forks."""
 
+    pid: int
+    sentinel: int
+    finalizer: util.Finalize
     returncode: int | None
 
     def __init__(self, process: Any, server: ForkServer) -> None:
@@ -159,7 +176,7 @@ class ForkedPopen(_ForkServerPopen):  # type: ignore[misc]
 
     def _launch(self, process: Any) -> None:
         data = io.BytesIO()
-        set_spawning_popen(self)
+        set_spawning_popen(cast("Any", self))
         try:
             reduction.dump(spawn.get_preparation_data(process.name), data)
             reduction.dump(process, data)
@@ -179,7 +196,7 @@ class ForkedPopen(_ForkServerPopen):  # type: ignore[misc]
             file.write(data.getbuffer())
 
     def poll(self, flag: int = 1) -> int | None:
-        if self.returncode is None:
+        if self.returncode is None and sys.platform == "linux":
             ready = connection.wait([self.sentinel], 0 if flag == os.WNOHANG else None)
             self.returncode = 0 if ready else None  # what it was, the server knows; nobody asks
         return self.returncode
@@ -210,6 +227,8 @@ def serve(descriptor: int, parent: int, imports: Sequence[str]) -> None:
 
 
 def _fork_for(link: socket.socket, parent: int) -> None:
+    if sys.platform != "linux":
+        return
     workers: dict[int, int] = {}  # pidfd → pid
     poll = select.poll()
     poll.register(link, select.POLLIN)
@@ -223,8 +242,10 @@ def _fork_for(link: socket.socket, parent: int) -> None:
                 return
 
 
-def _answer(link: socket.socket, workers: dict[int, int], poll: "select.poll") -> bool:
+def _answer(link: socket.socket, workers: dict[int, int], poll: Any) -> bool:
     """Fork a worker for the next request; False: there will be none."""
+    if sys.platform != "linux":
+        return False
     request, descriptors, _, _ = socket.recv_fds(link, 1, MOST_DESCRIPTORS)
     if not request:
         return False
@@ -247,13 +268,19 @@ def _answer(link: socket.socket, workers: dict[int, int], poll: "select.poll") -
 
 
 def _become_worker(descriptors: list[int], others: list[int]) -> None:
+    if sys.platform != "linux":
+        return
     code = 1
     try:
+        from multiprocessing import forkserver
+
+        tracking: Any = resource_tracker._resource_tracker  # noqa: SLF001
+        inheritance: Any = forkserver._forkserver  # noqa: SLF001
         for descriptor in others:
             os.close(descriptor)
         tracker, told_by, *inherited = descriptors
-        resource_tracker._resource_tracker._fd = tracker  # type: ignore[attr-defined]  # noqa: SLF001
-        forkserver._forkserver._inherited_fds = inherited  # type: ignore[attr-defined]  # noqa: SLF001
+        tracking._fd = tracker  # noqa: SLF001
+        inheritance._inherited_fds = inherited  # noqa: SLF001
         code = spawn._main(told_by, os.dup(told_by))  # noqa: SLF001
     except EOFError:
         pass  # the parent has given it up, or is gone

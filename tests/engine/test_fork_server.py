@@ -1,7 +1,6 @@
 """Workers that are forked by a process of their own, and spawned where that cannot be."""
 
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -51,7 +50,7 @@ async def test_one_worker_alone_or_one_of_several_threads_is_spawned() -> None:
 async def test_without_the_process_that_forks_them_workers_are_spawned_and_no_input_is_lost() -> None:
     async with WorkerPool(workers=2, threads=1) as pool, TextEmbedding(ECHO, pool=pool) as model:
         (server,) = parents(pool)
-        os.kill(server, signal.SIGKILL)
+        psutil.Process(server).kill()
         assert (await model.embed_documents([f"#{i}" for i in range(40)]))[:, 2].tolist() == list(range(40))
         await until(lambda: len(pool.worker_pids()) == 2 and parents(pool) == {os.getpid()})
 
