@@ -204,7 +204,7 @@ def test_kills_at_random_moments_lose_nothing_and_double_one_batch_each(tmp_path
                 run.kill()
             kills += run.wait() != 0
     assert run.returncode == 0
-    stored = (tmp_path / "store").read_text().splitlines()
+    stored = (tmp_path / "store").read_text(encoding="utf-8").splitlines()
     assert list(dict.fromkeys(stored)) == [str(number) for number in range(400)]
     assert len(stored) <= 400 + 7 * kills
 

@@ -27,12 +27,14 @@ class Row:
         settings: What the spec of its models, and the caller, may say; None: anything.
         needs_graph: Whether a graph is exported for a model that has none.
         is_cheap: Whether a token costs next to nothing.
+        needs_graph_at_once: Whether nothing can be computed before its graph is loaded.
     """
 
     factory: str
     settings: type[kinds.Settings] | None
     needs_graph: bool = True
     is_cheap: bool = False
+    needs_graph_at_once: bool = False
 
     @property
     def is_foreign(self) -> bool:
@@ -40,8 +42,16 @@ class Row:
         return self.settings is None
 
 
-def _row(factory: str, settings: type[kinds.Settings], *, has_graph: bool = True) -> Row:
-    return Row(f"asyncembed.encoders.{factory}", settings, needs_graph=has_graph, is_cheap=not has_graph)
+def _row(
+    factory: str, settings: type[kinds.Settings], *, has_graph: bool = True, needs_graph_at_once: bool = True
+) -> Row:
+    return Row(
+        f"asyncembed.encoders.{factory}",
+        settings,
+        needs_graph=has_graph,
+        is_cheap=not has_graph,
+        needs_graph_at_once=has_graph and needs_graph_at_once,
+    )
 
 
 ROWS: Mapping[str, Row] = {
@@ -54,7 +64,9 @@ ROWS: Mapping[str, Row] = {
     "colmodernvbert": _row("colpali:colmodernvbert", kinds.ColModernVBertSettings),
     "image": _row("vision:ImageEncoder", kinds.ImageSettings),
     "splade": _row("splade:splade", kinds.SpladeSettings),
-    "inference_free_splade": _row("splade:inference_free_splade", kinds.InferenceFreeSettings),
+    "inference_free_splade": _row(
+        "splade:inference_free_splade", kinds.InferenceFreeSettings, needs_graph_at_once=False
+    ),
     "bm25": _row("bm25:Bm25Encoder", kinds.Bm25Settings, has_graph=False),
     "bm42": _row("bm42:bm42", kinds.Bm42Settings),
     "minicoil": _row("minicoil:minicoil", kinds.MiniCoilSettings),
@@ -97,7 +109,7 @@ def build(config: "EncoderConfig") -> "Encoder":
         make = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UnsupportedModelError(f"the encoder {factory!r} cannot be imported in a worker: {error}") from error
-    if graph is None or not row.needs_graph or row.is_foreign:
+    if graph is None or not row.needs_graph_at_once:
         return cast("Encoder", make(config))
     with opening_ahead(config.directory / graph, config.session, prepared=config.prepared):
         return cast("Encoder", make(config))

@@ -74,7 +74,7 @@ def test_sizes_and_options() -> None:
     assert LateInteractionTextEmbedding(NAME).embedding_size == 128
     assert len(LateInteractionTextEmbedding.list_supported_models()) == 8
     with pytest.raises(OptionError, match="long"):
-        LateInteractionTextEmbedding(NAME, truncated=True)  # type: ignore[call-overload]
+        LateInteractionTextEmbedding(NAME, truncate=True)  # type: ignore[call-overload]
     with pytest.raises(OptionError, match="dtype"):
         LateInteractionTextEmbedding(NAME, dtype="int8")  # type: ignore[call-overload]
 

@@ -187,7 +187,8 @@ async def test_a_worker_killed_after_its_last_answer_is_replaced_at_once(gate: P
 
 async def test_a_query_does_not_wait_until_a_bad_input_is_found() -> None:
     """That may take many deaths, and each of them as long as a batch may take."""
-    async with TextEmbedding(ECHO, workers=1, batch_timeout=0.4) as model, anyio.create_task_group() as group:
+    options: dict[str, Any] = {"workers": 1, "interactive_workers": 0, "batch_timeout": 0.4}
+    async with TextEmbedding(ECHO, **options) as model, anyio.create_task_group() as group:
         group.start_soon(numbers, model, numbered(32, at_20="hang"))
         await until(lambda: model.stats().in_flight == 1)
         assert (await model.embed_query("#7"))[2] == 7
@@ -198,7 +199,8 @@ async def test_a_query_does_not_wait_until_a_bad_input_is_found() -> None:
 
 
 async def test_a_bad_input_is_found_while_queries_never_end() -> None:
-    async with TextEmbedding(ECHO, workers=1, batch_timeout=0.3) as model, anyio.create_task_group() as group:
+    options: dict[str, Any] = {"workers": 1, "interactive_workers": 0, "batch_timeout": 0.3}
+    async with TextEmbedding(ECHO, **options) as model, anyio.create_task_group() as group:
 
         async def ask() -> None:
             while True:
