@@ -91,6 +91,7 @@ def test_a_quota_is_tight_if_it_is_less_than_there_is_and_small(
     assert not cores_module.has_tight_quota()
 
 
+@pytest.mark.posix  # elsewhere nobody says how much there is
 def test_memory_is_shared_out_among_servers_as_cores_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["program"])
     monkeypatch.delenv("WEB_CONCURRENCY", raising=False)

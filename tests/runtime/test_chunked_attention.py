@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+from asyncembed.errors import ModelLoadError
 from asyncembed.runtime import chunked_attention
 from asyncembed.runtime.chunked_attention import save_with_chunks
 from asyncembed.runtime.onnx import OnnxSession, save_optimized
@@ -67,7 +69,11 @@ def test_half_precision_is_cut_too(tmp_path: Path) -> None:
     path = tmp_path / "half.onnx"
     whole = onnx.load(Path(__file__).with_name("exported") / "bert_before_2023.onnx")
     onnx.save(convert_float_to_float16(whole, keep_io_types=True), path)
-    graph, note = saved(path, tmp_path / "saved")
+    try:
+        graph, note = saved(path, tmp_path / "saved")
+    except ModelLoadError:  # some optimise it to a graph that they cannot load: then it runs as it is
+        assert tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 32)
+        return
     assert "in chunks" in (note or "")
     chunked, plain = OnnxSession(path, CPU, prepared=graph), OnnxSession(path, CPU)
     for batch in BATCHES:
