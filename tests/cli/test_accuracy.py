@@ -12,6 +12,8 @@ from asyncembed.cli.commands import main
 from asyncembed.export.graph_cache import delete_graph
 from tests.support.models import write_bert_weights, write_self_describing_model
 
+pytestmark = pytest.mark.slow  # vectors are compared by the hundred
+
 
 def test_the_same_vectors_are_as_near_as_can_be() -> None:
     vectors = np.eye(4, 3, dtype=np.float32) + np.float32(0.1)

@@ -11,6 +11,8 @@ from asyncembed.cli.vector_files import made_with
 from asyncembed.cli.vector_index import open_index
 from asyncembed.errors import OptionError
 
+pytestmark = pytest.mark.slow  # Arrow takes a second to import
+
 QUERY = np.ones(2, np.float32)
 
 

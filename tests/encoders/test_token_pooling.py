@@ -6,6 +6,8 @@ import pytest
 from asyncembed.encoders.pooling import normalize
 from asyncembed.encoders.token_pooling import TokenPooling
 
+pytestmark = pytest.mark.slow  # SciPy takes half a second to import
+
 DIRECTIONS = normalize(np.array([[1, 0, 0], [0, 1, 0], [0, 1, 0.01], [1, 0.01, 0], [0, 0, 1]], np.float32))
 
 
