@@ -216,6 +216,9 @@ class Graph:
             attention_tokens=self.info.attention_tokens,
         )
 
+    def _plan_with(self, **changes: Any) -> None:
+        self.planner = replace(self.planner, **changes)
+
     def _run_overhead(self) -> int:
         return CPU_RUN_OVERHEAD_TOKENS if self.session.runs_on_cpu else ACCELERATOR_RUN_OVERHEAD_TOKENS
 
@@ -316,10 +319,10 @@ class TextGraph(Graph):
             cost = measure_runs(partial(self._seconds, length), length, self.planner.max_tokens)
         except Exception:  # noqa: BLE001 (a graph that does not run says so with its first batch)
             return info
-        self.planner = replace(self.planner, run_overhead_tokens=cost.overhead_tokens if self._bears_padding else 0)
+        self._plan_with(run_overhead_tokens=cost.overhead_tokens if self._bears_padding else 0)
         if config.accelerated_batch_tokens is None:
             return info
-        self.planner = replace(self.planner, max_tokens=min(self.planner.max_tokens, cost.max_tokens))
+        self._plan_with(max_tokens=min(self.planner.max_tokens, cost.max_tokens))
         return replace(info, max_batch_tokens=cost.max_tokens)
 
     def _seconds(self, length: int, count: int, runs: int = 3) -> float:
