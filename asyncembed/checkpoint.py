@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Self, TypeGuard, TypeVar, overload
 
 from anyio import CancelScope
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from asyncembed.checks import check_callable
 from asyncembed.errors import InputFailure, OptionError, StateError, UsageError
 from asyncembed.files import in_disk_thread
-from asyncembed.journal import Journal, Trail
+from asyncembed.journal import Journal, Trail, take_lock
 
 InputT = TypeVar("InputT")
 
@@ -82,12 +82,7 @@ class CheckpointFile:
         if self.path.is_dir() or not self.path.parent.is_dir():
             problem = "it is a directory" if self.path.is_dir() else f"there is no directory {self.path.parent}"
             raise OptionError(f"{self.path} can be no checkpoint: {problem}")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise OptionError(f"{self.path} is in use by another run") from error
-        except NotImplementedError:  # a file system without locks
-            pass
+        take_lock(self._lock, f"{self.path} is in use by another run")
         try:
             self._read()
         except BaseException:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from filelock import BaseFileLock, Timeout
+
 from asyncembed.errors import OptionError, UsageError
 
 
@@ -70,6 +72,20 @@ def _object(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("no JSON object")
     return value
+
+
+def take_lock(lock: BaseFileLock, taken: str) -> None:
+    """Lock a file at once, where the file system has locks.
+
+    Raises:
+        OptionError: Another process has it; `taken` says so.
+    """
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OptionError(taken) from error
+    except NotImplementedError:  # a file system without locks
+        pass
 
 
 class Trail:

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from asyncembed.errors import OptionError
 from asyncembed.files import move
-from asyncembed.journal import Journal
+from asyncembed.journal import Journal, take_lock
 
 VERSION = 1
 """Of what the folder holds: another version's draft is not gone on with."""
@@ -65,12 +65,7 @@ class Draft:
             if path.is_symlink():  # to what would be written over
                 raise OptionError(f"{path} is a link, which no run has left: remove it")
         self.folder.mkdir(exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise OptionError(f"{self.target} is being written by another process") from error
-        except NotImplementedError:  # a file system without locks
-            pass
+        take_lock(self._lock, f"{self.target} is being written by another process")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -143,10 +143,7 @@ def _is_weight(graph: OnnxGraph, name: str, *, axes: int) -> bool:
 
 def _maps(graph: OnnxGraph) -> Iterator[_Map]:
     """All products with a weight, and what adds their biases."""
-    readers: dict[str, list[Node]] = {}
-    for node in graph.nodes:
-        for name in node.reads:
-            readers.setdefault(name, []).append(node)
+    readers = graph.readers()
     for node in graph.nodes:
         if node.domain or len(node.inputs) < 2 or not _is_weight(graph, node.inputs[1], axes=2):
             continue

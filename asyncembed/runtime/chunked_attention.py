@@ -130,10 +130,7 @@ def _rewrite(path: Path, rewritten: Path) -> int:
 
 def _attentions(graph: OnnxGraph) -> Iterator[_Attention]:
     """What looks like attention, by the names of operators and by what is read where."""
-    readers: dict[str, list[Node]] = {}
-    for node in graph.nodes:
-        for name in node.reads:
-            readers.setdefault(name, []).append(node)
+    readers = graph.readers()
     for node in graph.nodes:
         if _is_product(node):
             found = _attention(node, graph, readers)

@@ -193,6 +193,14 @@ class OnnxGraph:
         }
         self.opset: int = self._opset()
 
+    def readers(self) -> dict[str, list[Node]]:
+        """The nodes that read each name, in order."""
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.reads:
+                found.setdefault(name, []).append(node)
+        return found
+
     def write(
         self,
         path: Path,
