@@ -35,6 +35,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               sample_inputs, charts, log_lines, unix_socket   inputs for bench; figures as SVG; serve's log and socket
 #   embedders/  text, sparse, late_interaction, hybrid, image, multimodal, cross_encoder: the seven classes
 #               base, roles, intake         what they share
+#               chunks                      long documents: from a source to pieces, from their results to chunks
 #   images/     inputs, urls, connecting, decode, image_limits, preprocess
 #   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
@@ -43,6 +44,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   encoders/   encoder, registry, settings the seam; which module serves a model, and what a model says to it
 #               dense, static, colbert, one_pass, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
 #               causal_reranker, pair_prompts, chat_template   rerankers that are language models; what they read
+#               chunking, sentences         where a document is cut, and what goes through the model together
 #               hashed, text_graph, graph_inputs, graph_output, pooling, projection, postprocess, finite, batch
 #               tokenization, tokenizer_files, long_texts, token_pooling, word_table, word_pieces, stemming
 #   runtime/    session                     the seam; onnx, providers: its implementation
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
         StreamCall,
         StreamKeywords,
     )
+    from asyncembed.embedders.chunks import ChunkCall, ChunkReturningCall, ChunkStreamCall, ChunkStreamKeywords
     from asyncembed.embedders.cross_encoder import (
         RerankKeywords,
         RerankReturningCall,
@@ -128,7 +131,15 @@ if TYPE_CHECKING:
     from asyncembed.images.inputs import ImageInput
     from asyncembed.muvera import Muvera
     from asyncembed.options import OptionKeywords, Options
-    from asyncembed.results import Counted, CountedBatch, HybridBatch, HybridEmbedding, HybridOutput, SparseEmbedding
+    from asyncembed.results import (
+        Chunk,
+        Counted,
+        CountedBatch,
+        HybridBatch,
+        HybridEmbedding,
+        HybridOutput,
+        SparseEmbedding,
+    )
     from asyncembed.runtime.session import Device, SessionOptions
     from asyncembed.scoring import cosine, hybrid_scores, maxsim, maxsim_scores, sparse_scores, top_k
     from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
@@ -141,6 +152,11 @@ __all__ = [
     "CacheFolderOrigin",
     "Call",
     "CallKeywords",
+    "Chunk",
+    "ChunkCall",
+    "ChunkReturningCall",
+    "ChunkStreamCall",
+    "ChunkStreamKeywords",
     "Counted",
     "CountedBatch",
     "Device",
@@ -219,6 +235,11 @@ _HOMES = {
     "CacheFolderOrigin": "asyncembed.catalogue.spec",
     "Call": "asyncembed.encoders.encoder",
     "CallKeywords": "asyncembed.embedders.base",
+    "Chunk": "asyncembed.results",
+    "ChunkCall": "asyncembed.embedders.chunks",
+    "ChunkReturningCall": "asyncembed.embedders.chunks",
+    "ChunkStreamCall": "asyncembed.embedders.chunks",
+    "ChunkStreamKeywords": "asyncembed.embedders.chunks",
     "Counted": "asyncembed.results",
     "CountedBatch": "asyncembed.results",
     "Device": "asyncembed.runtime.session",

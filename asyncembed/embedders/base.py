@@ -41,6 +41,7 @@ from asyncembed.checks import (
 )
 from asyncembed.embedders.intake import Door, InputT, Key, check_source
 from asyncembed.encoders.encoder import Call, EncoderConfig, Mode
+from asyncembed.encoders.registry import TokenSource
 from asyncembed.engine.lifetime import owned_task_group, uninterrupted
 from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
@@ -146,6 +147,8 @@ class Opened:
     requests: "set[_Request]" = field(default_factory=set)
     plain_calls: dict[Mode, tuple[Call, Assembly[Any, Any]]] = field(default_factory=dict)
     """Of one-item calls without keywords: the same for each."""
+    token_source: TokenSource | None = None
+    """Says where the tokens of a text are; once something has asked for it."""
 
     def end_all(self) -> None:
         """End whatever runs, with an error: the embedder closes."""
@@ -354,8 +357,9 @@ class Embedder(OnAnyLoop[Opened]):
         call: Call,
         assembly: Assembly[ResultT, CollectedT],
         keywords: StreamKeywords,
+        make_state: Callable[..., StreamState[Any]] = StreamState,
     ) -> AnyStream[InputT, ResultT, CollectedT]:
-        _check_stream(keywords)
+        check_stream(keywords)
         check_source(source)
         key, priority = keywords.get("key"), keywords.get("priority", "bulk")
         on_error, shows_bar = keywords.get("on_error", "raise"), keywords.get("progress", False)
@@ -370,7 +374,7 @@ class Embedder(OnAnyLoop[Opened]):
             _log_truncated(opened, state)
 
         observers = opened.model.observers
-        state: StreamState[InputT] = StreamState(
+        state: StreamState[InputT] = make_state(
             opened.engine,
             intake,
             model_name=opened.model.name,
@@ -378,7 +382,7 @@ class Embedder(OnAnyLoop[Opened]):
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
             ordered=keywords.get("ordered", True),
             on_error=on_error,
-            total=_length_of(source, is_wanted=shows_bar) if total is None else total,
+            total=length_of(source, is_wanted=shows_bar) if total is None else total,
             shows_bar=shows_bar,
             on_end=end,
             observe=None if observers is None else partial(observers.begin, call.mode, priority),
@@ -576,7 +580,8 @@ class _Request:
         return self._result
 
 
-def _check_stream(keywords: StreamKeywords) -> None:
+def check_stream(keywords: StreamKeywords) -> None:
+    """See that what a call says of its stream can work. Raises `OptionError`."""
     check_choice("priority", keywords.get("priority", "bulk"), get_args(PriorityName))
     check_on_error(keywords.get("on_error", "raise"))
     check_bool("progress", keywords.get("progress", False))
@@ -585,7 +590,7 @@ def _check_stream(keywords: StreamKeywords) -> None:
     check_callable("key", keywords.get("key"), what="a function that takes the input out of a record")
 
 
-def _length_of(source: object, *, is_wanted: bool) -> int | None:
+def length_of(source: object, *, is_wanted: bool) -> int | None:
     """How many records a source has, if it knows; what it raises instead is its own matter when it is read.
 
     A source of somebody's own may ask a database for it, and hold up the loop: it does so where that is wanted.

@@ -13,6 +13,7 @@ from asyncembed.errors import EncodeError, InputError, OptionError
 from asyncembed.runtime.session import SessionOptions
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     from asyncembed.results import HybridOutput
@@ -23,7 +24,7 @@ Results: TypeAlias = "Sequence[Any] | npt.NDArray[Any]"
 Failures: TypeAlias = Mapping[int, InputError | EncodeError]
 """Position in the batch → why that input alone has no result."""
 
-Mode: TypeAlias = Literal["embed", "query", "passage", "image", "pair", "count"]
+Mode: TypeAlias = Literal["embed", "query", "passage", "image", "pair", "count", "chunks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,8 @@ class Call:
     """What one call asks beyond its inputs. Inputs share a batch only if their calls are equal.
 
     Attributes:
-        mode: What the inputs are, or, for "count", that only their tokens are to be counted.
+        mode: What the inputs are, or, for "count", that only their tokens are to be counted; for "chunks" they are
+            each a `TokenWindow`, of which every span gets a vector.
         task: Task of a multi-task model.
         prompt: Text put before each input.
         truncate: Cut inputs over the limit; False makes such an input an `InputError`.
@@ -96,6 +98,21 @@ class Call:
     def __post_init__(self) -> None:
         if not isinstance(self.truncate, bool):
             raise OptionError(f"truncate must be True or False; got {self.truncate!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWindow:
+    """Tokens of a document that go through the model together, and the chunks among them; travels by pickle.
+
+    Attributes:
+        ids: As the graph takes them, special tokens and those of a prompt included: int64 (tokens,).
+        spans: First and last token of each chunk, the last one exclusive, as positions in `ids`.
+        texts: Those of the chunks, for an encoder that asks for them; else empty.
+    """
+
+    ids: "npt.NDArray[np.int64]"
+    spans: Sequence[tuple[int, int]]
+    texts: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
