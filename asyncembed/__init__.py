@@ -19,8 +19,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   stream, feeding, window                 the handle; the tasks that read ahead; what is read ahead, and its order
 #   results, scoring, muvera                what comes out, and what may be done with it
 #   bars                                    how far a stream is: numbers, and a bar
-#   readers, sources                        files as sources; their former name
-#   observing                               what observers hear of calls and batches
+#   readers, sources, observing             files as sources; their former name; what observers hear of calls
 #   sync                                    the seven classes for programs without an event loop
 #   any_loop                                a model that may be awaited from any event loop
 #   testing, faking                         models without weights for a program's tests; whether they are switched on
@@ -34,8 +33,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               stored, checkup, measuring  what the caches hold; what doctor looks at; what bench measures
 #               sample_inputs, charts, log_lines, unix_socket   inputs for bench; figures as SVG; serve's log and socket
 #   embedders/  text, sparse, late_interaction, hybrid, image, multimodal, cross_encoder: the seven classes
-#               base, roles, intake         what they share
-#               chunks                      long documents: from a source to pieces, from their results to chunks
+#               base, roles, intake         what they share; chunks: long documents, in pieces
 #   images/     inputs, urls, connecting, decode, image_limits, preprocess
 #   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
@@ -44,9 +42,9 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   encoders/   encoder, registry, settings the seam; which module serves a model, and what a model says to it
 #               dense, static, colbert, one_pass, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
 #               causal_reranker, pair_prompts, chat_template   rerankers that are language models; what they read
-#               chunking, sentences         where a document is cut, and what goes through the model together
 #               hashed, text_graph, graph_inputs, graph_output, pooling, projection, postprocess, finite, batch
 #               tokenization, tokenizer_files, long_texts, token_pooling, word_table, word_pieces, stemming
+#               chunking, sentences         where a document is cut, and what goes through the model together
 #   runtime/    session                     the seam; onnx, providers: its implementation
 #               prepared, digests           graphs made ready once; onnx_file, loadable_path, safetensors, torch_file
 #   catalogue/  spec, lookup                models as data
