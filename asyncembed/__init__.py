@@ -42,11 +42,11 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   encoders/   encoder, registry, settings the seam; which module serves a model, and what a model says to it
 #               dense, static, colbert, one_pass, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
 #               causal_reranker, pair_prompts, chat_template   rerankers that are language models; what they read
-#               hashed, text_graph, graph_inputs, graph_output, pooling, projection, postprocess, finite, batch
-#               tokenization, tokenizer_files, long_texts, token_pooling, word_table, word_pieces, stemming
+#               hashed, text_graph, run_cost, graph_inputs, graph_output, pooling, projection, postprocess, finite
+#               tokenization, tokenizer_files, long_texts, token_pooling, word_table, word_pieces, stemming, batch
 #               chunking, sentences         where a document is cut, and what goes through the model together
-#   runtime/    session                     the seam; onnx, providers: its implementation
-#               prepared, digests           graphs made ready once; onnx_file, loadable_path, safetensors, torch_file
+#   runtime/    session                     the seam; onnx, providers: its implementation; openvino: another
+#               prepared, digests, memory   graphs made ready once; onnx_file, loadable_path, safetensors, torch_file
 #   catalogue/  spec, lookup                models as data
 #               pipeline, described, sentence_modules, onnx_choice, limits, cpu   read from a repo's own files
 #               reranker_repos, sparse_repos, late_interaction_repos, hybrid_repos: by family
@@ -56,7 +56,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   export/     graph_cache, architectures  built once; which is which
 #               bert_like, deberta, rotary_bert, modernbert, decoders: a module for architectures that are alike
 #               construction, blocks, attention, rotary, heads, onnx_builder   what they are built of
-#               answers                     what a language model is asked
+#               answers, int8_graph, quantized   what a language model is asked; graphs in 8 bits, by their numbers
 #   server/     app, service, served        models behind HTTP; what its handlers share; which model serves a request
 #               endpoint, http_connection   a route from request to answer; what a client may take before
 #               openai_dialect, tei_dialect, tei_bodies, cohere_dialect, jina_dialect: the interfaces that clients know
@@ -138,7 +138,7 @@ if TYPE_CHECKING:
         HybridOutput,
         SparseEmbedding,
     )
-    from asyncembed.runtime.session import Device, SessionOptions
+    from asyncembed.runtime.session import Device, Runtime, SessionOptions
     from asyncembed.scoring import cosine, hybrid_scores, maxsim, maxsim_scores, sparse_scores, top_k
     from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
 
@@ -200,6 +200,7 @@ __all__ = [
     "RerankStreamCall",
     "ReturningCall",
     "ReturningStream",
+    "Runtime",
     "SessionOptions",
     "Source",
     "SparseEmbedding",
@@ -283,6 +284,7 @@ _HOMES = {
     "RerankStreamCall": "asyncembed.embedders.cross_encoder",
     "ReturningCall": "asyncembed.embedders.base",
     "ReturningStream": "asyncembed.stream",
+    "Runtime": "asyncembed.runtime.session",
     "SessionOptions": "asyncembed.runtime.session",
     "Source": "asyncembed.feeding",
     "SparseEmbedding": "asyncembed.results",

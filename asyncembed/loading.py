@@ -259,7 +259,7 @@ async def find_family(name: str | os.PathLike[str], options: Options) -> Family:
         UnsupportedModelError: It can be of none.
         DownloadError: Its files cannot be had.
     """
-    overrides = Overrides(onnx_file=options.onnx_file, precision=options.precision)
+    overrides = Overrides(onnx_file=options.onnx_file, precision=options.file_precision)
     label, place, families = os.fspath(name), absolute(name), FAMILIES_BY_FILES
     if is_path(name) or await in_disk_thread(_is_so, place.is_dir):
         directory = await _existing_directory(place, label, label)
@@ -379,7 +379,7 @@ async def _export(directory: Path, head: "Head", cache_dir: Path | None, options
     from asyncembed.export.graph_cache import ensure_graph, find_graph
 
     # OpenVINO takes graphs with branches, and gives wrong numbers or fails where it runs.
-    in_chunks = "openvino" not in _provider_names(options)
+    in_chunks = options.runtime != "openvino" and "openvino" not in _provider_names(options)
     found = await in_disk_thread(partial(find_graph, directory, head=head, in_chunks=in_chunks, cache_dir=cache_dir))
     if found is not None:
         return found
@@ -425,6 +425,8 @@ def _find_prepared(path: Path, cache_dir: Path | None, *, workers: int | None) -
 
 def _is_for_cpu(options: Options) -> bool:
     """Whether it is certain that the CPU computes."""
+    if options.runtime == "openvino":
+        return False  # none of onnxruntime's
     if options.providers is None:
         return options.device == "cpu" or (options.device == "auto" and not is_gpu_package_installed())
     return _provider_names(options) == ["cpu"]

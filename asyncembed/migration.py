@@ -59,7 +59,7 @@ KEYWORDS: Mapping[str, str] = {
     ),
     **dict.fromkeys(("config_kwargs", "config_args"), _OF_THE_REPO),
     **dict.fromkeys(("classifier_dropout", "model_card_data"), _TRAINING),
-    "backend": "leave it out: every model is run by ONNX Runtime",
+    "backend": 'leave it out: every model is run by ONNX Runtime, or with runtime="openvino" by OpenVINO',
     "similarity_fn_name": f"leave it out: {_COMPARE}",
     "truncate_dim": _TRUNCATE_DIM,
     "max_active_dims": "leave it out, and keep the largest entries: vector.values.argsort()[-n:]",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, get_args
 from asyncembed.checks import (
     check_bool,
     check_callable,
+    check_choice,
     check_count,
     check_device,
     check_observers,
@@ -22,7 +23,7 @@ from asyncembed.checks import (
 from asyncembed.engine.pool import PoolKeywords, PoolOptions, WorkerPool
 from asyncembed.errors import OptionError
 from asyncembed.observing import Observer
-from asyncembed.runtime.session import Device
+from asyncembed.runtime.session import Device, Runtime
 
 if TYPE_CHECKING:
     from asyncembed.runtime.session import SessionOptions
@@ -52,6 +53,7 @@ class OptionKeywords(PoolKeywords, total=False):
     progress: "bool | Callable[[Any], None] | None"
     device: Device
     providers: Sequence[str | tuple[str, dict[str, Any]]] | None
+    runtime: Runtime
     pool: WorkerPool | None
     precision: str | None
     onnx_file: str | None
@@ -63,6 +65,7 @@ class OptionKeywords(PoolKeywords, total=False):
     max_in_flight_bytes: int | None
     batch_invariant: bool
     prepare: bool
+    lazy: bool
     observers: Sequence[Observer]
 
 
@@ -79,9 +82,12 @@ class Options(PoolOptions):
         progress: A callback for download events; False: no progress bar; None: a bar in a terminal.
         device: "auto" takes CUDA where it is installed and works, "cuda" demands it, "cpu" never asks.
         providers: Execution providers by name, or (name, options), instead of `device`.
+        runtime: "openvino" runs the graph with OpenVINO on the CPU, where that can (`asyncembed[openvino]`). It pays
+            with `precision="bf16"` on CPUs that have bfloat16 in hardware, and hardly anywhere else.
         pool: A pool shared with other embedders; it decides all that concerns the workers.
         precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", "uint8", "q4", "q4f16", "bnb4", "q2",
             "q1", ...), where it has several; of several for one precision, the one that suits this machine's CPU.
+            With `runtime="openvino"`, "bf16" computes the plain file in bfloat16.
         onnx_file: The ONNX file to take, as a path inside the repo, also as Windows writes it.
         output_name: The output of the graph to take, by its name or position. None takes what the model's files say,
             and a finished vector (`sentence_embedding`) where a graph has one and they say nothing else.
@@ -94,6 +100,9 @@ class Options(PoolOptions):
             on the others in its batch.
         prepare: Keep a large model in the cache as the CPU computes it, made once when it is first opened, so that it
             opens sooner and all workers share one copy of its weights. False: each worker makes its own.
+        lazy: Opening finds no files and starts no workers: the first call does, and others wait with it. What the
+            model's files say (`max_length`, ...) is known from then on. Where it cannot be loaded, the calls that wait
+            raise the error, and the next one tries again.
         observers: Functions that hear of its opening, calls and batches: see `asyncembed.observing`.
     """
 
@@ -105,6 +114,7 @@ class Options(PoolOptions):
     progress: "bool | Callable[[Any], None] | None" = None
     device: Device = "auto"
     providers: Sequence[str | tuple[str, dict[str, Any]]] | None = None
+    runtime: Runtime = "onnxruntime"
     pool: WorkerPool | None = None
     precision: str | None = None
     onnx_file: str | None = None
@@ -116,6 +126,7 @@ class Options(PoolOptions):
     max_in_flight_bytes: int | None = None
     batch_invariant: bool = True
     prepare: bool = True
+    lazy: bool = False
     observers: Sequence[Observer] = ()
 
     def __post_init__(self) -> None:
@@ -131,7 +142,7 @@ class Options(PoolOptions):
             object.__setattr__(self, name, None if path is None else absolute(path))
         for name in ("revision", "onnx_file"):
             check_text(name, getattr(self, name))
-        for name in ("local_files_only", "batch_invariant", "prepare"):
+        for name in ("local_files_only", "batch_invariant", "prepare", "lazy"):
             check_bool(name, getattr(self, name))
         if self.onnx_file is not None:
             object.__setattr__(self, "onnx_file", self.onnx_file.replace("\\", "/"))  # as `os.path.join` gives it
@@ -140,6 +151,7 @@ class Options(PoolOptions):
             check_callable("progress", self.progress, what="a function that takes events, False for no bar, or None")
         check_precision(self.precision)
         check_device(self.device, get_args(Device))
+        check_choice("runtime", self.runtime, get_args(Runtime))
         if isinstance(self.output_name, int):
             check_count("output_name", self.output_name, minimum=0)
         else:
@@ -148,6 +160,7 @@ class Options(PoolOptions):
             check_providers(self.providers)
             if self.device != "auto":
                 raise OptionError("give either device or providers, not both")
+        self._check_runtime()
         if self.precision is not None and self.onnx_file is not None:
             raise OptionError("give either precision or onnx_file, not both")
         check_observers(self.observers)
@@ -157,6 +170,17 @@ class Options(PoolOptions):
                 raise OptionError(f"pool must be a WorkerPool; got {self.pool!r}")
             if clashing := self.changed_for_pool():
                 raise OptionError(f"{', '.join(clashing)}: with pool=, give this to the WorkerPool instead")
+
+    def _check_runtime(self) -> None:
+        if self.runtime == "openvino" and (self.device == "cuda" or self.providers is not None):
+            raise OptionError('runtime="openvino" computes on the CPU: leave out device= and providers=')
+        if self.precision == "bf16" and self.runtime != "openvino":
+            raise OptionError('precision="bf16" is what OpenVINO computes in: say runtime="openvino" as well')
+
+    @property
+    def file_precision(self) -> str | None:
+        """The precision of the ONNX file to take; None: the plain one."""
+        return None if self.precision == "bf16" else self.precision
 
     @classmethod
     def from_keywords(cls, keywords: OptionKeywords, *, own: Collection[str] = ()) -> "Options":
@@ -185,6 +209,8 @@ class Options(PoolOptions):
         """What of this concerns the session; the pool adds threads and device."""
         from asyncembed.runtime.session import SessionOptions
 
+        if self.runtime == "openvino":
+            return SessionOptions(device="cpu", runtime=self.runtime, bfloat16=self.precision == "bf16")
         if self.providers is None:
             return SessionOptions(device=self.device)
         pairs = [(entry, {}) if isinstance(entry, str) else entry for entry in self.providers]

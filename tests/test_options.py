@@ -64,6 +64,27 @@ def test_image_keywords_are_those_of_the_constructor() -> None:
     assert own < documented(image.ImageEmbedder.__doc__, "Args")
 
 
+@pytest.mark.parametrize(
+    ("keywords", "reason"),
+    [
+        ({"runtime": "tensorrt"}, "runtime must be one of 'onnxruntime', 'openvino'"),
+        ({"runtime": "openvino", "device": "cuda"}, "computes on the CPU"),
+        ({"runtime": "openvino", "providers": ["cpu"]}, "computes on the CPU"),
+        ({"precision": "bf16"}, 'say runtime="openvino" as well'),
+    ],
+)
+def test_a_runtime_that_cannot_do_it_is_refused(keywords: Any, reason: str) -> None:
+    with pytest.raises(OptionError, match=reason):
+        Options(**keywords)
+
+
+def test_bfloat16_is_a_way_to_compute_and_no_file() -> None:
+    options = Options(runtime="openvino", precision="bf16")
+    assert options.file_precision is None
+    assert options.session_options().bfloat16
+    assert not Options(runtime="openvino", precision="fp16").session_options().bfloat16
+
+
 def test_what_a_pool_decides_is_not_said_beside_it() -> None:
     pool = WorkerPool(workers=1)
     assert Options(pool=pool, batch_timeout=Options().batch_timeout).pool is pool

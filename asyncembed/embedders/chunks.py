@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sys import getsizeof
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
-from anyio import CapacityLimiter, move_on_after, to_thread
+from anyio import move_on_after, to_thread
 
 from asyncembed.checks import check_choice, check_count
 from asyncembed.embedders.base import Opened, ReturningCall, StreamCall, StreamKeywords
@@ -80,15 +80,15 @@ class ChunkStreamKeywords(ChunkCall, StreamKeywords, total=False):
     """What a call may say that gives either."""
 
 
-def check_chunks(asked: ChunkCall, spec: "ModelSpec") -> None:
-    """See that a call can work with a model.
+def check_chunks(asked: ChunkCall) -> None:
+    """See that a call can work, with a model for it.
 
     Raises:
         OptionError: It cannot.
         RuntimeMissingError: There is nothing that finds sentences.
     """
-    mode, boundaries = asked.get("mode", "late"), asked.get("boundaries", "tokens")
-    check_choice("mode", mode, ("late", "plain"))
+    boundaries = asked.get("boundaries", "tokens")
+    check_choice("mode", asked.get("mode", "late"), ("late", "plain"))
     check_count("chunk_tokens", asked.get("chunk_tokens"), minimum=1)
     check_count("overlap", asked.get("overlap", 0), minimum=0, may_be_none=False)
     check_count("context_tokens", asked.get("context_tokens"), minimum=0)
@@ -98,16 +98,17 @@ def check_chunks(asked: ChunkCall, spec: "ModelSpec") -> None:
         raise OptionError(
             "overlap= goes with boundaries by tokens and sentences: spans of a function overlap as it says"
         )
-    if mode == "late":
-        _check_pooling(spec)
-    elif asked.get("context_tokens") is not None:
+    if not _is_late(asked) and asked.get("context_tokens") is not None:
         raise OptionError('context_tokens= goes with mode="late": plain chunks see no context')
     if boundaries == "sentences":
         check_sentences()
 
 
-def _check_pooling(spec: "ModelSpec") -> None:
+def check_pooling(asked: ChunkCall, spec: "ModelSpec") -> None:
+    """See that a model can do what is asked. Raises `OptionError`."""
     is_fake = spec.encoder == ENCODER
+    if not _is_late(asked):
+        return
     if not is_fake and not row_of(spec).pools_spans:
         raise OptionError(f'{spec.name} gives no vectors to parts of a text: say mode="plain"')
     if spec.pooling != "mean" and not (is_fake and spec.pooling == "none"):
@@ -115,6 +116,22 @@ def _check_pooling(spec: "ModelSpec") -> None:
             f"{spec.name} is pooled by {spec.pooling!r}, and late chunking takes the mean of a chunk's tokens: say "
             'mode="plain", or pooling="mean" in the constructor if that is what you want of this model'
         )
+
+
+def chunk_plan(asked: ChunkCall, prompt: str) -> ChunkPlan:
+    """What a call asks of its chunks."""
+    return ChunkPlan(
+        is_late=_is_late(asked),
+        chunk_tokens=asked.get("chunk_tokens"),
+        overlap=asked.get("overlap", 0),
+        boundaries=asked.get("boundaries", "tokens"),
+        context_tokens=asked.get("context_tokens"),
+        prompt=prompt,
+    )
+
+
+def _is_late(asked: ChunkCall) -> bool:
+    return asked.get("mode", "late") == "late"
 
 
 # ---------------------------------------------------------------- from documents to pieces
@@ -149,20 +166,22 @@ class Cutting:
     """Makes pieces of the documents of one source.
 
     Attributes:
+        plan: How; there before anything is read.
         read: How many records were read.
     """
 
-    def __init__(self, opened: Opened, plan: ChunkPlan, key: Key | None) -> None:
+    plan: ChunkPlan
+
+    def __init__(self, opened: Opened, key: Key | None) -> None:
         self.read: int = 0
         self._opened = opened
-        self._plan = plan
         self._key = key
         self._cut: Callable[[str], Iterator[Any]] | None = None
 
     def pieces(self, source: Source[Any]) -> Iterable[Piece] | AsyncIterable[Piece]:
         """Those of all documents, as lazily as the source is read."""
         if hasattr(type(source), "__aiter__"):
-            return self._awaited(cast("AsyncIterable[Any]", source), self._opened.engine.limiter)
+            return self._awaited(cast("AsyncIterable[Any]", source))
         return self._read(cast("Iterable[Any]", source))
 
     def _read(self, source: Iterable[Any]) -> Generator[Piece]:
@@ -174,7 +193,8 @@ class Cutting:
             if isinstance(iterator, Generator):
                 iterator.close()
 
-    async def _awaited(self, source: AsyncIterable[Any], limiter: CapacityLimiter) -> AsyncGenerator[Piece]:
+    async def _awaited(self, source: AsyncIterable[Any]) -> AsyncGenerator[Piece]:
+        limiter = self._opened.engine.limiter
         iterator = aiter(source)
         try:
             async for record in iterator:
@@ -218,7 +238,7 @@ class Cutting:
                 opened.token_source = token_source(model.config)  # in two threads at once: one is dropped
             is_fake = model.config.spec.encoder == ENCODER
             limit = model.info.max_length
-            self._cut = Chunker(self._plan, opened.token_source, limit, model.name, gives_texts=is_fake).pieces
+            self._cut = Chunker(self.plan, opened.token_source, limit, model.name, gives_texts=is_fake).pieces
         return self._cut
 
 

@@ -311,7 +311,8 @@ class TextCrossEncoder(Embedder):
     def _pairs(
         self, source: Source[InputT], door: Door, assembly: Assembly[float, CollectedT], call: RerankKeywords
     ) -> AnyStream[InputT, float, CollectedT]:
-        return self._stream(self._require_open(), source, door, self._call(call), assembly, call)
+        asked = self._call(call)
+        return self._stream(self._require_open(), source, door, lambda _: (asked, assembly), call)
 
     def _call(self, keywords: RerankKeywords) -> Call:
         activation, instruction = keywords.get("activation"), keywords.get("instruction")

@@ -116,7 +116,9 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
         Returns:
             A stream of arrays (rows, dim).
         """
-        return self._stream(self._require_open(), as_source(documents), TEXTS, self._text_call, MATRICES, call)
+        return self._stream(
+            self._require_open(), as_source(documents), TEXTS, lambda _: (self._text_call, MATRICES), call
+        )
 
     @overload
     def embed_image(
@@ -146,7 +148,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
             A stream of arrays (rows, dim). ColPali has 1030 rows for an image, ColModernVBERT 64 and a few for each
             tile into which it cuts it.
         """
-        return self._images(images, self._image_call, MATRICES, call)
+        return self._images(images, self._image_call, lambda: MATRICES, call)
 
     # ---------------------------------------------------------------- a few inputs, at once
 

@@ -140,7 +140,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
             StateError: The model is neither catalogued nor given as a spec, so this is known only while it is open.
         """
         opened = self._opened
-        spec = self._known_spec() if opened is None else opened.spec
+        spec = self._known_spec() if opened is None or opened.loaded is None else opened.spec
         if spec is None:
             raise StateError(f"whether {self.model_name} requires the IDF is known once it is open")
         return bool(spec.settings.get("requires_idf"))

@@ -29,10 +29,11 @@ from asyncembed.embedders.chunks import (
     Cutting,
     PieceIntake,
     check_chunks,
+    check_pooling,
+    chunk_plan,
 )
-from asyncembed.embedders.intake import InputT, Key, as_source, check_source
+from asyncembed.embedders.intake import InputT, as_source, check_source
 from asyncembed.embedders.roles import TEXTS, TextRoles, role_prompt
-from asyncembed.encoders.chunking import ChunkPlan
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.encoders.registry import row_of
 from asyncembed.errors import OptionError
@@ -331,15 +332,22 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         Returns:
             A stream of chunks; with `batches` and `collect`, of lists of them.
         """
-        opened = self._require_open()
-        check_chunks(cast(ChunkCall, call), opened.spec)
+        check_chunks(call)
         check_source(documents)
         check_stream(call)
         if call.get("total") is None:
             call["total"] = length_of(documents, is_wanted=call.get("progress", False))
-        cutting, worker_call = self._cutting(opened, call, call.pop("key", None))
+        opened = self._require_open()
+        cutting = Cutting(opened, call.pop("key", None))
+
+        def plan(opened: Opened) -> tuple[Call, Assembly[Any, Any]]:
+            check_pooling(call, opened.spec)
+            asked = self._call(opened, "embed", call)
+            cutting.plan = chunk_plan(call, asked.prompt or "")
+            return replace(asked, mode="chunks" if cutting.plan.is_late else "embed"), CHUNKS
+
         pieces = cast("Source[Any]", cutting.pieces(as_source(documents)))
-        return self._stream(opened, pieces, PieceIntake, worker_call, CHUNKS, call, partial(ChunkState, cutting))
+        return self._stream(opened, pieces, PieceIntake, plan, call, partial(ChunkState, cutting))
 
     # ---------------------------------------------------------------- a few inputs, at once
 
@@ -441,20 +449,6 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         register(replace(spec, dim=dim, pooling=cast(Pooling, wanted), normalize=normalization, graph_output=output))
 
     # ---------------------------------------------------------------- parts
-
-    def _cutting(self, opened: Opened, asked: ChunkStreamKeywords, key: Key | None) -> tuple[Cutting, Call]:
-        """What cuts the documents of a call, and what the worker is to do with the pieces."""
-        call = self._call(opened, "embed", asked)
-        is_late = asked.get("mode", "late") == "late"
-        plan = ChunkPlan(
-            is_late=is_late,
-            chunk_tokens=asked.get("chunk_tokens"),
-            overlap=asked.get("overlap", 0),
-            boundaries=asked.get("boundaries", "tokens"),
-            context_tokens=asked.get("context_tokens"),
-            prompt=call.prompt or "",
-        )
-        return Cutting(opened, plan, key), replace(call, mode="chunks" if is_late else "embed")
 
     def _overrides(self) -> Overrides:
         return replace(super()._overrides(), pooling=self._pooling, normalize=self._normalize)

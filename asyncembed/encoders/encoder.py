@@ -125,6 +125,8 @@ class ModelInfo:
         dim: Length of the vectors, where all have one.
         tokens_per_image: What an image counts; 0 for a model of texts.
         max_batch_tokens: Most tokens of a batch, by what computes them; None: as the config says.
+        attention_tokens: Tokens of an input whose attention costs as much as all else; None: nothing of it grows with a
+            square.
         dynamically_quantized: Whether a result would depend on its neighbours in a run of the graph.
         providers: The execution providers that came up, the one that computes first; empty without a graph.
         warning: What the user should know of where the model runs; None: nothing.
@@ -137,6 +139,7 @@ class ModelInfo:
     dim: int | None = None
     tokens_per_image: int = 0
     max_batch_tokens: int | None = None
+    attention_tokens: int | None = None
     dynamically_quantized: bool = False
     providers: tuple[str, ...] = ()
     warning: str | None = None

@@ -9,8 +9,9 @@ import numpy as np
 
 from asyncembed.encoders.encoder import EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import Finite
-from asyncembed.encoders.graph_inputs import Filler, filler_of, has_past
+from asyncembed.encoders.graph_inputs import Filler, filler_of, has_past, width_of
 from asyncembed.encoders.graph_output import find_output
+from asyncembed.encoders.run_cost import ATTENTION_WIDTHS, cost_of
 from asyncembed.encoders.settings import GraphSettings
 from asyncembed.encoders.tokenization import Ids, IntArray, TextTokenizer
 from asyncembed.errors import OptionError, UnsupportedModelError
@@ -48,29 +49,31 @@ class Planner:
     """What bounds the runs of one graph: the one place that every family asks which inputs run together.
 
     Attributes:
-        max_tokens: Most tokens of a run, padding included, unless a single input has more.
+        max_tokens: Most tokens of a run, padding included, long inputs by what they cost, unless a single one has more.
         max_size: Most inputs of a run; None: no limit.
         run_overhead_tokens: What a run costs on top of its tokens; 0 where inputs of one length alone may share a run.
+        attention_tokens: From which a length gives its cost: see `cost_of`.
     """
 
     max_tokens: int
     max_size: int | None = None
     run_overhead_tokens: int = CPU_RUN_OVERHEAD_TOKENS
+    attention_tokens: int | None = None
 
     def plan(self, lengths: Sequence[int], *, max_size: int | None = None) -> list[MicroBatch]:
         """Cut inputs of these lengths into the runs that cost least together, longest first.
 
-        A run costs `run_overhead_tokens + longest * count`; it holds no more inputs than `max_size`, this one's and the
-        planner's, and at most `max_tokens` tokens, padding included, unless a single input alone has more: that one
-        runs by itself.
+        A run costs `run_overhead_tokens + cost_of(longest) * count`; it holds no more inputs than `max_size`, this
+        one's and the planner's, and its inputs cost at most `max_tokens`, padding included, unless a single input alone
+        costs more: that one runs by itself.
 
         Once sorted, the best runs are neighbours, so the cheapest cut is found exactly: `best[i]`, the least cost
-        of the first i inputs, is the minimum over the start j of the last run of `best[j] + overhead + length[j]
-        * (i - j)`.
+        of the first i inputs, is the minimum over the start j of the last run of `best[j] + overhead +
+        cost_of(length[j]) * (i - j)`.
         """
         size_limit = min((size for size in (self.max_size, max_size) if size is not None), default=len(lengths))
         order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        sorted_lengths = np.array([lengths[row] for row in order], dtype=np.int64)
+        sorted_costs = np.array([cost_of(lengths[row], self.attention_tokens) for row in order], dtype=np.int64)
         count = len(order)
         best = np.zeros(count + 1, dtype=np.int64)
         start_of_run = [0] * (count + 1)
@@ -79,11 +82,11 @@ class Planner:
         starts = np.arange(count, dtype=np.int64)
         for end in range(1, count + 1):
             while first < end - 1 and (
-                sorted_lengths[first] * (end - first) > self.max_tokens or end - first > size_limit
+                sorted_costs[first] * (end - first) > self.max_tokens or end - first > size_limit
             ):
                 first += 1
             window = slice(first, end)
-            costs = best[window] + sorted_lengths[window] * (end - starts[window])
+            costs = best[window] + sorted_costs[window] * (end - starts[window])
             cheapest = int(costs.argmin())
             best[end] = costs[cheapest] + self.run_overhead_tokens
             start_of_run[end] = first + cheapest
@@ -91,7 +94,7 @@ class Planner:
         end = count
         while end > 0:
             start = start_of_run[end]
-            runs.append(MicroBatch(tuple(order[start:end]), int(sorted_lengths[start])))
+            runs.append(MicroBatch(tuple(order[start:end]), lengths[order[start]]))
             end = start
         runs.reverse()
         return runs
@@ -142,11 +145,14 @@ class Graph:
         self._dtypes: Mapping[str, np.dtype[Any]] = {name: self.session.input_dtype(name) for name in names}
         self._batch_sizes = {name: self.fixed_dimension(0, name) for name in names}
         self._batch_size = self._batch_sizes["input_ids" if "input_ids" in names else names[0]]
+        # An image's attention is part of what an image costs.
+        width = width_of(config.directory / spec.folder) if "input_ids" in names else None
         elsewhere = None if self.session.runs_on_cpu else config.accelerated_batch_tokens
         budget = config.max_batch_tokens if elsewhere is None else elsewhere
         self.info: ModelInfo = ModelInfo(
             providers=self.session.providers,
             max_batch_tokens=budget,
+            attention_tokens=None if width is None else ATTENTION_WIDTHS * width,
             dynamically_quantized=self._is_dynamically_quantized,
             warning=self.session.warning,
         )
@@ -190,7 +196,12 @@ class Graph:
         if self._batch_size is not None:
             # Each run computes the whole batch, however much of it is in use: the fewest runs cost least.
             max_tokens, overhead = sys.maxsize, _FEWEST_RUNS if overhead else 0
-        return Planner(max_tokens=max_tokens, max_size=min(sizes, default=None), run_overhead_tokens=overhead)
+        return Planner(
+            max_tokens=max_tokens,
+            max_size=min(sizes, default=None),
+            run_overhead_tokens=overhead,
+            attention_tokens=self.info.attention_tokens,
+        )
 
     def _run_overhead(self) -> int:
         return CPU_RUN_OVERHEAD_TOKENS if self.session.runs_on_cpu else ACCELERATOR_RUN_OVERHEAD_TOKENS

@@ -13,7 +13,7 @@ What holds between any two calls:
   outlive its model, and is answered all the same.
 - No batch is empty.
 - Answers come in the order of sending, so what is in flight is a queue, and the first of it is what a worker computes.
-- Every item's size is positive, and so is the time that any batch takes, once one was measured.
+- Every item's size is positive, and so are what it costs and the time that any batch takes, once one was measured.
 """
 
 from collections import deque
@@ -61,6 +61,9 @@ WORTH_SHARING_SECONDS = 0.005
 WORTH_LEAVING_TOKENS = 32
 """Fewer are not left to a worker that is busy still: to run a graph has a fixed cost."""
 
+OVERDUE_TIMES = 4
+"""An input that takes longer than a batch may is overdue after as many times what it should take by those before it."""
+
 KILLS_BEFORE_SPLITTING = 2
 MAX_LOAD_CRASHES = 3
 
@@ -97,7 +100,8 @@ class Order:
     started: float = 0.0
     """When it was sent, or became the first in flight."""
     speed: Speed = field(default_factory=Speed)
-    size: int = 0
+    cost: int = 0
+    """Of the batch, in tokens of short texts."""
 
 
 @dataclass(slots=True, eq=False)
@@ -151,13 +155,13 @@ class Slot:
         typical_seconds = sum(order.speed.batch_seconds for order in self.in_flight) / len(self.in_flight)
         if len(self.in_flight) > ceil(ROUND_TRIP_SECONDS / typical_seconds):
             return False
-        # By size, too: what was computed lately may have been much smaller than what is in flight.
+        # By cost, too: what was computed lately may have been much smaller than what is in flight.
         return self.in_flight_seconds < ROUND_TRIP_SECONDS / ROUND_TRIP_SHARE
 
     @property
     def in_flight_seconds(self) -> float:
         """About how long all takes that it has in flight, from the start of the first."""
-        return sum(order.speed.seconds(order.size) for order in self.in_flight)
+        return sum(order.speed.seconds(order.cost) for order in self.in_flight)
 
     def die(self, death: Death, details: str = "") -> None:
         """Give the worker no more; the first reason is the one that counts."""
@@ -284,8 +288,8 @@ class Dispatcher:
         if leader is None or not workers:
             return None
         speed = self.models[leader.batch_key.model].speed(leader.batch_key)
-        tokens = self._scheduler.waiting_tokens(Priority.INTERACTIVE)
-        return speed.seconds(tokens) / workers if speed.is_known else None
+        cost = self._scheduler.waiting_cost(Priority.INTERACTIVE)
+        return speed.seconds(cost) / workers if speed.is_known else None
 
     def _queued(self, priority: Priority) -> int:
         """How many items of this priority wait for a worker, those in batches that were put back included."""
@@ -345,9 +349,9 @@ class Dispatcher:
         if model.key not in slot.loaded:
             model.load_error = None
             return Order(model)
-        size = batch.size
-        assert size > 0, "a speed is by size"
-        return Order(model, batch, speed=model.speed(batch.batch_key), size=size)
+        cost = batch.cost
+        assert cost > 0, "a speed is by cost"
+        return Order(model, batch, speed=model.speed(batch.batch_key), cost=cost)
 
     def sent(self, slot: Slot, order: Order, now: float) -> None:
         """Learn that the worker was given its order."""
@@ -413,21 +417,21 @@ class Dispatcher:
         leader = self._scheduler.oldest(priority)
         if leader is None:
             return False
-        tokens, count = self._scheduler.waiting_tokens(priority), self._scheduler.waiting(priority)
-        return tokens >= leader.batch_key.max_batch_tokens or count >= leader.batch_key.max_batch_size
+        cost, count = self._scheduler.waiting_cost(priority), self._scheduler.waiting(priority)
+        return cost >= leader.batch_key.max_batch_tokens or count >= leader.batch_key.max_batch_size
 
     def _share(self, slot: Slot) -> int | None:
-        """Tokens of an interactive batch that leave the busy workers as much as this one has; None: take all.
+        """What an interactive batch may cost to leave the busy workers as much as this one has; None: take all.
 
         Else callers who are answered together would come back together for ever: many at one worker, few at another.
         """
         busy = [other for other in self.slots if other is not slot and other.is_usable and not other.is_loading]
-        tokens = self._scheduler.tokens + sum(order.size for other in busy for order in other.in_flight)
-        share = max(WORTH_LEAVING_TOKENS, ceil(tokens / (1 + len(busy))))
+        cost = self._scheduler.cost + sum(order.cost for other in busy for order in other.in_flight)
+        share = max(WORTH_LEAVING_TOKENS, ceil(cost / (1 + len(busy))))
         leader = self._scheduler.oldest(Priority.INTERACTIVE)
         if leader is None:
             return None
-        left = self._scheduler.waiting_tokens(Priority.INTERACTIVE) - share
+        left = self._scheduler.waiting_cost(Priority.INTERACTIVE) - share
         speed = self.models[leader.batch_key.model].speed(leader.batch_key)
         return share if left >= WORTH_LEAVING_TOKENS and speed.seconds(left) > WORTH_SHARING_SECONDS else None
 
@@ -436,7 +440,7 @@ class Dispatcher:
         leader = self._scheduler.oldest(priority)
         if leader is None:
             return 0.0
-        return self.models[leader.batch_key.model].speed(leader.batch_key).seconds(self._scheduler.tokens)
+        return self.models[leader.batch_key.model].speed(leader.batch_key).seconds(self._scheduler.cost)
 
     def _first_retry(self, slot: Slot) -> Batch | None:
         self._retries = [batch for batch in self._retries if _drop_withdrawn(batch)]
@@ -462,7 +466,7 @@ class Dispatcher:
         if slot.in_flight:
             slot.in_flight[0].started = now
         if order.batch is not None:
-            order.speed.measure(seconds, order.size)
+            order.speed.measure(seconds, order.cost)
         return order, seconds
 
     def loaded(self, slot: Slot, model: PooledModel, info: "ModelInfo") -> bool:
@@ -502,7 +506,12 @@ class Dispatcher:
             return inf
         order = slot.in_flight[0]
         limit = self._load_timeout if order.batch is None else self._batch_timeout
-        return inf if limit is None else order.started + limit - now
+        if limit is None:
+            return inf
+        if order.batch is not None and order.cost > order.batch.batch_key.max_batch_tokens:
+            # One input, over the budget of a batch: its length may ask for more time than any batch is given.
+            limit = max(limit, OVERDUE_TIMES * order.speed.seconds(order.cost))
+        return order.started + limit - now
 
     # ---------------------------------------------------------------- deaths
 

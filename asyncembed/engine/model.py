@@ -36,22 +36,22 @@ class Speed:
         self.batch_seconds: float = 0.0
         """Of the latest batches, as they came; 0 until one was measured."""
         self.seconds_per_token: float = 0.0
-        """By the estimated tokens of a batch, padding included; 0 until one was measured."""
+        """By what a batch costs in tokens of short texts, as estimated; 0 until one was measured."""
 
     @property
     def is_known(self) -> bool:
         """Whether any batch was measured."""
         return self.batch_seconds > 0
 
-    def measure(self, seconds: float, size: int) -> None:
-        """Learn from a batch of `size` estimated tokens."""
+    def measure(self, seconds: float, cost: int) -> None:
+        """Learn from a batch that costs so much."""
         weight = 1 - SPEED_MEMORY if self.is_known else 1.0
         self.batch_seconds += weight * (seconds - self.batch_seconds)
-        self.seconds_per_token += weight * (seconds / max(1, size) - self.seconds_per_token)
+        self.seconds_per_token += weight * (seconds / max(1, cost) - self.seconds_per_token)
 
-    def seconds(self, size: int) -> float:
-        """How long a batch of `size` estimated tokens will take."""
-        return self.seconds_per_token * size
+    def seconds(self, cost: int) -> float:
+        """How long a batch that costs so much will take."""
+        return self.seconds_per_token * cost
 
 
 class TokenRatio:
@@ -162,15 +162,19 @@ class PooledModel:
         """What inputs must have in common with those of `call` to share a batch with them."""
         # What came up in the workers decides: a model on the CPU does not get an accelerator's batches.
         max_tokens = self.info.max_batch_tokens or self.config.max_batch_tokens
-        return BatchKey(self.key, call, max_tokens, self.config.max_batch_size or sys.maxsize)
+        max_size = self.config.max_batch_size or sys.maxsize
+        # Images are equally long, and to count tokens nothing attends to anything.
+        is_of_lengths = _mode_of(call) not in ("count", "image")
+        attention_tokens = self.info.attention_tokens if is_of_lengths else None
+        return BatchKey(self.key, call, max_tokens, max_size, attention_tokens)
 
     def speed(self, batch_key: BatchKey) -> Speed:
         """How fast it computes what is asked of it in this mode."""
-        return self._speeds[_mode(batch_key)]
+        return self._speeds[_mode_of(batch_key.call)]
 
     def item_maker(self, batch_key: BatchKey, priority: Priority) -> "ItemMaker":
         """Makes the items of one stream or call."""
-        return ItemMaker(self, batch_key, priority, self._ratios[_mode(batch_key)])
+        return ItemMaker(self, batch_key, priority, self._ratios[_mode_of(batch_key.call)])
 
     def count_failure(self) -> None:
         """Count an input that never reached a worker."""
@@ -190,7 +194,7 @@ class PooledModel:
         units = [item.units for item in batch.items]
         tokens = answer.tokens - self.info.special_tokens * len(units)
         if tokens > 0 and all(units) and not answer.failures:
-            self._ratios[_mode(batch.batch_key)].learn(sum(units), tokens)
+            self._ratios[_mode_of(batch.batch_key.call)].learn(sum(units), tokens)
 
 
 class ItemMaker:
@@ -217,5 +221,5 @@ class ItemMaker:
         return Item(value, tokens or 1, self._batch_key, self._priority, sink, index)
 
 
-def _mode(batch_key: BatchKey) -> Hashable:
-    return getattr(batch_key.call, "mode", None)
+def _mode_of(call: Hashable) -> Hashable:
+    return getattr(call, "mode", None)

@@ -1,8 +1,6 @@
 """A graph on onnxruntime: the first implementation of `Session`."""
 
-import ctypes
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
+from asyncembed.runtime.memory import is_large, release_free_memory
 from asyncembed.runtime.onnx_file import are_within_reach, check_links, read_onnx_file
 from asyncembed.runtime.prepared import put_aside
 from asyncembed.runtime.providers import (
@@ -23,10 +22,6 @@ from asyncembed.runtime.providers import (
     missing_after_load,
 )
 from asyncembed.runtime.session import Array, SessionOptions
-
-# A run of more leaves an arena that later runs do not need: 150 MB after 2,048 tokens of a 384-wide encoder, and 26
-# once that was given back, which has not been seen to cost anything.
-_MANY_TOKENS = 1024
 
 # The types that embedding graphs take as inputs, as onnxruntime writes them.
 _DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -84,7 +79,7 @@ class OnnxSession:
         self._shrinking = onnxruntime.RunOptions()
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.warning: str | None = fallback_warning(options, available, active) or objection
-        _release_free_memory()
+        release_free_memory()
 
     @property
     def runs_on_cpu(self) -> bool:
@@ -113,11 +108,11 @@ class OnnxSession:
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
         """Compute `outputs`, in that order, from `inputs`."""
-        is_long = self.runs_on_cpu and "input_ids" in inputs and inputs["input_ids"].size > _MANY_TOKENS
-        options = self._shrinking if is_long else None
+        cleans_up = self.runs_on_cpu and is_large(inputs)
+        options = self._shrinking if cleans_up else None
         results: list[Array] = self._session.run(list(outputs), dict(inputs), options)
-        if is_long:
-            _release_free_memory()
+        if cleans_up:
+            release_free_memory()
         return results
 
 
@@ -225,15 +220,3 @@ def import_onnxruntime() -> ModuleType:
         raise RuntimeMissingError(f"this model needs onnxruntime: {INSTALL_HINT}") from error
     module: ModuleType = onnxruntime
     return module
-
-
-def _release_free_memory() -> None:
-    """Have the C library return its free pages, where it is one that keeps them (glibc).
-
-    Loading a graph leaves about the size of its weights behind: onnxruntime packs them anew and frees the originals,
-    and glibc keeps what was freed. With a model of 350 MB a worker takes 440 MB afterwards instead of 660.
-    """
-    if sys.platform.startswith("linux"):
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

@@ -298,3 +298,25 @@ def test_inputs_of_one_length_keep_their_order_and_fill_the_budget() -> None:
 @pytest.mark.parametrize(("overhead", "count"), [(0, 3), (1000, 1)])
 def test_a_costly_run_is_worth_some_padding(overhead: int, count: int) -> None:
     assert len(Planner(max_tokens=100, run_overhead_tokens=overhead).plan([10, 11, 12])) == count
+
+
+def test_long_inputs_run_by_what_they_cost() -> None:
+    """On an accelerator two texts of 8,192 tokens would be within the budget by their tokens."""
+    planner = Planner(max_tokens=16384, run_overhead_tokens=1024, attention_tokens=3072)
+    assert [run.rows for run in planner.plan([8192, 8192])] == [(0,), (1,)]
+    assert [run.rows for run in planner.plan([4096, 3900, 4096])] == [(0, 2), (1,)]
+    assert len(planner.plan([512] * 32)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "expected"), [({"hidden_size": 384}, 1536), ({"text_config": {"d_model": 64}}, 256), (None, None)]
+)
+def test_what_attention_costs_is_told_by_the_width_of_the_model(
+    config: dict[str, Any] | None, expected: int | None, tmp_path: Path
+) -> None:
+    spec = dense(tmp_path)
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    encoder = load(spec, tmp_path)
+    assert encoder.info.attention_tokens == encoder._graph.planner.attention_tokens == expected

@@ -16,6 +16,7 @@ from asyncembed.engine.dispatch import (
     MAX_DEPTH,
     MAX_LOAD_CRASHES,
     NOBODY,
+    OVERDUE_TIMES,
     ROUND_TRIP_SECONDS,
     WORTH_SHARING_SECONDS,
     Death,
@@ -163,7 +164,7 @@ def in_flight(seconds: float, count: int, *, size: int = 10) -> Slot:
         speed = model.speed(batch_key)
         if seconds:
             speed.measure(seconds, size)
-        slot.in_flight.append(Order(model, Batch(batch_key, []), speed=speed, size=size))
+        slot.in_flight.append(Order(model, Batch(batch_key, []), speed=speed, cost=size))
     return slot
 
 
@@ -193,7 +194,7 @@ def test_as_many_batches_are_in_flight_as_hide_the_round_trip(seconds: float, ke
 def test_a_batch_much_larger_than_those_measured_leaves_no_room() -> None:
     slot = in_flight(ROUND_TRIP_SECONDS, 1)
     assert slot.has_room
-    slot.in_flight[0].size = 10_000
+    slot.in_flight[0].cost = 10_000
     assert not slot.has_room
 
 
@@ -525,6 +526,41 @@ def test_a_batch_is_timed_from_when_it_is_the_first_in_flight() -> None:
     assert rig.dispatcher.seconds_left(rig.slots[0], 15.0) < 0
     rig.answer(rig.slots[0])
     assert rig.dispatcher.seconds_left(rig.slots[0], 1000.0) == inf
+
+
+def long_rig(*, budget: int, size: int) -> tuple[Rig, PooledModel]:
+    """A worker that computes an input of so many tokens, after one of 10 that took a second; the limit is 10 s."""
+    rig, model = ready_rig()
+    batch_key = BatchKey(model.key, Call(), budget, 1, attention_tokens=3072)
+    for index, tokens in enumerate((10, size)):
+        rig.tell(rig.dispatcher.add([Item("text", tokens, batch_key, Priority.BULK, rig.answers, index)]))
+        assert rig.batch(rig.slots[0]) == [index]
+        if not index:
+            rig.answer(rig.slots[0], after=1.0)
+    return rig, model
+
+
+def test_an_input_over_the_budget_of_a_batch_has_time_by_what_it_costs() -> None:
+    rig, _ = long_rig(budget=256, size=4096)
+    seconds = rig.slots[0].in_flight_seconds
+    assert seconds == pytest.approx(4096 * 2 / 10, rel=0.01), "its attention takes as long as all else"
+    assert rig.dispatcher.seconds_left(rig.slots[0], rig.now) == pytest.approx(OVERDUE_TIMES * seconds)
+    rig.answer(rig.slots[0], after=seconds)
+    rig, _ = long_rig(budget=256, size=300)
+    assert rig.dispatcher.seconds_left(rig.slots[0], rig.now) > OVERDUE_TIMES * 30 - 1e-6
+
+
+def test_a_batch_within_the_budget_has_the_time_that_was_said() -> None:
+    rig, _ = long_rig(budget=10_000, size=4096)
+    assert rig.dispatcher.seconds_left(rig.slots[0], rig.now) == 10.0
+
+
+def test_a_long_input_that_should_be_quick_has_the_time_that_was_said() -> None:
+    rig, model = long_rig(budget=256, size=4096)
+    speed = model.speed(BatchKey(model.key, Call(), 256, 1))
+    for _ in range(50):
+        speed.measure(0.001, 10)
+    assert rig.dispatcher.seconds_left(rig.slots[0], rig.now) == 10.0
 
 
 def test_a_batch_that_fails_as_a_whole_is_halved_until_one_input_is_to_blame() -> None:
