@@ -314,8 +314,9 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         """Cut long documents into chunks, and embed these: a stream of `Chunk`, document by document.
 
         ```python
-        async for chunk in model.embed_chunks(documents, boundaries="sentences"):
-            await store(chunk.document, chunk.start, chunk.end, chunk.vector)
+        async with TextEmbedding("jinaai/jina-embeddings-v2-small-en") as model:
+            async for chunk in model.embed_chunks(documents, boundaries="sentences"):
+                print(chunk.document[chunk.start : chunk.end], chunk.vector.shape)
         ```
 
         Every character of a document is in a chunk, white space aside, and what the model drops at its ends. A document
