@@ -203,6 +203,7 @@ class StreamState(Generic[InputT]):
     """
 
     engine: Supervisor
+    loop: Loop
     _intake: Intake[InputT]
     _minimum_tokens: float
 

@@ -20,15 +20,21 @@ from asyncembed.embedders.intake import Intake, Key, accept_text, read_record
 from asyncembed.encoders.chunking import Boundaries, Chunker, ChunkPlan, Place
 from asyncembed.encoders.registry import row_of, token_source
 from asyncembed.encoders.sentences import check_sentences
+from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, OptionError
 from asyncembed.faking import ENCODER
 from asyncembed.feeding import CLOSE_GRACE_SECONDS, Recipient, Source, StreamState
+from asyncembed.feeding import Intake as FeedingIntake
 from asyncembed.results import Chunk
 from asyncembed.window import Entry
 
 if TYPE_CHECKING:
     from asyncembed.catalogue.spec import ModelSpec
     from asyncembed.engine.scheduler import Item
+
+
+WINDOWS_PER_WORKER = 2
+"""As many of the longest ones may wait in any case, for each worker: one that is computed, and the next."""
 
 
 class ChunkCall(TypedDict, total=False):
@@ -49,7 +55,8 @@ class ChunkCall(TypedDict, total=False):
             beginnings; they may overlap, and what it leaves out is in no chunk. Those over `chunk_tokens` are cut by
             tokens.
         context_tokens: With "late", of documents over the model's limit: how many tokens each window has in common with
-            the one before, as context for its first chunk. An eighth of the limit unless said otherwise.
+            the one before, as context for its first chunk. An eighth of the limit unless said otherwise. A window holds
+            whole chunks only, so these should be a quarter of the limit or less.
         prompt: Text put before each chunk or, late, each window, instead of any prompt by name; "" for none. It is in
             no chunk.
         prompt_name: Name of the prompt put there.
@@ -178,6 +185,11 @@ class Cutting:
         self._key = key
         self._cut: Callable[[str], Iterator[Any]] | None = None
 
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of a piece."""
+        return self._opened.model.info.max_length
+
     def pieces(self, source: Source[Any]) -> Iterable[Piece] | AsyncIterable[Piece]:
         """Those of all documents, as lazily as the source is read."""
         if hasattr(type(source), "__aiter__"):
@@ -237,8 +249,8 @@ class Cutting:
             if opened.token_source is None:
                 opened.token_source = token_source(model.config)  # in two threads at once: one is dropped
             is_fake = model.config.spec.encoder == ENCODER
-            limit = model.info.max_length
-            self._cut = Chunker(self.plan, opened.token_source, limit, model.name, gives_texts=is_fake).pieces
+            chunker = Chunker(self.plan, opened.token_source, self.limit, model.name, gives_texts=is_fake)
+            self._cut = chunker.pieces
         return self._cut
 
 
@@ -277,9 +289,9 @@ class ChunkState(StreamState[Piece]):
     """That of a stream of chunks: its records are pieces, and to its consumer they are documents."""
 
     def __init__(self, cutting: Cutting, *arguments: Any, **keywords: Any) -> None:
+        self._cutting = cutting
         super().__init__(*arguments, **keywords)
         self.keeps_inputs = True  # a result is nothing without its piece
-        self._cutting = cutting
         self._next = self._next_chunk
         self._chunks: deque[Entry] = deque()
         """Of the piece that was taken last: those that were not."""
@@ -327,6 +339,12 @@ class ChunkState(StreamState[Piece]):
         """See `StreamState`."""
         super().close(end)
         self._chunks.clear()
+        self._next = self._window.take  # no circle, which only the collector would find
+
+    def _compute_with(self, engine: Supervisor, intake: FeedingIntake[Piece]) -> None:
+        super()._compute_with(engine, intake)
+        longest = self._cutting.limit or 0
+        self._window.max_tokens = max(self._window.max_tokens, WINDOWS_PER_WORKER * engine.size * longest)
 
 
 def _chunks_of(entry: Entry, piece: Piece) -> Iterator[Entry]:

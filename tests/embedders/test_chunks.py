@@ -17,7 +17,8 @@ from asyncembed.runtime.onnx import OnnxSession
 from asyncembed.runtime.session import Array, SessionOptions
 from asyncembed.testing import fake_model, fake_models
 from tests.support.models import write_self_describing_model
-from tests.support.tokenizers import WORDS
+from tests.support.static_models import write_static
+from tests.support.tokenizers import WORDS, wordpiece
 
 pytestmark = pytest.mark.slow
 
@@ -223,6 +224,25 @@ async def test_models_that_are_not_pooled_by_mean_refuse_late_chunks(directory: 
         ):
             model.embed_chunks([LONG])
         assert len(await model.embed_chunks([LONG], mode="plain", chunk_tokens=16).collect()) > 3
+
+
+async def test_a_model_that_is_yet_to_be_loaded_is_asked_with_the_first_chunk(directory: Path) -> None:
+    async with TextEmbedding(directory, workers=1, lazy=True) as model:
+        assert (await anext(model.embed_chunks([LONG], chunk_tokens=16))).tokens == 16
+    async with TextEmbedding(directory, workers=1, lazy=True, pooling="cls") as model:
+        stream = model.embed_chunks([LONG])
+        with pytest.raises(OptionError, match="is pooled by 'cls'"):
+            await anext(stream)
+
+
+async def test_models_without_states_give_plain_chunks_alone(tmp_path: Path) -> None:
+    directory = write_static(tmp_path, wordpiece())
+    async with TextEmbedding(directory, workers=1) as model:
+        with pytest.raises(OptionError, match='gives no vectors to parts of a text: say mode="plain"'):
+            model.embed_chunks([LONG])
+        chunks = await model.embed_chunks([LONG], mode="plain", chunk_tokens=16).collect()
+        expected = await model.embed([LONG[chunk.start : chunk.end] for chunk in chunks]).collect()
+        np.testing.assert_allclose(vectors(chunks), expected, atol=TOLERANCE)
 
 
 async def test_a_call_that_cannot_work_is_refused(model: TextEmbedding) -> None:
