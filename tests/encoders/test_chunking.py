@@ -51,7 +51,8 @@ PARTS = st.sampled_from(
 TEXTS = st.lists(PARTS, max_size=60).map("".join)
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
 @given(text=TEXTS, size=st.integers(1, 30), late=st.booleans(), by=st.sampled_from(["tokens", "sentences"]))
 def test_every_character_is_in_a_chunk_and_every_token_in_one(
     source: TextTokenizer, text: str, size: int, late: bool, by: Any
@@ -69,7 +70,8 @@ def test_every_character_is_in_a_chunk_and_every_token_in_one(
     assert all(place.last - place.first <= max(size, 28) for place in found)
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
 @given(text=TEXTS, size=st.integers(1, 40), overlap=st.integers(0, 10), context=st.integers(0, 30))
 def test_a_window_holds_the_tokens_of_its_chunks_and_context_before_them(
     source: TextTokenizer, text: str, size: int, overlap: int, context: int
@@ -211,6 +213,7 @@ def test_no_more_of_a_document_is_tokenized_than_its_pieces_need(words: TextToke
     assert parts == 1
 
 
+@pytest.mark.slow
 def test_the_places_of_tokens_are_those_of_their_characters(source: TextTokenizer) -> None:
     text = "how  can 你 you\nmake" * 1000
     places = [place for _, part in source.placed(text) for place in part]
