@@ -27,9 +27,9 @@ CHUNK_TOKENS = 256
 """As many as one states that users ask for; models with a limit of 256 take the two fewer that they have room for."""
 
 CONTEXT_SHARE = 1 / 8
-"""The part of a window that is context from the one before: a seventh more time at most. With MiniLM, and windows of 128
-tokens in texts of 500, the twentieth of the chunks that is least like those of the whole text comes from a cosine of
-0.61 without context to 0.65; a quarter would give 0.66. (The paper's program has 512 tokens, of 8,192.)"""
+"""The part of a window that is context from the one before: a seventh more time at most. With MiniLM, and windows of
+128 tokens in texts of 500, the twentieth of the chunks that is least like those of the whole text comes from a cosine
+of 0.61 without context to 0.65; a quarter would give 0.66. (The paper's program has 512 tokens, of 8,192.)"""
 
 WORD_TOKENS = 16
 """How far back from the last token that fits the beginning of a word is looked for."""

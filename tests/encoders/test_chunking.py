@@ -61,7 +61,8 @@ def test_every_character_is_in_a_chunk_and_every_token_in_one(
     count = len(all_ids(source, text))
     if not count or not text.strip():
         return
-    assert [after.first - before.last for before, after in pairwise(found)] == [0] * (len(found) - 1) or by != "tokens"
+    # Between two there may be tokens of white space alone.
+    assert all(after.first >= before.last for before, after in pairwise(found))
     bounds = [0, *(position for place in found for position in place[:2]), len(text)]
     assert bounds == sorted(bounds)
     outside = "".join(text[end:start] for end, start in zip(bounds[::2], bounds[1::2], strict=True))
