@@ -34,6 +34,8 @@ _CHARACTERS_PER_TOKEN = 8
 _COUNTED_CHARACTERS = 2**16
 # How much of a text is read at once where the places of its tokens matter: some milliseconds' work.
 _PLACED_CHARACTERS = 2**14
+# And at most, where no cut is safe: it would take gigabytes. There, two tokens of so many may be others.
+_MOST_PLACED_CHARACTERS = 2**18
 # How much longer the next start is, where one was too short to tell.
 _GROWTH = 4
 
@@ -171,7 +173,7 @@ class TextTokenizer:
             EncodeError: See `tokenize`.
         """
         start = -len(prefix)
-        for piece in self._cutter.pieces(prefix + text, _PLACED_CHARACTERS):
+        for piece in _bounded(self._cutter.pieces(prefix + text, _PLACED_CHARACTERS)):
             try:
                 encoding = self._untruncated.encode(piece, add_special_tokens=False)
             except (Exception, KeyboardInterrupt, SystemExit):
@@ -364,6 +366,13 @@ class TextTokenizer:
         tokenizer = Tokenizer.from_str(self._library.to_str())
         tokenizer.no_truncation()
         return tokenizer
+
+
+def _bounded(pieces: Iterable[str]) -> Iterator[str]:
+    """The same pieces, those that take too much memory cut once more."""
+    for piece in pieces:
+        for start in range(0, max(1, len(piece)), _MOST_PLACED_CHARACTERS):
+            yield piece[start : start + _MOST_PLACED_CHARACTERS]
 
 
 def _as_broken(error: BaseException) -> EncodeError:

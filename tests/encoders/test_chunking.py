@@ -215,6 +215,16 @@ def test_no_more_of_a_document_is_tokenized_than_its_pieces_need(words: TextToke
 
 
 @pytest.mark.slow
+def test_a_text_that_cannot_be_cut_safely_is_read_in_parts_all_the_same(source: TextTokenizer) -> None:
+    text = "longer" * 50_000
+    parts = [part for _, part in source.placed(text)]
+    assert len(parts) > 1
+    starts = [start for part in parts for start in part]
+    assert starts == sorted(starts)
+    assert 0 <= starts[0] <= starts[-1] < len(text)
+
+
+@pytest.mark.slow
 def test_the_places_of_tokens_are_those_of_their_characters(source: TextTokenizer) -> None:
     text = "how  can 你 you\nmake" * 1000
     places = [place for _, part in source.placed(text) for place in part]
