@@ -18,8 +18,8 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   loading                                 from a model's name to what a worker needs
 #   stream, feeding, window                 the handle; the tasks that read ahead; what is read ahead, and its order
 #   results, scoring, muvera                what comes out, and what may be done with it
-#   bars                                    how far a stream is: numbers, and a bar
-#   readers, sources, observing             files as sources; their former name; what observers hear of calls
+#   bars, observing                         how far a stream is, in numbers or a bar; what observers hear of calls
+#   readers, sources, checkpoint, journal   files as sources; how far an ingest is, and what a kill leaves
 #   sync                                    the seven classes for programs without an event loop
 #   any_loop                                a model that may be awaited from any event loop
 #   testing, faking                         models without weights for a program's tests; whether they are switched on
@@ -30,7 +30,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               download_command, models_command, serve_command, cache_command, doctor_command, bench_command
 #               embed_command, embedding_run, draft, record_files, vector_files   records in; their vectors into a file
 #               rerank_command, search_command, vector_index, ranking   what is nearest; in what; and how it is shown
-#               stored, checkup, measuring  what the caches hold; what doctor looks at; what bench measures
+#               stored, checkup, measuring, accuracy   what the caches hold; what doctor looks at; what bench measures
 #               sample_inputs, charts, log_lines, unix_socket   inputs for bench; figures as SVG; serve's log and socket
 #   embedders/  text, sparse, late_interaction, hybrid, image, multimodal, cross_encoder: the seven classes
 #               base, roles, intake         what they share; chunks: long documents, in pieces
@@ -38,15 +38,15 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
 #               pool, lifetime              the public WorkerPool; opening and closing
-#               spawn, frozen, cores, cgroups   how processes start, and how many
+#               spawn, frozen, cores, cgroups   how processes start, and how many; niceness: who makes way for whom
 #   encoders/   encoder, registry, settings the seam; which module serves a model, and what a model says to it
 #               dense, static, colbert, one_pass, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
-#               causal_reranker, pair_prompts, chat_template   rerankers that are language models; what they read
+#               causal_reranker, pair_prompts, chat_template   language models that rerank; what they read; comparison
 #               hashed, text_graph, run_cost, graph_inputs, graph_output, pooling, projection, postprocess, finite
 #               tokenization, tokenizer_files, long_texts, token_pooling, word_table, word_pieces, stemming, batch
 #               chunking, sentences         where a document is cut, and what goes through the model together
-#   runtime/    session                     the seam; onnx, providers: its implementation; openvino: another
-#               prepared, digests, memory   graphs made ready once; onnx_file, loadable_path, safetensors, torch_file
+#   runtime/    session, memory             the seam; onnx, providers, openvino: implementations; onnx_graph, onnx_file
+#               prepared, chunked_attention, digests, verdicts   once for all; loadable_path, safetensors, torch_file
 #   catalogue/  spec, lookup                models as data
 #               pipeline, described, sentence_modules, onnx_choice, limits, cpu   read from a repo's own files
 #               reranker_repos, sparse_repos, late_interaction_repos, hybrid_repos: by family
@@ -56,7 +56,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   export/     graph_cache, architectures  built once; which is which
 #               bert_like, deberta, rotary_bert, modernbert, decoders: a module for architectures that are alike
 #               construction, blocks, attention, rotary, heads, onnx_builder   what they are built of
-#               answers, int8_graph, quantized   what a language model is asked; graphs in 8 bits, by their numbers
+#               answers, int8_graph, foreign_int8, quantized   what a language model is asked; graphs in 8 bits
 #   server/     app, service, served        models behind HTTP; what its handlers share; which model serves a request
 #               endpoint, http_connection   a route from request to answer; what a client may take before
 #               openai_dialect, tei_dialect, tei_bodies, cohere_dialect, jina_dialect: the interfaces that clients know
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
         Origin,
         Pooling,
     )
+    from asyncembed.checkpoint import Checkpoint
     from asyncembed.embedders.base import (
         CallKeywords,
         ModelName,
@@ -150,6 +151,7 @@ __all__ = [
     "CacheFolderOrigin",
     "Call",
     "CallKeywords",
+    "Checkpoint",
     "Chunk",
     "ChunkCall",
     "ChunkReturningCall",
@@ -234,6 +236,7 @@ _HOMES = {
     "CacheFolderOrigin": "asyncembed.catalogue.spec",
     "Call": "asyncembed.encoders.encoder",
     "CallKeywords": "asyncembed.embedders.base",
+    "Checkpoint": "asyncembed.checkpoint",
     "Chunk": "asyncembed.results",
     "ChunkCall": "asyncembed.embedders.chunks",
     "ChunkReturningCall": "asyncembed.embedders.chunks",

@@ -33,7 +33,10 @@ MAX_BATCH_TOKENS = 256
 little: of 1,000 mixed texts, those of 192 to 512 tokens took the same time within 3 %."""
 
 MAX_BATCH_TOKENS_ACCELERATED = 16384
-"""On an accelerator, where small batches leave most of it idle."""
+"""On an accelerator, where small batches leave most of it idle; a model of texts is measured there, within this."""
+
+WORKERS_PER_DEVICE = 2
+"""With CUDA, where nobody says otherwise: one tokenizes, copies and answers while the other one's batch is computed."""
 
 MAX_BATCH_TOKENS_WITHOUT_GRAPH = 32768
 """For static models and BM25: some tens of milliseconds, so that sending a batch costs less than computing it."""
@@ -87,8 +90,11 @@ class Options(PoolOptions):
         pool: A pool shared with other embedders; it decides all that concerns the workers.
         precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", "uint8", "q4", "q4f16", "bnb4", "q2",
             "q1", ...), where it has several; of several for one precision, the one that suits this machine's CPU.
-            With `runtime="openvino"`, "bf16" computes the plain file in bfloat16.
-        onnx_file: The ONNX file to take, as a path inside the repo, also as Windows writes it.
+            "int8" is made of the weights instead, once, where the CPU computes and a graph can be built of them: a
+            result then does not depend on its batch. With `runtime="openvino"`, "bf16" computes the plain file in
+            bfloat16. None takes the plain file, or with `device="cuda"` that of "fp16" beside it, where there is one.
+        onnx_file: The ONNX file to take, as a path inside the repo, also as Windows writes it: a repo's own quantised
+            one, too, whose inputs run one by one.
         output_name: The output of the graph to take, by its name or position. None takes what the model's files say,
             and a finished vector (`sentence_embedding`) where a graph has one and they say nothing else.
         max_length: Limit of an input in tokens, instead of the model's own; what is longer is cut.
@@ -181,6 +187,30 @@ class Options(PoolOptions):
     def file_precision(self) -> str | None:
         """The precision of the ONNX file to take; None: the plain one."""
         return None if self.precision == "bf16" else self.precision
+
+    @property
+    def preferred_precision(self) -> str | None:
+        """That of the ONNX file to take where it lies beside the plain one; None: the caller's word decides."""
+        is_left_open = self.precision is None and self.onnx_file is None
+        return "fp16" if self.demands_cuda and is_left_open else None
+
+    @property
+    def demands_cuda(self) -> bool:
+        """Whether CUDA computes, or nothing does."""
+        return self.device == "cuda" or self.provider_names[:1] == ["cuda"]
+
+    @property
+    def provider_names(self) -> list[str]:
+        """Those that the caller names, as short as they may be written."""
+        names = [entry if isinstance(entry, str) else entry[0] for entry in self.providers or ()]
+        return [name.removesuffix("ExecutionProvider").lower() for name in names]
+
+    def pool_keywords(self) -> PoolKeywords:
+        """What a pool of one's own is made with."""
+        keywords = PoolOptions.pool_keywords(self)
+        if self.workers is None and self.demands_cuda:
+            keywords["device_ids"] = tuple(self.device_ids or (0,)) * WORKERS_PER_DEVICE
+        return keywords
 
     @classmethod
     def from_keywords(cls, keywords: OptionKeywords, *, own: Collection[str] = ()) -> "Options":

@@ -56,7 +56,9 @@ SETTINGS: dict[str, Any] = {"auto_envvar_prefix": "ASYNCEMBED_SERVE", "show_defa
 )
 @click.option("--log-requests", is_flag=True, help="A line for each request; failures are logged in any case.")
 @click.option(
-    "--interactive-workers", type=click.IntRange(0), default=0, help="Workers besides, kept free of bulk work."
+    "--interactive-workers",
+    type=click.IntRange(0),
+    help="Workers free of bulk work. By default 1, when of use.",
 )
 @worker_options
 @model_options

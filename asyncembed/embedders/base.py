@@ -1,10 +1,12 @@
 """What the public classes share: the base opens, closes and dispatches; a class adds what its family differs in."""
 
 import os
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence, Sized
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from inspect import signature
 from logging import INFO, Logger, getLogger
 from time import perf_counter
@@ -52,7 +54,7 @@ from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, StateError
 from asyncembed.faking import SETTING, Fakes, current_fakes
 from asyncembed.feeding import ErrorHandler, Means, OnError, Source, StreamState, is_in_memory
-from asyncembed.loading import prepare, prepare_fake
+from asyncembed.files import in_disk_thread
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observers
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
@@ -121,7 +123,7 @@ class StreamKeywords(CallKeywords, total=False):
         OverloadedError: (from the stream) With "interactive", more inputs wait than `max_queued` allows.
         OptionError: An argument that cannot work; (from the stream) one that the model cannot serve.
         InputError: The source is none; (from the stream) one of its inputs is none of the family, cannot be had, or is
-            over the limit with `truncate=False`; `index` says which.
+            over the limit with `long="error"`; `index` says which.
     """
 
     key: Key | None
@@ -129,6 +131,9 @@ class StreamKeywords(CallKeywords, total=False):
 
 
 logger: Logger = getLogger("asyncembed")
+
+GRAPH_IMPORTS = ("numpy", "onnxruntime", "asyncembed.encoders.text_graph")
+"""What a worker needs for a model that has a graph."""
 
 CALLS_PER_TURN = 32
 """Coroutine calls that begin in one turn of the event loop: each takes some tens of microseconds to begin."""
@@ -235,7 +240,8 @@ class Embedder(OnAnyLoop[Opened]):
     def _lifetime(self) -> AbstractAsyncContextManager[Opened]:
         fakes = self._fakes()
         find = partial(
-            prepare if fakes is None else partial(prepare_fake, fakes),
+            _find,
+            fakes,
             self._wanted(),
             self.family,
             self._options,
@@ -243,7 +249,11 @@ class Embedder(OnAnyLoop[Opened]):
             overrides=self._overrides(),
             settings=self._settings(),
         )
-        load = partial(_loading, type(self).__name__, self._options, find, in_process=fakes is not None)
+        spec = self._known_spec()
+        has_graph = spec is None or spec.model_file is not None
+        load = partial(
+            _loading, type(self).__name__, self._options, find, has_graph=has_graph, in_process=fakes is not None
+        )
         return _from_opening_to_closing(self._options, load)
 
     def _fakes(self) -> Fakes | None:
@@ -328,6 +338,7 @@ class Embedder(OnAnyLoop[Opened]):
             max_length=options.max_length,
             onnx_file=options.onnx_file,
             precision=options.file_precision,
+            preferred_precision=options.preferred_precision,
             graph_output=options.output_name,
         )
 
@@ -600,21 +611,24 @@ async def _from_opening_to_closing(
 
 @asynccontextmanager
 async def _loading(
-    kind: str, options: Options, find: Callable[[], Awaitable[EncoderConfig]], *, in_process: bool
+    kind: str, options: Options, find: Callable[[], Awaitable[EncoderConfig]], *, has_graph: bool, in_process: bool
 ) -> AsyncGenerator[Loaded]:
     """What computes an embedder, from finding it to its end.
 
-    `kind` is the embedder's class, `find` brings its files onto disk; `in_process` is for fakes.
+    `kind` is the embedder's class, `find` brings its files onto disk, `has_graph` says whether it is likely to have a
+    graph; `in_process` is for fakes.
     """
     began = perf_counter()
     async with AsyncExitStack() as stack:
         if options.pool is None:
-            # The workers start while the files are being found.
+            # The workers start, and import what they will need, while the files are being found.
             keywords = options.pool_keywords()
             if in_process:
                 keywords["workers"] = 0
-            workers = WorkerPool(**keywords)
-            engine = await stack.enter_async_context(engine_of(workers).running())
+            engine = engine_of(WorkerPool(**keywords))
+            if has_graph:
+                engine.plan = replace(engine.plan, imports=GRAPH_IMPORTS)
+            await stack.enter_async_context(engine.running())
         else:
             engine = engine_of(options.pool)
         engine.check_open()
@@ -629,6 +643,21 @@ async def _loading(
             observers.opened()
             stack.callback(observers.closed)
         yield Loaded(engine, model, owns_engine=options.pool is None)
+
+
+async def _find(fakes: Fakes | None, *arguments: Any, **keywords: Any) -> EncoderConfig:
+    """`loading.prepare`, or that of a fake: by modules that are imported now, while the workers start."""
+    if not {"asyncembed.loading", "numpy"} <= sys.modules.keys():
+        await in_disk_thread(_import_rest)
+    from asyncembed.loading import prepare, prepare_fake
+
+    return await (prepare if fakes is None else partial(prepare_fake, fakes))(*arguments, **keywords)
+
+
+def _import_rest() -> None:
+    """What takes longest to import of all that this process needs; numpy for the results."""
+    import_module("asyncembed.loading")
+    import_module("numpy")
 
 
 def _idle_stats(options: Options) -> Stats:

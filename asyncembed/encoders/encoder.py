@@ -6,7 +6,7 @@ An encoder lives in one worker, serves one batch at a time, and knows nothing of
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.errors import EncodeError, InputError, OptionError
@@ -25,6 +25,8 @@ Failures: TypeAlias = Mapping[int, InputError | EncodeError]
 """Position in the batch → why that input alone has no result."""
 
 Mode: TypeAlias = Literal["embed", "query", "passage", "image", "pair", "count", "chunks"]
+
+Long: TypeAlias = Literal["truncate", "error", "mean"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,8 @@ class Call:
             each a `TokenWindow`, of which every span gets a vector.
         task: Task of a multi-task model.
         prompt: Text put before each input.
-        truncate: Cut inputs over the limit; False makes such an input an `InputError`.
+        long: What becomes of an input over the limit: "truncate" cuts it, "error" makes it an `InputError`, "mean" (of
+            dense vectors) takes the mean of its windows.
         truncate_dim: Keep only this many leading components, then normalise again (Matryoshka).
         dtype: Element type of the results.
         output: "float", or the quantised forms "int8" and "binary".
@@ -83,7 +86,7 @@ class Call:
     mode: Mode = "embed"
     task: str | int | None = None
     prompt: str | None = None
-    truncate: bool = True
+    long: Long = "truncate"
     truncate_dim: int | None = None
     dtype: Literal["float32", "float16"] = "float32"
     output: Literal["float", "int8", "binary"] = "float"
@@ -96,8 +99,8 @@ class Call:
     outputs: "tuple[HybridOutput, ...]" = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.truncate, bool):
-            raise OptionError(f"truncate must be True or False; got {self.truncate!r}")
+        if self.long not in get_args(Long):
+            raise OptionError(f"long must be one of {', '.join(map(repr, get_args(Long)))}; got {self.long!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,11 @@ class ModelInfo:
     warning: str | None = None
     outputs: "tuple[HybridOutput, ...]" = ()
     token_dim: int | None = None
+
+    @property
+    def is_accelerated(self) -> bool:
+        """Whether something other than the CPU computes."""
+        return bool(self.providers) and "CPU" not in self.providers[0]
 
     @property
     def runs_on(self) -> str:

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from asyncembed.encoders.encoder import EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import Finite
 from asyncembed.encoders.graph_inputs import Filler, filler_of, has_past, width_of
 from asyncembed.encoders.graph_output import find_output
-from asyncembed.encoders.run_cost import ATTENTION_WIDTHS, cost_of
+from asyncembed.encoders.run_cost import ATTENTION_WIDTHS, cost_of, measure_runs
 from asyncembed.encoders.settings import GraphSettings
 from asyncembed.encoders.tokenization import Ids, IntArray, TextTokenizer
 from asyncembed.errors import OptionError, UnsupportedModelError
@@ -27,8 +29,14 @@ _FEWEST_RUNS = 2**40
 # What one run of a graph costs on top of its tokens, expressed in tokens. On a CPU a run of a 6-layer, 384-wide
 # encoder takes 2 to 3 ms more than its tokens alone, and a token 0.15 to 0.3 ms; larger models have the same ratio.
 CPU_RUN_OVERHEAD_TOKENS = 12
-# On an accelerator a small run costs as much as a run of a few thousand tokens.
+# On an accelerator a small run costs as much as one of a few thousand tokens; where that can be measured, it is.
 ACCELERATOR_RUN_OVERHEAD_TOKENS = 1024
+
+# Of the texts that a measurement is made with.
+_MEASURED_LENGTH = 128
+
+# What takes longer for a shape that it has not met compiles the graph for each (TensorRT), so it is not measured.
+_COMPILING_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,11 @@ class Planner:
     max_size: int | None = None
     run_overhead_tokens: int = CPU_RUN_OVERHEAD_TOKENS
     attention_tokens: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may put inputs together as it sees fit."""
+        return self.max_size != 1 and self.max_tokens < sys.maxsize
 
     def plan(self, lengths: Sequence[int], *, max_size: int | None = None) -> list[MicroBatch]:
         """Cut inputs of these lengths into the runs that cost least together, longest first.
@@ -289,6 +302,34 @@ class TextGraph(Graph):
             max_length=self.tokenizer.limit + markers,
             special_tokens=self.tokenizer.special_tokens() + markers,
         )
+        if not self.session.runs_on_cpu and not extra_inputs and self.planner.is_open:
+            self._measure(config)
+
+    def _measure(self, config: EncoderConfig) -> None:
+        """Learn what runs cost on what has come up here, and how large they are worth making."""
+        length = self.fixed_length or min(_MEASURED_LENGTH, self.tokenizer.limit)
+        try:
+            self._seconds(length, 1)  # which makes ready what is needed once
+            if self._seconds(length, 2, runs=1) > _COMPILING_SECONDS:
+                return
+            cost = measure_runs(partial(self._seconds, length), length, self.planner.max_tokens)
+        except Exception:  # noqa: BLE001 (a graph that does not run says so with its first batch)
+            return
+        self.planner = replace(self.planner, run_overhead_tokens=cost.overhead_tokens if self._bears_padding else 0)
+        if config.accelerated_batch_tokens is not None:
+            self.info = replace(self.info, max_batch_tokens=cost.max_tokens)
+            self.planner = replace(self.planner, max_tokens=min(self.planner.max_tokens, cost.max_tokens))
+
+    def _seconds(self, length: int, count: int, runs: int = 3) -> float:
+        """How long a run of so many texts of that length takes: the shortest of several."""
+        some = self.tokenizer.ids_within("the way")[:1] or [self.tokenizer.pad_id]
+        ids = np.full((count, length), some[0], dtype=np.int64)
+        seconds = []
+        for _ in range(runs):
+            started = perf_counter()
+            self.run_text(ids, np.ones_like(ids))
+            seconds.append(perf_counter() - started)
+        return min(seconds)  # the first one of a shape chooses how to compute, and takes memory
 
     def runs(self, texts: Sequence[Ids], *, max_size: int | None = None) -> list[TextRun]:
         """Put texts, given as their token ids, into runs of at most `max_size` texts."""

@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from asyncembed.encoders.encoder import Encoded, ModelInfo
@@ -89,6 +90,8 @@ class Stats:
         padded_tokens: Tokens computed, padding included.
         batch_seconds: Median time of the latest batches, from sending to answer.
         workers: Workers the pool has. With `workers=0` it is 1: the thread of this process.
+        workers_interactive: Those of them that are there for interactive calls alone: `interactive_workers`, or the one
+            that has come by itself.
         workers_ready: Workers that run now.
         workers_restarted: How often a worker was replaced.
         refused: Inputs that were not taken, as too many waited (`max_queued`).
@@ -109,6 +112,7 @@ class Stats:
     workers_restarted: int
     refused: int = 0
     truncated: int = 0
+    workers_interactive: int = 0
 
     @property
     def queued(self) -> int:
@@ -139,6 +143,10 @@ class PooledModel:
         """Whether workers load it ahead of its first batch."""
         self.is_warming = False
         """Whether somebody waits until every worker has it."""
+        self.needs_express = False
+        """Whether interactive work of it waits for bulk work, or will: an express worker loads it."""
+        self.asked: float = -inf
+        """When a worker was last sent interactive work of it."""
         self.load_error: AsyncEmbedError | None = None
         self.load_crashes = 0
         self.batches: int = 0
@@ -171,6 +179,10 @@ class PooledModel:
     def speed(self, batch_key: BatchKey) -> Speed:
         """How fast it computes what is asked of it in this mode."""
         return self._speeds[_mode_of(batch_key.call)]
+
+    def most_seconds(self, cost: int) -> float:
+        """How long a batch that costs so much takes in the slowest mode that was measured."""
+        return max((speed.seconds(cost) for speed in self._speeds.values()), default=0.0)
 
     def item_maker(self, batch_key: BatchKey, priority: Priority) -> "ItemMaker":
         """Makes the items of one stream or call."""
@@ -207,7 +219,8 @@ class ItemMaker:
         self._priority = priority
         self._ratio = ratio
         self._special_tokens = model.info.special_tokens
-        self._limit = model.config.max_length or model.info.max_length or sys.maxsize
+        limit = model.config.max_length or model.info.max_length or sys.maxsize
+        self._limit = sys.maxsize if getattr(batch_key.call, "long", None) == "mean" else limit
 
     def item(self, value: object, units: int, sink: Sink, index: int) -> Item:
         """One whose tokens are estimated from its units (characters of a text)."""

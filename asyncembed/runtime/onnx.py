@@ -14,6 +14,7 @@ from asyncembed.runtime.onnx_file import are_within_reach, check_links, read_onn
 from asyncembed.runtime.prepared import put_aside
 from asyncembed.runtime.providers import (
     CPU,
+    CUDA,
     INSTALL_HINT,
     ON_CPU,
     ProviderChoice,
@@ -76,6 +77,7 @@ class OnnxSession:
         self._input_shapes = {value.name: tuple(map(_length, value.shape)) for value in session.get_inputs()}
         self._output_shapes = {value.name: tuple(map(_length, value.shape or ())) for value in session.get_outputs()}
         self.providers: tuple[str, ...] = tuple(active)
+        self._output_place = _output_place(session)
         self._shrinking = onnxruntime.RunOptions()
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.warning: str | None = fallback_warning(options, available, active) or objection
@@ -108,12 +110,39 @@ class OnnxSession:
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
         """Compute `outputs`, in that order, from `inputs`."""
+        if self._output_place is not None:
+            return self._run_bound(outputs, inputs, self._output_place)
         cleans_up = self.runs_on_cpu and is_large(inputs)
         options = self._shrinking if cleans_up else None
         results: list[Array] = self._session.run(list(outputs), dict(inputs), options)
         if cleans_up:
             release_free_memory()
         return results
+
+    def _run_bound(self, outputs: Sequence[str], inputs: Mapping[str, Array], place: tuple[str, int]) -> list[Array]:
+        """Compute `outputs` into the memory of a device, and copy each from there to where it is used.
+
+        A plain run of onnxruntime's copies them twice: to memory of its own, and from there.
+        """
+        if missing := [name for name in self.input_names if name not in inputs]:
+            raise ValueError(f"the graph takes {missing[0]} as well")  # else it is told by the node that wants it
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in outputs:
+            binding.bind_output(name, *place)
+        binding.synchronize_inputs()
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        results: list[Array] = binding.copy_outputs_to_cpu()
+        return results
+
+
+def _output_place(session: Any) -> tuple[str, int] | None:
+    """Kind and number of the device whose memory the outputs lie in; None: they are copied by onnxruntime itself."""
+    if session.get_providers()[0] != CUDA:
+        return None
+    return "cuda", int(session.get_provider_options()[CUDA].get("device_id", 0))
 
 
 def _length(dimension: object) -> int | None:
@@ -144,20 +173,55 @@ def save_optimized(source: Path, graph: Path, data_name: str) -> None:
     Raises:
         ModelLoadError: It cannot be loaded, or not be written.
     """
+    packed = {"session.save_external_prepacked_constant_initializers": "1"}
+    _save(source, graph, data_name, level="ORT_ENABLE_ALL", beside_bytes=1024, more=packed)
+
+
+def save_simplified(source: Path, graph: Path, data_name: str) -> None:
+    """Write the graph at `source` with what is constant computed, its weights as they are beside it; blocks.
+
+    Raises:
+        ModelLoadError: It cannot be loaded, or not be written.
+    """
+    _save(source, graph, data_name, level="ORT_ENABLE_BASIC", beside_bytes=200, more={})
+
+
+def _save(source: Path, graph: Path, data_name: str, *, level: str, beside_bytes: int, more: Mapping[str, str]) -> None:
+    """Write a graph as it is at a level of optimisation; tensors of fewer bytes stay inside it."""
     onnxruntime = import_onnxruntime()
     session_options = _session_options(onnxruntime, threads=1)
+    session_options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     session_options.optimized_model_filepath = str(graph)
-    for key, value in (
-        ("session.optimized_model_external_initializers_file_name", data_name),
-        ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
-        ("session.save_external_prepacked_constant_initializers", "1"),
-    ):
+    entries = {
+        "session.optimized_model_external_initializers_file_name": data_name,
+        "session.optimized_model_external_initializers_min_size_in_bytes": str(beside_bytes),
+        **more,
+    }
+    for key, value in entries.items():
         session_options.add_session_config_entry(key, value)
     try:
         _open(onnxruntime, source, session_options, ON_CPU)
     except Exception as error:
         raise ModelLoadError(
             f"onnxruntime {onnxruntime.__version__} cannot prepare {source}: {error}", model=str(source)
+        ) from error
+
+
+def open_as_it_is(path: Path) -> Any:
+    """Open a session of onnxruntime's own on all cores of the CPU, which optimises nothing and is silent; blocks.
+
+    Raises:
+        ModelLoadError: It cannot be loaded.
+    """
+    onnxruntime = import_onnxruntime()
+    session_options = _session_options(onnxruntime, threads=0)
+    session_options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session_options.log_severity_level = 4
+    try:
+        return _open(onnxruntime, path, session_options, ON_CPU)
+    except Exception as error:
+        raise ModelLoadError(
+            f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}", model=str(path)
         ) from error
 
 

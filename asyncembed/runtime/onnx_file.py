@@ -33,6 +33,9 @@ DYNAMIC_OPERATORS = frozenset(
 BY_ROW = "asyncembed.scale_per_row"
 """What the metadata of graphs say whose `MatMulInteger` has a scale per row, so that a result has no neighbours."""
 
+BRANCHES = frozenset({b"If", b"Loop", b"Scan"})
+"""Operators with graphs of their own inside."""
+
 MAX_FIELDS = 1_000_000
 """A large graph without its weights is a megabyte at most, of some ten bytes a field."""
 
@@ -64,10 +67,12 @@ class OnnxFile:
         weights: The files that tensors of it lie in, relative to its own directory. A name that leads out is left out.
         is_dynamically_quantized: Whether an operator derives a scale from its input at run time. It takes one scale for
             a whole tensor, hence for a whole batch: a result then depends on its neighbours (cosine down to 0.98).
+        has_branches: Whether some of it runs on a condition, or several times.
     """
 
     weights: tuple[str, ...] = ()
     is_dynamically_quantized: bool = False
+    has_branches: bool = False
 
 
 def read_onnx_file(path: Path) -> OnnxFile:
@@ -139,9 +144,10 @@ def _read(path: Path, _: tuple[int, ...]) -> OnnxFile:
             elif kind == "metadata":
                 entry = {number: message.content(begin, stop) for number, begin, stop in message.fields(start, end)}
                 is_by_row = is_by_row or entry.get(1) == BY_ROW.encode()
-            elif (operator := message.content(start, end)) in DYNAMIC_OPERATORS:
-                operators.add(operator)
-    return OnnxFile(tuple(weights), bool(operators - ({b"MatMulInteger"} if is_by_row else set())))
+            else:
+                operators.add(message.content(start, end))
+    dynamic = operators & DYNAMIC_OPERATORS - ({b"MatMulInteger"} if is_by_row else set())
+    return OnnxFile(tuple(weights), bool(dynamic), bool(operators & BRANCHES))
 
 
 def _walk(message: "_Message") -> Iterator[tuple[str, int, int]]:

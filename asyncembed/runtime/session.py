@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
 from asyncembed.errors import ModelLoadError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from asyncembed.runtime.onnx import OnnxSession
     from asyncembed.runtime.openvino import OpenVinoSession
 
-Array: TypeAlias = npt.NDArray[Any]
+Array: TypeAlias = "npt.NDArray[Any]"
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Runtime: TypeAlias = Literal["onnxruntime", "openvino"]
 
@@ -47,7 +47,7 @@ class Session(Protocol):
         """What the user should know of where it runs; None: nothing."""
         ...
 
-    def input_dtype(self, name: str) -> np.dtype[Any]:
+    def input_dtype(self, name: str) -> "np.dtype[Any]":
         """The element type that the input `name` takes."""
         ...
 
@@ -104,7 +104,7 @@ def open_session(path: Path, options: SessionOptions, *, prepared: Path | None =
             return _open_with_openvino(path, options)
         except ModelLoadError as error:
             session = _open_with_onnxruntime(path, options, prepared)
-            session.warning = f"onnxruntime runs it, in float32: {error}"
+            session.warning = f"onnxruntime runs it: {error}"
             return session
     return _open_with_onnxruntime(path, options, prepared)
 

@@ -28,10 +28,18 @@ DTYPES: dict[str, int] = {
 }
 
 
+def open_with_bound_outputs(path: Path, options: SessionOptions) -> Session:
+    """A session as it runs where a GPU computes: the outputs stay where they are made, here in the CPU's memory."""
+    session = OnnxSession(path, options)
+    session._output_place = "cpu", 0
+    return session
+
+
 @pytest.fixture(
     params=[
         pytest.param(OnnxSession, id="onnxruntime"),
         pytest.param(OpenVinoSession, id="openvino", marks=pytest.mark.slow),
+        pytest.param(open_with_bound_outputs, id="onnxruntime, outputs bound"),
     ]
 )
 def open_session(request: pytest.FixtureRequest) -> Open:
