@@ -18,6 +18,7 @@ from asyncembed.checks import check_choice, check_count
 from asyncembed.embedders.base import Opened, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.intake import Intake, Key, accept_text, read_record
 from asyncembed.encoders.chunking import Boundaries, Chunker, ChunkPlan, Place
+from asyncembed.encoders.encoder import TokenWindow
 from asyncembed.encoders.registry import row_of, token_source
 from asyncembed.encoders.sentences import check_sentences
 from asyncembed.engine.supervisor import Supervisor
@@ -265,7 +266,8 @@ def _checked(text: str) -> str:
 
 def _bytes_of(value: object, chunks: int) -> int:
     """About how many bytes a piece keeps in memory."""
-    return getsizeof(value) + getattr(getattr(value, "ids", None), "nbytes", 0) + 128 * chunks
+    own = getsizeof(value.ids_bytes) if isinstance(value, TokenWindow) else getsizeof(value)
+    return own + 128 * chunks
 
 
 class PieceIntake(Intake):

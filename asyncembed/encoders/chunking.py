@@ -162,14 +162,12 @@ class Chunker:
             yield self._window(text, tokens, begin, max(end, most), places)
 
     def _window(self, text: str, tokens: "_Tokens", begin: int, end: int, places: list[Place]) -> Piece:
-        import numpy as np  # in the parent, where it is loaded with the first document
-
         head = [*self._before, *tokens.prompt_ids]
-        ids = np.array([*head, *tokens.ids(begin, end), *self._behind], np.int64)
+        ids = [*head, *tokens.ids(begin, end), *self._behind]
         shift = len(head) - begin
         spans = [(max(place.first, begin) + shift, place.last + shift) for place in places]
         texts = [text[place.start : place.end] for place in places] if self._gives_texts else ()
-        return Piece(TokenWindow(ids, spans, texts), len(ids), places)
+        return Piece(TokenWindow.of(ids, spans, texts), len(ids), places)
 
     # ---------------------------------------------------------------- chunks
 

@@ -3,6 +3,7 @@
 An encoder lives in one worker, serves one batch at a time, and knows nothing of asyncio.
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,6 @@ from asyncembed.errors import EncodeError, InputError, OptionError
 from asyncembed.runtime.session import SessionOptions
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from asyncembed.results import HybridOutput
@@ -105,17 +105,37 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class TokenWindow:
-    """Tokens of a document that go through the model together, and the chunks among them; travels by pickle.
+    """Tokens of a document that go through the model together, and the chunks among them.
+
+    It travels by pickle, and is equal to another one of the same bytes.
 
     Attributes:
-        ids: As the graph takes them, special tokens and those of a prompt included: int64 (tokens,).
-        spans: First and last token of each chunk, the last one exclusive, as positions in `ids`.
+        ids_bytes: What the graph takes, special tokens and those of a prompt included: int32 (tokens,).
+        spans_bytes: First and last token of each chunk, the last one exclusive, by their places among these: int32
+            (chunks, 2).
         texts: Those of the chunks, for an encoder that asks for them; else empty.
     """
 
-    ids: "npt.NDArray[np.int64]"
-    spans: Sequence[tuple[int, int]]
-    texts: Sequence[str] = ()
+    ids_bytes: bytes
+    spans_bytes: bytes
+    texts: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, ids: Sequence[int], spans: Sequence[tuple[int, int]], texts: Sequence[str] = ()) -> "TokenWindow":
+        """One of these tokens and chunks."""
+        bounds = [bound for span in spans for bound in span]
+        return cls(array("i", ids).tobytes(), array("i", bounds).tobytes(), tuple(texts))
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """The tokens."""
+        return array("i", self.ids_bytes)
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """The chunks."""
+        bounds = array("i", self.spans_bytes)
+        return list(zip(bounds[::2], bounds[1::2], strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
