@@ -1,10 +1,12 @@
 """Sentences: every character is in one, white space aside, and a text of any length takes time by its length."""
 
 import re
+import sys
 
 import pytest
 
-from asyncembed.encoders.sentences import BLOCK_CHARACTERS, sentences
+from asyncembed.encoders.sentences import BLOCK_CHARACTERS, _splitter, check_sentences, sentences
+from asyncembed.errors import RuntimeMissingError
 
 
 def texts_of(text: str) -> list[str]:
@@ -46,6 +48,13 @@ def test_every_character_is_in_one_sentence(text: str) -> None:
     assert not "".join(between).strip()
     assert re.sub(r"\s", "", "".join(text[start:end] for start, end in spans)) == re.sub(r"\s", "", text)
     assert max((end - start for start, end in spans), default=0) <= BLOCK_CHARACTERS
+
+
+def test_without_the_package_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "semantic_text_splitter", None)
+    _splitter.cache_clear()
+    with pytest.raises(RuntimeMissingError, match=r'pip install "asyncembed\[sentences\]"'):
+        check_sentences()
 
 
 def test_a_sentence_is_the_same_wherever_the_blocks_end() -> None:
