@@ -337,8 +337,9 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         check_chunks(call)
         check_source(documents)
         check_stream(call)
+        source = as_source(documents)
         if call.get("total") is None:
-            call["total"] = length_of(documents, is_wanted=call.get("progress", False))
+            call["total"] = length_of(source, is_wanted=call.get("progress", False))
         opened = self._require_open()
         cutting = Cutting(opened, call.pop("key", None))
 
@@ -348,7 +349,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
             cutting.plan = chunk_plan(call, asked.prompt or "")
             return replace(asked, mode="chunks" if cutting.plan.is_late else "embed"), CHUNKS
 
-        pieces = cast("Source[Any]", cutting.pieces(as_source(documents)))
+        pieces = cast("Source[Any]", cutting.pieces(source))
         return self._stream(opened, pieces, PieceIntake, plan, call, partial(ChunkState, cutting))
 
     # ---------------------------------------------------------------- a few inputs, at once

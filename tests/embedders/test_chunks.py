@@ -1,4 +1,4 @@
-"""`embed_chunks` as a user calls it: real workers, against the definition, computed with numpy on hidden states."""
+"""`embed_chunks` as a user calls it: against the definition, computed with numpy on hidden states."""
 
 import tracemalloc
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -34,7 +34,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def model(directory: Path) -> AsyncGenerator[TextEmbedding]:
-    async with TextEmbedding(directory, workers=1) as model:
+    async with TextEmbedding(directory, workers=0) as model:
         yield model
 
 
@@ -126,6 +126,17 @@ async def test_each_record_comes_with_its_chunks_and_what_they_cost(model: TextE
     assert indices == list(range(len(indices)))
 
 
+async def test_progress_counts_documents(model: TextEmbedding) -> None:
+    stream = model.embed_chunks(LONG, chunk_tokens=8)
+    assert stream.progress().total == 1
+    async for chunk in stream:
+        progress = stream.progress()
+        assert (progress.read, progress.done, progress.failed) == (1, int(chunk.end == len(LONG)), 0)
+    empty = model.embed_chunks(iter(["", SHORT, " "]))
+    assert len(await empty.collect()) == 1
+    assert (empty.progress().read, empty.progress().done, empty.progress().total) == (3, 3, None)
+
+
 async def test_batches_hold_chunks_of_several_documents(model: TextEmbedding) -> None:
     sizes = [len(batch) async for batch in model.embed_chunks([LONG] * 3, chunk_tokens=10).batches(8)]
     assert sizes[:-1] == [8] * (len(sizes) - 1)
@@ -202,7 +213,7 @@ async def test_sources_of_every_kind_are_read_and_closed(model: TextEmbedding) -
 async def test_a_document_of_many_megabytes_fills_no_window(directory: Path) -> None:
     """Its chunks come while it is being cut, and as few of them wait as of small documents."""
     text = f"{LONG} " * 25_000  # 10 MB
-    async with TextEmbedding(directory, workers=1, max_in_flight=32) as model:
+    async with TextEmbedding(directory, workers=0, max_in_flight=32) as model:
         await model.embed_query(SHORT)
         tracemalloc.start()
         try:
@@ -218,7 +229,7 @@ async def test_a_document_of_many_megabytes_fills_no_window(directory: Path) -> 
 
 
 async def test_models_that_are_not_pooled_by_mean_refuse_late_chunks(directory: Path) -> None:
-    async with TextEmbedding(directory, workers=1, pooling="cls") as model:
+    async with TextEmbedding(directory, workers=0, pooling="cls") as model:
         with pytest.raises(
             OptionError, match="is pooled by 'cls', and late chunking takes the mean .* say mode=\"plain\""
         ):
@@ -227,9 +238,9 @@ async def test_models_that_are_not_pooled_by_mean_refuse_late_chunks(directory: 
 
 
 async def test_a_model_that_is_yet_to_be_loaded_is_asked_with_the_first_chunk(directory: Path) -> None:
-    async with TextEmbedding(directory, workers=1, lazy=True) as model:
+    async with TextEmbedding(directory, workers=0, lazy=True) as model:
         assert (await anext(model.embed_chunks([LONG], chunk_tokens=16))).tokens == 16
-    async with TextEmbedding(directory, workers=1, lazy=True, pooling="cls") as model:
+    async with TextEmbedding(directory, workers=0, lazy=True, pooling="cls") as model:
         stream = model.embed_chunks([LONG])
         with pytest.raises(OptionError, match="is pooled by 'cls'"):
             await anext(stream)
@@ -237,7 +248,7 @@ async def test_a_model_that_is_yet_to_be_loaded_is_asked_with_the_first_chunk(di
 
 async def test_models_without_states_give_plain_chunks_alone(tmp_path: Path) -> None:
     directory = write_static(tmp_path, wordpiece())
-    async with TextEmbedding(directory, workers=1) as model:
+    async with TextEmbedding(directory, workers=0) as model:
         with pytest.raises(OptionError, match='gives no vectors to parts of a text: say mode="plain"'):
             model.embed_chunks([LONG])
         chunks = await model.embed_chunks([LONG], mode="plain", chunk_tokens=16).collect()
