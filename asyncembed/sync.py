@@ -789,6 +789,10 @@ class TextEmbedding(_HasVectors[AsyncTextEmbedding[ScalarT]], Generic[ScalarT]):
     @_of(AsyncTextEmbedding[ScalarT].passage_embed)
     def passage_embed(self) -> None: ...
 
+    @_streaming
+    @_of(AsyncTextEmbedding[ScalarT].embed_chunks)
+    def embed_chunks(self) -> None: ...
+
     @_blocking
     @_of(AsyncTextEmbedding[ScalarT].embed_query)
     def embed_query(self) -> None: ...

@@ -45,6 +45,7 @@ from asyncembed.checks import (
 )
 from asyncembed.embedders.intake import Door, InputT, Intake, Key, check_source
 from asyncembed.encoders.encoder import Call, EncoderConfig, Mode
+from asyncembed.encoders.registry import TokenSource
 from asyncembed.engine.lifetime import Deferred, owned_task_group, uninterrupted
 from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
@@ -164,6 +165,8 @@ class Opened:
     requests: "set[_Request]" = field(default_factory=set)
     plain_calls: dict[Mode, tuple[Call, Assembly[Any, Any]]] = field(default_factory=dict)
     """Of one-item calls without keywords: the same for each."""
+    token_source: TokenSource | None = None
+    """Says where the tokens of a text are; once something has asked for it."""
 
     @property
     def engine(self) -> Supervisor:
@@ -410,8 +413,9 @@ class Embedder(OnAnyLoop[Opened]):
         door: Door,
         plan: "Plan[ResultT, CollectedT]",
         keywords: StreamKeywords,
+        make_state: Callable[..., StreamState[Any]] = StreamState,
     ) -> AnyStream[InputT, ResultT, CollectedT]:
-        _check_stream(keywords)
+        check_stream(keywords)
         check_source(source)
         on_error, shows_bar = keywords.get("on_error", "raise"), keywords.get("progress", False)
         total = keywords.get("total")
@@ -426,7 +430,7 @@ class Embedder(OnAnyLoop[Opened]):
 
         loaded = opened.loaded
         engine, intake, observe = (None, None, None) if loaded is None else course.begin()
-        state: StreamState[InputT] = StreamState(
+        state: StreamState[InputT] = make_state(
             engine,
             intake,
             later=(opened.remote.loop, course.load) if loaded is None else None,
@@ -435,7 +439,7 @@ class Embedder(OnAnyLoop[Opened]):
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
             ordered=keywords.get("ordered", True),
             on_error=on_error,
-            total=_length_of(source, is_wanted=shows_bar) if total is None else total,
+            total=length_of(source, is_wanted=shows_bar) if total is None else total,
             shows_bar=shows_bar,
             on_end=end,
             observe=observe,
@@ -765,7 +769,8 @@ class _Request:
         return self._result
 
 
-def _check_stream(keywords: StreamKeywords) -> None:
+def check_stream(keywords: StreamKeywords) -> None:
+    """See that what a call says of its stream can work. Raises `OptionError`."""
     check_choice("priority", keywords.get("priority", "bulk"), get_args(PriorityName))
     check_on_error(keywords.get("on_error", "raise"))
     check_bool("progress", keywords.get("progress", False))
@@ -774,7 +779,7 @@ def _check_stream(keywords: StreamKeywords) -> None:
     check_callable("key", keywords.get("key"), what="a function that takes the input out of a record")
 
 
-def _length_of(source: object, *, is_wanted: bool) -> int | None:
+def length_of(source: object, *, is_wanted: bool) -> int | None:
     """How many records a source has, if it knows; what it raises instead is its own matter when it is read.
 
     A source of somebody's own may ask a database for it, and hold up the loop: it does so where that is wanted.

@@ -41,30 +41,8 @@ class Intake:
 
     def item(self, record: object, index: int, sink: Recipient) -> tuple[Item, int]:
         """See `asyncembed.feeding.Intake`."""
-        # By its type: what an object says of its class may be anything, or raise.
-        if type(record) is not str and issubclass(type(record), InputError):
-            raise _at_index(cast(InputError, record), index)  # a source's word on a record that it could not give
-        value = record if self._key is None else self._take(record, index)
-        try:
-            accepted, units, size_bytes = self._accept(value)
-        except InputError as error:
-            raise _at_index(error, index) from error.__cause__
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            raise InputError(f"the input cannot be read: {in_words(error)}", index=index) from error
+        accepted, units, size_bytes = read_record(record, index, self._key, self._accept)
         return self._make_item(accepted, units, index, sink), size_bytes
-
-    def _take(self, record: object, index: int) -> object:
-        assert self._key is not None
-        try:
-            return self._key(record)
-        except InputError as error:
-            raise _at_index(error, index) from error.__cause__
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            raise InputError(f"key= failed: {in_words(error)}", index=index) from error
 
     def _make_item(self, value: object, units: int, index: int, sink: Recipient) -> Item:
         return self._maker.item(value, units, sink, index)
@@ -108,6 +86,38 @@ class Intake:
         self._give_back(self._places)
 
 
+def read_record(record: object, index: int, key: Key | None, accept: Accept) -> tuple[object, int, int]:
+    """What `accept` says of the input in a record of the source.
+
+    Raises:
+        InputError: There is none, or it can be none of the family.
+        KeyboardInterrupt, SystemExit: The caller's own code ends the program.
+    """
+    # By its type: what an object says of its class may be anything, or raise.
+    if type(record) is not str and issubclass(type(record), InputError):
+        raise at_index(cast(InputError, record), index)  # a source's word on a record that it could not give
+    value = record if key is None else _taken(record, index, key)
+    try:
+        return accept(value)
+    except InputError as error:
+        raise at_index(error, index) from error.__cause__
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise InputError(f"the input cannot be read: {in_words(error)}", index=index) from error
+
+
+def _taken(record: object, index: int, key: Key) -> object:
+    try:
+        return key(record)
+    except InputError as error:
+        raise at_index(error, index) from error.__cause__
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise InputError(f"key= failed: {in_words(error)}", index=index) from error
+
+
 class Door(Protocol):
     """Makes the intake of a stream or call: what its inputs are is settled, and the rest is not."""
 
@@ -146,7 +156,7 @@ def _plain_text(value: object) -> str | None:
     return None
 
 
-def _at_index(error: InputError, index: int) -> InputError:
+def at_index(error: InputError, index: int) -> InputError:
     """The error with its index; another one for what was handed over before, as a source may do several times."""
     if error.index not in (None, index):
         again = InputError(*error.args, index=index)
