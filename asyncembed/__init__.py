@@ -10,13 +10,15 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 # The layout. A text goes down the parent's line, then down the worker's; its result comes back to the window.
 #
 #   parent  caller → embedders/text → roles → base → stream → feeding → embedders/intake → window
-#                  → engine/supervisor → dispatch → scheduler → worker
+#                  → reuse → engine/supervisor → dispatch → scheduler → worker
 #   worker  engine/child → encoders/dense (a module per family) → tokenization → text_graph → runtime/onnx
 #                  → encoders/pooling → projection → postprocess
 #
 #   errors, options, checks, migration      what may go wrong; the keywords, their checks, their names elsewhere
 #   loading                                 from a model's name to what a worker needs
 #   stream, feeding, window                 the handle; the tasks that read ahead; what is read ahead, and its order
+#   reuse, fingerprint                      nothing computed twice; which bytes make a model's vectors
+#   vector_cache, cache_file, packing       what keeps results; in a file; and as bytes
 #   results, scoring, muvera                what comes out, and what may be done with it
 #   bars                                    how far a stream is: numbers, and a bar
 #   readers, sources                        files as sources; their former name
@@ -75,6 +77,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asyncembed.bars import StreamProgress
+    from asyncembed.cache_file import VectorCacheFile
     from asyncembed.catalogue.spec import (
         ArchiveOrigin,
         CacheFolderOrigin,
@@ -132,6 +135,7 @@ if TYPE_CHECKING:
     from asyncembed.runtime.session import Device, SessionOptions
     from asyncembed.scoring import cosine, hybrid_scores, maxsim, maxsim_scores, sparse_scores, top_k
     from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
+    from asyncembed.vector_cache import VectorCache
 
 __version__ = "0.2.0.dev0"
 
@@ -202,6 +206,8 @@ __all__ = [
     "TextReturningCall",
     "TextStreamCall",
     "TextStreamKeywords",
+    "VectorCache",
+    "VectorCacheFile",
     "WorkerPool",
     "cosine",
     "download",
@@ -280,6 +286,8 @@ _HOMES = {
     "TextReturningCall": "asyncembed.embedders.text",
     "TextStreamCall": "asyncembed.embedders.text",
     "TextStreamKeywords": "asyncembed.embedders.text",
+    "VectorCache": "asyncembed.vector_cache",
+    "VectorCacheFile": "asyncembed.cache_file",
     "WorkerPool": "asyncembed.engine.pool",
     "cosine": "asyncembed.scoring",
     "download": "asyncembed.hub.model_files",

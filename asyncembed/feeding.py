@@ -140,6 +140,10 @@ class Intake(Protocol[RecordT]):
         """
         ...
 
+    def withdraw(self, items: list[Item]) -> None:
+        """Forget items, submitted or not, whose results nobody waits for any more."""
+        ...
+
 
 class NotedFailures:
     """Records that failed, on their way from the loop of a stream to the function that `on_error=` names.
@@ -493,7 +497,7 @@ class StreamState(Generic[InputT]):
         self.end = end
         self.end_bar()
         self._feeder_scope.cancel()
-        self.engine.withdraw(self._window.close())
+        self._intake.withdraw(self._window.close())
         self.ready.notify()
         self._on_end(self)
 

@@ -94,7 +94,7 @@ async def prepare(
     if is_exported:
         folder = directory / spec.folder
         head = await in_disk_thread(_head_of, spec, folder)
-        spec = replace(spec, model_file=str(await _export(folder, head, _own_cache_dir(options), options)))
+        spec = replace(spec, model_file=str(await _export(folder, head, own_cache_dir(options), options)))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
         path = await in_disk_thread(loadable_model_path, directory, spec.model_file)
@@ -402,7 +402,7 @@ async def _prepared(directory: Path, spec: ModelSpec, options: Options) -> Path 
     if options.pool is not None:
         workers = options.pool.size
     path = directory / spec.model_file
-    find = partial(_find_prepared, path, _own_cache_dir(options), workers=workers)
+    find = partial(_find_prepared, path, own_cache_dir(options), workers=workers)
     from asyncembed.runtime.onnx import save_optimized
 
     try:
@@ -436,7 +436,7 @@ def _provider_names(options: Options) -> list[str]:
     return [name.removesuffix("ExecutionProvider").lower() for name in names]
 
 
-def _own_cache_dir(options: Options) -> Path | None:
+def own_cache_dir(options: Options) -> Path | None:
     """Where what we make of a model is kept: beside the hub's files, where the user wants those elsewhere."""
     return None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
 

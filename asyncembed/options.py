@@ -23,6 +23,7 @@ from asyncembed.engine.pool import PoolKeywords, PoolOptions, WorkerPool
 from asyncembed.errors import OptionError
 from asyncembed.observing import Observer
 from asyncembed.runtime.session import Device
+from asyncembed.vector_cache import CacheChoice, check_cache
 
 if TYPE_CHECKING:
     from asyncembed.runtime.session import SessionOptions
@@ -64,6 +65,8 @@ class OptionKeywords(PoolKeywords, total=False):
     batch_invariant: bool
     prepare: bool
     observers: Sequence[Observer]
+    deduplicate: bool
+    cache: CacheChoice | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +98,10 @@ class Options(PoolOptions):
         prepare: Keep a large model in the cache as the CPU computes it, made once when it is first opened, so that it
             opens sooner and all workers share one copy of its weights. False: each worker makes its own.
         observers: Functions that hear of its opening, calls and batches: see `asyncembed.observing`.
+        deduplicate: Compute inputs once that are equal and wait at the same time, whoever asks: results are equal, too.
+            (Not those of models without a graph, which are computed as soon as they are compared.)
+        cache: Keep results: a path (see `asyncembed.VectorCacheFile`, which also takes a size), or a `VectorCache` of
+            your own. What was computed by the same model (see `fingerprint`), for an equal call, is not computed again.
     """
 
     model_path: str | os.PathLike[str] | None = None
@@ -117,6 +124,8 @@ class Options(PoolOptions):
     batch_invariant: bool = True
     prepare: bool = True
     observers: Sequence[Observer] = ()
+    deduplicate: bool = True
+    cache: CacheChoice | None = None
 
     def __post_init__(self) -> None:
         PoolOptions.__post_init__(self)
@@ -131,7 +140,7 @@ class Options(PoolOptions):
             object.__setattr__(self, name, None if path is None else absolute(path))
         for name in ("revision", "onnx_file"):
             check_text(name, getattr(self, name))
-        for name in ("local_files_only", "batch_invariant", "prepare"):
+        for name in ("local_files_only", "batch_invariant", "prepare", "deduplicate"):
             check_bool(name, getattr(self, name))
         if self.onnx_file is not None:
             object.__setattr__(self, "onnx_file", self.onnx_file.replace("\\", "/"))  # as `os.path.join` gives it
@@ -150,6 +159,9 @@ class Options(PoolOptions):
                 raise OptionError("give either device or providers, not both")
         if self.precision is not None and self.onnx_file is not None:
             raise OptionError("give either precision or onnx_file, not both")
+        check_cache(self.cache)
+        if isinstance(self.cache, str | os.PathLike):
+            object.__setattr__(self, "cache", absolute(self.cache))
         check_observers(self.observers)
         object.__setattr__(self, "observers", tuple(self.observers))
         if self.pool is not None:

@@ -41,22 +41,26 @@ from asyncembed.checks import (
 )
 from asyncembed.embedders.intake import Door, InputT, Key, check_source
 from asyncembed.encoders.encoder import Call, EncoderConfig, Mode
+from asyncembed.encoders.registry import row_of
 from asyncembed.engine.lifetime import owned_task_group, uninterrupted
 from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
-from asyncembed.engine.scheduler import Item, Priority
+from asyncembed.engine.scheduler import Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, StateError
 from asyncembed.faking import SETTING, Fakes, current_fakes
 from asyncembed.feeding import ErrorHandler, OnError, Source, StreamState, is_in_memory
-from asyncembed.loading import prepare, prepare_fake
+from asyncembed.files import in_disk_thread
+from asyncembed.fingerprint import fingerprint_of, model_digest
+from asyncembed.loading import own_cache_dir, prepare, prepare_fake
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observers
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
 from asyncembed.remote import Remote
 from asyncembed.results import COUNT, Assembly, CollectedT, Counted, CountedBatch, ResultT, count_of, dense
+from asyncembed.reuse import Reuse
 from asyncembed.stream import EmbeddingStream, ReturningStream, returning
-from asyncembed.wakeup import Turnstile
+from asyncembed.wakeup import Turnstile, completion, start_thread
 
 ModelName: TypeAlias = str | os.PathLike[str] | ModelSpec
 """As the classes take it: a name of the catalogue, a repo on the hub, a local directory, or a spec."""
@@ -146,6 +150,9 @@ class Opened:
     requests: "set[_Request]" = field(default_factory=set)
     plain_calls: dict[Mode, tuple[Call, Assembly[Any, Any]]] = field(default_factory=dict)
     """Of one-item calls without keywords: the same for each."""
+    digest: str | None = None
+    fingerprint: str | None = None
+    """Known once they were asked for."""
 
     def end_all(self) -> None:
         """End whatever runs, with an error: the embedder closes."""
@@ -251,6 +258,30 @@ class Embedder(OnAnyLoop[Opened]):
         model = self._last_opened.model
         return f"<{kind} {name} closed after {model.items} inputs in {model.batches} batches>"
 
+    @property
+    def fingerprint(self) -> str:
+        """Which bytes make the vectors, in 20 hexadecimal digits that are the same on every machine.
+
+        It changes with the graph, the weights, the tokenizer, the precision, the limit of tokens, and what the
+        constructor said of pooling, prompts and the form of vectors; not with the model's name or its place, nor with
+        what only decides where it runs and how fast. Two indexes of the same fingerprint may be searched with the same
+        queries. What calls ask for (another prompt, say) is not in it.
+
+        Files that are not from the hub are read when it is first asked for, which takes about a second per GB; it is
+        remembered until they change.
+
+        Raises:
+            StateError: The model is not open.
+            OSError: A file cannot be read any more.
+        """
+        opened = self._opened
+        if opened is None:
+            raise self._not_open()
+        if opened.fingerprint is None:
+            opened.digest = opened.digest or _digest(opened.model.config, self._options)
+            opened.fingerprint = fingerprint_of(opened.digest, self._usual_calls(opened))
+        return opened.fingerprint
+
     def stats(self) -> Stats:
         """What this model has computed, and the state of its pool: a snapshot, from any thread.
 
@@ -285,6 +316,10 @@ class Embedder(OnAnyLoop[Opened]):
     def _settings(self) -> Mapping[str, object]:
         """The family's own keywords that its encoder reads."""
         return {}
+
+    def _usual_calls(self, opened: Opened) -> Sequence[Call]:  # noqa: ARG002 (for those whose model decides)
+        """What its methods ask of a worker, where their callers say nothing else."""
+        return ()
 
     def _known_spec(self) -> ModelSpec | None:
         """The spec of the model if it was given, or is catalogued."""
@@ -428,7 +463,7 @@ class Embedder(OnAnyLoop[Opened]):
             opened.requests.add(request)
             try:
                 intake.submit([item])
-                result = assembly.detach(await request.wait(opened.engine, item))
+                result = assembly.detach(await request.wait(partial(intake.withdraw, [item])))
             finally:
                 opened.requests.discard(request)
         except BaseException as error:
@@ -479,6 +514,7 @@ async def _from_opening_to_closing(
         config = await find()
         model = engine.add_model(config)
         stack.callback(engine.remove_model, model)
+        digest = None if options.cache is None else start_thread(_digest, config, options)
         await engine.warm(model)
         if logger.isEnabledFor(INFO):
             logger.info("%s opened %s in %.1f s", kind, _described(engine, model), perf_counter() - began)
@@ -486,6 +522,11 @@ async def _from_opening_to_closing(
             observers = model.observers = _observers(options.observers, engine, model)
             observers.opened()
             stack.callback(observers.closed)
+        if digest is not None or _deduplicates(model, options):
+            model.reuse = Reuse(engine, model, deduplicates=_deduplicates(model, options))
+            if digest is not None:
+                assert options.cache is not None
+                await stack.enter_async_context(model.reuse.keeping(options.cache, await completion(digest)))
         group = await stack.enter_async_context(owned_task_group())
         opened = Opened(
             engine,
@@ -495,12 +536,22 @@ async def _from_opening_to_closing(
             Turnstile(engine.loop, CALLS_PER_TURN),
             Remote(group),
             owns_engine=options.pool is None,
+            digest=None if digest is None else digest.result(),
         )
         try:
             yield opened
         finally:
             opened.remote.close()
             opened.end_all()
+
+
+def _deduplicates(model: PooledModel, options: Options) -> bool:
+    # Without a graph, to compute an input takes about as long as to look for an equal one.
+    return options.deduplicate and not row_of(model.config.spec).is_cheap
+
+
+def _digest(config: EncoderConfig, options: Options) -> str:
+    return model_digest(config, own_cache_dir(options))
 
 
 def opened_model(embedder: Embedder) -> tuple[PooledModel, Supervisor]:
@@ -565,11 +616,11 @@ class _Request:
     async def wait_bytes(self, index: int, expected_bytes: int) -> None:
         """Likewise."""
 
-    async def wait(self, engine: Supervisor, item: Item) -> object:
+    async def wait(self, withdraw: Callable[[], None]) -> object:
         try:
             await self._event.wait()
         except BaseException:
-            engine.withdraw([item])
+            withdraw()
             raise
         if self._error is not None:
             raise self._error
@@ -614,6 +665,11 @@ def _log_truncated(opened: Opened, state: StreamState[Any]) -> None:
             state.answered,
             "the limit" if length is None else f"{length} tokens",
         )
+
+
+async def fingerprint_in_thread(embedder: Embedder) -> str:
+    """`Embedder.fingerprint` without holding up the loop: for the package itself."""
+    return await in_disk_thread(lambda: embedder.fingerprint)
 
 
 def described(embedder: Embedder) -> str:
