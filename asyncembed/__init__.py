@@ -17,10 +17,8 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   errors, options, checks, migration      what may go wrong; the keywords, their checks, their names elsewhere
 #   loading                                 from a model's name to what a worker needs
 #   stream, feeding, window                 the handle; the tasks that read ahead; what is read ahead, and its order
-#   reuse, fingerprint                      nothing computed twice; which bytes make a model's vectors
-#   vector_cache, cache_file, packing       what keeps results; in a file; and as bytes
-#   results, scoring, muvera                what comes out, and what may be done with it
-#   bars                                    how far a stream is: numbers, and a bar
+#   reuse, vector_cache, cache_file, packing, fingerprint   nothing computed twice: results kept, in a file, as bytes
+#   results, scoring, muvera, bars          what comes out, and what may be done with it; how far a stream is
 #   readers, sources                        files as sources; their former name
 #   observing                               what observers hear of calls and batches
 #   sync                                    the seven classes for programs without an event loop

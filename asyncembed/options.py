@@ -65,7 +65,7 @@ class OptionKeywords(PoolKeywords, total=False):
     batch_invariant: bool
     prepare: bool
     observers: Sequence[Observer]
-    deduplicate: bool
+    deduplicate: bool | None
     cache: CacheChoice | None
 
 
@@ -98,8 +98,10 @@ class Options(PoolOptions):
         prepare: Keep a large model in the cache as the CPU computes it, made once when it is first opened, so that it
             opens sooner and all workers share one copy of its weights. False: each worker makes its own.
         observers: Functions that hear of its opening, calls and batches: see `asyncembed.observing`.
-        deduplicate: Compute inputs once that are equal and wait at the same time, whoever asks: results are equal, too.
-            (Not those of models without a graph, which are computed as soon as they are compared.)
+        deduplicate: Whether inputs that are equal, and wait at the same time, are computed once, whoever asks: in one
+            stream, or in calls side by side. None: they are, but for models without a graph (to compute an input takes
+            no longer than to look for another one) and encoders of somebody else's (equal inputs need not have equal
+            results there).
         cache: Keep results: a path (see `asyncembed.VectorCacheFile`, which also takes a size), or a `VectorCache` of
             your own. What was computed by the same model (see `fingerprint`), for an equal call, is not computed again.
     """
@@ -124,7 +126,7 @@ class Options(PoolOptions):
     batch_invariant: bool = True
     prepare: bool = True
     observers: Sequence[Observer] = ()
-    deduplicate: bool = True
+    deduplicate: bool | None = None
     cache: CacheChoice | None = None
 
     def __post_init__(self) -> None:
@@ -140,7 +142,7 @@ class Options(PoolOptions):
             object.__setattr__(self, name, None if path is None else absolute(path))
         for name in ("revision", "onnx_file"):
             check_text(name, getattr(self, name))
-        for name in ("local_files_only", "batch_invariant", "prepare", "deduplicate"):
+        for name in ("local_files_only", "batch_invariant", "prepare"):
             check_bool(name, getattr(self, name))
         if self.onnx_file is not None:
             object.__setattr__(self, "onnx_file", self.onnx_file.replace("\\", "/"))  # as `os.path.join` gives it
@@ -159,6 +161,7 @@ class Options(PoolOptions):
                 raise OptionError("give either device or providers, not both")
         if self.precision is not None and self.onnx_file is not None:
             raise OptionError("give either precision or onnx_file, not both")
+        check_bool("deduplicate", self.deduplicate, may_be_none=True)
         check_cache(self.cache)
         if isinstance(self.cache, str | os.PathLike):
             object.__setattr__(self, "cache", absolute(self.cache))

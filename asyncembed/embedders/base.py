@@ -48,7 +48,7 @@ from asyncembed.engine.pool import WorkerPool, engine_of
 from asyncembed.engine.scheduler import Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, StateError
-from asyncembed.faking import SETTING, Fakes, current_fakes
+from asyncembed.faking import ENCODER, SETTING, Fakes, current_fakes
 from asyncembed.feeding import ErrorHandler, OnError, Source, StreamState, is_in_memory
 from asyncembed.files import in_disk_thread
 from asyncembed.fingerprint import fingerprint_of, model_digest
@@ -546,8 +546,14 @@ async def _from_opening_to_closing(
 
 
 def _deduplicates(model: PooledModel, options: Options) -> bool:
-    # Without a graph, to compute an input takes about as long as to look for an equal one.
-    return options.deduplicate and not row_of(model.config.spec).is_cheap
+    """Whether equal inputs are to be computed once."""
+    if options.deduplicate is not None:
+        return options.deduplicate
+    # Without a graph, to compute an input takes about as long as to look for an equal one. Of somebody else's encoder
+    # nobody knows that the results of equal inputs are equal.
+    spec = model.config.spec
+    kind = row_of(spec)
+    return spec.encoder == ENCODER or not (kind.is_cheap or kind.is_foreign)
 
 
 def _digest(config: EncoderConfig, options: Options) -> str:
