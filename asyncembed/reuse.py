@@ -218,8 +218,7 @@ class _Work:
         if self.digest is not None and reuse.keeper is not None:
             reuse.keeper.keep(self.digest, result, count)
         if self._sink is not None:
-            self._sink.deliver(index, result)
-            self._sink = None
+            self._sink.deliver(index, result)  # and stays: observers are yet to ask whose it was
         self._answer_others(result, count)
 
     def found(self, result: object, count: int) -> None:
@@ -371,7 +370,7 @@ class Keeper:
         asked = [key for key, value in zip(keys, values, strict=True) if value is None]
         if not asked or not self.is_usable:
             return values
-        kept = await self._asked(self._cache.get, asked)
+        kept = await self._asked(self._get, asked)
         if kept is None:
             return values
         size_bytes = sum(len(value) for value in kept if value is not None)
@@ -382,6 +381,12 @@ class Keeper:
         if damaged is not None:
             self._tell_damage(damaged)
         return [found.get(key) if value is None else value for key, value in zip(keys, values, strict=True)]
+
+    async def _get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        values = await self._cache.get(keys)
+        if len(values) != len(keys) or not all(value is None or isinstance(value, bytes) for value in values):
+            raise TypeError(f"get() of {type(self._cache).__name__} gave something else than bytes, or None, per key")
+        return values
 
     async def _take_digests(self, works: Sequence[_Work]) -> None:
         seeds = [self._seed(work.item.batch_key.call) for work in works]
