@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from asyncembed.catalogue.pipeline import CONFIGURATION, configuration_files
-from asyncembed.faking import SETTING
+from asyncembed.faking import ENCODER, SETTING
 from asyncembed.files import default_cache_dir
 from asyncembed.repo_files import list_directory
 from asyncembed.runtime.digests import file_digest
@@ -52,6 +52,8 @@ def model_digest(config: "EncoderConfig", cache_dir: Path | None) -> str:
     words = [f"{name}={_words(getattr(spec, name))}" for name in _OF_SPEC]
     settings = {name: value for name, value in spec.settings.items() if name != SETTING}
     words += [_words(settings), _words(config.keywords), _words(config.max_length)]
+    if spec.encoder == ENCODER:
+        words.append(f"fake of {spec.dim}")  # whose files say nothing
     return _hash([f"{COMPUTING_VERSION}", *files, *words])
 
 

@@ -20,7 +20,7 @@ from asyncembed import (
     TextEmbedding,
     VectorCacheFile,
 )
-from asyncembed.embedders.base import Embedder
+from asyncembed.embedders.base import Embedder, opened_model
 from asyncembed.errors import EncodeError, InputError, OptionError
 from asyncembed.observing import CallEnded, Event
 from asyncembed.testing import Fakes, fake_model
@@ -211,8 +211,10 @@ async def test_what_was_computed_once_is_found_the_next_time(kind: str, tmp_path
     assert (found.cache_hits, found.cache_misses, found.items) == (6, 0, 0)
     for one, other in zip(first, second, strict=True):
         assert (one.tokens, one.is_cut) == (other.tokens, other.is_cut)
-        assert np.array_equal(one.result, other.result) if isinstance(one.result, np.ndarray) else (
-            one.result == other.result
+        assert (
+            np.array_equal(one.result, other.result)
+            if isinstance(one.result, np.ndarray)
+            else (one.result == other.result)
         )
         assert type(one.result) is type(other.result)
 
@@ -266,6 +268,8 @@ async def test_places_of_a_bounded_queue_come_back_from_the_cache() -> None:
         with anyio.CancelScope() as scope:
             scope.cancel()
             await model.embed_documents([f"new {n}" for n in range(4)])
+        _, engine = opened_model(model)
+        await until(lambda: not engine._dispatcher._reserved)  # that were looked for meanwhile
         await model.embed_documents([f"newer {n}" for n in range(4)])
         assert model.stats().cache_hits == 12
         with pytest.raises(InputError, match="max_queued"):
@@ -341,4 +345,4 @@ async def test_a_broken_file_costs_a_warning_and_stays(
 
 def test_what_cannot_be_a_cache_is_refused() -> None:
     with pytest.raises(OptionError, match="cache must be a path"):
-        TextEmbedding(cache={})  # type: ignore[arg-type]
+        TextEmbedding(cache={})  # type: ignore[call-overload]
