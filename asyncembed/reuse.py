@@ -5,9 +5,9 @@ here. All of its state changes on the event loop only.
 
 What holds between any two calls:
 
-- Each item that was submitted is a member of one `_Work`, which is its sink, until it is answered or withdrawn.
-- A work has one item in the pool at most, whichever of its members still wait: the one that it was begun with.
-- `_under_way` has the works that further items may join; a work that has no members is not among them.
+- An item that was submitted has a `_Work` as its sink, which has it in turn until it is answered or withdrawn.
+- Of a work the pool has one item at most, whichever of them still wait: the one that it was begun with.
+- Further items may join any work that stands among its peers, and it is wanted.
 """
 
 from collections import deque
@@ -19,11 +19,12 @@ from itertools import islice
 from logging import Logger, getLogger
 from math import inf
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from anyio import current_effective_deadline, get_cancelled_exc_class, move_on_after, sleep
 from anyio.abc import TaskGroup
 
+from asyncembed.engine.dispatch import NOBODY
 from asyncembed.engine.lifetime import owned_task_group
 from asyncembed.engine.scheduler import BatchKey, Item, Priority, Sink
 from asyncembed.engine.supervisor import Supervisor
@@ -58,8 +59,8 @@ MAX_UNKEPT = 16384
 MAX_UNKEPT_BYTES = 2**26
 """Results that may wait to be written: a cache that is slower than the model misses the rest."""
 
-MAX_SEEDS = 64
-"""Calls whose part of a key is remembered."""
+MAX_CALLS = 64
+"""Calls that differ in what they ask for, of which something is remembered."""
 
 CACHE_SECONDS = 10.0
 """What takes longer, of a cache, has failed."""
@@ -85,7 +86,8 @@ class Reuse:
         self.model = model
         self.keeper: Keeper | None = None
         self._deduplicates = deduplicates
-        self._under_way: dict[tuple[BatchKey, object], _Work] = {}
+        # By what they share a batch by, and their values: what others may join.
+        self._under_way: dict[BatchKey, dict[object, _Work]] = {}
 
     @asynccontextmanager
     async def keeping(self, given: CacheChoice, digest: str) -> AsyncGenerator[None]:
@@ -110,89 +112,86 @@ class Reuse:
         """As `Supervisor.submit`, for those that nothing equal is under way for, or kept. All are of one call."""
         if not items:
             return
-        mode = getattr(items[0].batch_key.call, "mode", None)
+        batch_key = items[0].batch_key
+        mode = getattr(batch_key.call, "mode", None)
         kind = _KINDS.get(mode, str)
-        keeper = self.keeper if self.keeper is not None and self.keeper.is_usable and mode != "count" else None
+        peers = self._peers_of(batch_key) if self._deduplicates else None
         fresh: list[Item] = []
-        sought: list[_Work] = []
+        works: list[_Work] = []
         for item in items:
-            if type(item.value) is not kind:
+            value: Any = item.value
+            if type(value) is not kind:
                 fresh.append(item)
-            elif (work := self._begun(item)) is not None:
-                fresh.append(item)
-                sought.append(work)
-        if keeper is None:
-            self.engine.submit(fresh)
-            return
-        keeper.seek(self, sought)
-        if len(fresh) > len(sought):
-            self.engine.submit([item for item in fresh if type(item.value) is not kind])
+            elif peers is None or _size_of(value) > MOST_COMPARED:
+                works.append(_Work(self, item))
+            elif (work := peers.get(value)) is None:
+                work = peers[value] = _Work(self, item)
+                work.peers = peers
+                works.append(work)
+            elif work.item.priority <= item.priority:
+                work.join(item)
+                self.model.deduplicated += 1
+            else:
+                # It may not wait in the lane of the bulk items: whichever is computed first is the result of both.
+                works.append(work.overtaken_by(item))
+        if self.keeper is not None and self.keeper.is_usable and mode != "count":
+            self.keeper.seek(self, works)
+        else:
+            fresh += [work.item for work in works]
+        self.engine.submit(fresh)
 
-    def _begun(self, item: Item) -> "_Work | None":
-        """The work that an item begins; None: it has joined another one."""
-        if not self._deduplicates or _size_of(item.value) > MOST_COMPARED:
-            return _Work(self, None, item)
-        key = (item.batch_key, item.value)
-        work = self._under_way.get(key)
-        if work is not None and work.item.priority <= item.priority:
-            work.join(item)
-            self.model.deduplicated += 1
-            return None
-        begun = self._under_way[key] = _Work(self, key, item)
-        if work is not None:
-            # It may not wait in the lane of the bulk items: whichever is computed first is the result of both.
-            begun.twin, work.twin = work, begun
-        return begun
+    def _peers_of(self, batch_key: BatchKey) -> "dict[object, _Work]":
+        peers = self._under_way.get(batch_key)
+        if peers is None:
+            if len(self._under_way) >= MAX_CALLS:
+                self._under_way = {key: some for key, some in self._under_way.items() if some}
+            peers = self._under_way[batch_key] = {}
+        return peers
 
     def withdraw(self, items: Sequence[Item]) -> None:
         """As `Supervisor.withdraw`; others that wait for the same result get it all the same."""
         gone: list[Item] = []
         for item in items:
             work = item.sink
-            if not isinstance(work, _Work):
+            if isinstance(work, _Work):
+                gone += work.drop(item)
+            else:
                 gone.append(item)
-            elif work.drop(item):
-                self.forget(work)
-                gone.append(work.item)
         self.engine.withdraw(gone)
-
-    def forget(self, work: "_Work") -> None:
-        """Nothing joins this work any more."""
-        if work.key is not None and self._under_way.get(work.key) is work:
-            del self._under_way[work.key]
 
 
 class _Work:
-    """Something that is computed once: the sink of the item that it is computed for, and all who wait for the result.
+    """Something that is computed once: the sink of the item that it is computed for, and of all that are equal to it.
 
     Attributes:
-        key: What items must have that join it; None: none may.
-        item: What the pool computes.
+        item: What the pool computes; that of nothing when it is answered, as each would keep the other in memory.
+        peers: Where it stands by its value, for others to join it; None: none may.
+        twin: The same in the other lane.
         digest: What its result is kept under; None: it is not.
     """
 
-    __slots__ = ("_others", "_reuse", "_sink", "digest", "item", "key", "twin")
+    __slots__ = ("_others", "_reuse", "_sink", "digest", "item", "peers", "twin")
 
-    def __init__(self, reuse: Reuse, key: tuple[BatchKey, object] | None, item: Item) -> None:
-        self.key = key
+    def __init__(self, reuse: Reuse, item: Item) -> None:
         self.item: Item = item
-        self.digest: bytes | None = None
+        self.peers: dict[object, _Work] | None = None
         self.twin: _Work | None = None
-        """The same, in the other lane."""
+        self.digest: bytes | None = None
         self._reuse = reuse
+        # Whom the item itself is for: None when it has left.
         self._sink: Sink | None = item.sink
         self._others: dict[Item, Sink] | None = None
         item.sink = self
 
     @property
     def observed(self) -> object:
-        """The call that it is computed for: see `asyncembed.observing`."""
+        """The call that it is computed for: see `asyncembed.observing`, which asks after it was answered."""
         return getattr(self._sink, "observed", None)
 
     @property
     def is_wanted(self) -> bool:
         """Whether anybody waits for it."""
-        return self._sink is not None or bool(self._others)
+        return self.item is not _NOTHING and (self._sink is not None or bool(self._others))
 
     def join(self, item: Item) -> None:
         """Have another item, which is equal, wait for the result."""
@@ -201,70 +200,78 @@ class _Work:
         self._others[item] = item.sink
         item.sink = self
 
-    def drop(self, item: Item) -> bool:
-        """Have an item wait no more; whether it was the last one."""
+    def overtaken_by(self, item: Item) -> "_Work":
+        """The same for an item that is more urgent: others join that one from now on."""
+        twin = _Work(self._reuse, item)
+        assert self.peers is not None, "it was found there"
+        self.peers[item.value] = twin
+        twin.peers, self.peers = self.peers, None
+        twin.twin, self.twin = self, twin
+        return twin
+
+    def drop(self, item: Item) -> list[Item]:
+        """Have an item wait no more; what need not be computed any more."""
         if item is self.item:
             self._sink = None
         elif self._others is not None:
             self._others.pop(item, None)
-        if self.is_wanted:
-            return False
-        self._part()
-        return True
+        return [] if self.is_wanted or self.item is _NOTHING else [self._end()]
 
     def deliver(self, index: int, result: object) -> None:
         """See `asyncembed.engine.scheduler.Sink`: the pool has computed it."""
-        reuse, count = self._reuse, self.item.count
-        if self.digest is not None and reuse.keeper is not None:
-            reuse.keeper.keep(self.digest, result, count)
+        if self.digest is not None and self._reuse.keeper is not None:
+            self._reuse.keeper.keep(self.digest, result, self.item.count)
         if self._sink is not None:
-            self._sink.deliver(index, result)  # and stays: observers are yet to ask whose it was
-        self._answer_others(result, count)
+            self._sink.deliver(index, result)
+        if self._others is None and self.twin is None:
+            self._end()
+        else:
+            self._answer_others(result)
 
     def found(self, result: object, count: int) -> None:
-        """Take the result from the cache."""
-        self._join_itself()
-        self._answer_others(result, count)
-
-    def _join_itself(self) -> None:
+        """Take a result that was not computed for it."""
+        self.item.count = count
         if self._sink is not None:
             self._others = {self.item: self._sink, **(self._others or {})}
             self._sink = None
+        self._answer_others(result)
 
-    def _answer_others(self, result: object, count: int) -> None:
-        """Give the result to those that it was not computed for."""
-        reuse = self._reuse
-        reuse.forget(self)
-        others, self._others = self._others, None
-        for item, sink in (others or {}).items():
+    def _answer_others(self, result: object) -> None:
+        others, twin, reuse = self._others or {}, self.twin, self._reuse
+        count = self._end().count
+        for item, sink in others.items():
             item.count = count
             if reuse.model.observers is not None:
                 _note(sink, count)
             sink.deliver(item.index, result)
-        if (twin := self._part()) is not None:
+        if twin is not None:
             reuse.engine.withdraw([twin.item])
             twin.found(result, count)
 
     def fail(self, index: int, error: Exception) -> None:
-        """See `asyncembed.engine.scheduler.Sink`; each has an error of its own."""
-        self._reuse.forget(self)
-        self._part()
-        sink, self._sink = self._sink, None
-        others, self._others = self._others, None
-        if sink is not None:
-            sink.fail(index, error)
-        for item, other in (others or {}).items():
+        """See `asyncembed.engine.scheduler.Sink`; each has an error of its own, and the twin an answer."""
+        others = self._others or {}
+        self._end()
+        if self._sink is not None:
+            self._sink.fail(index, error)
+        for item, sink in others.items():
             own = copy(error)
             if isinstance(own, OF_ONE_INPUT):
                 own.index = item.index
-            other.fail(item.index, own)
+            sink.fail(item.index, own)
 
-    def _part(self) -> "_Work | None":
-        """Be the twin of none any more; gives the one that it was."""
-        twin = self.twin
-        if twin is not None:
+    def _end(self) -> Item:
+        """Have nothing to do any more; gives the item that it had."""
+        item, self.item, self._others = self.item, _NOTHING, None
+        if self.peers is not None:
+            del self.peers[item.value]
+            self.peers = None
+        if (twin := self.twin) is not None:
             self.twin = twin.twin = None
-        return twin
+        return item
+
+
+_NOTHING = Item(None, 1, BatchKey(-1, None, 1, 1), Priority.BULK, NOBODY, -1)
 
 
 def _note(sink: Sink, count: int) -> None:
@@ -277,10 +284,14 @@ def _note(sink: Sink, count: int) -> None:
 
 def _size_of(value: Any) -> int:
     """Characters, or bytes."""
-    return sum(map(len, value)) if type(value) is tuple else len(value)
+    return len(value[0]) + len(value[1]) if type(value) is tuple else len(value)
 
 
 # ---------------------------------------------------------------- the cache
+
+
+_Sought: TypeAlias = tuple[_Work, Item]
+"""A work to look for, and its item, which it has no more when nobody waits any longer."""
 
 
 class Keeper:
@@ -300,7 +311,7 @@ class Keeper:
         self._group = group
         self._seeds: dict[object, Any] = {}
         # By priority: those that were not looked for yet.
-        self._sought: tuple[deque[_Work], ...] = tuple(deque() for _ in Priority)
+        self._sought: tuple[deque[_Sought], ...] = tuple(deque() for _ in Priority)
         # By their keys: results that are not written yet, and what was computed for them.
         self._unkept: dict[bytes, tuple[object, int]] = {}
         self._unkept_bytes = 0
@@ -318,7 +329,7 @@ class Keeper:
     def seek(self, reuse: Reuse, works: Iterable[_Work]) -> None:
         """Look for their results, and have those computed that there are none of."""
         for work in works:
-            self._sought[work.item.priority].append(work)
+            self._sought[work.item.priority].append((work, work.item))
             if reuse.engine.is_bounded and work.item.priority is Priority.INTERACTIVE:
                 reuse.engine.reserve(reuse.model, 1)  # the place that it has just given back
         if not self._is_seeking:
@@ -327,45 +338,46 @@ class Keeper:
 
     async def _seek_all(self, reuse: Reuse) -> None:
         try:
-            while works := self._next_sought():
+            while some := self._next_sought():
                 try:
-                    values = await self._look_up(works)
+                    values = await self._look_up(some)
                 finally:
-                    self._release(reuse, works)
-                self._settle(reuse, works, values)
+                    self._release(reuse, some)
+                self._settle(reuse, some, values)
         finally:
             self._is_seeking = False
 
-    def _next_sought(self) -> list[_Work]:
-        works: list[_Work] = []
+    def _next_sought(self) -> list[_Sought]:
+        some: list[_Sought] = []
         for lane in self._sought:
-            while lane and len(works) < LOOKED_UP_AT_ONCE:
-                works.append(lane.popleft())
-        return works
+            while lane and len(some) < LOOKED_UP_AT_ONCE:
+                some.append(lane.popleft())
+        return some
 
-    def _release(self, reuse: Reuse, works: Iterable[_Work]) -> None:
+    def _release(self, reuse: Reuse, some: Iterable[_Sought]) -> None:
         if reuse.engine.is_bounded:
-            reuse.engine.release(sum(work.item.priority is Priority.INTERACTIVE for work in works))
+            reuse.engine.release(sum(item.priority is Priority.INTERACTIVE for _, item in some))
 
-    def _settle(self, reuse: Reuse, works: Sequence[_Work], values: Sequence[tuple[object, int] | None]) -> None:
+    def _settle(self, reuse: Reuse, some: Sequence[_Sought], values: Sequence[tuple[object, int] | None]) -> None:
         """Answer what was found, and have the rest computed."""
         missing = []
-        for work, value in zip(works, values, strict=True):
+        for (work, item), value in zip(some, values, strict=True):
             if not work.is_wanted:
                 continue
             if value is None:
                 reuse.model.cache_misses += 1
-                missing.append(work.item)
+                missing.append(item)
             else:
                 reuse.model.cache_hits += 1
                 work.found(*value)
         if missing:
             reuse.engine.submit(missing)
 
-    async def _look_up(self, works: Sequence[_Work]) -> list[tuple[object, int] | None]:
+    async def _look_up(self, some: Sequence[_Sought]) -> list[tuple[object, int] | None]:
         """The results that are kept, with what was computed for them."""
-        await self._take_digests(works)
-        keys = [cast(bytes, work.digest) for work in works]
+        keys = await self._digests(some)
+        for (work, _), key in zip(some, keys, strict=True):
+            work.digest = key
         values = [self._unkept.get(key) for key in keys]
         asked = [key for key, value in zip(keys, values, strict=True) if value is None]
         if not asked or not self.is_usable:
@@ -388,18 +400,18 @@ class Keeper:
             raise TypeError(f"get() of {type(self._cache).__name__} gave something else than bytes, or None, per key")
         return values
 
-    async def _take_digests(self, works: Sequence[_Work]) -> None:
-        seeds = [self._seed(work.item.batch_key.call) for work in works]
-        if sum(_size_of(work.item.value) for work in works) > HASHED_ON_LOOP:
-            await in_disk_thread(_take_digests, works, seeds)
-        else:
-            _take_digests(works, seeds)
+    async def _digests(self, some: Sequence[_Sought]) -> list[bytes]:
+        values = [item.value for _, item in some]
+        seeds = [self._seed(item.batch_key.call) for _, item in some]
+        if sum(map(_size_of, values)) > HASHED_ON_LOOP:
+            return await in_disk_thread(_digests, values, seeds)
+        return _digests(values, seeds)
 
     def _seed(self, call: object) -> Any:
         """A hash of all but the input."""
         seed = self._seeds.get(call)
         if seed is None:
-            if len(self._seeds) >= MAX_SEEDS:
+            if len(self._seeds) >= MAX_CALLS:
                 self._seeds.clear()
             words = f"{FORMAT_VERSION}\n{self._fingerprint}\n{call_words(call)}\n"
             seed = self._seeds[call] = blake2b(words.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES)
@@ -477,17 +489,19 @@ class Keeper:
             )
 
 
-def _take_digests(works: Sequence[_Work], seeds: Sequence[Any]) -> None:
-    for work, seed in zip(works, seeds, strict=True):
-        digest = seed.copy()
-        value: Any = work.item.value
-        parts = value if type(value) is tuple else (value,)
-        for part in parts[:-1]:
-            # Its length as well: another pair may be the same text, cut elsewhere.
-            digest.update(len(part).to_bytes(8, "little"))
-        for part in parts:
-            digest.update(part if type(part) is bytes else part.encode("utf-8", "surrogatepass"))
-        work.digest = digest.digest()
+def _digests(values: Sequence[Any], seeds: Sequence[Any]) -> list[bytes]:
+    return [_digest(value, seed.copy()) for value, seed in zip(values, seeds, strict=True)]
+
+
+def _digest(value: Any, digest: Any) -> bytes:
+    parts = value if type(value) is tuple else (value,)
+    for part in parts[:-1]:
+        # Its length as well: another pair may be the same text, cut elsewhere.
+        digest.update(len(part).to_bytes(8, "little"))
+    for part in parts:
+        digest.update(part if type(part) is bytes else part.encode("utf-8", "surrogatepass"))
+    key: bytes = digest.digest()
+    return key
 
 
 def _unpacked(

@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -113,7 +114,8 @@ async def ticker() -> AsyncIterator[list[float]]:
 async def asyncembed_side(seconds: float, interactive_workers: int = 0) -> dict[str, float]:
     from asyncembed import TextEmbedding
 
-    async with TextEmbedding(minilm_spec(), model_path=minilm()[0], interactive_workers=interactive_workers) as model:
+    options: dict[str, Any] = {"interactive_workers": interactive_workers, "deduplicate": False}
+    async with TextEmbedding(minilm_spec(), model_path=minilm()[0], **options) as model:
 
         async def ingest(source: Iterator[str], is_over: Callable[[], bool]) -> int:
             count = 0

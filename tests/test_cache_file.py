@@ -3,7 +3,6 @@
 import os
 import pickle
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 
@@ -121,8 +120,9 @@ anyio.run(main)
 @pytest.mark.slow
 async def test_processes_write_and_read_it_at_once(tmp_path: Path) -> None:
     path = tmp_path / "cache"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), start]) for start in ("0", "200")]
-    assert [writer.wait() for writer in writers] == [0, 0]
+    async with anyio.create_task_group() as group:
+        for start in ("0", "200"):
+            group.start_soon(anyio.run_process, [sys.executable, "-c", WRITER, str(path), start])
     cache = VectorCacheFile(path)
     values = await cache.get([key(number) for number in range(400)])
     assert values == [bytes([number % 256]) * 500 for number in range(400)]
