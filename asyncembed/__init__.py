@@ -19,7 +19,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   stream, feeding, window                 the handle; the tasks that read ahead; what is read ahead, and its order
 #   reuse, vector_cache, cache_file, packing, fingerprint   nothing computed twice: results kept, in a file, as bytes
 #   results, scoring, muvera, bars          what comes out, and what may be done with it; how far a stream is
-#   readers, sources                        files as sources; their former name
+#   readers, sources, checkpoint, journal   files as sources; how far an ingest is, and what a kill leaves
 #   observing                               what observers hear of calls and batches
 #   sync                                    the seven classes for programs without an event loop
 #   any_loop                                a model that may be awaited from any event loop
@@ -31,7 +31,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               download_command, models_command, serve_command, cache_command, doctor_command, bench_command
 #               embed_command, embedding_run, draft, record_files, vector_files   records in; their vectors into a file
 #               rerank_command, search_command, vector_index, ranking   what is nearest; in what; and how it is shown
-#               stored, checkup, measuring  what the caches hold; what doctor looks at; what bench measures
+#               stored, checkup, measuring, accuracy   what the caches hold; what doctor looks at; what bench measures
 #               sample_inputs, charts, log_lines, unix_socket   inputs for bench; figures as SVG; serve's log and socket
 #   embedders/  text, sparse, late_interaction, hybrid, image, multimodal, cross_encoder: the seven classes
 #               base, roles, intake         what they share
@@ -39,14 +39,14 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
 #               pool, lifetime              the public WorkerPool; opening and closing
-#               spawn, frozen, cores, cgroups   how processes start, and how many
+#               spawn, frozen, cores, cgroups   how processes start, and how many; niceness: who makes way for whom
 #   encoders/   encoder, registry, settings the seam; which module serves a model, and what a model says to it
 #               dense, static, colbert, one_pass, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
-#               causal_reranker, pair_prompts, chat_template   rerankers that are language models; what they read
-#               hashed, text_graph, graph_inputs, graph_output, pooling, projection, postprocess, finite, batch
-#               tokenization, tokenizer_files, long_texts, token_pooling, word_table, word_pieces, stemming
-#   runtime/    session                     the seam; onnx, providers: its implementation
-#               prepared, digests           graphs made ready once; onnx_file, loadable_path, safetensors, torch_file
+#               causal_reranker, pair_prompts, chat_template   language models that rerank; what they read; comparison
+#               hashed, text_graph, run_cost, graph_inputs, graph_output, pooling, projection, postprocess, finite
+#               tokenization, tokenizer_files, long_texts, token_pooling, word_table, word_pieces, stemming, batch
+#   runtime/    session, memory             the seam; onnx, providers, openvino: implementations; onnx_graph, onnx_file
+#               prepared, chunked_attention, digests, verdicts   once for all; loadable_path, safetensors, torch_file
 #   catalogue/  spec, lookup                models as data
 #               pipeline, described, sentence_modules, onnx_choice, limits, cpu   read from a repo's own files
 #               reranker_repos, sparse_repos, late_interaction_repos, hybrid_repos: by family
@@ -56,7 +56,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   export/     graph_cache, architectures  built once; which is which
 #               bert_like, deberta, rotary_bert, modernbert, decoders: a module for architectures that are alike
 #               construction, blocks, attention, rotary, heads, onnx_builder   what they are built of
-#               answers                     what a language model is asked
+#               answers, int8_graph, quantized   what a language model is asked; graphs in 8 bits, by their numbers
 #   server/     app, service, served        models behind HTTP; what its handlers share; which model serves a request
 #               endpoint, http_connection   a route from request to answer; what a client may take before
 #               openai_dialect, tei_dialect, tei_bodies, cohere_dialect, jina_dialect: the interfaces that clients know
@@ -86,6 +86,7 @@ if TYPE_CHECKING:
         Origin,
         Pooling,
     )
+    from asyncembed.checkpoint import Checkpoint
     from asyncembed.embedders.base import (
         CallKeywords,
         ModelName,
@@ -130,7 +131,7 @@ if TYPE_CHECKING:
     from asyncembed.muvera import Muvera
     from asyncembed.options import OptionKeywords, Options
     from asyncembed.results import Counted, CountedBatch, HybridBatch, HybridEmbedding, HybridOutput, SparseEmbedding
-    from asyncembed.runtime.session import Device, SessionOptions
+    from asyncembed.runtime.session import Device, Runtime, SessionOptions
     from asyncembed.scoring import cosine, hybrid_scores, maxsim, maxsim_scores, sparse_scores, top_k
     from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
     from asyncembed.vector_cache import VectorCache
@@ -143,6 +144,7 @@ __all__ = [
     "CacheFolderOrigin",
     "Call",
     "CallKeywords",
+    "Checkpoint",
     "Counted",
     "CountedBatch",
     "Device",
@@ -188,6 +190,7 @@ __all__ = [
     "RerankStreamCall",
     "ReturningCall",
     "ReturningStream",
+    "Runtime",
     "SessionOptions",
     "Source",
     "SparseEmbedding",
@@ -223,6 +226,7 @@ _HOMES = {
     "CacheFolderOrigin": "asyncembed.catalogue.spec",
     "Call": "asyncembed.encoders.encoder",
     "CallKeywords": "asyncembed.embedders.base",
+    "Checkpoint": "asyncembed.checkpoint",
     "Counted": "asyncembed.results",
     "CountedBatch": "asyncembed.results",
     "Device": "asyncembed.runtime.session",
@@ -268,6 +272,7 @@ _HOMES = {
     "RerankStreamCall": "asyncembed.embedders.cross_encoder",
     "ReturningCall": "asyncembed.embedders.base",
     "ReturningStream": "asyncembed.stream",
+    "Runtime": "asyncembed.runtime.session",
     "SessionOptions": "asyncembed.runtime.session",
     "Source": "asyncembed.feeding",
     "SparseEmbedding": "asyncembed.results",

@@ -117,6 +117,16 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
         raise OptionError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
+def check_long(value: object, *, has_mean: bool = False) -> None:
+    """Raise `OptionError` unless `value` says what becomes of an input over the length limit."""
+    if not has_mean and isinstance(value, str) and value == "mean":
+        raise OptionError(
+            'long="mean" makes one vector of several windows, as TextEmbedding can: here "truncate" cuts an input at '
+            'the limit, and "error" refuses it'
+        )
+    check_choice("long", value, ("truncate", "error", "mean") if has_mean else ("truncate", "error"))
+
+
 def check_some(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise `OptionError` unless `value` is a collection of one or more of `choices`, or None."""
     if value is None:

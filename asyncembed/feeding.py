@@ -8,7 +8,7 @@ on the event loop, any other iterable in a thread of its own, as it may block, a
 import itertools
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Collection, Generator, Iterable
 from contextlib import suppress
 from contextvars import copy_context
 from inspect import iscoroutine
@@ -17,7 +17,7 @@ from math import inf
 from queue import SimpleQueue
 from sys import getsizeof
 from time import perf_counter
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 from anyio import CancelScope, Event, current_effective_deadline, get_cancelled_exc_class, move_on_after
 from anyio.lowlevel import checkpoint
@@ -36,7 +36,7 @@ from asyncembed.errors import (
     UsageError,
 )
 from asyncembed.observing import ObservedCall
-from asyncembed.wakeup import Signal
+from asyncembed.wakeup import Loop, Signal
 from asyncembed.window import Entry, Room, Window
 
 InputT = TypeVar("InputT")
@@ -176,6 +176,14 @@ class NotedFailures:
                 raise UsageError("on_error= calls a plain function, as nothing waits for the coroutine that it gave")
 
 
+class Means(NamedTuple):
+    """What a stream is computed with: who computes, how a record becomes an item, and what tells observers of it."""
+
+    engine: Supervisor
+    intake: Intake[Any]
+    observe: Callable[[], ObservedCall] | None
+
+
 class StreamState(Generic[InputT]):
     """What a stream is behind its handle: its window, who waits for what, and how it ends.
 
@@ -184,7 +192,8 @@ class StreamState(Generic[InputT]):
     `close`). Only `prepare` runs where the source is read, and changes nothing.
 
     Attributes:
-        engine: Who computes.
+        engine: Who computes, once anything is read.
+        loop: Where it runs.
         model_name: With what.
         ready: Notified when `take` may have something new.
         keeps_inputs: Whether each result goes out with its record; decided before the start.
@@ -197,11 +206,16 @@ class StreamState(Generic[InputT]):
         feeder_ended: Set when its source is closed.
     """
 
+    engine: Supervisor
+    _intake: Intake[InputT]
+    _minimum_tokens: float
+
     def __init__(
         self,
-        engine: Supervisor,
-        intake: Intake[InputT],
+        engine: Supervisor | None,
+        intake: Intake[InputT] | None,
         *,
+        later: tuple[Loop, Callable[[], Awaitable[Means]]] | None = None,
         model_name: str,
         max_items: int,
         max_bytes: int,
@@ -212,7 +226,6 @@ class StreamState(Generic[InputT]):
         shows_bar: bool = False,
         observe: Callable[[], ObservedCall] | None = None,
     ) -> None:
-        self.engine = engine
         self.model_name = model_name
         self.ready: Signal = Signal()
         self.keeps_inputs = False
@@ -223,8 +236,6 @@ class StreamState(Generic[InputT]):
         self.end: BaseException | None = None
         self.observed: ObservedCall | None = None
         self.feeder_ended: Event = Event()
-        self._intake = intake
-        self._minimum_tokens = intake.batch_key.minimum_size
         self._on_error = on_error
         self._handler = on_error if callable(on_error) else None
         self._on_end = on_end
@@ -232,7 +243,7 @@ class StreamState(Generic[InputT]):
         self._room = Signal()
         self._window = Window(
             max_items=max_items,
-            max_tokens=(WAITING_BATCHES + WAITING_BATCHES_PER_WORKER * engine.size) * intake.batch_key.max_batch_tokens,
+            max_tokens=inf,
             max_bytes=max_bytes,
             ordered=ordered,
             on_ready=self.ready.notify,
@@ -248,6 +259,22 @@ class StreamState(Generic[InputT]):
         self._source_error: BaseException | None = None
         self._is_source_done = False
         self._feeder_scope = CancelScope()
+        # Until there is what it needs to be read.
+        self._load: Callable[[], Awaitable[Means]] | None = None
+        if later is not None:
+            self.loop, self._load = later
+        else:
+            assert engine is not None, "of a model that has loaded"
+            assert intake is not None, "likewise"
+            self.loop = engine.loop
+            self._compute_with(engine, intake)
+
+    def _compute_with(self, engine: Supervisor, intake: Intake[InputT]) -> None:
+        self.engine, self._intake = engine, intake
+        key = intake.batch_key
+        self._minimum_tokens = key.minimum_size
+        batches = WAITING_BATCHES + WAITING_BATCHES_PER_WORKER * engine.size
+        self._window.max_tokens = batches * key.max_batch_tokens
 
     # ---------------------------------------------------------------- how far it is
 
@@ -281,7 +308,7 @@ class StreamState(Generic[InputT]):
             self._bar.end()
 
     def _on_drawn(self) -> None:
-        self.engine.loop.post(self._drawn.set)
+        self.loop.post(self._drawn.set)
 
     async def wait_drawn(self) -> None:
         """Once it is closed: wait, not long, until its bar is as it will stay, so that nothing is written into it."""
@@ -296,6 +323,8 @@ class StreamState(Generic[InputT]):
         outcome: BaseException | None = StateError("the source was cancelled, by itself or because the embedder closes")
         try:
             with self._feeder_scope:
+                if self._load is not None:
+                    await self._wait_loaded(self._load)
                 if is_in_memory(source):
                     collection = cast("Collection[InputT | InputError]", source)
                     self._intake.admit(len(collection))
@@ -317,6 +346,14 @@ class StreamState(Generic[InputT]):
             self._source_error = outcome
             self.ready.notify()
             self.feeder_ended.set()
+
+    async def _wait_loaded(self, load: Callable[[], Awaitable[Means]]) -> None:
+        """Have what it needs, which may take long: nothing is read before."""
+        means = await load()
+        self._load = None
+        self._compute_with(means.engine, means.intake)
+        if means.observe is not None:
+            self.observed = means.observe()
 
     @property
     def is_full(self) -> bool:
@@ -497,7 +534,9 @@ class StreamState(Generic[InputT]):
         self.end = end
         self.end_bar()
         self._feeder_scope.cancel()
-        self._intake.withdraw(self._window.close())
+        waiting = self._window.close()
+        if self._load is None:
+            self._intake.withdraw(waiting)
         self.ready.notify()
         self._on_end(self)
 
@@ -632,7 +671,7 @@ class _Reader(Generic[InputT]):
         self.ended = Event()
         self._source = source
         self._state = state
-        self._loop = state.engine.loop
+        self._loop = state.loop
         self._has_read = Event()
         self._orders: SimpleQueue[Room | None] = SimpleQueue()
         self._entries: Handover[Entry] = Handover(lambda: self._loop.post(self._push))

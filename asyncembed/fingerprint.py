@@ -37,11 +37,11 @@ _OF_SPEC = (
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def model_digest(config: "EncoderConfig", cache_dir: Path | None) -> str:
+def model_digest(config: "EncoderConfig", cache_dir: Path | None, *, precision: str | None = None) -> str:
     """What identifies a model, whatever a call asks of it. Blocks.
 
     A large file of the hub's cache is known by its name there. Others are read once, and remembered below `cache_dir`
-    until they change.
+    until they change. `precision` is what a graph was built in, where it was built here.
 
     Raises:
         OSError: A file cannot be read.
@@ -52,6 +52,8 @@ def model_digest(config: "EncoderConfig", cache_dir: Path | None) -> str:
     words = [f"{name}={_words(getattr(spec, name))}" for name in _OF_SPEC]
     settings = {name: value for name, value in spec.settings.items() if name != SETTING}
     words += [_words(settings), _words(config.keywords), _words(config.max_length)]
+    if config.is_exported and precision in ("int8", "q8"):
+        words.append("int8")
     if spec.encoder == ENCODER:
         words.append(f"fake of {spec.dim}")  # whose files say nothing
     return _hash([f"{COMPUTING_VERSION}", *files, *words])

@@ -5,10 +5,12 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from anyio import CancelScope
 
@@ -23,12 +25,13 @@ from asyncembed.catalogue.lookup import (
     require_model,
     similar_names,
 )
-from asyncembed.catalogue.onnx_choice import choose_onnx_file
+from asyncembed.catalogue.onnx_choice import choose_onnx_file, prefer
 from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.encoders.registry import check_settings, row_of
 from asyncembed.encoders.settings import CausalRerankerSettings, read_settings
+from asyncembed.engine.pool import engine_of, plan_of
 from asyncembed.engine.worker import ProcessWorker
 from asyncembed.errors import (
     DownloadError,
@@ -41,18 +44,20 @@ from asyncembed.errors import (
 )
 from asyncembed.faking import ENCODER, SETTING, Fakes, current_fakes
 from asyncembed.files import default_cache_dir, in_disk_thread
-from asyncembed.hub import HubAccess
+from asyncembed.hub import HubAccess, download_files
 from asyncembed.hub.model_files import download_model, download_repo, first_spec, list_model, own_repo
 from asyncembed.options import Options, absolute, is_path
-from asyncembed.repo_files import list_directory, read_object
+from asyncembed.repo_files import WEIGHTS, WEIGHTS_INDEX, list_directory, read_object
 from asyncembed.runtime.loadable_path import loadable_model_path
 from asyncembed.runtime.onnx_file import read_onnx_file
-from asyncembed.runtime.prepared import Source, find_prepared, prepare_graph
+from asyncembed.runtime.prepared import Source, find_prepared, note_of, prepare_graph
 from asyncembed.runtime.providers import is_gpu_package_installed
 from asyncembed.wakeup import completion
 
 if TYPE_CHECKING:
     from asyncembed.export.heads import Head
+
+BuiltT = TypeVar("BuiltT")
 
 logger: logging.Logger = logging.getLogger("asyncembed")
 
@@ -83,7 +88,16 @@ async def prepare(
         DownloadError: The files cannot be had.
         OptionError: `max_length` is more than the model can compute.
     """
-    spec, directory = await _locate(name, family, options, place, overrides)
+    if _wants_int8(options):
+        overrides = replace(overrides, int8_objection=partial(_int8_objection, options))
+    try:
+        spec, directory = await _locate(name, family, options, place, overrides)
+    except DownloadError:
+        # What nobody has asked for by name must not be needed: offline, the plain file may be all there is.
+        if overrides.preferred_precision is None:
+            raise
+        plain = replace(overrides, preferred_precision=None)
+        spec, directory = await _locate(name, family, options, place, plain)
     check_settings(spec, settings)
     kind = row_of(spec)
     if options.precision == "fp32" and spec.model_file is not None:
@@ -100,8 +114,14 @@ async def prepare(
         path = await in_disk_thread(loadable_model_path, directory, spec.model_file)
         relative = path.relative_to(directory) if path.is_relative_to(directory) else path
         spec = replace(spec, model_file=relative.as_posix())
-    prepared = await _prepared(directory, spec, options) if kind.needs_graph else None
-    return EncoderConfig(
+        if options.batch_invariant and (await in_disk_thread(read_onnx_file, path)).is_dynamically_quantized:
+            logger.info(
+                '%s: %s has one scale for a whole batch, so that its inputs run one by one; precision="int8" takes a '
+                "nearer one that runs whole batches, where a graph can be built of the weights",
+                *(spec.name, relative.as_posix()),
+            )
+    prepared = await _prepared(directory, spec, options, is_exported=is_exported) if kind.needs_graph else None
+    config = EncoderConfig(
         spec=spec,
         directory=directory,
         session=options.session_options(),
@@ -114,6 +134,9 @@ async def prepare(
         is_exported=is_exported,
         keywords=settings,
     )
+    if options.runtime == "openvino" and kind.needs_graph and spec.model_file is not None:
+        return await _for_openvino(config, directory / spec.model_file, options)
+    return config
 
 
 FAKE_DIMS: Mapping[Family, int] = {
@@ -198,10 +221,15 @@ async def _locate(
         return await _from_own_repo(spec, given, hub, overrides)
     if spec is not None:
         if overrides.precision is not None:
-            spec = await _with_precision(spec, overrides.precision, given, hub)
+            built = await _with_weights(spec, given, hub, overrides)
+            spec = built or await _with_precision(spec, overrides.precision, given, hub)
+        elif overrides.preferred_precision is not None and not isinstance(name, ModelSpec):
+            spec = await _preferring(spec, overrides.preferred_precision, given, hub)
         spec = overrides.applied_to(spec)
         if given is not None:
             return spec, given
+        if overrides.onnx_file is not None:
+            return await _download_named(spec, hub)
         return spec, await download_model(spec, hub) if spec.sources else Path()
     if given is None and place is not None and (is_path(name) or await in_disk_thread(_is_so, place.is_dir)):
         given = await _existing_directory(place, label, label)
@@ -259,7 +287,11 @@ async def find_family(name: str | os.PathLike[str], options: Options) -> Family:
         UnsupportedModelError: It can be of none.
         DownloadError: Its files cannot be had.
     """
-    overrides = Overrides(onnx_file=options.onnx_file, precision=options.precision)
+    overrides = Overrides(
+        onnx_file=options.onnx_file,
+        precision=options.file_precision,
+        preferred_precision=options.preferred_precision,
+    )
     label, place, families = os.fspath(name), absolute(name), FAMILIES_BY_FILES
     if is_path(name) or await in_disk_thread(_is_so, place.is_dir):
         directory = await _existing_directory(place, label, label)
@@ -338,6 +370,60 @@ async def _with_precision(spec: ModelSpec, precision: str, given: Path | None, h
         raise
 
 
+async def _preferring(spec: ModelSpec, precision: str, given: Path | None, hub: HubAccess) -> ModelSpec:
+    """The spec of a catalogued model with its file of another precision, where its directory or repo has that."""
+    if spec.model_file is None:
+        return spec
+    repos = tuple(source for source in spec.sources if isinstance(source, HubOrigin))[:1]
+    with contextlib.suppress(DownloadError):
+        if given is not None:
+            return spec.with_graph(prefer(precision, spec.model_file, await in_disk_thread(list_directory, given)))
+        if repos:
+            named = replace(spec, sources=repos)
+            graph = prefer(precision, spec.model_file, await list_model(named, hub))
+            return spec if graph == spec.model_file else named.with_graph(graph)
+    return spec
+
+
+async def _download_named(spec: ModelSpec, hub: HubAccess) -> tuple[ModelSpec, Path]:
+    """A catalogued model with the graph that the caller names: of its source, else of the repo it is named after."""
+    own = HubOrigin(spec.name)
+    try:
+        return spec, await download_model(spec, hub) if spec.sources else Path()
+    except DownloadError:
+        if own in spec.sources or spec.name.count("/") != 1:
+            raise
+        with contextlib.suppress(DownloadError):
+            named = replace(spec, sources=(own,))
+            return named, await download_model(named, hub)
+        raise
+
+
+async def _with_weights(spec: ModelSpec, given: Path | None, hub: HubAccess, overrides: Overrides) -> ModelSpec | None:
+    """The spec of a catalogued model with weights that a graph in 8 bits can be built of; None: there are none."""
+    is_pooled_here = spec.encoder == "dense" and spec.pooling != "none" and "task_input" not in spec.settings
+    objection = overrides.int8_objection
+    if objection is None or spec.graph_output != 0 or not (is_pooled_here or spec.encoder == "reranker"):
+        return None
+    # The catalogue's sources often have a graph only; the repo that the model is named after has its weights.
+    sources = spec.sources if given is not None or spec.name.count("/") != 1 else (HubOrigin(spec.name),)
+    bare = replace(spec, sources=sources, model_file=None)
+    try:
+        files = await list_model(bare, hub) if given is None else await in_disk_thread(list_directory, given)
+        weights = next((name for name in (WEIGHTS, WEIGHTS_INDEX) if name in files), None)
+        if weights is None:
+            return None
+        if given is None:
+            config = ("config.json",)
+            given = await download_files(sources, replace(hub, progress=False), patterns=config, required=config)
+    except DownloadError:
+        return None
+    if await in_disk_thread(objection, bare, given) is not None:
+        return None
+    others = (path for path in spec.additional_files if not path.startswith(f"{spec.model_file}"))
+    return replace(bare, additional_files=(weights, *others))
+
+
 def _choose(spec: ModelSpec, precision: str, files: Collection[str]) -> str:
     chosen = choose_onnx_file([path for path in files if path.endswith(".onnx")], precision=precision, model=spec.name)
     assert chosen is not None, "without weights to export there is a graph or an error"
@@ -371,6 +457,32 @@ def _head_of(spec: ModelSpec, directory: Path) -> "Head":
     return "states" if spec.encoder == "hybrid" else _HEADS.get(spec.family, "states")
 
 
+def _wants_int8(options: Options) -> bool:
+    return options.precision in ("int8", "q8")
+
+
+def _int8_objection(options: Options, spec: ModelSpec, directory: Path) -> str | None:
+    """Why a graph in 8 bits cannot be built of a model's weights; None: it can be. Said in the log; blocks."""
+    from asyncembed.export.architectures import read_plan
+
+    reason = None
+    if options.runtime == "openvino":
+        reason = "it is for onnxruntime: leave out runtime="
+    elif not _is_for_cpu(options):
+        reason = 'it is for the CPU: say device="cpu"'
+    elif find_spec("onnx") is None:
+        reason = 'the package onnx is missing: pip install "asyncembed[export]"'
+    else:
+        folder = directory / spec.folder
+        try:
+            read_plan(folder, _head_of(spec, folder))
+        except (ModelLoadError, UnsupportedModelError) as error:
+            reason = str(error)
+    if reason is not None:
+        logger.info("%s: no graph in 8 bits is built of its weights: %s", spec.name, reason)
+    return reason
+
+
 async def _export(directory: Path, head: "Head", cache_dir: Path | None, options: Options) -> Path:
     """The graph of the weights in `directory`: from the cache, or built, in a process of its own.
 
@@ -379,11 +491,98 @@ async def _export(directory: Path, head: "Head", cache_dir: Path | None, options
     from asyncembed.export.graph_cache import ensure_graph, find_graph
 
     # OpenVINO takes graphs with branches, and gives wrong numbers or fails where it runs.
-    in_chunks = "openvino" not in _provider_names(options)
-    found = await in_disk_thread(partial(find_graph, directory, head=head, in_chunks=in_chunks, cache_dir=cache_dir))
+    in_chunks = options.runtime != "openvino" and "openvino" not in options.provider_names
+    is_int8 = _wants_int8(options)
+    found = await in_disk_thread(
+        partial(find_graph, directory, head=head, in_chunks=in_chunks, is_int8=is_int8, cache_dir=cache_dir)
+    )
     if found is not None:
         return found
-    build = partial(ensure_graph, directory, head=head, in_chunks=in_chunks, cache_dir=cache_dir)
+    if is_int8:
+        logger.info("%s: its weights are brought to 8 bits, once", directory)
+    build = partial(ensure_graph, directory, head=head, in_chunks=in_chunks, is_int8=is_int8, cache_dir=cache_dir)
+    return await _elsewhere(build, options)
+
+
+async def _prepared(directory: Path, spec: ModelSpec, options: Options, *, is_exported: bool) -> Path | None:
+    """The prepared form of the graph: from the cache, or made now, where the workers gain by it."""
+    if spec.model_file is None or not options.prepare or not _is_for_cpu(options):
+        return None
+    plan = plan_of(options) if options.pool is None else engine_of(options.pool).plan
+    workers = plan.most_workers if options.workers != 0 else None
+    path = directory / spec.model_file
+    find = partial(_find_prepared, path, own_cache_dir(options), workers=workers)
+    try:
+        source, found = await in_disk_thread(find)
+        if found is not None or source is None or options.workers == 0:
+            return found
+        from asyncembed.runtime.chunked_attention import save_with_chunks
+        from asyncembed.runtime.onnx import save_optimized
+
+        # What we export has its attention in chunks already.
+        save = save_optimized if is_exported else save_with_chunks
+        logger.info("%s: its graph is prepared for the workers of this machine, once", spec.name)
+        made = await _in_process(partial(prepare_graph, source, save))
+        if (note := await in_disk_thread(partial(note_of, made))) is not None:
+            logger.info("%s: %s", spec.name, note)
+        return made
+    except (OSError, ModelLoadError, WorkersImpossible) as error:
+        logger.info("%s: its graph is not prepared, so that each worker does it: %s", spec.name, error)
+        return None
+
+
+async def _for_openvino(config: EncoderConfig, graph: Path, options: Options) -> EncoderConfig:
+    """The config for OpenVINO, or for onnxruntime where it was found out, once, that OpenVINO computes wrongly."""
+    from asyncembed.encoders.comparison import objection_to_openvino
+    from asyncembed.runtime.verdicts import Verdict, find_verdict, keep_verdict, verdict_file
+
+    name = config.spec.name
+    facts = [_machine(), config.spec.encoder, str(config.session.bfloat16)]
+    place = partial(verdict_file, graph, facts, cache_dir=own_cache_dir(options) or default_cache_dir())
+    try:
+        file = await in_disk_thread(place)
+        verdict = await in_disk_thread(partial(find_verdict, file))
+        if verdict is None:
+            logger.info("%s: what OpenVINO computes is compared with onnxruntime, once", name)
+            verdict = Verdict(await _elsewhere(partial(objection_to_openvino, config), options))
+            await in_disk_thread(partial(keep_verdict, file, verdict))
+    except OSError as error:
+        raise ModelLoadError(f"{graph} cannot be read: {error}", model=name) from error
+    except ModelLoadError as error:  # OpenVINO has taken the process with it
+        verdict = Verdict(f"onnxruntime runs it: {error}")
+    if verdict.objection is None:
+        return config
+    logger.warning("%s: %s", name, verdict.objection)
+    return replace(config, session=replace(config.session, runtime="onnxruntime", bfloat16=False))
+
+
+def _machine() -> str:
+    """What a graph made for this machine, or tried on it, may depend on."""
+    return " ".join([platform.machine(), *sorted(features())])
+
+
+def _find_prepared(path: Path, cache_dir: Path | None, *, workers: int | None) -> tuple[Source | None, Path | None]:
+    """The source, where it pays to prepare it, and what has been made of it."""
+    source = Source.of(path, machine=_machine(), cache_dir=cache_dir or default_cache_dir())
+    return (source, find_prepared(source)) if source.pays(workers=workers) else (None, None)
+
+
+def _is_for_cpu(options: Options) -> bool:
+    """Whether it is certain that the CPU computes."""
+    if options.runtime == "openvino":
+        return False  # none of onnxruntime's
+    if options.providers is None:
+        return options.device == "cpu" or (options.device == "auto" and not is_gpu_package_installed())
+    return options.provider_names == ["cpu"]
+
+
+def own_cache_dir(options: Options) -> Path | None:
+    """Where what we make of a model is kept: beside the hub's files, where the user wants those elsewhere."""
+    return None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
+
+
+async def _elsewhere(build: Callable[[], BuiltT], options: Options) -> BuiltT:
+    """Do it in a process of its own, or in a thread where the model is to have no processes."""
     if options.workers == 0:
         return await in_disk_thread(build)
     try:
@@ -394,58 +593,15 @@ async def _export(directory: Path, head: "Head", cache_dir: Path | None, options
         return await in_disk_thread(build)
 
 
-async def _prepared(directory: Path, spec: ModelSpec, options: Options) -> Path | None:
-    """The prepared form of the graph: from the cache, or made now, where the workers gain by it."""
-    if spec.model_file is None or not options.prepare or not _is_for_cpu(options):
-        return None
-    workers = options.workers + options.interactive_workers if options.workers is not None else None
-    if options.pool is not None:
-        workers = options.pool.size
-    path = directory / spec.model_file
-    find = partial(_find_prepared, path, own_cache_dir(options), workers=workers)
-    from asyncembed.runtime.onnx import save_optimized
-
-    try:
-        source, found = await in_disk_thread(find)
-        if found is not None or source is None or options.workers == 0:
-            return found
-        logger.info("%s: its graph is prepared for the workers of this machine, once", spec.name)
-        return await _in_process(partial(prepare_graph, source, save_optimized))
-    except (OSError, ModelLoadError, WorkersImpossible) as error:
-        logger.info("%s: its graph is not prepared, so that each worker does it: %s", spec.name, error)
-        return None
-
-
-def _find_prepared(path: Path, cache_dir: Path | None, *, workers: int | None) -> tuple[Source | None, Path | None]:
-    """The source, where it pays to prepare it, and what has been made of it."""
-    machine = " ".join([platform.machine(), *sorted(features())])
-    source = Source.of(path, machine=machine, cache_dir=cache_dir or default_cache_dir())
-    return (source, find_prepared(source)) if source.pays(workers=workers) else (None, None)
-
-
-def _is_for_cpu(options: Options) -> bool:
-    """Whether it is certain that the CPU computes."""
-    if options.providers is None:
-        return options.device == "cpu" or (options.device == "auto" and not is_gpu_package_installed())
-    return _provider_names(options) == ["cpu"]
-
-
-def _provider_names(options: Options) -> list[str]:
-    """Those that the caller names, as short as they may be written."""
-    names = [entry if isinstance(entry, str) else entry[0] for entry in options.providers or ()]
-    return [name.removesuffix("ExecutionProvider").lower() for name in names]
-
-
-def own_cache_dir(options: Options) -> Path | None:
-    """Where what we make of a model is kept: beside the hub's files, where the user wants those elsewhere."""
-    return None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
-
-
-async def _in_process(build: Callable[[], Path]) -> Path:
+async def _in_process(build: Callable[[], BuiltT]) -> BuiltT:
     builder = ProcessWorker(threads=1)
     try:
         await in_disk_thread(builder.start)
         return await completion(builder.call(build))
+    except BrokenExecutor as error:
+        raise ModelLoadError(
+            "the process that was to make the graph, or to try it, has ended; it may have lacked memory"
+        ) from error
     finally:
         builder.kill()
         with CancelScope(shield=True):

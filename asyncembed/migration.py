@@ -22,6 +22,10 @@ _COMPARE = "`matrix @ query` compares vectors of unit length, `maxsim_scores` th
 _DEVICE = 'device= of the constructor ("auto", "cuda", "cpu") and device_ids='
 _ACTIVATION = 'activation="sigmoid" or activation="none"'
 _TRUNCATE_DIM = "TextEmbedding and ImageEmbedding cut vectors: truncate_dim= of their constructors"
+_LONG = (
+    'long="truncate" cuts an input over the length limit, as by default; long="error" refuses it; of '
+    'TextEmbedding, long="mean" gives the mean of its windows'
+)
 _OUTPUTS = "HybridTextEmbedding gives several results from one pass: outputs= says which"
 
 KEYWORDS: Mapping[str, str] = {
@@ -59,12 +63,14 @@ KEYWORDS: Mapping[str, str] = {
     ),
     **dict.fromkeys(("config_kwargs", "config_args"), _OF_THE_REPO),
     **dict.fromkeys(("classifier_dropout", "model_card_data"), _TRAINING),
-    "backend": "leave it out: every model is run by ONNX Runtime",
+    "backend": 'leave it out: every model is run by ONNX Runtime, or with runtime="openvino" by OpenVINO',
     "similarity_fn_name": f"leave it out: {_COMPARE}",
     "truncate_dim": _TRUNCATE_DIM,
     "max_active_dims": "leave it out, and keep the largest entries: vector.values.argsort()[-n:]",
     "num_labels": "leave it out: a reranker gives one score per pair",
     "max_seq_length": "max_length= of the constructor",
+    "truncate": _LONG,
+    "truncation": _LONG,
     **dict.fromkeys(("activation_fn", "activation_fct", "default_activation_function", "apply_softmax"), _ACTIVATION),
     "keep_in_fp32_modules": "leave it out: precision= or onnx_file= chooses a file as a whole",
     # sentence-transformers: encode, predict and rank

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, get_args
 from asyncembed.checks import (
     check_bool,
     check_callable,
+    check_choice,
     check_count,
     check_device,
     check_observers,
@@ -22,7 +23,7 @@ from asyncembed.checks import (
 from asyncembed.engine.pool import PoolKeywords, PoolOptions, WorkerPool
 from asyncembed.errors import OptionError
 from asyncembed.observing import Observer
-from asyncembed.runtime.session import Device
+from asyncembed.runtime.session import Device, Runtime
 from asyncembed.vector_cache import CacheChoice, check_cache
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ MAX_BATCH_TOKENS = 256
 little: of 1,000 mixed texts, those of 192 to 512 tokens took the same time within 3 %."""
 
 MAX_BATCH_TOKENS_ACCELERATED = 16384
-"""On an accelerator, where small batches leave most of it idle."""
+"""On an accelerator, where small batches leave most of it idle; a model of texts is measured there, within this."""
+
+WORKERS_PER_DEVICE = 2
+"""With CUDA, where nobody says otherwise: one tokenizes, copies and answers while the other one's batch is computed."""
 
 MAX_BATCH_TOKENS_WITHOUT_GRAPH = 32768
 """For static models and BM25: some tens of milliseconds, so that sending a batch costs less than computing it."""
@@ -53,6 +57,7 @@ class OptionKeywords(PoolKeywords, total=False):
     progress: "bool | Callable[[Any], None] | None"
     device: Device
     providers: Sequence[str | tuple[str, dict[str, Any]]] | None
+    runtime: Runtime
     pool: WorkerPool | None
     precision: str | None
     onnx_file: str | None
@@ -64,6 +69,7 @@ class OptionKeywords(PoolKeywords, total=False):
     max_in_flight_bytes: int | None
     batch_invariant: bool
     prepare: bool
+    lazy: bool
     observers: Sequence[Observer]
     deduplicate: bool | None
     cache: CacheChoice | None
@@ -82,10 +88,16 @@ class Options(PoolOptions):
         progress: A callback for download events; False: no progress bar; None: a bar in a terminal.
         device: "auto" takes CUDA where it is installed and works, "cuda" demands it, "cpu" never asks.
         providers: Execution providers by name, or (name, options), instead of `device`.
+        runtime: "openvino" runs the graph with OpenVINO on the CPU, where that can (`asyncembed[openvino]`). It pays
+            with `precision="bf16"` on CPUs that have bfloat16 in hardware, and hardly anywhere else.
         pool: A pool shared with other embedders; it decides all that concerns the workers.
         precision: Which of a repo's ONNX files to take ("fp32", "fp16", "int8", "uint8", "q4", "q4f16", "bnb4", "q2",
             "q1", ...), where it has several; of several for one precision, the one that suits this machine's CPU.
-        onnx_file: The ONNX file to take, as a path inside the repo, also as Windows writes it.
+            "int8" is made of the weights instead, once, where the CPU computes and a graph can be built of them: a
+            result then does not depend on its batch. With `runtime="openvino"`, "bf16" computes the plain file in
+            bfloat16. None takes the plain file, or with `device="cuda"` that of "fp16" beside it, where there is one.
+        onnx_file: The ONNX file to take, as a path inside the repo, also as Windows writes it: a repo's own quantised
+            one, too, whose inputs run one by one.
         output_name: The output of the graph to take, by its name or position. None takes what the model's files say,
             and a finished vector (`sentence_embedding`) where a graph has one and they say nothing else.
         max_length: Limit of an input in tokens, instead of the model's own; what is longer is cut.
@@ -97,6 +109,9 @@ class Options(PoolOptions):
             on the others in its batch.
         prepare: Keep a large model in the cache as the CPU computes it, made once when it is first opened, so that it
             opens sooner and all workers share one copy of its weights. False: each worker makes its own.
+        lazy: Opening finds no files and starts no workers: the first call does, and others wait with it. What the
+            model's files say (`max_length`, ...) is known from then on. Where it cannot be loaded, the calls that wait
+            raise the error, and the next one tries again.
         observers: Functions that hear of its opening, calls and batches: see `asyncembed.observing`.
         deduplicate: Whether inputs that are equal, and wait at the same time, are computed once, whoever asks: in one
             stream, or in calls side by side. None: they are, but for models without a graph (to compute an input takes
@@ -114,6 +129,7 @@ class Options(PoolOptions):
     progress: "bool | Callable[[Any], None] | None" = None
     device: Device = "auto"
     providers: Sequence[str | tuple[str, dict[str, Any]]] | None = None
+    runtime: Runtime = "onnxruntime"
     pool: WorkerPool | None = None
     precision: str | None = None
     onnx_file: str | None = None
@@ -125,6 +141,7 @@ class Options(PoolOptions):
     max_in_flight_bytes: int | None = None
     batch_invariant: bool = True
     prepare: bool = True
+    lazy: bool = False
     observers: Sequence[Observer] = ()
     deduplicate: bool | None = None
     cache: CacheChoice | None = None
@@ -142,7 +159,7 @@ class Options(PoolOptions):
             object.__setattr__(self, name, None if path is None else absolute(path))
         for name in ("revision", "onnx_file"):
             check_text(name, getattr(self, name))
-        for name in ("local_files_only", "batch_invariant", "prepare"):
+        for name in ("local_files_only", "batch_invariant", "prepare", "lazy"):
             check_bool(name, getattr(self, name))
         if self.onnx_file is not None:
             object.__setattr__(self, "onnx_file", self.onnx_file.replace("\\", "/"))  # as `os.path.join` gives it
@@ -151,6 +168,7 @@ class Options(PoolOptions):
             check_callable("progress", self.progress, what="a function that takes events, False for no bar, or None")
         check_precision(self.precision)
         check_device(self.device, get_args(Device))
+        check_choice("runtime", self.runtime, get_args(Runtime))
         if isinstance(self.output_name, int):
             check_count("output_name", self.output_name, minimum=0)
         else:
@@ -159,6 +177,7 @@ class Options(PoolOptions):
             check_providers(self.providers)
             if self.device != "auto":
                 raise OptionError("give either device or providers, not both")
+        self._check_runtime()
         if self.precision is not None and self.onnx_file is not None:
             raise OptionError("give either precision or onnx_file, not both")
         check_bool("deduplicate", self.deduplicate, may_be_none=True)
@@ -172,6 +191,41 @@ class Options(PoolOptions):
                 raise OptionError(f"pool must be a WorkerPool; got {self.pool!r}")
             if clashing := self.changed_for_pool():
                 raise OptionError(f"{', '.join(clashing)}: with pool=, give this to the WorkerPool instead")
+
+    def _check_runtime(self) -> None:
+        if self.runtime == "openvino" and (self.device == "cuda" or self.providers is not None):
+            raise OptionError('runtime="openvino" computes on the CPU: leave out device= and providers=')
+        if self.precision == "bf16" and self.runtime != "openvino":
+            raise OptionError('precision="bf16" is what OpenVINO computes in: say runtime="openvino" as well')
+
+    @property
+    def file_precision(self) -> str | None:
+        """The precision of the ONNX file to take; None: the plain one."""
+        return None if self.precision == "bf16" else self.precision
+
+    @property
+    def preferred_precision(self) -> str | None:
+        """That of the ONNX file to take where it lies beside the plain one; None: the caller's word decides."""
+        is_left_open = self.precision is None and self.onnx_file is None
+        return "fp16" if self.demands_cuda and is_left_open else None
+
+    @property
+    def demands_cuda(self) -> bool:
+        """Whether CUDA computes, or nothing does."""
+        return self.device == "cuda" or self.provider_names[:1] == ["cuda"]
+
+    @property
+    def provider_names(self) -> list[str]:
+        """Those that the caller names, as short as they may be written."""
+        names = [entry if isinstance(entry, str) else entry[0] for entry in self.providers or ()]
+        return [name.removesuffix("ExecutionProvider").lower() for name in names]
+
+    def pool_keywords(self) -> PoolKeywords:
+        """What a pool of one's own is made with."""
+        keywords = PoolOptions.pool_keywords(self)
+        if self.workers is None and self.demands_cuda:
+            keywords["device_ids"] = tuple(self.device_ids or (0,)) * WORKERS_PER_DEVICE
+        return keywords
 
     @classmethod
     def from_keywords(cls, keywords: OptionKeywords, *, own: Collection[str] = ()) -> "Options":
@@ -200,6 +254,8 @@ class Options(PoolOptions):
         """What of this concerns the session; the pool adds threads and device."""
         from asyncembed.runtime.session import SessionOptions
 
+        if self.runtime == "openvino":
+            return SessionOptions(device="cpu", runtime=self.runtime, bfloat16=self.precision == "bf16")
         if self.providers is None:
             return SessionOptions(device=self.device)
         pairs = [(entry, {}) if isinstance(entry, str) else entry for entry in self.providers]

@@ -30,13 +30,12 @@ from asyncembed.engine.scheduler import BatchKey, Item, Priority, Sink
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import OF_ONE_INPUT, in_words
 from asyncembed.files import in_disk_thread
-from asyncembed.fingerprint import call_words
 from asyncembed.observing import ObservedCall
-from asyncembed.packing import FORMAT_VERSION, Damaged, pack, unpack
 from asyncembed.vector_cache import CacheChoice, VectorCache, as_cache
 
 if TYPE_CHECKING:
     from asyncembed.engine.model import PooledModel
+    from asyncembed.packing import Damaged
 
 T = TypeVar("T")
 ArgumentT = TypeVar("ArgumentT")
@@ -411,9 +410,11 @@ class Keeper:
         """A hash of all but the input."""
         seed = self._seeds.get(call)
         if seed is None:
+            from asyncembed.fingerprint import call_words
+
             if len(self._seeds) >= MAX_CALLS:
                 self._seeds.clear()
-            words = f"{FORMAT_VERSION}\n{self._fingerprint}\n{call_words(call)}\n"
+            words = f"{self._fingerprint}\n{call_words(call)}\n"
             seed = self._seeds[call] = blake2b(words.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES)
         return seed
 
@@ -481,7 +482,7 @@ class Keeper:
         )
         return None
 
-    def _tell_damage(self, damage: Damaged) -> None:
+    def _tell_damage(self, damage: "Damaged") -> None:
         if not self._is_damage_told:
             self._is_damage_told = True
             logger.warning(
@@ -506,8 +507,10 @@ def _digest(value: Any, digest: Any) -> bytes:
 
 def _unpacked(
     keys: Sequence[bytes], values: Sequence[bytes | None]
-) -> tuple[dict[bytes, tuple[Any, int]], Damaged | None]:
+) -> "tuple[dict[bytes, tuple[Any, int]], Damaged | None]":
     """The results that are there by their keys, and what is wrong with one that is not what it should be."""
+    from asyncembed.packing import Damaged, unpack
+
     found: dict[bytes, tuple[Any, int]] = {}
     damaged: Damaged | None = None
     for key, value in zip(keys, values, strict=False):
@@ -520,5 +523,7 @@ def _unpacked(
 
 
 def _packed(entries: Sequence[tuple[bytes, tuple[object, int]]]) -> list[tuple[bytes, bytes]]:
+    from asyncembed.packing import pack
+
     packed = [(key, pack(key, result, count)) for key, (result, count) in entries]
     return [(key, data) for key, data in packed if data is not None]

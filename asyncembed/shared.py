@@ -26,7 +26,7 @@ from weakref import finalize
 from anyio import CancelScope, Event, move_on_after
 
 from asyncembed import background
-from asyncembed.engine.lifetime import Openable
+from asyncembed.engine.lifetime import Openable, again
 from asyncembed.errors import StateError
 from asyncembed.faking import Fakes, current_fakes
 from asyncembed.wakeup import Signal
@@ -292,7 +292,7 @@ class _Life(Generic[ModelT]):
         finally:
             self._waiting -= 1
         if self._failure is not None:
-            raise _again(self._failure)
+            raise again(self._failure)
         return self.is_open
 
     def stop(self) -> None:
@@ -306,14 +306,6 @@ class _Life(Generic[ModelT]):
     async def end(self) -> None:
         self.stop()
         await self._ended.wait()
-
-
-def _again(error: Exception) -> Exception:
-    """The same error for one of several who wait: each raises its own."""
-    try:
-        return copy(error).with_traceback(error.__traceback__)
-    except Exception:  # noqa: BLE001 (a class that cannot be copied)
-        return error
 
 
 # ---------------------------------------------------------------- what is the same

@@ -119,7 +119,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         self._assembly = assembly
         # What goes out with each result. If anything does, the assembly takes entries instead of their results.
         self._given = given
-        self._loop = state.engine.loop
+        self._loop = state.loop
         self._turn_ends = 0.0
         # What `Runs` has taken and its consumer has not.
         self._ahead: deque[Any] = deque()
@@ -295,7 +295,7 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
         if self._has_passed_on:
             raise StateError("with_inputs() or with_tokens() has given another stream: take from that one")
         if self._source is not None and not self._state.is_closed:
-            self._state.engine.loop.check()
+            self._loop.check()
             source, self._source = self._source, None
             self._state.start()
             self._group.start_soon(self._state.feed, source)
@@ -369,7 +369,7 @@ class Runs(Generic[ResultT]):
 
     def close_soon(self) -> None:
         """Have the stream end; in any thread."""
-        self._state.engine.loop.post(self._state.close)
+        self._state.loop.post(self._state.close)
 
 
 def runs_of(stream: EmbeddingStream[Any, ResultT, Any]) -> Runs[ResultT]:

@@ -43,6 +43,7 @@ from weakref import finalize
 from asyncembed import background
 from asyncembed.any_loop import Home
 from asyncembed.bars import StreamProgress
+from asyncembed.checkpoint import CheckpointFile
 from asyncembed.checks import check_bool, check_seconds
 from asyncembed.embedders.base import Embedder, HasVectors, ModelName, fingerprint_in_thread
 from asyncembed.embedders.cross_encoder import CrossEncoderKeywords
@@ -87,6 +88,7 @@ Args = TypeVarTuple("Args")
 
 __all__ = [
     "BatchStream",
+    "Checkpoint",
     "DoorKeywords",
     "EmbeddingStream",
     "HybridTextEmbedding",
@@ -669,6 +671,39 @@ class WorkerPool(AsyncWorkerPool):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         background.run_last(self.aclose)
+
+
+class Checkpoint(CheckpointFile):
+    """How far an ingest is, in a file. As `asyncembed.Checkpoint`, for programs without a loop.
+
+    ```python
+    with Checkpoint("articles.done") as done, TextEmbedding("BAAI/bge-small-en-v1.5") as model:
+        stream = model.embed(done.rest(documents), on_error=done.skip).with_inputs()
+        for texts, vectors in stream.batches(256):
+            print(vectors.shape)  # (3, 384)
+            done.advance(len(texts))
+    ```
+    """
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def advance(self, count: int) -> None:
+        """Note that `count` more records are done, and those that `skip` was called with. On disk when it returns.
+
+        Raises:
+            StateError: The checkpoint is not open.
+            UsageError: `rest` has not given so many.
+        """
+        self._advance(count)
+
+    def reach(self, records: int) -> None:
+        """Note that `records` records from the source's beginning are done, failed ones included. Likewise."""
+        self._reach(records)
 
 
 class _TextKeywords(TextKeywords, DoorKeywords, total=False): ...

@@ -77,6 +77,7 @@ class Window:
         on_room: Called when there is what was asked for in vain. Whoever it wakes asks again.
 
     Attributes:
+        max_tokens: As above; it may be set as long as nothing was read.
         answered: How many entries had an answer so far, of those that had to be computed.
         tokens: That were computed for all results so far.
         truncated: Results so far whose inputs were cut at the length limit.
@@ -93,7 +94,7 @@ class Window:
         on_room: Callable[[], None],
     ) -> None:
         self._max_items = max_items
-        self._max_tokens = max_tokens
+        self.max_tokens: float = max_tokens
         self._max_bytes = max_bytes
         self.on_ready = on_ready
         self._on_room = on_room
@@ -143,7 +144,7 @@ class Window:
     @property
     def is_full(self) -> bool:
         """Whether nothing may be read now."""
-        return not self._is_within(self._max_items - 1, self._max_tokens, self._max_bytes)
+        return not self._is_within(self._max_items - 1, self.max_tokens, self._max_bytes)
 
     def ask_room(self, share: float = 0.0) -> Room | None:
         """What may be read now, if this share of the window, and at least one place, is free; else `on_room` follows.
@@ -151,13 +152,13 @@ class Window:
         An empty window has any share below 1 free, so whoever waits waits for no more than that all is taken.
         """
         most = self._max_items - max(1, int(self._max_items * share))
-        self._wanted = most, self._max_tokens * (1 - share), self._max_bytes * (1 - share)
+        self._wanted = most, self.max_tokens * (1 - share), self._max_bytes * (1 - share)
         if not self._is_within(*self._wanted):
             self._look_from = max(self._look_from, most)
             return None
         return Room(
             self._max_items - len(self._entries) - self._held,
-            self._max_tokens - self._waiting_tokens,
+            self.max_tokens - self._waiting_tokens,
             self._max_bytes - self._expected_bytes(),
             self._answer_bytes / self.answered if self.answered else 0.0,
         )

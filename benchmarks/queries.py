@@ -1,15 +1,17 @@
 """Queries in the middle of an ingest, and many at once, against fastembed behind `asyncio.to_thread`.
 
-    uv run python -m benchmarks.queries [--seconds 20] [--rounds 3] [--chart queries.svg]
+    uv run python -m benchmarks.queries [--seconds 20] [--rounds 3] [--chart queries.svg] [--before CHECKOUT] [--ours]
 
-all-MiniLM-L6-v2 in fp32. Each side runs in a process of its own, in turn, and does four things: an ingest of docstrings
-(cut at 512 tokens) alone; the same with 20 short queries a second; the queries' own time, one at a time; and 64
-concurrent queries, again and again. A ticker on the event loop measures by how much it is late meanwhile.
+all-MiniLM-L6-v2 in fp32. Each side runs in a process of its own, in turn, and does four things: 20 short queries a
+second alone; an ingest of docstrings (cut at 512 tokens) alone; both together; and 64 concurrent queries, again and
+again. A ticker on the event loop measures by how much it is late meanwhile. With `--before`, the directory of
+another version of this repository, that is a side, too; with `--ours` there is no other library.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -19,12 +21,18 @@ from contextlib import asynccontextmanager
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.charts import QueryFigures, queries_chart
 from benchmarks.common import fastembed_directory, machine, minilm, minilm_spec, say, texts
+
+if TYPE_CHECKING:
+    from asyncembed import OptionKeywords
+
+ROOT = Path(__file__).resolve().parent.parent
+BEFORE = "the version before"
 
 QUERIES = [
     f"how do I {verb} a {noun}?" for verb in ("open", "close", "sort", "copy") for noun in ("file", "list", "socket")
@@ -50,25 +58,20 @@ async def measure(query: Query, ingest: Ingest, seconds: float) -> dict[str, flo
         count = await ingest(cycle(documents), lambda: time.perf_counter() > end)
         return count / (time.perf_counter() - started)
 
-    own = [await timed(query, text) for text in QUERIES * 5]
-    found["own_ms"] = statistics.median(own) * 1e3
+    own = await paced(query, seconds / 2)
+    found["own_ms"], found["own_p99_ms"] = statistics.median(own) * 1e3, p99(own) * 1e3
     async with ticker() as lags:
         found["ingest_alone"] = await ingest_for(seconds)
     found["lag_alone_ms"] = p99(lags) * 1e3
     async with ticker() as lags:
         task = asyncio.create_task(ingest_for(seconds))
         await asyncio.sleep(1)
-        latencies: list[asyncio.Task[float]] = []
-        for text in cycle(QUERIES):
-            if task.done() or len(latencies) >= QUERIES_PER_SECOND * (seconds - 1):
-                break
-            latencies.append(asyncio.create_task(timed(query, text)))
-            await asyncio.sleep(1 / QUERIES_PER_SECOND)
-        values = await asyncio.gather(*latencies)
+        values = await paced(query, seconds - 1)
         found["ingest_with_queries"] = await task
     found["lag_ms"] = p99(lags) * 1e3
     found["p50_ms"], found["p99_ms"] = statistics.median(values) * 1e3, p99(values) * 1e3
-    found["queries_per_second"] = len(values) / (seconds - 1)
+    found["times_own"] = found["p99_ms"] / found["own_p99_ms"]
+    found["kept"] = found["ingest_with_queries"] / found["ingest_alone"] * 100
     rounds, burst = 0, []
     async with ticker() as lags:
         started = time.perf_counter()
@@ -81,6 +84,15 @@ async def measure(query: Query, ingest: Ingest, seconds: float) -> dict[str, flo
     found["burst_p99_ms"] = p99(burst) * 1e3
     found["burst_lag_ms"] = p99(lags) * 1e3
     return found
+
+
+async def paced(query: Query, seconds: float) -> list[float]:
+    """How long each of 20 queries a second takes, whatever the others do."""
+    latencies: list[asyncio.Task[float]] = []
+    for text, _ in zip(cycle(QUERIES), range(round(QUERIES_PER_SECOND * seconds)), strict=False):
+        latencies.append(asyncio.create_task(timed(query, text)))
+        await asyncio.sleep(1 / QUERIES_PER_SECOND)
+    return await asyncio.gather(*latencies)
 
 
 async def timed(query: Query, text: str) -> float:
@@ -111,11 +123,11 @@ async def ticker() -> AsyncIterator[list[float]]:
         task.cancel()
 
 
-async def asyncembed_side(seconds: float, interactive_workers: int = 0) -> dict[str, float]:
+async def asyncembed_side(seconds: float, **options: int) -> dict[str, float]:
     from asyncembed import TextEmbedding
 
-    options: dict[str, Any] = {"interactive_workers": interactive_workers, "deduplicate": False}
-    async with TextEmbedding(minilm_spec(), model_path=minilm()[0], **options) as model:
+    keywords: OptionKeywords = {"model_path": minilm()[0], "deduplicate": False, **options}  # type: ignore[typeddict-item]
+    async with TextEmbedding(minilm_spec(), **keywords) as model:
 
         async def ingest(source: Iterator[str], is_over: Callable[[], bool]) -> int:
             count = 0
@@ -156,15 +168,18 @@ async def fastembed_side(seconds: float) -> dict[str, float]:
 
 SIDES: dict[str, Callable[[float], Coroutine[None, None, dict[str, float]]]] = {
     "asyncembed": asyncembed_side,
-    "asyncembed, interactive_workers=1": partial(asyncembed_side, interactive_workers=1),
+    "asyncembed, interactive_workers=0": partial(asyncembed_side, interactive_workers=0),
     "fastembed in to_thread": fastembed_side,
 }
 COLUMNS = {
-    "own_ms": "a query alone, ms",
+    "own_ms": "a query alone, p50 ms",
+    "own_p99_ms": "a query alone, p99 ms",
     "ingest_alone": "ingest alone, texts/s",
     "ingest_with_queries": "ingest with queries, texts/s",
     "p50_ms": "query in an ingest, p50 ms",
     "p99_ms": "query in an ingest, p99 ms",
+    "times_own": "p99 in an ingest, by p99 alone",
+    "kept": "ingest with queries, % of that alone",
     "batch_ms": "median batch, ms",
     "burst_per_second": "64 at once, queries/s",
     "burst_p99_ms": "64 at once, p99 ms",
@@ -179,6 +194,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chart", type=Path, help="draw what was measured")
+    parser.add_argument("--before", type=Path, help="a side of its own: the package that lies in another checkout")
+    parser.add_argument("--ours", action="store_true", help="no other library")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -186,17 +203,16 @@ def main() -> None:
         return
     minilm()
     say(machine())
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    sides = {side: ROOT for side in SIDES if not arguments.ours or side.startswith("asyncembed")}
+    if arguments.before is not None:
+        sides = {BEFORE: arguments.before, **sides}
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):
-        for side in SIDES:
-            command = [sys.executable, "-m", "benchmarks.queries", "--side", side, "--seconds", str(arguments.seconds)]
-            found[side].append(
-                json.loads(subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout)
-            )
-    say(f"\nmedians of {arguments.rounds} rounds of {arguments.seconds:.0f} s (in brackets: by fastembed's)\n")
-    say(f"| | {' | '.join(SIDES)} |\n|---|{'---|' * len(SIDES)}")
+        for side, checkout in sides.items():
+            found[side].append(run("asyncembed" if side == BEFORE else side, arguments.seconds, checkout))
+    say(f"\nmedians of {arguments.rounds} rounds of {arguments.seconds:.0f} s (in brackets: by the last column's)\n")
+    say(f"| | {' | '.join(sides)} |\n|---|{'---|' * len(sides)}")
     for key, title in COLUMNS.items():
-        # By what the last side, fastembed, has.
         reference = statistics.median(run.get(key, 0.0) for run in list(found.values())[-1])
         cells = []
         for runs in found.values():
@@ -208,6 +224,15 @@ def main() -> None:
         drawn = {side: _figures(runs) for side, runs in found.items()}
         note = f"all-MiniLM-L6-v2 in fp32; {machine()}"
         arguments.chart.write_text(queries_chart(drawn, note), encoding="utf-8")
+
+
+def run(side: str, seconds: float, checkout: Path) -> dict[str, float]:
+    """Run a side in a process of its own, with the package that lies in `checkout`."""
+    command = [sys.executable, str(Path(__file__)), "--side", side, "--seconds", str(seconds)]
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8", env=environment)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _figures(runs: list[dict[str, float]]) -> QueryFigures:

@@ -78,7 +78,7 @@ def test_no_constructor_takes_what_it_cannot_use(kind: Any, keyword: str) -> Non
         (TextEmbedding, {"device_ids": [None]}),
         (TextEmbedding, {"local_files_only": "false"}),
         (TextEmbedding, {"batch_invariant": 0}),
-        (TextEmbedding, {"truncate": "yes"}),
+        (TextEmbedding, {"long": "yes"}),
         (TextEmbedding, {"truncate_dim": 0}),
         (TextEmbedding, {"normalize": 1}),
         (TextEmbedding, {"cache_dir": ""}),
@@ -103,12 +103,12 @@ def test_no_constructor_takes_what_it_cannot_use(kind: Any, keyword: str) -> Non
         (SparseTextEmbedding, {"max_active_dims": 2.5}),
         (SparseTextEmbedding, {"pruning": 1.1}),
         (SparseTextEmbedding, {"pruning": "0.1"}),
-        (LateInteractionTextEmbedding, {"truncate": None}),
+        (LateInteractionTextEmbedding, {"long": None}),
         (HybridTextEmbedding, {"outputs": "dense"}),
         (HybridTextEmbedding, {"outputs": ["dense", "colour"]}),
         (HybridTextEmbedding, {"outputs": []}),
-        (HybridTextEmbedding, {"truncate": None}),
-        (TextCrossEncoder, {"truncate": 1}),
+        (HybridTextEmbedding, {"long": None}),
+        (TextCrossEncoder, {"long": 1}),
         (TextCrossEncoder, {"activation": None}),
         (ImageEmbedding, {"fast_decode": "false"}),
         (ImageEmbedding, {"apply_orientation": 1}),
@@ -116,7 +116,7 @@ def test_no_constructor_takes_what_it_cannot_use(kind: Any, keyword: str) -> Non
         (ImageEmbedding, {"url_timeout": "5"}),
         (ImageEmbedding, {"max_url_bytes": 1e6}),
         (ImageEmbedding, {"normalize": "yes"}),
-        (LateInteractionMultimodalEmbedding, {"truncate": "yes"}),
+        (LateInteractionMultimodalEmbedding, {"long": "yes"}),
     ],
 )
 def test_a_value_of_another_type_is_not_taken_for_one(kind: Any, keywords: dict[str, Any]) -> None:
@@ -165,7 +165,7 @@ async def test_any_other_name_is_one_that_nobody_has(name: str | Path, tmp_path:
         ("prompt", 3),
         ("prompt_name", ["query"]),
         ("task", 1.5),
-        ("truncate", "no"),
+        ("long", "no"),
         ("truncate_dim", "64"),
     ],
 )
@@ -190,7 +190,7 @@ async def test_few_inputs_are_checked_alike() -> None:
 def test_pools_and_encodings_are_checked_alike() -> None:
     pools: list[dict[str, Any]] = [
         {"workers": 1.0},
-        {"interactive_workers": None},
+        {"interactive_workers": "1"},
         {"device_ids": 0},
         {"batch_timeout": 0},
     ]

@@ -60,6 +60,13 @@ def test_importing_the_package_loads_next_to_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_class_is_there_before_what_takes_longest_to_import(tmp_path: Path) -> None:
+    """Its workers can then start, while the process that opens it imports the rest."""
+    modules = loaded_after("from asyncembed import TextEmbedding\nTextEmbedding('BAAI/bge-small-en-v1.5')", tmp_path)
+    assert not modules & {*HEAVY, "numpy", "huggingface_hub"}
+
+
+@pytest.mark.slow
 def test_every_public_name_can_be_imported_without_a_runtime(tmp_path: Path) -> None:
     modules = loaded_after("import asyncembed\nfor name in asyncembed.__all__: getattr(asyncembed, name)", tmp_path)
     assert "numpy" in modules

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -10,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from huggingface_hub import constants
+from onnx import helper, numpy_helper
 
-from asyncembed import HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, download
+from asyncembed import HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, download, loading
+from asyncembed.catalogue.described import Overrides
+from asyncembed.catalogue.lookup import find_model
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.errors import (
     AsyncEmbedError,
@@ -24,14 +29,21 @@ from asyncembed.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
-from asyncembed.loading import find_family, known_family
+from asyncembed.loading import find_family, known_family, prepare
 from asyncembed.options import Options
 from asyncembed.runtime import prepared
 from tests.hub.server import HubServer, Repo
 from tests.support.external_data import CONSTANT_FILE, move_weights_out
 from tests.support.graphs import write_text_graph
 from tests.support.hybrid_models import expected, write_bge_m3, write_hybrid_model
-from tests.support.models import TEXTS, files_of, forget_registered_models, write_model, write_self_describing_model
+from tests.support.models import (
+    TEXTS,
+    files_of,
+    forget_registered_models,
+    write_bert_weights,
+    write_model,
+    write_self_describing_model,
+)
 from tests.support.waiting import nothing_left_behind
 
 
@@ -47,7 +59,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 
 def as_sentence_transformers(
-    directory: Path, *, pooling: str = "pooling_mode_mean_tokens", prompts: bool = False
+    directory: Path, *, pooling: str = "pooling_mode_mean_tokens", prompts: bool = False, dim: int = 32
 ) -> None:
     """Write the files by which sentence-transformers describes a model."""
     modules = [
@@ -59,7 +71,7 @@ def as_sentence_transformers(
     (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 16}), "utf-8")
     (directory / "1_Pooling").mkdir(exist_ok=True)
     (directory / "1_Pooling" / "config.json").write_text(
-        json.dumps({"word_embedding_dimension": 32, pooling: True}), "utf-8"
+        json.dumps({"word_embedding_dimension": dim, pooling: True}), "utf-8"
     )
     if prompts:
         config = {"prompts": {"query": "query: ", "document": "doc: "}, "default_prompt_name": None}
@@ -251,6 +263,101 @@ async def test_a_precision_of_a_catalogued_model_is_the_file_for_this_cpu(
     assert hub.requests == []
 
 
+async def graph_of(name: str | Path, **keywords: Any) -> str | None:
+    """The graph that a worker would load."""
+    options = Options(prepare=False, **keywords)
+    overrides = Overrides(
+        precision=options.file_precision,
+        preferred_precision=options.preferred_precision,
+        pooling="mean",
+        normalize=True,
+    )
+    place = name if isinstance(name, Path) else None
+    config = await prepare(name, "text", options, place=place, overrides=overrides, settings={})
+    return config.spec.model_file
+
+
+@pytest.mark.slow
+async def test_the_file_of_half_precision_is_taken_where_cuda_computes(hub: HubServer, tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m", dim=384)
+    assert await graph_of(directory, device="cuda") == "onnx/model.onnx"
+    files = with_precisions(directory, "fp16", "int8", quantized=False)
+    assert await graph_of(directory, device="cuda") == "onnx/model_fp16.onnx"
+    assert await graph_of(directory, providers=["cuda", "cpu"]) == "onnx/model_fp16.onnx"
+    assert await graph_of(directory) == await graph_of(directory, device="cpu") == "onnx/model.onnx"
+    assert await graph_of(directory, device="cuda", precision="fp32") == "onnx/model.onnx"
+    hub.repos["someone/small"] = Repo(files)
+    assert "model_fp16.onnx" in str(await graph_of("someone/small", device="cuda"))
+
+
+@pytest.mark.slow
+async def test_a_catalogued_model_has_half_precision_where_its_repo_has(hub: HubServer, tmp_path: Path) -> None:
+    spec = find_model("sentence-transformers/all-MiniLM-L6-v2", "text")
+    assert spec is not None
+    repo = "Qdrant/all-MiniLM-L6-v2-onnx"
+    files = files_of(write_model(tmp_path / "m", model_file="model.onnx", dim=384))
+    hub.repos[repo] = Repo(files)
+    assert Path(str(await graph_of(spec.name, device="cuda"))).name == "model.onnx"
+    write_text_graph(tmp_path / "m" / "model_fp16.onnx", dim=384)
+    assert Path(str(await graph_of(spec.name, device="cuda", model_path=tmp_path / "m"))).name == "model_fp16.onnx"
+    shutil.rmtree(tmp_path / "hub")
+    hub.repos[repo] = Repo(files_of(tmp_path / "m"))
+    assert Path(str(await graph_of(spec.name))).name == "model.onnx"
+    # It is in the repo, and not in the cache.
+    assert Path(str(await graph_of(spec.name, device="cuda", local_files_only=True))).name == "model.onnx"
+    assert Path(str(await graph_of(spec.name, device="cuda"))).name == "model_fp16.onnx"
+
+
+@pytest.mark.slow
+async def test_int8_is_built_of_the_weights_wherever_that_is_possible(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the repo that a catalogued model is named after; its own quantised file is taken where it is named."""
+    name, own = "sentence-transformers/all-MiniLM-L6-v2", "onnx/model_quint8_avx2.onnx"
+    directory = write_bert_weights(write_model(tmp_path / "m"), dim=384)
+    as_sentence_transformers(directory, dim=384)
+    write_text_graph(directory / own, dim=384, dynamic_quantization=True)
+    hub.repos[name] = Repo(files_of(directory))
+    caplog.set_level(logging.INFO, "asyncembed")
+    async with TextEmbedding(name, workers=0, precision="int8") as model:
+        together = await model.embed_documents(TEXTS[:3])
+        assert "model_int8.onnx (int8, exported from its weights) on CPU" in caplog.text
+        assert "one by one" not in caplog.text
+        for text, vector in zip(TEXTS, together, strict=False):
+            assert np.array_equal(await model.embed_query(text), vector)
+    assert not list((tmp_path / "hub").rglob("*.onnx"))
+    async with TextEmbedding(directory, workers=1, precision="int8") as model:
+        assert np.array_equal(await model.embed_documents(TEXTS[:3]), together)
+    async with TextEmbedding(name, workers=0, model_path=directory, precision="int8") as model:
+        assert np.array_equal(await model.embed_documents(TEXTS[:3]), together)
+    assert len(list((tmp_path / "exported").rglob("*.onnx"))) == 1
+    (directory / own).unlink()
+    async with TextEmbedding(directory, workers=0) as model:
+        cosines = (await model.embed_documents(TEXTS[:3]) * together).sum(axis=1)
+    assert cosines.min() > 0.99
+    async with TextEmbedding(name, workers=0, onnx_file=own) as model:
+        await model.embed_query("the day")
+    assert f"{own} has one scale for a whole batch, so that its inputs run one by one" in caplog.text
+
+
+@pytest.mark.slow
+async def test_where_int8_cannot_be_built_the_file_of_the_repo_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = write_self_describing_model(tmp_path / "m")
+    (directory / "model.safetensors").write_bytes(b"")
+    (directory / "config.json").write_text('{"model_type": "unheard_of"}', "utf-8")
+    with pytest.raises(UnsupportedModelError, match=r"no ONNX file of precision int8.*none in 8 bits.*'unheard_of'"):
+        async with TextEmbedding(directory, workers=0, precision="int8"):
+            pass
+    write_text_graph(directory / "model_int8.onnx", dynamic_quantization=True)
+    caplog.set_level(logging.INFO, "asyncembed")
+    async with TextEmbedding(directory, workers=0, precision="int8") as model:
+        await model.embed_query("the day")
+    assert "no graph in 8 bits is built of its weights" in caplog.text
+    assert "model_int8.onnx (int8) on CPU" in caplog.text
+
+
 async def test_a_file_that_is_quantised_under_a_plain_name_is_not_taken_for_fp32(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=384, model_file="model_optimized.onnx", dynamic_quantization=True)
     with pytest.raises(UnsupportedModelError, match=r"model_optimized\.onnx is quantised although its name"):
@@ -303,6 +410,19 @@ async def test_a_graph_is_exported_to_the_cache_that_the_user_names(
     assert not (tmp_path / "exported").exists()
 
 
+def add_branch(path: Path) -> None:
+    """Let a graph's last step run on a condition that always holds."""
+    model = onnx.load(path)
+    last = model.graph.node.pop()
+    branch = helper.make_graph([last], "branch", [], [helper.make_empty_tensor_value_info(last.output[0])])
+    always = numpy_helper.from_array(np.array(True), "always")
+    model.graph.initializer.append(always)
+    model.graph.node.append(
+        helper.make_node("If", ["always"], [last.output[0]], then_branch=branch, else_branch=branch)
+    )
+    onnx.save(model, path)
+
+
 async def _open(directory: Path, workers: int, cache: Path) -> None:
     """As far as that has to do with the export: these weights have no tokenizer."""
     with pytest.raises(UnsupportedModelError, match=r"no tokenizer\.json"):
@@ -337,6 +457,38 @@ async def test_a_large_graph_is_prepared_once_for_all_workers(
 
 
 @pytest.mark.slow
+async def test_long_texts_of_a_large_graph_of_others_are_computed_in_chunks(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prepared, "SMALLEST_INLINE_BYTES", 0)
+    caplog.set_level(logging.INFO, logger="asyncembed")
+    directory = write_self_describing_model(tmp_path / "model", wrap_ids=True)
+    text = "river bank " * 400
+    async with TextEmbedding(directory, workers=1, prepare=False) as model:
+        vector = await model.embed_query(text)
+    async with TextEmbedding(directory, workers=1) as model:
+        np.testing.assert_array_equal(await model.embed_query(text), vector)
+    assert "texts of more than 511 tokens are computed in chunks of queries" in caplog.text
+
+
+def end_at_once(*_: object) -> Path:
+    os._exit(1)
+
+
+@pytest.mark.slow
+async def test_a_process_that_dies_over_a_graph_leaves_it_as_it_is(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one does that takes too much memory."""
+    monkeypatch.setattr(prepared, "SMALLEST_INLINE_BYTES", 0)
+    monkeypatch.setattr(loading, "prepare_graph", end_at_once)
+    caplog.set_level(logging.INFO, logger="asyncembed")
+    async with TextEmbedding(write_self_describing_model(tmp_path / "model"), workers=1) as model:
+        assert (await model.embed_query("river")).shape == (8,)
+    assert "its graph is not prepared, so that each worker does it" in caplog.text
+
+
+@pytest.mark.slow
 async def test_a_graph_that_cannot_be_prepared_serves_as_it_is(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -346,6 +498,26 @@ async def test_a_graph_that_cannot_be_prepared_serves_as_it_is(
     async with TextEmbedding(write_self_describing_model(tmp_path / "model"), workers=1) as model:
         assert (await model.embed_query("river")).shape == (8,)
     assert "its graph is not prepared, so that each worker does it" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("branches", [False, True])
+async def test_what_openvino_computes_is_compared_once(
+    branches: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="asyncembed")
+    directory = write_self_describing_model(tmp_path / "model")
+    if branches:
+        add_branch(directory / "model.onnx")
+    async with TextEmbedding(directory, workers=1) as model:
+        vector = await model.embed_query("river")
+    for workers in (1, 0):
+        async with TextEmbedding(directory, workers=workers, cache_dir=tmp_path, runtime="openvino") as model:
+            np.testing.assert_allclose(await model.embed_query("river"), vector, atol=1e-6)
+            assert ("CPUExecutionProvider" if branches else "OpenVINO CPU") in repr(model)
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("is compared with onnxruntime, once" in message for message in messages) == 1
+    assert sum("onnxruntime runs it: OpenVINO computes graphs with branches" in one for one in messages) == 2 * branches
 
 
 @pytest.mark.slow

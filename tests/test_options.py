@@ -9,7 +9,7 @@ import pytest
 
 from asyncembed import Options, WorkerPool
 from asyncembed.embedders import base, cross_encoder, image, text
-from asyncembed.engine.pool import PoolKeywords, PoolOptions
+from asyncembed.engine.pool import PoolKeywords, PoolOptions, engine_of
 from asyncembed.errors import OptionError
 from asyncembed.options import OptionKeywords, is_path_on_windows
 
@@ -62,6 +62,65 @@ def test_image_keywords_are_those_of_the_constructor() -> None:
     parameters = inspect.signature(image.ImageEmbedder.__init__).parameters.values()
     assert own == {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
     assert own < documented(image.ImageEmbedder.__doc__, "Args")
+
+
+@pytest.mark.parametrize(
+    ("keywords", "reason"),
+    [
+        ({"runtime": "tensorrt"}, "runtime must be one of 'onnxruntime', 'openvino'"),
+        ({"runtime": "openvino", "device": "cuda"}, "computes on the CPU"),
+        ({"runtime": "openvino", "providers": ["cpu"]}, "computes on the CPU"),
+        ({"precision": "bf16"}, 'say runtime="openvino" as well'),
+    ],
+)
+def test_a_runtime_that_cannot_do_it_is_refused(keywords: Any, reason: str) -> None:
+    with pytest.raises(OptionError, match=reason):
+        Options(**keywords)
+
+
+def test_bfloat16_is_a_way_to_compute_and_no_file() -> None:
+    options = Options(runtime="openvino", precision="bf16")
+    assert options.file_precision is None
+    assert options.session_options().bfloat16
+    assert not Options(runtime="openvino", precision="fp16").session_options().bfloat16
+
+
+@pytest.mark.parametrize(
+    ("keywords", "demands_cuda", "precision"),
+    [
+        ({}, False, None),
+        ({"device": "cpu"}, False, None),
+        ({"device": "cuda"}, True, "fp16"),
+        ({"device": "cuda", "precision": "fp32"}, True, None),
+        ({"device": "cuda", "onnx_file": "model.onnx"}, True, None),
+        ({"providers": ["CUDAExecutionProvider", "cpu"]}, True, "fp16"),
+        ({"providers": [("cuda", {"device_id": 1})]}, True, "fp16"),
+        ({"providers": ["cpu", "cuda"]}, False, None),
+    ],
+)
+def test_half_precision_is_preferred_where_cuda_computes_and_nobody_says_otherwise(
+    keywords: Any, demands_cuda: bool, precision: str | None
+) -> None:
+    options = Options(**keywords)
+    assert (options.demands_cuda, options.preferred_precision) == (demands_cuda, precision)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "workers", "devices"),
+    [
+        ({}, 2, (0, 0)),
+        ({"device_ids": [0, 2]}, 4, (0, 2, 0, 2)),
+        ({"device_ids": [0, 2], "workers": 2}, 2, (0, 2)),
+        ({"workers": 1}, 1, ()),
+        ({"workers": 0}, 1, ()),
+    ],
+)
+def test_a_device_has_two_workers_unless_their_number_is_said(
+    keywords: Any, workers: int, devices: tuple[int, ...]
+) -> None:
+    plan = engine_of(WorkerPool(**Options(device="cuda", **keywords).pool_keywords())).plan
+    assert (plan.workers, plan.device_ids) == (workers, devices)
+    assert Options(device="cpu").pool_keywords().get("device_ids") is None
 
 
 def test_what_a_pool_decides_is_not_said_beside_it() -> None:

@@ -895,7 +895,7 @@ async def test_a_result_keeps_nothing_else_alive(model: TextEmbedding) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"on_error": "ignore"}, {"priority": "urgent"}, {"ordered": "no"}, {"key": "text"}, {"truncate": 0}]
+    "options", [{"on_error": "ignore"}, {"priority": "urgent"}, {"ordered": "no"}, {"key": "text"}, {"long": 0}]
 )
 async def test_choices_are_checked_at_once(options: dict[str, Any], model: TextEmbedding) -> None:
     with pytest.raises(OptionError):

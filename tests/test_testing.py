@@ -189,11 +189,11 @@ async def test_words_count_and_are_cut_at_max_length() -> None:
         assert (counted.tokens.tolist(), counted.is_cut.tolist()) == ([3, 3], [True, False])
         assert model.stats().truncated == 1
         with pytest.raises(InputError, match="longer than the model's limit of 3 tokens"):
-            await model.embed_query("a b c d", truncate=False)
+            await model.embed_query("a b c d", long="error")
 
 
 async def test_pairs_are_cut_together() -> None:
-    async with TextCrossEncoder("some/reranker", max_length=4, truncate=False) as model:
+    async with TextCrossEncoder("some/reranker", max_length=4, long="error") as model:
         assert await model.rank("one two", ["three four"])
         with pytest.raises(InputError, match="input 1: longer than"):
             await model.rank("one two", ["three", "three four five"])

@@ -1,6 +1,6 @@
 """A repo while its spec is read: what its files are, which modules it has, and what the caller says instead."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,12 @@ class Overrides:
         onnx_file: Path of the graph in the repo.
         precision: "fp32", "fp16", "int8", ...: which of several graphs, by the names that exporters give
             them.
+        preferred_precision: The same where nothing is said of it, if the graph of that precision lies beside the plain
+            one.
         graph_output: Graph output used, by position or name.
         template: What a reranker that is a language model reads of a pair.
+        int8_objection: Why no graph in 8 bits can be built of the weights of a model, by its spec and the directory
+            with its configuration, None where it can; no such function: none is asked for.
     """
 
     pooling: Pooling | None = None
@@ -31,8 +35,10 @@ class Overrides:
     max_length: int | None = None
     onnx_file: str | None = None
     precision: str | None = None
+    preferred_precision: str | None = None
     graph_output: int | str | None = None
     template: str | None = None
+    int8_objection: Callable[[ModelSpec, Path], str | None] | None = None
 
     def applied_to(self, spec: ModelSpec) -> ModelSpec:
         """The spec of a model that the catalogue or the caller describes, with these instead of what it says."""

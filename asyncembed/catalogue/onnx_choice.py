@@ -92,6 +92,19 @@ def choose_onnx_file(
     raise _unclear(graphs, has_several=bool(best), precision=precision, files=files, model=model)
 
 
+def prefer(precision: str, graph: str, files: Collection[str]) -> str:
+    """The graph of a precision that lies beside the fp32 `graph` under its name; `graph` itself where there is none."""
+    (name, kind), folder = _parts(graph), PurePosixPath(graph).parent
+    if kind != "":
+        return graph
+    for wanted in _KINDS[precision]:
+        other = (folder / f"{name}_{wanted}.onnx").as_posix()
+        if other in files:
+            logger.info("%s is taken instead of %s: precision= says otherwise", other, graph)
+            return other
+    return graph
+
+
 def precision_of(path: str) -> str:
     """The precision that a graph's name tells: "fp32" where it tells none."""
     _, kind = _parts(path)

@@ -15,11 +15,12 @@ from pathlib import Path, PurePosixPath
 from asyncembed.catalogue.described import DescribedRepo, Overrides, preferring, with_settings
 from asyncembed.catalogue.hybrid_repos import hybrid_spec
 from asyncembed.catalogue.late_interaction_repos import late_interaction_spec
-from asyncembed.catalogue.onnx_choice import choose_onnx_file
+from asyncembed.catalogue.onnx_choice import choose_onnx_file, prefer
 from asyncembed.catalogue.reranker_repos import reranker_spec
 from asyncembed.catalogue.sentence_modules import from_modules, model2vec, overridden
 from asyncembed.catalogue.sparse_repos import sparse_spec
 from asyncembed.catalogue.spec import Family, LocalOrigin, ModelSpec, Origin
+from asyncembed.errors import UnsupportedModelError
 from asyncembed.repo_files import WEIGHTS, WEIGHTS_INDEX, is_safe_path, list_directory
 
 _IMAGE_CONFIGURATION = ("preprocessor_config.json", "processor_config.json")
@@ -174,11 +175,10 @@ def _with_weights(repo: DescribedRepo, spec: ModelSpec) -> ModelSpec:
     """The spec with its graph, or, for an export, its weights; either names further files itself."""
     if spec.encoder == "static":
         return spec
-    overrides = repo.overrides
     prefix = f"{spec.folder}/" if spec.folder else ""
     # The model's own weights are the repo's, wherever they lie.
     files = repo.files | {name for name in (WEIGHTS, WEIGHTS_INDEX) if f"{prefix}{name}" in repo.files}
-    graph = choose_onnx_file(files, onnx_file=overrides.onnx_file, precision=overrides.precision, model=repo.name)
+    graph = _chosen_graph(repo, spec, files)
     if graph is not None:
         if spec.settings.get("projection_in_weights"):
             spec = with_settings(spec, projection_in_weights=False, finishes=True)
@@ -192,6 +192,23 @@ def _with_weights(repo: DescribedRepo, spec: ModelSpec) -> ModelSpec:
         raise repo.unsupported("it has no ONNX file, and only models of texts can be exported from weights")
     weights = f"{prefix}{WEIGHTS if f'{prefix}{WEIGHTS}' in repo.files else WEIGHTS_INDEX}"
     return replace(spec, additional_files=(weights, *spec.additional_files))
+
+
+def _chosen_graph(repo: DescribedRepo, spec: ModelSpec, files: frozenset[str]) -> str | None:
+    """The path of the graph that is meant, None where it is to be built of the weights."""
+    overrides, objection = repo.overrides, None
+    if overrides.int8_objection is not None and (WEIGHTS in files or WEIGHTS_INDEX in files):
+        objection = overrides.int8_objection(spec, repo.directory)
+        if objection is None and spec.family in _EXPORTED_FAMILIES and spec.settings.get("word_pooling") != "sum":
+            return None
+    try:
+        graph = choose_onnx_file(files, onnx_file=overrides.onnx_file, precision=overrides.precision, model=repo.name)
+    except UnsupportedModelError as error:
+        if objection is None:
+            raise
+        raise UnsupportedModelError(f"{error}; none in 8 bits can be built: {objection}", model=repo.name) from None
+    preferred = overrides.preferred_precision
+    return graph if graph is None or preferred is None else prefer(preferred, graph, files)
 
 
 def _prompts(repo: DescribedRepo) -> tuple[dict[str, str], str | None]:

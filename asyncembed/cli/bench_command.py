@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Of each of two ingests."
 )
-@click.option("--interactive-workers", type=int, default=0, help="Workers that are kept free for queries.")
+@click.option("--interactive-workers", type=int, help="Workers kept free for queries. By default 1, when of use.")
 @click.option(
     "--chart", type=click.Path(path_type=Path, dir_okay=False), help="Draw what was measured, as an SVG file."
 )
@@ -50,10 +50,11 @@ def bench(
     if chart is not None and not chart.parent.is_dir():
         raise click.UsageError(f"--chart: there is no directory {chart.parent}")
     embedder, pool = _made(model, family, options)
+    exact = _made(model, family, {**options, "precision": "fp32"}) if options["precision"] in ("int8", "q8") else None
     own = _lines(texts) if texts is not None else ()
     if not as_json:
         click.echo(f"Measuring {model}, for about {2 * seconds + 5:.0f} s ...", err=True)
-    measured = anyio.run(measure, embedder, pool, seconds, own)
+    measured = anyio.run(measure, embedder, pool, seconds, own, exact)
     if as_json:
         print_json(asdict(measured))
     else:
@@ -62,15 +63,18 @@ def bench(
         chart.write_text(draw_measured(measured), encoding="utf-8")
 
 
+_OF_POOL = ("workers", "threads", "interactive_workers")
+
+
 def _made(model: str, family: Family | None, options: dict[str, Any]) -> Any:
     """The embedder, and the pool that it is in."""
     import asyncembed
     from asyncembed.catalogue.lookup import CLASSES, families_of
 
-    of_pool = {name: options.pop(name) for name in ("workers", "threads", "interactive_workers")}
-    pool = asyncembed.WorkerPool(**of_pool)
+    of_model = {name: value for name, value in options.items() if name not in _OF_POOL}
+    pool = asyncembed.WorkerPool(**{name: options[name] for name in _OF_POOL})
     chosen: Family = family if family is not None else next(iter(families_of(model)), "text")
-    return getattr(asyncembed, CLASSES[chosen])(model, pool=pool, **options), pool
+    return getattr(asyncembed, CLASSES[chosen])(model, pool=pool, **of_model), pool
 
 
 def _lines(path: Path) -> list[str]:
@@ -102,6 +106,12 @@ def table(measured: "Measured") -> str:
         (f"ingest with {QUERIES_PER_SECOND} of them a second, {measured.unit}/s", f"{shared.per_second:.1f}"),
         ("memory of all processes", "-" if measured.memory_bytes is None else size_in_words(measured.memory_bytes)),
     ]
+    if (accuracy := measured.accuracy) is not None:
+        cosines = f"{accuracy.cosine_mean:.4f} and {accuracy.cosine_min:.4f}"
+        rows += [
+            (f"cosine to fp32 of {accuracy.texts} texts, mean and least", cosines),
+            ("ten nearest texts as in fp32", f"{accuracy.nearest_shared:.1%}"),
+        ]
     lines = [f"| {what} | {figure} |" for what, figure in rows]
     head = f"| {_short(measured.model)} | measured |\n|---|---|\n"
     return f"{head}{chr(10).join(lines)}\n\n{measured.description}; {measured.machine}"

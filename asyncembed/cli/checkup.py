@@ -87,6 +87,7 @@ def examine(cache_dir: Path | None = None, *, network: bool = True) -> Iterator[
     looks: list[Callable[[], Iterator[Finding]]] = [
         versions,
         processor,
+        graphics,
         memory,
         limits,
         shared_memory,
@@ -183,6 +184,21 @@ def processor_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return os.environ.get("PROCESSOR_IDENTIFIER", platform.machine())
+
+
+def graphics(drivers: Path = Path("/proc/driver/nvidia/gpus")) -> Iterator[Finding]:
+    """The NVIDIA GPUs that Linux has a driver for, and whether what is installed can use them."""
+    models: list[str] = []
+    for file in sorted(drivers.glob("*/information")):
+        with suppress(OSError):
+            lines = file.read_text("utf-8", errors="replace").splitlines()
+            models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    if not models:
+        return
+    is_used = _version("onnxruntime-gpu") is not None
+    advice = "" if is_used else 'pip uninstall onnxruntime, and then pip install "asyncembed[gpu]"'
+    text = ", ".join(models) + ("" if is_used else "; what is installed computes on the CPU")
+    yield Finding("gpu", "ok" if is_used else "note", text, advice)
 
 
 def memory() -> Iterator[Finding]:

@@ -7,7 +7,6 @@ cut off by the next one, which computes it again. So each record is there once, 
 files reach the disk before the journal speaks of them) whenever the machine loses its power.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from asyncembed.errors import OptionError
 from asyncembed.files import move
+from asyncembed.journal import Journal
 
 VERSION = 1
 """Of what the folder holds: another version's draft is not gone on with."""
@@ -55,13 +55,13 @@ class Draft:
         self.failed: Path = self.folder / "failed"
         self.mark: Mark = Mark()
         """What the journal says."""
-        self._journal = self.folder / "journal"
+        self._journal = Journal(self.folder / "journal")
         self._lock = FileLock(self.folder / "lock")
         self._files: dict[Path, IO[bytes]] = {}
 
     def __enter__(self) -> "Draft":
         """Raises `OptionError` if another process is writing it, or somebody has put something else in its place."""
-        for path in (self.folder, self.data, self.failed, self._journal):
+        for path in (self.folder, self.data, self.failed, self._journal.path):
             if path.is_symlink():  # to what would be written over
                 raise OptionError(f"{path} is a link, which no run has left: remove it")
         self.folder.mkdir(exist_ok=True)
@@ -84,10 +84,10 @@ class Draft:
     @property
     def origin(self) -> Mapping[str, Any] | None:
         """What an earlier process has begun it with; None: there is nothing to go on with."""
-        lines = self._lines()
-        if len(lines) < 2:
+        ends = self._ends()
+        if ends is None:
             return None
-        origin = self._value(lines[0]).get("origin")
+        origin = ends[0].get("origin")
         if not isinstance(origin, dict):
             raise self._broken()
         return origin
@@ -95,12 +95,12 @@ class Draft:
     def begin(self, origin: Mapping[str, Any], header: bytes) -> None:
         """Make it anew; `header` is what `data` begins with."""
         self._close()
-        self._journal.unlink(missing_ok=True)
+        self._journal.remove()
         for path in (self.data, self.failed):
             path.write_bytes(b"")
         self._open()
         self.append(header)
-        self._write_line({"version": VERSION, "origin": origin})
+        self._journal.write({"version": VERSION, "origin": origin})
         self.commit(Mark(size_bytes=len(header)))
 
     def resume(self) -> None:
@@ -109,10 +109,11 @@ class Draft:
         Raises:
             OptionError: It is of another version, or broken.
         """
-        lines = self._lines()
-        if self._value(lines[0]).get("version") != VERSION:
+        ends = self._ends()
+        assert ends is not None, "it is gone on with where it has an origin"
+        if ends[0].get("version") != VERSION:
             raise OptionError(f"{self.folder} was begun by another version of asyncembed: start over with --restart")
-        self.mark = self._marked(lines[-1])
+        self.mark = self._marked(ends[1])
         if not self.mark.is_whole:
             sizes = {self.data: self.mark.size_bytes, self.failed: self.mark.failed_bytes}
             if not all(path.exists() and path.stat().st_size >= size for path, size in sizes.items()):
@@ -121,26 +122,22 @@ class Draft:
                 with path.open("r+b") as file:
                     file.truncate(size)
             self._open()
-        with self._journal.open("r+b") as journal:
-            journal.truncate(sum(len(line) + 1 for line in lines))
+        self._journal.cut()
 
     def discard(self) -> None:
         """Have nothing of it stay, when it is left."""
         self._close()
-        self._journal.unlink(missing_ok=True)
+        self._journal.remove()
 
-    def _value(self, line: bytes) -> dict[str, Any]:
+    def _ends(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
-        if not isinstance(value, dict):
-            raise self._broken()
-        return value
+            return self._journal.ends()
+        except ValueError:
+            raise self._broken() from None
 
-    def _marked(self, line: bytes) -> Mark:
+    def _marked(self, line: Mapping[str, Any]) -> Mark:
         try:
-            mark = Mark(**self._value(line))
+            mark = Mark(**line)
         except TypeError:
             raise self._broken() from None
         if not all(isinstance(number, int) and number >= 0 for number in asdict(mark).values()):
@@ -149,13 +146,6 @@ class Draft:
 
     def _broken(self) -> OptionError:
         return OptionError(f"{self.folder} is broken, and cannot be gone on with: start over with --restart")
-
-    def _lines(self) -> list[bytes]:
-        """The lines of the journal, without one that was not written to its end."""
-        try:
-            return self._journal.read_bytes().split(b"\n")[:-1]
-        except FileNotFoundError:
-            return []
 
     # ---------------------------------------------------------------- appending
 
@@ -169,14 +159,8 @@ class Draft:
         for path in (self.data, self.failed):
             self._files[path].flush()
             os.fsync(self._files[path].fileno())
-        self._write_line(asdict(mark))
+        self._journal.write(asdict(mark))
         self.mark = mark
-
-    def _write_line(self, value: Mapping[str, Any]) -> None:
-        with self._journal.open("ab") as journal:
-            journal.write(json.dumps(value).encode() + b"\n")
-            journal.flush()
-            os.fsync(journal.fileno())
 
     def _open(self) -> None:
         for path in (self.data, self.failed):
@@ -216,7 +200,7 @@ class Draft:
 
     def _remove(self) -> None:
         """Remove the folder, its journal first: without one there is no draft."""
-        self._journal.unlink(missing_ok=True)
+        self._journal.remove()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

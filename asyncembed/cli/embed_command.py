@@ -37,6 +37,13 @@ from asyncembed.cli.record_files import open_records, source_options
 @click.option("--prompt", help='Put before each text, instead of the prompt of the role; "" for none.')
 @click.option("--prompt-name", help="The model's prompt of this name, likewise.")
 @click.option("--truncate-dim", type=int, help="Keep only this many components of a vector (Matryoshka).")
+@click.option(
+    "--long",
+    type=click.Choice(("truncate", "error", "mean")),
+    default="truncate",
+    show_default=True,
+    help="Of a text over the length limit: its beginning, a failed record, or the mean of its windows.",
+)
 @click.option("--into", default="embedding", show_default=True, help="The field that gets the vector.")
 @model_options
 @worker_options

@@ -4,15 +4,12 @@ import errno
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from zlib import crc32
 
 import click
 from anyio import CancelScope
@@ -27,6 +24,7 @@ from asyncembed.embedders.sparse import SparseTextEmbedding
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.errors import OF_ONE_INPUT, InputError, OptionError
 from asyncembed.files import in_disk_thread
+from asyncembed.journal import Trail
 from asyncembed.options import absolute, is_path
 
 if TYPE_CHECKING:
@@ -41,9 +39,19 @@ COMMIT_SECONDS = 1.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Of errors that do not say by themselves which file there is no more room for."""
 
-_OF_MODEL = ("revision", "cache_dir", "local_files_only", "precision", "onnx_file", "device", "max_length")
+_OF_MODEL = ("revision", "cache_dir", "local_files_only", "precision", "onnx_file", "device", "max_length", "long")
 _OF_COMPUTING = ("max_batch_tokens", "max_batch_size", "workers", "threads")
-_OF_RESULT = ("revision", "precision", "onnx_file", "max_length", "truncate_dim", "role", "prompt", "prompt_name")
+_OF_RESULT = (
+    "revision",
+    "precision",
+    "onnx_file",
+    "max_length",
+    "long",
+    "truncate_dim",
+    "role",
+    "prompt",
+    "prompt_name",
+)
 """Options that decide what a vector is: they are kept beside it."""
 
 
@@ -62,8 +70,6 @@ class EmbeddingRun:
         self._vectors = vectors
         self._shows_progress = shows_progress and sys.stderr.isatty()
         self._model = self._embedder()
-        # The checksum after each record that was read and not yet written, appended by the thread that reads.
-        self._trail: deque[int] = deque()
         self._failures: list[tuple[Any, InputFailure]] = []
         self._next_commit = 0.0
         self._mark = Mark()
@@ -104,6 +110,7 @@ class EmbeddingRun:
             facts = {"dim": dim, "fingerprint": await fingerprint_in_thread(model)}
             await in_disk_thread(target.begin, facts, self._vectors.header(dim))
             self._mark = target.mark
+            self._trail = self._trail_from(target.mark)
             try:
                 await self._take(self._stream(), target)
                 self._mark = replace(self._mark, is_whole=True)
@@ -124,7 +131,7 @@ class EmbeddingRun:
         count = self._source.count() if self._shows_progress else None
         method: Any = methods[self._options["role"]]
         return method(
-            self._records(self._mark),
+            self._trail.follow(self._source.records()),
             key=self._source.text_of,
             on_error="raise" if self._options["on_error"] == "raise" else self._note_failure,
             progress=self._shows_progress,
@@ -144,15 +151,12 @@ class EmbeddingRun:
         failed = "".join(self._failed_line(target, *failure) for failure in failures).encode()
         target.append(data, failed)
         read = len(records) + len(failures)
-        checksum = self._mark.checksum
-        for _ in range(read):
-            checksum = self._trail.popleft()
         self._mark = Mark(
             read=self._mark.read + read,
             written=self._mark.written + len(records),
             size_bytes=self._mark.size_bytes + len(memoryview(data).cast("B")),
             failed_bytes=self._mark.failed_bytes + len(failed),
-            checksum=checksum,
+            checksum=self._trail.done(read),
         )
         if perf_counter() >= self._next_commit:
             target.commit(self._mark)
@@ -173,28 +177,22 @@ class EmbeddingRun:
 
     # ---------------------------------------------------------------- the source
 
-    def _records(self, mark: Mark) -> Iterator[Any]:
-        """What comes after the records that were read already, which must be the same as they were then."""
-        records = self._source.records()
-        checksum = count = 0
-        for record in islice(records, mark.read):
-            checksum, count = self._checksum(record, checksum), count + 1
-        if (count, checksum) != (mark.read, mark.checksum):
-            raise OptionError(
-                f"the first {mark.read} records of {self._source.name} are not those that an interrupted run has read: "
-                "start over with --restart"
-            )
-        for record in records:
-            checksum = self._checksum(record, checksum)
-            self._trail.append(checksum)
-            yield record
+    def _trail_from(self, mark: Mark) -> Trail:
+        return Trail(
+            self._text,
+            read=mark.read,
+            checksum=mark.checksum,
+            changed=f"the first {mark.read} records of {self._source.name} are not those that an interrupted run has "
+            "read: start over with --restart",
+        )
 
-    def _checksum(self, record: Any, before: int) -> int:
+    def _text(self, record: Any) -> str:
+        """What a record is told by: its text, or what is wrong with it."""
         try:
             text = _message(record) if isinstance(record, InputError) else self._source.text_of(record)
         except InputError as error:
             text = _message(error)
-        return crc32((text if isinstance(text, str) else repr(text)).encode("utf-8", "surrogatepass"), before)
+        return text if isinstance(text, str) else repr(text)
 
 
 def _message(error: Exception) -> str:

@@ -4,7 +4,7 @@ import platform
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from math import ceil
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 
+from asyncembed.cli.accuracy import MOST_TEXTS, Accuracy, accuracy_of, graph_in_8_bits, vectors
 from asyncembed.cli.checkup import processor_name, versions_in_words
 from asyncembed.cli.sample_inputs import sample_images, sample_queries, sample_texts
 from asyncembed.embedders.base import Embedder, described
@@ -93,6 +94,7 @@ class Measured:
         latency_in_ingest: Seconds of each call in the middle of an ingest.
         memory_bytes: The most that this process and its workers took together, pages that they share counted once;
             None where the system does not say so.
+        accuracy: Of a graph in 8 bits that was made here.
     """
 
     model: str
@@ -107,9 +109,16 @@ class Measured:
     latency_alone: Sequence[float]
     latency_in_ingest: Sequence[float]
     memory_bytes: int | None
+    accuracy: Accuracy | None = None
 
 
-async def measure(embedder: Embedder, pool: WorkerPool, seconds: float, texts: Sequence[str] = ()) -> Measured:
+async def measure(
+    embedder: Embedder,
+    pool: WorkerPool,
+    seconds: float,
+    texts: Sequence[str] = (),
+    exact: tuple[Embedder, WorkerPool] | None = None,
+) -> Measured:
     """Open a model in a pool that is not open either, and have it work for some more than twice so many seconds.
 
     Args:
@@ -117,6 +126,7 @@ async def measure(embedder: Embedder, pool: WorkerPool, seconds: float, texts: S
         pool: Its own.
         seconds: How long each of the two ingests takes.
         texts: The inputs; none: some that are made up.
+        exact: The same in float, and its own pool, to compare a graph in 8 bits with.
 
     Raises:
         OptionError: The model takes no texts.
@@ -132,7 +142,10 @@ async def measure(embedder: Embedder, pool: WorkerPool, seconds: float, texts: S
         latency_alone = [await _timed(work, query) for query in queries]
         alone = await _ingest(embedder, work, seconds=seconds)
         with_queries, latency_in_ingest = await _ingest_with_queries(embedder, work, seconds)
-        return Measured(
+        graph = None if exact is None else graph_in_8_bits(embedder)
+        sample = list(work.inputs[:MOST_TEXTS])
+        found = None if graph is None or len(sample) < 2 else await vectors(embedder, sample)
+        measured = Measured(
             model=embedder.model_name,
             description=described(embedder),
             machine=f"{processor_name()}, {platform.system()}, {versions_in_words()}",
@@ -146,6 +159,9 @@ async def measure(embedder: Embedder, pool: WorkerPool, seconds: float, texts: S
             latency_in_ingest=latency_in_ingest,
             memory_bytes=memory.most_bytes,
         )
+    if exact is None or graph is None or found is None:
+        return measured
+    return replace(measured, accuracy=await accuracy_of(graph, found, sample, *exact))
 
 
 def workload(embedder: Embedder, texts: Sequence[str] = ()) -> Workload:

@@ -22,7 +22,9 @@ _FILES: "tuple[Callable[[Any], Any], ...]" = (
     click.option("--revision", help="Branch, tag or commit on the hub."),
     cache_dir_option,
     click.option("--local-files-only", is_flag=True, help="Ask no network; fail if something is missing."),
-    click.option("--precision", help="Which ONNX file to take: fp32, fp16, int8, uint8, q4, q4f16 or bnb4."),
+    click.option(
+        "--precision", help="fp32, fp16, int8, uint8, q4, q4f16 or bnb4: which ONNX file; int8 is made of the weights."
+    ),
     click.option("--onnx-file", help="The ONNX file to take, as a path inside the repo."),
 )
 

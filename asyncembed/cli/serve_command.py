@@ -49,13 +49,16 @@ SETTINGS: dict[str, Any] = {"auto_envvar_prefix": "ASYNCEMBED_SERVE", "show_defa
 @click.option("--max-bytes", type=click.IntRange(1), default=32 * 2**20, help="Bytes of one request's body.")
 @click.option("--grace", type=float, default=30.0, help="Seconds that requests under way get to finish when it ends.")
 @click.option("--page/--no-page", default=True, help="A page at / to look at, and to try things.")
+@click.option("--lazy", is_flag=True, help="Load each model with its first request instead of at the start.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", help="json: a document on each line."
 )
 @click.option("--log-requests", is_flag=True, help="A line for each request; failures are logged in any case.")
 @click.option(
-    "--interactive-workers", type=click.IntRange(0), default=0, help="Workers besides, kept free of bulk work."
+    "--interactive-workers",
+    type=click.IntRange(0),
+    help="Workers free of bulk work. By default 1, when of use.",
 )
 @worker_options
 @model_options

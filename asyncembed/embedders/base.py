@@ -1,10 +1,12 @@
 """What the public classes share: the base opens, closes and dispatches; a class adds what its family differs in."""
 
 import os
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence, Sized
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from inspect import signature
 from logging import INFO, Logger, getLogger
 from time import perf_counter
@@ -12,6 +14,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
+    Generic,
     Literal,
     NoReturn,
     Required,
@@ -24,6 +27,7 @@ from typing import (
 
 from anyio import Event
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from asyncembed.any_loop import OnAnyLoop
 from asyncembed.catalogue.described import Overrides
@@ -39,20 +43,18 @@ from asyncembed.checks import (
     check_model_name,
     check_on_error,
 )
-from asyncembed.embedders.intake import Door, InputT, Key, check_source
+from asyncembed.embedders.intake import Door, InputT, Intake, Key, check_source
 from asyncembed.encoders.encoder import Call, EncoderConfig, Mode
 from asyncembed.encoders.registry import row_of
-from asyncembed.engine.lifetime import owned_task_group, uninterrupted
+from asyncembed.engine.lifetime import Deferred, owned_task_group, uninterrupted
 from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
 from asyncembed.engine.scheduler import Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, StateError
 from asyncembed.faking import ENCODER, SETTING, Fakes, current_fakes
-from asyncembed.feeding import ErrorHandler, OnError, Source, StreamState, is_in_memory
+from asyncembed.feeding import ErrorHandler, Means, OnError, Source, StreamState, is_in_memory
 from asyncembed.files import in_disk_thread
-from asyncembed.fingerprint import fingerprint_of, model_digest
-from asyncembed.loading import own_cache_dir, prepare, prepare_fake
 from asyncembed.migration import ATTRIBUTES
 from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observers
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
@@ -122,7 +124,7 @@ class StreamKeywords(CallKeywords, total=False):
         OverloadedError: (from the stream) With "interactive", more inputs wait than `max_queued` allows.
         OptionError: An argument that cannot work; (from the stream) one that the model cannot serve.
         InputError: The source is none; (from the stream) one of its inputs is none of the family, cannot be had, or is
-            over the limit with `truncate=False`; `index` says which.
+            over the limit with `long="error"`; `index` says which.
     """
 
     key: Key | None
@@ -131,28 +133,71 @@ class StreamKeywords(CallKeywords, total=False):
 
 logger: Logger = getLogger("asyncembed")
 
+GRAPH_IMPORTS = ("numpy", "onnxruntime", "asyncembed.encoders.text_graph")
+"""What a worker needs for a model that has a graph."""
+
 CALLS_PER_TURN = 32
 """Coroutine calls that begin in one turn of the event loop: each takes some tens of microseconds to begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in a pool, which may be its own."""
+
+    engine: Supervisor
+    model: PooledModel
+    owns_engine: bool
+    digest: str | None = None
+    """Of the model, where it was asked for already."""
 
 
 @dataclass(slots=True)
 class Opened:
     """What exists only between opening and closing."""
 
-    engine: Supervisor
-    model: PooledModel
     group: TaskGroup
-    spec: ModelSpec
     turnstile: Turnstile
     remote: Remote
-    owns_engine: bool
+    deferred: Deferred[Loaded]
+    """What loads it, where that was left to the first call."""
+    idle_stats: Callable[[], Stats]
+    """What there is to count before."""
+    loaded: Loaded | None = None
+    """None: no call has loaded it yet."""
     streams: set[StreamState[Any]] = field(default_factory=set)
     requests: "set[_Request]" = field(default_factory=set)
     plain_calls: dict[Mode, tuple[Call, Assembly[Any, Any]]] = field(default_factory=dict)
     """Of one-item calls without keywords: the same for each."""
-    digest: str | None = None
     fingerprint: str | None = None
-    """Known once they were asked for."""
+    """Known once it was asked for."""
+
+    @property
+    def engine(self) -> Supervisor:
+        return self.require_loaded().engine
+
+    @property
+    def model(self) -> PooledModel:
+        return self.require_loaded().model
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.require_loaded().model.config.spec
+
+    def require_loaded(self) -> Loaded:
+        """Raise `StateError` if it is not loaded yet."""
+        if self.loaded is None:
+            raise StateError("this model is loaded by its first call (lazy=True): that is known from then on")
+        return self.loaded
+
+    async def load(self) -> None:
+        """Have it loaded, unless it is; it may be closed meanwhile."""
+        if self.loaded is None:
+            loaded = await self.deferred.get()
+            if loaded is not None:
+                self.loaded = loaded
+
+    def stats(self) -> Stats:
+        return self.idle_stats() if self.loaded is None else self.engine.stats(self.model)
 
     def end_all(self) -> None:
         """End whatever runs, with an error: the embedder closes."""
@@ -163,8 +208,8 @@ class Opened:
 
     def kill(self) -> None:
         """See `asyncembed.engine.lifetime.Killable`."""
-        if self.owns_engine:
-            self.engine.kill()
+        if self.loaded is not None and self.loaded.owns_engine:
+            self.loaded.engine.kill()
 
 
 class Embedder(OnAnyLoop[Opened]):
@@ -198,7 +243,8 @@ class Embedder(OnAnyLoop[Opened]):
     def _lifetime(self) -> AbstractAsyncContextManager[Opened]:
         fakes = self._fakes()
         find = partial(
-            prepare if fakes is None else partial(prepare_fake, fakes),
+            _find,
+            fakes,
             self._wanted(),
             self.family,
             self._options,
@@ -206,7 +252,12 @@ class Embedder(OnAnyLoop[Opened]):
             overrides=self._overrides(),
             settings=self._settings(),
         )
-        return _from_opening_to_closing(type(self).__name__, self._options, find, in_process=fakes is not None)
+        spec = self._known_spec()
+        has_graph = spec is None or spec.model_file is not None
+        load = partial(
+            _loading, type(self).__name__, self._options, find, has_graph=has_graph, in_process=fakes is not None
+        )
+        return _from_opening_to_closing(self._options, load)
 
     def _fakes(self) -> Fakes | None:
         """What it is to be instead of itself, if it was given a fake, or they are switched on."""
@@ -239,7 +290,7 @@ class Embedder(OnAnyLoop[Opened]):
         is the limit of both texts of a pair together.
 
         Raises:
-            StateError: The model is not open: its files, its graph and `max_length=` decide together.
+            StateError: The model is not open, or not loaded: its files, its graph and `max_length=` decide together.
         """
         opened = self._opened
         if opened is None:
@@ -250,12 +301,14 @@ class Embedder(OnAnyLoop[Opened]):
         # Also of one that its constructor has refused, as debuggers show those.
         kind, name = type(self).__name__, repr(self.model_name) if hasattr(self, "_model_name") else "refused"
         opened = self._opened
-        if opened is not None:
-            runs_on = opened.model.info.runs_on
-            return f"<{kind} {name} open on {runs_on}: {opened.engine.stats(opened.model).in_words()}>"
-        if self._last_opened is None:
+        last = opened or self._last_opened
+        if last is None:
             return f"<{kind} {name} not open>"
-        model = self._last_opened.model
+        if last.loaded is None:
+            return f"<{kind} {name} {'closed before it was' if opened is None else 'open, not yet'} loaded>"
+        model = last.loaded.model
+        if opened is not None:
+            return f"<{kind} {name} open on {model.info.runs_on}: {opened.stats().in_words()}>"
         return f"<{kind} {name} closed after {model.items} inputs in {model.batches} batches>"
 
     @property
@@ -271,19 +324,24 @@ class Embedder(OnAnyLoop[Opened]):
         remembered until they change.
 
         Raises:
-            StateError: The model is not open.
+            StateError: The model is not open, or not loaded yet (`lazy=True`).
             OSError: A file cannot be read any more.
         """
         opened = self._opened
         if opened is None:
             raise self._not_open()
         if opened.fingerprint is None:
-            opened.digest = opened.digest or _digest(opened.model.config, self._options)
-            opened.fingerprint = fingerprint_of(opened.digest, self._usual_calls(opened))
+            from asyncembed.fingerprint import fingerprint_of
+
+            loaded = opened.require_loaded()
+            digest = loaded.digest or _digest(loaded.model.config, self._options)
+            opened.fingerprint = fingerprint_of(digest, self._usual_calls(opened))
         return opened.fingerprint
 
     def stats(self) -> Stats:
         """What this model has computed, and the state of its pool: a snapshot, from any thread.
+
+        Before the first call of a lazy one, it has computed nothing, and no worker of its own is ready.
 
         Raises:
             StateError: The embedder is not open.
@@ -291,7 +349,7 @@ class Embedder(OnAnyLoop[Opened]):
         opened = self._opened
         if opened is None:
             raise self._not_open()
-        return opened.engine.stats(opened.model)
+        return opened.stats()
 
     # ---------------------------------------------------------------- opening
 
@@ -309,7 +367,8 @@ class Embedder(OnAnyLoop[Opened]):
         return Overrides(
             max_length=options.max_length,
             onnx_file=options.onnx_file,
-            precision=options.precision,
+            precision=options.file_precision,
+            preferred_precision=options.preferred_precision,
             graph_output=options.output_name,
         )
 
@@ -329,7 +388,7 @@ class Embedder(OnAnyLoop[Opened]):
     def _known_size(self) -> int | None:
         """Length of the model's vectors; None where it is not known, or not yet."""
         opened = self._opened
-        if opened is None:
+        if opened is None or opened.loaded is None:
             spec = self._known_spec()
             return None if spec is None else spec.dim
         return opened.spec.dim or opened.model.info.dim
@@ -371,7 +430,7 @@ class Embedder(OnAnyLoop[Opened]):
         opened = self._opened
         if opened is None:
             raise self._not_open()
-        opened.engine.loop.check()
+        opened.remote.loop.check()
         return opened
 
     def _not_open(self) -> StateError:
@@ -386,29 +445,29 @@ class Embedder(OnAnyLoop[Opened]):
         opened: Opened,
         source: Source[InputT],
         door: Door,
-        call: Call,
-        assembly: Assembly[ResultT, CollectedT],
+        plan: "Plan[ResultT, CollectedT]",
         keywords: StreamKeywords,
     ) -> AnyStream[InputT, ResultT, CollectedT]:
         _check_stream(keywords)
         check_source(source)
-        key, priority = keywords.get("key"), keywords.get("priority", "bulk")
         on_error, shows_bar = keywords.get("on_error", "raise"), keywords.get("progress", False)
         total = keywords.get("total")
-        intake = door(opened.engine, opened.model, call, Priority[priority.upper()], key)
+        course = _Course(opened, door, plan, keywords.get("priority", "bulk"), keywords.get("key"))
 
         def end(state: StreamState[InputT]) -> None:
             opened.streams.discard(state)
-            intake.close()
+            course.close()
             if state.observed is not None:
                 state.observed.end(state.end)
             _log_truncated(opened, state)
 
-        observers = opened.model.observers
+        loaded = opened.loaded
+        engine, intake, observe = (None, None, None) if loaded is None else course.begin()
         state: StreamState[InputT] = StreamState(
-            opened.engine,
+            engine,
             intake,
-            model_name=opened.model.name,
+            later=(opened.remote.loop, course.load) if loaded is None else None,
+            model_name=self.model_name if loaded is None else loaded.model.name,
             max_items=self._options.max_in_flight or MAX_IN_FLIGHT,
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
             ordered=keywords.get("ordered", True),
@@ -416,9 +475,10 @@ class Embedder(OnAnyLoop[Opened]):
             total=_length_of(source, is_wanted=shows_bar) if total is None else total,
             shows_bar=shows_bar,
             on_end=end,
-            observe=None if observers is None else partial(observers.begin, call.mode, priority),
+            observe=observe,
         )
         opened.streams.add(state)
+        assembly = course.assembly
         if on_error == "return":
             return EmbeddingStream(state, source, opened.group, returning(assembly), embedder=self)
         return EmbeddingStream(state, source, opened.group, assembly, embedder=self)
@@ -428,10 +488,14 @@ class Embedder(OnAnyLoop[Opened]):
         """Wait until one more call may begin: first of all, in every method that is a coroutine.
 
         Raises:
+            AsyncEmbedError: It is yet to be loaded, and cannot be.
             StateError: The embedder is not open, or was opened on another event loop.
         """
         opened = self._opened
         if opened is not None:
+            if opened.loaded is None:
+                opened.remote.loop.check()
+                await opened.load()
             await opened.turnstile.enter()
         return self._require_open()
 
@@ -490,24 +554,114 @@ class Embedder(OnAnyLoop[Opened]):
         check_bool("truncated", call.truncated)
         priority: PriorityName = "interactive" if type(source) is list and len(source) == 1 else "bulk"
         keywords: StreamKeywords = {"priority": priority, "ordered": False}
-        stream = self._stream(opened, source, door, replace(call, mode="count"), COUNT, keywords)
+        counting = replace(call, mode="count")
+        stream = self._stream(opened, source, door, lambda _: (counting, COUNT), keywords)
         return cast(int, await stream.collect())
+
+
+Plan: TypeAlias = Callable[[Opened], tuple[Call, Assembly[ResultT, CollectedT]]]
+"""What is asked of the model once it is loaded, and how its results leave a stream."""
+
+
+class _Course(Generic[ResultT, CollectedT]):
+    """What a stream asks of its model: settled at once, or when the model is loaded for it."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        door: Door,
+        plan: Plan[ResultT, CollectedT],
+        priority: PriorityName,
+        key: Key | None,
+    ) -> None:
+        self._opened = opened
+        # Of the embedder, which nothing that runs refers to.
+        self._of_embedder: tuple[Door, Plan[ResultT, CollectedT]] | None = door, plan
+        self._priority: PriorityName = priority
+        self._key = key
+        self._intake: Intake | None = None
+        self._assembly: Assembly[ResultT, CollectedT] | None = None
+
+    def begin(self) -> Means:
+        """What it is computed with.
+
+        Raises:
+            OptionError: Something that the model cannot serve.
+        """
+        assert self._of_embedder is not None, "it begins once"
+        (door, plan), self._of_embedder = self._of_embedder, None
+        engine, model = self._opened.engine, self._opened.model
+        call, self._assembly = plan(self._opened)
+        self._intake = door(engine, model, call, Priority[self._priority.upper()], self._key)
+        observers = model.observers
+        return Means(
+            engine, self._intake, None if observers is None else partial(observers.begin, call.mode, self._priority)
+        )
+
+    async def load(self) -> Means:
+        """The same, of a model that is yet to be loaded."""
+        await self._opened.load()
+        await checkpoint()  # it may have been closed meanwhile
+        return self.begin()
+
+    @property
+    def assembly(self) -> Assembly[ResultT, CollectedT]:
+        if self._assembly is not None:
+            return self._assembly
+        return Assembly(
+            lambda result: self._settled().detach(result), lambda results: self._settled().assemble(results)
+        )
+
+    def _settled(self) -> Assembly[ResultT, CollectedT]:
+        if self._assembly is None:
+            raise StateError("the stream was closed before the model was loaded for it")
+        return self._assembly
+
+    def close(self) -> None:
+        if self._intake is not None:
+            self._intake.close()
 
 
 @asynccontextmanager
 async def _from_opening_to_closing(
-    kind: str, options: Options, find: Callable[[], Awaitable[EncoderConfig]], *, in_process: bool
+    options: Options, load: Callable[[], AbstractAsyncContextManager[Loaded]]
 ) -> AsyncGenerator[Opened]:
-    """An embedder's life; `kind` is its class, `find` brings its files onto disk; `in_process` is for fakes."""
+    """An embedder's life; `load` is that of what computes it, within."""
+    async with AsyncExitStack() as stack:
+        deferred = Deferred(await stack.enter_async_context(owned_task_group()), load)
+        loaded = None if options.lazy else await stack.enter_async_context(load())
+        group = await stack.enter_async_context(owned_task_group())
+        remote = Remote(group)
+        opened = Opened(
+            group, Turnstile(remote.loop, CALLS_PER_TURN), remote, deferred, partial(_idle_stats, options), loaded
+        )
+        try:
+            yield opened
+        finally:
+            opened.remote.close()
+            opened.end_all()
+
+
+@asynccontextmanager
+async def _loading(
+    kind: str, options: Options, find: Callable[[], Awaitable[EncoderConfig]], *, has_graph: bool, in_process: bool
+) -> AsyncGenerator[Loaded]:
+    """What computes an embedder, from finding it to its end.
+
+    `kind` is the embedder's class, `find` brings its files onto disk, `has_graph` says whether it is likely to have a
+    graph; `in_process` is for fakes.
+    """
     began = perf_counter()
     async with AsyncExitStack() as stack:
         if options.pool is None:
-            # The workers start while the files are being found.
+            # The workers start, and import what they will need, while the files are being found.
             keywords = options.pool_keywords()
             if in_process:
                 keywords["workers"] = 0
-            workers = WorkerPool(**keywords)
-            engine = await stack.enter_async_context(engine_of(workers).running())
+            engine = engine_of(WorkerPool(**keywords))
+            if has_graph:
+                engine.plan = replace(engine.plan, imports=GRAPH_IMPORTS)
+            await stack.enter_async_context(engine.running())
         else:
             engine = engine_of(options.pool)
         engine.check_open()
@@ -527,22 +681,52 @@ async def _from_opening_to_closing(
             if digest is not None:
                 assert options.cache is not None
                 await stack.enter_async_context(model.reuse.keeping(options.cache, await completion(digest)))
-        group = await stack.enter_async_context(owned_task_group())
-        opened = Opened(
-            engine,
-            model,
-            group,
-            config.spec,
-            Turnstile(engine.loop, CALLS_PER_TURN),
-            Remote(group),
-            owns_engine=options.pool is None,
-            digest=None if digest is None else digest.result(),
+        yield Loaded(
+            engine, model, owns_engine=options.pool is None, digest=None if digest is None else digest.result()
         )
-        try:
-            yield opened
-        finally:
-            opened.remote.close()
-            opened.end_all()
+
+
+async def _find(fakes: Fakes | None, *arguments: Any, **keywords: Any) -> EncoderConfig:
+    """`loading.prepare`, or that of a fake: by modules that are imported now, while the workers start."""
+    if not {"asyncembed.loading", "numpy"} <= sys.modules.keys():
+        await in_disk_thread(_import_rest)
+    from asyncembed.loading import prepare, prepare_fake
+
+    return await (prepare if fakes is None else partial(prepare_fake, fakes))(*arguments, **keywords)
+
+
+def _import_rest() -> None:
+    """What takes longest to import of all that this process needs; numpy for the results."""
+    import_module("asyncembed.loading")
+    import_module("numpy")
+
+
+def _idle_stats(options: Options) -> Stats:
+    """Those of a model that has not been loaded."""
+    pool = WorkerPool(**options.pool_keywords()) if options.pool is None else options.pool
+    counts = (
+        "batches", "items", "failed", "tokens", "padded_tokens", "batch_seconds", "refused", "truncated",
+        "deduplicated", "cache_hits", "cache_misses",
+    )  # fmt: skip
+    return replace(pool.stats(), **dict.fromkeys(counts, 0))
+
+
+async def load(embedder: Embedder) -> None:
+    """For the package itself: have a lazy model loaded, as its first call would.
+
+    Raises:
+        AsyncEmbedError: It cannot be, or is not open.
+    """
+    opened = embedder._require_open()  # noqa: SLF001 (as below)
+    if opened.loaded is None:
+        await opened.load()
+        embedder._require_open()  # noqa: SLF001 (as below)
+
+
+def is_loaded(embedder: Embedder) -> bool:
+    """For the package itself: whether it has been loaded, as far as that is left to its first call."""
+    opened = embedder._opened  # noqa: SLF001 (as below)
+    return opened is not None and opened.loaded is not None
 
 
 def _deduplicates(model: PooledModel, options: Options) -> bool:
@@ -557,14 +741,17 @@ def _deduplicates(model: PooledModel, options: Options) -> bool:
 
 
 def _digest(config: EncoderConfig, options: Options) -> str:
-    return model_digest(config, own_cache_dir(options))
+    from asyncembed.fingerprint import model_digest
+    from asyncembed.loading import own_cache_dir
+
+    return model_digest(config, own_cache_dir(options), precision=options.precision)
 
 
 def opened_model(embedder: Embedder) -> tuple[PooledModel, Supervisor]:
     """For the package itself: what an embedder has opened, with the files it was opened from; and what computes it.
 
     Raises:
-        StateError: It is not open.
+        StateError: It is not open, or not loaded yet.
     """
     opened = embedder._opened  # noqa: SLF001 (an embedder offers its users no more than they need)
     if opened is None:
@@ -674,7 +861,8 @@ def _log_truncated(opened: Opened, state: StreamState[Any]) -> None:
 
 
 async def fingerprint_in_thread(embedder: Embedder) -> str:
-    """`Embedder.fingerprint` without holding up the loop: for the package itself."""
+    """`Embedder.fingerprint` without holding up the loop: for the package itself. A lazy model is loaded for it."""
+    await load(embedder)
     return await in_disk_thread(lambda: embedder.fingerprint)
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Unpack, cast, get_args, overload
 from asyncembed.catalogue.described import Overrides
 from asyncembed.catalogue.lookup import register
 from asyncembed.catalogue.spec import Family
-from asyncembed.checks import check_bool, check_choice, check_count, check_text, checks_keywords
+from asyncembed.checks import check_choice, check_count, check_long, check_text, checks_keywords
 from asyncembed.embedders.base import AnyStream, Embedder, ModelName, Opened, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.intake import Door, InputT, Intake, Key, accept_pair, accept_text
 from asyncembed.encoders.encoder import Call
@@ -54,7 +54,7 @@ class CrossEncoderKeywords(OptionKeywords, total=False):
     """The keywords, for signatures; `TextCrossEncoder` documents them."""
 
     activation: Activation
-    truncate: bool
+    long: Literal["truncate", "error"]
     template: Template | None
 
 
@@ -74,7 +74,8 @@ class TextCrossEncoder(Embedder):
             sequence classification with one label, or a language model that answers whether a document fits.
         activation: "none" gives the model's logits, "sigmoid" maps them to 0..1; "auto" does what the repo names, and
             where it names nothing, as sentence-transformers does, "sigmoid".
-        truncate: Cut pairs over the length limit, the longer text first; False makes such a pair an `InputError`.
+        long: What becomes of a pair over the length limit: "truncate" cuts it, the longer text first, "error" makes it
+            an `InputError`.
         template: What a language model reads of a pair, where its repo does not say: as "qwen3-reranker", answering
             yes or no, or as "mxbai-rerank-v2", answering 1 or 0. The score is the difference of the two logits.
         options: The keywords that all classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
@@ -88,17 +89,17 @@ class TextCrossEncoder(Embedder):
         model_name: ModelName,
         *,
         activation: Activation = "none",
-        truncate: bool = True,
+        long: Literal["truncate", "error"] = "truncate",
         template: Template | None = None,
         **options: Unpack[OptionKeywords],
     ) -> None:
         super().__init__(model_name, **options)
         check_choice("activation", activation, get_args(Activation))
-        check_bool("truncate", truncate)
+        check_long(long)
         check_choice("template", template, (None, *get_args(Template)))
         self._template = template
         self._activation: Activation = activation
-        self._truncate = truncate
+        self._long = long
 
     def _overrides(self) -> Overrides:
         return replace(super()._overrides(), template=self._template)
@@ -311,7 +312,8 @@ class TextCrossEncoder(Embedder):
     def _pairs(
         self, source: Source[InputT], door: Door, assembly: Assembly[float, CollectedT], call: RerankKeywords
     ) -> AnyStream[InputT, float, CollectedT]:
-        return self._stream(self._require_open(), source, door, self._call(call), assembly, call)
+        asked = self._call(call)
+        return self._stream(self._require_open(), source, door, lambda _: (asked, assembly), call)
 
     def _usual_calls(self, opened: Opened) -> Sequence[Call]:  # noqa: ARG002 (it is no matter of the model)
         return [self._call({})]
@@ -321,7 +323,7 @@ class TextCrossEncoder(Embedder):
         check_choice("activation", activation, (None, *get_args(Activation)))
         check_text("instruction", instruction)
         chosen = activation or self._activation
-        return Call(mode="pair", truncate=self._truncate, activation=chosen, instruction=instruction)
+        return Call(mode="pair", long=self._long, activation=chosen, instruction=instruction)
 
 
 async def rank_texts(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, Un
 
 from asyncembed.catalogue.lookup import register
 from asyncembed.catalogue.spec import Family
-from asyncembed.checks import check_bool, check_choice, check_count, check_some, check_text, checks_keywords
+from asyncembed.checks import check_choice, check_count, check_long, check_some, check_text, checks_keywords
 from asyncembed.embedders.base import (
     AnyStream,
     HasVectors,
@@ -69,7 +69,7 @@ class HybridKeywords(OptionKeywords, total=False):
     """The keywords that do not decide about the type of a result, for signatures."""
 
     outputs: Sequence[HybridOutput] | None
-    truncate: bool
+    long: Literal["truncate", "error"]
 
 
 class HybridTextEmbedding(HasVectors, TextRoles[HybridEmbedding[ScalarT], HybridBatch[ScalarT]], Generic[ScalarT]):
@@ -95,7 +95,8 @@ class HybridTextEmbedding(HasVectors, TextRoles[HybridEmbedding[ScalarT], Hybrid
         model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`.
         outputs: Which results calls give that do not say so: some of "dense", "sparse" and "late_interaction"; None:
             all that the model has.
-        truncate: Cut inputs over the length limit; False makes such an input an `InputError`.
+        long: What becomes of an input over the length limit: "truncate" cuts it there, "error" makes it an
+            `InputError`.
         dtype: "float32" or "float16", of dense vectors and of those of tokens.
         options: The keywords that all classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
 
@@ -127,16 +128,16 @@ class HybridTextEmbedding(HasVectors, TextRoles[HybridEmbedding[ScalarT], Hybrid
         model_name: ModelName = DEFAULT_MODEL,
         *,
         outputs: Sequence[HybridOutput] | None = None,
-        truncate: bool = True,
+        long: Literal["truncate", "error"] = "truncate",
         dtype: Literal["float32", "float16"] = "float32",
         **options: Unpack[OptionKeywords],
     ) -> None:
         super().__init__(model_name, **options)
         check_some("outputs", outputs, HYBRID_OUTPUTS)
-        check_bool("truncate", truncate)
+        check_long(long)
         check_choice("dtype", dtype, ("float32", "float16"))
         self._outputs = outputs
-        self._truncate = truncate
+        self._long = long
         self._dtype: Literal["float32", "float16"] = dtype
 
     # ---------------------------------------------------------------- many inputs
@@ -345,7 +346,7 @@ class HybridTextEmbedding(HasVectors, TextRoles[HybridEmbedding[ScalarT], Hybrid
             raise OptionError(f"{opened.spec.name} has no {missing[0]} results, only {', '.join(known)}")
         return Call(
             mode=mode,
-            truncate=self._truncate,
+            long=self._long,
             dtype=self._dtype,
             outputs=_in_order(outputs),
         )

@@ -154,11 +154,11 @@ class ImageEmbedder(HasVectors):
         self,
         source: Source[InputT] | ImageInput,
         call: Call,
-        assembly: Assembly[ResultT, CollectedT],
+        assembly: Callable[[], Assembly[ResultT, CollectedT]],
         keywords: StreamKeywords,
     ) -> AnyStream[InputT, ResultT, CollectedT]:
         images = cast("Source[InputT]", [source] if is_one_image(source) else source)
-        return self._stream(self._require_open(), images, self._door, call, assembly, keywords)
+        return self._stream(self._require_open(), images, self._door, lambda _: (call, assembly()), keywords)
 
 
 @asynccontextmanager
@@ -452,7 +452,7 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         Returns:
             A stream of arrays (dim,).
         """
-        return self._images(images, self._call, self._dense_assembly(self._call), call)
+        return self._images(images, self._call, partial(self._dense_assembly, self._call), call)
 
     @overload
     async def embed_image(self, image: ImageInput, *, with_tokens: Literal[False] = False) -> "NDArray[ScalarT]": ...

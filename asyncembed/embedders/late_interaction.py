@@ -11,6 +11,7 @@ from asyncembed.checks import (
     check_bool,
     check_choice,
     check_count,
+    check_long,
     check_number,
     check_text,
     check_words,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 class LateInteractionKeywords(OptionKeywords, total=False):
     """The keywords that do not decide about the type of a result, for signatures."""
 
-    truncate: bool
+    long: Literal["truncate", "error"]
     pool_factor: float | None
     protected_tokens: int | None
 
@@ -61,7 +62,8 @@ class LateInteractionTextEmbedding(
         pool_factor: Make every so many vectors of a document one, as in 2 or 3, for a smaller index: those that are
             alike become their mean, whose length is at most 1. Queries stay as they are. Needs the package scipy.
         protected_tokens: With `pool_factor`: how many vectors, from the first, stay as they are (1).
-        truncate: Cut inputs over the length limit; False makes such an input an `InputError`.
+        long: What becomes of an input over the length limit: "truncate" cuts it there, "error" makes it an
+            `InputError`.
         dtype: "float32" or "float16".
         options: The keywords that all classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
 
@@ -92,20 +94,20 @@ class LateInteractionTextEmbedding(
         self,
         model_name: ModelName,
         *,
-        truncate: bool = True,
+        long: Literal["truncate", "error"] = "truncate",
         pool_factor: float | None = None,
         protected_tokens: int | None = None,
         dtype: Literal["float32", "float16"] = "float32",
         **options: Unpack[OptionKeywords],
     ) -> None:
         super().__init__(model_name, **options)
-        check_bool("truncate", truncate)
+        check_long(long)
         check_number("pool_factor", pool_factor, minimum=1, may_be_none=True)
         check_count("protected_tokens", protected_tokens, minimum=0)
         given = {"pool_factor": pool_factor, "protected_tokens": protected_tokens}
         self._given = {name: value for name, value in given.items() if value is not None}
         check_choice("dtype", dtype, ("float32", "float16"))
-        self._truncate = truncate
+        self._long = long
         self._dtype: Literal["float32", "float16"] = dtype
 
     # ---------------------------------------------------------------- about texts and models
@@ -129,7 +131,7 @@ class LateInteractionTextEmbedding(
         check_bool("include_extension", include_extension)
         call = Call(
             prompt=_prompt(opened.spec, "embed" if is_doc else "query"),
-            truncate=self._truncate,
+            long=self._long,
             truncated=truncated,
             include_extension=include_extension,
             role="document" if is_doc else "query",
@@ -215,7 +217,7 @@ class LateInteractionTextEmbedding(
         return self._given
 
     def _call(self, opened: Opened, mode: Mode, asked: StreamKeywords) -> Call:  # noqa: ARG002 (it asks for nothing)
-        return Call(mode=mode, prompt=_prompt(opened.spec, mode), truncate=self._truncate, dtype=self._dtype)
+        return Call(mode=mode, prompt=_prompt(opened.spec, mode), long=self._long, dtype=self._dtype)
 
     def _assembly(self, call: Call) -> "Assembly[NDArray[ScalarT], list[NDArray[ScalarT]]]":  # noqa: ARG002 (of one kind)
         return MATRICES

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Unpack, get_a
 
 from asyncembed.catalogue.lookup import list_models, register
 from asyncembed.catalogue.spec import Family
-from asyncembed.checks import check_bool, check_choice, check_count, checks_keywords
+from asyncembed.checks import check_bool, check_choice, check_count, check_long, checks_keywords
 from asyncembed.embedders.base import AnyStream, ModelName, Opened, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.image import ImageEmbedder, ImageKeywords
 from asyncembed.embedders.intake import InputT, as_source
@@ -29,7 +29,7 @@ MultimodalKind = Literal["colpali", "colmodernvbert"]
 class MultimodalKeywords(ImageKeywords, total=False):
     """The keywords that do not decide about the type of a result, for signatures."""
 
-    truncate: bool
+    long: Literal["truncate", "error"]
 
 
 class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
@@ -46,7 +46,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
 
     Args:
         model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`.
-        truncate: Cut texts over the length limit; False makes such a text an `InputError`.
+        long: What becomes of a text over the length limit: "truncate" cuts it there, "error" makes it an `InputError`.
         dtype: "float32" or "float16".
         options: Those of `ImageEmbedder`, and those that all classes share (`workers`, `device`, `pool`, ...): see
             `asyncembed.Options`.
@@ -75,14 +75,14 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
         self,
         model_name: ModelName,
         *,
-        truncate: bool = True,
+        long: Literal["truncate", "error"] = "truncate",
         dtype: Literal["float32", "float16"] = "float32",
         **options: Unpack[ImageKeywords],
     ) -> None:
         super().__init__(model_name, **options)
         check_choice("dtype", dtype, ("float32", "float16"))
-        check_bool("truncate", truncate)
-        self._text_call = Call(mode="query", truncate=truncate, dtype=dtype)
+        check_long(long)
+        self._text_call = Call(mode="query", long=long, dtype=dtype)
         self._image_call = Call(mode="image", dtype=dtype)
 
     # ---------------------------------------------------------------- many inputs
@@ -116,7 +116,9 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
         Returns:
             A stream of arrays (rows, dim).
         """
-        return self._stream(self._require_open(), as_source(documents), TEXTS, self._text_call, MATRICES, call)
+        return self._stream(
+            self._require_open(), as_source(documents), TEXTS, lambda _: (self._text_call, MATRICES), call
+        )
 
     @overload
     def embed_image(
@@ -146,7 +148,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
             A stream of arrays (rows, dim). ColPali has 1030 rows for an image, ColModernVBERT 64 and a few for each
             tile into which it cuts it.
         """
-        return self._images(images, self._image_call, MATRICES, call)
+        return self._images(images, self._image_call, lambda: MATRICES, call)
 
     # ---------------------------------------------------------------- a few inputs, at once
 
@@ -203,7 +205,7 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
         """
         opened = await self._turn()
         check_bool("include_extension", include_extension)
-        call = Call(truncate=self._text_call.truncate, truncated=truncated, include_extension=include_extension)
+        call = Call(long=self._text_call.long, truncated=truncated, include_extension=include_extension)
         return await self._count(opened, as_source(texts), TEXTS, call)
 
     @classmethod

@@ -147,9 +147,11 @@ class TextRoles(Embedder, Generic[ResultT, CollectedT]):
     def _texts(
         self, mode: Mode, source: Source[InputT], asked: StreamKeywords
     ) -> AnyStream[InputT, ResultT, CollectedT]:
-        opened = self._require_open()
-        call = self._call(opened, mode, asked)
-        return self._stream(opened, as_source(source), TEXTS, call, self._assembly(call), asked)
+        def plan(opened: Opened) -> tuple[Call, Assembly[ResultT, CollectedT]]:
+            call = self._call(opened, mode, asked)
+            return call, self._assembly(call)
+
+        return self._stream(self._require_open(), as_source(source), TEXTS, plan, asked)
 
     async def _query(self, query: str, asked: StreamKeywords, *, with_tokens: bool) -> ResultT | Counted[ResultT]:
         return await self._one_text("query", query, asked, with_tokens=with_tokens)

@@ -10,6 +10,7 @@ from asyncembed.checks import (
     check_bool,
     check_choice,
     check_count,
+    check_long,
     check_number,
     check_text,
     check_words,
@@ -44,7 +45,7 @@ class SparseKeywords(OptionKeywords, total=False):
     alpha: float | None
     max_active_dims: int | None
     pruning: float | None
-    truncate: bool
+    long: Literal["truncate", "error"]
 
 
 class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
@@ -85,7 +86,8 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
             files say unless given, which is mostly no limit.
         pruning: SPLADE: entries below this share of a vector's largest are left out, 0 to 1 (as OpenSearch's
             "max_ratio"; with its models, 0.1 leaves about half).
-        truncate: Cut inputs over the length limit; False makes such an input an `InputError`. BM25 has no limit.
+        long: What becomes of an input over the length limit: "truncate" cuts it there, "error" makes it an
+            `InputError`. BM25 has no limit.
         options: The keywords that all classes share (`workers`, `device`, `pool`, ...): see `asyncembed.Options`.
 
     Raises:
@@ -110,11 +112,11 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         alpha: float | None = None,
         max_active_dims: int | None = None,
         pruning: float | None = None,
-        truncate: bool = True,
+        long: Literal["truncate", "error"] = "truncate",
         **options: Unpack[OptionKeywords],
     ) -> None:
         super().__init__(model_name, **options)
-        check_bool("truncate", truncate)
+        check_long(long)
         words = check_words("stopwords", stopwords)
         if type(stemmer).__module__ == "__main__" and self._options.workers != 0:
             raise OptionError(
@@ -128,7 +130,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         }  # fmt: skip
         _check(given)
         self._given = {name: value for name, value in given.items() if value is not None}
-        self._truncate = truncate
+        self._long = long
 
     # ---------------------------------------------------------------- about texts and models
 
@@ -140,7 +142,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
             StateError: The model is neither catalogued nor given as a spec, so this is known only while it is open.
         """
         opened = self._opened
-        spec = self._known_spec() if opened is None else opened.spec
+        spec = self._known_spec() if opened is None or opened.loaded is None else opened.spec
         if spec is None:
             raise StateError(f"whether {self.model_name} requires the IDF is known once it is open")
         return bool(spec.settings.get("requires_idf"))
@@ -207,7 +209,7 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
         # Every text that is no query is a document. Catalogued models are computed as the reference computes them.
         role: Mode = "query" if mode == "query" else "passage"
         prompt = None if spec.is_catalogued else role_prompt(spec.prompts, role)
-        return Call(mode=mode, prompt=prompt, truncate=self._truncate)
+        return Call(mode=mode, prompt=prompt, long=self._long)
 
     def _assembly(self, call: Call) -> Assembly[SparseEmbedding, list[SparseEmbedding]]:  # noqa: ARG002 (of one kind)
         return SPARSE

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, Un
 from asyncembed.catalogue.described import Overrides
 from asyncembed.catalogue.lookup import register
 from asyncembed.catalogue.spec import Family, ModelSpec, Pooling
-from asyncembed.checks import check_bool, check_choice, check_count, check_text, checks_keywords
+from asyncembed.checks import check_bool, check_choice, check_count, check_long, check_text, checks_keywords
 from asyncembed.embedders.base import (
     AnyStream,
     HasVectors,
@@ -20,7 +20,6 @@ from asyncembed.embedders.base import (
 from asyncembed.embedders.intake import InputT, as_source
 from asyncembed.embedders.roles import TEXTS, TextRoles, role_prompt
 from asyncembed.encoders.encoder import Call, Mode
-from asyncembed.encoders.registry import row_of
 from asyncembed.errors import OptionError
 from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
@@ -43,14 +42,15 @@ class TextCall(TypedDict, total=False):
         prompt: Text put before each input, instead of any prompt by name; "" for none.
         prompt_name: Name of the prompt put before each input.
         task: Task of a multi-task model, by name or number.
-        truncate: Cut inputs over the length limit; False makes such an input an `InputError`.
+        long: What becomes of a text over the length limit: "truncate" cuts it there, "error" makes it an `InputError`,
+            "mean" computes it in windows of that length, whose vectors count by their tokens in the mean.
         truncate_dim: Keep only this many leading components, then normalise again (Matryoshka).
     """
 
     prompt: str | None
     prompt_name: str | None
     task: str | int | None
-    truncate: bool
+    long: Literal["truncate", "error", "mean"]
     truncate_dim: int | None
 
 
@@ -73,7 +73,7 @@ class TextKeywords(OptionKeywords, total=False):
     normalize: bool | None
     prompts: bool | Mapping[str, str] | None
     task: str | int | None
-    truncate: bool
+    long: Literal["truncate", "error", "mean"]
     truncate_dim: int | None
 
 
@@ -102,7 +102,8 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
             the catalogue knows (e5's "query: " and "passage: " are in no file of its repos) are put with True alone.
         task: Task of a multi-task model, by name or number, for `embed` where a call names none. Queries and passages
             (`query_embed`, `passage_embed`, `embed_query`, `embed_documents`) have tasks of their own.
-        truncate: Cut inputs over the length limit; False makes such an input an `InputError`.
+        long: What becomes of a text over the length limit: "truncate" cuts it there, "error" makes it an `InputError`,
+            "mean" computes it in windows of that length, whose vectors count by their tokens in the mean.
         truncate_dim: Keep only this many leading components, then normalise again (Matryoshka).
         dtype: "float32" or "float16".
         output: "float"; "int8", which needs `int8_ranges`; or "binary", eight components to a byte, as int8.
@@ -156,7 +157,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         normalize: bool | None = None,
         prompts: bool | Mapping[str, str] | None = None,
         task: str | int | None = None,
-        truncate: bool = True,
+        long: Literal["truncate", "error", "mean"] = "truncate",
         truncate_dim: int | None = None,
         dtype: Literal["float32", "float16"] = "float32",
         output: Literal["float", "int8", "binary"] = "float",
@@ -168,7 +169,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         check_choice("dtype", dtype, ("float32", "float16"))
         check_choice("output", output, ("float", "int8", "binary"))
         check_count("truncate_dim", truncate_dim, minimum=1)
-        check_bool("truncate", truncate)
+        check_long(long, has_mean=True)
         check_bool("normalize", normalize, may_be_none=True)
         _check_task(task)
         if not (prompts is None or isinstance(prompts, bool) or _is_prompts(prompts)):
@@ -186,7 +187,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         self._prompts = prompts
         self._base_call = Call(
             task=task,
-            truncate=truncate,
+            long=long,
             truncate_dim=truncate_dim,
             dtype=dtype,
             output=output,
@@ -220,7 +221,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         Args:
             documents: The texts, or records from which `key` takes the text. One `str` is one document.
             call: `key`, `priority`, `ordered`, `on_error`: see `asyncembed.StreamKeywords`, also for the errors; and
-                `prompt`, `prompt_name`, `task`, `truncate`, `truncate_dim`, for this call instead of what the
+                `prompt`, `prompt_name`, `task`, `long`, `truncate_dim`, for this call instead of what the
                 constructor said: see `asyncembed.TextCall`.
 
         Returns:
@@ -389,8 +390,8 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         base = self._base_call
         task = call.get("task")
         _check_task(task)
-        if base.task is not None and "tasks" not in opened.spec.settings and not row_of(opened.spec).is_foreign:
-            raise OptionError(f"{opened.spec.name} has no tasks; leave out task=")
+        if base.task is not None and "tasks" not in opened.spec.settings:
+            _check_is_foreign(opened.spec)
         if task is None and mode == "embed":
             task = base.task
         dim = call.get("truncate_dim")
@@ -399,7 +400,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
             mode=mode,
             prompt=self._prompt(opened.spec, mode, call),
             task=task,
-            truncate=call.get("truncate", base.truncate),
+            long=call.get("long", base.long),
             truncate_dim=base.truncate_dim if dim is None else dim,
         )
 
@@ -420,6 +421,14 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         if mode in ("query", "passage"):
             return role_prompt(known, mode)
         return known.get(spec.default_prompt or "", "") or None
+
+
+def _check_is_foreign(spec: ModelSpec) -> None:
+    """Raise `OptionError` for a task, of which no model of ours knows but those that say so."""
+    from asyncembed.encoders.registry import row_of  # whose settings take long to import
+
+    if not row_of(spec).is_foreign:
+        raise OptionError(f"{spec.name} has no tasks; leave out task=")
 
 
 def _check_task(task: object) -> None:

@@ -1,5 +1,17 @@
 """What one worker does with one batch: a module per family, and what they share."""
 
-from asyncembed.encoders.registry import build
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asyncembed.encoders.registry import build
 
 __all__ = ["build"]
+
+
+def __getattr__(name: str) -> Any:
+    # Whoever only passes on what encoders take and give, as the process of the caller does, needs none of them.
+    if name != "build":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from asyncembed.encoders.registry import build
+
+    return build

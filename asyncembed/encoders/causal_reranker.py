@@ -53,7 +53,7 @@ class CausalReranker:
         if call.mode == "count" and not call.truncated:
             return count_tokens(pairs.become(self._prompt.count(pairs.values, instruction)))
         done = pairs.become(self._prompt.encode(pairs.values, instruction))
-        if not call.truncate:
+        if call.long == "error":
             done = done.without([value.is_cut for value in done.values], self._tokenizer.too_long)
         if call.mode == "count":
             return count_tokens(done.become(list(map(len, done.values))))

@@ -90,7 +90,7 @@ class LateInteractionEncoder:
             return count_tokens(self._tokenizer_of(call.role == "query").count(inputs, call), extra)
         is_query = call.mode == "query"
         tokenizer = self._tokenizer_of(is_query)
-        done = tokenizer.encode(inputs, prefix=call.prompt or "", truncate=call.truncate)
+        done = tokenizer.encode(inputs, prefix=call.prompt or "", long=call.long)
         make_row = self._query if is_query else self._document
         rows = [make_row(np.array(encoding.ids, dtype=np.int64)) for encoding in done.values]
         matrices, padded = self._embed(rows)

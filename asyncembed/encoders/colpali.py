@@ -82,7 +82,7 @@ class MultimodalEncoder:
         texts = [self._variant.query(value) if extends and isinstance(value, str) else value for value in inputs]
         if call.mode == "count":
             return count_tokens(self.tokenizer.count(texts, call))
-        done = self.tokenizer.encode(texts, prefix=call.prompt or "", truncate=call.truncate)
+        done = self.tokenizer.encode(texts, prefix=call.prompt or "", long=call.long)
         matrices, padded = self._embed_texts([self._variant.text_ids(encoding.ids) for encoding in done.values])
         counts = self.tokenizer.computed(done)
         return encoded_matrices(matrices, call, self._graph.finite, done, counts=counts, padded_tokens=padded)

@@ -14,7 +14,7 @@ from asyncembed.encoders.postprocess import check_dim, encoded_rows
 from asyncembed.encoders.projection import read_projections
 from asyncembed.encoders.settings import DenseSettings, read_settings
 from asyncembed.encoders.text_graph import TextGraph
-from asyncembed.encoders.tokenization import TextTokenizer, Tokenized, count_tokens, tokenizer_of
+from asyncembed.encoders.tokenization import Ids, TextTokenizer, Tokenized, count_tokens, tokenizer_of
 from asyncembed.errors import OptionError, UnsupportedModelError
 from asyncembed.runtime.session import Array
 
@@ -52,7 +52,8 @@ class DenseEncoder:
         self._projections = [] if has_finished else read_projections(config.directory, settings.projections)
         self._prompt_lengths: dict[str, int] = {}
         # An empty text warms the session, and shows now whether pooling and graph fit together.
-        vectors, _ = self._embed(self.tokenizer.encode([""]), "", self._task(Call()))
+        empty = self.tokenizer.encode([""])
+        vectors, _ = self._embed([encoding.ids for encoding in empty.values], "", self._task(Call()))
         self.info: ModelInfo = replace(self._graph.info, dim=vectors.shape[1])
 
     @quietly
@@ -65,18 +66,43 @@ class DenseEncoder:
         if call.mode == "count":
             return count_tokens(self.tokenizer.count(inputs, call))
         prompt = call.prompt or ""
-        done = self.tokenizer.encode(inputs, prefix=prompt, truncate=call.truncate)
-        vectors, padded = self._embed(done, prompt, self._task(call))
+        done = self.tokenizer.encode(inputs, prefix=prompt, long=call.long)
         counts = self.tokenizer.computed(done)
+        if call.long == "mean" and min(counts, default=0) < 0:
+            vectors, padded, counts = self._embed_whole(done, counts, inputs, call)
+        else:
+            vectors, padded = self._embed([encoding.ids for encoding in done.values], prompt, self._task(call))
+        vectors = normalize(vectors) if self._spec.normalize else vectors
         return encoded_rows(vectors, call, self._graph.finite, done, counts=counts, padded_tokens=padded)
 
-    def _embed(self, texts: Tokenized, prompt: str, extra: "Mapping[str, Array]") -> tuple[FloatArray, int]:
-        """Pooled vectors of the usable texts, float32 (n, dim), and the tokens computed for them."""
-        runs = self._graph.runs([encoding.ids for encoding in texts.values])
+    def _embed_whole(
+        self, texts: Tokenized, counts: "Sequence[int]", inputs: "Sequence[object]", call: Call
+    ) -> tuple[FloatArray, int, list[int]]:
+        """Likewise where texts that were cut are taken whole; and the tokens of each text.
+
+        One over the limit is cut into windows, whose vectors count by their tokens in its mean, as in vLLM's chunked
+        processing of long texts.
+        """
+        prompt = call.prompt or ""
+        windows = [
+            self.tokenizer.windows(str(inputs[position]), prefix=prompt) if count < 0 else [encoding.ids]
+            for encoding, position, count in zip(texts.values, texts.positions, counts, strict=True)
+        ]
+        vectors, padded = self._embed([ids for rows in windows for ids in rows], prompt, self._task(call))
+        weights = np.array([len(ids) for rows in windows for ids in rows], np.float32)[:, None]
+        starts = np.cumsum([0, *map(len, windows[:-1])])
+        totals = np.add.reduceat(weights, starts)
+        is_one = np.array([len(rows) == 1 for rows in windows])[:, None]
+        means = np.where(is_one, vectors[starts], np.add.reduceat(vectors * weights, starts) / totals)
+        return means, padded, [int(total) for total in totals[:, 0]]
+
+    def _embed(self, texts: "Sequence[Ids]", prompt: str, extra: "Mapping[str, Array]") -> tuple[FloatArray, int]:
+        """Pooled vectors of texts, float32 (n, dim), before they are normalised, and the tokens computed for them."""
+        runs = self._graph.runs(texts)
         pooled = (
             (run.rows, self._pool(self._graph.run_text(run.ids, run.mask, **extra), run.mask, prompt)) for run in runs
         )
-        vectors = in_order(pooled, len(texts.values), self._spec.dim)
+        vectors = in_order(pooled, len(texts), self._spec.dim)
         if not runs:
             return vectors, 0
         if self._projections:
@@ -86,7 +112,7 @@ class DenseEncoder:
                 vectors = projection(vectors)
             vectors[spoilt] = np.nan
         check_dim(self._spec, vectors.shape[1])
-        return normalize(vectors) if self._spec.normalize else vectors, sum(run.ids.size for run in runs)
+        return vectors, sum(run.ids.size for run in runs)
 
     def _pool(self, output: Array, mask: IntArray, prompt: str) -> FloatArray:
         how = self._pooling

@@ -6,7 +6,7 @@ An encoder lives in one worker, serves one batch at a time, and knows nothing of
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.errors import EncodeError, InputError, OptionError
@@ -24,6 +24,8 @@ Failures: TypeAlias = Mapping[int, InputError | EncodeError]
 """Position in the batch → why that input alone has no result."""
 
 Mode: TypeAlias = Literal["embed", "query", "passage", "image", "pair", "count"]
+
+Long: TypeAlias = Literal["truncate", "error", "mean"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,8 @@ class Call:
         mode: What the inputs are, or, for "count", that only their tokens are to be counted.
         task: Task of a multi-task model.
         prompt: Text put before each input.
-        truncate: Cut inputs over the limit; False makes such an input an `InputError`.
+        long: What becomes of an input over the limit: "truncate" cuts it, "error" makes it an `InputError`, "mean" (of
+            dense vectors) takes the mean of its windows.
         truncate_dim: Keep only this many leading components, then normalise again (Matryoshka).
         dtype: Element type of the results.
         output: "float", or the quantised forms "int8" and "binary".
@@ -81,7 +84,7 @@ class Call:
     mode: Mode = "embed"
     task: str | int | None = None
     prompt: str | None = None
-    truncate: bool = True
+    long: Long = "truncate"
     truncate_dim: int | None = None
     dtype: Literal["float32", "float16"] = "float32"
     output: Literal["float", "int8", "binary"] = "float"
@@ -94,8 +97,8 @@ class Call:
     outputs: "tuple[HybridOutput, ...]" = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.truncate, bool):
-            raise OptionError(f"truncate must be True or False; got {self.truncate!r}")
+        if self.long not in get_args(Long):
+            raise OptionError(f"long must be one of {', '.join(map(repr, get_args(Long)))}; got {self.long!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +111,8 @@ class ModelInfo:
         dim: Length of the vectors, where all have one.
         tokens_per_image: What an image counts; 0 for a model of texts.
         max_batch_tokens: Most tokens of a batch, by what computes them; None: as the config says.
+        attention_tokens: Tokens of an input whose attention costs as much as all else; None: nothing of it grows with a
+            square.
         dynamically_quantized: Whether a result would depend on its neighbours in a run of the graph.
         providers: The execution providers that came up, the one that computes first; empty without a graph.
         warning: What the user should know of where the model runs; None: nothing.
@@ -120,11 +125,17 @@ class ModelInfo:
     dim: int | None = None
     tokens_per_image: int = 0
     max_batch_tokens: int | None = None
+    attention_tokens: int | None = None
     dynamically_quantized: bool = False
     providers: tuple[str, ...] = ()
     warning: str | None = None
     outputs: "tuple[HybridOutput, ...]" = ()
     token_dim: int | None = None
+
+    @property
+    def is_accelerated(self) -> bool:
+        """Whether something other than the CPU computes."""
+        return bool(self.providers) and "CPU" not in self.providers[0]
 
     @property
     def runs_on(self) -> str:

@@ -38,7 +38,7 @@ class Finite:
         self._provider = provider
 
     def failures(
-        self, vectors: Array, owners: Sequence[int] | npt.NDArray[np.intp], *, results: Array | None = None
+        self, vectors: Array, owners: Sequence[int] | npt.NDArray[np.intp], *, results: "Array | None" = None
     ) -> dict[int, EncodeError]:
         """An error for each input with a row of `vectors` that is not finite; `owners` are the inputs of the rows.
 
@@ -59,7 +59,7 @@ class Finite:
         where = ""
         if self._provider is not None:
             where = f" on {self._provider}"
-            ways += [] if self._provider == CPU else ['another provider (device="cpu")']
+            ways += [] if self._provider == CPU else ['another provider (device="cpu", or runtime="onnxruntime")']
         way = f"take {' or '.join(ways)}" if ways else "another file of the model (onnx_file=) may do better"
         return EncodeError(
             f"{spec.name} gives NaN or infinity for this input, computed from {file} ({precision}){where}: {way}"

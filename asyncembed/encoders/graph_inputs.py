@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from asyncembed.errors import ModelLoadError
 from asyncembed.repo_files import read_object
 from asyncembed.runtime.session import Array, Session
 
@@ -22,6 +23,7 @@ Filler: TypeAlias = Callable[[IntArray, IntArray], Array]
 """From the ids and the mask of a run, both (batch, tokens), to one further input."""
 
 _PAST = re.compile(r"past_key_values\.\d+\.(key|value)")
+_WIDTHS = ("hidden_size", "dim", "d_model", "n_embd")  # as BERT, DistilBERT, T5 and GPT call it
 _FEATURES = ("image_features", "audio_features", "video_features")
 
 
@@ -48,6 +50,15 @@ def filler_of(name: str, session: Session, folder: Path) -> Filler | None:
     if _PAST.fullmatch(name) and len(shape) == 4:
         return _no_past(shape, folder)
     return None
+
+
+def width_of(folder: Path) -> int | None:
+    """The width of a text model by the `config.json` in `folder`; None where that does not tell it."""
+    try:
+        config = _text_config(folder)
+    except ModelLoadError:
+        return None
+    return next(filter(None, (_size(config, key) for key in _WIDTHS)), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,8 @@ class HashedEncoder:
         if self._spec.family == "cross_encoder":
             return self._pairs(inputs, call)
         texts = split(map(read_text, inputs))
-        read = partial(self._read, prompt=call.prompt or "", whole=call.mode == "count" and not call.truncated)
+        is_whole = call.long == "mean" or (call.mode == "count" and not call.truncated)
+        read = partial(self._read, prompt=call.prompt or "", whole=is_whole)
         words = self._within_limit(texts.become([read(text) for text in texts.values]), call)
         if call.mode == "count":
             return _counted(words, self._query_rows if call.include_extension and call.role == "query" else 0)
@@ -124,9 +125,9 @@ class HashedEncoder:
         return Words([match[0].lower() for match in kept], text, tokens, len(kept) < len(found))
 
     def _within_limit(self, words: Usable[Words], call: Call) -> Usable[Words]:
-        if call.truncate:
+        if call.long != "error":
             return words
-        reason = f"longer than the model's limit of {self._limit} tokens, and truncate=False"
+        reason = f'longer than the model\'s limit of {self._limit} tokens, and long="error"'
         return words.without([each.is_cut for each in words.values], reason)
 
     def _dense(self, texts: Usable[Words], call: Call) -> Encoded:

@@ -223,7 +223,7 @@ class HybridEncoder:
             return count_tokens(self.tokenizer.count(inputs, call))
         if missing := [name for name in call.outputs if name not in self._kinds]:
             raise OptionError(f"{self._name} has no {missing[0]} results, only {', '.join(self._kinds)}")
-        texts = self.tokenizer.encode(inputs, prefix=call.prompt or "", truncate=call.truncate)
+        texts = self.tokenizer.encode(inputs, prefix=call.prompt or "", long=call.long)
         found, padded = self._compute(texts, call.outputs or tuple(self._kinds))
         failures: Failures = texts.failures
         batches: dict[str, Any] = {}

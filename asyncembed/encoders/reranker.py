@@ -58,7 +58,7 @@ class CrossEncoder:
             raise OptionError(f"{self._spec.name} takes no instruction; leave out instruction=")
         if call.mode == "count":
             return count_tokens(self._tokenizer.count_pairs(inputs, call))
-        done = self._tokenizer.encode_pairs(inputs, truncate=call.truncate)
+        done = self._tokenizer.encode_pairs(inputs, long=call.long)
         scores = np.zeros(len(inputs), dtype=np.float32)
         positions = np.array(done.positions, dtype=np.intp)
         runs = self._graph.runs([encoding.ids for encoding in done.values])

@@ -95,7 +95,7 @@ class SparseEncoder:
         is_query = call.mode == "query"
         lookup = self._lookup if is_query else None
         tokenizer = self._graph.tokenizer if lookup is None else self._query_tokenizer
-        done = tokenizer.encode(inputs, prefix=call.prompt or "", truncate=call.truncate)
+        done = tokenizer.encode(inputs, prefix=call.prompt or "", long=call.long)
         if lookup is not None:
             entries = [lookup(np.array(encoding.ids, dtype=np.int64)) for encoding in done.values]
             padded = sum(map(len, done.values))

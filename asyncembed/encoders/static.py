@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asyncembed.encoders.batch import Usable, read_text, split
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Long, ModelInfo
 from asyncembed.encoders.finite import Finite, quietly
 from asyncembed.encoders.pooling import FloatArray, normalize
 from asyncembed.encoders.postprocess import check_dim, encoded_rows
@@ -72,7 +72,7 @@ class StaticEncoder:
             raise OptionError(f"{self._spec.name} has no tasks; leave out task=")
         if call.mode == "count" and not call.truncated:
             return count_tokens(self._tokenizer.count(inputs, call))
-        texts = self._tokenize(split(map(read_text, inputs)), call.prompt or "", truncate=call.truncate)
+        texts = self._tokenize(split(map(read_text, inputs)), call.prompt or "", long=call.long)
         lengths = [len(ids) for ids, _ in texts.values]
         if call.mode == "count":
             return count_tokens(texts.become(lengths))
@@ -82,11 +82,20 @@ class StaticEncoder:
         counts = [-len(ids) if is_cut else len(ids) for ids, is_cut in texts.values]
         return encoded_rows(vectors, call, self._finite, texts, counts=counts, padded_tokens=sum(lengths))
 
-    def _tokenize(self, texts: Usable[str], prompt: str, *, truncate: bool) -> Usable[tuple[list[int], bool]]:
+    def _tokenize(self, texts: Usable[str], prompt: str, *, long: Long) -> Usable[tuple[list[int], bool]]:
         """The ids of each text, and whether they were cut."""
         whole = [prompt + text for text in texts.values]
         done = texts.become(self._tokenizer.filled(whole, self._words.encode, lambda each: each[1]))
-        return done if truncate else done.without([is_cut for _, is_cut in done.values], self._tokenizer.too_long)
+        if long == "mean":  # of windows that count by their tokens: of all tokens
+            return done.become(
+                [
+                    (self._tokenizer.whole_ids(text), False) if each[1] else each
+                    for text, each in zip(whole, done.values, strict=True)
+                ]
+            )
+        return (
+            done.without([is_cut for _, is_cut in done.values], self._tokenizer.too_long) if long == "error" else done
+        )
 
     def _mean(self, ids: Sequence[Sequence[int]]) -> FloatArray:
         means = np.zeros((len(ids), self._vectors.shape[1]), dtype=np.float32)

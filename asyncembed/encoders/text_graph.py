@@ -3,14 +3,17 @@
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from asyncembed.encoders.encoder import EncoderConfig, ModelInfo
 from asyncembed.encoders.finite import Finite
-from asyncembed.encoders.graph_inputs import Filler, filler_of, has_past
+from asyncembed.encoders.graph_inputs import Filler, filler_of, has_past, width_of
 from asyncembed.encoders.graph_output import find_output
+from asyncembed.encoders.run_cost import ATTENTION_WIDTHS, cost_of, measure_runs
 from asyncembed.encoders.settings import GraphSettings
 from asyncembed.encoders.tokenization import Ids, IntArray, TextTokenizer
 from asyncembed.errors import OptionError, UnsupportedModelError
@@ -26,8 +29,11 @@ _FEWEST_RUNS = 2**40
 # What one run of a graph costs on top of its tokens, expressed in tokens. On a CPU a run of a 6-layer, 384-wide
 # encoder takes 2 to 3 ms more than its tokens alone, and a token 0.15 to 0.3 ms; larger models have the same ratio.
 CPU_RUN_OVERHEAD_TOKENS = 12
-# On an accelerator a small run costs as much as a run of a few thousand tokens.
+# On an accelerator a small run costs as much as one of a few thousand tokens; where that can be measured, it is.
 ACCELERATOR_RUN_OVERHEAD_TOKENS = 1024
+
+# Of the texts that a measurement is made with.
+_MEASURED_LENGTH = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,29 +54,36 @@ class Planner:
     """What bounds the runs of one graph: the one place that every family asks which inputs run together.
 
     Attributes:
-        max_tokens: Most tokens of a run, padding included, unless a single input has more.
+        max_tokens: Most tokens of a run, padding included, long inputs by what they cost, unless a single one has more.
         max_size: Most inputs of a run; None: no limit.
         run_overhead_tokens: What a run costs on top of its tokens; 0 where inputs of one length alone may share a run.
+        attention_tokens: From which a length gives its cost: see `cost_of`.
     """
 
     max_tokens: int
     max_size: int | None = None
     run_overhead_tokens: int = CPU_RUN_OVERHEAD_TOKENS
+    attention_tokens: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may put inputs together as it sees fit."""
+        return self.max_size != 1 and self.max_tokens < sys.maxsize
 
     def plan(self, lengths: Sequence[int], *, max_size: int | None = None) -> list[MicroBatch]:
         """Cut inputs of these lengths into the runs that cost least together, longest first.
 
-        A run costs `run_overhead_tokens + longest * count`; it holds no more inputs than `max_size`, this one's and the
-        planner's, and at most `max_tokens` tokens, padding included, unless a single input alone has more: that one
-        runs by itself.
+        A run costs `run_overhead_tokens + cost_of(longest) * count`; it holds no more inputs than `max_size`, this
+        one's and the planner's, and its inputs cost at most `max_tokens`, padding included, unless a single input alone
+        costs more: that one runs by itself.
 
         Once sorted, the best runs are neighbours, so the cheapest cut is found exactly: `best[i]`, the least cost
-        of the first i inputs, is the minimum over the start j of the last run of `best[j] + overhead + length[j]
-        * (i - j)`.
+        of the first i inputs, is the minimum over the start j of the last run of `best[j] + overhead +
+        cost_of(length[j]) * (i - j)`.
         """
         size_limit = min((size for size in (self.max_size, max_size) if size is not None), default=len(lengths))
         order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        sorted_lengths = np.array([lengths[row] for row in order], dtype=np.int64)
+        sorted_costs = np.array([cost_of(lengths[row], self.attention_tokens) for row in order], dtype=np.int64)
         count = len(order)
         best = np.zeros(count + 1, dtype=np.int64)
         start_of_run = [0] * (count + 1)
@@ -79,11 +92,11 @@ class Planner:
         starts = np.arange(count, dtype=np.int64)
         for end in range(1, count + 1):
             while first < end - 1 and (
-                sorted_lengths[first] * (end - first) > self.max_tokens or end - first > size_limit
+                sorted_costs[first] * (end - first) > self.max_tokens or end - first > size_limit
             ):
                 first += 1
             window = slice(first, end)
-            costs = best[window] + sorted_lengths[window] * (end - starts[window])
+            costs = best[window] + sorted_costs[window] * (end - starts[window])
             cheapest = int(costs.argmin())
             best[end] = costs[cheapest] + self.run_overhead_tokens
             start_of_run[end] = first + cheapest
@@ -91,7 +104,7 @@ class Planner:
         end = count
         while end > 0:
             start = start_of_run[end]
-            runs.append(MicroBatch(tuple(order[start:end]), int(sorted_lengths[start])))
+            runs.append(MicroBatch(tuple(order[start:end]), lengths[order[start]]))
             end = start
         runs.reverse()
         return runs
@@ -142,11 +155,14 @@ class Graph:
         self._dtypes: Mapping[str, np.dtype[Any]] = {name: self.session.input_dtype(name) for name in names}
         self._batch_sizes = {name: self.fixed_dimension(0, name) for name in names}
         self._batch_size = self._batch_sizes["input_ids" if "input_ids" in names else names[0]]
+        # An image's attention is part of what an image costs.
+        width = width_of(config.directory / spec.folder) if "input_ids" in names else None
         elsewhere = None if self.session.runs_on_cpu else config.accelerated_batch_tokens
         budget = config.max_batch_tokens if elsewhere is None else elsewhere
         self.info: ModelInfo = ModelInfo(
             providers=self.session.providers,
             max_batch_tokens=budget,
+            attention_tokens=None if width is None else ATTENTION_WIDTHS * width,
             dynamically_quantized=self._is_dynamically_quantized,
             warning=self.session.warning,
         )
@@ -190,7 +206,12 @@ class Graph:
         if self._batch_size is not None:
             # Each run computes the whole batch, however much of it is in use: the fewest runs cost least.
             max_tokens, overhead = sys.maxsize, _FEWEST_RUNS if overhead else 0
-        return Planner(max_tokens=max_tokens, max_size=min(sizes, default=None), run_overhead_tokens=overhead)
+        return Planner(
+            max_tokens=max_tokens,
+            max_size=min(sizes, default=None),
+            run_overhead_tokens=overhead,
+            attention_tokens=self.info.attention_tokens,
+        )
 
     def _run_overhead(self) -> int:
         return CPU_RUN_OVERHEAD_TOKENS if self.session.runs_on_cpu else ACCELERATOR_RUN_OVERHEAD_TOKENS
@@ -278,6 +299,31 @@ class TextGraph(Graph):
             max_length=self.tokenizer.limit + markers,
             special_tokens=self.tokenizer.special_tokens() + markers,
         )
+        if not self.session.runs_on_cpu and not extra_inputs and self.planner.is_open:
+            self._measure(config)
+
+    def _measure(self, config: EncoderConfig) -> None:
+        """Learn what runs cost on what has come up here, and how large they are worth making."""
+        length = self.fixed_length or min(_MEASURED_LENGTH, self.tokenizer.limit)
+        try:
+            cost = measure_runs(partial(self._seconds, length), length, self.planner.max_tokens)
+        except Exception:  # noqa: BLE001 (a graph that does not run says so with its first batch)
+            return
+        self.planner = replace(self.planner, run_overhead_tokens=cost.overhead_tokens if self._bears_padding else 0)
+        if config.accelerated_batch_tokens is not None:
+            self.info = replace(self.info, max_batch_tokens=cost.max_tokens)
+            self.planner = replace(self.planner, max_tokens=min(self.planner.max_tokens, cost.max_tokens))
+
+    def _seconds(self, length: int, count: int) -> float:
+        """How long a run of so many texts of that length takes."""
+        some = self.tokenizer.ids_within("the way")[:1] or [self.tokenizer.pad_id]
+        ids = np.full((count, length), some[0], dtype=np.int64)
+        seconds = []
+        for _ in range(3):
+            started = perf_counter()
+            self.run_text(ids, np.ones_like(ids))
+            seconds.append(perf_counter() - started)
+        return min(seconds)  # the first one chooses how to compute, and takes memory
 
     def runs(self, texts: Sequence[Ids], *, max_size: int | None = None) -> list[TextRun]:
         """Put texts, given as their token ids, into runs of at most `max_size` texts."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from asyncembed.encoders.batch import Usable, ValueT, read_pair, read_text, split
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, Long
 from asyncembed.encoders.long_texts import Cutter
 from asyncembed.encoders.tokenizer_files import TokenizerFiles
 from asyncembed.errors import EncodeError, OptionError
@@ -124,22 +124,20 @@ class TextTokenizer:
         other.pads_left = False
         return other
 
-    def encode(self, inputs: Sequence[object], *, prefix: str = "", truncate: bool = True) -> Tokenized:
+    def encode(self, inputs: Sequence[object], *, prefix: str = "", long: Long = "truncate") -> Tokenized:
         """Tokenize texts, each with `prefix` before it.
 
-        An input that is no string, is not valid Unicode, or (with `truncate=False`) is over the limit is a
+        An input that is no string, is not valid Unicode, or (with `long="error"`) is over the limit is a
         failure.
         """
         texts = split(map(read_text, inputs))
         whole = [prefix + text for text in texts.values] if prefix else texts.values
-        return self._checked(texts.become(self.filled(whole, self.tokenize, _is_over)), truncate=truncate)
+        return self._checked(texts.become(self.filled(whole, self.tokenize, _is_over)), long=long)
 
-    def encode_pairs(self, inputs: Sequence[object], *, truncate: bool = True) -> Tokenized:
+    def encode_pairs(self, inputs: Sequence[object], *, long: Long = "truncate") -> Tokenized:
         """Tokenize pairs of texts, which share the limit: the longer text of a pair is cut first."""
         pairs = split(map(read_pair, inputs))
-        return self._checked(
-            pairs.become(self.tokenize(list(map(self._starts_of_pair, pairs.values)))), truncate=truncate
-        )
+        return self._checked(pairs.become(self.tokenize(list(map(self._starts_of_pair, pairs.values)))), long=long)
 
     def tokenize(self, inputs: Sequence[str] | Sequence[tuple[str, str]]) -> list[Encoding]:
         """Tokenize texts or pairs as they are, cut at the limit; a text may be of any length.
@@ -161,7 +159,34 @@ class TextTokenizer:
     @property
     def too_long(self) -> str:
         """Why a text over the limit that must not be cut is a failure."""
-        return f"longer than the model's limit of {self.limit} tokens, and truncate=False"
+        return f'longer than the model\'s limit of {self.limit} tokens, and long="error"'
+
+    def windows(self, text: str, *, prefix: str = "") -> list[list[int]]:
+        """The ids of a text in rows within the limit: in order, each with the markers and the tokens of `prefix`."""
+        ids = self.whole_ids(prefix + text)
+        before, after = self._markers
+        head = ids[: self.prefix_length(prefix) - len(before)] if prefix else []
+        room = self.limit - len(before) - len(after) - len(head)
+        if room <= 0:  # the prefix alone is over the limit
+            head, room = [], room + len(head)
+        return [
+            [*before, *head, *ids[start : start + room], *after]
+            for start in range(len(head), max(len(ids), len(head) + 1), room)
+        ]
+
+    def whole_ids(self, text: str) -> list[int]:
+        """The ids of a text of any length, uncut, without special ones."""
+        pieces = self._cutter.pieces(text, _COUNTED_CHARACTERS)
+        return [id_ for piece in pieces for id_ in self._untruncated.encode(piece, add_special_tokens=False).ids]
+
+    @cached_property
+    def _markers(self) -> tuple[list[int], list[int]]:
+        """The ids of the special tokens that stand before a text, and behind it."""
+        encoding = self._untruncated.encode("a", add_special_tokens=self._add_special_tokens)
+        is_text = [not is_marker for is_marker in encoding.special_tokens_mask]
+        start = is_text.index(True) if any(is_text) else len(is_text)
+        stop = len(is_text) - is_text[::-1].index(True) if any(is_text) else start
+        return encoding.ids[:start], encoding.ids[stop:]
 
     def computed(self, done: Tokenized, lengths: Iterable[int] | None = None) -> list[int]:
         """`Encoded.counts` of the usable inputs: their tokens, or `lengths` if the encoder itself puts some in."""
@@ -173,8 +198,8 @@ class TextTokenizer:
     def count(self, inputs: Sequence[object], call: Call) -> Usable[int]:
         """How many tokens texts have, as `call` asks: cut at the limit or not."""
         prefix = call.prompt or ""
-        if call.truncated:
-            done = self.encode(inputs, prefix=prefix, truncate=call.truncate)
+        if call.truncated and call.long != "mean":
+            done = self.encode(inputs, prefix=prefix, long=call.long)
             return done.become(list(map(len, done.values)))
         texts = split(map(read_text, inputs))
         special = self.special_tokens()
@@ -183,7 +208,7 @@ class TextTokenizer:
     def count_pairs(self, inputs: Sequence[object], call: Call) -> Usable[int]:
         """Likewise for pairs of texts."""
         if call.truncated:
-            done = self.encode_pairs(inputs, truncate=call.truncate)
+            done = self.encode_pairs(inputs, long=call.long)
             return done.become(list(map(len, done.values)))
         pairs = split(map(read_pair, inputs))
         special = self.special_tokens(is_pair=True)
@@ -194,8 +219,8 @@ class TextTokenizer:
         """Tokens of each text, uncut, without special ones."""
         return self._counts(texts)
 
-    def _checked(self, done: Tokenized, *, truncate: bool) -> Tokenized:
-        return done if truncate else done.without(list(map(_is_over, done.values)), self.too_long)
+    def _checked(self, done: Tokenized, *, long: Long) -> Tokenized:
+        return done.without(list(map(_is_over, done.values)), self.too_long) if long == "error" else done
 
     def prefix_length(self, prefix: str) -> int:
         """Tokens that `prefix` takes at the start of an input: its markers included, a closing one not."""

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing import parent_process
 from typing import TYPE_CHECKING, TypeVar
 
@@ -131,6 +132,13 @@ def initialize(threads: int) -> None:
 def hello() -> Hello:
     """Say that the process runs, and which one it is."""
     return Hello(os.getpid())
+
+
+def import_ahead(modules: Sequence[str]) -> None:
+    """Import what this process will need, while the parent has yet to say what it is to load."""
+    for name in modules:
+        with suppress(Exception):  # what is missing is told when it is needed
+            import_module(name)
 
 
 def load(key: int, config: "EncoderConfig") -> Loaded | Failed:

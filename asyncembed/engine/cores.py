@@ -1,4 +1,4 @@
-"""How many cores this process may use: its affinity, its container's quota, its share among sibling servers."""
+"""What this process may use of the machine: its affinity, its container's limits, its share among sibling servers."""
 
 import multiprocessing
 import os
@@ -7,7 +7,7 @@ from contextlib import suppress
 from logging import Logger, getLogger
 from pathlib import Path
 
-from asyncembed.engine.cgroups import cpu_quota
+from asyncembed.engine.cgroups import cpu_quota, memory_limit
 
 SERVERS = ("uvicorn", "gunicorn", "hypercorn", "granian", "fastapi", "daphne")
 """Web servers that run a program in several processes; the first four and fastapi take `--workers`."""
@@ -25,7 +25,20 @@ def available_cores() -> int:
     quota = cpu_quota()
     if quota < cores:
         cores = max(1, round(quota))
-    return max(1, cores // max(1, server_processes(), _told))
+    return max(1, cores // _sharers())
+
+
+def available_memory() -> float:
+    """Bytes of memory that this process may use: its machine's or container's, shared out likewise; 0: not known."""
+    memory = 0.0
+    if sys.platform != "win32":
+        with suppress(OSError, ValueError):
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(memory, memory_limit()) / _sharers()
+
+
+def _sharers() -> int:
+    return max(1, server_processes(), _told)
 
 
 # ---------------------------------------------------------------- sibling servers

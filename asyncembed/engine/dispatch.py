@@ -13,7 +13,7 @@ What holds between any two calls:
   outlive its model, and is answered all the same.
 - No batch is empty.
 - Answers come in the order of sending, so what is in flight is a queue, and the first of it is what a worker computes.
-- Every item's size is positive, and so is the time that any batch takes, once one was measured.
+- Every item's size is positive, and so are what it costs and the time that any batch takes, once one was measured.
 """
 
 from collections import deque
@@ -26,7 +26,7 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from asyncembed.engine.model import PooledModel, Speed, Stats
-from asyncembed.engine.scheduler import Batch, Item, Priority, Scheduler
+from asyncembed.engine.scheduler import SPLIT_FLOOR_TOKENS, Batch, Item, Priority, Scheduler
 from asyncembed.errors import (
     AsyncEmbedError,
     EncodeError,
@@ -61,6 +61,22 @@ WORTH_SHARING_SECONDS = 0.005
 WORTH_LEAVING_TOKENS = 32
 """Fewer are not left to a worker that is busy still: to run a graph has a fixed cost."""
 
+WORTH_AN_EXPRESS_SECONDS = 0.005
+"""Interactive work that waits no longer than this for bulk work needs no worker of its own."""
+
+LONG_IN_BULK_SECONDS = 1.0
+"""Where interactive work came lately, an express worker is started for so much bulk work before the two meet."""
+
+EXPRESS_IDLE_SECONDS = 300.0
+"""How long the express worker is kept after the last interactive batch: 40 MB that nobody uses, against the half second
+in which queries wait for the next one to start."""
+
+EXPRESS_REST_SECONDS = 10.0
+"""For each time in a row, but the first, that the express worker died: how long none is started. Others compute."""
+
+OVERDUE_TIMES = 4
+"""An input that takes longer than a batch may is overdue after as many times what it should take by those before it."""
+
 KILLS_BEFORE_SPLITTING = 2
 MAX_LOAD_CRASHES = 3
 
@@ -74,11 +90,12 @@ class Death(Enum):
     ENDED = "ended unexpectedly"
     TIMED_OUT = "did not answer in time"
     CANNOT_LOAD = "cannot load a model that others have loaded"
+    NOT_NEEDED = "is needed no more"
 
     @property
     def is_ours(self) -> bool:
-        """Whether the worker still runs, and is to be ended."""
-        return self is not Death.ENDED
+        """Whether the worker still runs, and is to be killed."""
+        return self in (Death.TIMED_OUT, Death.CANNOT_LOAD)
 
 
 class FailedItem(NamedTuple):
@@ -97,7 +114,8 @@ class Order:
     started: float = 0.0
     """When it was sent, or became the first in flight."""
     speed: Speed = field(default_factory=Speed)
-    size: int = 0
+    cost: int = 0
+    """Of the batch, in tokens of short texts."""
 
 
 @dataclass(slots=True, eq=False)
@@ -107,6 +125,12 @@ class Slot:
     index: int
     is_reserved: bool = False
     """Whether it is kept free for interactive work."""
+    is_express: bool = False
+    """Whether it is there only while interactive work would else wait for bulk work; it is reserved, too."""
+    is_lowered: bool = False
+    """Whether its worker makes way for others, for as long as it runs."""
+    needed: float = 0.0
+    """When it was last sent interactive work, or called for that."""
     is_ready: bool = False
     """Whether a worker runs here."""
     in_flight: deque[Order] = field(default_factory=deque)
@@ -151,13 +175,28 @@ class Slot:
         typical_seconds = sum(order.speed.batch_seconds for order in self.in_flight) / len(self.in_flight)
         if len(self.in_flight) > ceil(ROUND_TRIP_SECONDS / typical_seconds):
             return False
-        # By size, too: what was computed lately may have been much smaller than what is in flight.
+        # By cost, too: what was computed lately may have been much smaller than what is in flight.
         return self.in_flight_seconds < ROUND_TRIP_SECONDS / ROUND_TRIP_SHARE
+
+    @property
+    def has_bulk(self) -> bool:
+        """Whether it computes bulk work."""
+        return any(order.batch is not None and order.batch.priority is Priority.BULK for order in self.in_flight)
+
+    def is_long_in_bulk(self, now: float) -> bool:
+        """Whether interactive work would wait for the bulk work that it has, for longer than is worth nothing."""
+        if not self.has_bulk:
+            return False
+        return max(self.in_flight_seconds, now - self.in_flight[0].started) >= WORTH_AN_EXPRESS_SECONDS
+
+    def wants(self, model: PooledModel) -> bool:
+        """Whether the worker loads it ahead of its first batch: an express one does what it was called for."""
+        return model.needs_express if self.is_express else model.is_wanted
 
     @property
     def in_flight_seconds(self) -> float:
         """About how long all takes that it has in flight, from the start of the first."""
-        return sum(order.speed.seconds(order.size) for order in self.in_flight)
+        return sum(order.speed.seconds(order.cost) for order in self.in_flight)
 
     def die(self, death: Death, details: str = "") -> None:
         """Give the worker no more; the first reason is the one that counts."""
@@ -186,8 +225,15 @@ class Dispatcher:
         batch_timeout: float | None = None,
         load_timeout: float | None = LOAD_TIMEOUT_SECONDS,
         max_queued: int | None = None,
+        may_call_express: bool = False,
     ) -> None:
         self.slots: list[Slot] = [Slot(index, is_reserved=index >= workers) for index in range(workers + reserved)]
+        self.bulk_makes_way: bool = False
+        """Whether the workers for all work are to be lowered: one for interactive work alone has begun to compute."""
+        self._may_call_express = may_call_express
+        self._express: Slot | None = None
+        self._express_deaths = 0
+        self._express_rests_until = -inf
         self.models: dict[int, PooledModel] = {}
         self._batch_timeout = batch_timeout
         self._load_timeout = load_timeout
@@ -200,8 +246,9 @@ class Dispatcher:
         self._has_yielded = False
         self._next_key = 0
         self._restarts = 0
-        # Why there is nobody to wait for.
+        # Why there is nobody to wait for, and why the last worker could not be started.
         self._failure: AsyncEmbedError | None = None
+        self._start_error: AsyncEmbedError | None = None
 
     # ---------------------------------------------------------------- models
 
@@ -239,7 +286,7 @@ class Dispatcher:
         error = self._failure or model.load_error
         if error is not None:
             raise error
-        return all(model.key in slot.loaded for slot in self.slots if not slot.is_given_up)
+        return all(model.key in slot.loaded for slot in self.slots if not (slot.is_given_up or slot.is_express))
 
     def _is_loaded_somewhere(self, model: PooledModel) -> bool:
         return any(model.key in slot.loaded for slot in self.slots)
@@ -284,8 +331,8 @@ class Dispatcher:
         if leader is None or not workers:
             return None
         speed = self.models[leader.batch_key.model].speed(leader.batch_key)
-        tokens = self._scheduler.waiting_tokens(Priority.INTERACTIVE)
-        return speed.seconds(tokens) / workers if speed.is_known else None
+        cost = self._scheduler.waiting_cost(Priority.INTERACTIVE)
+        return speed.seconds(cost) / workers if speed.is_known else None
 
     def _queued(self, priority: Priority) -> int:
         """How many items of this priority wait for a worker, those in batches that were put back included."""
@@ -320,12 +367,74 @@ class Dispatcher:
         is_interactive = self._scheduler.turn() is Priority.INTERACTIVE
         return slot.is_idle and is_interactive and not self._fills_a_batch(Priority.INTERACTIVE)
 
+    # ---------------------------------------------------------------- the express worker
+
+    def call_express(self, now: float) -> Slot | None:
+        """The place of an express worker, to be started now, if interactive work waits for bulk work and there is none.
+
+        Else None: then too, the one that is there may have learnt that it needs another model.
+        """
+        if not self._may_call_express:
+            return None
+        needing = [model for model in self.models.values() if self._lacks_express(model, now)]
+        for model in needing:
+            model.needs_express = True
+        if not needing or self._express is not None or now < self._express_rests_until:
+            return None
+        index = 1 + max(slot.index for slot in self.slots)
+        self._express = Slot(index, is_reserved=True, is_express=True, needed=now)
+        self.slots.append(self._express)
+        return self._express
+
+    def _lacks_express(self, model: PooledModel, now: float) -> bool:
+        """Whether an express worker would be of use for the model, and there is none that has it, or will have."""
+        if (self._express is not None and model.needs_express) or model.info.is_accelerated:
+            return False
+        leader = self._scheduler.oldest(Priority.INTERACTIVE)
+        if leader is not None and leader.batch_key.model == model.key:
+            return self._waits_for_bulk(model, now)
+        return now - model.asked < EXPRESS_IDLE_SECONDS and self._bulk_seconds() >= LONG_IN_BULK_SECONDS
+
+    def _waits_for_bulk(self, model: PooledModel, now: float) -> bool:
+        """Whether interactive work of this model waits for bulk work, or for a worker that makes way for others."""
+        usable = [
+            slot for slot in self.slots if slot.is_usable and self._may_take(slot, Priority.INTERACTIVE, model.key)
+        ]
+        if any(slot.is_idle and not slot.is_lowered for slot in usable):
+            return False
+        return any(slot.is_lowered or slot.is_long_in_bulk(now) for slot in usable)
+
+    def _bulk_seconds(self) -> float:
+        """About how long the bulk work that waits takes all workers together; 0 if that is not known yet."""
+        leader = self._scheduler.oldest(Priority.BULK)
+        if leader is None:
+            return 0.0
+        speed = self.models[leader.batch_key.model].speed(leader.batch_key)
+        workers = sum(slot.is_usable and not slot.is_reserved for slot in self.slots)
+        return speed.seconds(self._scheduler.waiting_cost(Priority.BULK)) / max(1, workers)
+
+    def retire(self, slot: Slot, now: float) -> list[FailedItem]:
+        """Learn that the express worker is gone; what it had is put back, and its place goes with it."""
+        failed = [] if slot.death is None else self.bury(slot)
+        self.slots.remove(slot)
+        self._express = None
+        for model in self.models.values():
+            model.needs_express = False
+        self.bulk_makes_way = False
+        if slot.death is not Death.NOT_NEEDED:
+            rest = EXPRESS_REST_SECONDS * self._express_deaths
+            self._express_deaths += 1
+            self._express_rests_until = now + min(rest, EXPRESS_IDLE_SECONDS)
+        return failed + self._fail_without_workers()
+
     # ---------------------------------------------------------------- what comes next
 
     def begin(self, slot: Slot) -> None:
         """Learn that a new worker runs."""
         assert not slot.in_flight, "what the last worker had was put back"
         slot.is_ready, slot.death, slot.death_details = True, None, ""
+        slot.is_lowered = False
+        self.bulk_makes_way = self.bulk_makes_way or slot.is_express
         slot.loaded.clear()
         if slot.is_given_up:
             slot.is_given_up, self._failure = False, None
@@ -345,15 +454,19 @@ class Dispatcher:
         if model.key not in slot.loaded:
             model.load_error = None
             return Order(model)
-        size = batch.size
-        assert size > 0, "a speed is by size"
-        return Order(model, batch, speed=model.speed(batch.batch_key), size=size)
+        cost = batch.cost
+        assert cost > 0, "a speed is by cost"
+        return Order(model, batch, speed=model.speed(batch.batch_key), cost=cost)
 
     def sent(self, slot: Slot, order: Order, now: float) -> None:
         """Learn that the worker was given its order."""
         if order.batch is not None:
             assert order.batch is slot.held
             slot.held = None
+            if order.batch.priority is Priority.INTERACTIVE:
+                order.model.asked = slot.needed = now
+                if slot.is_reserved and not self.bulk_makes_way:
+                    self.bulk_makes_way = any(other.has_bulk for other in self.slots)
         order.started = now
         slot.in_flight.append(order)
 
@@ -365,7 +478,7 @@ class Dispatcher:
         missing = [
             model
             for model in self.models.values()
-            if model.is_wanted and model.key not in slot.loaded and model.load_error is None
+            if slot.wants(model) and model.key not in slot.loaded and model.load_error is None
         ]
         return min(missing, key=lambda model: model.key == slot.fatal_model, default=None)
 
@@ -390,7 +503,13 @@ class Dispatcher:
         if turn is None:
             return None
         priority = turn if self._may_take(slot, turn) else Priority.INTERACTIVE
-        idle = sum(other.is_idle and self._may_take(other, priority) for other in self.slots)
+        if priority is Priority.INTERACTIVE and self._leaves_it_to_reserved(slot):
+            priority = Priority.BULK
+        leader = self._scheduler.oldest(priority)
+        if leader is None or not self._may_take(slot, priority, leader.batch_key.model):
+            return None
+        model = leader.batch_key.model
+        idle = sum(other.is_idle and self._may_take(other, priority, model) for other in self.slots)
         if slot.in_flight and (idle or not self._may_follow(slot)):
             return None  # an idle worker begins at once, while here it would only wait
         seconds = self._seconds_waiting(priority)
@@ -413,21 +532,21 @@ class Dispatcher:
         leader = self._scheduler.oldest(priority)
         if leader is None:
             return False
-        tokens, count = self._scheduler.waiting_tokens(priority), self._scheduler.waiting(priority)
-        return tokens >= leader.batch_key.max_batch_tokens or count >= leader.batch_key.max_batch_size
+        cost, count = self._scheduler.waiting_cost(priority), self._scheduler.waiting(priority)
+        return cost >= leader.batch_key.max_batch_tokens or count >= leader.batch_key.max_batch_size
 
     def _share(self, slot: Slot) -> int | None:
-        """Tokens of an interactive batch that leave the busy workers as much as this one has; None: take all.
+        """What an interactive batch may cost to leave the busy workers as much as this one has; None: take all.
 
         Else callers who are answered together would come back together for ever: many at one worker, few at another.
         """
         busy = [other for other in self.slots if other is not slot and other.is_usable and not other.is_loading]
-        tokens = self._scheduler.tokens + sum(order.size for other in busy for order in other.in_flight)
-        share = max(WORTH_LEAVING_TOKENS, ceil(tokens / (1 + len(busy))))
+        cost = self._scheduler.cost + sum(order.cost for other in busy for order in other.in_flight)
+        share = max(WORTH_LEAVING_TOKENS, ceil(cost / (1 + len(busy))))
         leader = self._scheduler.oldest(Priority.INTERACTIVE)
         if leader is None:
             return None
-        left = self._scheduler.waiting_tokens(Priority.INTERACTIVE) - share
+        left = self._scheduler.waiting_cost(Priority.INTERACTIVE) - share
         speed = self.models[leader.batch_key.model].speed(leader.batch_key)
         return share if left >= WORTH_LEAVING_TOKENS and speed.seconds(left) > WORTH_SHARING_SECONDS else None
 
@@ -436,22 +555,42 @@ class Dispatcher:
         leader = self._scheduler.oldest(priority)
         if leader is None:
             return 0.0
-        return self.models[leader.batch_key.model].speed(leader.batch_key).seconds(self._scheduler.tokens)
+        return self.models[leader.batch_key.model].speed(leader.batch_key).seconds(self._scheduler.cost)
 
     def _first_retry(self, slot: Slot) -> Batch | None:
         self._retries = [batch for batch in self._retries if _drop_withdrawn(batch)]
-        return next((batch for batch in self._retries if self._may_take(slot, batch.priority)), None)
+        retries = self._retries
+        return next((one for one in retries if self._may_take(slot, one.priority, one.batch_key.model)), None)
 
     def _must_yield(self, retry: Batch) -> bool:
         """Whether interactive work goes before `retry`: in turn, as it may take many deaths to find a bad input."""
         interactive_waits = self._scheduler.waiting(Priority.INTERACTIVE) > 0
         return retry.priority is Priority.BULK and interactive_waits and not self._has_yielded
 
-    def _may_take(self, slot: Slot, priority: Priority) -> bool:
-        """Whether the worker is there for work of this priority: a reserved one takes bulk work if no other is left."""
-        if priority is Priority.INTERACTIVE or not slot.is_reserved:
+    def _may_take(self, slot: Slot, priority: Priority, model: int | None = None) -> bool:
+        """Whether the worker is there for work of this priority, and of this model, if one is given.
+
+        A reserved one takes bulk work if no other is left; an express one takes nothing that it would have to load a
+        model for while others have it.
+        """
+        if not slot.is_reserved:
             return True
-        return all(other.is_reserved or other.is_given_up for other in self.slots)
+        no_other_is_left = all(other.is_reserved or other.is_given_up for other in self.slots)
+        if slot.is_express and model is not None and model not in slot.loaded and not no_other_is_left:
+            return False
+        return priority is Priority.INTERACTIVE or no_other_is_left
+
+    def _leaves_it_to_reserved(self, slot: Slot) -> bool:
+        """Whether a lowered worker leaves interactive work to an idle one that is not, as it is too little to share."""
+        leader = self._scheduler.oldest(Priority.INTERACTIVE)
+        if leader is None or not slot.is_lowered:
+            return False
+        model, lane = leader.batch_key.model, Priority.INTERACTIVE
+        count, cost = self._scheduler.waiting(lane), self._scheduler.waiting_cost(lane)
+        is_little = count == 1 or (cost <= SPLIT_FLOOR_TOKENS and count <= leader.batch_key.max_batch_size)
+        return is_little and any(
+            other.is_reserved and other.is_idle and self._may_take(other, lane, model) for other in self.slots
+        )
 
     # ---------------------------------------------------------------- answers
 
@@ -462,7 +601,7 @@ class Dispatcher:
         if slot.in_flight:
             slot.in_flight[0].started = now
         if order.batch is not None:
-            order.speed.measure(seconds, order.size)
+            order.speed.measure(seconds, order.cost)
         return order, seconds
 
     def loaded(self, slot: Slot, model: PooledModel, info: "ModelInfo") -> bool:
@@ -486,6 +625,8 @@ class Dispatcher:
         """Learn that a batch was computed, with a result or an error for each of its items."""
         assert order.batch is not None
         slot.crashes_in_a_row = 0
+        if slot.is_express:
+            self._express_deaths = 0
         order.model.record(order.batch, answer, seconds)
 
     def batch_failed(self, slot: Slot, batch: Batch, error: AsyncEmbedError) -> list[FailedItem]:
@@ -497,12 +638,23 @@ class Dispatcher:
         return self._fail_batch(batch, error)
 
     def seconds_left(self, slot: Slot, now: float) -> float:
-        """Until what the worker does is overdue."""
+        """Until what the worker does is overdue, or an express one was of no use for long."""
         if not slot.in_flight:
-            return inf
+            is_last = all(other.is_given_up or other is slot for other in self.slots)
+            return slot.needed + EXPRESS_IDLE_SECONDS - now if slot.is_express and not is_last else inf
         order = slot.in_flight[0]
         limit = self._load_timeout if order.batch is None else self._batch_timeout
-        return inf if limit is None else order.started + limit - now
+        if limit is None:
+            return inf
+        if order.batch is not None and order.cost > order.batch.batch_key.max_batch_tokens:
+            # One input, over the budget of a batch: its length may ask for more time than any batch is given.
+            limit = max(limit, OVERDUE_TIMES * order.speed.seconds(order.cost))
+        return order.started + limit - now
+
+    def check_time(self, slot: Slot, now: float) -> None:
+        """End a worker whose time is over."""
+        if self.seconds_left(slot, now) <= 0:
+            slot.die(Death.TIMED_OUT if slot.in_flight else Death.NOT_NEEDED)
 
     # ---------------------------------------------------------------- deaths
 
@@ -513,7 +665,7 @@ class Dispatcher:
     def bury(self, slot: Slot) -> list[FailedItem]:
         """Put back what the dead worker had; the batch that it was computing is the one under suspicion."""
         assert not slot.is_ready
-        self._restarts += 1
+        self._restarts += slot.death is not Death.NOT_NEEDED
         slot.crashes_in_a_row += 1
         slot.loaded.clear()
         slot.fatal_model = None
@@ -563,13 +715,18 @@ class Dispatcher:
     def give_up(self, slot: Slot, error: AsyncEmbedError) -> list[FailedItem]:
         """Wait for this slot no more, until a worker runs here after all; with the last one, all that waits fails."""
         slot.is_given_up = True
-        if not all(other.is_given_up for other in self.slots):
+        self._start_error = error
+        return self._fail_without_workers()
+
+    def _fail_without_workers(self) -> list[FailedItem]:
+        if self._start_error is None or not all(slot.is_given_up for slot in self.slots):
             return []
-        self._failure = error
-        return self._fail_waiting(error)
+        self._failure = self._start_error
+        return self._fail_waiting(self._failure)
 
     def compute_alone(self) -> None:
         """Start only one more worker for all work, and those kept free: threads, which nobody can end in time."""
+        self._may_call_express = False
         self.slots = [slot for slot in self.slots if slot.index == 0 or slot.is_reserved or slot.is_ready]
         self._batch_timeout = self._load_timeout = None
 
@@ -629,6 +786,7 @@ class Dispatcher:
             padded_tokens=sum(known.padded_tokens for known in models),
             batch_seconds=median(seconds) if seconds else 0.0,
             workers=len(self.slots),
+            workers_interactive=sum(slot.is_reserved for slot in self.slots),
             workers_ready=sum(slot.is_ready for slot in self.slots),
             workers_restarted=self._restarts,
             refused=sum(known.refused for known in models),

@@ -4,13 +4,22 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from copy import copy
 from logging import Logger, getLogger
 from os import getpid
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar
 from warnings import warn
 
-from anyio import CancelScope, Event, create_task_group, get_cancelled_exc_class, get_current_task, get_running_tasks
+from anyio import (
+    CancelScope,
+    Event,
+    create_task_group,
+    get_cancelled_exc_class,
+    get_current_task,
+    get_running_tasks,
+    sleep_forever,
+)
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
@@ -297,6 +306,67 @@ class _Owner(Generic[OpenedT]):
 
     def _take_error(self) -> BaseException | None:
         error, self._error = self._error, None
+        return error
+
+
+ValueT = TypeVar("ValueT")
+
+
+class Deferred(Generic[ValueT]):
+    """What is opened when it is needed first, by a task of `group`, which closes it when the group is cancelled."""
+
+    def __init__(self, group: TaskGroup, make: Callable[[], AbstractAsyncContextManager[ValueT]]) -> None:
+        self._group = group
+        self._make = make
+        self._attempt: _Attempt[ValueT] | None = None
+
+    async def get(self) -> ValueT | None:
+        """Wait until it is open, and have it opened if need be; None: it was closed meanwhile.
+
+        Whoever is cancelled here leaves it opening: others may wait, and the next one would begin anew.
+
+        Raises:
+            Exception: What opening it has raised, to all who wait for it. The next one tries again.
+        """
+        if self._attempt is None:
+            self._attempt = _Attempt()
+            self._group.start_soon(self._run, self._attempt)
+        attempt = self._attempt
+        await attempt.has_opened.wait()
+        if attempt.error is not None:
+            raise again(attempt.error)
+        return attempt.value
+
+    @uninterrupted
+    async def _run(self, attempt: "_Attempt[ValueT]") -> None:
+        try:
+            async with self._make() as attempt.value:
+                attempt.has_opened.set()
+                await sleep_forever()
+        except Exception as error:
+            if attempt.has_opened.is_set():
+                raise
+            self._attempt, attempt.error = None, error
+        finally:
+            attempt.value = None
+            attempt.has_opened.set()
+
+
+class _Attempt(Generic[ValueT]):
+    """One opening of what was deferred."""
+
+    def __init__(self) -> None:
+        self.value: ValueT | None = None
+        self.error: Exception | None = None
+        self.has_opened = Event()
+        """Or failed to."""
+
+
+def again(error: Exception) -> Exception:
+    """The same error for one of several who wait: each raises its own."""
+    try:
+        return copy(error).with_traceback(error.__traceback__)
+    except Exception:  # noqa: BLE001 (a class that cannot be copied)
         return error
 
 

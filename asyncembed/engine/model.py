@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from asyncembed.encoders.encoder import Encoded, ModelInfo
@@ -37,22 +38,22 @@ class Speed:
         self.batch_seconds: float = 0.0
         """Of the latest batches, as they came; 0 until one was measured."""
         self.seconds_per_token: float = 0.0
-        """By the estimated tokens of a batch, padding included; 0 until one was measured."""
+        """By what a batch costs in tokens of short texts, as estimated; 0 until one was measured."""
 
     @property
     def is_known(self) -> bool:
         """Whether any batch was measured."""
         return self.batch_seconds > 0
 
-    def measure(self, seconds: float, size: int) -> None:
-        """Learn from a batch of `size` estimated tokens."""
+    def measure(self, seconds: float, cost: int) -> None:
+        """Learn from a batch that costs so much."""
         weight = 1 - SPEED_MEMORY if self.is_known else 1.0
         self.batch_seconds += weight * (seconds - self.batch_seconds)
-        self.seconds_per_token += weight * (seconds / max(1, size) - self.seconds_per_token)
+        self.seconds_per_token += weight * (seconds / max(1, cost) - self.seconds_per_token)
 
-    def seconds(self, size: int) -> float:
-        """How long a batch of `size` estimated tokens will take."""
-        return self.seconds_per_token * size
+    def seconds(self, cost: int) -> float:
+        """How long a batch that costs so much will take."""
+        return self.seconds_per_token * cost
 
 
 class TokenRatio:
@@ -90,6 +91,8 @@ class Stats:
         padded_tokens: Tokens computed, padding included.
         batch_seconds: Median time of the latest batches, from sending to answer.
         workers: Workers the pool has. With `workers=0` it is 1: the thread of this process.
+        workers_interactive: Those of them that are there for interactive calls alone: `interactive_workers`, or the one
+            that has come by itself.
         workers_ready: Workers that run now.
         workers_restarted: How often a worker was replaced.
         refused: Inputs that were not taken, as too many waited (`max_queued`).
@@ -116,6 +119,7 @@ class Stats:
     deduplicated: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
+    workers_interactive: int = 0
 
     @property
     def queued(self) -> int:
@@ -148,6 +152,10 @@ class PooledModel:
         """Whether workers load it ahead of its first batch."""
         self.is_warming = False
         """Whether somebody waits until every worker has it."""
+        self.needs_express = False
+        """Whether interactive work of it waits for bulk work, or will: an express worker loads it."""
+        self.asked: float = -inf
+        """When a worker was last sent interactive work of it."""
         self.load_error: AsyncEmbedError | None = None
         self.load_crashes = 0
         self.batches: int = 0
@@ -174,15 +182,19 @@ class PooledModel:
         """What inputs must have in common with those of `call` to share a batch with them."""
         # What came up in the workers decides: a model on the CPU does not get an accelerator's batches.
         max_tokens = self.info.max_batch_tokens or self.config.max_batch_tokens
-        return BatchKey(self.key, call, max_tokens, self.config.max_batch_size or sys.maxsize)
+        max_size = self.config.max_batch_size or sys.maxsize
+        # Images are equally long, and to count tokens nothing attends to anything.
+        is_of_lengths = _mode_of(call) not in ("count", "image")
+        attention_tokens = self.info.attention_tokens if is_of_lengths else None
+        return BatchKey(self.key, call, max_tokens, max_size, attention_tokens)
 
     def speed(self, batch_key: BatchKey) -> Speed:
         """How fast it computes what is asked of it in this mode."""
-        return self._speeds[_mode(batch_key)]
+        return self._speeds[_mode_of(batch_key.call)]
 
     def item_maker(self, batch_key: BatchKey, priority: Priority) -> "ItemMaker":
         """Makes the items of one stream or call."""
-        return ItemMaker(self, batch_key, priority, self._ratios[_mode(batch_key)])
+        return ItemMaker(self, batch_key, priority, self._ratios[_mode_of(batch_key.call)])
 
     def count_failure(self) -> None:
         """Count an input that never reached a worker."""
@@ -202,7 +214,7 @@ class PooledModel:
         units = [item.units for item in batch.items]
         tokens = answer.tokens - self.info.special_tokens * len(units)
         if tokens > 0 and all(units) and not answer.failures:
-            self._ratios[_mode(batch.batch_key)].learn(sum(units), tokens)
+            self._ratios[_mode_of(batch.batch_key.call)].learn(sum(units), tokens)
 
 
 class ItemMaker:
@@ -215,7 +227,8 @@ class ItemMaker:
         self._priority = priority
         self._ratio = ratio
         self._special_tokens = model.info.special_tokens
-        self._limit = model.config.max_length or model.info.max_length or sys.maxsize
+        limit = model.config.max_length or model.info.max_length or sys.maxsize
+        self._limit = sys.maxsize if getattr(batch_key.call, "long", None) == "mean" else limit
 
     def item(self, value: object, units: int, sink: Sink, index: int) -> Item:
         """One whose tokens are estimated from its units (characters of a text)."""
@@ -229,5 +242,5 @@ class ItemMaker:
         return Item(value, tokens or 1, self._batch_key, self._priority, sink, index)
 
 
-def _mode(batch_key: BatchKey) -> Hashable:
-    return getattr(batch_key.call, "mode", None)
+def _mode_of(call: Hashable) -> Hashable:
+    return getattr(call, "mode", None)

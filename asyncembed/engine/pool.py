@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TypedDict, Unpack, cast
 
 from asyncembed.checks import check_count, check_device_ids, check_seconds, checks_keywords
-from asyncembed.engine.cores import available_cores
+from asyncembed.engine.cores import available_cores, available_memory
 from asyncembed.engine.lifetime import Openable
 from asyncembed.engine.model import Stats
 from asyncembed.engine.supervisor import Supervisor, WorkerPlan
@@ -19,8 +19,12 @@ BATCH_TIMEOUT_SECONDS = 300.0
 MAX_WORKERS_ON_WINDOWS = 60
 """Windows waits for 63 handles at once, and Python's own pools for 61 workers."""
 
-MAX_WORKERS_BY_DEFAULT = 4
-"""Each worker holds the model once, so more than a few are for the user to ask for."""
+MAX_WORKERS_BY_DEFAULT = 16
+"""Their batches then take a fifth to a third of the one thread that feeds them all: 0.6 to 1 ms of it for each."""
+
+WORKERS_WHATEVER_MEMORY = 4
+GIGABYTE = 2**30
+"""Of memory for each worker beyond those four: one whose model could not be prepared holds the weights once more."""
 
 
 class PoolKeywords(TypedDict, total=False):
@@ -28,7 +32,7 @@ class PoolKeywords(TypedDict, total=False):
 
     workers: int | None
     threads: int | None
-    interactive_workers: int
+    interactive_workers: int | None
     device_ids: Sequence[int] | None
     batch_timeout: float | None
     max_queued: int | None
@@ -40,7 +44,7 @@ class PoolOptions:
 
     workers: int | None = None
     threads: int | None = None
-    interactive_workers: int = 0
+    interactive_workers: int | None = None
     device_ids: Sequence[int] | None = None
     batch_timeout: float | None = BATCH_TIMEOUT_SECONDS
     max_queued: int | None = None
@@ -48,7 +52,7 @@ class PoolOptions:
     def __post_init__(self) -> None:
         check_count("workers", self.workers, minimum=0)
         check_count("threads", self.threads, minimum=1)
-        check_count("interactive_workers", self.interactive_workers, minimum=0, may_be_none=False)
+        check_count("interactive_workers", self.interactive_workers, minimum=0)
         check_device_ids(self.device_ids)
         check_seconds("batch_timeout", self.batch_timeout, may_be_none=True)
         check_count("max_queued", self.max_queued, minimum=1)
@@ -56,10 +60,10 @@ class PoolOptions:
 
     def _check_processes(self) -> None:
         asked = len(self.device_ids or (0,)) if self.workers is None else self.workers
-        if os.name == "nt" and asked and asked + self.interactive_workers > MAX_WORKERS_ON_WINDOWS:
+        together = asked + (self.interactive_workers or 0)
+        if os.name == "nt" and asked and together > MAX_WORKERS_ON_WINDOWS:
             raise OptionError(
-                f"on Windows workers and interactive_workers may be {MAX_WORKERS_ON_WINDOWS} together; got "
-                f"{asked + self.interactive_workers}"
+                f"on Windows workers and interactive_workers may be {MAX_WORKERS_ON_WINDOWS} together; got {together}"
             )
 
     def pool_keywords(self) -> PoolKeywords:
@@ -84,16 +88,22 @@ class WorkerPool(Openable[Supervisor]):
     ```
 
     Args:
-        workers: Worker processes; None chooses from the cores that this process may use, and takes a thread where it
-            may have no children (a worker of Celery's, say). 0 always takes one thread of this
-            process instead (no isolation: a crash of the runtime is a crash of the program, and a batch that hangs
-            cannot be ended).
+        workers: Worker processes; None takes one per core that this process may use, 16 at most and beyond four no more
+            than there are GB of memory, and a thread where it may have no children (a worker of Celery's, say). 0
+            always takes one thread of this process instead (no isolation: a crash of the runtime is a crash of the
+            program, and a batch that hangs cannot be ended).
         threads: Threads that each worker computes with; None shares the cores out.
         interactive_workers: Workers besides those, kept free for interactive calls: a query then need not wait for the
-            batch of an ingest that each of the others has. Each holds one more copy of the models, and shares the cores
-            with the others while both compute; with `workers=0` it is a thread, too.
-        device_ids: Devices, one per worker, dealt out in turn; without `workers` there is one worker for each.
-        batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
+            batch of an ingest that each of the others has. None: one comes when a query meets an ingest (or a long
+            ingest begins where queries came lately), and goes when there was no query for five minutes; not with
+            `workers=0`, with `device_ids`, or for a model on an accelerator. 0: none. A number: so many, as long as the
+            pool is open, with `workers=0` as threads. Each takes some 40 MB, and the weights of what is not prepared.
+            The other workers make way for it on a busy core by a lower priority (nice +10; not on Windows), which they
+            keep where this process may not raise it again.
+        device_ids: Devices, one per worker, dealt out in turn; without `workers` there is one worker for each, in the
+            own pool of an embedder with `device="cuda"` two.
+        batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever. A
+            text that alone is over the token budget has four times what it should take, if that is more.
         max_queued: How many inputs of interactive calls may wait for a worker; None: any number. A call that would make
             them more raises `OverloadedError` at once. A list (of `embed_documents`, `embed_images`, `rank`) is taken
             whole or not at all; one that alone is longer, and so never could be, is an `InputError`. A source that
@@ -107,7 +117,7 @@ class WorkerPool(Openable[Supervisor]):
 
     @checks_keywords
     def __init__(self, **options: Unpack[PoolKeywords]) -> None:
-        self._supervisor = Supervisor(_plan(PoolOptions(**options)))
+        self._supervisor = Supervisor(plan_of(PoolOptions(**options)))
         self._plan_without_fakes: WorkerPlan | None = None
 
     def _lifetime(self) -> AbstractAsyncContextManager[Supervisor]:
@@ -146,14 +156,20 @@ def engine_of(pool: WorkerPool) -> Supervisor:
     return pool._supervisor  # noqa: SLF001 (a pool offers its users no more than they need)
 
 
-def _plan(options: PoolOptions) -> WorkerPlan:
+def workers_by_default(cores: int) -> int:
+    """How many worker processes suit this machine, where so many cores may be used: one thread each is fastest."""
+    return min(cores, MAX_WORKERS_BY_DEFAULT, max(WORKERS_WHATEVER_MEMORY, int(available_memory() // GIGABYTE)))
+
+
+def plan_of(options: PoolOptions) -> WorkerPlan:
     """What is asked for, with what this machine decides."""
     cores, wanted, threads = available_cores(), options.workers, options.threads
     if wanted is None:
-        wanted = len(options.device_ids) if options.device_ids else min(cores, MAX_WORKERS_BY_DEFAULT)
+        wanted = len(options.device_ids) if options.device_ids else workers_by_default(cores)
     return WorkerPlan(
         workers=max(1, wanted),
-        reserved=options.interactive_workers,
+        reserved=options.interactive_workers or 0,
+        may_call_express=options.interactive_workers is None and wanted > 0 and not options.device_ids,
         threads=max(1, cores // max(1, wanted)) if threads is None else threads,
         cores=cores,
         in_thread=wanted == 0,

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
+from asyncembed.encoders.run_cost import SHORT_TOKENS, cost_of
+
 BULK_SHARE = 0.25
 """The part of the work, in full batches, that bulk items keep while interactive work never ends."""
 
@@ -44,19 +46,21 @@ class BatchKey:
     Attributes:
         model: Key of the model.
         call: What is asked of it beyond the inputs.
-        max_batch_tokens: Bound of `longest * count` over the estimated sizes.
+        max_batch_tokens: Bound of `longest * count` over the estimated sizes, long ones by what they cost.
         max_batch_size: Bound of the count.
+        attention_tokens: From which a size gives its cost: see `cost_of`.
     """
 
     model: int
     call: Hashable
     max_batch_tokens: int
     max_batch_size: int
+    attention_tokens: int | None = None
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Looked up once per item, and a call has many fields: hashed once.
-        own_hash = hash((self.model, self.call, self.max_batch_tokens, self.max_batch_size))
+        own_hash = hash((self.model, self.call, self.max_batch_tokens, self.max_batch_size, self.attention_tokens))
         object.__setattr__(self, "_hash", own_hash)
 
     def __hash__(self) -> int:
@@ -66,6 +70,10 @@ class BatchKey:
     def minimum_size(self) -> float:
         """The size below which an item takes up no less of a batch, as that is full by count."""
         return self.max_batch_tokens / self.max_batch_size
+
+    def cost(self, size: int) -> int:
+        """What an item of this size costs, in tokens of short texts."""
+        return size if size <= SHORT_TOKENS else cost_of(size, self.attention_tokens)
 
 
 class Item:
@@ -114,9 +122,14 @@ class Batch:
         return max(item.size for item in self.items) * len(self.items)
 
     @property
+    def cost(self) -> int:
+        """What it costs, in tokens of short texts, padding included."""
+        return self.batch_key.cost(max(item.size for item in self.items)) * len(self.items)
+
+    @property
     def load(self) -> float:
         """The part of a full batch that this one is; it may be full by tokens or by count."""
-        longest = max(item.size for item in self.items)
+        longest = self.batch_key.cost(max(item.size for item in self.items))
         return len(self.items) * max(longest, self.batch_key.minimum_size) / self.batch_key.max_batch_tokens
 
     def halves(self, kills: int) -> list["Batch"]:
@@ -130,16 +143,16 @@ _Entry = tuple[int, int, Item]  # (size, age, item): sorts by size, then age; ag
 
 @dataclass(slots=True)
 class _Lane:
-    """The waiting items of one priority: all by age, and those of each batch key by size."""
+    """The waiting items of one priority: all by age, and those of each batch key by size; and what they cost."""
 
     by_age: OrderedDict[int, Item] = field(default_factory=OrderedDict)
     by_size: dict[BatchKey, list[_Entry]] = field(default_factory=dict)
-    tokens: int = 0
+    cost: int = 0
 
     def add(self, item: Item) -> None:
         self.by_age[item.age] = item
         insort(self.by_size.setdefault(item.batch_key, []), (item.size, item.age, item))
-        self.tokens += item.size
+        self.cost += item.batch_key.cost(item.size)
 
     def take(self, batch_key: BatchKey, low: int, high: int) -> list[Item]:
         """Remove the entries `low:high` of `batch_key`, which are of neighbouring sizes."""
@@ -150,7 +163,7 @@ class _Lane:
             del self.by_size[batch_key]
         for item in items:
             del self.by_age[item.age]
-            self.tokens -= item.size
+            self.cost -= batch_key.cost(item.size)
         return items
 
     def remove(self, item: Item) -> bool:
@@ -161,7 +174,7 @@ class _Lane:
         del entries[bisect_left(entries, (item.size, item.age))]
         if not entries:
             del self.by_size[item.batch_key]
-        self.tokens -= item.size
+        self.cost -= item.batch_key.cost(item.size)
         return True
 
 
@@ -171,8 +184,8 @@ class Scheduler:
     The rule, in four sentences. Interactive items go before bulk items, except that bulk work keeps `bulk_share` of
     the work while both wait. The oldest item of the chosen lane leads the batch, so nothing starves. The batch
     is filled with the items of the same batch key whose sizes are nearest to the leader's, from whatever stream or
-    caller, so hardly anything is padded. `longest * count` stays within the key's token budget and the count within
-    its size limit; an item that alone is over the budget goes alone.
+    caller, so hardly anything is padded. `longest * count` stays within the key's token budget, where a long item
+    counts as what it costs, and the count within its size limit; an item that alone is over the budget goes alone.
     """
 
     def __init__(self, bulk_share: float = BULK_SHARE) -> None:
@@ -192,18 +205,18 @@ class Scheduler:
         """How many items of this priority wait."""
         return len(self._lanes[priority].by_age)
 
-    def waiting_tokens(self, priority: Priority) -> int:
-        """Estimated tokens of what waits of this priority, without padding."""
-        return self._lanes[priority].tokens
+    def waiting_cost(self, priority: Priority) -> int:
+        """What all that waits of this priority costs, in tokens of short texts, without padding."""
+        return self._lanes[priority].cost
 
     def oldest(self, priority: Priority) -> Item | None:
         """The item of this priority that leads its next batch."""
         return next(iter(self._lanes[priority].by_age.values()), None)
 
     @property
-    def tokens(self) -> int:
-        """Estimated tokens of all that waits, without padding."""
-        return sum(lane.tokens for lane in self._lanes)
+    def cost(self) -> int:
+        """What all that waits costs, in tokens of short texts, without padding."""
+        return sum(lane.cost for lane in self._lanes)
 
     def add(self, items: Iterable[Item]) -> None:
         """Let `items` wait; they are younger than all that wait already."""
@@ -242,9 +255,9 @@ class Scheduler:
 
         Args:
             idle_workers: How many workers, the asking one included, have nothing to do. What waits is shared out among
-                them: a batch then takes no more than its part of the waiting tokens.
+                them: a batch then takes no more than its part of what that costs.
             priority: Take items of this priority, whosever turn it is.
-            most_tokens: Take no more than that, but one item in any case; the rest is left to other workers.
+            most_tokens: Take what costs no more than that, but one item in any case; the rest is left to other workers.
         """
         if priority is None:
             priority = self.turn()
@@ -255,7 +268,7 @@ class Scheduler:
         batch_key = leader.batch_key
         budget = batch_key.max_batch_tokens
         if idle_workers > 1:
-            share = max(SPLIT_FLOOR_TOKENS, -(-lane.tokens // idle_workers))
+            share = max(SPLIT_FLOOR_TOKENS, -(-lane.cost // idle_workers))
             budget = min(budget, share)
         if most_tokens is not None:
             budget = min(budget, most_tokens)
@@ -267,12 +280,14 @@ class Scheduler:
         entries = lane.by_size[leader.batch_key]
         low = bisect_left(entries, (leader.size, leader.age))
         high = low + 1
-        longest = leader.size
+        cost = leader.batch_key.cost
+        longest = cost(leader.size)
         for count in range(2, leader.batch_key.max_batch_size + 1):
             below = entries[low - 1][0] if low > 0 else None
             above = entries[high][0] if high < len(entries) else None
             fits_below = below is not None and longest * count <= budget
-            fits_above = above is not None and above * count <= budget
+            # The cost is no less than the size, and is asked for only where that would do.
+            fits_above = above is not None and above * count <= budget and cost(above) * count <= budget
             if fits_above and fits_below:
                 assert above is not None
                 assert below is not None
@@ -282,7 +297,7 @@ class Scheduler:
             elif fits_above:
                 assert above is not None
                 high += 1
-                longest = above
+                longest = cost(above)
             else:
                 break
         return lane.take(leader.batch_key, low, high)

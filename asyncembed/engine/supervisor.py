@@ -25,7 +25,7 @@ from anyio import CancelScope, CapacityLimiter, Event, to_thread
 from anyio.lowlevel import checkpoint
 
 from asyncembed.encoders.encoder import Encoded
-from asyncembed.engine import child
+from asyncembed.engine import child, niceness
 from asyncembed.engine.dispatch import LOAD_TIMEOUT_SECONDS, Death, Dispatcher, FailedItem, Order, Slot, backoff_seconds
 from asyncembed.engine.lifetime import owned_task_group, uninterrupted
 from asyncembed.engine.model import PooledModel, Stats
@@ -62,6 +62,7 @@ class WorkerPlan:
     Attributes:
         workers: Those for all work; with `in_thread` one, and as many as asked for where models are fakes.
         reserved: Those kept free for interactive work, besides.
+        may_call_express: One more comes for interactive work, once that has to wait for bulk work, and goes again.
         threads: That each worker computes with.
         cores: That they were shared out of.
         in_thread: Compute in threads of this process.
@@ -69,6 +70,7 @@ class WorkerPlan:
         device_ids: Devices, dealt out in turn.
         batch_timeout: Seconds after which a worker that has not answered is killed and replaced; None waits for ever.
         max_queued: How many interactive items may wait; None: any number.
+        imports: Modules that workers import when they start, ahead of what they load.
     """
 
     workers: int
@@ -80,6 +82,13 @@ class WorkerPlan:
     device_ids: Sequence[int]
     batch_timeout: float | None
     max_queued: int | None = None
+    imports: Sequence[str] = ("numpy",)
+    may_call_express: bool = False
+
+    @property
+    def most_workers(self) -> int:
+        """How many may hold a model at a time."""
+        return self.workers + self.reserved + self.may_call_express
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +99,8 @@ class _Life:
     futures: "deque[Answer | LoadAnswer]" = field(default_factory=deque)
     changed: Event = field(default_factory=Event)
     """Set when there may be something to do for its task."""
+    level: int | None = None
+    """The priority that its process had before it was lowered."""
 
     def wake(self) -> None:
         self.changed.set()
@@ -110,6 +121,7 @@ class Supervisor:
             batch_timeout=plan.batch_timeout,
             load_timeout=None if plan.in_thread else LOAD_TIMEOUT_SECONDS,
             max_queued=plan.max_queued,
+            may_call_express=plan.may_call_express,
         )
         # Held while anything is moved or counted, so that `stats` in another thread finds nothing half done. Only the
         # loop's thread changes anything, and waits here for no longer than a snapshot takes.
@@ -121,6 +133,9 @@ class Supervisor:
         self._models_changed = Event()
         self._limiter: CapacityLimiter | None = None
         self._loop: Loop | None = None
+        # The place of the express worker that is called, and the word that it is.
+        self._called: Slot | None = None
+        self._express_called = Event()
         self._is_open = False
 
     @asynccontextmanager
@@ -133,6 +148,8 @@ class Supervisor:
             async with owned_task_group() as group:
                 for slot in self._dispatcher.slots:
                     group.start_soon(self._serve, slot)
+                if self.plan.may_call_express:
+                    group.start_soon(self._serve_express)
                 yield self
         finally:
             self._is_open = False
@@ -199,7 +216,11 @@ class Supervisor:
         """
         with self._lock:
             failed = self._dispatcher.add(items)
+            called = self._dispatcher.call_express(perf_counter())
         _tell(failed)
+        if called is not None:
+            self._called = called
+            self._express_called.set()
         self._wake_those_with_room()
 
     @property
@@ -268,31 +289,65 @@ class Supervisor:
         failed_starts = 0
         while True:
             await anyio.sleep(slot.backoff_seconds(failed_starts))
-            worker: Worker = ThreadWorker() if self.plan.in_thread else ProcessWorker(self.plan.threads)
+            worker: Worker = (
+                ThreadWorker() if self.plan.in_thread else ProcessWorker(self.plan.threads, self.plan.imports)
+            )
             try:
-                try:
-                    await self._start(worker)
-                except WorkerError as error:
-                    failed_starts += 1
-                    if self._may_try_again(slot, error, failed_starts):
-                        continue
-                    return
-                failed_starts = 0
-                await self._drive(slot, worker)
-            finally:
-                # Whatever it still has, nobody waits for any more; an idle worker ends by itself.
-                if not slot.is_ready or slot.in_flight:
-                    worker.kill()
-                self._dispatcher.end(slot)
-                self._lives.pop(slot.index, None)
-                with CancelScope(shield=True):
-                    await self._stop(worker)
+                await self._live(slot, worker)
+            except WorkerError as error:
+                failed_starts += 1
+                if self._may_try_again(slot, error, failed_starts):
+                    continue
+                return
+            failed_starts = 0
             logger.warning("worker %d (pid %s) %s and is replaced", slot.index, worker.pid, slot.reason)
             with self._lock:
                 failed = self._dispatcher.bury(slot)
-            _tell(failed)
-            self._notify()
-            self._wake_those_with_room()
+            self._go_on_without(failed)
+
+    @uninterrupted
+    async def _serve_express(self) -> None:
+        """Whenever an express worker is called: from then to its end. There is one at a time."""
+        while True:
+            await self._express_called.wait()
+            self._express_called = Event()
+            slot, worker = self._called, ProcessWorker(self.plan.threads, self.plan.imports)
+            assert slot is not None, "the word comes with a place"
+            logger.info("interactive calls wait for bulk work: a worker of their own is started")
+            try:
+                await self._live(slot, worker)
+                log = logger.info if slot.death is Death.NOT_NEEDED else logger.warning
+                log("the worker for interactive calls (pid %s) %s", worker.pid, slot.reason)
+            except WorkerError as error:
+                logger.warning("interactive calls get no worker of their own: %s", error)
+            with self._lock:
+                failed = self._dispatcher.retire(slot, perf_counter())
+                self._raise_bulk_again()
+            self._go_on_without(failed)
+
+    def _go_on_without(self, failed: Iterable[FailedItem]) -> None:
+        """After a worker's end: tell who gets no result for it, and have the others compute the rest."""
+        _tell(failed)
+        self._notify()
+        self._wake_those_with_room()
+
+    async def _live(self, slot: Slot, worker: Worker) -> None:
+        """One worker, from its start to its death.
+
+        Raises:
+            WorkerError: It cannot be started.
+        """
+        try:
+            await self._start(worker)
+            await self._drive(slot, worker)
+        finally:
+            # Whatever it still has, nobody waits for any more; an idle worker ends by itself.
+            if not slot.is_ready or slot.in_flight:
+                worker.kill()
+            self._dispatcher.end(slot)
+            self._lives.pop(slot.index, None)
+            with CancelScope(shield=True):
+                await self._stop(worker)
 
     async def _start(self, worker: Worker) -> None:
         """Start `worker` and wait for its first word."""
@@ -324,6 +379,7 @@ class Supervisor:
         if slot.is_given_up:
             logger.warning("worker %d could be started again", slot.index)
         self._dispatcher.begin(slot)
+        self._lower_bulk()
         async with owned_task_group() as watch:
             watch.start_soon(self._watch_death, slot, life)
             while True:
@@ -337,8 +393,7 @@ class Supervisor:
                 for _ in range(TURNS_TO_COME_BACK):
                     if self._dispatcher.may_be_joined(slot):
                         await checkpoint()
-                if self._dispatcher.seconds_left(slot, perf_counter()) <= 0:
-                    slot.die(Death.TIMED_OUT)
+                self._dispatcher.check_time(slot, perf_counter())
                 if slot.death is not None:
                     break
         if slot.death.is_ours:
@@ -367,6 +422,8 @@ class Supervisor:
                     future = self._send(slot, life.worker, order)
                     self._dispatcher.sent(slot, order, perf_counter())
                 life.futures.append(future)
+                if slot.is_reserved:
+                    self._lower_bulk()
                 future.add_done_callback(lambda _: loop.post(life.wake))
         except WorkerGone:
             slot.die(Death.ENDED)
@@ -446,6 +503,25 @@ class Supervisor:
         _tell(failed)
         self._notify()
         self._wake_those_with_room()  # a reserved worker may be the only one left for what waits
+
+    # ---------------------------------------------------------------- who makes way
+
+    def _lower_bulk(self) -> None:
+        """Have the workers for all work make way for those that are there for interactive work alone."""
+        if not self._dispatcher.bulk_makes_way or self.plan.in_thread:
+            return
+        for slot in self._dispatcher.slots:
+            life = self._lives.get(slot.index)
+            if not slot.is_reserved and not slot.is_lowered and life is not None and life.worker.pid is not None:
+                life.level = niceness.lower(life.worker.pid)
+                slot.is_lowered = life.level is not None
+
+    def _raise_bulk_again(self) -> None:
+        """Undo it, where this process may; else the next interactive call is for an express worker, too."""
+        for slot in self._dispatcher.slots:
+            life = self._lives.get(slot.index)
+            if slot.is_lowered and life is not None and life.level is not None and life.worker.pid is not None:
+                slot.is_lowered = not niceness.raise_again(life.worker.pid, life.level)
 
     # ---------------------------------------------------------------- small things
 

@@ -78,8 +78,10 @@ class Worker(Protocol):
 class ProcessWorker:
     """A worker process: spawned, without the caller's main module, out of Ctrl-C's reach."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, imports: Sequence[str] = ()) -> None:
+        """`imports` are modules that it imports as soon as it runs."""
         self._threads = threads
+        self._imports = tuple(imports)
         self._context = spawn.WorkerContext()
         self._executor: ProcessPoolExecutor | None = None
 
@@ -101,6 +103,8 @@ class ProcessWorker:
                     1, mp_context=self._context, initializer=child.initialize, initargs=(self._threads,)
                 )
             greeting = self._executor.submit(child.hello)
+            if self._imports:
+                self._executor.submit(child.import_ahead, self._imports)
             self._context.close_result_writer()
         return greeting
 

@@ -18,6 +18,13 @@ from asyncembed.repo_files import quoted, read_json
 from asyncembed.runtime.safetensors import Tensors
 
 
+class Finish(Protocol):
+    """What is done to a graph before it is written."""
+
+    def __call__(self, graph: Graph, *, last: int) -> None:
+        """`last` of its nodes, the first ones, compute something for each token."""
+
+
 class Architecture(Protocol):
     """How the encoder of one kind of checkpoint computes."""
 
@@ -83,7 +90,7 @@ class Plan:
     config: Mapping[str, Any]
     head: Head
 
-    def build(self, tensors: Tensors, *, in_chunks: bool = True) -> Graph:
+    def build(self, tensors: Tensors, *, in_chunks: bool = True, finish: Finish | None = None) -> Graph:
         """The graph, with the weights `tensors`; `in_chunks` as `ensure_graph` takes it.
 
         Inputs, int64 (batch, tokens): `input_ids`, `attention_mask` (1 for a real token, 0 for padding), and where the
@@ -94,19 +101,31 @@ class Plan:
             UnsupportedModelError: A weight is quantised (raised when it is written).
         """
         architecture = self.architecture
-        known = (prefix for prefix in architecture.prefixes if prefix + architecture.word_embeddings in tensors)
         answer = self.head if isinstance(self.head, Answer) else None
-        prefix = next(known, "")
+        prefix = self._prefix(tensors)
         c = Construction.begin(
             self.config, tensors, model=self.model, prefix=prefix, answer=answer, in_chunks=in_chunks
         )
         hidden = architecture.encode(c)
+        per_token = c.graph.size
         name = name_of(self.head)
         if name == "states":
             states(c, hidden, architecture.width(self.config))
         else:
             architecture.heads[name](c, hidden)
+        if finish is not None:
+            finish(c.graph, last=c.graph.size if name == "words" else per_token)
         return c.graph
+
+    def vocabulary(self, tensors: Tensors) -> int:
+        """How many words the encoder knows; `build` has seen that it has a table of them."""
+        return tensors.shape(self._prefix(tensors) + self.architecture.word_embeddings)[0]
+
+    def _prefix(self, tensors: Tensors) -> str:
+        """What stands before the encoder's tensors."""
+        architecture = self.architecture
+        known = (prefix for prefix in architecture.prefixes if prefix + architecture.word_embeddings in tensors)
+        return next(known, "")
 
 
 def read_plan(directory: Path, head: Head = "states") -> Plan:

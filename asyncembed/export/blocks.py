@@ -85,7 +85,7 @@ def _gelu(graph: Graph, value: str) -> str:
     """Compute x · Φ(x) with the exact normal distribution (Hendrycks and Gimpel 2016)."""
     error = graph.node("Erf", graph.node("Div", value, graph.constant(math.sqrt(2.0))))
     doubled = graph.node("Mul", value, graph.node("Add", error, graph.constant(1.0)))
-    return graph.node("Mul", doubled, graph.constant(0.5))
+    return graph.note_floor(graph.node("Mul", doubled, graph.constant(0.5)), _GELU_FLOOR)
 
 
 def _gelu_tanh(graph: Graph, value: str) -> str:
@@ -93,18 +93,26 @@ def _gelu_tanh(graph: Graph, value: str) -> str:
     cubic = graph.node("Mul", graph.node("Pow", value, graph.constant(3.0)), graph.constant(0.044715))
     inner = graph.node("Mul", graph.node("Add", value, cubic), graph.constant(math.sqrt(2.0 / math.pi)))
     tanh = graph.node("Add", graph.node("Tanh", inner), graph.constant(1.0))
-    return graph.node("Mul", graph.node("Mul", value, graph.constant(0.5)), tanh)
+    whole = graph.node("Mul", graph.node("Mul", value, graph.constant(0.5)), tanh)
+    return graph.note_floor(whole, _GELU_TANH_FLOOR)
 
 
 def _silu(graph: Graph, value: str) -> str:
-    return graph.node("Mul", value, graph.node("Sigmoid", value))
+    return graph.note_floor(graph.node("Mul", value, graph.node("Sigmoid", value)), _SILU_FLOOR)
 
+
+def _relu(graph: Graph, value: str) -> str:
+    return graph.note_floor(graph.node("Relu", value), 0.0)
+
+
+# Just below the least values of the functions: -0.16998, -0.17005 and -0.27847.
+_GELU_FLOOR, _GELU_TANH_FLOOR, _SILU_FLOOR = -0.17, -0.1701, -0.2785
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "gelu": _gelu,
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
-    "relu": lambda graph, value: graph.node("Relu", value),
+    "relu": _relu,
     "silu": _silu,
     "swish": _silu,
     "tanh": lambda graph, value: graph.node("Tanh", value),

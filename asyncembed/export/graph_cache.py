@@ -5,21 +5,33 @@ import errno
 import importlib.util
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
-from asyncembed.export.architectures import read_plan
+from asyncembed.export.architectures import Plan, read_plan
 from asyncembed.export.heads import Head
+from asyncembed.export.int8_graph import TOKENIZER_FILE, activations, frame_of, quantize, watch_activations
 from asyncembed.export.onnx_builder import Graph
 from asyncembed.files import default_cache_dir, move
 from asyncembed.runtime.digests import KEY_LENGTH, file_digest, key_of, known_digest
-from asyncembed.runtime.safetensors import find_weights, read_tensors
+from asyncembed.runtime.safetensors import Tensors, find_weights, read_tensors
 
 # Raised when the graph that the same weights give changes: older graphs are then not found any more.
 FORMAT_VERSION = 2
 
+# Raised likewise for graphs in 8 bits.
+INT8_VERSION = 1
+
 GRAPH_FILE = "model.onnx"
+INT8_GRAPH_FILE = "model_int8.onnx"
 DATA_FILE = "model.onnx_data"
+ACCURACY_FILE = "accuracy.json"
+"""How near the vectors of a graph in 8 bits are to the float one's, once that was measured."""
+
+_FILES = (GRAPH_FILE, INT8_GRAPH_FILE, DATA_FILE, ACCURACY_FILE)
+
 _TEMPORARY_PREFIX = "tmp-"
 _HEAD_LENGTH = 8
 _ANY_KEY = "[0-9a-f]" * KEY_LENGTH
@@ -30,17 +42,23 @@ _ABANDONED_SECONDS = 24 * 3600.0
 
 
 def ensure_graph(
-    directory: Path, *, head: Head = "states", in_chunks: bool = True, cache_dir: Path | None = None
+    directory: Path,
+    *,
+    head: Head = "states",
+    in_chunks: bool = True,
+    is_int8: bool = False,
+    cache_dir: Path | None = None,
 ) -> Path:
     """The ONNX graph of the model in `directory`, built from its safetensors weights or found in the cache.
 
-    Blocks while it reads and writes; the first call for some weights takes about two seconds per GB, later
-    ones a millisecond. The result lies under `cache_dir` (default: `default_cache_dir()`), its weights in a
-    second file beside it. It is found again by the content of the config and the weights, not by their place,
-    and appears whole or not at all, however many processes build it at once.
+    Blocks while it reads and writes; the first call for some weights takes about two seconds per GB (in 8 bits ten
+    times as long, and the memory of the weights), later ones a millisecond. The result lies under `cache_dir` (default:
+    `default_cache_dir()`), its weights in a second file beside it. It is found again by the content of the config and
+    the weights, not by their place, and appears whole or not at all, however many processes build it at once.
 
     Inputs and output are those of `Plan.build`. `in_chunks` bounds the memory that long texts take, by branches in the
-    graph that not every runtime computes rightly.
+    graph that not every runtime computes rightly. `is_int8` brings linear maps and the word table to 8 bits, as
+    `quantized` says.
 
     Raises:
         UnsupportedModelError: There are no weights, the architecture is not known, or the config asks for
@@ -49,9 +67,10 @@ def ensure_graph(
         RuntimeMissingError: The graph must be built and the package `onnx` is not installed.
     """
     plan = read_plan(directory, head)
-    root, target, weights = _place(directory, head, cache_dir, in_chunks=in_chunks)
+    root, target, weights = _place(directory, head, cache_dir, in_chunks=in_chunks, is_int8=is_int8)
+    graph_file = _graph_file(is_int8=is_int8)
     if _is_complete(target):
-        return target / GRAPH_FILE
+        return target / graph_file
     if importlib.util.find_spec("onnx") is None:
         raise RuntimeMissingError(
             f"{directory} has no ONNX file; to build it from the weights, "
@@ -59,22 +78,38 @@ def ensure_graph(
             model=str(directory),
         )
     with read_tensors(*weights) as tensors:
-        _keep(plan.build(tensors, in_chunks=in_chunks), root, target, directory)
-    return target / GRAPH_FILE
+        build = partial(_built_int8, directory) if is_int8 else _built
+        _keep(partial(build, plan, tensors, in_chunks), root, target, graph_file, directory)
+    return target / graph_file
 
 
-def _keep(graph: Graph, root: Path, target: Path, directory: Path) -> None:
+def _built(plan: Plan, tensors: Tensors, in_chunks: bool, _: Path) -> Graph:
+    """The graph, ready to be written."""
+    return plan.build(tensors, in_chunks=in_chunks)
+
+
+def _built_int8(directory: Path, plan: Plan, tensors: Tensors, in_chunks: bool, temporary: Path) -> Graph:
+    """The graph of the model in `directory` in 8 bits; the float one is in `temporary` meanwhile."""
+    watched = temporary / GRAPH_FILE, temporary / DATA_FILE
+    plan.build(tensors, in_chunks=in_chunks, finish=watch_activations).write(*watched, DATA_FILE)
+    largest = activations(watched[0], frame_of(directory, words=plan.vocabulary(tensors), config=plan.config))
+    for path in watched:
+        path.unlink()
+    return plan.build(tensors, in_chunks=in_chunks, finish=partial(quantize, largest=largest))
+
+
+def _keep(build: Callable[[Path], Graph], root: Path, target: Path, graph_file: str, directory: Path) -> None:
     """Write the graph of `directory` into its folder `target`."""
     try:
         _prune(root)
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=_TEMPORARY_PREFIX, dir=root, ignore_cleanup_errors=True) as temporary:
-            graph.write(Path(temporary, GRAPH_FILE), Path(temporary, DATA_FILE), DATA_FILE)
+            build(Path(temporary)).write(Path(temporary, graph_file), Path(temporary, DATA_FILE), DATA_FILE)
             target.mkdir(exist_ok=True)
             if target.is_symlink():
                 raise NotADirectoryError(errno.ENOTDIR, "a link where a directory of the cache belongs", str(target))
             # The graph last: whoever sees it finds its weights. Two processes write the same bytes.
-            for name in (DATA_FILE, GRAPH_FILE):
+            for name in (DATA_FILE, graph_file):
                 move(Path(temporary, name), target / name)
     except OSError as error:
         if _is_complete(target):  # Windows does not replace a file that another process has just made and mapped
@@ -87,7 +122,12 @@ def _keep(graph: Graph, root: Path, target: Path, directory: Path) -> None:
 
 
 def find_graph(
-    directory: Path, *, head: Head = "states", in_chunks: bool = True, cache_dir: Path | None = None
+    directory: Path,
+    *,
+    head: Head = "states",
+    in_chunks: bool = True,
+    is_int8: bool = False,
+    cache_dir: Path | None = None,
 ) -> Path | None:
     """What `ensure_graph` would give, if it has been built already; None otherwise.
 
@@ -97,8 +137,8 @@ def find_graph(
         UnsupportedModelError: There are no weights.
         ModelLoadError: The weights cannot be read.
     """
-    _, target, _ = _place(directory, head, cache_dir, in_chunks=in_chunks)
-    return target / GRAPH_FILE if _is_complete(target) else None
+    _, target, _ = _place(directory, head, cache_dir, in_chunks=in_chunks, is_int8=is_int8)
+    return target / _graph_file(is_int8=is_int8) if _is_complete(target) else None
 
 
 def kept_graphs(*, cache_dir: Path | None = None) -> list[Path]:
@@ -123,7 +163,7 @@ def delete_graph(folder: Path) -> None:
     Raises:
         OSError: It cannot be, as on Windows while a worker has it mapped.
     """
-    for name in (GRAPH_FILE, DATA_FILE):
+    for name in _FILES:
         (folder / name).unlink(missing_ok=True)
     folder.rmdir()
 
@@ -133,7 +173,7 @@ def _root(cache_dir: Path | None) -> Path:
 
 
 def _place(
-    directory: Path, head: Head, cache_dir: Path | None, *, in_chunks: bool
+    directory: Path, head: Head, cache_dir: Path | None, *, in_chunks: bool, is_int8: bool
 ) -> tuple[Path, Path, tuple[Path, ...]]:
     """The cache's root, the folder there of the graph that `directory` gives, and the weights that identify it."""
     weights = find_weights(directory)
@@ -142,14 +182,14 @@ def _place(
     root = _root(cache_dir)
     try:
         digests = [file_digest(path, root / "digests") for path in (directory / "config.json", *weights)]
+        how = [] if in_chunks else ["whole"]
+        if is_int8:
+            tokenizer = directory / TOKENIZER_FILE
+            how += ["int8", str(INT8_VERSION)]
+            how += [file_digest(tokenizer, root / "digests")] if tokenizer.is_file() else []
     except OSError as error:
         raise ModelLoadError(f"the weights in {directory} cannot be read: {error}", model=str(directory)) from error
-    return root, root / _key(head, digests, in_chunks=in_chunks), weights
-
-
-def _key(head: Head, digests: list[str], *, in_chunks: bool) -> str:
-    """The name of the folder of a graph, by what it is built from, what it gives and how."""
-    return _weights_key(digests) + key_of([str(head)] if in_chunks else [str(head), "whole"])[:_HEAD_LENGTH]
+    return root, root / (_weights_key(digests) + key_of([str(head), *how])[:_HEAD_LENGTH]), weights
 
 
 def _weights_key(digests: list[str]) -> str:
@@ -157,8 +197,13 @@ def _weights_key(digests: list[str]) -> str:
     return key_of([str(FORMAT_VERSION), *digests])[: KEY_LENGTH - _HEAD_LENGTH]
 
 
+def _graph_file(*, is_int8: bool) -> str:
+    return INT8_GRAPH_FILE if is_int8 else GRAPH_FILE
+
+
 def _is_complete(target: Path) -> bool:
-    return not target.is_symlink() and (target / GRAPH_FILE).is_file() and (target / DATA_FILE).is_file()
+    has_graph = (target / GRAPH_FILE).is_file() or (target / INT8_GRAPH_FILE).is_file()
+    return not target.is_symlink() and has_graph and (target / DATA_FILE).is_file()
 
 
 def _prune(root: Path) -> None:
@@ -166,6 +211,6 @@ def _prune(root: Path) -> None:
     for path in root.glob(f"{_TEMPORARY_PREFIX}*"):
         with contextlib.suppress(OSError):  # its owner may be done with it at this moment
             if time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS and not path.is_symlink():
-                for name in (GRAPH_FILE, DATA_FILE):
+                for name in _FILES:
                     (path / name).unlink(missing_ok=True)
                 path.rmdir()

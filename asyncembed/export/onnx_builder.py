@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     import onnx
 
 # Element types as `onnx.TensorProto` numbers them, which is loaded only where a graph is built.
-FLOAT, INT64, BOOL = 1, 7, 9
+FLOAT, INT8, INT64, BOOL = 1, 3, 7, 9
+
+_ELEMENT_TYPES = {np.dtype("<f4"): FLOAT, np.dtype("i1"): INT8}
 
 # Tensors up to this size stay in the graph, where a runtime's optimiser can read them: scalars, axes, shapes.
 _INLINE_BYTES = 256
@@ -31,11 +33,15 @@ _ALIGNMENT_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """One tensor of the data file; `load` gives blocks of its rows, of any float type, at the moment of writing."""
+    """One tensor of the data file; `load` gives blocks of its rows, at the moment of writing.
+
+    Those are of its own element type, or for a float32 one of any float type.
+    """
 
     name: str
     shape: tuple[int, ...]
     load: Callable[[], Iterable[Array]]
+    dtype: np.dtype[Any]
 
 
 class Graph:
@@ -49,6 +55,13 @@ class Graph:
         self._weights: dict[str, _Weight] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
+        self._floors: dict[str, float] = {}
+        self.metadata: dict[str, str] = {}
+
+    @property
+    def size(self) -> int:
+        """How many nodes there are, without those in branches."""
+        return len(self._nodes)
 
     def input(self, name: str, shape: Sequence[int | str]) -> str:
         """Declare an int64 input; a dimension with a name is dynamic."""
@@ -102,6 +115,30 @@ class Graph:
         finally:
             self._nodes = outside
 
+    def rewrite(self, replace: Callable[[str, Sequence[str]], str | None], *, last: int) -> None:
+        """Offer each of the first `last` nodes to `replace`, by its operator and its inputs.
+
+        What it adds stands in the node's place: it gives the value of the last node that it has added, or None.
+        """
+        nodes, self._nodes = self._nodes, []
+        for node in nodes[:last]:
+            value = replace(node.op_type, tuple(node.input))
+            if value is None:
+                self._nodes.append(node)
+            else:
+                assert list(self._nodes[-1].output) == [value], "the last node that was added gives the value"
+                self._nodes[-1].output[0] = node.output[0]
+        self._nodes += nodes[last:]
+
+    def note_floor(self, value: str, least: float) -> str:
+        """Note that no number of `value` can be less."""
+        self._floors[value] = least
+        return value
+
+    def floor_of(self, value: str) -> float | None:
+        """The least that a number of `value` can be, where that was noted."""
+        return self._floors.get(value)
+
     def _add(
         self, op: str, inputs: Sequence[str], outputs: int, attributes: Mapping[str, int | float | Sequence[int]]
     ) -> list[str]:
@@ -115,32 +152,45 @@ class Graph:
         self._nodes.append(node)
         return names
 
-    def constant(self, value: int | float | Sequence[Any]) -> str:
-        """A small tensor inside the graph, of numbers or nested lists: int64 or float32. Equal ones are shared."""
+    def constant(self, value: int | float | Sequence[Any] | np.uint8) -> str:
+        """A small tensor inside the graph, of numbers or nested lists: int64, float32, or the type of a numpy number.
+
+        Equal ones are shared.
+        """
         from onnx import numpy_helper
 
         array = np.asarray(value)
-        array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+        if not isinstance(value, np.generic):
+            array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             self._constants[key] = numpy_helper.from_array(array, f"constant_{len(self._constants)}")
         return self._constants[key].name
 
-    def weight(self, name: str, shape: tuple[int, ...], load: Callable[[], Array]) -> str:
-        """A float32 tensor of the data file. `load` is called once, when the graph is written."""
-        return self.weight_in_blocks(name, shape, lambda: [load()])
-
-    def weight_in_blocks(self, name: str, shape: tuple[int, ...], load: Callable[[], Iterable[Array]]) -> str:
-        """Likewise for one that is read in blocks of rows, since it may be too large to be held whole."""
-        self._weights.setdefault(name, _Weight(name, shape, load))
+    def weight(self, name: str, shape: tuple[int, ...], load: Callable[[], Array], *, dtype: str = "<f4") -> str:
+        """A tensor of the data file. `load` is called once, when the graph is written."""
+        self._weights.setdefault(name, _Weight(name, shape, lambda: [load()], np.dtype(dtype)))
         return name
+
+    def weight_in_blocks(
+        self, name: str, shape: tuple[int, ...], load: Callable[[], Iterable[Array]], *, dtype: str = "<f4"
+    ) -> str:
+        """Likewise for one that is read in blocks of rows, since it may be too large to be held whole."""
+        self._weights.setdefault(name, _Weight(name, shape, load, np.dtype(dtype)))
+        return name
+
+    def reader_of(self, name: str) -> tuple[tuple[int, ...], Callable[[], Iterable[Array]]] | None:
+        """The shape of a weight and what reads its blocks of rows, for others that are made of it; None: it is none."""
+        weight = self._weights.get(name)
+        return None if weight is None else (weight.shape, weight.load)
 
     def write(self, model: Path, data: Path, data_name: str) -> None:
         """Write the graph to `model`, its weights to `data`, which the graph refers to as `data_name`."""
         from onnx import helper
 
+        used = _used(self._nodes)
         with data.open("wb") as file:
-            weights = [_write_weight(weight, file, data_name) for weight in self._weights.values()]
+            weights = [_write_weight(each, file, data_name) for name, each in self._weights.items() if name in used]
         graph = helper.make_graph(
             self._nodes, "encoder", self._inputs, self._outputs, [*self._constants.values(), *weights]
         )
@@ -150,16 +200,28 @@ class Graph:
             opset_imports=[helper.make_opsetid("", self.opset)],
             ir_version=8,
         )
+        helper.set_model_props(proto, self.metadata)
         model.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _used(nodes: "Iterable[onnx.NodeProto]") -> set[str]:
+    """The names of all values that nodes read, those in branches included."""
+    found: set[str] = set()
+    for node in nodes:
+        found.update(node.input)
+        for attribute in node.attribute:
+            found |= _used(attribute.g.node)
+    return found
 
 
 def _write_weight(weight: _Weight, file: BinaryIO, data_name: str) -> "onnx.TensorProto":
     from onnx import TensorProto
 
-    size_bytes = 4 * math.prod(weight.shape)
-    tensor = TensorProto(name=weight.name, data_type=TensorProto.FLOAT, dims=weight.shape)
+    dtype = weight.dtype
+    size_bytes = dtype.itemsize * math.prod(weight.shape)
+    tensor = TensorProto(name=weight.name, data_type=_ELEMENT_TYPES[dtype], dims=weight.shape)
     if size_bytes <= _INLINE_BYTES:
-        tensor.raw_data = b"".join(block.astype("<f4").tobytes() for block in weight.load())
+        tensor.raw_data = b"".join(block.astype(dtype).tobytes() for block in weight.load())
         return tensor
     file.seek(-file.tell() % _ALIGNMENT_BYTES, 1)
     tensor.data_location = TensorProto.EXTERNAL
@@ -168,5 +230,5 @@ def _write_weight(weight: _Weight, file: BinaryIO, data_name: str) -> "onnx.Tens
     for block in weight.load():
         rows = max(1, BLOCK_BYTES * len(block) // max(1, 4 * block.size))
         for start in range(0, len(block), rows):
-            file.write(np.ascontiguousarray(block[start : start + rows], "<f4").data)
+            file.write(np.ascontiguousarray(block[start : start + rows], dtype).data)
     return tensor

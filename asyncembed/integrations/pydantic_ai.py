@@ -40,7 +40,6 @@ INTERACTIVE_INPUTS = 128
 
 _CALL_KEYWORDS: Mapping[str, str] = {
     "dimensions": "truncate_dim",
-    "truncate": "truncate",
     "asyncembed_prompt": "prompt",
     "asyncembed_prompt_name": "prompt_name",
     "asyncembed_task": "task",
@@ -162,4 +161,7 @@ class AsyncembedEmbeddingModel(EmbeddingModel):
 
 
 def _call_of(settings: EmbeddingSettings) -> TextCall:
-    return cast(TextCall, {_CALL_KEYWORDS[name]: value for name, value in settings.items() if name in _CALL_KEYWORDS})
+    call = {_CALL_KEYWORDS[name]: value for name, value in settings.items() if name in _CALL_KEYWORDS}
+    if "truncate" in settings:
+        call["long"] = "truncate" if settings["truncate"] else "error"
+    return cast(TextCall, call)

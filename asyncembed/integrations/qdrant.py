@@ -30,6 +30,7 @@ from anyio import CapacityLimiter, create_task_group, to_thread
 from anyio.lowlevel import checkpoint
 
 from asyncembed.bars import StreamProgress
+from asyncembed.checkpoint import Checkpoint
 from asyncembed.checks import check_callable, check_count, check_on_error
 from asyncembed.embedders.base import Embedder, HasVectors
 from asyncembed.embedders.hybrid import HybridTextEmbedding
@@ -571,7 +572,7 @@ async def upload(
     collection: str,
     batches: PointStream,
     *,
-    checkpoint: Callable[[Stored], Awaitable[object] | object] | None = None,
+    checkpoint: Checkpoint | Callable[[Stored], Awaitable[object] | object] | None = None,
     wait: bool = True,
 ) -> StreamProgress:
     """Store all points of a stream, batch by batch, while the next ones are computed; returns how far it came.
@@ -584,8 +585,9 @@ async def upload(
         client: Qdrant's asynchronous client.
         collection: Its name; see `collection_config`.
         batches: What `points` gives. It is closed in the end.
-        checkpoint: A function, or coroutine function, called after each batch that the store has acknowledged, in
-            order, and in the end if records failed after that.
+        checkpoint: An open `Checkpoint`, with whose `records` the `points` were started; or a function, or coroutine
+            function. Called after each batch that the store has acknowledged, in order, and in the end if records
+            failed after that.
         wait: Whether the store acknowledges a batch only when it can be found.
     """
     if not iscoroutinefunction(getattr(client, "upsert", None)):
@@ -601,7 +603,10 @@ async def upload(
     return batches.progress()
 
 
-async def _tell(checkpoint: Callable[[Stored], Awaitable[object] | object] | None, stored: Stored) -> None:
+async def _tell(checkpoint: Checkpoint | Callable[[Stored], Awaitable[object] | object] | None, stored: Stored) -> None:
+    if isinstance(checkpoint, Checkpoint):
+        await checkpoint.reach(stored.records)
+        return
     told = None if checkpoint is None else checkpoint(stored)
     if isawaitable(told):
         await told

@@ -31,7 +31,7 @@ from asyncembed.checks import check_choice, check_text
 from asyncembed.embedders.roles import TextRoles
 from asyncembed.embedders.sparse import SparseKeywords, SparseTextEmbedding
 from asyncembed.embedders.text import DEFAULT_MODEL, TextEmbedding, TextKeywords
-from asyncembed.engine.pool import MAX_WORKERS_BY_DEFAULT
+from asyncembed.engine.pool import workers_by_default
 from asyncembed.errors import OptionError
 from asyncembed.integrations._models import Model
 from asyncembed.results import SparseEmbedding
@@ -174,7 +174,7 @@ def _with_share(options: dict[str, Any]) -> dict[str, Any]:
     devices = options.get("device_ids") or range(len(context.get_accelerator_ids().get("GPU", ())))
     workers = options.get("workers")
     if workers is None:
-        workers = len(devices) or min(cores, MAX_WORKERS_BY_DEFAULT)
+        workers = len(devices) or workers_by_default(cores)
     threads = options.get("threads") or max(1, cores // max(1, workers))
     return {**options, "workers": workers, "threads": threads, "device_ids": list(devices) or None}
 

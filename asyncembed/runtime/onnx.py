@@ -1,8 +1,6 @@
 """A graph on onnxruntime: the first implementation of `Session`."""
 
-import ctypes
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -11,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
+from asyncembed.runtime.memory import is_large, release_free_memory
 from asyncembed.runtime.onnx_file import are_within_reach, check_links, read_onnx_file
 from asyncembed.runtime.prepared import put_aside
 from asyncembed.runtime.providers import (
     CPU,
+    CUDA,
     INSTALL_HINT,
     ON_CPU,
     ProviderChoice,
@@ -23,10 +23,6 @@ from asyncembed.runtime.providers import (
     missing_after_load,
 )
 from asyncembed.runtime.session import Array, SessionOptions
-
-# A run of more leaves an arena that later runs do not need: 150 MB after 2,048 tokens of a 384-wide encoder, and 26
-# once that was given back, which has not been seen to cost anything.
-_MANY_TOKENS = 1024
 
 # The types that embedding graphs take as inputs, as onnxruntime writes them.
 _DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -81,10 +77,11 @@ class OnnxSession:
         self._input_shapes = {value.name: tuple(map(_length, value.shape)) for value in session.get_inputs()}
         self._output_shapes = {value.name: tuple(map(_length, value.shape or ())) for value in session.get_outputs()}
         self.providers: tuple[str, ...] = tuple(active)
+        self._output_place = _output_place(session)
         self._shrinking = onnxruntime.RunOptions()
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.warning: str | None = fallback_warning(options, available, active) or objection
-        _release_free_memory()
+        release_free_memory()
 
     @property
     def runs_on_cpu(self) -> bool:
@@ -113,12 +110,37 @@ class OnnxSession:
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
         """Compute `outputs`, in that order, from `inputs`."""
-        is_long = self.runs_on_cpu and "input_ids" in inputs and inputs["input_ids"].size > _MANY_TOKENS
-        options = self._shrinking if is_long else None
+        if self._output_place is not None:
+            return self._run_bound(outputs, inputs, self._output_place)
+        cleans_up = self.runs_on_cpu and is_large(inputs)
+        options = self._shrinking if cleans_up else None
         results: list[Array] = self._session.run(list(outputs), dict(inputs), options)
-        if is_long:
-            _release_free_memory()
+        if cleans_up:
+            release_free_memory()
         return results
+
+    def _run_bound(self, outputs: Sequence[str], inputs: Mapping[str, Array], place: tuple[str, int]) -> list[Array]:
+        """Compute `outputs` into the memory of a device, and copy each from there to where it is used.
+
+        A plain run of onnxruntime's copies them twice: to memory of its own, and from there.
+        """
+        if missing := [name for name in self.input_names if name not in inputs]:
+            raise ValueError(f"the graph takes {missing[0]} as well")  # else it is told by the node that wants it
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in outputs:
+            binding.bind_output(name, *place)
+        self._session.run_with_iobinding(binding)
+        results: list[Array] = binding.copy_outputs_to_cpu()
+        return results
+
+
+def _output_place(session: Any) -> tuple[str, int] | None:
+    """Kind and number of the device whose memory the outputs lie in; None: they are copied by onnxruntime itself."""
+    if session.get_providers()[0] != CUDA:
+        return None
+    return "cuda", int(session.get_provider_options()[CUDA].get("device_id", 0))
 
 
 def _length(dimension: object) -> int | None:
@@ -163,6 +185,24 @@ def save_optimized(source: Path, graph: Path, data_name: str) -> None:
     except Exception as error:
         raise ModelLoadError(
             f"onnxruntime {onnxruntime.__version__} cannot prepare {source}: {error}", model=str(source)
+        ) from error
+
+
+def open_as_it_is(path: Path) -> Any:
+    """Open a session of onnxruntime's own on all cores of the CPU, which optimises nothing and is silent; blocks.
+
+    Raises:
+        ModelLoadError: It cannot be loaded.
+    """
+    onnxruntime = import_onnxruntime()
+    session_options = _session_options(onnxruntime, threads=0)
+    session_options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session_options.log_severity_level = 4
+    try:
+        return _open(onnxruntime, path, session_options, ON_CPU)
+    except Exception as error:
+        raise ModelLoadError(
+            f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}", model=str(path)
         ) from error
 
 
@@ -225,15 +265,3 @@ def import_onnxruntime() -> ModuleType:
         raise RuntimeMissingError(f"this model needs onnxruntime: {INSTALL_HINT}") from error
     module: ModuleType = onnxruntime
     return module
-
-
-def _release_free_memory() -> None:
-    """Have the C library return its free pages, where it is one that keeps them (glibc).
-
-    Loading a graph leaves about the size of its weights behind: onnxruntime packs them anew and frees the originals,
-    and glibc keeps what was freed. With a model of 350 MB a worker takes 440 MB afterwards instead of 660.
-    """
-    if sys.platform.startswith("linux"):
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

@@ -30,6 +30,12 @@ DYNAMIC_OPERATORS = frozenset(
 )
 """Operators that derive a scale from their input at run time."""
 
+BY_ROW = "asyncembed.scale_per_row"
+"""What the metadata of graphs say whose `MatMulInteger` has a scale per row, so that a result has no neighbours."""
+
+BRANCHES = frozenset({b"If", b"Loop", b"Scan"})
+"""Operators with graphs of their own inside."""
+
 MAX_FIELDS = 1_000_000
 """A large graph without its weights is a megabyte at most, of some ten bytes a field."""
 
@@ -39,7 +45,7 @@ _MAX_VARINT_BYTES = 10
 
 
 _PARTS: Mapping[str, Mapping[int, str]] = {
-    "model": {7: "graph", 25: "function"},
+    "model": {7: "graph", 25: "function", 14: "metadata"},
     "function": {7: "node", 11: "attribute"},
     "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
     "node": {4: "operator", 5: "attribute"},
@@ -47,7 +53,8 @@ _PARTS: Mapping[str, Mapping[int, str]] = {
     "sparse tensor": {1: "tensor", 2: "tensor"},
     "tensor": {13: "external data"},
 }
-"""Field numbers of the messages within each message. An operator is a name, external data a pair of key and value.
+"""Field numbers of the messages within each message. An operator is a name; external data and metadata are pairs of key
+and value.
 
 Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto"""
 
@@ -60,10 +67,12 @@ class OnnxFile:
         weights: The files that tensors of it lie in, relative to its own directory. A name that leads out is left out.
         is_dynamically_quantized: Whether an operator derives a scale from its input at run time. It takes one scale for
             a whole tensor, hence for a whole batch: a result then depends on its neighbours (cosine down to 0.98).
+        has_branches: Whether some of it runs on a condition, or several times.
     """
 
     weights: tuple[str, ...] = ()
     is_dynamically_quantized: bool = False
+    has_branches: bool = False
 
 
 def read_onnx_file(path: Path) -> OnnxFile:
@@ -125,19 +134,24 @@ def _outside(model: Path, names: Sequence[str], allowed: Sequence[Path]) -> list
 def _read(path: Path, _: tuple[int, ...]) -> OnnxFile:
     """The answer for the file that `path` leads to, which the second argument tells from others."""
     weights: dict[str, None] = {}
-    is_dynamically_quantized = False
+    operators: set[bytes] = set()
+    is_by_row = False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         message = _Message(data, path)
         for kind, start, end in _walk(message):
             if kind == "external data":
                 weights.update(dict.fromkeys(_location(message, start, end)))
-            elif message.content(start, end) in DYNAMIC_OPERATORS:
-                is_dynamically_quantized = True
-    return OnnxFile(tuple(weights), is_dynamically_quantized)
+            elif kind == "metadata":
+                entry = {number: message.content(begin, stop) for number, begin, stop in message.fields(start, end)}
+                is_by_row = is_by_row or entry.get(1) == BY_ROW.encode()
+            else:
+                operators.add(message.content(start, end))
+    dynamic = operators & DYNAMIC_OPERATORS - ({b"MatMulInteger"} if is_by_row else set())
+    return OnnxFile(tuple(weights), bool(dynamic), bool(operators & BRANCHES))
 
 
 def _walk(message: "_Message") -> Iterator[tuple[str, int, int]]:
-    """The names of operators and the entries about external data in a model, wherever they are."""
+    """The names of operators, the entries about external data, wherever they are, and those of the metadata."""
     open_parts = [(_PARTS["model"], message.fields(0, message.size))]
     while open_parts:
         parts, fields = open_parts[-1]

@@ -27,7 +27,7 @@ from asyncembed.repo_files import read_object
 from asyncembed.runtime.digests import KEY_LENGTH, file_digest, key_of
 from asyncembed.runtime.onnx_file import read_onnx_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when a graph that is prepared of the same file changes."""
 
 GRAPH_FILE = "model.onnx"
@@ -112,10 +112,11 @@ def find_prepared(source: Source) -> Path | None:
     return folder / GRAPH_FILE
 
 
-def prepare_graph(source: Source, save: Callable[[Path, Path, str], None]) -> Path:
+def prepare_graph(source: Source, save: Callable[[Path, Path, str], str | None]) -> Path:
     """Make it, in a folder beside that is renamed when it is whole. Takes about the memory of the weights; blocks.
 
-    `save` writes the graph at one path to another, and its packed weights beside that under the name given.
+    `save` writes the graph at one path to another, and its packed weights beside that under the name given; what it has
+    to say of that is kept for `note_of`.
 
     Raises:
         ModelLoadError: onnxruntime cannot load the source, or cannot write what it has made.
@@ -129,10 +130,10 @@ def prepare_graph(source: Source, save: Callable[[Path, Path, str], None]) -> Pa
     with tempfile.TemporaryDirectory(prefix=_TEMPORARY_PREFIX, dir=source.root, ignore_cleanup_errors=True) as beside:
         made = Path(beside, "made")
         made.mkdir()
-        save(source.path, made / GRAPH_FILE, DATA_FILE)
+        note = save(source.path, made / GRAPH_FILE, DATA_FILE)
         if not (made / DATA_FILE).is_file():
             raise ModelLoadError(f"onnxruntime has kept no weights of {source.path} beside", model=str(source.path))
-        facts = {"source": str(source.path), "runtime": _runtime(), "machine": source.machine}
+        facts = {"source": str(source.path), "runtime": _runtime(), "machine": source.machine, "note": note}
         (made / FACTS_FILE).write_text(json.dumps(facts, indent=1), "utf-8")
         for name in (GRAPH_FILE, DATA_FILE):
             _sync(made / name)
@@ -160,10 +161,13 @@ def kept_prepared(*, cache_dir: Path) -> list[Path]:
 
 def made_of(folder: Path) -> Path | None:
     """The graph that one of `kept_prepared` was made of, which may be gone; None where that cannot be read."""
-    with contextlib.suppress(ModelLoadError):
-        named = read_object(folder / FACTS_FILE).get("source")
-        return Path(named) if isinstance(named, str) and named.isprintable() else None
-    return None
+    named = _fact(folder, "source")
+    return None if named is None else Path(named)
+
+
+def note_of(graph: Path) -> str | None:
+    """What was to be said when this prepared graph was made; None: nothing."""
+    return _fact(graph.parent, "note")
 
 
 def delete_prepared(folder: Path) -> None:
@@ -175,6 +179,13 @@ def delete_prepared(folder: Path) -> None:
     for name in (GRAPH_FILE, DATA_FILE, FACTS_FILE):
         (folder / name).unlink(missing_ok=True)
     folder.rmdir()
+
+
+def _fact(folder: Path, key: str) -> str | None:
+    with contextlib.suppress(ModelLoadError):
+        value = read_object(folder / FACTS_FILE).get(key)
+        return value if isinstance(value, str) and value.isprintable() else None
+    return None
 
 
 def _is_complete(folder: Path) -> bool:

@@ -3,13 +3,20 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+from asyncembed.errors import ModelLoadError
 
-Array: TypeAlias = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from asyncembed.runtime.onnx import OnnxSession
+    from asyncembed.runtime.openvino import OpenVinoSession
+
+Array: TypeAlias = "npt.NDArray[Any]"
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+Runtime: TypeAlias = Literal["onnxruntime", "openvino"]
 
 
 class Session(Protocol):
@@ -40,7 +47,7 @@ class Session(Protocol):
         """What the user should know of where it runs; None: nothing."""
         ...
 
-    def input_dtype(self, name: str) -> np.dtype[Any]:
+    def input_dtype(self, name: str) -> "np.dtype[Any]":
         """The element type that the input `name` takes."""
         ...
 
@@ -70,21 +77,45 @@ class SessionOptions:
         device: "auto" takes CUDA where it is installed and works, "cuda" demands it, "cpu" never asks.
         device_id: Which device of that kind; None: the runtime's default.
         providers: Execution providers by name, each with its options, instead of `device`.
+        runtime: What loads and runs the graph. OpenVINO runs it on the CPU, whatever the device.
+        bfloat16: Compute in bfloat16 what is computed in float32 otherwise; OpenVINO alone can.
     """
 
     threads: int = 1
     device: Device = "auto"
     device_id: int | None = None
     providers: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] | None = None
+    runtime: Runtime = "onnxruntime"
+    bfloat16: bool = False
 
 
 def open_session(path: Path, options: SessionOptions, *, prepared: Path | None = None) -> Session:
     """Load the graph at `path`, or what was prepared of it; blocks, as it reads the whole model.
 
+    What OpenVINO cannot load onnxruntime runs instead; the session's `warning` says so.
+
     Raises:
         RuntimeMissingError: The runtime, or an execution provider that was asked for, is missing.
         ModelLoadError: The file is missing, broken, or needs a newer runtime.
+        OptionError: The CPU cannot compute in bfloat16.
     """
+    if options.runtime == "openvino":
+        try:
+            return _open_with_openvino(path, options)
+        except ModelLoadError as error:
+            session = _open_with_onnxruntime(path, options, prepared)
+            session.warning = f"onnxruntime runs it: {error}"
+            return session
+    return _open_with_onnxruntime(path, options, prepared)
+
+
+def _open_with_openvino(path: Path, options: SessionOptions) -> "OpenVinoSession":
+    from asyncembed.runtime.openvino import OpenVinoSession
+
+    return OpenVinoSession(path, options)
+
+
+def _open_with_onnxruntime(path: Path, options: SessionOptions, prepared: Path | None) -> "OnnxSession":
     from asyncembed.runtime.onnx import OnnxSession
 
     return OnnxSession(path, options, prepared=prepared)

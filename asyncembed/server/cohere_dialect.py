@@ -171,7 +171,7 @@ def inputs_of(asked: CohereEmbedRequest) -> tuple[list[str] | None, list[str] | 
 
 
 async def _embed_texts(service: Service, asked: CohereEmbedRequest, texts: list[str]) -> CountedBatch[Any]:
-    model = service.models.pick(asked.model, TextEmbedding)
+    model = await service.pick(asked.model, TextEmbedding)
     if asked.input_type == "image":
         raise Refusal("invalid", "texts are no images", param="input_type")
     if asked.truncate == "START":
@@ -198,7 +198,7 @@ ROLES: "Mapping[str, Mode]" = {"search_document": "passage", "search_query": "qu
 
 
 async def _embed_images(service: Service, asked: CohereEmbedRequest, images: list[str]) -> CountedBatch[Any]:
-    model: Served[ImageEmbedding[Any]] = service.models.pick(asked.model, ImageEmbedding)
+    model: Served[ImageEmbedding[Any]] = await service.pick(asked.model, ImageEmbedding)
     check_size(model.embedder, asked.output_dimension, param="output_dimension")
     return await embed_images(service, model, images, param="images", is_bulk=is_bulk(asked.priority))
 
@@ -243,7 +243,7 @@ async def in_form(kind: str, vectors: "NDArray[Any]") -> bytes:
 
 async def rerank(service: Service, asked: CohereRerankRequest) -> bytes:
     """Documents by how well they answer a query, best first."""
-    model = service.models.pick(asked.model, TextCrossEncoder)
+    model = await service.pick(asked.model, TextCrossEncoder)
     if asked.relevant_spans is not None:
         raise Refusal("invalid", "relevant_spans are not told here: leave them out", param="relevant_spans")
     check_limit(asked.max_tokens_per_doc, model.embedder.max_length, param="max_tokens_per_doc")

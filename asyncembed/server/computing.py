@@ -101,7 +101,7 @@ async def embed_texts(
     service.check_count(len(texts), param=param)
     await service.check_tokens(model, texts, param=param)
     if truncate is not None and isinstance(embedder, TextEmbedding):
-        call["truncate"] = truncate
+        call["long"] = "truncate" if truncate else "error"
     asked = cast("StreamKeywords", call)
     if not isinstance(embedder, TextRoles):
         counted = await embedder.embed_text(texts, priority="interactive").with_tokens().collect()

@@ -96,7 +96,7 @@ async def infinity_rerank(service: Service, asked: Asked, documents: Sequence[st
 
 async def ranked(service: Service, asked: Asked, texts: Sequence[str], shown: Sequence[object]) -> bytes:
     """The answer, with what is `shown` of each of the documents if it is asked for."""
-    model = service.models.pick(asked.model, TextCrossEncoder)
+    model = await service.pick(asked.model, TextCrossEncoder)
     counted = await rank(
         service,
         model,

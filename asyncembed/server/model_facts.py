@@ -9,7 +9,7 @@ from typing import TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from asyncembed.catalogue.onnx_choice import precision_of
-from asyncembed.embedders.base import Embedder, HasVectors, opened_model
+from asyncembed.embedders.base import Embedder, HasVectors, is_loaded, opened_model
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import ModelLoadError, StateError, UnsupportedModelError
@@ -32,6 +32,11 @@ class ModelFacts:
         self._embedder = embedder
         self._tokens: tuple[EncoderConfig, TokenLists] | None = None
         self._limiter = CapacityLimiter(THREADS)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether what follows is known: no, where loading was left to the first request."""
+        return is_loaded(self._embedder)
 
     @property
     def config(self) -> EncoderConfig:

@@ -7,6 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from asyncembed.embedders.base import is_loaded
 from asyncembed.integrations.prometheus import Metrics
 from asyncembed.observing import ModelClosed, ModelOpened, ObservedModel
 from asyncembed.server.endpoint import Reply, Route
@@ -101,6 +102,6 @@ async def health(service: Service, _: None) -> bytes:
     """Whether requests can be served now: the models are open, and there are workers to compute."""
     if not service.is_ready:
         raise Refusal("unavailable", "the models are not ready")
-    if not all(model.embedder.stats().workers_ready for model in service.models):
+    if not all(model.embedder.stats().workers_ready for model in service.models if is_loaded(model.embedder)):
         raise Refusal("unavailable", "there is no worker at the moment")
     return b'{"status":"ready"}'

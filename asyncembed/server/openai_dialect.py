@@ -135,7 +135,7 @@ async def _embed(service: Service, asked: EmbeddingsRequest) -> tuple[Served[Any
     """The model that is asked for, and what it gives: vectors (n, dim), or a list of matrices (rows, dim)."""
     texts, images = _inputs(asked)
     kinds = OF_IMAGES if texts is None else TextEmbedding if asked.model is None else OF_TEXTS
-    model: Served[Any] = service.models.pick(asked.model, kinds)
+    model: Served[Any] = await service.pick(asked.model, kinds)
     call: TextCall = {}
     if asked.dimensions is not None:
         check_size(model.embedder, asked.dimensions, param="dimensions")

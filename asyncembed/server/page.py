@@ -88,7 +88,7 @@ _encode = msgspec.json.Encoder().encode
 async def numbers(service: Service, _: None) -> bytes:
     """What the page shows: models, and counts that only grow."""
     meter, facts = service.meter, [service.facts(model) for model in service.models]
-    engines = dict.fromkeys(fact.engine for fact in facts)  # models may share one
+    engines = dict.fromkeys(fact.engine for fact in facts if fact.is_loaded)  # models may share one
     return _encode(
         PageAnswer(
             version=__version__,
@@ -122,10 +122,10 @@ def _model(served: Served[Embedder], facts: ModelFacts) -> ModelState:
         model=embedder.model_name,
         kind=embedder.family,
         dim=facts.dim,
-        max_length=embedder.max_length,
-        precision=facts.precision,
-        runs_on=facts.runs_on,
-        revision=facts.revision,
+        max_length=embedder.max_length if facts.is_loaded else None,
+        precision=facts.precision if facts.is_loaded else None,
+        runs_on=facts.runs_on if facts.is_loaded else "not loaded yet",
+        revision=facts.revision if facts.is_loaded else None,
         inputs=stats.items,
         failed=stats.failed,
         refused=stats.refused,

@@ -8,12 +8,12 @@ from hmac import compare_digest
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from asyncembed.embedders.base import Embedder
+from asyncembed.embedders.base import Embedder, is_loaded, load
 from asyncembed.server.meter import Meter
 from asyncembed.server.model_facts import ModelFacts
 from asyncembed.server.refusals import Refusal
 from asyncembed.server.request_limits import Limits
-from asyncembed.server.served import Served, ServedModels
+from asyncembed.server.served import KindT, Served, ServedModels
 
 if TYPE_CHECKING:
     from asyncembed.engine.supervisor import Supervisor
@@ -109,6 +109,18 @@ class Service:
         most = MOST_VALUES + 2 * self.limits.max_tokens + 8 * self.limits.max_inputs
         if len(body) > 2 * most and _has_more_values(body, most):
             raise Refusal("too_many", f"the body has more than {most} values")
+
+    async def pick(self, name: str | None, kinds: type[KindT] | Sequence[type[KindT]]) -> Served[KindT]:
+        """The model that serves a request, loaded if that was left to the first one.
+
+        Raises:
+            Refusal: There is none, or it is of another class.
+            AsyncEmbedError: It cannot be loaded.
+        """
+        model = self.models.pick(name, kinds)
+        if not is_loaded(model.embedder):
+            await load(model.embedder)
+        return model
 
     def facts(self, model: Served[Embedder]) -> ModelFacts:
         """What the files of a model say of it."""

@@ -14,7 +14,7 @@ import orjson
 from msgspec import UnsetType
 
 from asyncembed import __version__
-from asyncembed.embedders.base import Embedder
+from asyncembed.embedders.base import Embedder, load
 from asyncembed.embedders.cross_encoder import TextCrossEncoder
 from asyncembed.embedders.late_interaction import LateInteractionTextEmbedding
 from asyncembed.embedders.multimodal import LateInteractionMultimodalEmbedding
@@ -131,7 +131,7 @@ def answered(body: bytes, texts: Sequence[str], counted: CountedBatch[Any], bega
 
 async def embed(service: Service, asked: EmbedRequest) -> Reply:
     """One vector for each text."""
-    began, model = perf_counter(), service.models.pick(asked.model, TextEmbedding)
+    began, model = perf_counter(), await service.pick(asked.model, TextEmbedding)
     check_cutting(asked)
     check_size(model.embedder, asked.dimensions, param="dimensions")
     is_unit = service.facts(model).config.spec.normalize or asked.dimensions is not None
@@ -152,21 +152,21 @@ async def embed(service: Service, asked: EmbedRequest) -> Reply:
 
 async def embed_sparse(service: Service, asked: EmbedSparseRequest) -> Reply:
     """One sparse vector for each text."""
-    began, model = perf_counter(), service.models.pick(asked.model, SparseTextEmbedding)
+    began, model = perf_counter(), await service.pick(asked.model, SparseTextEmbedding)
     texts, counted = await _of_roles(service, model, asked)
     return answered(_list(map(as_sparse_json, counted.results)), texts, counted, began)
 
 
 async def embed_all(service: Service, asked: EmbedAllRequest) -> Reply:
     """For each text a vector per token."""
-    began, model = perf_counter(), service.models.pick(asked.model, LateInteractionTextEmbedding)
+    began, model = perf_counter(), await service.pick(asked.model, LateInteractionTextEmbedding)
     texts, counted = await _of_roles(service, model, asked)
     return answered(_list(await each_as(as_json, counted.results)), texts, counted, began)
 
 
 async def similarity(service: Service, asked: SimilarityRequest) -> Reply:
     """The cosines of one text and each of several others."""
-    began, model = perf_counter(), service.models.pick(asked.model, TextEmbedding)
+    began, model = perf_counter(), await service.pick(asked.model, TextEmbedding)
     parameters = asked.parameters or SimilarityParameters()
     check_cutting(parameters)
     service.check_count(len(asked.inputs.sentences), param="inputs.sentences")
@@ -200,7 +200,7 @@ async def rerank(service: Service, asked: RerankRequest) -> Reply | bytes:
         return await infinity_rerank(service, asked, asked.documents)
     if isinstance(asked.texts, UnsetType):
         raise Refusal("malformed", "Object missing required field `texts`", param="texts")
-    began, model = perf_counter(), service.models.pick(asked.model, TextCrossEncoder)
+    began, model = perf_counter(), await service.pick(asked.model, TextCrossEncoder)
     check_cutting(asked)
     counted = await rank(
         service,
@@ -242,7 +242,7 @@ def _is_texts(inputs: Sequence[Any]) -> bool:
 
 async def predict(service: Service, asked: PredictRequest) -> Reply:
     """For each pair of texts its score, with the name that the model has for it."""
-    began, model = perf_counter(), service.models.pick(asked.model, TextCrossEncoder)
+    began, model = perf_counter(), await service.pick(asked.model, TextCrossEncoder)
     check_cutting(asked)
     pairs = pairs_of(asked.inputs)
     counted = await score_pairs(
@@ -270,7 +270,7 @@ TOKENS_AT_ONCE = 1000
 
 async def tokenize(service: Service, asked: TokenizeRequest) -> bytes:
     """The tokens of texts, whether or not they are within the limit."""
-    model = service.models.pick(asked.model, OF_TEXTS)
+    model = await service.pick(asked.model, OF_TEXTS)
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
     service.check_count(len(texts), param="inputs")
     prompt = _prompt(model.embedder, asked.prompt_name)
@@ -301,7 +301,7 @@ def _written(tokens: Sequence[Token]) -> bytes:
 
 async def decode(service: Service, asked: DecodeRequest) -> bytes:
     """What lists of token ids stand for."""
-    model = service.models.pick(asked.model, OF_TEXTS)
+    model = await service.pick(asked.model, OF_TEXTS)
     ids = [cast("list[int]", one) for one in several(asked.ids, param="ids")]
     service.check_count(len(ids), param="ids")
     service.check_token_count(sum(map(len, ids)), param="ids")
@@ -327,6 +327,7 @@ async def info(service: Service, _: None) -> bytes:
 
 
 async def _info(service: Service, model: Served[Embedder]) -> dict[str, object]:
+    await load(model.embedder)
     facts = service.facts(model)
     config, engine = facts.config, facts.engine
     return {
@@ -378,7 +379,7 @@ async def infer(service: Service, asked: dict[str, msgspec.Raw]) -> Reply | byte
         return await rerank(service, bodies_of(RerankRequest)(body))
     if bytes(asked.get("inputs", b"")).startswith(b"{"):
         return await similarity(service, bodies_of(SimilarityRequest)(body))
-    model = service.models.pick(bodies_of(TeiRequest)(body).model, [kind for kind, _, _ in BY_CLASS])
+    model = await service.pick(bodies_of(TeiRequest)(body).model, [kind for kind, _, _ in BY_CLASS])
     handle, form = next((handle, form) for kind, handle, form in BY_CLASS if isinstance(model.embedder, kind))
     return await handle(service, bodies_of(form)(body))
 

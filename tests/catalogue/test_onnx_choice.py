@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncembed.catalogue.onnx_choice import choose_onnx_file, precision_of
+from asyncembed.catalogue.onnx_choice import choose_onnx_file, precision_of, prefer
 from asyncembed.errors import UnsupportedModelError
 
 # As sentence-transformers/all-MiniLM-L6-v2 has them.
@@ -81,6 +81,23 @@ def test_an_int8_file_is_found_on_any_cpu_in_any_layout(cpu: str | None) -> None
 )
 def test_each_precision_is_one_file(files: list[str], precision: str, chosen: str) -> None:
     assert choose_onnx_file(files, precision=precision, cpu="avx2") == chosen
+
+
+@pytest.mark.parametrize(
+    ("graph", "files", "chosen"),
+    [
+        ("onnx/model.onnx", BY_KIND, "onnx/model_fp16.onnx"),
+        ("onnx/model.onnx", BY_CPU, "onnx/model_O4.onnx"),
+        ("model.onnx", BY_KIND, "model.onnx"),
+        ("onnx/model.onnx", ["onnx/model.onnx", "onnx/model_int8.onnx"], "onnx/model.onnx"),
+        ("onnx/model_quantized.onnx", BY_KIND, "onnx/model_quantized.onnx"),
+        ("onnx/text_model.onnx", ["onnx/text_model_fp16.onnx", "onnx/model_fp16.onnx"], "onnx/text_model_fp16.onnx"),
+    ],
+)
+def test_a_precision_is_preferred_where_a_file_of_it_lies_beside_the_plain_one(
+    graph: str, files: list[str], chosen: str
+) -> None:
+    assert prefer("fp16", graph, files) == chosen
 
 
 def test_files_of_several_models_are_asked_about() -> None:

@@ -47,6 +47,18 @@ def test_a_quota_is_told_and_less_than_a_core_is_a_warning(
     assert f"the container's limit is {quota:g}" in found.text
 
 
+def test_a_gpu_that_nothing_uses_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(checkup.graphics(tmp_path / "absent")) == []
+    for number, text in enumerate(("Model: \t\t NVIDIA H100\nIRQ: 5\n", "Model: NVIDIA L4\n")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "information").write_text(text, "utf-8")
+    (found,) = checkup.graphics(tmp_path)
+    assert (found.state, found.text) == ("note", "NVIDIA H100, NVIDIA L4; what is installed computes on the CPU")
+    assert "asyncembed[gpu]" in found.advice
+    monkeypatch.setattr(checkup, "_version", lambda package: "1.32.0")
+    assert list(checkup.graphics(tmp_path)) == [Finding("gpu", "ok", "NVIDIA H100, NVIDIA L4")]
+
+
 def test_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkup, "_memory_of_linux", lambda: (16 * 10**9, 8 * 10**9))
     assert list(checkup.memory()) == [Finding("memory", "ok", "8.0 GB free of 16.0 GB")]

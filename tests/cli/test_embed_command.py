@@ -275,6 +275,7 @@ def test_the_last_word_says_how_many_texts_were_cut() -> None:
     said = run("in.txt", "-o", "out.npy", "--max-length", "8").stderr
     (cut,) = re.findall(r", (\d+) longer than the model's limit of tokens, and cut there, ", said)
     assert 0 < int(cut) <= len(TEXTS) + 1
+    assert "cut" not in run("in.txt", "-o", "out.npy", "--restart", "--max-length", "8", "--long", "mean").stderr
     assert "cut" not in run("in.txt", "-o", "out.npy", "--restart", "--max-length", "400").stderr
 
 

@@ -544,7 +544,7 @@ async def test_a_pool_is_opened_before_its_embedders() -> None:
         ({"pool": WorkerPool(workers=1), "workers": 2}, "give this to the WorkerPool instead"),
         ({"pool": WorkerPool(workers=1), "interactive_workers": 1}, "give this to the WorkerPool instead"),
         ({"pool": 3}, "pool must be a WorkerPool; got 3"),
-        ({"truncate": "no"}, "truncate must be True or False; got 'no'"),
+        ({"long": "no"}, "long must be one of 'truncate', 'error'"),
     ],
 )
 def test_keywords_that_cannot_work_are_refused_at_once(options: dict[str, Any], message: str) -> None:

@@ -120,7 +120,7 @@ async def test_records_travel_with_their_scores(directory: Path) -> None:
 async def test_bad_input_is_named(directory: Path) -> None:
     documents: list[Any] = ["a day", None, "a day"]
     pairs: list[Any] = [(QUERY, "a day"), "no", (QUERY, 3), (QUERY,), [QUERY, "a day"]]
-    async with TextCrossEncoder(RERANKER, model_path=directory, workers=1, truncate=False) as model:
+    async with TextCrossEncoder(RERANKER, model_path=directory, workers=1, long="error") as model:
         with pytest.raises(InputError, match="input 1: expected a str, got NoneType") as caught:
             await model.rerank(QUERY, documents).collect()
         assert caught.value.index == 1

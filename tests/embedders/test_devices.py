@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from asyncembed.embedders.text import TextEmbedding
@@ -42,7 +43,6 @@ async def test_a_gpu_package_without_a_gpu_is_one_warning_and_no_large_batches(
     ("options", "expected"),
     [
         ({"device": "cpu"}, MAX_BATCH_TOKENS),
-        ({"providers": ELSEWHERE}, MAX_BATCH_TOKENS_ACCELERATED),
         ({"providers": ELSEWHERE, "max_batch_tokens": 300}, 300),
         ({"device": "cpu", "max_batch_tokens": 300}, 300),
     ],
@@ -53,3 +53,12 @@ async def test_what_came_up_in_the_workers_decides_the_token_budget(
     spec = spec_for(write_model(tmp_path), pooling="mean")
     async with TextEmbedding(spec, workers=1, **options) as model:
         assert budget(model) == expected
+
+
+async def test_what_came_up_elsewhere_is_measured_for_the_token_budget(tmp_path: Path) -> None:
+    spec = spec_for(write_model(tmp_path), pooling="mean")
+    async with TextEmbedding(spec, workers=1, providers=ELSEWHERE) as model:
+        assert 0 < budget(model) <= MAX_BATCH_TOKENS_ACCELERATED
+        alone = await model.embed_query("the way")
+        vectors = await model.embed_documents(["the way", "a way"] * 40)
+        np.testing.assert_allclose(vectors[0], alone, atol=1e-5)

@@ -122,3 +122,11 @@ async def test_openvino_gets_a_graph_without_branches(tmp_path: Path) -> None:
             pass
     (graph,) = tmp_path.rglob("model.onnx")
     assert "If" not in {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node}
+
+
+async def test_openvino_computes_the_same(tmp_path: Path) -> None:
+    directory = REPOS / "modernbert_embedder"
+    expected = np.load(directory / "reference.npz")["vectors"]
+    async with TextEmbedding(directory, cache_dir=tmp_path, workers=1, runtime="openvino") as model:
+        np.testing.assert_allclose(await model.embed(TEXTS).collect(), expected, rtol=0, atol=1e-5)
+        assert "OpenVINO CPU" in repr(model)

@@ -155,7 +155,7 @@ async def test_a_repo_with_a_hostile_layer_is_refused_and_does_nothing(tmp_path:
 
 
 async def test_a_wrong_input_is_skipped_or_told(tmp_path: Path) -> None:
-    async with HybridTextEmbedding(write_hybrid_model(tmp_path), workers=0, truncate=False) as model:
+    async with HybridTextEmbedding(write_hybrid_model(tmp_path), workers=0, long="error") as model:
         inputs: list[Any] = ["the", 3, "the " * 99, "way"]
         assert len(await model.embed(inputs, on_error="skip").collect()) == 2
         results = [result async for result in model.embed(inputs, on_error="return")]

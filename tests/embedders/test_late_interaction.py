@@ -60,7 +60,7 @@ async def test_results_keep_nothing_of_their_batch_alive(tmp_path: Path) -> None
 
 async def test_a_wrong_input_is_skipped(tmp_path: Path) -> None:
     spec = write_late_interaction_model(tmp_path, NAME)
-    async with LateInteractionTextEmbedding(spec, workers=0, truncate=False) as model:
+    async with LateInteractionTextEmbedding(spec, workers=0, long="error") as model:
         long = "the " * 500
         inputs: list[Any] = ["the", 3, long, "way"]
         assert len(await model.embed(inputs, on_error="skip").collect()) == 2
@@ -73,7 +73,7 @@ def test_sizes_and_options() -> None:
     assert LateInteractionTextEmbedding.get_embedding_size(NAME.upper()) == 128
     assert LateInteractionTextEmbedding(NAME).embedding_size == 128
     assert len(LateInteractionTextEmbedding.list_supported_models()) == 8
-    with pytest.raises(OptionError, match="truncate"):
+    with pytest.raises(OptionError, match="long"):
         LateInteractionTextEmbedding(NAME, truncated=True)  # type: ignore[call-overload]
     with pytest.raises(OptionError, match="dtype"):
         LateInteractionTextEmbedding(NAME, dtype="int8")  # type: ignore[call-overload]
@@ -147,7 +147,7 @@ async def test_limits_of_queries_and_documents_are_those_of_the_repo(tmp_path: P
         assert await model.token_count(long, truncated=False) == 52
     async with LateInteractionTextEmbedding(REPOS / "pylate", workers=0, cache_dir=tmp_path, max_length=8) as model:
         assert (await model.embed_documents([long]))[0].shape == (8, 4)
-    async with LateInteractionTextEmbedding(REPOS / "pylate", workers=0, cache_dir=tmp_path, truncate=False) as model:
+    async with LateInteractionTextEmbedding(REPOS / "pylate", workers=0, cache_dir=tmp_path, long="error") as model:
         assert len(await model.embed_documents(["the " * 15])) == 1
         with pytest.raises(InputError, match="limit"):
             await model.embed_query("the " * 15)

@@ -97,7 +97,7 @@ async def test_records_travel_with_their_vectors_in_batches(directories: dict[st
 @pytest.mark.slow
 async def test_what_is_no_text_or_over_the_limit_gets_an_error_of_its_own(directories: dict[str, Path]) -> None:
     texts: list[Any] = ["word", 7, TEXTS[-1], "word"]
-    async with SparseTextEmbedding(BM42, model_path=directories[BM42], workers=1, truncate=False) as model:
+    async with SparseTextEmbedding(BM42, model_path=directories[BM42], workers=1, long="error") as model:
         results: list[Any] = await model.embed(texts, on_error="return").collect()
         assert [type(result) for result in results] == [SparseEmbedding, InputError, InputError, SparseEmbedding]
         assert "got int" in str(results[1])

@@ -171,7 +171,10 @@ async def test_wrong_input_is_told_which_and_why(pool: WorkerPool, tmp_path: Pat
                 await model.embed_query(wrong)  # type: ignore[arg-type]
             assert caught.value.index is None
         with pytest.raises(InputError, match="^input 1: longer than the model's limit of 64 tokens"):
-            await model.embed(["fine", "the " * 100], truncate=False).collect()
+            await model.embed(["fine", "the " * 100], long="error").collect()
+        whole = await model.embed(["fine", "the " * 100 + "day " * 300], long="mean").with_tokens().collect()
+        assert whole.tokens.tolist()[1] == 400 + 2 * 7
+        assert not whole.is_cut.any()
         # What is odd but a text has a vector.
         vectors = await model.embed(["", "nul\0in it", "x" * 10_000_000, "the " * 2_500_000]).collect()
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)

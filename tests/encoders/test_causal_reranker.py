@@ -82,10 +82,10 @@ def test_whole_pairs_are_counted_with_the_words_around_them(name: str, tmp_path:
 
 def test_a_pair_over_the_limit_fails_alone_where_none_may_be_cut(tmp_path: Path) -> None:
     encoder = load(DATA / "qwen3_reranker", tmp_path, template="qwen3-reranker", max_length=700)
-    call = Call(mode="pair", truncate=False)
+    call = Call(mode="pair", long="error")
     encoded = encoder.encode([("a", "b"), ("a", "long " * 900), ("a", 3), ("a", "b")], call)
     assert {position: str(error) for position, error in encoded.failures.items()} == {
-        1: "longer than the model's limit of 700 tokens, and truncate=False",
+        1: 'longer than the model\'s limit of 700 tokens, and long="error"',
         2: "expected a string, got int",
     }
     assert all(isinstance(error, InputError) for error in encoded.failures.values())

@@ -193,7 +193,7 @@ def test_results_own_their_memory_and_count_their_tokens(tmp_path: Path) -> None
 def test_wrong_texts_fail_alone_and_leave_the_others_in_their_places(tmp_path: Path) -> None:
     write_model(tmp_path)
     encoder = small_encoder(tmp_path, pooling="mean")
-    encoded = encoder.encode(["the", 5, "way", "a\udc00", "the " * 100], Call(truncate=False))
+    encoded = encoder.encode(["the", 5, "way", "a\udc00", "the " * 100], Call(long="error"))
     assert set(encoded.failures) == {1, 3, 4}
     assert isinstance(encoded.results, np.ndarray)
     assert encoded.results.shape == (5, DIM)
@@ -360,3 +360,27 @@ def test_graphs_with_position_ids_get_them(tmp_path: Path) -> None:
 def test_an_unknown_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="no encoder is called 'nonsense'"):
         small_encoder(tmp_path, encoder="nonsense")
+
+
+def test_a_long_text_taken_whole_is_the_mean_of_its_windows_by_their_tokens(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    encoder = small_encoder(tmp_path, pooling="cls", normalize=True)
+    plain = small_encoder(tmp_path, pooling="cls")
+    words = [("the", "way", "a", "day")[place * place % 4] for place in range(2 * 62 + 10)]
+    windows = [" ".join(words[start : start + 62]) for start in (0, 62, 124)]
+    expected = np.average(vectors(plain, windows), axis=0, weights=[64, 64, 12])
+    done = encoder.encode([TEXTS[0], " ".join(words), 5, TEXTS[0]], Call(long="mean"))
+    assert isinstance(done.results, np.ndarray)
+    np.testing.assert_allclose(done.results[1], expected / np.linalg.norm(expected), atol=TOLERANCE)
+    np.testing.assert_array_equal(done.results[[0, 3]], vectors(encoder, [TEXTS[0]] * 2))
+    assert set(done.failures) == {2}
+    assert done.counts is not None
+    assert done.counts[1] == 64 + 64 + 12
+
+
+def test_each_window_of_a_long_text_has_its_prompt(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    encoder = small_encoder(tmp_path, pooling="mean")
+    whole = vectors(encoder, ["day " * 120], prompt="the way ", long="mean")
+    windows = vectors(encoder, ["the way " + "day " * 60] * 2)
+    np.testing.assert_allclose(whole, windows[:1], atol=TOLERANCE)

@@ -9,7 +9,7 @@ import pytest
 
 from asyncembed.catalogue.lookup import list_models
 from asyncembed.encoders import build
-from asyncembed.encoders.encoder import Call, Encoded, Encoder, EncoderConfig, Mode, ModelInfo
+from asyncembed.encoders.encoder import Call, Encoded, Encoder, EncoderConfig, Long, Mode, ModelInfo
 from asyncembed.encoders.registry import ROWS
 from asyncembed.errors import InputError
 from asyncembed.results import HybridEmbedding, SparseEmbedding
@@ -188,7 +188,7 @@ def test_each_input_has_the_tokens_that_it_has_alone(load: Load, name: str, mode
 
 def _sign(encoder: Encoder, mode: Mode, value: object) -> int:
     """-1 for an input that is over the limit."""
-    return -1 if mode != "image" and encoder.encode([value], Call(mode=mode, truncate=False)).failures else 1
+    return -1 if mode != "image" and encoder.encode([value], Call(mode=mode, long="error")).failures else 1
 
 
 @pytest.mark.slow
@@ -199,10 +199,10 @@ def test_whole_inputs_are_counted_whether_they_are_within_the_limit_or_not(load:
     limit = encoder.info.max_length
     assert limit is not None
 
-    def count(words: int, *, truncated: bool = True, truncate: bool = True) -> int:
+    def count(words: int, *, truncated: bool = True, long: Long = "truncate") -> int:
         text = "the " * words
         value: object = (text, text) if mode == "pair" else text
-        call = Call(mode="count", include_extension=True, role="query", truncated=truncated, truncate=truncate)
+        call = Call(mode="count", include_extension=True, role="query", truncated=truncated, long=long)
         return int(encoder.encode([value], call).results[0])
 
     step = 2 if mode == "pair" else 1
@@ -210,7 +210,7 @@ def test_whole_inputs_are_counted_whether_they_are_within_the_limit_or_not(load:
     assert count(10_000) <= limit < count(10_000, truncated=False)
     assert count(10_001, truncated=False) - count(10_000, truncated=False) == step
     assert count(10_000, truncated=False) == count(9_000, truncated=False) + 1000 * step
-    assert count(10_000, truncated=False, truncate=False) == count(10_000, truncated=False)
+    assert count(10_000, truncated=False, long="error") == count(10_000, truncated=False)
 
 
 @pytest.mark.slow
@@ -244,7 +244,7 @@ def test_an_input_over_the_limit_is_cut_or_refused_as_the_call_says(load: Load, 
     short: object = text if mode != "pair" else (text, text)
     long: object = long_text if mode != "pair" else (text, long_text)
     assert not encode(encoder, mode, [short, long]).failures
-    refused = encoder.encode([short, long], Call(mode=mode, truncate=False))
+    refused = encoder.encode([short, long], Call(mode=mode, long="error"))
     assert refused.failures.keys() == {1}
     assert len(refused.results) == 2
-    assert encoder.encode([long], Call(mode="count", truncate=False)).failures.keys() == {0}
+    assert encoder.encode([long], Call(mode="count", long="error")).failures.keys() == {0}

@@ -75,7 +75,7 @@ def test_what_is_cut_is_what_is_left_of_it(family: Family, mode: Mode) -> None:
     assert_same(done.results[0], done.results[1])
     first, second = done.counts or (0, 0)
     assert first == -second < 0
-    refused = encoder.encode(values, Call(mode=mode, truncate=False))
+    refused = encoder.encode(values, Call(mode=mode, long="error"))
     assert refused.failures.keys() == {0}
     whole = encoder.encode(values, Call(mode="count", truncated=False))
     assert list(whole.results) == [5, 4]

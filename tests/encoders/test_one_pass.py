@@ -89,7 +89,7 @@ def test_only_what_is_asked_for_is_computed_and_sent(tmp_path: Path) -> None:
 
 def test_what_is_wrong_with_an_input_concerns_it_alone(tmp_path: Path) -> None:
     encoder = opened(write_hybrid_model(tmp_path))
-    done: Any = encoder.encode([HYBRID_TEXTS[0], 3, "\ud800", HYBRID_TEXTS[3], "the " * 100], Call(truncate=False))
+    done: Any = encoder.encode([HYBRID_TEXTS[0], 3, "\ud800", HYBRID_TEXTS[3], "the " * 100], Call(long="error"))
     assert done.failures.keys() == {1, 2, 4}
     assert_is_reference(done.results, 0, 0)
     assert_is_reference(done.results, 3, 3)

@@ -64,7 +64,7 @@ def test_a_text_without_known_tokens_gives_zeros(tmp_path: Path) -> None:
 def test_wrong_texts_fail_alone(tmp_path: Path) -> None:
     write_static(tmp_path, wordpiece())
     encoder = static_encoder(tmp_path)
-    encoded = encoder.encode(["the", 1, "\ud800", "the " * 513, "the " * 9000, "the " * 512], Call(truncate=False))
+    encoded = encoder.encode(["the", 1, "\ud800", "the " * 513, "the " * 9000, "the " * 512], Call(long="error"))
     assert set(encoded.failures) == {1, 2, 3, 4}
     assert isinstance(encoded.results, np.ndarray)
     np.testing.assert_allclose(encoded.results[[0, 5]], vectors(encoder, ["the", "the"]), atol=1e-5)
@@ -125,3 +125,10 @@ def test_tensors_of_shapes_that_do_not_fit_are_a_load_error(changed: dict[str, A
     write_tensors(tmp_path / "model.safetensors", {"embeddings": np.zeros((7, DIM), np.float32)} | changed)
     with pytest.raises(ModelLoadError, match="no matrix with a row for each token"):
         static_encoder(tmp_path)
+
+
+def test_a_long_text_taken_whole_has_all_its_tokens(tmp_path: Path) -> None:
+    write_static(tmp_path, wordpiece())
+    whole = vectors(static_encoder(tmp_path), ["the " * 600 + "day " * 300, "the"], long="mean")
+    free = vectors(static_encoder(tmp_path, max_length=10_000), ["the " * 600 + "day " * 300, "the"])
+    np.testing.assert_allclose(whole, free, atol=1e-5)

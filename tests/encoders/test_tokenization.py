@@ -112,7 +112,7 @@ def test_unusable_inputs_fail_alone(tmp_path: Path) -> None:
 def test_texts_over_the_limit_fail_where_cutting_is_forbidden(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, wordpiece(), limit=8)
     texts = ["the the the the the the", "the the the the the the the", "the " * 5000, "the"]
-    done = TextTokenizer(tmp_path).encode(texts, truncate=False)
+    done = TextTokenizer(tmp_path).encode(texts, long="error")
     assert done.positions == [0, 3]
     assert lengths(done) == [8, 3]
     assert set(done.failures) == {1, 2}
@@ -137,7 +137,7 @@ def test_whole_texts_are_counted_as_the_library_counts_them(kind: str, tmp_path:
     theirs.no_padding()
     ours = TextTokenizer(tmp_path)
     texts = [*TEXTS, "they said that there was a way, " * 10_000, "x" * 1000, 3]
-    whole = Call(mode="count", prompt="how many: ", truncated=False, truncate=False)
+    whole = Call(mode="count", prompt="how many: ", truncated=False, long="error")
     counts = ours.count(texts, whole)
     assert counts.failures.keys() == {len(texts) - 1}
     assert counts.values == [len(theirs.encode(f"how many: {text}")) for text in texts[:-1]]
@@ -236,7 +236,7 @@ def test_cutting_a_run_without_spaces_changes_no_token(kind: str, tmp_path_facto
         nonlocal was_cut
         text = "".join(parts)
         was_cut |= len(ours.start_of(text)) < len(text)
-        done = ours.encode([text], truncate=True)
+        done = ours.encode([text])
         assert done.values[0].ids == reference.encode(text).ids
         assert bool(done.values[0].overflowing) == bool(reference.encode(text).overflowing)
 
@@ -305,3 +305,19 @@ def test_a_replacement_that_doubles_again_and_again_is_refused(tmp_path: Path) -
     tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(mark, f" {mark} ") for mark in "!?.,;:()[]"])
     write_tokenizer(tmp_path, tokenizer)
     assert lengths(TextTokenizer(tmp_path).encode(["the!way"])) == [5]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_windows_have_all_tokens_of_a_text_once_and_in_order(kind: str, tmp_path: Path) -> None:
+    tokenizer, options = KINDS[kind]
+    write_tokenizer(tmp_path, tokenizer, **options)
+    ours = TextTokenizer(tmp_path)
+    text = " ".join(WORDS) * 30
+    windows = ours.windows(text)
+    assert all(len(ids) == ours.limit for ids in windows[:-1])
+    assert 0 < len(windows[-1]) <= ours.limit
+    (empty,) = ours.encode([""]).values
+    start = ours.prefix_length("")
+    end = len(empty) - start
+    assert [ids[:start] + ids[len(ids) - end :] for ids in windows] == [empty.ids] * len(windows)
+    assert [id_ for ids in windows for id_ in ids[start : len(ids) - end]] == ours.whole_ids(text)

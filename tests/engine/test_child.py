@@ -1,6 +1,7 @@
 """What runs inside a worker, called here without a process around it."""
 
 import pickle
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,3 +152,13 @@ def test_only_our_own_classes_leave_a_worker() -> None:
     answer = host.run(0, ["a"], Call())
     assert isinstance(answer, child.Failed)
     assert "SimpleNamespace instead of Encoded" in str(answer.error)
+
+
+def test_what_cannot_be_imported_ahead_is_told_only_when_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imported_ahead.py").touch()
+    (tmp_path / "broken_ahead.py").write_text("raise RuntimeError", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    child.import_ahead(["no_such_module", "broken_ahead", "imported_ahead"])
+    assert sys.modules.pop("imported_ahead").__name__ == "imported_ahead"

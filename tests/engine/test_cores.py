@@ -4,9 +4,10 @@ import os
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from asyncembed.engine.cores import available_cores, server_processes, share_cores
+from asyncembed.engine.cores import available_cores, available_memory, server_processes, share_cores
 from tests.support import programs
 
 
@@ -75,3 +76,13 @@ if __name__ == "__main__":
     done = programs.run(source, tmp_path)
     assert done.stdout.startswith("asyncembed this looks like one of several server processes: set WEB_CONCURRENCY")
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_memory_is_shared_out_among_servers_as_cores_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["program"])
+    monkeypatch.delenv("WEB_CONCURRENCY", raising=False)
+    alone = available_memory()
+    monkeypatch.setenv("WEB_CONCURRENCY", "4")
+    assert available_memory() == alone / 4
+    if hasattr(os, "sysconf"):
+        assert 0 < alone <= psutil.virtual_memory().total

@@ -1,6 +1,6 @@
 """What the dispatcher decides: no process, no loop, no clock. Workers are played by the tests."""
 
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.engine.dispatch import (
     COMPANY_SHARE,
+    EXPRESS_IDLE_SECONDS,
+    EXPRESS_REST_SECONDS,
     KILLS_BEFORE_SPLITTING,
+    LONG_IN_BULK_SECONDS,
     MAX_BACKOFF_SECONDS,
     MAX_DEPTH,
     MAX_LOAD_CRASHES,
     NOBODY,
+    OVERDUE_TIMES,
     ROUND_TRIP_SECONDS,
+    WORTH_AN_EXPRESS_SECONDS,
     WORTH_SHARING_SECONDS,
     Death,
     Dispatcher,
@@ -25,7 +30,7 @@ from asyncembed.engine.dispatch import (
     Slot,
 )
 from asyncembed.engine.model import PooledModel
-from asyncembed.engine.scheduler import Batch, BatchKey, Item, Priority
+from asyncembed.engine.scheduler import SPLIT_FLOOR_TOKENS, Batch, BatchKey, Item, Priority
 from asyncembed.errors import (
     AsyncEmbedError,
     EncodeError,
@@ -65,8 +70,15 @@ class Rig:
         *,
         batch_timeout: float | None = 10.0,
         max_queued: int | None = None,
+        may_call_express: bool = False,
     ) -> None:
-        self.dispatcher = Dispatcher(workers, reserved, batch_timeout=batch_timeout, max_queued=max_queued)
+        self.dispatcher = Dispatcher(
+            workers,
+            reserved,
+            batch_timeout=batch_timeout,
+            max_queued=max_queued,
+            may_call_express=may_call_express,
+        )
         self.answers = Answers()
         self.now = 0.0
         self.count = 0
@@ -151,6 +163,226 @@ def ready_rig(workers: int = 1, reserved: int = 0) -> tuple[Rig, PooledModel]:
     return rig, rig.loaded_model()
 
 
+# ---------------------------------------------------------------- the express worker
+
+
+def express_rig(workers: int = 1, *, waiting: int = 1) -> tuple[Rig, PooledModel]:
+    """Workers that run, with a model and a bulk batch each, and more of it waiting."""
+    rig = Rig(workers, may_call_express=True)
+    rig.start_all()
+    model = rig.loaded_model()
+    rig.add(model, workers + waiting)
+    assert all(rig.batch(slot) for slot in rig.slots)
+    return rig, model
+
+
+def called(rig: Rig, *, after: float = 1.0) -> Slot | None:
+    rig.now += after
+    return rig.dispatcher.call_express(rig.now)
+
+
+def begun(rig: Rig, slot: Slot | None) -> Slot:
+    """An express worker that was called, with the models that it is there for."""
+    assert slot is not None
+    rig.dispatcher.begin(slot)
+    for model in rig.dispatcher.models.values():
+        if model.needs_express:
+            order = rig.order(slot)
+            assert order is not None
+            assert order.batch is None
+            rig.answer(slot, after=0.0)
+    return slot
+
+
+def test_an_express_worker_is_called_once_when_interactive_work_waits_for_bulk_work() -> None:
+    rig, model = express_rig()
+    assert called(rig) is None
+    rig.add(model, bulk=False)
+    assert rig.dispatcher.stats().workers == 1
+    express = begun(rig, called(rig))
+    assert called(rig) is None
+    assert (rig.dispatcher.stats().workers, rig.dispatcher.stats().workers_interactive) == (2, 1)
+    assert rig.batch(express) == [2]
+    assert rig.batch(express) == [], "bulk work is not for it"
+
+
+def test_none_is_called_where_a_worker_is_idle_or_computes_interactive_work_or_will_soon_be_done() -> None:
+    rig, model = express_rig(2, waiting=0)
+    rig.answer(rig.slots[0])
+    rig.add(model, 2, bulk=False)
+    assert called(rig) is None, "one is idle"
+    rig.batch(rig.slots[0])
+    rig.answer(rig.slots[1])
+    rig.batch(rig.slots[1])
+    assert called(rig) is None, "they compute interactive work"
+    rig, model = express_rig()
+    rig.add(model, bulk=False)
+    assert called(rig, after=WORTH_AN_EXPRESS_SECONDS / 2) is None, "it has just begun, and nobody knows for how long"
+    assert called(rig, after=WORTH_AN_EXPRESS_SECONDS) is not None
+
+
+def test_where_queries_came_lately_it_is_called_for_a_long_ingest_before_they_meet() -> None:
+    rig, model = express_rig()
+    rig.answer(rig.slots[0])
+    rig.batch(rig.slots[0])
+    rig.add(model, 2 * ceil(LONG_IN_BULK_SECONDS))
+    assert called(rig) is None, "no queries came"
+    rig.answer(rig.slots[0])
+    rig.add(model, bulk=False)
+    rig.batch(rig.slots[0])
+    assert called(rig) is not None
+    rig, model = express_rig()
+    rig.answer(rig.slots[0])
+    rig.add(model, bulk=False)
+    rig.batch(rig.slots[0])
+    rig.answer(rig.slots[0], after=0.001)
+    rig.batch(rig.slots[0])
+    assert called(rig) is None, "it is short"
+    rig.add(model, 100)
+    assert called(rig, after=EXPRESS_IDLE_SECONDS) is None, "queries came long ago"
+
+
+def test_none_is_called_where_it_was_not_asked_for_or_an_accelerator_computes() -> None:
+    rig, model = ready_rig()
+    rig.add(model, 2)
+    rig.batch(rig.slots[0])
+    rig.add(model, bulk=False)
+    assert called(rig) is None
+    rig, model = express_rig()
+    model.info = ModelInfo(providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
+    rig.add(model, bulk=False)
+    assert called(rig) is None
+
+
+def test_it_loads_only_models_whose_interactive_work_waited() -> None:
+    rig, model = express_rig()
+    other = rig.loaded_model()
+    for each in (model, other):
+        rig.dispatcher.want_everywhere(each)
+    rig.add(model, bulk=False)
+    express = begun(rig, called(rig))
+    assert express.loaded == {model.key}
+    assert rig.batch(express) == [2]
+    rig.answer(express)
+    rig.add(other, bulk=False)
+    assert rig.batch(express) == [], "others have it: it is not loaded while somebody waits"
+    assert called(rig) is None
+    order = rig.order(express)
+    assert order is not None
+    assert (order.model, order.batch) == (other, None)
+    assert rig.dispatcher.is_loaded_everywhere(other), "nobody waits for the express worker"
+
+
+def test_it_ends_when_it_was_of_no_use_for_long_unless_it_is_the_last() -> None:
+    rig, model = express_rig()
+    rig.add(model, 2, bulk=False)
+    express = begun(rig, called(rig))
+    assert rig.batch(express) == [2]
+    rig.answer(express, after=EXPRESS_IDLE_SECONDS / 2)
+    assert rig.dispatcher.seconds_left(express, rig.now) == EXPRESS_IDLE_SECONDS / 2
+    rig.die(rig.slots[0], replaced=False)
+    rig.dispatcher.give_up(rig.slots[0], WorkerError("cannot be started"))
+    assert rig.dispatcher.seconds_left(express, rig.now) == inf
+    rig.dispatcher.begin(rig.slots[0])
+    rig.dispatcher.check_time(express, rig.now + EXPRESS_IDLE_SECONDS)
+    assert express.death is Death.NOT_NEEDED
+    rig.dispatcher.end(express)
+    assert rig.dispatcher.retire(express, rig.now) == []
+    assert rig.slots == [rig.slots[0]]
+
+
+def test_what_it_had_when_it_died_is_computed_by_the_next_one() -> None:
+    rig, model = express_rig()
+    rig.add(model, bulk=False)
+    express = begun(rig, called(rig))
+    assert rig.batch(express) == [2]
+    retire(rig, express)
+    assert rig.dispatcher.stats().workers_restarted == 1
+    rig.add(model, bulk=False)
+    express = begun(rig, called(rig))
+    assert rig.batch(express) == [2]
+    rig.answer(express)
+    assert rig.batch(express) == [3]
+
+
+def test_the_more_often_it_dies_while_it_loads_the_longer_none_is_started() -> None:
+    rig, model = express_rig()
+    rig.add(model, bulk=False)
+    rests = []
+    for _ in range(4):
+        rests.append(rig.now)
+        while (express := called(rig)) is None:
+            pass
+        rests[-1] = rig.now - rests[-1]
+        rig.dispatcher.begin(express)
+        assert rig.order(express) is not None
+        retire(rig, express)
+    assert rests == [1.0, 1.0, EXPRESS_REST_SECONDS, 2 * EXPRESS_REST_SECONDS]
+    assert called(rig, after=EXPRESS_IDLE_SECONDS) is not None, "no longer than that"
+    assert rig.answers.heard == {}, "another has loaded it: it is not the model's fault"
+
+
+def test_what_waits_fails_when_it_was_the_last_worker() -> None:
+    rig, model = express_rig()
+    rig.add(model, bulk=False)
+    express = begun(rig, called(rig))
+    rig.die(rig.slots[0], replaced=False)
+    rig.tell(rig.dispatcher.give_up(rig.slots[0], WorkerError("cannot be started")))
+    for index in (2, 0):
+        assert rig.batch(express) == [index], "it takes bulk work, too"
+        rig.answer(express)
+    retire(rig, express)
+    assert isinstance(rig.answers.heard[1], WorkerError)
+
+
+def test_bulk_work_makes_way_from_the_first_query_beside_it() -> None:
+    rig, model = express_rig()
+    assert not rig.dispatcher.bulk_makes_way
+    rig.add(model, bulk=False)
+    begun(rig, called(rig))
+    assert rig.dispatcher.bulk_makes_way
+    rig, model = ready_rig(1, reserved=1)
+    rig.add(model, bulk=False)
+    assert rig.batch(rig.slots[1]) == [0]
+    assert not rig.dispatcher.bulk_makes_way, "there is none"
+    rig.answer(rig.slots[1])
+    rig.add(model)
+    rig.batch(rig.slots[0])
+    rig.add(model, bulk=False)
+    assert rig.batch(rig.slots[1]) == [2]
+    assert rig.dispatcher.bulk_makes_way
+
+
+def test_a_worker_that_makes_way_leaves_a_query_to_an_idle_one_that_does_not_and_goes_on_with_bulk_work() -> None:
+    rig, model = ready_rig(1, reserved=1)
+    rig.slots[0].is_lowered = True
+    rig.add(model, 2)
+    rig.add(model, 2, bulk=False, size=SPLIT_FLOOR_TOKENS)
+    assert rig.batch(rig.slots[0]) == [2], "there is more than one worker is for"
+    rig.answer(rig.slots[0])
+    assert rig.batch(rig.slots[0]) == [0]
+    rig.answer(rig.slots[0])
+    assert rig.batch(rig.slots[1]) == [3]
+    rig.add(model, 1, bulk=False)
+    assert rig.batch(rig.slots[0]) == [4], "the other one is busy"
+
+
+def test_an_idle_worker_that_makes_way_is_no_better_than_a_busy_one() -> None:
+    rig, model = express_rig()
+    rig.answer(rig.slots[0])
+    rig.add(model, bulk=False)
+    assert called(rig) is None
+    rig.slots[0].is_lowered = True
+    assert called(rig) is not None
+
+
+def retire(rig: Rig, express: Slot) -> None:
+    """The express worker ends, and none takes its place."""
+    express.die(Death.ENDED)
+    rig.dispatcher.end(express)
+    rig.tell(rig.dispatcher.retire(express, rig.now))
+
+
 # ---------------------------------------------------------------- has it room?
 
 
@@ -163,7 +395,7 @@ def in_flight(seconds: float, count: int, *, size: int = 10) -> Slot:
         speed = model.speed(batch_key)
         if seconds:
             speed.measure(seconds, size)
-        slot.in_flight.append(Order(model, Batch(batch_key, []), speed=speed, size=size))
+        slot.in_flight.append(Order(model, Batch(batch_key, []), speed=speed, cost=size))
     return slot
 
 
@@ -193,7 +425,7 @@ def test_as_many_batches_are_in_flight_as_hide_the_round_trip(seconds: float, ke
 def test_a_batch_much_larger_than_those_measured_leaves_no_room() -> None:
     slot = in_flight(ROUND_TRIP_SECONDS, 1)
     assert slot.has_room
-    slot.in_flight[0].size = 10_000
+    slot.in_flight[0].cost = 10_000
     assert not slot.has_room
 
 
@@ -527,6 +759,41 @@ def test_a_batch_is_timed_from_when_it_is_the_first_in_flight() -> None:
     assert rig.dispatcher.seconds_left(rig.slots[0], 1000.0) == inf
 
 
+def long_rig(*, budget: int, size: int) -> tuple[Rig, PooledModel]:
+    """A worker that computes an input of so many tokens, after one of 10 that took a second; the limit is 10 s."""
+    rig, model = ready_rig()
+    batch_key = BatchKey(model.key, Call(), budget, 1, attention_tokens=3072)
+    for index, tokens in enumerate((10, size)):
+        rig.tell(rig.dispatcher.add([Item("text", tokens, batch_key, Priority.BULK, rig.answers, index)]))
+        assert rig.batch(rig.slots[0]) == [index]
+        if not index:
+            rig.answer(rig.slots[0], after=1.0)
+    return rig, model
+
+
+def test_an_input_over_the_budget_of_a_batch_has_time_by_what_it_costs() -> None:
+    rig, _ = long_rig(budget=256, size=4096)
+    seconds = rig.slots[0].in_flight_seconds
+    assert seconds == pytest.approx(4096 * 2 / 10, rel=0.01), "its attention takes as long as all else"
+    assert rig.dispatcher.seconds_left(rig.slots[0], rig.now) == pytest.approx(OVERDUE_TIMES * seconds)
+    rig.answer(rig.slots[0], after=seconds)
+    rig, _ = long_rig(budget=256, size=300)
+    assert rig.dispatcher.seconds_left(rig.slots[0], rig.now) > OVERDUE_TIMES * 30 - 1e-6
+
+
+def test_a_batch_within_the_budget_has_the_time_that_was_said() -> None:
+    rig, _ = long_rig(budget=10_000, size=4096)
+    assert rig.dispatcher.seconds_left(rig.slots[0], rig.now) == 10.0
+
+
+def test_a_long_input_that_should_be_quick_has_the_time_that_was_said() -> None:
+    rig, model = long_rig(budget=256, size=4096)
+    speed = model.speed(BatchKey(model.key, Call(), 256, 1))
+    for _ in range(50):
+        speed.measure(0.001, 10)
+    assert rig.dispatcher.seconds_left(rig.slots[0], rig.now) == 10.0
+
+
 def test_a_batch_that_fails_as_a_whole_is_halved_until_one_input_is_to_blame() -> None:
     rig, model = ready_rig()
     rig.add(model, 4, at_once=4)
@@ -733,7 +1000,7 @@ class Life(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rig = Rig(2, reserved=1)
+        self.rig = Rig(2, reserved=1, may_call_express=True)
         self.dispatcher = self.rig.dispatcher
         self.models: list[PooledModel] = []
         self.items: list[Item] = []
@@ -839,7 +1106,30 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data(), death=st.sampled_from([Death.ENDED, Death.TIMED_OUT]))
     @precondition(lambda self: self.slots(ready=True))
     def die(self, data: st.DataObject, death: Death) -> None:
-        self.rig.die(data.draw(st.sampled_from(self.slots(ready=True))), death, replaced=False)
+        slot = data.draw(st.sampled_from(self.slots(ready=True)))
+        if slot.is_express:
+            retire(self.rig, slot)
+        else:
+            self.rig.die(slot, death, replaced=False)
+
+    @rule(later=st.sampled_from([0.0, 0.01, 100.0]))
+    def call_express(self, later: float) -> None:
+        self.rig.now += later
+        express = self.dispatcher.call_express(self.rig.now)
+        if express is not None:
+            self.dispatcher.begin(express)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.slots(ready=True))
+    def lower(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.slots(ready=True))).is_lowered = True
+
+    @rule()
+    def check_time(self) -> None:
+        for slot in self.slots(ready=True):
+            self.dispatcher.check_time(slot, self.rig.now)
+            if slot.death is Death.NOT_NEEDED:
+                retire(self.rig, slot)
 
     # ---- what holds
 

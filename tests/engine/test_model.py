@@ -121,3 +121,11 @@ def test_what_computes_says_how_large_a_batch_may_be() -> None:
     model = pooled_model()
     assert model.batch_key(Call()).max_batch_tokens == model.config.max_batch_tokens
     assert pooled_model(max_batch_tokens=9000).batch_key(Call()).max_batch_tokens == 9000
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("embed", 3072), ("query", 3072), ("pair", 3072), ("image", None), ("count", None)]
+)
+def test_only_what_computes_attention_over_texts_costs_more_than_its_tokens(mode: Mode, expected: int | None) -> None:
+    assert pooled_model(attention_tokens=3072).batch_key(Call(mode=mode)).attention_tokens == expected
+    assert pooled_model().batch_key(Call(mode=mode)).attention_tokens is None

@@ -7,7 +7,7 @@ import pytest
 
 from asyncembed import TextEmbedding, WorkerPool
 from asyncembed.engine import pool as pool_module
-from asyncembed.engine.pool import MAX_WORKERS_BY_DEFAULT, engine_of
+from asyncembed.engine.pool import GIGABYTE, MAX_WORKERS_BY_DEFAULT, engine_of, workers_by_default
 from asyncembed.engine.supervisor import WorkerPlan
 from tests.support import programs
 from tests.support.encoders import ECHO
@@ -86,7 +86,8 @@ thread.join()
     ("options", "cores", "workers", "threads"),
     [
         ({}, 2, 2, 1),
-        ({}, 16, MAX_WORKERS_BY_DEFAULT, 4),
+        ({}, 16, 16, 1),
+        ({}, 64, MAX_WORKERS_BY_DEFAULT, 4),
         ({"workers": 1}, 8, 1, 8),
         ({"workers": 3, "threads": 2}, 8, 3, 2),
         ({"device_ids": [4, 7, 9]}, 8, 3, 2),
@@ -98,20 +99,45 @@ def test_workers_and_threads_are_chosen_from_the_cores(
     options: dict[str, object], cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_module, "available_cores", lambda: cores)
-    plan = plan_of(options)
+    monkeypatch.setattr(pool_module, "available_memory", lambda: 64 * GIGABYTE)
+    plan = planned(options)
     assert (plan.workers, plan.threads) == (workers, threads)
     assert plan.in_thread is (options.get("workers") == 0)
 
 
+@pytest.mark.parametrize(("gigabytes", "workers"), [(0.5, 4), (6.0, 6), (100.0, 8), (0.0, 4)])
+def test_more_than_a_few_workers_want_memory(gigabytes: float, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "available_memory", lambda: gigabytes * GIGABYTE)
+    assert workers_by_default(8) == workers
+    assert workers_by_default(2) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "comes", "most"),
+    [
+        ({"workers": 2}, True, 3),
+        ({"workers": 2, "interactive_workers": 0}, False, 2),
+        ({"workers": 2, "interactive_workers": 2}, False, 4),
+        ({"workers": 0}, False, 1),
+        ({"device_ids": [0, 1]}, False, 2),
+    ],
+)
+def test_an_express_worker_comes_where_that_is_left_to_the_pool(
+    options: dict[str, object], comes: bool, most: int
+) -> None:
+    plan = planned(options)
+    assert (plan.may_call_express, plan.most_workers) == (comes, most)
+
+
 def test_a_pool_may_do_without_processes_only_where_their_number_is_left_to_it() -> None:
-    assert plan_of({}).threads_alone is not None
-    assert plan_of({"workers": 2}).threads_alone is None
+    assert planned({}).threads_alone is not None
+    assert planned({"workers": 2}).threads_alone is None
 
 
 def test_a_thread_has_no_time_limit_as_nobody_could_end_it() -> None:
-    assert plan_of({"workers": 0, "batch_timeout": 5.0}).batch_timeout is None
-    assert plan_of({"workers": 1, "batch_timeout": 5.0}).batch_timeout == 5.0
+    assert planned({"workers": 0, "batch_timeout": 5.0}).batch_timeout is None
+    assert planned({"workers": 1, "batch_timeout": 5.0}).batch_timeout == 5.0
 
 
-def plan_of(options: dict[str, object]) -> WorkerPlan:
+def planned(options: dict[str, object]) -> WorkerPlan:
     return engine_of(WorkerPool(**options)).plan  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """The batching policy alone: no process, no loop, no clock."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -136,6 +137,61 @@ def test_withdrawing_a_model_leaves_the_others() -> None:
     scheduler.add([other[0], *one])
     assert scheduler.withdraw_model(0) == one
     assert [sizes_of(batch) for batch in drain(scheduler)] == [[30]]
+
+
+# ---------------------------------------------------------------- long items
+
+SQUARE = BatchKey(0, "embed", 16_384, 100, attention_tokens=3072)
+
+
+def test_a_long_item_takes_up_more_of_a_batch_than_its_tokens() -> None:
+    scheduler = Scheduler()
+    scheduler.add(make_items(*[512] * 33, batch_key=SQUARE))
+    assert len(sizes_of(scheduler.next_batch())) == 32
+    scheduler = Scheduler()
+    scheduler.add(make_items(*[4096] * 4, batch_key=SQUARE))
+    # With its attention each costs twice as much as eight texts of 512 tokens.
+    assert [sizes_of(batch) for batch in drain(scheduler)] == [[4096] * 2] * 2
+    scheduler.add(make_items(*[4096] * 4, batch_key=replace(SQUARE, attention_tokens=None)))
+    assert [sizes_of(batch) for batch in drain(scheduler)] == [[4096] * 4]
+
+
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=60), st.integers(1, 3))
+def test_short_items_share_batches_as_if_nothing_grew_with_a_square(sizes: list[int], idle_workers: int) -> None:
+    batches = []
+    for attention_tokens in (None, 1536):
+        batch_key = BatchKey(0, "embed", 2048, 8, attention_tokens)
+        scheduler = Scheduler()
+        scheduler.add(make_items(*sizes, batch_key=batch_key))
+        found = [scheduler.next_batch(idle_workers) for _ in sizes]
+        batches.append([[item.index for item in batch.items] for batch in found if batch is not None])
+    assert batches[0] == batches[1]
+
+
+def test_what_waits_is_shared_out_by_what_it_costs() -> None:
+    """By tokens, one worker would get the two long texts, and the other one short texts that take a third of that."""
+    scheduler = Scheduler()
+    scheduler.add(make_items(*[4096] * 2, *[512] * 16, batch_key=SQUARE))
+    assert sizes_of(scheduler.next_batch(idle_workers=2)) == [4096]
+
+
+@given(st.lists(st.integers(1, 8192), min_size=1, max_size=40), st.integers(1, 3), st.data())
+def test_long_items_lose_neither_order_nor_count(sizes: list[int], idle_workers: int, data: st.DataObject) -> None:
+    scheduler = Scheduler()
+    lanes = data.draw(st.lists(st.sampled_from(Priority), min_size=len(sizes), max_size=len(sizes)))
+    items = [
+        make_item(size, index, batch_key=SQUARE, priority=lane)
+        for index, (size, lane) in enumerate(zip(sizes, lanes, strict=True))
+    ]
+    scheduler.add(items)
+    computed: list[int] = []
+    while (batch := scheduler.next_batch(idle_workers)) is not None:
+        waiting = [item.index for item in items if item.priority is batch.priority and item.index not in computed]
+        computed += [item.index for item in batch.items]
+        assert waiting[0] in computed, "the oldest leads"
+        assert batch.size <= batch.cost <= SQUARE.max_batch_tokens or len(batch.items) == 1
+    assert sorted(computed) == list(range(len(sizes)))
+    assert scheduler.cost == 0
 
 
 def test_halves_keep_every_item() -> None:
@@ -308,7 +364,7 @@ class AnyUse(RuleBasedStateMachine):
     @invariant()
     def knows_what_waits(self) -> None:
         assert len(self.scheduler) == len(self.waiting)
-        assert self.scheduler.tokens == sum(item.size for item in self.waiting)
+        assert self.scheduler.cost == sum(item.size for item in self.waiting)
         for lane in Priority:
             assert self.scheduler.waiting(lane) == sum(item.priority is lane for item in self.waiting)
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import FrozenInstanceError, replace
 from functools import partial
 from multiprocessing import resource_tracker
@@ -15,6 +15,7 @@ import pytest
 
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.encoders.encoder import Call, EncoderConfig
+from asyncembed.engine import dispatch, niceness
 from asyncembed.engine.cores import available_cores
 from asyncembed.engine.model import Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
@@ -572,7 +573,7 @@ async def test_a_mistake_of_the_engine_surfaces() -> None:
         {"workers": 1.5},
         {"threads": 0},
         {"interactive_workers": -1},
-        {"interactive_workers": None},
+        {"interactive_workers": 1.5},
         {"batch_timeout": 0.0},
         {"device_ids": ["cuda:0"]},
     ],
@@ -692,6 +693,119 @@ async def test_a_query_that_killed_that_worker_is_computed_again(tmp_path: Path,
             assert model.stats().workers_restarted == 1
             gate.touch()
         assert model.stats().failed == 0
+
+
+# ---------------------------------------------------------------- the express worker
+
+
+@asynccontextmanager
+async def ingest_at_a_gate(model: TextEmbedding, gate: Path) -> AsyncGenerator[None]:
+    """All workers for all work compute an ingest that goes on when the gate opens, as it does at the end."""
+    async with model.embed(f"#{i} wait:{gate}" for i in range(20)) as stream, anyio.create_task_group() as group:
+        group.start_soon(anext, stream)
+        await until(lambda: model.stats().in_flight == 2 and model.stats().queued_bulk > 0)
+        yield
+        gate.touch()
+        group.cancel_scope.cancel()
+
+
+async def ask(model: TextEmbedding) -> None:
+    assert [int((await model.embed_query(f"#{i}"))[2]) for i in range(5)] == list(range(5))
+
+
+async def test_a_query_that_meets_an_ingest_gets_a_worker_that_goes_again(
+    gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "WORTH_AN_EXPRESS_SECONDS", 0.0)
+    async with (
+        nothing_left_behind(),
+        WorkerPool(workers=2) as pool,
+        TextEmbedding(ECHO, pool=pool, max_batch_size=1) as model,
+    ):
+        bulk = set(pool.worker_pids())
+        async with ingest_at_a_gate(model, gate):
+            await ask(model)
+            stats = model.stats()
+            assert (stats.workers, stats.workers_interactive, stats.in_flight) == (3, 1, 2)
+            (express,) = set(pool.worker_pids()) - bulk
+            kill(express)
+            await until(lambda: model.stats().workers == 2)
+            await ask(model)
+            assert model.stats().workers == 3
+        await end_express(model, monkeypatch)
+        assert set(pool.worker_pids()) == bulk
+        assert model.stats().workers_restarted == 1
+
+
+async def test_it_comes_with_a_long_ingest_where_queries_came_before(
+    gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "LONG_IN_BULK_SECONDS", 0.0)
+    async with TextEmbedding(ECHO, workers=2, max_batch_size=1) as model:
+        await ask(model)
+        assert model.stats().workers == 2
+        async with ingest_at_a_gate(model, gate):
+            await until(lambda: model.stats().workers_ready == 3)
+            await ask(model)
+
+
+@pytest.mark.posix
+async def test_bulk_work_makes_way_for_that_worker_and_whoever_is_restarted_begins_from_the_first_level(
+    gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "WORTH_AN_EXPRESS_SECONDS", 0.0)
+    level, lowered = level_of(os.getpid()), min(level_of(os.getpid()) + niceness.LOWER_BY, niceness.LOWEST)
+    async with WorkerPool(workers=2) as pool, TextEmbedding(ECHO, pool=pool, max_batch_size=1) as model:
+        bulk = set(pool.worker_pids())
+        async with ingest_at_a_gate(model, gate):
+            assert {level_of(pid) for pid in bulk} == {level}, "until then"
+            await ask(model)
+            (express,) = set(pool.worker_pids()) - bulk
+            assert level_of(express) == level
+            assert {level_of(pid) for pid in bulk} == {lowered}
+            victim = min(bulk)
+            kill(victim)
+            await until(lambda: victim not in pool.worker_pids() and model.stats().workers_ready == 3)
+            assert {level_of(pid) for pid in set(pool.worker_pids()) - {express}} == {lowered}
+        await end_express(model, monkeypatch)
+        assert {level_of(pid) for pid in pool.worker_pids()} in ({level}, {lowered}), "back, where that is allowed"
+
+
+@pytest.mark.posix
+async def test_where_workers_may_not_come_back_interactive_work_calls_for_one_that_never_left(
+    gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "WORTH_AN_EXPRESS_SECONDS", 0.0)
+
+    set_level = cast(Any, os).setpriority
+
+    def refuse(which: int, who: int, level: int) -> None:
+        if level < level_of(who):
+            raise PermissionError("as without the privilege")
+        set_level(which, who, level)
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    level = level_of(os.getpid())
+    async with WorkerPool(workers=2) as pool, TextEmbedding(ECHO, pool=pool, max_batch_size=1) as model:
+        bulk = set(pool.worker_pids())
+        async with ingest_at_a_gate(model, gate):
+            await ask(model)
+        await end_express(model, monkeypatch)
+        assert level not in {level_of(pid) for pid in bulk}
+        await ask(model)
+        await until(lambda: model.stats().workers_ready == 3)
+        assert {level_of(pid) for pid in set(pool.worker_pids()) - bulk} == {level}
+
+
+def level_of(pid: int) -> int:
+    return int(psutil.Process(pid).nice())
+
+
+async def end_express(model: TextEmbedding, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "EXPRESS_IDLE_SECONDS", 0.0)
+        await ask(model)
+        await until(lambda: model.stats().workers == 2)
 
 
 # ---------------------------------------------------------------- what is counted

@@ -13,6 +13,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 from qdrant_client.models import Distance, Fusion, FusionQuery, Modifier, PointStruct, SparseVector, VectorParams
 
 from asyncembed import (
+    Checkpoint,
     HybridTextEmbedding,
     ImageEmbedding,
     LateInteractionTextEmbedding,
@@ -279,6 +280,17 @@ async def test_what_the_function_raises_ends_the_stream() -> None:
 
 
 # ---------------------------------------------------------------- into the store
+
+
+async def test_an_upload_goes_on_behind_what_its_checkpoint_has(tmp_path: Path) -> None:
+    async with three() as models, store(**models) as client:
+        async with Checkpoint(tmp_path / "done") as done:
+            await upload(client, "things", points(RECORDS[:100], **models, key=text_of), checkpoint=done)
+        async with Checkpoint(tmp_path / "done") as done:
+            assert done.records == 100
+            rest = points(RECORDS, **models, key=text_of, start=done.records)
+            assert (await upload(client, "things", rest, checkpoint=done)).done == 50
+        assert await counted(client) == 150
 
 
 async def test_an_upload_stores_all_and_says_how_far_the_store_is() -> None:

@@ -192,6 +192,7 @@ def test_a_file_is_within_reach_beside_the_graph_or_beside_what_it_links_to(tmp_
 def test_a_dynamically_quantised_graph_is_recognised(dynamic: bool, tmp_path: Path) -> None:
     path = write_text_graph(tmp_path / "model.onnx", dynamic_quantization=dynamic)
     assert read_onnx_file(path).is_dynamically_quantized == dynamic
+    assert not read_onnx_file(path).has_branches
 
 
 def test_the_name_alone_does_not_count(tmp_path: Path) -> None:
@@ -216,6 +217,7 @@ def test_operators_inside_branches_are_found(tmp_path: Path) -> None:
     output = helper.make_tensor_value_info("y", TensorProto.UINT8, None)
     onnx.save(helper.make_model(helper.make_graph([choice], "graph", inputs, [output])), str(tmp_path / "m.onnx"))
     assert read_onnx_file(tmp_path / "m.onnx").is_dynamically_quantized
+    assert read_onnx_file(tmp_path / "m.onnx").has_branches
 
 
 def test_a_file_that_is_no_model_is_left_to_the_runtime(tmp_path: Path) -> None:

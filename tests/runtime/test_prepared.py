@@ -20,6 +20,7 @@ from asyncembed.runtime.prepared import (
     find_prepared,
     kept_prepared,
     made_of,
+    note_of,
     prepare_graph,
 )
 from asyncembed.runtime.session import SessionOptions
@@ -136,6 +137,16 @@ def test_it_says_what_it_was_made_of_and_can_be_deleted(source: Source, tmp_path
     assert made_of(folder) is None
     delete_prepared(folder)
     assert kept_prepared(cache_dir=tmp_path / "cache") == []
+
+
+def test_what_was_to_be_said_when_it_was_made_is_kept(source: Source) -> None:
+    def saying(path: Path, graph: Path, data_name: str) -> str:
+        save_optimized(path, graph, data_name)
+        return "it was large"
+
+    assert note_of(prepare_graph(source, saying)) == "it was large"
+    delete_prepared(source.folder())
+    assert note_of(prepared(source)) is None
 
 
 def test_small_graphs_are_not_worth_it(source: Source) -> None:

@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from asyncembed.errors import ModelLoadError
+from asyncembed.runtime.onnx import OnnxSession
+from asyncembed.runtime.openvino import OpenVinoSession
 from asyncembed.runtime.session import Array, Session, SessionOptions
-from asyncembed.runtime.session import open_session as open_with_onnxruntime
 from tests.support.graphs import DIM, GraphBuilder, write_text_graph
 
 Open = Callable[[Path, SessionOptions], Session]
@@ -27,7 +28,20 @@ DTYPES: dict[str, int] = {
 }
 
 
-@pytest.fixture(params=[open_with_onnxruntime], ids=["onnxruntime"])
+def open_with_bound_outputs(path: Path, options: SessionOptions) -> Session:
+    """A session as it runs where a GPU computes: the outputs stay where they are made, here in the CPU's memory."""
+    session = OnnxSession(path, options)
+    session._output_place = "cpu", 0
+    return session
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(OnnxSession, id="onnxruntime"),
+        pytest.param(OpenVinoSession, id="openvino", marks=pytest.mark.slow),
+        pytest.param(open_with_bound_outputs, id="onnxruntime, outputs bound"),
+    ]
+)
 def open_session(request: pytest.FixtureRequest) -> Open:
     """Opens a graph with one implementation after the other."""
     opener: Open = request.param
@@ -80,6 +94,70 @@ def test_inputs_need_not_lie_in_one_piece(session: Session) -> None:
     assert not any(row.flags.c_contiguous for row in wide.values())
     (found,), (wanted,) = (session.run(["text_embeds"], some) for some in (wide, feeds(5, 6, 7)))
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_an_input_that_is_left_out_is_an_error(session: Session) -> None:
+    session.run(["text_embeds"], feeds(5, 6))
+    some = feeds(8, 9)
+    del some["token_type_ids"]
+    with pytest.raises(ValueError, match="token_type_ids"):
+        session.run(["text_embeds"], some)
+
+
+@pytest.mark.parametrize("pools", [False, True])
+@pytest.mark.parametrize("batch", [None, 1])
+def test_shapes_that_do_not_fit_are_an_error(
+    open_session: Open, pools: bool, batch: int | None, tmp_path: Path
+) -> None:
+    """As those of a text that is longer than the positions of its model: whatever was computed before is no answer."""
+    build = GraphBuilder()
+    states = build.add("Gather", build.random(16, DIM), "input_ids")
+    length = build.add("Shape", "input_ids", start=1, end=2)
+    positions = build.add("Slice", build.random(4, DIM), build.constant(np.array([0])), length)
+    output = build.add("Add", states, positions)
+    shape: list[int | str] = [batch or "batch", "tokens", DIM]
+    if pools:
+        output, shape = build.add("ReduceMean", output, axes=[1], keepdims=0), [shape[0], DIM]
+    build.add("Identity", output, output="result")
+    infos = [
+        helper.make_tensor_value_info("input_ids", TensorProto.INT64, [batch or "batch", "tokens"]),
+        helper.make_tensor_value_info("result", TensorProto.FLOAT, shape),
+    ]
+    session = open_session(build.save(tmp_path / "model.onnx", infos[:1], infos[1:]), OPTIONS)
+    for _ in range(2):
+        assert session.run(["result"], {"input_ids": np.array([[1, 2, 3]])})[0].shape[-1] == DIM
+        with pytest.raises(Exception, match="broadcast|computed nothing"):
+            session.run(["result"], {"input_ids": np.array([[1, 2, 3, 4, 5]])})
+
+
+def test_results_of_threads_at_once_are_their_own(session: Session) -> None:
+    """Although a session serves one at a time: no wrong number may come of a mistake."""
+    wanted = [session.run(["text_embeds"], feeds(*range(length)))[0] for length in (20, 30)]
+    found: list[list[Array]] = [[], []]
+
+    def run(thread: int) -> None:
+        for _ in range(20):
+            found[thread] += session.run(["text_embeds"], feeds(*range(20 + 10 * thread)))
+
+    threads = [Thread(target=run, args=(thread,)) for thread in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for results, one in zip(found, wanted, strict=True):
+        assert len(results) == 20
+        for result in results:
+            np.testing.assert_array_equal(result, one)
+
+
+def test_a_long_run_leaves_no_result_behind_that_changes(session: Session) -> None:
+    """After it, memory goes back to the system."""
+    rows = {name: np.repeat(row, 16, axis=0) for name, row in feeds(*range(80)).items()}
+    (hidden,) = session.run(["last_hidden_state"], rows)
+    before = hidden.copy()
+    for _ in range(3):
+        session.run(["last_hidden_state"], rows)
+    np.testing.assert_array_equal(hidden, before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

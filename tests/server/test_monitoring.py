@@ -53,3 +53,22 @@ async def test_two_servers_in_a_process_have_numbers_of_their_own_and_those_of_o
     async with serving(app) as client:
         await client.post("/v1/embeddings", json={"input": "one"})
         assert numbers((await client.get("/metrics")).text)["asyncembed_inputs_total a"] == 2
+
+
+async def test_lazy_models_are_healthy_and_shown_and_each_is_loaded_by_its_first_request() -> None:
+    from asyncembed.server import create_app
+
+    names = ["BAAI/bge-small-en-v1.5", "Xenova/ms-marco-MiniLM-L-6-v2"]
+    async with serving(create_app(names, lazy=True, max_queued=100)) as client:
+        assert (await client.get("/health")).status_code == 200
+        assert len((await client.get("/v1/models")).json()["data"]) == 2
+        assert [model["runs_on"] for model in (await client.get("/page.json")).json()["models"]] == [
+            "not loaded yet",
+            "not loaded yet",
+        ]
+        answer = await client.post("/v1/embeddings", json={"input": ["one"], "encoding_format": "float"})
+        assert len(answer.json()["data"][0]["embedding"]) == 384
+        states = [model["runs_on"] for model in (await client.get("/page.json")).json()["models"]]
+        assert states[0] != "not loaded yet"
+        assert states[1] == "not loaded yet"
+        assert (await client.get("/info")).json()["models"][1]["max_input_length"] == 512

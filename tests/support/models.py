@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from asyncembed.catalogue import lookup
 from asyncembed.catalogue.spec import LocalOrigin, ModelSpec
 from tests.support.graphs import DIM, write_text_graph
+from tests.support.safetensors_files import write_tensors
 from tests.support.tokenizers import wordpiece, write_tokenizer
 
 if TYPE_CHECKING:
@@ -53,6 +55,28 @@ def write_self_describing_model(directory: Path, **graph: Any) -> Path:
     (directory / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
     (directory / "1_Pooling").mkdir()
     (directory / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
+    return directory
+
+
+def write_bert_weights(directory: Path, *, dim: int = DIM) -> Path:
+    """The weights of a BERT of one layer in place of the graph of a model that `write_model` has written."""
+    (directory / MODEL_FILE).unlink(missing_ok=True)
+    random = np.random.default_rng(4)
+    words = Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab_size()
+    layer, shapes = (
+        "encoder.layer.0.",
+        {"word_embeddings": words, "position_embeddings": 512, "token_type_embeddings": 2},
+    )
+    tensors = {f"embeddings.{name}.weight": random.standard_normal((rows, dim)) for name, rows in shapes.items()}
+    maps = [f"attention.self.{name}" for name in ("query", "key", "value")]
+    for name in (*maps, "attention.output.dense", "intermediate.dense", "output.dense"):
+        tensors[f"{layer}{name}.weight"] = random.standard_normal((dim, dim)) / dim**0.5
+        tensors[f"{layer}{name}.bias"] = random.standard_normal(dim)
+    for norm in ("embeddings.LayerNorm", f"{layer}attention.output.LayerNorm", f"{layer}output.LayerNorm"):
+        tensors |= {f"{norm}.weight": np.ones(dim), f"{norm}.bias": np.zeros(dim)}
+    write_tensors(directory / "model.safetensors", {name: each.astype(np.float32) for name, each in tensors.items()})
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": dim, "vocab_size": words}
+    (directory / "config.json").write_text(json.dumps({"model_type": "bert", **sizes}), encoding="utf-8")
     return directory
 
 

@@ -95,7 +95,7 @@ def images(paths: list[Path], many: list[Record], texts: list[str]) -> None:
     half = sync.ImageEmbedding("a/b", dtype="float16")
     for result in half.embed(many, key=path_of, on_error="return"):
         assert_type(result, Halves | InputError | EncodeError | WorkerCrashed)
-    pages = sync.LateInteractionMultimodalEmbedding("a/b", dtype="float16", truncate=False)
+    pages = sync.LateInteractionMultimodalEmbedding("a/b", dtype="float16", long="error")
     assert_type(pages.embed_image(paths).collect(), list[Halves])
     assert_type(pages.embed_text(texts).collect(), list[Halves])
     assert_type(pages.embed_one_image(paths[0]), Halves)

@@ -210,7 +210,7 @@ async def sparse(model: SparseTextEmbedding, texts: list[str], many: list[Record
 
 
 async def late_interaction(texts: list[str], many: list[Record]) -> None:
-    model = LateInteractionTextEmbedding("a/b", truncate=False)
+    model = LateInteractionTextEmbedding("a/b", long="error")
     assert_type(await model.embed(texts).collect(), list[Floats])
     assert_type(await model.embed_query("x"), Floats)
     half = LateInteractionTextEmbedding("a/b", dtype="float16", workers=1)
@@ -246,7 +246,7 @@ async def images(paths: list[Path], many: list[Record], mixed: list[ImageInput],
 
 
 async def pages(paths: list[Path], texts: list[str]) -> None:
-    model = LateInteractionMultimodalEmbedding("a/b", dtype="float16", truncate=False)
+    model = LateInteractionMultimodalEmbedding("a/b", dtype="float16", long="error")
     assert_type(await model.embed_image(paths).collect(), list[Halves])
     assert_type(await model.embed_text(texts).collect(), list[Halves])
     assert_type(await model.embed_one_image(paths[0]), Halves)

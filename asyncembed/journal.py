@@ -1,0 +1,150 @@
+"""What is left after a kill: a file of lines of which the last whole one counts, and which records were read."""
+
+import json
+import os
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, closing, nullcontext
+from inspect import isasyncgen, isgenerator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from asyncembed.errors import OptionError, UsageError
+
+
+class Journal:
+    """A file of JSON objects, a line each: the first says what it is of, the last how far that is. All of it blocks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def exists(self) -> bool:
+        """Whether there is anything."""
+        return self.path.exists()
+
+    def ends(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The first line and the last one; None if there are not two. A line that was not written to its end is none.
+
+        Raises:
+            ValueError: They are no JSON objects.
+        """
+        lines = self._lines()
+        return None if len(lines) < 2 else (_object(lines[0]), _object(lines[-1]))
+
+    @staticmethod
+    def line(value: Mapping[str, Any]) -> bytes:
+        """As it stands in the file."""
+        return json.dumps(value).encode() + b"\n"
+
+    def write(self, value: Mapping[str, Any]) -> None:
+        """Append a line. It is on the disk when this returns."""
+        with self.path.open("ab") as file:
+            file.write(self.line(value))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def cut(self) -> None:
+        """Cut off a line that a killed process has not written to its end."""
+        if self.exists():
+            with self.path.open("r+b") as file:
+                file.truncate(sum(len(line) + 1 for line in self._lines()))
+
+    def remove(self) -> None:
+        """Have nothing of it stay."""
+        self.path.unlink(missing_ok=True)
+
+    def _lines(self) -> list[bytes]:
+        try:
+            return self.path.read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    if not isinstance(value, dict):
+        raise ValueError("no JSON object")
+    return value
+
+
+class Trail:
+    """Which records were read: a checksum of all of them, so that the next run sees whether its source begins alike.
+
+    One thread reads, another may say what is done.
+    """
+
+    def __init__(self, text_of: Callable[[Any], str], *, read: int, checksum: int, changed: str) -> None:
+        """`read` and `checksum` are of an earlier run; `changed` is what an error says."""
+        self._text_of = text_of
+        self._read = read
+        self._checksum = checksum
+        self._changed = changed
+        # After each record that was read and is not done.
+        self._ahead: deque[int] = deque()
+
+    def follow(self, records: Iterable[Any]) -> Iterator[Any]:
+        """What comes after the records that were read already.
+
+        Raises:
+            OptionError: The first ones are not those.
+        """
+        with _closing(records):
+            rest = iter(records)
+            checksum = count = 0
+            for record in islice(rest, self._read):
+                checksum, count = self._after(record, checksum), count + 1
+            self._check(count, checksum)
+            for record in rest:
+                checksum = self._after(record, checksum)
+                self._ahead.append(checksum)
+                yield record
+
+    async def follow_async(self, records: AsyncIterable[Any]) -> AsyncIterator[Any]:
+        """Likewise."""
+        async with _aclosing(records):
+            checksum = count = 0
+            async for record in records:
+                if count == self._read:
+                    self._check(count, checksum)
+                checksum, count = self._after(record, checksum), count + 1
+                if count > self._read:
+                    self._ahead.append(checksum)
+                    yield record
+            if count <= self._read:
+                self._check(count, checksum)
+
+    def done(self, count: int) -> int:
+        """The checksum of all records that are done, now that so many more are.
+
+        Raises:
+            UsageError: So many have not been read.
+        """
+        if count > len(self._ahead):
+            raise UsageError(f"{count} more records are said to be done, of {len(self._ahead)} that were read")
+        for _ in range(count):
+            self._checksum = self._ahead.popleft()
+        return self._checksum
+
+    def _check(self, count: int, checksum: int) -> None:
+        if (count, checksum) != (self._read, self._checksum):
+            raise OptionError(self._changed)
+
+    def _after(self, record: Any, before: int) -> int:
+        return crc32(self._text_of(record).encode("utf-8", "surrogatepass"), before)
+
+
+def _closing(records: object) -> AbstractContextManager[object]:
+    if isgenerator(records):
+        return closing(records)
+    return nullcontext()
+
+
+def _aclosing(records: object) -> AbstractAsyncContextManager[object]:
+    if isasyncgen(records):
+        return aclosing(records)
+    return nullcontext()
