@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from asyncembed.checks import check_count
@@ -99,7 +99,7 @@ class VectorCacheFile:
                     if used != age:
                         self._used.add(key)
         if len(self._used) > READ_AT_ONCE:
-            self._put([])
+            self._note_use()
         return [found.get(key) for key in keys]
 
     def _put(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
@@ -119,9 +119,13 @@ class VectorCacheFile:
             while _bytes_in_use(file) > self.max_bytes and _delete_oldest(file):
                 pass
 
-    def _close(self) -> None:
-        if self._used:
+    def _note_use(self) -> None:
+        """Say of what was read lately that it was used; where nothing can be written, nothing makes room either."""
+        with suppress(sqlite3.Error, OSError):
             self._put([])
+
+    def _close(self) -> None:
+        self._note_use()
         self._reading.close()
         self._writing.close()
 

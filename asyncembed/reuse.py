@@ -19,7 +19,7 @@ from itertools import islice
 from logging import Logger, getLogger
 from math import inf
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from anyio import current_effective_deadline, get_cancelled_exc_class, move_on_after, sleep
 from anyio.abc import TaskGroup
@@ -289,6 +289,8 @@ def _size_of(value: Any) -> int:
 # ---------------------------------------------------------------- the cache
 
 
+_Operation: TypeAlias = Literal["get", "put"]
+
 _Sought: TypeAlias = tuple[_Work, Item]
 """A work to look for, and its item, which it has no more when nobody waits any longer."""
 
@@ -315,13 +317,18 @@ class Keeper:
         self._unkept: dict[bytes, tuple[object, int]] = {}
         self._unkept_bytes = 0
         self._is_seeking = self._is_writing = False
-        self._failed_at = -inf
+        # When it did not look, or keep, what it was to.
+        self._failed_at = {"get": -inf, "put": -inf}
         self._is_damage_told = False
 
     @property
     def is_usable(self) -> bool:
-        """Whether it has not failed lately."""
-        return self._failed_at == -inf or perf_counter() - self._failed_at >= RETRY_SECONDS
+        """Whether to look into it has not failed lately."""
+        return self._can("get")
+
+    def _can(self, operation: _Operation) -> bool:
+        failed_at = self._failed_at[operation]
+        return failed_at == -inf or perf_counter() - failed_at >= RETRY_SECONDS
 
     # ---------------------------------------------------------------- looking
 
@@ -381,7 +388,7 @@ class Keeper:
         asked = [key for key, value in zip(keys, values, strict=True) if value is None]
         if not asked or not self.is_usable:
             return values
-        kept = await self._asked(self._get, asked)
+        kept = await self._asked("get", self._get, asked)
         if kept is None:
             return values
         size_bytes = sum(len(value) for value in kept if value is not None)
@@ -442,10 +449,10 @@ class Keeper:
 
     async def _write_some(self) -> None:
         entries = list(islice(self._unkept.items(), KEPT_AT_ONCE))
-        if self.is_usable:
+        if self._can("put"):
             packed = await in_disk_thread(_packed, entries)
             if packed:
-                await self._asked(self._cache.put, packed)
+                await self._asked("put", self._cache.put, packed)
         for key, (result, _) in entries:
             del self._unkept[key]
             self._unkept_bytes -= getattr(result, "nbytes", 0)
@@ -460,7 +467,9 @@ class Keeper:
 
     # ---------------------------------------------------------------- what may go wrong
 
-    async def _asked(self, function: Callable[[ArgumentT], Awaitable[T]], argument: ArgumentT) -> T | None:
+    async def _asked(
+        self, operation: _Operation, function: Callable[[ArgumentT], Awaitable[T]], argument: ArgumentT
+    ) -> T | None:
         """What the cache answers; None if it fails, in whatever way."""
         problem: BaseException = TimeoutError(f"it takes longer than {CACHE_SECONDS:.0f} s")
         try:
@@ -473,12 +482,10 @@ class Keeper:
             problem = error
         except Exception as error:  # noqa: BLE001 (it may be anybody's class; inputs are computed without it)
             problem = error
-        self._failed_at = perf_counter()
+        self._failed_at[operation] = perf_counter()
         logger.warning(
-            "%s: the cache of vectors failed, and is left alone for %.0f s: %s",
-            self._model_name,
-            RETRY_SECONDS,
-            in_words(problem),
+            "%s: the cache of vectors failed (%s), which is not tried again for %.0f s: %s",
+            *(self._model_name, operation, RETRY_SECONDS, in_words(problem)),
         )
         return None
 

@@ -287,6 +287,23 @@ class Odd(Kept):
         return ["no bytes"] * len(keys)  # type: ignore[list-item]
 
 
+class ReadOnly(Kept):
+    async def put(self, entries: Sequence[tuple[bytes, bytes]], /) -> None:
+        raise PermissionError("read only")
+
+
+async def test_what_cannot_be_written_to_is_looked_into_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    cache = ReadOnly()
+    async with TextEmbedding(fake_model(), cache=(full := Kept())) as model:
+        await model.embed(["a", "b"]).collect()
+    cache.update(full)
+    async with TextEmbedding(fake_model(), cache=cache) as model:
+        for text in ("new", "a", "newer", "b"):
+            await model.embed_query(text) if text.startswith("n") else await model.embed([text]).collect()
+        assert (model.stats().cache_hits, model.stats().cache_misses) == (2, 2)
+    assert caplog.text.count("cache of vectors failed") == 1
+
+
 @pytest.mark.parametrize("cache", [Failing(), Odd()])
 async def test_a_cache_that_fails_costs_a_warning(cache: Kept, caplog: pytest.LogCaptureFixture) -> None:
     async with TextEmbedding(fake_model(), cache=cache) as model:
@@ -294,7 +311,7 @@ async def test_a_cache_that_fails_costs_a_warning(cache: Kept, caplog: pytest.Lo
             await model.embed([f"text {n}" for n in range(100)]).collect()
         assert model.stats().items == 300
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert len([message for message in warnings if "cache of vectors" in message]) == 1
+    assert len([message for message in warnings if "cache of vectors failed (get)" in message]) == 1
 
 
 @pytest.mark.parametrize("damage", [lambda value: value[:-1] + b"?", lambda value: b"", lambda value: value[8:]])
