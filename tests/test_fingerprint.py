@@ -125,3 +125,13 @@ async def test_fakes_have_one_each() -> None:
 def test_programs_without_a_loop_ask_for_it_as_well() -> None:
     with asyncembed.sync.TextEmbedding(fake_model(dim=4)) as model:
         assert len(model.fingerprint) == 20
+
+
+async def test_a_lazy_model_has_one_when_it_is_loaded(tmp_path: Path) -> None:
+    async with TextEmbedding(fake_model(dim=4), lazy=True, cache=tmp_path / "cache") as model:
+        with pytest.raises(StateError, match="first call"):
+            _ = model.fingerprint
+        await model.embed_query("text")
+        assert len(model.fingerprint) == 20
+        await model.embed_query("text")
+        assert model.stats().cache_hits == 1
