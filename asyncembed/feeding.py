@@ -261,6 +261,7 @@ class StreamState(Generic[InputT]):
         self._feeder_scope = CancelScope()
         # Until there is what it needs to be read.
         self._load: Callable[[], Awaitable[Means]] | None = None
+        self.loop: Loop
         if later is not None:
             self.loop, self._load = later
         else:

@@ -25,7 +25,7 @@ from asyncembed.catalogue.lookup import (
     require_model,
     similar_names,
 )
-from asyncembed.catalogue.onnx_choice import choose_onnx_file, prefer
+from asyncembed.catalogue.onnx_choice import choose_onnx_file, precision_of, prefer
 from asyncembed.catalogue.pipeline import spec_from_directory
 from asyncembed.catalogue.spec import Family, HubOrigin, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
@@ -89,7 +89,9 @@ async def prepare(
         OptionError: `max_length` is more than the model can compute.
     """
     if _wants_int8(options):
-        overrides = replace(overrides, int8_objection=partial(_int8_objection, options))
+        overrides = replace(
+            overrides, int8_objection=partial(_int8_objection, options), int8_of_graphs=_can_int8(options)
+        )
     try:
         spec, directory = await _locate(name, family, options, place, overrides)
     except DownloadError:
@@ -98,6 +100,13 @@ async def prepare(
             raise
         plain = replace(overrides, preferred_precision=None)
         spec, directory = await _locate(name, family, options, place, plain)
+    kept = None
+    if overrides.int8_of_graphs and _is_plain(spec):
+        try:
+            kept = await _in_8_bits(directory, spec, options)
+        except (UnsupportedModelError, ModelLoadError, OSError, WorkersImpossible) as error:
+            logger.info("%s: its float32 graph is not brought to 8 bits: %s", spec.name, error)
+            spec, directory = await _locate_quantized(name, family, options, place, overrides, error)
     check_settings(spec, settings)
     kind = row_of(spec)
     if options.precision == "fp32" and spec.model_file is not None:
@@ -109,6 +118,8 @@ async def prepare(
         folder = directory / spec.folder
         head = await in_disk_thread(_head_of, spec, folder)
         spec = replace(spec, model_file=str(await _export(folder, head, own_cache_dir(options), options)))
+    elif kept is not None:
+        spec = replace(spec, model_file=str(kept))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
         path = await in_disk_thread(loadable_model_path, directory, spec.model_file)
@@ -117,7 +128,7 @@ async def prepare(
         if options.batch_invariant and (await in_disk_thread(read_onnx_file, path)).is_dynamically_quantized:
             logger.info(
                 '%s: %s has one scale for a whole batch, so that its inputs run one by one; precision="int8" takes a '
-                "nearer one that runs whole batches, where a graph can be built of the weights",
+                "nearer one that runs whole batches, where that can be made",
                 *(spec.name, relative.as_posix()),
             )
     prepared = await _prepared(directory, spec, options, is_exported=is_exported) if kind.needs_graph else None
@@ -222,7 +233,11 @@ async def _locate(
     if spec is not None:
         if overrides.precision is not None:
             built = await _with_weights(spec, given, hub, overrides)
-            spec = built or await _with_precision(spec, overrides.precision, given, hub)
+            try:
+                spec = built or await _with_precision(spec, overrides.precision, given, hub)
+            except UnsupportedModelError:
+                if not (overrides.int8_of_graphs and _is_plain(spec)):
+                    raise
         elif overrides.preferred_precision is not None and not isinstance(name, ModelSpec):
             spec = await _preferring(spec, overrides.preferred_precision, given, hub)
         spec = overrides.applied_to(spec)
@@ -403,7 +418,7 @@ async def _with_weights(spec: ModelSpec, given: Path | None, hub: HubAccess, ove
     """The spec of a catalogued model with weights that a graph in 8 bits can be built of; None: there are none."""
     is_pooled_here = spec.encoder == "dense" and spec.pooling != "none" and "task_input" not in spec.settings
     objection = overrides.int8_objection
-    if objection is None or spec.graph_output != 0 or not (is_pooled_here or spec.encoder == "reranker"):
+    if objection is None or spec.graph_output != 0 or not (is_pooled_here or spec.encoder == "cross_encoder"):
         return None
     # The catalogue's sources often have a graph only; the repo that the model is named after has its weights.
     sources = spec.sources if given is not None or spec.name.count("/") != 1 else (HubOrigin(spec.name),)
@@ -416,7 +431,8 @@ async def _with_weights(spec: ModelSpec, given: Path | None, hub: HubAccess, ove
         if given is None:
             config = ("config.json",)
             given = await download_files(sources, replace(hub, progress=False), patterns=config, required=config)
-    except DownloadError:
+    except DownloadError as error:
+        logger.info("%s: no graph in 8 bits is built of its weights: %s", spec.name, error)
         return None
     if await in_disk_thread(objection, bare, given) is not None:
         return None
@@ -459,6 +475,53 @@ def _head_of(spec: ModelSpec, directory: Path) -> "Head":
 
 def _wants_int8(options: Options) -> bool:
     return options.precision in ("int8", "q8")
+
+
+def _can_int8(options: Options) -> bool:
+    """Whether what computes is what graphs in 8 bits are made for."""
+    return options.runtime != "openvino" and _is_for_cpu(options)
+
+
+def _is_plain(spec: ModelSpec) -> bool:
+    """Whether a model of texts has a graph of whose name no precision is a part."""
+    is_of_texts = not spec.family.startswith("image") and "multimodal" not in spec.family
+    return is_of_texts and spec.model_file is not None and precision_of(spec.model_file) == "fp32"
+
+
+async def _in_8_bits(directory: Path, spec: ModelSpec, options: Options) -> Path:
+    """The float32 graph of a model in 8 bits: from the cache, or made now, in a process of its own.
+
+    Raises:
+        UnsupportedModelError: It is of none of the usual forms.
+        ModelLoadError: It cannot be loaded, or the cache cannot be written.
+        WorkersImpossible: There can be no such process.
+    """
+    from asyncembed.export.graph_cache import ensure_int8_graph, find_int8_graph
+
+    assert spec.model_file is not None, "it has a graph"
+    source = await in_disk_thread(loadable_model_path, directory, spec.model_file)
+    folder, cache_dir = directory / spec.folder, own_cache_dir(options)
+    found = await in_disk_thread(partial(find_int8_graph, source, folder, cache_dir=cache_dir))
+    if found is not None:
+        return found
+    logger.info("%s: its graph is brought to 8 bits, once", spec.name)
+    make = partial(ensure_int8_graph, source, folder, cache_dir=cache_dir)
+    return await (in_disk_thread(make) if options.workers == 0 else _in_process(make))
+
+
+async def _locate_quantized(
+    name: str | os.PathLike[str] | ModelSpec,
+    family: Family,
+    options: Options,
+    place: Path | None,
+    overrides: Overrides,
+    error: Exception,
+) -> tuple[ModelSpec, Path]:
+    """The model with the file that its own repo has in 8 bits, as none can be made for the reason `error`."""
+    try:
+        return await _locate(name, family, options, place, replace(overrides, int8_of_graphs=False))
+    except UnsupportedModelError as other:
+        raise UnsupportedModelError(f"{other}; {error}", model=other.model) from error
 
 
 def _int8_objection(options: Options, spec: ModelSpec, directory: Path) -> str | None:

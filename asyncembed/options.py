@@ -101,7 +101,8 @@ class Options(PoolOptions):
         output_name: The output of the graph to take, by its name or position. None takes what the model's files say,
             and a finished vector (`sentence_embedding`) where a graph has one and they say nothing else.
         max_length: Limit of an input in tokens, instead of the model's own; what is longer is cut.
-        max_batch_tokens: Most tokens, padding included, computed in one run of the graph.
+        max_batch_tokens: Most tokens, padding included, computed in one run of the graph; those of a text of more than
+            512 count for its attention, too. None: what suits the model (256; on a GPU what a measurement says).
         max_batch_size: Most inputs computed in one run of the graph.
         max_in_flight: How many inputs a stream may read ahead of its consumer.
         max_in_flight_bytes: About how much memory those inputs and their waiting results may take.

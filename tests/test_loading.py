@@ -358,6 +358,33 @@ async def test_where_int8_cannot_be_built_the_file_of_the_repo_is_taken(
     assert "model_int8.onnx (int8) on CPU" in caplog.text
 
 
+@pytest.mark.slow
+async def test_int8_is_made_of_the_float_graph_where_there_are_no_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of the quantised file that the directory has: that one is taken where it is named."""
+    monkeypatch.setenv("ASYNCEMBED_CACHE", str(tmp_path / "cache"))
+    directory = write_self_describing_model(tmp_path / "m")
+    shutil.copy(Path(__file__).parent / "runtime" / "exported" / "bert.onnx", directory / "model.onnx")
+    write_text_graph(directory / "model_int8.onnx", dynamic_quantization=True)
+    texts = ("the day", "you can see that he was there", "they had this one")  # words that the graph knows
+    caplog.set_level(logging.INFO, "asyncembed")
+    vectors = []
+    for workers in (0, 1):
+        async with TextEmbedding(directory, workers=workers, precision="int8") as model:
+            vectors.append(await model.embed_documents(texts))
+    assert np.array_equal(vectors[0], vectors[1])
+    assert caplog.text.count("its graph is brought to 8 bits, once") == 1
+    async with TextEmbedding(directory, workers=0) as model:
+        exact = await model.embed_documents(texts)
+    cosines = (exact * vectors[0]).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(vectors[0], axis=1)
+    assert 0.99 < cosines.min() < 1
+    assert "one by one" not in caplog.text
+    async with TextEmbedding(directory, workers=0, onnx_file="model_int8.onnx") as model:
+        await model.embed_query("the day")
+    assert "one by one" in caplog.text
+
+
 async def test_a_file_that_is_quantised_under_a_plain_name_is_not_taken_for_fp32(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "m", dim=384, model_file="model_optimized.onnx", dynamic_quantization=True)
     with pytest.raises(UnsupportedModelError, match=r"model_optimized\.onnx is quantised although its name"):

@@ -28,6 +28,7 @@ class Overrides:
         template: What a reranker that is a language model reads of a pair.
         int8_objection: Why no graph in 8 bits can be built of the weights of a model, by its spec and the directory
             with its configuration, None where it can; no such function: none is asked for.
+        int8_of_graphs: Whether the float32 graph is taken then, where there is one, to be brought to 8 bits.
     """
 
     pooling: Pooling | None = None
@@ -39,6 +40,7 @@ class Overrides:
     graph_output: int | str | None = None
     template: str | None = None
     int8_objection: Callable[[ModelSpec, Path], str | None] | None = None
+    int8_of_graphs: bool = False
 
     def applied_to(self, spec: ModelSpec) -> ModelSpec:
         """The spec of a model that the catalogue or the caller describes, with these instead of what it says."""

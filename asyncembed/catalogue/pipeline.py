@@ -8,6 +8,7 @@ goes in two steps, so that a repo on the hub need not be fetched whole:
 the rest.
 """
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -201,6 +202,10 @@ def _chosen_graph(repo: DescribedRepo, spec: ModelSpec, files: frozenset[str]) -
         objection = overrides.int8_objection(spec, repo.directory)
         if objection is None and spec.family in _EXPORTED_FAMILIES and spec.settings.get("word_pooling") != "sum":
             return None
+    if overrides.int8_of_graphs and spec.family in _EXPORTED_FAMILIES:
+        with contextlib.suppress(UnsupportedModelError):
+            if (plain := choose_onnx_file(files, model=repo.name)) is not None:
+                return plain
     try:
         graph = choose_onnx_file(files, onnx_file=overrides.onnx_file, precision=overrides.precision, model=repo.name)
     except UnsupportedModelError as error:

@@ -14,7 +14,7 @@ from asyncembed.embedders.base import Embedder, opened_model
 from asyncembed.embedders.sparse import SparseTextEmbedding
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.engine.pool import WorkerPool
-from asyncembed.export.graph_cache import ACCURACY_FILE, INT8_GRAPH_FILE
+from asyncembed.export.graph_cache import ACCURACY_FILE, DATA_FILE, INT8_GRAPH_FILE
 from asyncembed.files import in_disk_thread, replacing
 from asyncembed.scoring import cosine
 
@@ -62,8 +62,8 @@ def graph_in_8_bits(embedder: Embedder) -> Path | None:
     """The graph of an open model whose accuracy can be told; None: it has none that was made here in 8 bits."""
     model, _ = opened_model(embedder)
     graph = Path(model.config.spec.model_file or "")
-    is_told = model.config.is_exported and isinstance(embedder, TextEmbedding | SparseTextEmbedding)
-    return graph if is_told and graph.name == INT8_GRAPH_FILE else None
+    is_told = graph.is_absolute() and isinstance(embedder, TextEmbedding | SparseTextEmbedding)
+    return graph if is_told and graph.name == INT8_GRAPH_FILE and graph.with_name(DATA_FILE).is_file() else None
 
 
 async def vectors(embedder: Embedder, texts: Sequence[str]) -> Vectors:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from logging import ERROR, getLogger
 from math import inf, isfinite
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Literal, TypeAlias
 import anyio
 
 from asyncembed import __version__
-from asyncembed.catalogue.cpu import features, this_cpu
+from asyncembed.catalogue.cpu import BFLOAT16, features, this_cpu
 from asyncembed.cli.output import size_in_words
 from asyncembed.cli.stored import Places
 from asyncembed.engine.cgroups import cpu_quota, memory_limit
@@ -35,7 +36,8 @@ State: TypeAlias = Literal["ok", "note", "warning", "failed"]
 """All is well; worth knowing; works, but not as it might; does not work."""
 
 PACKAGES = (
-    "anyio", "numpy", "tokenizers", "huggingface-hub", "httpx", "pillow", "onnxruntime", "onnxruntime-gpu", "onnx",
+    "anyio", "numpy", "tokenizers", "huggingface-hub", "httpx", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino",
+    "onnx",
 )  # fmt: skip
 """Those whose versions matter in a bug report."""
 
@@ -149,6 +151,12 @@ def processor() -> Iterator[Finding]:
     """What the CPU can do, and how much of it this process may use."""
     told = sorted(features() & _TOLD_FEATURES)
     yield Finding("cpu", "ok", f"{processor_name()}; {_CPU_KINDS[this_cpu()]} ({' '.join(told)})")
+    if not BFLOAT16.isdisjoint(told):
+        yield Finding(
+            "bfloat16",
+            "note",
+            'in hardware: runtime="openvino" with precision="bf16" may be the fastest for its models',
+        )
     cores, quota = available_cores(), cpu_quota()
     text = f"{cores} used of {os.cpu_count()}"
     if isfinite(quota):
@@ -171,7 +179,7 @@ _CPU_KINDS = {
 }
 
 
-_TOLD_FEATURES = frozenset(
+_TOLD_FEATURES = BFLOAT16.union(
     "AVX AVX2 FMA3 F16C AVX512F AVX512BW AVX512VNNI AVX512FP16 NEON ASIMD ASIMDDP ASIMDFHM SVE".split()  # noqa: SIM905
 )
 """Those that decide how fast a model is."""
@@ -284,7 +292,7 @@ def worker() -> Iterator[Finding]:
 
 
 def try_providers() -> dict[str, str | None]:
-    """By each provider that the installed onnxruntime has: what went wrong with one run of it, or None.
+    """By each provider that the installed onnxruntime has, and OpenVINO: what went wrong with one run of it, or None.
 
     Runs in a worker, as a runtime that does not suit the machine ends its process.
     """
@@ -297,13 +305,19 @@ def try_providers() -> dict[str, str | None]:
     with tempfile.TemporaryDirectory(prefix="asyncembed-", ignore_cleanup_errors=True) as folder:
         graph = Path(folder, "negate.onnx")
         graph.write_bytes(ONE_NODE)
-        for name in import_onnxruntime().get_available_providers():
-            if name in _REMOTE_PROVIDERS:
-                continue
+        ways = {
+            name: SessionOptions(providers=((name, ()),))
+            for name in import_onnxruntime().get_available_providers()
+            if name not in _REMOTE_PROVIDERS
+        }
+        if find_spec("openvino") is not None:
+            ways["OpenVINO"] = SessionOptions(runtime="openvino")
+        for name, options in ways.items():
             try:
-                session = open_session(graph, SessionOptions(providers=((name, ()),), threads=1))
+                session = open_session(graph, options)
                 (answer,) = session.run(["y"], {"x": np.ones(1, np.float32)})
-                found[name] = None if answer.tolist() == [-1.0] else f"-1 was expected and {answer[0]} came out"
+                wrong = None if answer.tolist() == [-1.0] else f"-1 was expected and {answer[0]} came out"
+                found[name] = wrong or (session.warning if options.runtime == "openvino" else None)
             except Exception as error:  # noqa: BLE001 (it is told)
                 found[name] = str(error)
     return found

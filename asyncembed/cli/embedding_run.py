@@ -39,7 +39,17 @@ COMMIT_SECONDS = 1.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Of errors that do not say by themselves which file there is no more room for."""
 
-_OF_MODEL = ("revision", "cache_dir", "local_files_only", "precision", "onnx_file", "device", "max_length", "long")
+_OF_MODEL = (
+    "revision",
+    "cache_dir",
+    "local_files_only",
+    "precision",
+    "onnx_file",
+    "device",
+    "runtime",
+    "max_length",
+    "long",
+)
 _OF_COMPUTING = ("max_batch_tokens", "max_batch_size", "workers", "threads", "cache")
 _OF_RESULT = (
     "revision",

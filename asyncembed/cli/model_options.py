@@ -9,6 +9,7 @@ import click
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 DEVICES = ("auto", "cpu", "cuda")
+RUNTIMES = ("onnxruntime", "openvino")
 """Those of `runtime.session`, which imports numpy: too much for a `--help`."""
 
 
@@ -30,6 +31,7 @@ _FILES: "tuple[Callable[[Any], Any], ...]" = (
 
 _COMPUTING = (
     click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True),
+    click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", show_default=True),
     click.option("--max-length", type=int, help="Most tokens of a text; what is longer is cut."),
     click.option("--max-batch-tokens", type=int, help="Most tokens, padding included, computed at once."),
     click.option("--max-batch-size", type=int, help="Most texts computed at once."),

@@ -35,6 +35,9 @@ ACCELERATOR_RUN_OVERHEAD_TOKENS = 1024
 # Of the texts that a measurement is made with.
 _MEASURED_LENGTH = 128
 
+# What takes longer for a shape that it has not met compiles the graph for each (TensorRT), so it is not measured.
+_COMPILING_SECONDS = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
@@ -306,6 +309,9 @@ class TextGraph(Graph):
         """Learn what runs cost on what has come up here, and how large they are worth making."""
         length = self.fixed_length or min(_MEASURED_LENGTH, self.tokenizer.limit)
         try:
+            self._seconds(length, 1)  # which makes ready what is needed once
+            if self._seconds(length, 2, runs=1) > _COMPILING_SECONDS:
+                return
             cost = measure_runs(partial(self._seconds, length), length, self.planner.max_tokens)
         except Exception:  # noqa: BLE001 (a graph that does not run says so with its first batch)
             return
@@ -314,16 +320,16 @@ class TextGraph(Graph):
             self.info = replace(self.info, max_batch_tokens=cost.max_tokens)
             self.planner = replace(self.planner, max_tokens=min(self.planner.max_tokens, cost.max_tokens))
 
-    def _seconds(self, length: int, count: int) -> float:
-        """How long a run of so many texts of that length takes."""
+    def _seconds(self, length: int, count: int, runs: int = 3) -> float:
+        """How long a run of so many texts of that length takes: the shortest of several."""
         some = self.tokenizer.ids_within("the way")[:1] or [self.tokenizer.pad_id]
         ids = np.full((count, length), some[0], dtype=np.int64)
         seconds = []
-        for _ in range(3):
+        for _ in range(runs):
             started = perf_counter()
             self.run_text(ids, np.ones_like(ids))
             seconds.append(perf_counter() - started)
-        return min(seconds)  # the first one chooses how to compute, and takes memory
+        return min(seconds)  # the first one of a shape chooses how to compute, and takes memory
 
     def runs(self, texts: Sequence[Ids], *, max_size: int | None = None) -> list[TextRun]:
         """Put texts, given as their token ids, into runs of at most `max_size` texts."""

@@ -64,8 +64,9 @@ WORTH_LEAVING_TOKENS = 32
 WORTH_AN_EXPRESS_SECONDS = 0.005
 """Interactive work that waits no longer than this for bulk work needs no worker of its own."""
 
-LONG_IN_BULK_SECONDS = 1.0
-"""Where interactive work came lately, an express worker is started for so much bulk work before the two meet."""
+LONG_IN_BULK_SECONDS = 10.0
+"""Of a worker's time: where interactive work came lately, an express worker is started for so much bulk work before the
+two meet. Its start takes half a second of that."""
 
 EXPRESS_IDLE_SECONDS = 300.0
 """How long the express worker is kept after the last interactive batch: 40 MB that nobody uses, against the half second
@@ -405,13 +406,12 @@ class Dispatcher:
         return any(slot.is_lowered or slot.is_long_in_bulk(now) for slot in usable)
 
     def _bulk_seconds(self) -> float:
-        """About how long the bulk work that waits takes all workers together; 0 if that is not known yet."""
+        """About how long the bulk work that waits takes one worker; 0 if that is not known yet."""
         leader = self._scheduler.oldest(Priority.BULK)
         if leader is None:
             return 0.0
         speed = self.models[leader.batch_key.model].speed(leader.batch_key)
-        workers = sum(slot.is_usable and not slot.is_reserved for slot in self.slots)
-        return speed.seconds(self._scheduler.waiting_cost(Priority.BULK)) / max(1, workers)
+        return speed.seconds(self._scheduler.waiting_cost(Priority.BULK))
 
     def retire(self, slot: Slot, now: float) -> list[FailedItem]:
         """Learn that the express worker is gone; what it had is put back, and its place goes with it."""
@@ -503,13 +503,18 @@ class Dispatcher:
         if turn is None:
             return None
         priority = turn if self._may_take(slot, turn) else Priority.INTERACTIVE
-        if priority is Priority.INTERACTIVE and self._leaves_it_to_reserved(slot):
+        if priority is Priority.INTERACTIVE and self.left_to(slot) is not None:
             priority = Priority.BULK
         leader = self._scheduler.oldest(priority)
         if leader is None or not self._may_take(slot, priority, leader.batch_key.model):
             return None
         model = leader.batch_key.model
         idle = sum(other.is_idle and self._may_take(other, priority, model) for other in self.slots)
+        if priority is Priority.INTERACTIVE and self._express is not None:
+            free = self._free_of_queries()
+            if not slot.in_flight and free < 1:
+                return None
+            idle = min(idle, free)
         if slot.in_flight and (idle or not self._may_follow(slot)):
             return None  # an idle worker begins at once, while here it would only wait
         seconds = self._seconds_waiting(priority)
@@ -580,17 +585,28 @@ class Dispatcher:
             return False
         return priority is Priority.INTERACTIVE or no_other_is_left
 
-    def _leaves_it_to_reserved(self, slot: Slot) -> bool:
-        """Whether a lowered worker leaves interactive work to an idle one that is not, as it is too little to share."""
+    def _free_of_queries(self) -> int:
+        """How many more may compute interactive work: without bulk work, no more than there are without an express one.
+
+        For that many there are cores.
+        """
+        if self._scheduler.waiting(Priority.BULK) or any(slot.has_bulk for slot in self.slots):
+            return len(self.slots)
+        regular = sum(slot.is_usable and not slot.is_reserved for slot in self.slots)
+        return max(1, regular) - sum(slot.is_usable and bool(slot.in_flight) for slot in self.slots)
+
+    def left_to(self, slot: Slot) -> Slot | None:
+        """To which idle worker a lowered one leaves interactive work that is too little to share; it may sleep."""
         leader = self._scheduler.oldest(Priority.INTERACTIVE)
         if leader is None or not slot.is_lowered:
-            return False
+            return None
         model, lane = leader.batch_key.model, Priority.INTERACTIVE
         count, cost = self._scheduler.waiting(lane), self._scheduler.waiting_cost(lane)
         is_little = count == 1 or (cost <= SPLIT_FLOOR_TOKENS and count <= leader.batch_key.max_batch_size)
-        return is_little and any(
-            other.is_reserved and other.is_idle and self._may_take(other, lane, model) for other in self.slots
+        fit = (
+            other for other in self.slots if other.is_reserved and other.is_idle and self._may_take(other, lane, model)
         )
+        return next(fit, None) if is_little else None
 
     # ---------------------------------------------------------------- answers
 
@@ -648,7 +664,7 @@ class Dispatcher:
             return inf
         if order.batch is not None and order.cost > order.batch.batch_key.max_batch_tokens:
             # One input, over the budget of a batch: its length may ask for more time than any batch is given.
-            limit = max(limit, OVERDUE_TIMES * order.speed.seconds(order.cost))
+            limit = max(limit, OVERDUE_TIMES * order.model.most_seconds(order.cost))
         return order.started + limit - now
 
     def check_time(self, slot: Slot, now: float) -> None:

@@ -192,6 +192,10 @@ class PooledModel:
         """How fast it computes what is asked of it in this mode."""
         return self._speeds[_mode_of(batch_key.call)]
 
+    def most_seconds(self, cost: int) -> float:
+        """How long a batch that costs so much takes in the slowest mode that was measured."""
+        return max((speed.seconds(cost) for speed in self._speeds.values()), default=0.0)
+
     def item_maker(self, batch_key: BatchKey, priority: Priority) -> "ItemMaker":
         """Makes the items of one stream or call."""
         return ItemMaker(self, batch_key, priority, self._ratios[_mode_of(batch_key.call)])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TypedDict, Unpack, cast
 
 from asyncembed.checks import check_count, check_device_ids, check_seconds, checks_keywords
-from asyncembed.engine.cores import available_cores, available_memory
+from asyncembed.engine.cores import available_cores, available_memory, has_tight_quota
 from asyncembed.engine.lifetime import Openable
 from asyncembed.engine.model import Stats
 from asyncembed.engine.supervisor import Supervisor, WorkerPlan
@@ -96,7 +96,8 @@ class WorkerPool(Openable[Supervisor]):
         interactive_workers: Workers besides those, kept free for interactive calls: a query then need not wait for the
             batch of an ingest that each of the others has. None: one comes when a query meets an ingest (or a long
             ingest begins where queries came lately), and goes when there was no query for five minutes; not with
-            `workers=0`, with `device_ids`, or for a model on an accelerator. 0: none. A number: so many, as long as the
+            `workers=0`, with `device_ids`, for a model on an accelerator, or where a container's quota is less than its
+            cores, and than four. 0: none. A number: so many, as long as the
             pool is open, with `workers=0` as threads. Each takes some 40 MB, and the weights of what is not prepared.
             The other workers make way for it on a busy core by a lower priority (nice +10; not on Windows), which they
             keep where this process may not raise it again.
@@ -125,7 +126,8 @@ class WorkerPool(Openable[Supervisor]):
         plan = self._plan_without_fakes or self._supervisor.plan
         are_faked = current_fakes() is not None
         self._plan_without_fakes = plan if are_faked else None
-        self._supervisor = Supervisor(replace(plan, in_thread=True, batch_timeout=None) if are_faked else plan)
+        in_threads = replace(plan, in_thread=True, may_call_express=False, batch_timeout=None)
+        self._supervisor = Supervisor(in_threads if are_faked else plan)
         return self._supervisor.running()
 
     @property
@@ -161,6 +163,11 @@ def workers_by_default(cores: int) -> int:
     return min(cores, MAX_WORKERS_BY_DEFAULT, max(WORKERS_WHATEVER_MEMORY, int(available_memory() // GIGABYTE)))
 
 
+def _comes_by_itself(options: PoolOptions) -> bool:
+    """Whether a worker for interactive calls comes when it is of use."""
+    return options.interactive_workers is None and not options.device_ids and not has_tight_quota()
+
+
 def plan_of(options: PoolOptions) -> WorkerPlan:
     """What is asked for, with what this machine decides."""
     cores, wanted, threads = available_cores(), options.workers, options.threads
@@ -169,7 +176,7 @@ def plan_of(options: PoolOptions) -> WorkerPlan:
     return WorkerPlan(
         workers=max(1, wanted),
         reserved=options.interactive_workers or 0,
-        may_call_express=options.interactive_workers is None and wanted > 0 and not options.device_ids,
+        may_call_express=_comes_by_itself(options) and wanted > 0,
         threads=max(1, cores // max(1, wanted)) if threads is None else threads,
         cores=cores,
         in_thread=wanted == 0,

@@ -418,6 +418,9 @@ class Supervisor:
                 with self._lock:
                     order = self._dispatcher.next_order(slot)
                     if order is None:
+                        other = self._dispatcher.left_to(slot)
+                        if other is not None:
+                            self._lives[other.index].wake()
                         return
                     future = self._send(slot, life.worker, order)
                     self._dispatcher.sent(slot, order, perf_counter())

@@ -11,18 +11,21 @@ from pathlib import Path
 
 from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
 from asyncembed.export.architectures import Plan, read_plan
+from asyncembed.export.foreign_int8 import write_in_8_bits
 from asyncembed.export.heads import Head
 from asyncembed.export.int8_graph import TOKENIZER_FILE, activations, frame_of, quantize, watch_activations
 from asyncembed.export.onnx_builder import Graph
-from asyncembed.files import default_cache_dir, move
+from asyncembed.files import default_cache_dir, move, replacing
 from asyncembed.runtime.digests import KEY_LENGTH, file_digest, key_of, known_digest
+from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.runtime.safetensors import Tensors, find_weights, read_tensors
 
 # Raised when the graph that the same weights give changes: older graphs are then not found any more.
 FORMAT_VERSION = 2
 
-# Raised likewise for graphs in 8 bits.
+# Raised likewise for graphs in 8 bits, and for those that are made of others' graphs.
 INT8_VERSION = 1
+FOREIGN_INT8_VERSION = 1
 
 GRAPH_FILE = "model.onnx"
 INT8_GRAPH_FILE = "model_int8.onnx"
@@ -30,7 +33,10 @@ DATA_FILE = "model.onnx_data"
 ACCURACY_FILE = "accuracy.json"
 """How near the vectors of a graph in 8 bits are to the float one's, once that was measured."""
 
-_FILES = (GRAPH_FILE, INT8_GRAPH_FILE, DATA_FILE, ACCURACY_FILE)
+REFUSAL_FILE = "refusal.txt"
+"""Why none can be made."""
+
+_FILES = (GRAPH_FILE, INT8_GRAPH_FILE, DATA_FILE, ACCURACY_FILE, REFUSAL_FILE)
 
 _TEMPORARY_PREFIX = "tmp-"
 _HEAD_LENGTH = 8
@@ -52,7 +58,7 @@ def ensure_graph(
     """The ONNX graph of the model in `directory`, built from its safetensors weights or found in the cache.
 
     Blocks while it reads and writes; the first call for some weights takes about two seconds per GB (in 8 bits ten
-    times as long, and the memory of the weights), later ones a millisecond. The result lies under `cache_dir` (default:
+    times as long, and twice their memory), later ones a millisecond. The result lies under `cache_dir` (default:
     `default_cache_dir()`), its weights in a second file beside it. It is found again by the content of the config and
     the weights, not by their place, and appears whole or not at all, however many processes build it at once.
 
@@ -79,8 +85,69 @@ def ensure_graph(
         )
     with read_tensors(*weights) as tensors:
         build = partial(_built_int8, directory) if is_int8 else _built
-        _keep(partial(build, plan, tensors, in_chunks), root, target, graph_file, directory)
+
+        def write(temporary: Path) -> None:
+            graph = build(plan, tensors, in_chunks, temporary)
+            graph.write(temporary / graph_file, temporary / DATA_FILE, DATA_FILE)
+
+        _keep(write, root, target, graph_file, directory)
     return target / graph_file
+
+
+def ensure_int8_graph(source: Path, directory: Path, *, cache_dir: Path | None = None) -> Path:
+    """The float32 graph at `source`, of the model in `directory`, in 8 bits: made, or found in the cache. Blocks.
+
+    The first call takes some seconds and the memory of the weights. Why a graph cannot be brought to 8 bits is
+    remembered as well.
+
+    Raises:
+        UnsupportedModelError: It is of none of the usual forms, or its numbers would be others.
+        ModelLoadError: It cannot be loaded, or the cache cannot be written.
+    """
+    found = find_int8_graph(source, directory, cache_dir=cache_dir)
+    if found is not None:
+        return found
+    target = _place_of_int8(source, directory, cache_dir)
+
+    def write(temporary: Path) -> None:
+        write_in_8_bits(source, directory, temporary / INT8_GRAPH_FILE, temporary / DATA_FILE)
+
+    try:
+        _keep(write, target.parent, target, INT8_GRAPH_FILE, source)
+    except UnsupportedModelError as error:
+        with contextlib.suppress(OSError):
+            target.mkdir(parents=True, exist_ok=True)
+            with replacing(target / REFUSAL_FILE) as refusal:
+                refusal.write_text(str(error), "utf-8")
+        raise
+    return target / INT8_GRAPH_FILE
+
+
+def find_int8_graph(source: Path, directory: Path, *, cache_dir: Path | None = None) -> Path | None:
+    """What `ensure_int8_graph` would give, if it has been made already; None otherwise. Blocks.
+
+    Raises:
+        UnsupportedModelError: It was tried, and cannot be.
+        ModelLoadError: The graph cannot be read.
+    """
+    target = _place_of_int8(source, directory, cache_dir)
+    if _is_complete(target):
+        return target / INT8_GRAPH_FILE
+    with contextlib.suppress(OSError):
+        raise UnsupportedModelError((target / REFUSAL_FILE).read_text("utf-8"), model=str(source))
+    return None
+
+
+def _place_of_int8(source: Path, directory: Path, cache_dir: Path | None) -> Path:
+    """The folder in the cache of what is made of a graph."""
+    root = _root(cache_dir)
+    beside = [source.parent / name for name in read_onnx_file(source).weights]
+    others = [path for name in ("config.json", TOKENIZER_FILE) if (path := directory / name).is_file()]
+    try:
+        digests = [file_digest(path, root / "digests") for path in (source, *beside, *others)]
+    except OSError as error:
+        raise ModelLoadError(f"the graph {source} cannot be read: {error}", model=str(source)) from error
+    return root / key_of(["of a graph", str(FOREIGN_INT8_VERSION), *digests])
 
 
 def _built(plan: Plan, tensors: Tensors, in_chunks: bool, _: Path) -> Graph:
@@ -98,13 +165,13 @@ def _built_int8(directory: Path, plan: Plan, tensors: Tensors, in_chunks: bool, 
     return plan.build(tensors, in_chunks=in_chunks, finish=partial(quantize, largest=largest))
 
 
-def _keep(build: Callable[[Path], Graph], root: Path, target: Path, graph_file: str, directory: Path) -> None:
-    """Write the graph of `directory` into its folder `target`."""
+def _keep(write: Callable[[Path], None], root: Path, target: Path, graph_file: str, source: Path) -> None:
+    """Have the graph of `source` written into a folder, and move it into its own, `target`."""
     try:
         _prune(root)
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=_TEMPORARY_PREFIX, dir=root, ignore_cleanup_errors=True) as temporary:
-            build(Path(temporary)).write(Path(temporary, graph_file), Path(temporary, DATA_FILE), DATA_FILE)
+            write(Path(temporary))
             target.mkdir(exist_ok=True)
             if target.is_symlink():
                 raise NotADirectoryError(errno.ENOTDIR, "a link where a directory of the cache belongs", str(target))
@@ -115,9 +182,9 @@ def _keep(build: Callable[[Path], Graph], root: Path, target: Path, graph_file: 
         if _is_complete(target):  # Windows does not replace a file that another process has just made and mapped
             return
         raise ModelLoadError(
-            f"the graph built from {directory} cannot be kept in {root}: {error}; "
+            f"the graph built from {source} cannot be kept in {root}: {error}; "
             "name another directory with cache_dir= or in ASYNCEMBED_CACHE",
-            model=str(directory),
+            model=str(source),
         ) from error
 
 

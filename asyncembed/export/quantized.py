@@ -129,8 +129,12 @@ class Rows8:
     scale: str
 
 
-def quantized_rows(graph: Nodes, value: str, *, floor: float | None = None, divisor: str | None = None) -> Rows8:
+def quantized_rows(
+    graph: Nodes, value: str, *, floor: float | None = None, divisor: str | None = None, axis: int = 1
+) -> Rows8:
     """Add what quantises each row of `value`, float32 (M, K), by its own largest number.
+
+    Rows may also be in batches, (B, M, K), with `axis` 2.
 
     `floor` is what no number is less than, as after GELU: then all 256 steps lie above it. `divisor` is a weight,
     float32 (K,), that holds 1 / `smoothing`.
@@ -142,9 +146,9 @@ def quantized_rows(graph: Nodes, value: str, *, floor: float | None = None, divi
     size = value if floor is not None else graph.node("Abs", value)
     steps, zero = (127, 128) if floor is None else (255, 0)
     if graph.opset < 18:
-        largest = graph.node("ReduceMax", size, axes=[1], keepdims=1)
+        largest = graph.node("ReduceMax", size, axes=[axis], keepdims=1)
     else:
-        largest = graph.node("ReduceMax", size, graph.constant([1]), keepdims=1)
+        largest = graph.node("ReduceMax", size, graph.constant([axis]), keepdims=1)
     scale = graph.node("Mul", graph.node("Max", largest, graph.constant(_SMALLEST)), graph.constant(1.0 / steps))
     point = graph.constant(np.uint8(zero))
     values = graph.node("QuantizeLinear", graph.node("Div", value, scale), graph.constant(1.0), point)

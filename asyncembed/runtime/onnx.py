@@ -131,7 +131,9 @@ class OnnxSession:
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name in outputs:
             binding.bind_output(name, *place)
+        binding.synchronize_inputs()
         self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
         results: list[Array] = binding.copy_outputs_to_cpu()
         return results
 
@@ -171,14 +173,31 @@ def save_optimized(source: Path, graph: Path, data_name: str) -> None:
     Raises:
         ModelLoadError: It cannot be loaded, or not be written.
     """
+    packed = {"session.save_external_prepacked_constant_initializers": "1"}
+    _save(source, graph, data_name, level="ORT_ENABLE_ALL", beside_bytes=1024, more=packed)
+
+
+def save_simplified(source: Path, graph: Path, data_name: str) -> None:
+    """Write the graph at `source` with what is constant computed, its weights as they are beside it; blocks.
+
+    Raises:
+        ModelLoadError: It cannot be loaded, or not be written.
+    """
+    _save(source, graph, data_name, level="ORT_ENABLE_BASIC", beside_bytes=200, more={})
+
+
+def _save(source: Path, graph: Path, data_name: str, *, level: str, beside_bytes: int, more: Mapping[str, str]) -> None:
+    """Write a graph as it is at a level of optimisation; tensors of fewer bytes stay inside it."""
     onnxruntime = import_onnxruntime()
     session_options = _session_options(onnxruntime, threads=1)
+    session_options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     session_options.optimized_model_filepath = str(graph)
-    for key, value in (
-        ("session.optimized_model_external_initializers_file_name", data_name),
-        ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
-        ("session.save_external_prepacked_constant_initializers", "1"),
-    ):
+    entries = {
+        "session.optimized_model_external_initializers_file_name": data_name,
+        "session.optimized_model_external_initializers_min_size_in_bytes": str(beside_bytes),
+        **more,
+    }
+    for key, value in entries.items():
         session_options.add_session_config_entry(key, value)
     try:
         _open(onnxruntime, source, session_options, ON_CPU)

@@ -97,6 +97,8 @@ class ModelFacts:
         model, _ = opened_model(self._embedder)
         if not model.info.providers:
             return None
+        if model.config.session.bfloat16:
+            return "bf16"
         file = model.config.spec.model_file
         named = "fp32" if file is None else precision_of(file)
         return "int8" if named == "fp32" and model.info.dynamically_quantized else named

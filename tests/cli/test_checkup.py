@@ -147,10 +147,11 @@ def test_a_look_that_fails_is_a_finding_and_the_others_go_on(monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_a_worker_starts_and_the_cpu_computes_in_it() -> None:
+def test_a_worker_starts_and_both_runtimes_compute_in_it() -> None:
     assert [(finding.subject, finding.state) for finding in checkup.worker()] == [
         ("worker process", "ok"),
         ("CPUExecutionProvider", "ok"),
+        ("OpenVINO", "ok"),
     ]
 
 

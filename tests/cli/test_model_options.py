@@ -6,12 +6,13 @@ import click
 from click.testing import CliRunner
 
 from asyncembed import Options
-from asyncembed.cli.model_options import DEVICES, model_options, worker_options
-from asyncembed.runtime.session import Device
+from asyncembed.cli.model_options import DEVICES, RUNTIMES, model_options, worker_options
+from asyncembed.runtime.session import Device, Runtime
 
 
-def test_the_devices_are_those_that_there_are() -> None:
+def test_the_devices_and_runtimes_are_those_that_there_are() -> None:
     assert get_args(Device) == DEVICES
+    assert get_args(Runtime) == RUNTIMES
 
 
 def test_each_is_a_keyword_and_has_its_default() -> None:

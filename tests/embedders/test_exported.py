@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 from asyncembed import SparseTextEmbedding, TextCrossEncoder, TextEmbedding
-from asyncembed.errors import RuntimeMissingError, UnsupportedModelError
+from asyncembed.catalogue.cpu import BFLOAT16, features
+from asyncembed.errors import OptionError, RuntimeMissingError, UnsupportedModelError
 from tests.export import reference_bert_family as bert_family
 from tests.export.reference_modernbert import QUERY, REPOS, TEXTS
 
@@ -130,3 +131,18 @@ async def test_openvino_computes_the_same(tmp_path: Path) -> None:
     async with TextEmbedding(directory, cache_dir=tmp_path, workers=1, runtime="openvino") as model:
         np.testing.assert_allclose(await model.embed(TEXTS).collect(), expected, rtol=0, atol=1e-5)
         assert "OpenVINO CPU" in repr(model)
+
+
+async def test_bfloat16_is_near_or_refused(tmp_path: Path) -> None:
+    directory = REPOS / "modernbert_embedder"
+    expected = np.load(directory / "reference.npz")["vectors"]
+    model = TextEmbedding(directory, cache_dir=tmp_path, workers=1, runtime="openvino", precision="bf16")
+    if BFLOAT16.isdisjoint(features()):
+        with pytest.raises(OptionError, match="bfloat16 in hardware"):
+            await model.open()
+        return
+    async with model:
+        vectors = await model.embed(TEXTS).collect()
+        assert "OpenVINO CPU in bfloat16" in repr(model)
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
+    assert ((vectors * expected).sum(axis=1) / lengths).min() > 0.999

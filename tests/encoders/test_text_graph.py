@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncembed.encoders import build
+from asyncembed.encoders import build, text_graph
 from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.encoders.settings import GraphSettings
 from asyncembed.encoders.text_graph import (
@@ -131,14 +132,27 @@ def test_a_budget_that_was_asked_for_is_kept_elsewhere(tmp_path: Path) -> None:
 class Watched(TextGraph):
     """A graph that says what was run."""
 
+    seconds_for_a_new_shape = 0.0
+
     def run_text(self, ids: Any, mask: Any, **extra: Any) -> Any:
-        self.shapes: list[tuple[int, ...]] = [*getattr(self, "shapes", []), ids.shape]
+        shapes: list[tuple[int, ...]] = getattr(self, "shapes", [])
+        if ids.shape not in shapes:
+            sleep(self.seconds_for_a_new_shape)
+        self.shapes: list[tuple[int, ...]] = [*shapes, ids.shape]
         assert mask.all()
         return super().run_text(ids, mask, **extra)
 
 
+class Compiling(Watched):
+    """One that is made for each shape anew, as TensorRT does it."""
+
+    seconds_for_a_new_shape = 0.02
+
+
 @pytest.mark.slow
-def test_what_computes_elsewhere_is_measured_by_runs_of_one_text_and_more(tmp_path: Path) -> None:
+def test_what_computes_elsewhere_is_measured_by_runs_of_one_text_and_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = dense(tmp_path)
     config = EncoderConfig(spec=spec, directory=tmp_path, session=ELSEWHERE, accelerated_batch_tokens=1024)
     graph = Watched(config, GraphSettings(), TextTokenizer(tmp_path))
@@ -150,6 +164,11 @@ def test_what_computes_elsewhere_is_measured_by_runs_of_one_text_and_more(tmp_pa
     assert graph.planner.max_tokens in [count * length for count in counts]
     on_cpu = Watched(replace(config, session=SessionOptions(device="cpu")), GraphSettings(), TextTokenizer(tmp_path))
     assert not hasattr(on_cpu, "shapes"), "nothing is run there"
+    monkeypatch.setattr(text_graph, "_COMPILING_SECONDS", 0.01)
+    compiling = Compiling(config, GraphSettings(), TextTokenizer(tmp_path))
+    assert {shape[0] for shape in compiling.shapes} == {1, 2}, "it is not compiled for more"
+    assert compiling.planner.max_tokens == compiling.info.max_batch_tokens == 1024
+    assert compiling.planner.run_overhead_tokens == ACCELERATOR_RUN_OVERHEAD_TOKENS
 
 
 @pytest.mark.slow

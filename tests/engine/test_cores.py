@@ -2,11 +2,13 @@
 
 import os
 import sys
+from math import inf
 from pathlib import Path
 
 import psutil
 import pytest
 
+from asyncembed.engine import cores as cores_module
 from asyncembed.engine.cores import available_cores, available_memory, server_processes, share_cores
 from tests.support import programs
 
@@ -76,6 +78,17 @@ if __name__ == "__main__":
     done = programs.run(source, tmp_path)
     assert done.stdout.startswith("asyncembed this looks like one of several server processes: set WEB_CONCURRENCY")
     assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("quota", "is_tight"), [(1.0, True), (3.5, True), (4.0, False), (6.0, False), (inf, False)])
+def test_a_quota_is_tight_if_it_is_less_than_there_is_and_small(
+    quota: float, is_tight: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores_module, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(cores_module, "_cores", lambda: 8)
+    assert cores_module.has_tight_quota() is is_tight
+    monkeypatch.setattr(cores_module, "_cores", lambda: 1)
+    assert not cores_module.has_tight_quota()
 
 
 def test_memory_is_shared_out_among_servers_as_cores_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -367,6 +367,52 @@ def test_a_worker_that_makes_way_leaves_a_query_to_an_idle_one_that_does_not_and
     assert rig.batch(rig.slots[0]) == [4], "the other one is busy"
 
 
+def test_without_bulk_work_no_more_compute_than_there_are_cores_for() -> None:
+    rig, model = express_rig(2, waiting=0)
+    rig.add(model, 3, bulk=False)
+    express = begun(rig, called(rig))
+    assert rig.batch(express) == [2], "beside bulk work"
+    for slot in rig.slots:
+        rig.answer(slot)
+        slot.is_lowered = not slot.is_reserved
+    rig.add(model, 10, bulk=False)
+    assert [len(rig.batch(slot)) for slot in rig.slots] == [1, 1, 0]
+    rig.answer(rig.slots[0])
+    assert rig.batch(express), "whichever is idle"
+    assert not rig.batch(rig.slots[0])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6), st.booleans()), max_size=30), st.integers(1, 3))
+def test_no_worker_sleeps_while_something_waits_that_none_computes(
+    events: list[tuple[int, int, bool]], workers: int
+) -> None:
+    """A worker is asked when something comes, when it has answered, and when another leaves something to it."""
+    rig, model = express_rig(workers, waiting=0)
+    rig.add(model, bulk=False)
+    begun(rig, called(rig))
+    for slot in rig.slots:
+        slot.is_lowered = not slot.is_reserved
+
+    def ask(slot: Slot) -> None:
+        while rig.order(slot) is not None:
+            pass
+        other = rig.dispatcher.left_to(slot)
+        if other is not None:
+            ask(other)
+
+    for which, count, bulk in [*events, *[(which, 0, False) for which in range(4)] * (1 + 6 * len(events))]:
+        slot = rig.slots[which % len(rig.slots)]
+        if count:
+            rig.add(model, count, size=40, at_once=3, bulk=bulk)
+            for with_room in list(rig.dispatcher.slots_with_room()):
+                ask(with_room)
+        elif slot.in_flight:
+            rig.answer(slot)
+            ask(slot)
+    assert len(rig.answers.heard) == rig.count
+
+
 def test_an_idle_worker_that_makes_way_is_no_better_than_a_busy_one() -> None:
     rig, model = express_rig()
     rig.answer(rig.slots[0])
@@ -779,6 +825,15 @@ def test_an_input_over_the_budget_of_a_batch_has_time_by_what_it_costs() -> None
     rig.answer(rig.slots[0], after=seconds)
     rig, _ = long_rig(budget=256, size=300)
     assert rig.dispatcher.seconds_left(rig.slots[0], rig.now) > OVERDUE_TIMES * 30 - 1e-6
+
+
+def test_what_other_modes_take_tells_how_long_a_first_long_input_may() -> None:
+    rig, model = ready_rig()
+    model.speed(BatchKey(model.key, Call(mode="passage"), 256, 1)).measure(1.0, 10)
+    batch_key = BatchKey(model.key, Call(mode="query"), 256, 1)
+    rig.tell(rig.dispatcher.add([Item("text", 512, batch_key, Priority.INTERACTIVE, rig.answers, 0)]))
+    assert rig.batch(rig.slots[0]) == [0]
+    assert rig.dispatcher.seconds_left(rig.slots[0], rig.now) == pytest.approx(OVERDUE_TIMES * 51.2)
 
 
 def test_a_batch_within_the_budget_has_the_time_that_was_said() -> None:

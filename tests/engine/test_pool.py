@@ -123,10 +123,13 @@ def test_more_than_a_few_workers_want_memory(gigabytes: float, workers: int, mon
     ],
 )
 def test_an_express_worker_comes_where_that_is_left_to_the_pool(
-    options: dict[str, object], comes: bool, most: int
+    options: dict[str, object], comes: bool, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pool_module, "has_tight_quota", lambda: False)
     plan = planned(options)
     assert (plan.may_call_express, plan.most_workers) == (comes, most)
+    monkeypatch.setattr(pool_module, "has_tight_quota", lambda: True)
+    assert not planned(options).may_call_express
 
 
 def test_a_pool_may_do_without_processes_only_where_their_number_is_left_to_it() -> None:

@@ -151,7 +151,9 @@ def test_a_long_item_takes_up_more_of_a_batch_than_its_tokens() -> None:
     scheduler = Scheduler()
     scheduler.add(make_items(*[4096] * 4, batch_key=SQUARE))
     # With its attention each costs twice as much as eight texts of 512 tokens.
-    assert [sizes_of(batch) for batch in drain(scheduler)] == [[4096] * 2] * 2
+    batches = drain(scheduler)
+    assert [sizes_of(batch) for batch in batches] == [[4096] * 2] * 2
+    assert [batch.load for batch in batches] == [1.0, 1.0], "for turns, too"
     scheduler.add(make_items(*[4096] * 4, batch_key=replace(SQUARE, attention_tokens=None)))
     assert [sizes_of(batch) for batch in drain(scheduler)] == [[4096] * 4]
 

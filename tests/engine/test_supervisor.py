@@ -16,6 +16,7 @@ import pytest
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.engine import dispatch, niceness
+from asyncembed.engine import pool as pool_module
 from asyncembed.engine.cores import available_cores
 from asyncembed.engine.model import Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
@@ -709,6 +710,12 @@ async def ingest_at_a_gate(model: TextEmbedding, gate: Path) -> AsyncGenerator[N
         group.cancel_scope.cancel()
 
 
+def call_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an express worker called however short the batches are, and whatever quota there is."""
+    monkeypatch.setattr(dispatch, "WORTH_AN_EXPRESS_SECONDS", 0.0)
+    monkeypatch.setattr(pool_module, "has_tight_quota", lambda: False)
+
+
 async def ask(model: TextEmbedding) -> None:
     assert [int((await model.embed_query(f"#{i}"))[2]) for i in range(5)] == list(range(5))
 
@@ -716,7 +723,7 @@ async def ask(model: TextEmbedding) -> None:
 async def test_a_query_that_meets_an_ingest_gets_a_worker_that_goes_again(
     gate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "WORTH_AN_EXPRESS_SECONDS", 0.0)
+    call_at_once(monkeypatch)
     async with (
         nothing_left_behind(),
         WorkerPool(workers=2) as pool,
@@ -740,6 +747,7 @@ async def test_a_query_that_meets_an_ingest_gets_a_worker_that_goes_again(
 async def test_it_comes_with_a_long_ingest_where_queries_came_before(
     gate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    call_at_once(monkeypatch)
     monkeypatch.setattr(dispatch, "LONG_IN_BULK_SECONDS", 0.0)
     async with TextEmbedding(ECHO, workers=2, max_batch_size=1) as model:
         await ask(model)
@@ -753,7 +761,7 @@ async def test_it_comes_with_a_long_ingest_where_queries_came_before(
 async def test_bulk_work_makes_way_for_that_worker_and_whoever_is_restarted_begins_from_the_first_level(
     gate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "WORTH_AN_EXPRESS_SECONDS", 0.0)
+    call_at_once(monkeypatch)
     level, lowered = level_of(os.getpid()), min(level_of(os.getpid()) + niceness.LOWER_BY, niceness.LOWEST)
     async with WorkerPool(workers=2) as pool, TextEmbedding(ECHO, pool=pool, max_batch_size=1) as model:
         bulk = set(pool.worker_pids())
@@ -775,7 +783,7 @@ async def test_bulk_work_makes_way_for_that_worker_and_whoever_is_restarted_begi
 async def test_where_workers_may_not_come_back_interactive_work_calls_for_one_that_never_left(
     gate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "WORTH_AN_EXPRESS_SECONDS", 0.0)
+    call_at_once(monkeypatch)
 
     set_level = cast(Any, os).setpriority
 

@@ -34,8 +34,10 @@ SMALL: dict[str, Head] = {
 }
 
 
-def session_of(path: Path, *, is_prepared: bool = False) -> Any:
+def session_of(path: Path, *, is_prepared: bool = False, is_exact: bool = False) -> Any:
+    """A session; `is_exact`: in which no sum of products can overflow, whatever the weights."""
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", str(int(is_exact)))
     if is_prepared:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
@@ -135,3 +137,4 @@ def test_the_real_model_is_near_its_float_vectors_and_a_quarter_of_the_size(
     save_optimized(minilm[1], tmp_path / "model.onnx", "model.onnx.data")
     prepared = session_of(tmp_path / "model.onnx", is_prepared=True)
     np.testing.assert_array_equal(vectors(prepared, texts), found)
+    np.testing.assert_array_equal(vectors(session_of(minilm[1], is_exact=True), texts), found)
