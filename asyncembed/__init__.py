@@ -39,7 +39,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
 #               pool, lifetime              the public WorkerPool; opening and closing
-#               spawn, frozen, cores, cgroups   how processes start, and how many; niceness: who makes way for whom
+#               spawn, fork_server, frozen  how processes start; cores, cgroups: how many; niceness: who makes way
 #   encoders/   encoder, registry, settings the seam; which module serves a model, and what a model says to it
 #               dense, static, colbert, one_pass, colpali, vision, reranker, sparse_graph, splade, bm25, bm42, minicoil
 #               causal_reranker, pair_prompts, chat_template   language models that rerank; what they read; comparison

@@ -122,7 +122,8 @@ async def prepare(
         spec = replace(spec, model_file=str(kept))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
         # Absolute where onnxruntime would not find the weights beside the graph, through the links of a hub's cache.
-        path = await in_disk_thread(loadable_model_path, directory, spec.model_file)
+        find = partial(loadable_model_path, directory, spec.model_file, beside_only=options.runtime == "openvino")
+        path = await in_disk_thread(find)
         relative = path.relative_to(directory) if path.is_relative_to(directory) else path
         spec = replace(spec, model_file=relative.as_posix())
         if options.batch_invariant and (await in_disk_thread(read_onnx_file, path)).is_dynamically_quantized:

@@ -51,7 +51,7 @@ from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
 from asyncembed.engine.scheduler import Priority
 from asyncembed.engine.supervisor import Supervisor
-from asyncembed.errors import InputError, StateError
+from asyncembed.errors import InputError, StateError, WorkerError
 from asyncembed.faking import ENCODER, SETTING, Fakes, current_fakes
 from asyncembed.feeding import ErrorHandler, Means, OnError, Source, StreamState, is_in_memory
 from asyncembed.files import in_disk_thread
@@ -696,9 +696,19 @@ async def _find(fakes: Fakes | None, *arguments: Any, **keywords: Any) -> Encode
 
 
 def _import_rest() -> None:
-    """What takes longest to import of all that this process needs; numpy for the results."""
-    import_module("asyncembed.loading")
-    import_module("numpy")
+    """What takes longest to import of all that this process needs; numpy for the results.
+
+    Raises:
+        WorkerError: It cannot be imported now, as when there are too many open files.
+    """
+    try:
+        import_module("asyncembed.loading")
+        import_module("numpy")
+    except (OSError, ImportError) as error:
+        raise WorkerError(
+            f"what reads models cannot be imported ({type(error).__name__}: {error}); free what it lacks, ask for "
+            "fewer workers, or use workers=0"
+        ) from error
 
 
 def _idle_stats(options: Options) -> Stats:

@@ -46,9 +46,9 @@ _STARTERS = (
     "[!-~\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u00ff\u0391-\u03a1\u03b1-\u03c9\u0400-\u045f\u3001\u3002"
     "\u3042-\u3096\u30a2-\u30fa\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uff01\uff0c\uff1f]"
 )
-_STARTER = re.compile(_STARTERS)
-_JOINTS = re.compile(f"(?<={_STARTERS}) (?={_STARTERS})")
-_JOINTS_OF_CHINESE = re.compile(f"{_JOINTS.pattern}|(?<=[\u4e00-\u9fff])(?=[\u4e00-\u9fff])")
+# Compiled with the first long text, as that takes some milliseconds; `re` keeps what it has compiled.
+_JOINTS = f"(?<={_STARTERS}) (?={_STARTERS})"
+_JOINTS_OF_CHINESE = f"{_JOINTS}|(?<=[\u4e00-\u9fff])(?=[\u4e00-\u9fff])"
 # How far back from the wanted end a cut is looked for.
 _SEARCHED_CHARACTERS = 512
 # A shorter word, and the two before it, may still be cut otherwise when it goes on ("'r" may become "'re").
@@ -79,7 +79,7 @@ class Cutter:
         self.at_spaces: bool = (
             is_local and any(map(_separates_words, pre_tokenizers)) and not any(" " in content for content in added)
         )
-        self._joints: re.Pattern[str] | None = None
+        self._joints: str | None = None
         if self.at_spaces and not any(part["type"] == "Prepend" for part in normalizers):
             splits_chinese = any(part.get("handle_chinese_chars") for part in normalizers)
             self._joints = _JOINTS_OF_CHINESE if splits_chinese else _JOINTS
@@ -97,15 +97,16 @@ class Cutter:
             if end > 0 and text[end] == " ":
                 return end
         if self.within_runs:
+            starts = re.compile(_STARTERS).match
             for end in range(size, max(1, size - _SEARCHED_CHARACTERS), -1):
-                if _STARTER.match(text, end - 1) and _STARTER.match(text, end):
+                if starts(text, end - 1) and starts(text, end):
                     return end if self._settled_tokens(text, end) > room else None
         return None
 
     def pieces(self, text: str, size: int) -> Iterator[str]:
         """Pieces of `size` characters or more whose tokens are together those of `text`; one if it has no joints."""
         start = 0
-        joints = self._joints.finditer(text, size) if self._joints is not None else iter(())
+        joints = re.compile(self._joints).finditer(text, size) if self._joints is not None else iter(())
         for joint in joints:
             end = joint.start()
             if end - start >= size and len(text) - end >= size and not self._is_near_added(text, end):

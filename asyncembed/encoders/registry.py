@@ -7,11 +7,12 @@ import the caller's main module, so it must live in an importable one.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.encoders import settings as kinds
 from asyncembed.errors import UnsupportedModelError
+from asyncembed.runtime.session import opening_ahead
 
 if TYPE_CHECKING:
     from asyncembed.encoders.encoder import Encoder, EncoderConfig
@@ -89,11 +90,14 @@ def build(config: "EncoderConfig") -> "Encoder":
         UnsupportedModelError: No encoder has this name, or the model asks for something it cannot do.
         RuntimeMissingError: onnxruntime or the execution provider asked for is not installed.
     """
-    factory = row_of(config.spec).factory
+    row, graph = row_of(config.spec), config.spec.model_file
+    factory = row.factory
     module, _, name = factory.partition(":")
     try:
         make = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UnsupportedModelError(f"the encoder {factory!r} cannot be imported in a worker: {error}") from error
-    encoder: Encoder = make(config)
-    return encoder
+    if graph is None or not row.needs_graph or row.is_foreign:
+        return cast("Encoder", make(config))
+    with opening_ahead(config.directory / graph, config.session, prepared=config.prepared):
+        return cast("Encoder", make(config))

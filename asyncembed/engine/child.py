@@ -118,15 +118,20 @@ def initialize(threads: int) -> None:
     if sys.platform != "win32":
         # The parent started this process with SIGINT blocked, so that none could arrive before the line above.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    settle_environment(threads)
+    # Stdout may be the parent's protocol (an MCP server's, a pipe's); nothing of a worker belongs there.
+    with suppress(OSError):
+        os.dup2(2, 1)
+    threading.Thread(target=_end_with_parent, name="asyncembed-parent-watch", daemon=True).start()
+
+
+def settle_environment(threads: int) -> None:
+    """Bound the threads of what will be imported, and keep it from reporting to its makers."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     # Here too, and not only where we import it: somebody's own encoder may import onnxruntime by itself.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    # Stdout may be the parent's protocol (an MCP server's, a pipe's); nothing of a worker belongs there.
-    with suppress(OSError):
-        os.dup2(2, 1)
-    threading.Thread(target=_end_with_parent, name="asyncembed-parent-watch", daemon=True).start()
 
 
 def hello() -> Hello:

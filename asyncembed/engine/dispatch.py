@@ -64,9 +64,12 @@ WORTH_LEAVING_TOKENS = 32
 WORTH_AN_EXPRESS_SECONDS = 0.005
 """Interactive work that waits no longer than this for bulk work needs no worker of its own."""
 
-LONG_IN_BULK_SECONDS = 10.0
-"""Of a worker's time: where interactive work came lately, an express worker is started for so much bulk work before the
-two meet. Its start takes half a second of that."""
+LONG_IN_BULK_SECONDS = 0.25
+"""Where interactive work came lately, an express worker is started after so much of an ingest, before the two meet: its
+start takes longer than queries have to wait without it."""
+
+BULK_PAUSE_SECONDS = 1.0
+"""Bulk work that comes after a longer pause is another ingest."""
 
 EXPRESS_IDLE_SECONDS = 300.0
 """How long the express worker is kept after the last interactive batch: 40 MB that nobody uses, against the half second
@@ -235,6 +238,8 @@ class Dispatcher:
         self._express: Slot | None = None
         self._express_deaths = 0
         self._express_rests_until = -inf
+        # Since when there is bulk work, and when a worker was last sent some or answered it.
+        self._bulk_since = self._bulk_seen = -inf
         self.models: dict[int, PooledModel] = {}
         self._batch_timeout = batch_timeout
         self._load_timeout = load_timeout
@@ -394,7 +399,7 @@ class Dispatcher:
         leader = self._scheduler.oldest(Priority.INTERACTIVE)
         if leader is not None and leader.batch_key.model == model.key:
             return self._waits_for_bulk(model, now)
-        return now - model.asked < EXPRESS_IDLE_SECONDS and self._bulk_seconds() >= LONG_IN_BULK_SECONDS
+        return now - model.asked < EXPRESS_IDLE_SECONDS and self._is_ingesting(now)
 
     def _waits_for_bulk(self, model: PooledModel, now: float) -> bool:
         """Whether interactive work of this model waits for bulk work, or for a worker that makes way for others."""
@@ -405,13 +410,15 @@ class Dispatcher:
             return False
         return any(slot.is_lowered or slot.is_long_in_bulk(now) for slot in usable)
 
-    def _bulk_seconds(self) -> float:
-        """About how long the bulk work that waits takes one worker; 0 if that is not known yet."""
-        leader = self._scheduler.oldest(Priority.BULK)
-        if leader is None:
-            return 0.0
-        speed = self.models[leader.batch_key.model].speed(leader.batch_key)
-        return speed.seconds(self._scheduler.waiting_cost(Priority.BULK))
+    def _is_ingesting(self, now: float) -> bool:
+        """Whether bulk work has kept the workers busy for some time, and more of it waits than they can take."""
+        is_long = now - self._bulk_since >= LONG_IN_BULK_SECONDS
+        return is_long and self._fills_a_batch(Priority.BULK) and any(slot.is_long_in_bulk(now) for slot in self.slots)
+
+    def _note_bulk(self, now: float) -> None:
+        if now - self._bulk_seen > BULK_PAUSE_SECONDS:
+            self._bulk_since = now
+        self._bulk_seen = now
 
     def retire(self, slot: Slot, now: float) -> list[FailedItem]:
         """Learn that the express worker is gone; what it had is put back, and its place goes with it."""
@@ -434,7 +441,6 @@ class Dispatcher:
         assert not slot.in_flight, "what the last worker had was put back"
         slot.is_ready, slot.death, slot.death_details = True, None, ""
         slot.is_lowered = False
-        self.bulk_makes_way = self.bulk_makes_way or slot.is_express
         slot.loaded.clear()
         if slot.is_given_up:
             slot.is_given_up, self._failure = False, None
@@ -467,6 +473,8 @@ class Dispatcher:
                 order.model.asked = slot.needed = now
                 if slot.is_reserved and not self.bulk_makes_way:
                     self.bulk_makes_way = any(other.has_bulk for other in self.slots)
+            else:
+                self._note_bulk(now)
         order.started = now
         slot.in_flight.append(order)
 
@@ -618,6 +626,8 @@ class Dispatcher:
             slot.in_flight[0].started = now
         if order.batch is not None:
             order.speed.measure(seconds, order.cost)
+            if order.batch.priority is Priority.BULK:
+                self._note_bulk(now)
         return order, seconds
 
     def loaded(self, slot: Slot, model: PooledModel, info: "ModelInfo") -> bool:

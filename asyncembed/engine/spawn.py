@@ -15,15 +15,17 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing import process, resource_tracker, spawn
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
+from asyncembed.engine.fork_server import ForkedPopen, ForkServer, ForkServerGone
 from asyncembed.errors import WorkerError, WorkersImpossible
 
 _THREADS_OF_A_WORKER = 3
@@ -43,6 +45,7 @@ T = TypeVar("T")
 class _Launch(threading.local):
     is_ours = False
     interpreter: str | None = None
+    server: ForkServer | None = None
 
 
 _launch = _Launch()
@@ -50,8 +53,8 @@ _install_lock = threading.Lock()
 
 
 @contextmanager
-def launching() -> Iterator[None]:
-    """Around all that starts a worker.
+def launching(server: ForkServer | None = None) -> Iterator[None]:
+    """Around all that starts a worker; the server forks it, if there is one, else it is spawned.
 
     Raises:
         WorkersImpossible: This process can have no worker processes.
@@ -62,7 +65,7 @@ def launching() -> Iterator[None]:
         _fill_standard_descriptors()
         _check_threads()
         _install_wrappers()
-        _launch.is_ours, _launch.interpreter = True, interpreter
+        _launch.is_ours, _launch.interpreter, _launch.server = True, interpreter, server
         if os.name == "posix":
             # Launching starts this helper of multiprocessing's on demand, which would let SIGINT through again.
             resource_tracker.ensure_running()
@@ -75,7 +78,24 @@ def launching() -> Iterator[None]:
             "workers, or use workers=0"
         ) from error
     finally:
-        _launch.is_ours, _launch.interpreter = False, None
+        _launch.is_ours, _launch.interpreter, _launch.server = False, None, None
+
+
+def start_server(imports: Sequence[str]) -> ForkServer | None:
+    """A process that forks workers which have imported that; None where it cannot be started. Blocks."""
+    server = ForkServer(imports)
+    try:
+        with launching(), _sigint_blocked():
+            executable = os.fsdecode(spawn.get_executable())
+            server.start([executable, *_flags()], _FILL_DESCRIPTORS)
+    except (WorkerError, WorkersImpossible):
+        return None
+    return server
+
+
+def _flags() -> list[str]:
+    """Those of this interpreter, as multiprocessing hands them on."""
+    return subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined,no-any-return]  # noqa: SLF001
 
 
 @contextmanager
@@ -105,6 +125,9 @@ class WorkerProcess(SpawnProcess):
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 (overrides multiprocessing's launching hook)
+        if _launch.server is not None:
+            with suppress(ForkServerGone):
+                return ForkedPopen(process_obj, _launch.server)
         with _sigint_blocked():
             return SpawnProcess._Popen(process_obj)  # noqa: SLF001
 

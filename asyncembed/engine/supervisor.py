@@ -25,7 +25,7 @@ from anyio import CancelScope, CapacityLimiter, Event, to_thread
 from anyio.lowlevel import checkpoint
 
 from asyncembed.encoders.encoder import Encoded
-from asyncembed.engine import child, niceness
+from asyncembed.engine import child, fork_server, niceness, spawn
 from asyncembed.engine.dispatch import LOAD_TIMEOUT_SECONDS, Death, Dispatcher, FailedItem, Order, Slot, backoff_seconds
 from asyncembed.engine.lifetime import owned_task_group, uninterrupted
 from asyncembed.engine.model import PooledModel, Stats
@@ -36,6 +36,7 @@ from asyncembed.wakeup import Loop, completion, start_thread
 
 if TYPE_CHECKING:
     from asyncembed.encoders.encoder import EncoderConfig
+    from asyncembed.engine.fork_server import ForkServer
     from asyncembed.engine.worker import Answer, LoadAnswer
 
 START_TIMEOUT_SECONDS = 60.0
@@ -136,6 +137,10 @@ class Supervisor:
         # The place of the express worker that is called, and the word that it is.
         self._called: Slot | None = None
         self._express_called = Event()
+        # What forks the workers, once the first of them is to be started; asked for in their threads.
+        self._fork_server: ForkServer | None = None
+        self._has_asked_for_server = False
+        self._server_lock = threading.Lock()
         self._is_open = False
 
     @asynccontextmanager
@@ -153,6 +158,8 @@ class Supervisor:
                 yield self
         finally:
             self._is_open = False
+            with CancelScope(shield=True):
+                await self._stop_server()
             with self._lock:
                 failed = self._dispatcher.close(StateError("the worker pool was closed"))
             _tell(failed)
@@ -162,6 +169,8 @@ class Supervisor:
         """End the workers at once, without the event loop, which is gone; from any thread."""
         for life in list(self._lives.values()):
             life.worker.kill()
+        if self._fork_server is not None:
+            self._fork_server.stop()
 
     # ---------------------------------------------------------------- what embedders call
 
@@ -289,9 +298,7 @@ class Supervisor:
         failed_starts = 0
         while True:
             await anyio.sleep(slot.backoff_seconds(failed_starts))
-            worker: Worker = (
-                ThreadWorker() if self.plan.in_thread else ProcessWorker(self.plan.threads, self.plan.imports)
-            )
+            worker: Worker = ThreadWorker() if self.plan.in_thread else self._new_process()
             try:
                 await self._live(slot, worker)
             except WorkerError as error:
@@ -311,7 +318,7 @@ class Supervisor:
         while True:
             await self._express_called.wait()
             self._express_called = Event()
-            slot, worker = self._called, ProcessWorker(self.plan.threads, self.plan.imports)
+            slot, worker = self._called, self._new_process()
             assert slot is not None, "the word comes with a place"
             logger.info("interactive calls wait for bulk work: a worker of their own is started")
             try:
@@ -362,6 +369,27 @@ class Supervisor:
             raise WorkerError(f"a worker did not start within {START_TIMEOUT_SECONDS:.0f} s") from None
         except BrokenProcessPool as error:
             raise WorkerError("a worker process ended while it started; see its stderr") from error
+
+    def _new_process(self) -> ProcessWorker:
+        plan = self.plan
+        forks = plan.workers + plan.reserved > 1 and fork_server.is_possible(plan.threads)
+        return ProcessWorker(plan.threads, plan.imports, self._server_of_workers if forks else None)
+
+    def _server_of_workers(self) -> "ForkServer | None":
+        """What forks them; in a thread."""
+        with self._server_lock:
+            if not self._has_asked_for_server:
+                self._has_asked_for_server = True
+                self._fork_server = spawn.start_server(self.plan.imports)
+            return self._fork_server
+
+    async def _stop_server(self) -> None:
+        server = self._fork_server
+        if server is not None:
+            try:
+                await self._in_own_thread(server.stop)
+            except (RuntimeError, OSError, MemoryError):
+                server.stop()  # there is no thread for it, and it does not take long
 
     async def _stop(self, worker: Worker) -> None:
         """End `worker`; while there is no thread that could wait for its end, only kill it."""

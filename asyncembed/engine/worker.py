@@ -18,6 +18,7 @@ from asyncembed.errors import StateError, WorkerError
 
 if TYPE_CHECKING:
     from asyncembed.encoders.encoder import Encoded, EncoderConfig
+    from asyncembed.engine.fork_server import ForkServer
 
 STOP_GRACE_SECONDS = 2.0
 """How long an idle worker may take to end by itself."""
@@ -78,8 +79,11 @@ class Worker(Protocol):
 class ProcessWorker:
     """A worker process: spawned, without the caller's main module, out of Ctrl-C's reach."""
 
-    def __init__(self, threads: int, imports: Sequence[str] = ()) -> None:
-        """`imports` are modules that it imports as soon as it runs."""
+    def __init__(
+        self, threads: int, imports: Sequence[str] = (), server: "Callable[[], ForkServer | None] | None" = None
+    ) -> None:
+        """`imports` are modules that it imports as soon as it runs; `server` gives, in a thread, what is to fork it."""
+        self._server = server
         self._threads = threads
         self._imports = tuple(imports)
         self._context = spawn.WorkerContext()
@@ -97,7 +101,7 @@ class ProcessWorker:
 
     def start(self) -> "Future[child.Hello]":
         spawn.check_daemonic()
-        with spawn.launching():
+        with spawn.launching(None if self._server is None else self._server()):
             with spawn.making_queues():
                 self._executor = ProcessPoolExecutor(
                     1, mp_context=self._context, initializer=child.initialize, initargs=(self._threads,)

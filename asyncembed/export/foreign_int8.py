@@ -36,7 +36,7 @@ LEAST_COSINE = 0.97
 
 _SIMPLE, _SIMPLE_DATA = "simple.onnx", "simple.onnx.data"
 _OLDEST_OPSET = 11
-_PREFIX = "asyncembed/"
+_PREFIX = "asyncembed/8 bits/"
 _INTEGERS: Mapping[str, type[np.int64 | np.int32]] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 _ALIGNMENT_BYTES = 4096
@@ -98,7 +98,7 @@ def write_in_8_bits(source: Path, directory: Path, graph: Path, data: Path) -> N
             raise _unsupported(source, f"it is of opset {read.opset}")
         table = _word_table(read)
         if table is None:
-            raise _unsupported(source, "it has no table of words")
+            raise _unsupported(source, "it has no float32 table of words")
         words = read.tensors[table.inputs[0]].shape[0]
         config = read_object(directory / "config.json") if (directory / "config.json").is_file() else {}
         frame = frame_of(directory, words=words, config=config)

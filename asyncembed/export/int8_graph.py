@@ -189,11 +189,13 @@ def _product(
         return made.pop().bias(given, floor=floor)
 
     outputs, inputs = map_.shape
+    # What reads a weight says how it is smoothed, so that one that several read is made for each.
+    name = f"{weight[0]} of {rows.values}"
     # In the order in which they are written: the bias is the last that needs what was made.
     names = (
-        graph.weight(f"{weight[0]}.int8", (inputs, outputs), values, dtype="i1"),
-        graph.weight(f"{weight[0]}.scale", (outputs,), lambda: made[0].scale),
-        graph.weight(f"{weight[0]}.shift", (outputs,), shift),
+        graph.weight(f"{name}.int8", (inputs, outputs), values, dtype="i1"),
+        graph.weight(f"{name}.scale", (outputs,), lambda: made[0].scale),
+        graph.weight(f"{name}.shift", (outputs,), shift),
     )
     return product(graph, rows, *names)
 

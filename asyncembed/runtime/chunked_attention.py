@@ -37,7 +37,7 @@ _SHORT_BATCHES = ((2, 17), (3, 23))
 # Long ones: the last chunk has more queries than the others, and the second text ends sooner.
 _LONG_BATCH = (2, 529)
 
-_PREFIX = "asyncembed/"
+_PREFIX = "asyncembed/attention/"
 
 _INTEGERS: Mapping[str, type[np.int64 | np.int32]] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 

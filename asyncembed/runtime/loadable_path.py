@@ -26,9 +26,10 @@ MARK = ".made-by-asyncembed"
 logger: logging.Logger = logging.getLogger("asyncembed")
 
 
-def loadable_model_path(directory: Path, model_file: str) -> Path:
+def loadable_model_path(directory: Path, model_file: str, *, beside_only: bool = False) -> Path:
     """The path to give to onnxruntime for `directory / model_file`: itself, where its weights can be reached from it.
 
+    `beside_only`: the path to give to OpenVINO, which follows fewer links.
     Otherwise, in the hub's cache, that of a hard link (or, where links cannot be made, a copy) beside those of its
     weights. Where neither can be made anywhere it is itself, too: then the session takes the weights from memory.
     Blocks.
@@ -46,10 +47,10 @@ def loadable_model_path(directory: Path, model_file: str) -> Path:
             f"{model} keeps weights in {missing[0]}, and {model.parent} has no such file: put it there",
             model=str(directory),
         )
-    if are_within_reach(model, names):
+    snapshot = snapshot_of(model)
+    if are_within_reach(model, names, beside_only=beside_only and snapshot is not None):
         return model
     check_links(model, names)
-    snapshot = snapshot_of(model)
     assert snapshot is not None, "elsewhere weights out of reach are refused"
     return _link_or_copy(snapshot, (model, *(model.parent / name for name in names)))
 

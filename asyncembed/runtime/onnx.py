@@ -11,7 +11,6 @@ import numpy as np
 from asyncembed.errors import ModelLoadError, RuntimeMissingError, UnsupportedModelError
 from asyncembed.runtime.memory import is_large, release_free_memory
 from asyncembed.runtime.onnx_file import are_within_reach, check_links, read_onnx_file
-from asyncembed.runtime.prepared import put_aside
 from asyncembed.runtime.providers import (
     CPU,
     CUDA,
@@ -163,6 +162,8 @@ def _load_prepared(
         return _open(onnxruntime, prepared, session_options, choice), None
     except Exception as error:  # noqa: BLE001 (onnxruntime raises several of its own)
         session = _load(onnxruntime, path, options, choice)  # which raises if it is not the prepared one's fault
+        from asyncembed.runtime.prepared import put_aside  # what makes them is none of a worker's business
+
         put_aside(prepared)
         return session, f"its prepared graph in {prepared.parent} cannot be loaded, and will be made again: {error}"
 

@@ -90,9 +90,13 @@ def read_onnx_file(path: Path) -> OnnxFile:
         return OnnxFile()
 
 
-def are_within_reach(model: Path, names: Sequence[str]) -> bool:
-    """Whether onnxruntime will open these files for the graph at `model`; blocks."""
-    return not _outside(model, names, (model.parent.resolve(), model.resolve().parent))
+def are_within_reach(model: Path, names: Sequence[str], *, beside_only: bool = False) -> bool:
+    """Whether onnxruntime will open these files for the graph at `model`; blocks.
+
+    `beside_only`: whether OpenVINO will, which looks at the first of the two directories alone.
+    """
+    directories = (model.parent.resolve(), *([] if beside_only else [model.resolve().parent]))
+    return not _outside(model, names, directories)
 
 
 def check_links(model: Path, names: Sequence[str]) -> None:

@@ -68,7 +68,7 @@ class OpenVinoSession:
             if None not in self.output_shape(name) and self.output_type(name).startswith("float")
         )
         self.providers: tuple[str, ...] = ("OpenVINO CPU in bfloat16" if options.bfloat16 else "OpenVINO CPU",)
-        self.runs_on_cpu = True
+        self.runs_on_cpu: bool = True
         self.warning: str | None = None
         release_free_memory()
 

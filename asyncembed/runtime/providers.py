@@ -6,7 +6,6 @@ chooses among what is installed: work never moves from a GPU to the CPU without 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from asyncembed.errors import RuntimeMissingError
 from asyncembed.runtime.session import SessionOptions
@@ -80,6 +79,8 @@ def fallback_warning(options: SessionOptions, available: Sequence[str], active: 
 
 def is_gpu_package_installed() -> bool:
     """Whether the package with CUDA is installed; that it works is another matter."""
+    from importlib.metadata import PackageNotFoundError, version  # slow to import, and no worker's business
+
     try:
         version("onnxruntime-gpu")
     except PackageNotFoundError:

@@ -1,8 +1,10 @@
 """A loaded graph: named numpy arrays in, named numpy arrays out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread, local
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from asyncembed.errors import ModelLoadError
@@ -99,6 +101,10 @@ def open_session(path: Path, options: SessionOptions, *, prepared: Path | None =
         ModelLoadError: The file is missing, broken, or needs a newer runtime.
         OptionError: The CPU cannot compute in bfloat16.
     """
+    begun = _ahead.opening
+    if begun is not None and begun.arguments == (path, options, prepared):
+        _ahead.opening = None
+        return begun.wait()
     if options.runtime == "openvino":
         try:
             return _open_with_openvino(path, options)
@@ -119,3 +125,58 @@ def _open_with_onnxruntime(path: Path, options: SessionOptions, prepared: Path |
     from asyncembed.runtime.onnx import OnnxSession
 
     return OnnxSession(path, options, prepared=prepared)
+
+
+# ---------------------------------------------------------------- while something else is read
+
+
+@contextmanager
+def opening_ahead(path: Path, options: SessionOptions, *, prepared: Path | None = None) -> Iterator[None]:
+    """Begin in a thread what `open_session` with the same arguments, in the block and the calling thread, waits for.
+
+    onnxruntime lets go of the interpreter's lock while it loads a graph. To parse a tokenizer holds it: so the two take
+    no longer together than the longer one, where there is a core for each.
+    """
+    opening = _Opening(path, options, prepared)
+    try:
+        opening.thread.start()
+    except RuntimeError:  # there can be no more threads
+        yield
+        return
+    _ahead.opening = opening
+    try:
+        yield
+    finally:
+        _ahead.opening = None
+        opening.thread.join()
+
+
+class _Opening:
+    def __init__(self, path: Path, options: SessionOptions, prepared: Path | None) -> None:
+        self.arguments = path, options, prepared
+        self.thread = Thread(target=self._run, name="asyncembed-session", daemon=True)
+        self._session: Session | None = None
+        self._error: BaseException | None = None
+
+    def _run(self) -> None:
+        path, options, prepared = self.arguments
+        try:
+            self._session = open_session(path, options, prepared=prepared)
+        except BaseException as error:  # noqa: BLE001 (raised where it is waited for)
+            self._error = error
+
+    def wait(self) -> Session:
+        self.thread.join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        session, self._session = self._session, None
+        assert session is not None, "there is one where there is no error"
+        return session
+
+
+class _Ahead(local):
+    opening: _Opening | None = None
+
+
+_ahead = _Ahead()

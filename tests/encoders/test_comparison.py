@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import openvino
 import pytest
 from onnx import TensorProto, helper
 
@@ -11,6 +10,7 @@ from asyncembed.encoders.comparison import objection_to_openvino
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.errors import OptionError
 from asyncembed.export.graph_cache import ensure_graph
+from asyncembed.runtime.openvino import import_openvino
 from asyncembed.runtime.session import SessionOptions
 from tests.support.every_encoder import WRITE
 from tests.support.graphs import GraphBuilder
@@ -53,7 +53,7 @@ def test_attention_in_chunks_is_an_objection_in_itself(tmp_path: Path) -> None:
 
 
 def test_what_it_cannot_do_here_is_no_matter_of_comparing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])  # as of a CPU without bfloat16
+    monkeypatch.setattr(import_openvino().Core, "get_property", lambda *_: ["FP32"])  # as of a CPU without bfloat16
     spec = spec_for(write_model(tmp_path), pooling="mean")
     with pytest.raises(OptionError, match="bfloat16 in hardware"):
         objection_to_openvino(EncoderConfig(spec=spec, directory=tmp_path, session=replace(OPTIONS, bfloat16=True)))

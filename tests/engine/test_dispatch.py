@@ -1,6 +1,6 @@
 """What the dispatcher decides: no process, no loop, no clock. Workers are played by the tests."""
 
-from math import ceil, inf
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.engine.dispatch import (
+    BULK_PAUSE_SECONDS,
     COMPANY_SHARE,
     EXPRESS_IDLE_SECONDS,
     EXPRESS_REST_SECONDS,
@@ -221,25 +222,31 @@ def test_none_is_called_where_a_worker_is_idle_or_computes_interactive_work_or_w
     assert called(rig, after=WORTH_AN_EXPRESS_SECONDS) is not None
 
 
-def test_where_queries_came_lately_it_is_called_for_a_long_ingest_before_they_meet() -> None:
-    rig, model = express_rig()
-    rig.answer(rig.slots[0])
+def test_where_queries_came_lately_it_is_called_for_an_ingest_before_they_meet() -> None:
+    rig = Rig(may_call_express=True)
+    rig.start_all()
+    model = rig.loaded_model()
+
+    def compute(*, bulk: bool, after: float = 1.0) -> None:
+        rig.add(model, bulk=bulk)
+        rig.batch(rig.slots[0])
+        rig.answer(rig.slots[0], after=after)
+
+    compute(bulk=True)
+    rig.add(model, 3)
     rig.batch(rig.slots[0])
-    rig.add(model, 2 * ceil(LONG_IN_BULK_SECONDS))
     assert called(rig) is None, "no queries came"
-    rig.answer(rig.slots[0])
     rig.add(model, bulk=False)
+    for _ in range(4):
+        rig.answer(rig.slots[0])
+        rig.batch(rig.slots[0])
+    rig.now += BULK_PAUSE_SECONDS + EXPRESS_IDLE_SECONDS / 2
+    rig.add(model, 3)
     rig.batch(rig.slots[0])
-    assert called(rig) is not None
-    rig, model = express_rig()
-    rig.answer(rig.slots[0])
-    rig.add(model, bulk=False)
-    rig.batch(rig.slots[0])
-    rig.answer(rig.slots[0], after=0.001)
-    rig.batch(rig.slots[0])
-    assert called(rig) is None, "it is short"
-    rig.add(model, 100)
-    assert called(rig, after=EXPRESS_IDLE_SECONDS) is None, "queries came long ago"
+    assert called(rig, after=LONG_IN_BULK_SECONDS / 2) is None, "it may be short"
+    assert called(rig, after=EXPRESS_IDLE_SECONDS) is None, "they came long ago"
+    rig.now -= EXPRESS_IDLE_SECONDS
+    assert called(rig, after=LONG_IN_BULK_SECONDS / 2) is not None
 
 
 def test_none_is_called_where_it_was_not_asked_for_or_an_accelerator_computes() -> None:
@@ -339,7 +346,9 @@ def test_bulk_work_makes_way_from_the_first_query_beside_it() -> None:
     rig, model = express_rig()
     assert not rig.dispatcher.bulk_makes_way
     rig.add(model, bulk=False)
-    begun(rig, called(rig))
+    express = begun(rig, called(rig))
+    assert not rig.dispatcher.bulk_makes_way
+    rig.batch(express)
     assert rig.dispatcher.bulk_makes_way
     rig, model = ready_rig(1, reserved=1)
     rig.add(model, bulk=False)

@@ -19,6 +19,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from asyncembed.errors import UnsupportedModelError
 from asyncembed.export.foreign_int8 import write_in_8_bits
 from asyncembed.export.graph_cache import ensure_int8_graph, find_int8_graph, kept_graphs
+from asyncembed.runtime.chunked_attention import save_with_chunks
 from asyncembed.runtime.onnx import OnnxSession
 from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.runtime.session import SessionOptions
@@ -68,6 +69,13 @@ def test_a_text_has_the_same_bits_in_any_batch_and_is_near_its_float_one(path: P
     assert kinds["MatMul"] == (4 if path.stem == "modernbert" else 2)
     # What GELU gives has a floor, so that no sign is needed; ModernBERT multiplies it with something else.
     assert kinds["QuantizeLinear"] - (kinds["Abs"] - before["Abs"]) == (0 if path.stem == "modernbert" else 1)
+
+
+def test_its_long_texts_are_computed_in_chunks_as_those_of_float_graphs(tmp_path: Path) -> None:
+    graph = made(EXPORTED[0], tmp_path / "made")
+    (tmp_path / "prepared").mkdir()
+    note = save_with_chunks(graph, tmp_path / "prepared" / "model.onnx", "model.onnx.data")
+    assert "in chunks" in (note or "")
 
 
 def test_its_products_do_not_saturate(tmp_path: Path) -> None:
@@ -123,7 +131,7 @@ def test_what_is_of_no_usual_form_is_refused_with_the_reason(tmp_path: Path) -> 
         made(more, tmp_path / "b")
     whole = onnx.load(EXPORTED[0])
     onnx.save(convert_float_to_float16(whole, keep_io_types=True), tmp_path / "half.onnx")
-    with pytest.raises(UnsupportedModelError, match="no table of words"):
+    with pytest.raises(UnsupportedModelError, match="no float32 table of words"):
         made(tmp_path / "half.onnx", tmp_path / "c")
     assert list((tmp_path / "a").iterdir()) == []
 

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from asyncembed.errors import ModelLoadError
 from asyncembed.files import in_disk_thread
 from asyncembed.runtime.loadable_path import loadable_model_path
 from asyncembed.runtime.onnx import OnnxSession
+from asyncembed.runtime.openvino import OpenVinoSession
 from asyncembed.runtime.session import SessionOptions
 from tests.hub import conftest
 from tests.hub.calls import download_files
@@ -82,6 +84,18 @@ async def test_what_we_download_loads_as_it_is(hub: HubServer, files: dict[str, 
     path = await in_disk_thread(loadable_model_path, snapshot, "onnx/model.onnx")
     assert path == snapshot / "onnx/model.onnx"
     run(path)
+
+
+@pytest.mark.posix
+async def test_openvino_gets_hard_links_as_it_does_not_follow_to_the_blobs(
+    hub: HubServer, files: dict[str, bytes | memoryview]
+) -> None:
+    snapshot = await fetch_model(hub, files)
+    path = await in_disk_thread(partial(loadable_model_path, snapshot, "onnx/model.onnx", beside_only=True))
+    assert path.samefile(snapshot / "onnx/model.onnx")
+    session = OpenVinoSession(path, SessionOptions(runtime="openvino"))
+    (result,) = session.run(session.output_names, {"x": np.zeros(1, np.float32)})
+    np.testing.assert_array_equal(result, WEIGHTS)
 
 
 @pytest.mark.posix

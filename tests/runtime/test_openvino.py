@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import psutil
 import pytest
 from onnx import TensorProto, helper
@@ -19,7 +18,7 @@ from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.errors import OptionError
 from asyncembed.export.graph_cache import ensure_graph
-from asyncembed.runtime.openvino import OpenVinoSession
+from asyncembed.runtime.openvino import OpenVinoSession, import_openvino
 from asyncembed.runtime.session import SessionOptions, open_session
 from tests.support import programs
 from tests.support.graphs import GraphBuilder, write_text_graph
@@ -52,7 +51,9 @@ def test_it_says_that_it_is_what_computes(tmp_path: Path) -> None:
 
 
 def test_bfloat16_is_refused_where_the_cpu_lacks_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "INT8"])  # as of a CPU with AVX2 alone
+    monkeypatch.setattr(
+        import_openvino().Core, "get_property", lambda *_: ["FP32", "INT8"]
+    )  # as of a CPU with AVX2 alone
     path = write_text_graph(tmp_path / "model.onnx")
     with pytest.raises(OptionError, match="bfloat16 in hardware"):
         open_session(path, replace(OPTIONS, bfloat16=True))
@@ -75,7 +76,7 @@ def test_a_real_model_has_its_vectors(minilm: EncoderConfig) -> None:
 
 
 def test_bfloat16_keeps_the_direction_of_vectors(minilm: EncoderConfig) -> None:
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU has no bfloat16 in hardware")
     cosines = (vectors(minilm, runtime="openvino", bfloat16=True) * vectors(minilm)).sum(axis=1)
     assert cosines.min() >= 0.9999

@@ -27,8 +27,8 @@ async def until(condition: Callable[[], bool]) -> None:
             await anyio.sleep(0.005)
 
 
-def worker_processes(pid: int | None = None) -> list[psutil.Process]:
-    """The children of a process that are workers (multiprocessing's resource tracker is none of them)."""
+def worker_processes(pid: int | None = None, *, and_their_server: bool = False) -> list[psutil.Process]:
+    """The children of a process that are workers: not multiprocessing's resource tracker, nor what forks workers."""
     try:
         children = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -36,11 +36,19 @@ def worker_processes(pid: int | None = None) -> list[psutil.Process]:
     found = []
     for child in children:
         try:
-            if "resource_tracker" not in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+            command = " ".join(child.cmdline())
+            is_helper = "resource_tracker" in command or (_is_server(child, command) and not and_their_server)
+            if not is_helper and child.status() != psutil.STATUS_ZOMBIE:
                 found.append(child)
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+def _is_server(process: psutil.Process, command: str) -> bool:
+    """Whether it forks workers; these are called like it."""
+    parent = process.parent()
+    return "fork_server" in command and parent is not None and "fork_server" not in " ".join(parent.cmdline())
 
 
 def threads() -> set[str]:
@@ -74,9 +82,9 @@ async def nothing_left_behind() -> AsyncGenerator[None]:
     """Check that the block leaves no process, task, thread or open file."""
     await anyio.to_thread.run_sync(int)  # the backend's first thread has files of its own
     tasks, files = len(anyio.get_running_tasks()), _open_files()
-    processes, running = {child.pid for child in worker_processes()}, threads()
+    processes, running = {child.pid for child in worker_processes(and_their_server=True)}, threads()
     yield
-    await until(lambda: {child.pid for child in worker_processes()} <= processes)
+    await until(lambda: {child.pid for child in worker_processes(and_their_server=True)} <= processes)
     await until(lambda: len(anyio.get_running_tasks()) <= tasks)
     await until(lambda: threads() <= running)
     await until(lambda: _open_files() <= files)
