@@ -10,18 +10,18 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 # The layout. A text goes down the parent's line, then down the worker's; its result comes back to the window.
 #
 #   parent  caller → embedders/text → roles → base → stream → feeding → embedders/intake → window
-#                  → engine/supervisor → dispatch → scheduler → worker
+#                  → reuse → engine/supervisor → dispatch → scheduler → worker
 #   worker  engine/child → encoders/dense (a module per family) → tokenization → text_graph → runtime/onnx
 #                  → encoders/pooling → projection → postprocess
 #
 #   errors, options, checks, migration      what may go wrong; the keywords, their checks, their names elsewhere
 #   loading                                 from a model's name to what a worker needs
 #   stream, feeding, window                 the handle; the tasks that read ahead; what is read ahead, and its order
+#   reuse, vector_cache, cache_file, packing, fingerprint   nothing computed twice: results kept, in a file, as bytes
 #   results, scoring, muvera                what comes out, and what may be done with it
 #   bars, observing                         how far a stream is, in numbers or a bar; what observers hear of calls
 #   readers, sources, checkpoint, journal   files as sources; how far an ingest is, and what a kill leaves
-#   sync                                    the seven classes for programs without an event loop
-#   any_loop                                a model that may be awaited from any event loop
+#   sync, any_loop                          the seven classes without an event loop; a model's face for any loop
 #   testing, faking                         models without weights for a program's tests; whether they are switched on
 #   shared, background, remote              one engine for many; the loop it lives on; the way to a loop from elsewhere
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
@@ -75,6 +75,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asyncembed.bars import StreamProgress
+    from asyncembed.cache_file import VectorCacheFile
     from asyncembed.catalogue.spec import (
         ArchiveOrigin,
         CacheFolderOrigin,
@@ -142,6 +143,7 @@ if TYPE_CHECKING:
     from asyncembed.runtime.session import Device, Runtime, SessionOptions
     from asyncembed.scoring import cosine, hybrid_scores, maxsim, maxsim_scores, sparse_scores, top_k
     from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
+    from asyncembed.vector_cache import VectorCache
 
 __version__ = "0.2.0.dev0"
 
@@ -219,6 +221,8 @@ __all__ = [
     "TextReturningCall",
     "TextStreamCall",
     "TextStreamKeywords",
+    "VectorCache",
+    "VectorCacheFile",
     "WorkerPool",
     "cosine",
     "download",
@@ -304,6 +308,8 @@ _HOMES = {
     "TextReturningCall": "asyncembed.embedders.text",
     "TextStreamCall": "asyncembed.embedders.text",
     "TextStreamKeywords": "asyncembed.embedders.text",
+    "VectorCache": "asyncembed.vector_cache",
+    "VectorCacheFile": "asyncembed.cache_file",
     "WorkerPool": "asyncembed.engine.pool",
     "cosine": "asyncembed.scoring",
     "download": "asyncembed.hub.model_files",

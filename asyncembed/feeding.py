@@ -140,6 +140,10 @@ class Intake(Protocol[RecordT]):
         """
         ...
 
+    def withdraw(self, items: list[Item]) -> None:
+        """Forget items, submitted or not, whose results nobody waits for any more."""
+        ...
+
 
 class NotedFailures:
     """Records that failed, on their way from the loop of a stream to the function that `on_error=` names.
@@ -544,7 +548,7 @@ class StreamState(Generic[InputT]):
         self._feeder_scope.cancel()
         waiting = self._window.close()
         if self._load is None:
-            self.engine.withdraw(waiting)
+            self._intake.withdraw(waiting)
         self.ready.notify()
         self._on_end(self)
 

@@ -33,6 +33,7 @@ class Intake:
         self._accept = accept
         self._engine = engine
         self._model = model
+        self._computing = engine if model.reuse is None else model.reuse
         self._maker = model.item_maker(self.batch_key, priority)
         self._key = key
         self._is_bounded = engine.is_bounded and priority is Priority.INTERACTIVE
@@ -74,7 +75,11 @@ class Intake:
         """Let items that have their places wait for a worker, where they count from now on."""
         if self._is_bounded:
             self._give_back(len(items))
-        self._engine.submit(items)
+        self._computing.submit(items)
+
+    def withdraw(self, items: list[Item]) -> None:
+        """See `asyncembed.feeding.Intake`."""
+        self._computing.withdraw(items)
 
     def _give_back(self, count: int) -> None:
         count = min(count, self._places)

@@ -275,6 +275,22 @@ async def test_a_call_that_cannot_work_is_refused(model: TextEmbedding) -> None:
         TextEmbedding("a/b").embed_chunks([LONG])
 
 
+@pytest.mark.parametrize("mode", ["late", "plain"])
+async def test_with_a_cache_a_document_is_computed_once(directory: Path, tmp_path: Path, mode: Any) -> None:
+    async with TextEmbedding(directory, workers=0, cache=tmp_path / "vectors.db") as model:
+        first = await model.embed_chunks([LONG, SHORT], mode=mode, chunk_tokens=8).collect()
+        computed = model.stats().cache_misses
+    async with TextEmbedding(directory, workers=0, cache=tmp_path / "vectors.db") as model:
+        again = await model.embed_chunks([LONG, SHORT], mode=mode, chunk_tokens=8).collect()
+        assert (model.stats().cache_misses, model.stats().cache_hits) == (0, computed)
+        await model.embed_chunks([SHORT], mode=mode, chunk_tokens=3).collect()
+        assert model.stats().cache_misses > 0
+    assert [(c.document, c.start, c.end, c.tokens) for c in first] == [
+        (c.document, c.start, c.end, c.tokens) for c in again
+    ]
+    np.testing.assert_array_equal(vectors(first), vectors(again))
+
+
 async def test_from_any_loop_and_in_a_pool_the_same_chunks_come(directory: Path, model: TextEmbedding) -> None:
     expected = await model.embed_chunks([LONG, SHORT], chunk_tokens=16).collect()
     async with WorkerPool(workers=1) as pool, TextEmbedding(directory, pool=pool, dtype="float16") as other:
