@@ -99,7 +99,7 @@ async def prepare(
     if is_exported:
         folder = directory / spec.folder
         head = await in_disk_thread(_head_of, spec, folder)
-        spec = replace(spec, model_file=str(await _export(folder, head, _own_cache_dir(options), options)))
+        spec = replace(spec, model_file=str(await _export(folder, head, own_cache_dir(options), options)))
     elif kept is not None:
         spec = replace(spec, model_file=str(kept))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
@@ -520,7 +520,7 @@ async def _in_8_bits(directory: Path, spec: ModelSpec, options: Options) -> Path
 
     assert spec.model_file is not None, "it has a graph"
     source = await in_disk_thread(loadable_model_path, directory, spec.model_file)
-    folder, cache_dir = directory / spec.folder, _own_cache_dir(options)
+    folder, cache_dir = directory / spec.folder, own_cache_dir(options)
     found = await in_disk_thread(partial(find_int8_graph, source, folder, cache_dir=cache_dir))
     if found is not None:
         return found
@@ -594,7 +594,7 @@ async def _prepared(directory: Path, spec: ModelSpec, options: Options, *, is_ex
     plan = plan_of(options) if options.pool is None else engine_of(options.pool).plan
     workers = plan.most_workers if options.workers != 0 else None
     path = directory / spec.model_file
-    find = partial(_find_prepared, path, _own_cache_dir(options), workers=workers)
+    find = partial(_find_prepared, path, own_cache_dir(options), workers=workers)
     try:
         source, found = await in_disk_thread(find)
         if found is not None or source is None or options.workers == 0:
@@ -621,7 +621,7 @@ async def _for_openvino(config: EncoderConfig, graph: Path, options: Options) ->
 
     name = config.spec.name
     facts = [_machine(), config.spec.encoder, str(config.session.bfloat16)]
-    place = partial(verdict_file, graph, facts, cache_dir=_own_cache_dir(options) or default_cache_dir())
+    place = partial(verdict_file, graph, facts, cache_dir=own_cache_dir(options) or default_cache_dir())
     try:
         file = await in_disk_thread(place)
         verdict = await in_disk_thread(partial(find_verdict, file))
@@ -659,7 +659,7 @@ def _is_for_cpu(options: Options) -> bool:
     return options.provider_names == ["cpu"]
 
 
-def _own_cache_dir(options: Options) -> Path | None:
+def own_cache_dir(options: Options) -> Path | None:
     """Where what we make of a model is kept: beside the hub's files, where the user wants those elsewhere."""
     return None if options.cache_dir is None else Path(options.cache_dir, "asyncembed")
 

@@ -24,6 +24,7 @@ from asyncembed.engine.pool import PoolKeywords, PoolOptions, WorkerPool
 from asyncembed.errors import OptionError
 from asyncembed.observing import Observer
 from asyncembed.runtime.session import Device, Runtime
+from asyncembed.vector_cache import CacheChoice, check_cache
 
 if TYPE_CHECKING:
     from asyncembed.runtime.session import SessionOptions
@@ -70,6 +71,8 @@ class OptionKeywords(PoolKeywords, total=False):
     prepare: bool
     lazy: bool
     observers: Sequence[Observer]
+    deduplicate: bool | None
+    cache: CacheChoice | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,12 @@ class Options(PoolOptions):
             model's files say (`max_length`, ...) is known from then on. Where it cannot be loaded, the calls that wait
             raise the error, and the next one tries again.
         observers: Functions that hear of its opening, calls and batches: see `asyncembed.observing`.
+        deduplicate: Whether inputs that are equal, and wait at the same time, are computed once, whoever asks: in one
+            stream, or in calls side by side. None: they are, but for models without a graph (to compute an input takes
+            no longer than to look for another one) and encoders of somebody else's (equal inputs need not have equal
+            results there).
+        cache: Keep results: a path (see `asyncembed.VectorCacheFile`, which also takes a size), or a `VectorCache` of
+            your own. What was computed by the same model (see `fingerprint`), for an equal call, is not computed again.
     """
 
     model_path: str | os.PathLike[str] | None = None
@@ -136,6 +145,8 @@ class Options(PoolOptions):
     prepare: bool = True
     lazy: bool = False
     observers: Sequence[Observer] = ()
+    deduplicate: bool | None = None
+    cache: CacheChoice | None = None
 
     def __post_init__(self) -> None:
         PoolOptions.__post_init__(self)
@@ -171,6 +182,10 @@ class Options(PoolOptions):
         self._check_runtime()
         if self.precision is not None and self.onnx_file is not None:
             raise OptionError("give either precision or onnx_file, not both")
+        check_bool("deduplicate", self.deduplicate, may_be_none=True)
+        check_cache(self.cache)
+        if isinstance(self.cache, str | os.PathLike):
+            object.__setattr__(self, "cache", absolute(self.cache))
         check_observers(self.observers)
         object.__setattr__(self, "observers", tuple(self.observers))
         if self.pool is not None:
