@@ -132,7 +132,8 @@ async def test_processes_write_and_read_it_at_once(tmp_path: Path) -> None:
 @pytest.mark.posix
 @pytest.mark.slow
 async def test_a_forked_child_opens_it_anew(tmp_path: Path) -> None:
-    assert sys.platform != "win32"
+    if sys.platform == "win32":
+        return  # for the types: it is not collected there
     cache = VectorCacheFile(tmp_path / "cache")
     await put(cache, 1)
     child = os.fork()
