@@ -10,19 +10,17 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 # The layout. A text goes down the parent's line, then down the worker's; its result comes back to the window.
 #
 #   parent  caller → embedders/text → roles → base → stream → feeding → embedders/intake → window
-#                  → engine/supervisor → dispatch → scheduler → worker
+#                  → reuse → engine/supervisor → dispatch → scheduler → worker
 #   worker  engine/child → encoders/dense (a module per family) → tokenization → text_graph → runtime/onnx
 #                  → encoders/pooling → projection → postprocess
 #
 #   errors, options, checks, migration      what may go wrong; the keywords, their checks, their names elsewhere
-#   loading                                 from a model's name to what a worker needs
 #   stream, feeding, window                 the handle; the tasks that read ahead; what is read ahead, and its order
+#   reuse, vector_cache, cache_file, packing, fingerprint   nothing computed twice: results kept, in a file, as bytes
 #   results, scoring, muvera                what comes out, and what may be done with it
-#   bars                                    how far a stream is: numbers, and a bar
+#   bars, observing                         how far a stream is, in numbers or a bar; what observers hear of calls
 #   readers, sources, checkpoint, journal   files as sources; how far an ingest is, and what a kill leaves
-#   observing                               what observers hear of calls and batches
-#   sync                                    the seven classes for programs without an event loop
-#   any_loop                                a model that may be awaited from any event loop
+#   sync, any_loop                          the seven classes without an event loop; a model's face for any loop
 #   testing, faking                         models without weights for a program's tests; whether they are switched on
 #   shared, background, remote              one engine for many; the loop it lives on; the way to a loop from elsewhere
 #   files, repo_files, http, wakeup         files whole or not at all; a stranger's files; httpx; threads and the loop
@@ -34,7 +32,8 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               stored, checkup, measuring, accuracy   what the caches hold; what doctor looks at; what bench measures
 #               sample_inputs, charts, log_lines, unix_socket   inputs for bench; figures as SVG; serve's log and socket
 #   embedders/  text, sparse, late_interaction, hybrid, image, multimodal, cross_encoder: the seven classes
-#               base, roles, intake         what they share
+#               base, roles, intake         what they share; chunks: long documents, in pieces
+#   loading/    load, locate, made_graphs   from a name to what a worker needs: files, graphs; fake_loading: without
 #   images/     inputs, urls, connecting, decode, image_limits, preprocess
 #   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
@@ -45,6 +44,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               causal_reranker, pair_prompts, chat_template   language models that rerank; what they read; comparison
 #               hashed, text_graph, run_cost, graph_inputs, graph_output, pooling, projection, postprocess, finite
 #               tokenization, tokenizer_files, long_texts, token_pooling, word_table, word_pieces, stemming, batch
+#               chunking, sentences         where a document is cut, and what goes through the model together
 #   runtime/    session, memory             the seam; onnx, providers, openvino: implementations; onnx_graph, onnx_file
 #               prepared, chunked_attention, digests, verdicts   once for all; loadable_path, safetensors, torch_file
 #   catalogue/  spec, lookup                models as data
@@ -75,6 +75,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asyncembed.bars import StreamProgress
+    from asyncembed.cache_file import VectorCacheFile
     from asyncembed.catalogue.spec import (
         ArchiveOrigin,
         CacheFolderOrigin,
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
         StreamCall,
         StreamKeywords,
     )
+    from asyncembed.embedders.chunks import ChunkCall, ChunkReturningCall, ChunkStreamCall, ChunkStreamKeywords
     from asyncembed.embedders.cross_encoder import (
         RerankKeywords,
         RerankReturningCall,
@@ -129,10 +131,19 @@ if TYPE_CHECKING:
     from asyncembed.images.inputs import ImageInput
     from asyncembed.muvera import Muvera
     from asyncembed.options import OptionKeywords, Options
-    from asyncembed.results import Counted, CountedBatch, HybridBatch, HybridEmbedding, HybridOutput, SparseEmbedding
+    from asyncembed.results import (
+        Chunk,
+        Counted,
+        CountedBatch,
+        HybridBatch,
+        HybridEmbedding,
+        HybridOutput,
+        SparseEmbedding,
+    )
     from asyncembed.runtime.session import Device, Runtime, SessionOptions
     from asyncembed.scoring import cosine, hybrid_scores, maxsim, maxsim_scores, sparse_scores, top_k
     from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
+    from asyncembed.vector_cache import VectorCache
 
 __version__ = "0.2.0.dev0"
 
@@ -143,6 +154,11 @@ __all__ = [
     "Call",
     "CallKeywords",
     "Checkpoint",
+    "Chunk",
+    "ChunkCall",
+    "ChunkReturningCall",
+    "ChunkStreamCall",
+    "ChunkStreamKeywords",
     "Counted",
     "CountedBatch",
     "Device",
@@ -205,6 +221,8 @@ __all__ = [
     "TextReturningCall",
     "TextStreamCall",
     "TextStreamKeywords",
+    "VectorCache",
+    "VectorCacheFile",
     "WorkerPool",
     "cosine",
     "download",
@@ -223,6 +241,11 @@ _HOMES = {
     "Call": "asyncembed.encoders.encoder",
     "CallKeywords": "asyncembed.embedders.base",
     "Checkpoint": "asyncembed.checkpoint",
+    "Chunk": "asyncembed.results",
+    "ChunkCall": "asyncembed.embedders.chunks",
+    "ChunkReturningCall": "asyncembed.embedders.chunks",
+    "ChunkStreamCall": "asyncembed.embedders.chunks",
+    "ChunkStreamKeywords": "asyncembed.embedders.chunks",
     "Counted": "asyncembed.results",
     "CountedBatch": "asyncembed.results",
     "Device": "asyncembed.runtime.session",
@@ -285,6 +308,8 @@ _HOMES = {
     "TextReturningCall": "asyncembed.embedders.text",
     "TextStreamCall": "asyncembed.embedders.text",
     "TextStreamKeywords": "asyncembed.embedders.text",
+    "VectorCache": "asyncembed.vector_cache",
+    "VectorCacheFile": "asyncembed.cache_file",
     "WorkerPool": "asyncembed.engine.pool",
     "cosine": "asyncembed.scoring",
     "download": "asyncembed.hub.model_files",

@@ -140,6 +140,10 @@ class Intake(Protocol[RecordT]):
         """
         ...
 
+    def withdraw(self, items: list[Item]) -> None:
+        """Forget items, submitted or not, whose results nobody waits for any more."""
+        ...
+
 
 class NotedFailures:
     """Records that failed, on their way from the loop of a stream to the function that `on_error=` names.
@@ -203,6 +207,7 @@ class StreamState(Generic[InputT]):
     """
 
     engine: Supervisor
+    loop: Loop
     _intake: Intake[InputT]
     _minimum_tokens: float
 
@@ -245,6 +250,8 @@ class StreamState(Generic[InputT]):
             on_ready=self.ready.notify,
             on_room=self._room.notify,
         )
+        # Of a stream of parts, one answer is several results.
+        self._next: Callable[[], Entry | None] = self._window.take
         self._keeps_time = False
         self._ready_since: float | None = None
         self._failed = 0
@@ -288,16 +295,20 @@ class StreamState(Generic[InputT]):
         """How far it is; from any thread."""
         if self._last is not None:
             return self._last
-        window = self._window
-        taken, failed = window.taken, self._failed
+        read, done, failed = self._counts()
         return StreamProgress(
-            read=taken + len(window),
-            done=max(0, taken - failed),
+            read=read,
+            done=done,
             failed=failed,
-            tokens=window.tokens,
+            tokens=self._window.tokens,
             seconds=0.0 if self._began_at is None else perf_counter() - self._began_at,
             total=self.total,
         )
+
+    def _counts(self) -> tuple[int, int, int]:
+        """Records read, done and failed."""
+        taken, failed = self._window.taken, self._failed
+        return taken + len(self._window), max(0, taken - failed), failed
 
     def end_bar(self) -> None:
         """Let the bar end, if there is one; from any thread."""
@@ -448,7 +459,11 @@ class StreamState(Generic[InputT]):
 
     def restart_time(self) -> None:
         """The next result was not ready before now, as another one was before it."""
-        self._ready_since = perf_counter() if self._window.is_ready else None
+        self._ready_since = perf_counter() if self._is_ready else None
+
+    @property
+    def _is_ready(self) -> bool:
+        return self._window.is_ready
 
     def _note_ready(self) -> None:
         if self._ready_since is None:
@@ -480,7 +495,7 @@ class StreamState(Generic[InputT]):
             Exception: The input's own error with `on_error="raise"`, that of the function, or the source's; again at
                 each further call.
         """
-        while (entry := self._window.take()) is not None:
+        while (entry := self._next()) is not None:
             if entry.error is None:
                 return entry
             self._failed += 1
@@ -533,7 +548,7 @@ class StreamState(Generic[InputT]):
         self._feeder_scope.cancel()
         waiting = self._window.close()
         if self._load is None:
-            self.engine.withdraw(waiting)
+            self._intake.withdraw(waiting)
         self.ready.notify()
         self._on_end(self)
 

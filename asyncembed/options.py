@@ -23,7 +23,9 @@ from asyncembed.checks import (
 from asyncembed.engine.pool import PoolKeywords, PoolOptions, WorkerPool
 from asyncembed.errors import OptionError
 from asyncembed.observing import Observer
+from asyncembed.runtime.providers import is_gpu_package_installed
 from asyncembed.runtime.session import Device, Runtime
+from asyncembed.vector_cache import CacheChoice, check_cache
 
 if TYPE_CHECKING:
     from asyncembed.runtime.session import SessionOptions
@@ -70,6 +72,8 @@ class OptionKeywords(PoolKeywords, total=False):
     prepare: bool
     lazy: bool
     observers: Sequence[Observer]
+    deduplicate: bool | None
+    cache: CacheChoice | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +116,12 @@ class Options(PoolOptions):
             model's files say (`max_length`, ...) is known from then on. Where it cannot be loaded, the calls that wait
             raise the error, and the next one tries again.
         observers: Functions that hear of its opening, calls and batches: see `asyncembed.observing`.
+        deduplicate: Whether inputs that are equal, and wait at the same time, are computed once, whoever asks: in one
+            stream, or in calls side by side. None: they are, but for models without a graph (to compute an input takes
+            no longer than to look for another one) and encoders of somebody else's (equal inputs need not have equal
+            results there).
+        cache: Keep results: a path (see `asyncembed.VectorCacheFile`, which also takes a size), or a `VectorCache` of
+            your own. What was computed by the same model (see `fingerprint`), for an equal call, is not computed again.
     """
 
     model_path: str | os.PathLike[str] | None = None
@@ -136,6 +146,8 @@ class Options(PoolOptions):
     prepare: bool = True
     lazy: bool = False
     observers: Sequence[Observer] = ()
+    deduplicate: bool | None = None
+    cache: CacheChoice | None = None
 
     def __post_init__(self) -> None:
         PoolOptions.__post_init__(self)
@@ -171,6 +183,10 @@ class Options(PoolOptions):
         self._check_runtime()
         if self.precision is not None and self.onnx_file is not None:
             raise OptionError("give either precision or onnx_file, not both")
+        check_bool("deduplicate", self.deduplicate, may_be_none=True)
+        check_cache(self.cache)
+        if isinstance(self.cache, str | os.PathLike):
+            object.__setattr__(self, "cache", absolute(self.cache))
         check_observers(self.observers)
         object.__setattr__(self, "observers", tuple(self.observers))
         if self.pool is not None:
@@ -195,6 +211,25 @@ class Options(PoolOptions):
         """That of the ONNX file to take where it lies beside the plain one; None: the caller's word decides."""
         is_left_open = self.precision is None and self.onnx_file is None
         return "fp16" if self.demands_cuda and is_left_open else None
+
+    @property
+    def wants_int8(self) -> bool:
+        """Whether a graph in 8 bits is asked for."""
+        return self.precision in ("int8", "q8")
+
+    @property
+    def own_cache_dir(self) -> Path | None:
+        """Where what we make of a model is kept: beside the hub's files, where the user wants those elsewhere."""
+        return None if self.cache_dir is None else Path(self.cache_dir, "asyncembed")
+
+    @property
+    def is_for_cpu(self) -> bool:
+        """Whether it is certain that onnxruntime computes, on the CPU."""
+        if self.runtime == "openvino":
+            return False
+        if self.providers is None:
+            return self.device == "cpu" or (self.device == "auto" and not is_gpu_package_installed())
+        return self.provider_names == ["cpu"]
 
     @property
     def demands_cuda(self) -> bool:

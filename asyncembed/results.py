@@ -1,7 +1,7 @@
 """Result types, and how many results become one."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from time import sleep
@@ -34,6 +34,7 @@ PORTION_BYTES = 1024 * 1024
 PORTION_RESULTS = 256
 """Likewise, for results that are copied one by one."""
 
+DocumentT = TypeVar("DocumentT")
 ResultT = TypeVar("ResultT")
 CollectedT = TypeVar("CollectedT")
 
@@ -296,6 +297,36 @@ def _itself(array: ResultT) -> ResultT:
     return array
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk(Generic[DocumentT, ScalarT]):
+    """A part of a document, and its vector.
+
+    Attributes:
+        document: The record of the source that it is of.
+        index: Which of its chunks, from 0 on.
+        start, end: Where it is in the document's text, in characters, the end exclusive; white space around it is left
+            out.
+        tokens: Of the chunk itself: without special tokens and those of a prompt.
+        vector: float32 (dim,) unless `dtype` or `output` asks otherwise.
+    """
+
+    document: DocumentT
+    index: int
+    start: int
+    end: int
+    tokens: int
+    vector: "npt.NDArray[ScalarT]"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the vector takes."""
+        return self.vector.nbytes
+
+    def __repr__(self) -> str:
+        # Without the document, which may be a book.
+        return f"<Chunk {self.index}: {self.start}..{self.end}, {self.tokens} tokens>"
+
+
 class Counted(NamedTuple, Generic[ResultT]):
     """A result, and what its input cost.
 
@@ -367,6 +398,10 @@ def _detach_array(array: Any) -> Any:
     return array.copy()
 
 
+def _detach_chunk(chunk: Chunk[Any, Any]) -> Chunk[Any, Any]:
+    return replace(chunk, vector=chunk.vector.copy())
+
+
 def _detach_sparse(vector: SparseEmbedding) -> SparseEmbedding:
     return SparseEmbedding(vector.indices.copy(), vector.values.copy())
 
@@ -423,6 +458,9 @@ def hybrid(outputs: Sequence[HybridOutput], dim: int, dtype: str) -> Assembly[Hy
 
 
 MATRICES: Assembly[Any, list[Any]] = Assembly(_detach_array, partial(detach_each, detach=_detach_array))
+CHUNKS: Assembly[Chunk[Any, Any], list[Chunk[Any, Any]]] = Assembly(
+    _detach_chunk, partial(detach_each, detach=_detach_chunk)
+)
 SPARSE: Assembly[SparseEmbedding, list[SparseEmbedding]] = Assembly(
     _detach_sparse, partial(detach_each, detach=_detach_sparse)
 )

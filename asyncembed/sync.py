@@ -45,7 +45,7 @@ from asyncembed.any_loop import Home
 from asyncembed.bars import StreamProgress
 from asyncembed.checkpoint import CheckpointFile
 from asyncembed.checks import check_bool, check_seconds
-from asyncembed.embedders.base import Embedder, HasVectors, ModelName
+from asyncembed.embedders.base import Embedder, HasVectors, ModelName, fingerprint_in_thread
 from asyncembed.embedders.cross_encoder import CrossEncoderKeywords
 from asyncembed.embedders.cross_encoder import TextCrossEncoder as AsyncTextCrossEncoder
 from asyncembed.embedders.hybrid import DEFAULT_MODEL as DEFAULT_HYBRID_MODEL
@@ -503,6 +503,11 @@ class _Embedder(_Blocking, Generic[EmbedderT]):
         """Most tokens of an input, as `asyncembed.TextEmbedding.max_length` has it. Opens the model."""
         return self._caller.run(self._leased().call, _length_of)
 
+    @property
+    def fingerprint(self) -> str:
+        """Which bytes make the vectors, as `asyncembed.TextEmbedding.fingerprint` has it. Opens the model."""
+        return self._caller.run(self._leased().call, fingerprint_in_thread)
+
     def stats(self) -> Stats:
         """What this model has computed for all its users, and the state of its workers: a snapshot.
 
@@ -788,6 +793,10 @@ class TextEmbedding(_HasVectors[AsyncTextEmbedding[ScalarT]], Generic[ScalarT]):
     @_streaming
     @_of(AsyncTextEmbedding[ScalarT].passage_embed)
     def passage_embed(self) -> None: ...
+
+    @_streaming
+    @_of(AsyncTextEmbedding[ScalarT].embed_chunks)
+    def embed_chunks(self) -> None: ...
 
     @_blocking
     @_of(AsyncTextEmbedding[ScalarT].embed_query)

@@ -124,9 +124,11 @@ async def ticker() -> AsyncIterator[list[float]]:
 
 
 async def asyncembed_side(seconds: float, **options: int) -> dict[str, float]:
-    from asyncembed import TextEmbedding
+    from asyncembed import Options, TextEmbedding
 
     keywords: OptionKeywords = {"model_path": minilm()[0], **options}  # type: ignore[typeddict-item]
+    if "deduplicate" in Options.__annotations__:  # of which the version before may know nothing
+        keywords["deduplicate"] = False
     async with TextEmbedding(minilm_spec(), **keywords) as model:
 
         async def ingest(source: Iterator[str], is_over: Callable[[], bool]) -> int:

@@ -54,6 +54,9 @@ class Held:
         self.items += items
         self.on_submit()
 
+    def withdraw(self, items: list[Item]) -> None:
+        """Whatever waits is answered all the same."""
+
     def answer(self, position: int = 0) -> None:
         """Answer one of those that wait."""
         item = self.items.pop(position % len(self.items))

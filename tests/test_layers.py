@@ -58,7 +58,12 @@ MAY_IMPORT = {
     "stream": {"bars", "engine", "feeding", "results", "window"},
     "hub": {"bars", "catalogue", "faking", "files", "http", "repo_files", "runtime"},
     "export": {"files", "repo_files", "runtime"},
-    "options": {"engine", "observing", "runtime"},
+    "options": {"engine", "observing", "runtime", "vector_cache"},
+    "vector_cache": {"cache_file"},
+    "cache_file": {"files"},
+    "packing": {"results"},
+    "fingerprint": {"catalogue", "faking", "files", "repo_files", "runtime"},
+    "reuse": {"encoders", "engine", "files", "fingerprint", "observing", "packing", "vector_cache"},
     "loading": {
         "catalogue",
         "encoders",

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from fastembed import SparseEmbedding as Reference
 
-from asyncembed import SparseEmbedding
+from asyncembed import Chunk, SparseEmbedding
 from asyncembed.errors import InputError
-from asyncembed.results import COUNT, MATRICES, SCORE, SPARSE, Assembly, dense, sparse_batch
+from asyncembed.results import CHUNKS, COUNT, MATRICES, SCORE, SPARSE, Assembly, dense, sparse_batch
 from asyncembed.stream import returning
 
 ENTRIES = {7: 0.5, 2**31 - 1: 2.0, 0: -1.25}
@@ -72,6 +72,16 @@ def test_what_leaves_a_stream_keeps_no_batch_alive() -> None:
     for found in (owned, collected):
         assert found.indices.base is None
         assert found.values.base is None
+
+
+def test_a_chunk_that_leaves_a_stream_keeps_its_document_and_no_window() -> None:
+    window, document = np.ones((3, 4), np.float32), {"text": "a b"}
+    chunk = Chunk(document, 1, 2, 3, 1, window[1])
+    for left in (CHUNKS.detach(chunk), CHUNKS.assemble([chunk])[0]):
+        assert left.vector.base is None
+        assert left.document is document
+        assert (left.index, left.start, left.end, left.tokens, left.nbytes) == (1, 2, 3, 1, 16)
+        assert repr(left) == "<Chunk 1: 2..3, 1 tokens>"
 
 
 def test_scores_are_floats_one_by_one_and_float32_together() -> None:

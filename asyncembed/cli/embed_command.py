@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from asyncembed.cli.model_options import model_names, model_options, worker_options
+from asyncembed.cli.model_options import cache_option, model_names, model_options, worker_options
 from asyncembed.cli.output import json_option, print_json
 from asyncembed.cli.record_files import open_records, source_options
 
@@ -46,6 +46,7 @@ from asyncembed.cli.record_files import open_records, source_options
 )
 @click.option("--into", default="embedding", show_default=True, help="The field that gets the vector.")
 @model_options
+@cache_option
 @worker_options
 @click.option("--quiet", is_flag=True, help="Show no progress, and no last word.")
 @json_option("How much was written, and in which time")

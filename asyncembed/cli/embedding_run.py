@@ -19,6 +19,7 @@ from asyncembed.catalogue.lookup import find_model
 from asyncembed.cli.draft import Draft, Mark, about_file
 from asyncembed.cli.record_files import RecordFile, as_json
 from asyncembed.cli.vector_files import VectorFile, made_with
+from asyncembed.embedders.base import fingerprint_in_thread
 from asyncembed.embedders.sparse import SparseTextEmbedding
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.errors import OF_ONE_INPUT, InputError, OptionError
@@ -49,7 +50,7 @@ _OF_MODEL = (
     "max_length",
     "long",
 )
-_OF_COMPUTING = ("max_batch_tokens", "max_batch_size", "workers", "threads")
+_OF_COMPUTING = ("max_batch_tokens", "max_batch_size", "workers", "threads", "cache")
 _OF_RESULT = (
     "revision",
     "precision",
@@ -116,7 +117,8 @@ class EmbeddingRun:
         """Embed what the source has after what the target has of it."""
         async with self._model as model:
             dim = model.embedding_size if isinstance(model, TextEmbedding) else None
-            await in_disk_thread(target.begin, dim, self._vectors.header(dim))
+            facts = {"dim": dim, "fingerprint": await fingerprint_in_thread(model)}
+            await in_disk_thread(target.begin, facts, self._vectors.header(dim))
             self._mark = target.mark
             self._trail = self._trail_from(target.mark)
             try:
@@ -234,8 +236,8 @@ class Target(ABC):
         return
 
     @abstractmethod
-    def begin(self, dim: int | None, header: bytes) -> None:
-        """Get ready for vectors of that length, after the `header` where nothing is there yet."""
+    def begin(self, facts: Mapping[str, Any], header: bytes) -> None:
+        """Get ready for vectors of the open model, by its facts, after the `header` where nothing is there yet."""
 
     @abstractmethod
     def append(self, data: "bytes | memoryview", failed: bytes) -> None:
@@ -263,7 +265,7 @@ def open_target(options: Mapping[str, Any], source: RecordFile, origin: Mapping[
 
 
 class _Stdout(Target):
-    def begin(self, dim: int | None, header: bytes) -> None:
+    def begin(self, facts: Mapping[str, Any], header: bytes) -> None:
         """JSONL has no header."""
 
     def append(self, data: "bytes | memoryview", failed: bytes) -> None:  # noqa: ARG002 (has no place)
@@ -339,13 +341,14 @@ class _FileTarget(Target):
         assert begun is not None, "it is asked for while there is one"
         return begun
 
-    def begin(self, dim: int | None, header: bytes) -> None:
+    def begin(self, facts: Mapping[str, Any], header: bytes) -> None:
         if self.mark == Mark():
             self._is_begun = True
-            self._draft.begin({**self._origin, "dim": dim}, header)
+            self._draft.begin({**self._origin, **facts}, header)
             self.mark = self._draft.mark
         else:
-            _check_origin(self._begun(), self._draft.folder, {"dim": dim})
+            begun = self._begun()
+            _check_origin(begun, self._draft.folder, {name: facts[name] for name in facts if name in begun})
 
     def append(self, data: "bytes | memoryview", failed: bytes) -> None:
         self._draft.append(data, failed)

@@ -51,6 +51,16 @@ def model_options(command: CommandT) -> CommandT:
     return _with(command, (*_FILES, *_COMPUTING))
 
 
+def cache_option(command: CommandT) -> CommandT:
+    """`cache`, of commands that may have computed the same texts before."""
+    option = click.option(
+        "--cache",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Keep results in this file, and find them there.",
+    )
+    return option(command)
+
+
 def model_names(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:  # noqa: ARG001
     """What a shell completes a model's name with: those of the catalogue that begin so, whatever their letter case."""
     from asyncembed.catalogue.lookup import list_models

@@ -51,6 +51,7 @@ def search(index: Path, query: str, top: int, into: str | None, as_json: bool, *
 
 
 async def _vector_of(query: str, index: "VectorIndex", options: dict[str, Any]) -> "FloatArray":
+    from asyncembed.embedders.base import fingerprint_in_thread
     from asyncembed.embedders.text import TextEmbedding
 
     keywords = dict(options)
@@ -62,5 +63,20 @@ async def _vector_of(query: str, index: "VectorIndex", options: dict[str, Any]) 
         keywords[name] = index.about.get(name) if keywords[name] is None else keywords[name]
     # One query: a process for it would take longer to start than all of the rest.
     async with TextEmbedding(model, workers=0, **keywords) as embedder:
+        _check_fingerprint(index, await fingerprint_in_thread(embedder), is_given=options["model"] is not None)
         vector: FloatArray = await embedder.embed_query(query, **prompts)
         return vector
+
+
+def _check_fingerprint(index: "VectorIndex", fingerprint: str, *, is_given: bool) -> None:
+    """See that the model is the one that the index was made with; another one that was named on purpose is told of."""
+    made = index.about.get("fingerprint")
+    if made in (None, fingerprint):
+        return
+    problem = f"{index.path} was made with a model of the fingerprint {made}, and this one has {fingerprint}"
+    if not is_given:
+        raise OptionError(
+            f"{problem}: its files have changed, so its vectors cannot be compared. Embed the records again, or name "
+            "the revision of then with --revision"
+        )
+    click.echo(f"Warning: {problem}.", err=True)

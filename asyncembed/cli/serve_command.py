@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asyncembed.cli.log_lines import set_up_log
-from asyncembed.cli.model_options import model_options, worker_options
+from asyncembed.cli.model_options import cache_option, model_options, worker_options
 from asyncembed.errors import OptionError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ SETTINGS: dict[str, Any] = {"auto_envvar_prefix": "ASYNCEMBED_SERVE", "show_defa
 )
 @worker_options
 @model_options
+@cache_option
 def serve(
     models: tuple[str, ...], host: str, port: int, uds: str | None, uds_mode: int, grace: float, **options: Any
 ) -> None:

@@ -45,13 +45,14 @@ from asyncembed.checks import (
 )
 from asyncembed.embedders.intake import Door, InputT, Intake, Key, check_source
 from asyncembed.encoders.encoder import Call, EncoderConfig, Mode
+from asyncembed.encoders.registry import TokenSource, row_of
 from asyncembed.engine.lifetime import Deferred, owned_task_group, uninterrupted
 from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
-from asyncembed.engine.scheduler import Item, Priority
+from asyncembed.engine.scheduler import Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError, StateError, WorkerError
-from asyncembed.faking import SETTING, Fakes, current_fakes
+from asyncembed.faking import ENCODER, SETTING, Fakes, current_fakes
 from asyncembed.feeding import ErrorHandler, Means, OnError, Source, StreamState, is_in_memory
 from asyncembed.files import in_disk_thread
 from asyncembed.migration import ATTRIBUTES
@@ -59,8 +60,9 @@ from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observer
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
 from asyncembed.remote import Remote
 from asyncembed.results import COUNT, Assembly, CollectedT, Counted, CountedBatch, ResultT, count_of, dense
+from asyncembed.reuse import Reuse
 from asyncembed.stream import EmbeddingStream, ReturningStream, returning
-from asyncembed.wakeup import Turnstile
+from asyncembed.wakeup import Turnstile, completion, start_thread
 
 ModelName: TypeAlias = str | os.PathLike[str] | ModelSpec
 """As the classes take it: a name of the catalogue, a repo on the hub, a local directory, or a spec."""
@@ -145,6 +147,8 @@ class Loaded:
     engine: Supervisor
     model: PooledModel
     owns_engine: bool
+    digest: str | None = None
+    """Of the model, where it was asked for already."""
 
 
 @dataclass(slots=True)
@@ -164,6 +168,10 @@ class Opened:
     requests: "set[_Request]" = field(default_factory=set)
     plain_calls: dict[Mode, tuple[Call, Assembly[Any, Any]]] = field(default_factory=dict)
     """Of one-item calls without keywords: the same for each."""
+    token_source: TokenSource | None = None
+    """Says where the tokens of a text are; once something has asked for it."""
+    fingerprint: str | None = None
+    """Known once it was asked for."""
 
     @property
     def engine(self) -> Supervisor:
@@ -305,6 +313,33 @@ class Embedder(OnAnyLoop[Opened]):
             return f"<{kind} {name} open on {model.info.runs_on}: {opened.stats().in_words()}>"
         return f"<{kind} {name} closed after {model.items} inputs in {model.batches} batches>"
 
+    @property
+    def fingerprint(self) -> str:
+        """Which bytes make the vectors, in 20 hexadecimal digits that are the same on every machine.
+
+        It changes with the graph, the weights, the tokenizer, the precision, the limit of tokens, and what the
+        constructor said of pooling, prompts and the form of vectors; not with the model's name or its place, nor with
+        what only decides where it runs and how fast. Two indexes of the same fingerprint may be searched with the same
+        queries. What calls ask for (another prompt, say) is not in it.
+
+        Files that are not from the hub are read when it is first asked for, which takes about a second per GB; it is
+        remembered until they change.
+
+        Raises:
+            StateError: The model is not open, or not loaded yet (`lazy=True`).
+            OSError: A file cannot be read any more.
+        """
+        opened = self._opened
+        if opened is None:
+            raise self._not_open()
+        if opened.fingerprint is None:
+            from asyncembed.fingerprint import fingerprint_of
+
+            loaded = opened.require_loaded()
+            digest = loaded.digest or _digest(loaded.model.config, self._options)
+            opened.fingerprint = fingerprint_of(digest, self._usual_calls(opened))
+        return opened.fingerprint
+
     def stats(self) -> Stats:
         """What this model has computed, and the state of its pool: a snapshot, from any thread.
 
@@ -342,6 +377,10 @@ class Embedder(OnAnyLoop[Opened]):
     def _settings(self) -> Mapping[str, object]:
         """The family's own keywords that its encoder reads."""
         return {}
+
+    def _usual_calls(self, opened: Opened) -> Sequence[Call]:  # noqa: ARG002 (for those whose model decides)
+        """What its methods ask of a worker, where their callers say nothing else."""
+        return ()
 
     def _known_spec(self) -> ModelSpec | None:
         """The spec of the model if it was given, or is catalogued."""
@@ -410,8 +449,9 @@ class Embedder(OnAnyLoop[Opened]):
         door: Door,
         plan: "Plan[ResultT, CollectedT]",
         keywords: StreamKeywords,
+        make_state: Callable[..., StreamState[Any]] = StreamState,
     ) -> AnyStream[InputT, ResultT, CollectedT]:
-        _check_stream(keywords)
+        check_stream(keywords)
         check_source(source)
         on_error, shows_bar = keywords.get("on_error", "raise"), keywords.get("progress", False)
         total = keywords.get("total")
@@ -426,7 +466,7 @@ class Embedder(OnAnyLoop[Opened]):
 
         loaded = opened.loaded
         engine, intake, observe = (None, None, None) if loaded is None else course.begin()
-        state: StreamState[InputT] = StreamState(
+        state: StreamState[InputT] = make_state(
             engine,
             intake,
             later=(opened.remote.loop, course.load) if loaded is None else None,
@@ -435,7 +475,7 @@ class Embedder(OnAnyLoop[Opened]):
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
             ordered=keywords.get("ordered", True),
             on_error=on_error,
-            total=_length_of(source, is_wanted=shows_bar) if total is None else total,
+            total=length_of(source, is_wanted=shows_bar) if total is None else total,
             shows_bar=shows_bar,
             on_end=end,
             observe=observe,
@@ -490,7 +530,7 @@ class Embedder(OnAnyLoop[Opened]):
             opened.requests.add(request)
             try:
                 intake.submit([item])
-                result = assembly.detach(await request.wait(opened.engine, item))
+                result = assembly.detach(await request.wait(partial(intake.withdraw, [item])))
             finally:
                 opened.requests.discard(request)
         except BaseException as error:
@@ -631,6 +671,7 @@ async def _loading(
         config = await find()
         model = engine.add_model(config)
         stack.callback(engine.remove_model, model)
+        digest = None if options.cache is None else start_thread(_digest, config, options)
         await engine.warm(model)
         if logger.isEnabledFor(INFO):
             logger.info("%s opened %s in %.1f s", kind, _described(engine, model), perf_counter() - began)
@@ -638,14 +679,22 @@ async def _loading(
             observers = model.observers = _observers(options.observers, engine, model)
             observers.opened()
             stack.callback(observers.closed)
-        yield Loaded(engine, model, owns_engine=options.pool is None)
+        if digest is not None or _deduplicates(model, options):
+            model.reuse = Reuse(engine, model, deduplicates=_deduplicates(model, options))
+            if digest is not None:
+                assert options.cache is not None
+                await stack.enter_async_context(model.reuse.keeping(options.cache, await completion(digest)))
+        yield Loaded(
+            engine, model, owns_engine=options.pool is None, digest=None if digest is None else digest.result()
+        )
 
 
 async def _find(fakes: Fakes | None, *arguments: Any, **keywords: Any) -> EncoderConfig:
-    """`loading.prepare`, or that of a fake: by modules that are imported now, while the workers start."""
-    if not {"asyncembed.loading", "numpy"} <= sys.modules.keys():
+    """`prepare`, or that of a fake: by modules that are imported now, while the workers start."""
+    if not {"asyncembed.loading.load", "numpy"} <= sys.modules.keys():
         await in_disk_thread(_import_rest)
-    from asyncembed.loading import prepare, prepare_fake
+    from asyncembed.loading.fake_loading import prepare_fake
+    from asyncembed.loading.load import prepare
 
     return await (prepare if fakes is None else partial(prepare_fake, fakes))(*arguments, **keywords)
 
@@ -657,7 +706,7 @@ def _import_rest() -> None:
         WorkerError: It cannot be imported now, as when there are too many open files.
     """
     try:
-        import_module("asyncembed.loading")
+        import_module("asyncembed.loading.load")
         import_module("numpy")
     except (OSError, ImportError) as error:
         raise WorkerError(
@@ -669,9 +718,11 @@ def _import_rest() -> None:
 def _idle_stats(options: Options) -> Stats:
     """Those of a model that has not been loaded."""
     pool = WorkerPool(**options.pool_keywords()) if options.pool is None else options.pool
-    return replace(
-        pool.stats(), batches=0, items=0, failed=0, tokens=0, padded_tokens=0, batch_seconds=0.0, refused=0, truncated=0
-    )
+    counts = (
+        "batches", "items", "failed", "tokens", "padded_tokens", "batch_seconds", "refused", "truncated",
+        "deduplicated", "cache_hits", "cache_misses",
+    )  # fmt: skip
+    return replace(pool.stats(), **dict.fromkeys(counts, 0))
 
 
 async def load(embedder: Embedder) -> None:
@@ -690,6 +741,23 @@ def is_loaded(embedder: Embedder) -> bool:
     """For the package itself: whether it has been loaded, as far as that is left to its first call."""
     opened = embedder._opened  # noqa: SLF001 (as below)
     return opened is not None and opened.loaded is not None
+
+
+def _deduplicates(model: PooledModel, options: Options) -> bool:
+    """Whether equal inputs are to be computed once."""
+    if options.deduplicate is not None:
+        return options.deduplicate
+    # Without a graph, to compute an input takes about as long as to look for an equal one. Of somebody else's encoder
+    # nobody knows that the results of equal inputs are equal.
+    spec = model.config.spec
+    kind = row_of(spec)
+    return spec.encoder == ENCODER or not (kind.is_cheap or kind.is_foreign)
+
+
+def _digest(config: EncoderConfig, options: Options) -> str:
+    from asyncembed.fingerprint import model_digest
+
+    return model_digest(config, options.own_cache_dir, precision=options.precision)
 
 
 def opened_model(embedder: Embedder) -> tuple[PooledModel, Supervisor]:
@@ -754,18 +822,19 @@ class _Request:
     async def wait_bytes(self, index: int, expected_bytes: int) -> None:
         """Likewise."""
 
-    async def wait(self, engine: Supervisor, item: Item) -> object:
+    async def wait(self, withdraw: Callable[[], None]) -> object:
         try:
             await self._event.wait()
         except BaseException:
-            engine.withdraw([item])
+            withdraw()
             raise
         if self._error is not None:
             raise self._error
         return self._result
 
 
-def _check_stream(keywords: StreamKeywords) -> None:
+def check_stream(keywords: StreamKeywords) -> None:
+    """See that what a call says of its stream can work. Raises `OptionError`."""
     check_choice("priority", keywords.get("priority", "bulk"), get_args(PriorityName))
     check_on_error(keywords.get("on_error", "raise"))
     check_bool("progress", keywords.get("progress", False))
@@ -774,7 +843,7 @@ def _check_stream(keywords: StreamKeywords) -> None:
     check_callable("key", keywords.get("key"), what="a function that takes the input out of a record")
 
 
-def _length_of(source: object, *, is_wanted: bool) -> int | None:
+def length_of(source: object, *, is_wanted: bool) -> int | None:
     """How many records a source has, if it knows; what it raises instead is its own matter when it is read.
 
     A source of somebody's own may ask a database for it, and hold up the loop: it does so where that is wanted.
@@ -803,6 +872,12 @@ def _log_truncated(opened: Opened, state: StreamState[Any]) -> None:
             state.answered,
             "the limit" if length is None else f"{length} tokens",
         )
+
+
+async def fingerprint_in_thread(embedder: Embedder) -> str:
+    """`Embedder.fingerprint` without holding up the loop: for the package itself. A lazy model is loaded for it."""
+    await load(embedder)
+    return await in_disk_thread(lambda: embedder.fingerprint)
 
 
 def described(embedder: Embedder) -> str:

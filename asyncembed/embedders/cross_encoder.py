@@ -9,7 +9,7 @@ from asyncembed.catalogue.described import Overrides
 from asyncembed.catalogue.lookup import register
 from asyncembed.catalogue.spec import Family
 from asyncembed.checks import check_choice, check_count, check_long, check_text, checks_keywords
-from asyncembed.embedders.base import AnyStream, Embedder, ModelName, ReturningCall, StreamCall, StreamKeywords
+from asyncembed.embedders.base import AnyStream, Embedder, ModelName, Opened, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.intake import Door, InputT, Intake, Key, accept_pair, accept_text
 from asyncembed.encoders.encoder import Call
 from asyncembed.errors import InputError
@@ -314,6 +314,9 @@ class TextCrossEncoder(Embedder):
     ) -> AnyStream[InputT, float, CollectedT]:
         asked = self._call(call)
         return self._stream(self._require_open(), source, door, lambda _: (asked, assembly), call)
+
+    def _usual_calls(self, opened: Opened) -> Sequence[Call]:  # noqa: ARG002 (it is no matter of the model)
+        return [self._call({})]
 
     def _call(self, keywords: RerankKeywords) -> Call:
         activation, instruction = keywords.get("activation"), keywords.get("instruction")

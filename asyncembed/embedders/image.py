@@ -532,5 +532,8 @@ class ImageEmbedding(ImageEmbedder, Generic[ScalarT]):
         output = 0 if output_name is None else output_name
         register(replace(spec, dim=dim, pooling=pooling, normalize=normalization, graph_output=output))
 
+    def _usual_calls(self, opened: Opened) -> Sequence[Call]:  # noqa: ARG002 (it is no matter of the model)
+        return [self._call]
+
     def _overrides(self) -> Overrides:
         return replace(super()._overrides(), pooling=self._pooling, normalize=self._normalize)

@@ -33,6 +33,7 @@ class Intake:
         self._accept = accept
         self._engine = engine
         self._model = model
+        self._computing = engine if model.reuse is None else model.reuse
         self._maker = model.item_maker(self.batch_key, priority)
         self._key = key
         self._is_bounded = engine.is_bounded and priority is Priority.INTERACTIVE
@@ -41,30 +42,8 @@ class Intake:
 
     def item(self, record: object, index: int, sink: Recipient) -> tuple[Item, int]:
         """See `asyncembed.feeding.Intake`."""
-        # By its type: what an object says of its class may be anything, or raise.
-        if type(record) is not str and issubclass(type(record), InputError):
-            raise _at_index(cast(InputError, record), index)  # a source's word on a record that it could not give
-        value = record if self._key is None else self._take(record, index)
-        try:
-            accepted, units, size_bytes = self._accept(value)
-        except InputError as error:
-            raise _at_index(error, index) from error.__cause__
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            raise InputError(f"the input cannot be read: {in_words(error)}", index=index) from error
+        accepted, units, size_bytes = read_record(record, index, self._key, self._accept)
         return self._make_item(accepted, units, index, sink), size_bytes
-
-    def _take(self, record: object, index: int) -> object:
-        assert self._key is not None
-        try:
-            return self._key(record)
-        except InputError as error:
-            raise _at_index(error, index) from error.__cause__
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            raise InputError(f"key= failed: {in_words(error)}", index=index) from error
 
     def _make_item(self, value: object, units: int, index: int, sink: Recipient) -> Item:
         return self._maker.item(value, units, sink, index)
@@ -96,7 +75,11 @@ class Intake:
         """Let items that have their places wait for a worker, where they count from now on."""
         if self._is_bounded:
             self._give_back(len(items))
-        self._engine.submit(items)
+        self._computing.submit(items)
+
+    def withdraw(self, items: list[Item]) -> None:
+        """See `asyncembed.feeding.Intake`."""
+        self._computing.withdraw(items)
 
     def _give_back(self, count: int) -> None:
         count = min(count, self._places)
@@ -106,6 +89,38 @@ class Intake:
     def close(self) -> None:
         """Forget what was not submitted yet."""
         self._give_back(self._places)
+
+
+def read_record(record: object, index: int, key: Key | None, accept: Accept) -> tuple[object, int, int]:
+    """What `accept` says of the input in a record of the source.
+
+    Raises:
+        InputError: There is none, or it can be none of the family.
+        KeyboardInterrupt, SystemExit: The caller's own code ends the program.
+    """
+    # By its type: what an object says of its class may be anything, or raise.
+    if type(record) is not str and issubclass(type(record), InputError):
+        raise at_index(cast(InputError, record), index)  # a source's word on a record that it could not give
+    value = record if key is None else _taken(record, index, key)
+    try:
+        return accept(value)
+    except InputError as error:
+        raise at_index(error, index) from error.__cause__
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise InputError(f"the input cannot be read: {in_words(error)}", index=index) from error
+
+
+def _taken(record: object, index: int, key: Key) -> object:
+    try:
+        return key(record)
+    except InputError as error:
+        raise at_index(error, index) from error.__cause__
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise InputError(f"key= failed: {in_words(error)}", index=index) from error
 
 
 class Door(Protocol):
@@ -146,7 +161,7 @@ def _plain_text(value: object) -> str | None:
     return None
 
 
-def _at_index(error: InputError, index: int) -> InputError:
+def at_index(error: InputError, index: int) -> InputError:
     """The error with its index; another one for what was handed over before, as a source may do several times."""
     if error.index not in (None, index):
         again = InputError(*error.args, index=index)

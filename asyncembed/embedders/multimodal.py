@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Unpack, get_a
 from asyncembed.catalogue.lookup import list_models, register
 from asyncembed.catalogue.spec import Family
 from asyncembed.checks import check_bool, check_choice, check_count, check_long, checks_keywords
-from asyncembed.embedders.base import AnyStream, ModelName, ReturningCall, StreamCall, StreamKeywords
+from asyncembed.embedders.base import AnyStream, ModelName, Opened, ReturningCall, StreamCall, StreamKeywords
 from asyncembed.embedders.image import ImageEmbedder, ImageKeywords
 from asyncembed.embedders.intake import InputT, as_source
 from asyncembed.embedders.roles import TEXTS
@@ -244,3 +244,6 @@ class LateInteractionMultimodalEmbedding(ImageEmbedder, Generic[ScalarT]):
         spec = cls._custom_spec(model, kind, sources, model_file, additional_files, description, license, size_in_gb)
         files = ("processor_config.json",) if kind == "colmodernvbert" else ()
         register(replace(spec, dim=dim, additional_files=(*files, *spec.additional_files), settings=settings))
+
+    def _usual_calls(self, opened: Opened) -> Sequence[Call]:  # noqa: ARG002 (it is no matter of the model)
+        return [self._text_call, self._image_call]

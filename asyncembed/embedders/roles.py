@@ -1,7 +1,7 @@
 """The roles of a text: the methods that dense, sparse and late interaction models of texts share."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, Literal, Unpack, cast, overload
 
@@ -18,6 +18,9 @@ TEXTS = partial(Intake, accept_text)
 _PROMPTS_OF_ROLES: Mapping[Mode, tuple[str, ...]] = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 """What the prompt of a role may be called, as in sentence-transformers: the first that there is counts, also an empty
 one. A role without any has none, as the default prompt is for texts without a role."""
+
+
+_ROLES: tuple[Mode, ...] = ("embed", "query", "passage")
 
 
 def role_prompt(prompts: Mapping[str, str], mode: Mode) -> str | None:
@@ -133,6 +136,9 @@ class TextRoles(Embedder, Generic[ResultT, CollectedT]):
     @abstractmethod
     def _call(self, opened: Opened, mode: Mode, asked: StreamKeywords) -> Call:
         """What the worker is to do with texts of a role, given what the caller asked for."""
+
+    def _usual_calls(self, opened: Opened) -> Sequence[Call]:
+        return [self._call(opened, mode, {}) for mode in _ROLES]
 
     @abstractmethod
     def _assembly(self, call: Call) -> Assembly[ResultT, CollectedT]:

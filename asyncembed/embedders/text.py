@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, Unpack, cast, get_args, overload
 
 from asyncembed.catalogue.described import Overrides
@@ -16,14 +17,28 @@ from asyncembed.embedders.base import (
     ReturningCall,
     StreamCall,
     StreamKeywords,
+    check_stream,
+    length_of,
 )
-from asyncembed.embedders.intake import InputT, as_source
+from asyncembed.embedders.chunks import (
+    ChunkCall,
+    ChunkReturningCall,
+    ChunkState,
+    ChunkStreamCall,
+    ChunkStreamKeywords,
+    Cutting,
+    PieceIntake,
+    check_chunks,
+    check_pooling,
+    chunk_plan,
+)
+from asyncembed.embedders.intake import InputT, as_source, check_source
 from asyncembed.embedders.roles import TEXTS, TextRoles, role_prompt
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.errors import OptionError
 from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
-from asyncembed.results import Assembly, Counted, CountedBatch, ScalarT
+from asyncembed.results import CHUNKS, Assembly, Chunk, Counted, CountedBatch, ScalarT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -275,6 +290,68 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
         """`embed` for passages: with the passage prompt or task, where the model has one and it is switched on."""
         return self._texts("passage", passages, call)
 
+    # ---------------------------------------------------------------- long documents
+
+    @overload
+    def embed_chunks(
+        self, documents: Source[str], *, key: None = None, **call: Unpack[ChunkStreamCall]
+    ) -> "EmbeddingStream[str, Chunk[str, ScalarT], list[Chunk[str, ScalarT]]]": ...
+    @overload
+    def embed_chunks(
+        self, documents: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[ChunkStreamCall]
+    ) -> "EmbeddingStream[InputT, Chunk[InputT, ScalarT], list[Chunk[InputT, ScalarT]]]": ...
+    @overload
+    def embed_chunks(
+        self, documents: Source[str], *, key: None = None, **call: Unpack[ChunkReturningCall]
+    ) -> "ReturningStream[str, Chunk[str, ScalarT]]": ...
+    @overload
+    def embed_chunks(
+        self, documents: Source[InputT], *, key: Callable[[InputT], str], **call: Unpack[ChunkReturningCall]
+    ) -> "ReturningStream[InputT, Chunk[InputT, ScalarT]]": ...
+    @checks_keywords
+    def embed_chunks(
+        self, documents: Source[Any], **call: Unpack[ChunkStreamKeywords]
+    ) -> "AnyStream[Any, Chunk[Any, ScalarT], list[Chunk[Any, ScalarT]]]":
+        """Cut long documents into chunks, and embed these: a stream of `Chunk`, document by document.
+
+        ```python
+        async with TextEmbedding("jinaai/jina-embeddings-v2-small-en") as model:
+            async for chunk in model.embed_chunks(documents, boundaries="sentences"):
+                print(chunk.document[chunk.start : chunk.end], chunk.vector.shape)
+        ```
+
+        Every character of a document is in a chunk, white space aside, and what the model drops at its ends. A document
+        of white space has none. Documents may be of any length: their chunks come while the rest is still being cut,
+        and the window bounds these, and not the documents.
+
+        Args:
+            documents: The texts, or records from which `key` takes the text. One `str` is one document.
+            call: `mode`, `chunk_tokens`, `overlap`, `boundaries`, ...: see `asyncembed.ChunkCall`; `key`, `priority`,
+                `ordered`, `on_error`: see `asyncembed.StreamKeywords`, also for the errors. `index` of an error is its
+                document's. What fails is a chunk or, late, a window of several; the others of its document come all the
+                same. `progress` counts documents.
+
+        Returns:
+            A stream of chunks; with `batches` and `collect`, of lists of them.
+        """
+        check_chunks(call)
+        check_source(documents)
+        check_stream(call)
+        source = as_source(documents)
+        if call.get("total") is None:
+            call["total"] = length_of(source, is_wanted=call.get("progress", False))
+        opened = self._require_open()
+        cutting = Cutting(opened, call.pop("key", None))
+
+        def plan(opened: Opened) -> tuple[Call, Assembly[Any, Any]]:
+            check_pooling(call, opened.spec)
+            asked = self._call(opened, "embed", call)
+            cutting.plan = chunk_plan(call, asked.prompt or "")
+            return replace(asked, mode="chunks" if cutting.plan.is_late else "embed"), CHUNKS
+
+        pieces = cast("Source[Any]", cutting.pieces(source))
+        return self._stream(opened, pieces, PieceIntake, plan, call, partial(ChunkState, cutting))
+
     # ---------------------------------------------------------------- a few inputs, at once
 
     @overload
@@ -382,7 +459,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
     def _assembly(self, call: Call) -> "Assembly[NDArray[ScalarT], NDArray[ScalarT]]":
         return self._dense_assembly(call)
 
-    def _call(self, opened: Opened, mode: Mode, asked: StreamKeywords | TextCall) -> Call:
+    def _call(self, opened: Opened, mode: Mode, asked: StreamKeywords | TextCall | ChunkCall) -> Call:
         call = cast(TextCall, asked)
         check_count("truncate_dim", call.get("truncate_dim"), minimum=1)
         check_text("prompt", call.get("prompt"), may_be_empty=True)

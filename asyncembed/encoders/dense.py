@@ -1,16 +1,17 @@
 """One vector per text, from a transformer's graph."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
+from asyncembed.encoders.batch import Usable
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo, TokenWindow
 from asyncembed.encoders.finite import quietly, rows_not_finite
 from asyncembed.encoders.graph_inputs import as_declared
 from asyncembed.encoders.graph_output import is_finished
-from asyncembed.encoders.pooling import FloatArray, IntArray, in_order, normalize, pool
-from asyncembed.encoders.postprocess import check_dim, encoded_rows
+from asyncembed.encoders.pooling import FloatArray, IntArray, in_order, normalize, pool, span_means
+from asyncembed.encoders.postprocess import check_dim, encoded_matrices, encoded_rows
 from asyncembed.encoders.projection import read_projections
 from asyncembed.encoders.settings import DenseSettings, read_settings
 from asyncembed.encoders.text_graph import TextGraph
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 class DenseEncoder:
     """The encoder of all dense text models that have a graph.
 
-    Results are one array (n, dim); with mode "count" they are the number of tokens of each text instead.
+    Results are one array (n, dim); with mode "count" they are the number of tokens of each text instead, and with mode
+    "chunks" a matrix (chunks, dim) per window.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -65,6 +67,8 @@ class DenseEncoder:
         """
         if call.mode == "count":
             return count_tokens(self.tokenizer.count(inputs, call))
+        if call.mode == "chunks":
+            return self._chunks(cast("Sequence[TokenWindow]", inputs), call)
         prompt = call.prompt or ""
         done = self.tokenizer.encode(inputs, prefix=prompt, long=call.long)
         counts = self.tokenizer.computed(done)
@@ -103,8 +107,43 @@ class DenseEncoder:
             (run.rows, self._pool(self._graph.run_text(run.ids, run.mask, **extra), run.mask, prompt)) for run in runs
         )
         vectors = in_order(pooled, len(texts), self._spec.dim)
-        if not runs:
-            return vectors, 0
+        return (self._projected(vectors) if runs else vectors), sum(run.ids.size for run in runs)
+
+    def _chunks(self, windows: "Sequence[TokenWindow]", call: Call) -> Encoded:
+        """A matrix per window: the vectors of its chunks, each the mean of the hidden states of its tokens.
+
+        Raises:
+            OptionError: The graph gives finished vectors, and no states.
+        """
+        rows = [window.ids for window in windows]
+        matrices: list[FloatArray] = [np.empty((0, 0), np.float32)] * len(rows)
+        runs = self._graph.runs(rows)
+        for run in runs:
+            states = self._graph.run_text(run.ids, run.mask, **self._task(call))
+            if self._pooling != "mean" or states.ndim != 3:
+                raise OptionError(
+                    f"{self._spec.name} has a graph that pools by itself: it gives no states for late chunking, so "
+                    'say mode="plain"'
+                )
+            for row, values in zip(run.rows, states, strict=True):
+                place = self.tokenizer.places(len(rows[row]), len(values))
+                matrices[row] = span_means(values[place], windows[row].spans)
+        bounds = np.cumsum([len(matrix) for matrix in matrices])[:-1]
+        matrices = np.split(self._projected(np.concatenate(matrices)), bounds)
+        usable = Usable(windows, range(len(windows)), {})
+        padded = sum(run.ids.size for run in runs)
+        return encoded_matrices(
+            matrices,
+            call,
+            self._graph.finite,
+            usable,
+            scales=self._spec.normalize,
+            counts=list(map(len, rows)),
+            padded_tokens=padded,
+        )
+
+    def _projected(self, vectors: FloatArray) -> FloatArray:
+        """What follows the pooling, for vectors (n, dim), and comes before they are normalised."""
         if self._projections:
             # An activation may turn infinity into a number: 1, or 0.
             spoilt = rows_not_finite(vectors)
@@ -112,7 +151,7 @@ class DenseEncoder:
                 vectors = projection(vectors)
             vectors[spoilt] = np.nan
         check_dim(self._spec, vectors.shape[1])
-        return vectors, sum(run.ids.size for run in runs)
+        return vectors
 
     def _pool(self, output: Array, mask: IntArray, prompt: str) -> FloatArray:
         how = self._pooling

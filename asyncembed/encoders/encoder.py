@@ -3,6 +3,7 @@
 An encoder lives in one worker, serves one batch at a time, and knows nothing of asyncio.
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ Results: TypeAlias = "Sequence[Any] | npt.NDArray[Any]"
 Failures: TypeAlias = Mapping[int, InputError | EncodeError]
 """Position in the batch → why that input alone has no result."""
 
-Mode: TypeAlias = Literal["embed", "query", "passage", "image", "pair", "count"]
+Mode: TypeAlias = Literal["embed", "query", "passage", "image", "pair", "count", "chunks"]
 
 Long: TypeAlias = Literal["truncate", "error", "mean"]
 
@@ -64,7 +65,8 @@ class Call:
     """What one call asks beyond its inputs. Inputs share a batch only if their calls are equal.
 
     Attributes:
-        mode: What the inputs are, or, for "count", that only their tokens are to be counted.
+        mode: What the inputs are, or, for "count", that only their tokens are to be counted; for "chunks" they are
+            each a `TokenWindow`, of which every span gets a vector.
         task: Task of a multi-task model.
         prompt: Text put before each input.
         long: What becomes of an input over the limit: "truncate" cuts it, "error" makes it an `InputError`, "mean" (of
@@ -99,6 +101,41 @@ class Call:
     def __post_init__(self) -> None:
         if self.long not in get_args(Long):
             raise OptionError(f"long must be one of {', '.join(map(repr, get_args(Long)))}; got {self.long!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWindow:
+    """Tokens of a document that go through the model together, and the chunks among them.
+
+    It travels by pickle, and is equal to another one of the same bytes.
+
+    Attributes:
+        ids_bytes: What the graph takes, special tokens and those of a prompt included: int32 (tokens,).
+        spans_bytes: First and last token of each chunk, the last one exclusive, by their places among these: int32
+            (chunks, 2).
+        texts: Those of the chunks, for an encoder that asks for them; else empty.
+    """
+
+    ids_bytes: bytes
+    spans_bytes: bytes
+    texts: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, ids: Sequence[int], spans: Sequence[tuple[int, int]], texts: Sequence[str] = ()) -> "TokenWindow":
+        """One of these tokens and chunks."""
+        bounds = [bound for span in spans for bound in span]
+        return cls(array("i", ids).tobytes(), array("i", bounds).tobytes(), tuple(texts))
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """The tokens."""
+        return array("i", self.ids_bytes)
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """The chunks."""
+        bounds = array("i", self.spans_bytes)
+        return list(zip(bounds[::2], bounds[1::2], strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ are nearer than others (less so for words of one to three letters). A token is a
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import shake_256
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from asyncembed.encoders.batch import Usable, read_pair, read_text, split
-from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
+from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo, TokenWindow
 from asyncembed.encoders.finite import Finite
 from asyncembed.encoders.pooling import FloatArray
 from asyncembed.encoders.postprocess import encoded_matrices, encoded_rows
@@ -56,6 +56,19 @@ class Words:
         return -self.tokens if self.is_cut else self.tokens
 
 
+class WordSource:
+    """Reads texts as fakes do: see `asyncembed.encoders.registry.TokenSource`."""
+
+    def placed(self, text: str, *, prefix: str = "") -> Iterator[tuple[list[int], list[int]]]:
+        """All at once; ids say nothing."""
+        starts = [match.start() - len(prefix) for match in _WORD.finditer(prefix + text)]
+        yield [0] * len(starts), starts
+
+    def around(self) -> tuple[list[int], list[int]]:
+        """There are none."""
+        return [], []
+
+
 class HashedEncoder:
     """The encoder of fakes, of all families; what they do besides stands in the setting `fakes` of the spec."""
 
@@ -90,6 +103,8 @@ class HashedEncoder:
     def _encode(self, inputs: Sequence[object], call: Call) -> Encoded:
         if call.mode == "image":
             return self._images(inputs, call)
+        if call.mode == "chunks":
+            return self._chunks(cast("Sequence[TokenWindow]", inputs), call)
         if self._spec.family == "cross_encoder":
             return self._pairs(inputs, call)
         texts = split(map(read_text, inputs))
@@ -135,6 +150,17 @@ class HashedEncoder:
         vectors = [self._vector(each, context) for each in texts.values]
         rows: FloatArray = np.array(vectors, np.float32).reshape(-1, self._dim)
         return encoded_rows(rows, call, self._finite, texts, counts=_counts(texts), padded_tokens=_tokens(texts))
+
+    def _chunks(self, windows: Sequence[TokenWindow], call: Call) -> Encoded:
+        """The vectors of each window's chunks, in which all of its words count a little."""
+        context = f"{call.prompt or ''}\0{self._task(call)}\0"
+        matrices = [
+            np.stack([self._vector(self._read(text), context + " ".join(window.texts)) for text in window.texts])
+            for window in windows
+        ]
+        counts = [len(window.ids) for window in windows]
+        usable = Usable(windows, range(len(windows)), {})
+        return encoded_matrices(matrices, call, self._finite, usable, counts=counts, padded_tokens=sum(counts))
 
     def _vector(self, text: Words, context: str) -> FloatArray:
         whole = _hashed(f"{context}\0{text.text}", self._dim)
@@ -248,7 +274,8 @@ class HashedEncoder:
 
 
 def _injected(value: object, causes: Sequence[tuple[str, InputFailure]]) -> InputFailure | None:
-    parts = [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, str)]
+    values = value.texts if isinstance(value, TokenWindow) else value if isinstance(value, tuple) else (value,)
+    parts = [part for part in values if isinstance(part, str)]
     return next((error for cause, error in causes if any(cause in part for part in parts)), None)
 
 

@@ -66,6 +66,15 @@ def max_pool(hidden: Array, mask: IntArray) -> FloatArray:
     return largest
 
 
+def span_means(states: Array, spans: Sequence[tuple[int, int]]) -> FloatArray:
+    """The averages of some stretches of one text's states (tokens, dim), the end of each exclusive: (spans, dim).
+
+    Late chunking: Günther et al. 2024, https://arxiv.org/abs/2409.04701, section 3.
+    """
+    means: FloatArray = np.stack([states[first:last].mean(axis=0, dtype=np.float32) for first, last in spans])
+    return means
+
+
 def in_order(parts: Iterable[tuple[Sequence[int], FloatArray]], count: int, dim: int | None) -> FloatArray:
     """Rows of vectors, each part with the places of its rows, put together: float32 (count, dim)."""
     vectors: FloatArray | None = None

@@ -4,18 +4,23 @@ An encoder of somebody else's is named "package.module:factory"; the factory tak
 import the caller's main module, so it must live in an importable one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.encoders import settings as kinds
 from asyncembed.errors import UnsupportedModelError
+from asyncembed.faking import ENCODER
 from asyncembed.runtime.session import opening_ahead
 
 if TYPE_CHECKING:
     from asyncembed.encoders.encoder import Encoder, EncoderConfig
+
+
+NO_LIMIT = 2**31 - 1
+"""For a tokenizer that is to cut nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class Row:
         needs_graph: Whether a graph is exported for a model that has none.
         is_cheap: Whether a token costs next to nothing.
         needs_graph_at_once: Whether nothing can be computed before its graph is loaded.
+        pools_spans: Whether it gives vectors to parts of a text that goes through the model as a whole.
     """
 
     factory: str
@@ -35,6 +41,7 @@ class Row:
     needs_graph: bool = True
     is_cheap: bool = False
     needs_graph_at_once: bool = False
+    pools_spans: bool = False
 
     @property
     def is_foreign(self) -> bool:
@@ -43,7 +50,12 @@ class Row:
 
 
 def _row(
-    factory: str, settings: type[kinds.Settings], *, has_graph: bool = True, needs_graph_at_once: bool = True
+    factory: str,
+    settings: type[kinds.Settings],
+    *,
+    has_graph: bool = True,
+    needs_graph_at_once: bool = True,
+    pools_spans: bool = False,
 ) -> Row:
     return Row(
         f"asyncembed.encoders.{factory}",
@@ -51,11 +63,12 @@ def _row(
         needs_graph=has_graph,
         is_cheap=not has_graph,
         needs_graph_at_once=has_graph and needs_graph_at_once,
+        pools_spans=pools_spans,
     )
 
 
 ROWS: Mapping[str, Row] = {
-    "dense": _row("dense:DenseEncoder", kinds.DenseSettings),
+    "dense": _row("dense:DenseEncoder", kinds.DenseSettings, pools_spans=True),
     "static": _row("static:StaticEncoder", kinds.StaticSettings, has_graph=False),
     "colbert": _row("colbert:LateInteractionEncoder", kinds.ColbertSettings),
     "token_states": _row("colbert:LateInteractionEncoder", kinds.ColbertSettings),
@@ -93,6 +106,46 @@ def check_settings(spec: ModelSpec, keywords: Mapping[str, object]) -> None:
     row = row_of(spec)
     if row.settings is not None:
         kinds.read_settings(row.settings, spec, keywords)
+
+
+class TokenSource(Protocol):
+    """Reads texts as a model does, for what must know where its tokens are."""
+
+    def placed(self, text: str, *, prefix: str = "") -> Iterator[tuple[list[int], list[int]]]:
+        """See `TextTokenizer.placed`."""
+        ...
+
+    def around(self) -> tuple[list[int], list[int]]:
+        """See `TextTokenizer.around`."""
+        ...
+
+
+def token_source(config: "EncoderConfig") -> TokenSource:
+    """That of the texts of a dense model; reads its files.
+
+    Raises:
+        UnsupportedModelError: The encoder is somebody else's, or the files do not say what is needed.
+        ModelLoadError: A file is broken.
+    """
+    spec = config.spec
+    if spec.encoder == ENCODER:
+        from asyncembed.encoders.hashed import WordSource
+
+        return WordSource()
+    if row_of(spec).is_foreign:
+        raise UnsupportedModelError(
+            f"{spec.name} has an encoder of its own, whose tokens nobody else knows: cut its texts yourself",
+            model=spec.name,
+        )
+    from asyncembed.encoders.tokenization import TextTokenizer
+
+    return TextTokenizer(
+        config.directory / spec.folder,
+        max_length=NO_LIMIT,
+        lower_case=bool(spec.settings.get("lower_case")),
+        add_special_tokens=spec.encoder != "static",
+        pads=False,
+    )
 
 
 def build(config: "EncoderConfig") -> "Encoder":

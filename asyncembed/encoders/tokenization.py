@@ -4,7 +4,7 @@ The rules are those of transformers' fast tokenizers, read from the same files: 
 `tokenizer_config.json`, `special_tokens_map.json` and `config.json`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,10 @@ Tokenized: TypeAlias = Usable[Encoding]
 _CHARACTERS_PER_TOKEN = 8
 # How much of a text is counted at once.
 _COUNTED_CHARACTERS = 2**16
+# How much of a text is read at once where the places of its tokens matter: some milliseconds' work.
+_PLACED_CHARACTERS = 2**14
+# And at most, where no cut is safe: it would take gigabytes. There, two tokens of so many may be others.
+_MOST_PLACED_CHARACTERS = 2**18
 # How much longer the next start is, where one was too short to tell.
 _GROWTH = 4
 
@@ -150,11 +154,41 @@ class TextTokenizer:
         except (Exception, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library panics where it should raise: that is no `Exception`
-            raise EncodeError(f"the tokenizer fails, as its tokenizer.json is broken: {error}") from error
+            raise _as_broken(error) from error
 
     def ids_within(self, text: str) -> list[int]:
         """The ids of a text without special tokens around it."""
         return list(self._library.encode(text, add_special_tokens=False).ids)
+
+    def placed(self, text: str, *, prefix: str = "") -> Iterator[tuple[list[int], list[int]]]:
+        """The tokens of a text with `prefix` before it, uncut and without special ones, a part at a time.
+
+        Returns:
+            The ids of a part, and for each of them the position in `text` (less than 0: in the prefix) of its first
+            character, a leading space not counted. Of a token that is a part of a character, that character's.
+
+        Raises:
+            EncodeError: See `tokenize`.
+        """
+        start = -len(prefix)
+        for piece in _bounded(self._cutter.pieces(prefix + text, _PLACED_CHARACTERS)):
+            try:
+                encoding = self._untruncated.encode(piece, add_special_tokens=False)
+            except (Exception, KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                raise _as_broken(error) from error
+            places = [start + first + (end - first > 1 and piece[first].isspace()) for first, end in encoding.offsets]
+            yield encoding.ids, places
+            start += len(piece)
+
+    def around(self) -> tuple[list[int], list[int]]:
+        """The ids of the special tokens before a text, and of those behind it."""
+        encoding = self._untruncated.encode("a", add_special_tokens=self._add_special_tokens)
+        are_special = encoding.special_tokens_mask
+        before = are_special.index(0) if 0 in are_special else len(are_special)
+        behind = are_special[::-1].index(0) if 0 in are_special else 0
+        return encoding.ids[:before], encoding.ids[len(encoding) - behind :]
 
     @property
     def too_long(self) -> str:
@@ -357,6 +391,17 @@ class TextTokenizer:
         tokenizer = Tokenizer.from_str(self._library.to_str())
         tokenizer.no_truncation()
         return tokenizer
+
+
+def _bounded(pieces: Iterable[str]) -> Iterator[str]:
+    """The same pieces, those that take too much memory cut once more."""
+    for piece in pieces:
+        for start in range(0, max(1, len(piece)), _MOST_PLACED_CHARACTERS):
+            yield piece[start : start + _MOST_PLACED_CHARACTERS]
+
+
+def _as_broken(error: BaseException) -> EncodeError:
+    return EncodeError(f"the tokenizer fails, as its tokenizer.json is broken: {error}")
 
 
 def _is_over(encoding: Encoding) -> bool:

@@ -817,6 +817,9 @@ class Dispatcher:
             workers_restarted=self._restarts,
             refused=sum(known.refused for known in models),
             truncated=sum(known.truncated for known in models),
+            deduplicated=sum(known.deduplicated for known in models),
+            cache_hits=sum(known.cache_hits for known in models),
+            cache_misses=sum(known.cache_misses for known in models),
         )
 
 

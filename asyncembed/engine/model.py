@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from asyncembed.encoders.encoder import EncoderConfig
     from asyncembed.errors import AsyncEmbedError
     from asyncembed.observing import Observers
+    from asyncembed.reuse import Reuse
 
 ESTIMATE_MEMORY = 0.95
 """How much an earlier batch counts beside the next one when tokens per unit are learnt."""
@@ -96,6 +97,9 @@ class Stats:
         workers_restarted: How often a worker was replaced.
         refused: Inputs that were not taken, as too many waited (`max_queued`).
         truncated: Inputs computed that had been cut at the length limit.
+        deduplicated: Inputs that got the result of an equal one, which was being computed.
+        cache_hits: Inputs whose results were found in the cache (`cache=`).
+        cache_misses: Inputs whose results were not, and that were computed therefore.
     """
 
     queued_interactive: int
@@ -112,6 +116,9 @@ class Stats:
     workers_restarted: int
     refused: int = 0
     truncated: int = 0
+    deduplicated: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
     workers_interactive: int = 0
 
     @property
@@ -139,6 +146,8 @@ class PooledModel:
         self.info: ModelInfo = ModelInfo()
         self.observers: Observers | None = None
         """Who hears of its batches; None: nobody."""
+        self.reuse: Reuse | None = None
+        """What goes between its inputs and the pool; None: nothing."""
         self.is_wanted = False
         """Whether workers load it ahead of its first batch."""
         self.is_warming = False
@@ -156,6 +165,9 @@ class PooledModel:
         self.tokens: int = 0
         self.padded_tokens: int = 0
         self.truncated: int = 0
+        self.deduplicated: int = 0
+        self.cache_hits: int = 0
+        self.cache_misses: int = 0
         self.batch_seconds: deque[float] = deque(maxlen=64)
         # By mode: to count tokens takes less than to embed.
         self._speeds: defaultdict[Hashable, Speed] = defaultdict(Speed)

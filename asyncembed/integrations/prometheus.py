@@ -59,6 +59,9 @@ _COUNTERS: Mapping[str, tuple[str, str]] = {
     "asyncembed_tokens": ("tokens", "Tokens computed, without padding."),
     "asyncembed_padded_tokens": ("padded_tokens", "Tokens computed, padding included."),
     "asyncembed_truncated_inputs": ("truncated", "Inputs that were cut at the length limit."),
+    "asyncembed_deduplicated_inputs": ("deduplicated", "Inputs that got the result of an equal one."),
+    "asyncembed_cache_hits": ("cache_hits", "Inputs whose results were found in the cache."),
+    "asyncembed_cache_misses": ("cache_misses", "Inputs whose results were not found in the cache."),
     "asyncembed_worker_restarts": ("workers_restarted", "Workers of the model's pool that were replaced."),
 }
 """Name of the metric → field of `Stats`, description."""
@@ -67,10 +70,11 @@ _COUNTERS: Mapping[str, tuple[str, str]] = {
 class Metrics(Collector):
     """An observer that is a collector: the numbers of all models that it observes, by the label `model`.
 
-    Queue, batches in flight, workers, batches, inputs, failures, cut inputs, tokens, padding and restarts are read from
-    the models when somebody asks, in any thread. Counters go on when a model is closed and opened again. Besides, there
-    are histograms of how long calls (`asyncembed_call_seconds`, by operation and priority) and batches take, and a
-    counter of the calls that failed, by class of error. The time of a stream is its consumer's, too.
+    Queue, batches in flight, workers, batches, inputs, failures, cut inputs, tokens, padding, restarts and what was
+    not computed twice are read from the models when somebody asks, in any thread. Counters go on when a model is closed
+    and opened again. Besides, there are histograms of how long calls (`asyncembed_call_seconds`, by operation and
+    priority) and batches take, and a counter of the calls that failed, by class of error. The time of a stream is its
+    consumer's, too.
 
     Args:
         registry: Where it is registered; None: nowhere, for a program that does so itself.

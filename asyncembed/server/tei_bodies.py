@@ -180,6 +180,7 @@ class InfoAnswer(msgspec.Struct, kw_only=True):
     model_id: str
     model_sha: str | None
     model_dtype: str
+    model_fingerprint: str
     served_model_name: str
     model_type: ModelType
     max_concurrent_requests: int | None

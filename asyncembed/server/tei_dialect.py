@@ -14,7 +14,7 @@ import orjson
 from msgspec import UnsetType
 
 from asyncembed import __version__
-from asyncembed.embedders.base import Embedder, load
+from asyncembed.embedders.base import Embedder, fingerprint_in_thread, load
 from asyncembed.embedders.cross_encoder import TextCrossEncoder
 from asyncembed.embedders.late_interaction import LateInteractionTextEmbedding
 from asyncembed.embedders.multimodal import LateInteractionMultimodalEmbedding
@@ -334,6 +334,7 @@ async def _info(service: Service, model: Served[Embedder]) -> dict[str, object]:
         "model_id": model.embedder.model_name,
         "model_sha": facts.revision,
         "model_dtype": facts.dtype,
+        "model_fingerprint": await fingerprint_in_thread(model.embedder),
         "served_model_name": model.name,
         "model_type": await _type(facts),
         "max_concurrent_requests": engine.plan.max_queued,

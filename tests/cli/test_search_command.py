@@ -15,6 +15,8 @@ from asyncembed import cosine
 from asyncembed.cli import vector_index
 from asyncembed.cli.commands import main
 from asyncembed.testing import Fakes, fake_models
+from tests.support.graphs import write_text_graph
+from tests.support.models import write_self_describing_model
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +27,10 @@ NAMES = ("out.jsonl", "out.parquet", "out.npy")
 
 
 @pytest.fixture(autouse=True)
-def fakes() -> Iterator[Fakes]:
+def fakes(request: pytest.FixtureRequest) -> Iterator[Fakes | None]:
+    if "itself" in request.node.name:
+        yield None
+        return
     with fake_models(dim=8) as fakes:
         yield fakes
 
@@ -142,3 +147,21 @@ def test_what_is_no_index_is_said() -> None:
     done = CliRunner().invoke(main, ["embed", "Qdrant/bm25", "in.jsonl", "--column=body", "--sparse", "-o", "s.jsonl"])
     assert done.exit_code == 0, done.output
     assert "search is for dense ones" in search("s.jsonl", QUERY, code=2).stderr
+
+
+def test_a_model_that_is_no_more_itself_is_refused(tmp_path: Path) -> None:
+    """By the same name it would give vectors that cannot be compared, and nobody would see it."""
+    directory = write_self_describing_model(tmp_path / "model")
+    arguments = ["in.jsonl", "--column=body", "--workers=0"]
+    done = CliRunner().invoke(main, ["embed", str(directory), *arguments, "-o", "out.jsonl"])
+    assert done.exit_code == 0, done.output
+    assert len(json.loads(Path("out.jsonl.meta.json").read_text("utf-8"))["fingerprint"]) == 20
+    search("out.jsonl", QUERY)
+    lines = Path("in.jsonl").read_text("utf-8").splitlines()
+    Path("bad.jsonl").write_text("\n".join([*lines, "no record"]), "utf-8")
+    broken = ["embed", str(directory), "bad.jsonl", *arguments[1:], "-o", "bad.out.jsonl"]
+    assert CliRunner().invoke(main, broken).exit_code
+    write_text_graph(directory / "model.onnx", seed=1)
+    assert "its files have changed" in search("out.jsonl", QUERY, code=2).output
+    assert "Warning: " in search("out.jsonl", QUERY, "--model", str(directory)).stderr
+    assert "was made with fingerprint" in CliRunner().invoke(main, [*broken, "--resume"]).output

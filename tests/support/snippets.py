@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SMALL: Mapping[str, Callable[[Path], object]] = {
     "BAAI/bge-small-en-v1.5": lambda path: write_model(path, model_file="model_optimized.onnx", dim=384),
+    "jinaai/jina-embeddings-v2-small-en": lambda path: write_model(path, model_file="onnx/model.onnx", dim=512),
     "Qdrant/bm25": write_bm25,
     "Xenova/ms-marco-MiniLM-L-6-v2": write_reranker,
     "Qdrant/clip-ViT-B-32-vision": write_image_model,

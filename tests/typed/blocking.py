@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, assert_type
 import numpy as np
 from numpy.typing import NDArray
 
-from asyncembed import Counted, CountedBatch, SparseEmbedding, sync
+from asyncembed import Chunk, Counted, CountedBatch, SparseEmbedding, sync
 from asyncembed.errors import EncodeError, InputError, WorkerCrashed
 from tests.typed.results import Record, path_of, text_of
 
@@ -41,6 +41,12 @@ def records(model: sync.TextEmbedding, many: list[Record], some: Iterator[Record
         assert_type(batch, list[Record])
         assert_type(vectors, Floats)
     assert_type(model.passage_embed(many, key=text_of).with_inputs().collect(), tuple[list[Record], Floats])
+
+
+def chunks(model: sync.TextEmbedding, many: list[Record]) -> None:
+    for chunk in model.embed_chunks(many, key=text_of):
+        assert_type(chunk, Chunk[Record, np.float32])
+    assert_type(model.embed_chunks("one text").collect(), list[Chunk[str, np.float32]])
 
 
 def errors_as_results(model: sync.TextEmbedding, texts: list[str], many: list[Record]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asyncembed import (
+    Chunk,
     Counted,
     CountedBatch,
     EmbeddingStream,
@@ -61,6 +62,16 @@ async def dense(model: TextEmbedding, texts: list[str], lines: AsyncIterator[str
     assert_type(await model.embed_documents(texts, prompt="search: ", with_tokens=True), CountedBatch[Floats])
     async for batch in model.embed(texts, on_error="skip", ordered=False, priority="interactive").batches(8):
         assert_type(batch, Floats)
+
+
+async def chunks(model: TextEmbedding, half: TextEmbedding[np.float16], texts: list[str], many: list[Record]) -> None:
+    async for chunk in model.embed_chunks(texts, chunk_tokens=64, boundaries="sentences"):
+        assert_type(chunk, Chunk[str, np.float32])
+        assert_type(chunk.vector, Floats)
+    records = half.embed_chunks(many, key=text_of, mode="plain", boundaries=lambda text: [(0, len(text))])
+    assert_type(records, EmbeddingStream[Record, Chunk[Record, np.float16], list[Chunk[Record, np.float16]]])
+    async for batch in model.embed_chunks(many, key=text_of, on_error="return").batches(8):
+        assert_type(batch, list[Chunk[Record, np.float32] | InputError | EncodeError | WorkerCrashed])
 
 
 async def several_results(model: HybridTextEmbedding, texts: list[str], many: list[Record]) -> None:

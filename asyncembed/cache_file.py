@@ -1,0 +1,240 @@
+"""A cache of vectors in a file.
+
+The file is SQLite's, written ahead in a log of its own (WAL), so that several processes read and write it at once. It
+holds bytes under keys and nothing else; whoever reads them sees to it that they are what was kept.
+"""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from asyncembed.checks import check_count
+from asyncembed.errors import OptionError
+from asyncembed.files import in_disk_thread
+
+MAX_BYTES = 2**30
+"""Of a file: half a million vectors of 384 numbers."""
+
+MOST_BYTES_OF_A_VALUE = 64 * 2**20
+
+BUSY_SECONDS = 5.0
+"""How long to wait for another process that writes."""
+
+READ_AT_ONCE = 256
+
+_AGES = 64
+"""The order of use is known to this part of the file: what was used since as much was written is equally fresh."""
+
+_DELETED_AT_ONCE = 32
+_APPLICATION_ID = 0x61736D62
+_FORMAT_VERSION = 1
+
+_SCHEMA = (
+    "CREATE TABLE vectors (key BLOB NOT NULL PRIMARY KEY, used INTEGER NOT NULL, value BLOB NOT NULL)",
+    "CREATE INDEX vectors_by_use ON vectors (used)",
+    "CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, number INTEGER NOT NULL)",
+)
+
+
+class VectorCacheFile:
+    """A cache of vectors in a file, which any number of models, threads and processes may use at once.
+
+    Args:
+        path: The file, which is made when it is first written to. SQLite has two more files beside it while it is
+            open. On a file system of this machine: a network's has no locks that can be trusted.
+        max_bytes: How large it may become. What was used longest ago makes room for what is new.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> None:
+        check_count("max_bytes", max_bytes, minimum=2**16, may_be_none=False)
+        self.path: Path = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 (leaves a "~" that nobody has)
+        self.max_bytes: int = max_bytes
+        self._reading = _Connection(self.path)
+        self._writing = _Connection(self.path)
+        # Keys that were used since they were last said to be.
+        self._used: set[bytes] = set()
+
+    def __reduce__(self) -> tuple[type["VectorCacheFile"], tuple[Path, int]]:
+        return type(self), (self.path, self.max_bytes)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, max_bytes={self.max_bytes})"
+
+    async def get(self, keys: Sequence[bytes], /) -> Sequence[bytes | None]:
+        """What is kept under each of these keys, or None, in their order.
+
+        Raises:
+            sqlite3.Error, OSError: The file cannot be read, or is broken.
+            OptionError: It is something else.
+        """
+        return await in_disk_thread(self._get, keys)
+
+    async def put(self, entries: Sequence[tuple[bytes, bytes]], /) -> None:
+        """Keep values, each under its key. Errors as with `get`."""
+        await in_disk_thread(self._put, entries)
+
+    async def aclose(self) -> None:
+        """Close the file; the next call opens it again."""
+        await in_disk_thread(self._close)
+
+    # ---------------------------------------------------------------- in a thread
+
+    def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if not self.path.exists():
+            return [None] * len(keys)
+        found: dict[bytes, bytes] = {}
+        with self._reading.use() as file:
+            age = _age(file, self.max_bytes)
+            for start in range(0, len(keys), READ_AT_ONCE):
+                some = keys[start : start + READ_AT_ONCE]
+                marks = ",".join("?" * len(some))
+                for key, used, value in file.execute(
+                    f"SELECT key, used, value FROM vectors WHERE key IN ({marks})",  # noqa: S608 (only question marks)
+                    some,
+                ):
+                    found[key] = value
+                    if used != age:
+                        self._used.add(key)
+        if len(self._used) > READ_AT_ONCE:
+            self._note_use()
+        return [found.get(key) for key in keys]
+
+    def _put(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
+        used, self._used = self._used, set()
+        entries = [entry for entry in entries if len(entry[1]) <= MOST_BYTES_OF_A_VALUE]
+        if not entries and not used:
+            return
+        with self._writing.use(create=True) as file, _transaction(file):
+            age = _age(file, self.max_bytes)
+            file.executemany("UPDATE vectors SET used = ? WHERE key = ?", [(age, key) for key in used])
+            file.executemany(
+                "INSERT OR REPLACE INTO vectors (key, used, value) VALUES (?, ?, ?)",
+                [(key, age, value) for key, value in entries],
+            )
+            written = sum(len(value) for _, value in entries)
+            file.execute("UPDATE counters SET number = number + ? WHERE name = 'written'", (written,))
+            while _bytes_in_use(file) > self.max_bytes and _delete_oldest(file):
+                pass
+
+    def _note_use(self) -> None:
+        """Say of what was read lately that it was used; where nothing can be written, nothing makes room either."""
+        with suppress(sqlite3.Error, OSError):
+            self._put([])
+
+    def _close(self) -> None:
+        self._note_use()
+        self._reading.close()
+        self._writing.close()
+
+
+_of_parents: list[sqlite3.Connection | None] = []
+
+
+class _Connection:
+    """The file as one thread at a time uses it; another one waits. A forked process opens it anew."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._file: sqlite3.Connection | None = None
+        self._process = 0
+
+    @contextmanager
+    def use(self, *, create: bool = False) -> Iterator[sqlite3.Connection]:
+        if self._process not in (0, os.getpid()):
+            # What the parent has open is the parent's, and must not even be closed here.
+            _of_parents.append(self._file)
+            self._lock, self._file = threading.Lock(), None
+        with self._lock:
+            if self._file is None:
+                self._file, self._process = _opened(self._path, create=create), os.getpid()
+            try:
+                yield self._file
+            except sqlite3.DatabaseError:
+                # It may have been replaced by another one.
+                self._file.close()
+                self._file = None
+                raise
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file is not None and self._process == os.getpid():
+                self._file.close()
+                self._file = None
+
+
+def _opened(path: Path, *, create: bool) -> sqlite3.Connection:
+    """The file, open and looked at. Raises `OptionError` for a file that is something else."""
+    if create:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Vectors tell much of their texts, so they are nobody else's unless the user says so.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    file = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        file.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES_OF_A_VALUE + 2**16)
+        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "synchronous = NORMAL", "temp_store = MEMORY"):
+            file.execute(f"PRAGMA {pragma}")
+        if not _statements(file):
+            file.execute("PRAGMA journal_mode = WAL")
+            with _transaction(file):
+                if not _statements(file):  # another process may have been sooner
+                    _make(file)
+        _check(file, path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _make(file: sqlite3.Connection) -> None:
+    for statement in _SCHEMA:
+        file.execute(statement)
+    file.execute("INSERT INTO counters (name, number) VALUES ('written', 0)")
+    file.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+    file.execute(f"PRAGMA user_version = {_FORMAT_VERSION}")
+
+
+def _check(file: sqlite3.Connection, path: Path) -> None:
+    """See that a file is one of ours, and has nothing in it that would act by itself."""
+    facts = _number(file, "PRAGMA application_id"), _number(file, "PRAGMA user_version")
+    if facts != (_APPLICATION_ID, _FORMAT_VERSION) or _statements(file) != sorted(_SCHEMA):
+        raise OptionError(f"{path} is no cache of vectors of this version of asyncembed: name another file for cache=")
+
+
+def _statements(file: sqlite3.Connection) -> list[str]:
+    return sorted(sql for (sql,) in file.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"))
+
+
+@contextmanager
+def _transaction(file: sqlite3.Connection) -> Iterator[None]:
+    file.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        file.execute("ROLLBACK")
+        raise
+    file.execute("COMMIT")
+
+
+def _number(file: sqlite3.Connection, statement: str) -> int:
+    with closing(file.execute(statement)) as rows:
+        return int(rows.fetchone()[0])
+
+
+def _age(file: sqlite3.Connection, max_bytes: int) -> int:
+    """The present age of the file: it grows as the file is written to."""
+    return _number(file, "SELECT number FROM counters WHERE name = 'written'") // max(1, max_bytes // _AGES)
+
+
+def _bytes_in_use(file: sqlite3.Connection) -> int:
+    pages = _number(file, "PRAGMA page_count") - _number(file, "PRAGMA freelist_count")
+    return pages * _number(file, "PRAGMA page_size")
+
+
+def _delete_oldest(file: sqlite3.Connection) -> bool:
+    """Make room; whether there was anything to delete."""
+    oldest = "SELECT rowid FROM vectors ORDER BY used, rowid LIMIT ?"
+    return file.execute(f"DELETE FROM vectors WHERE rowid IN ({oldest})", (_DELETED_AT_ONCE,)).rowcount > 0  # noqa: S608

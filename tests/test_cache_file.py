@@ -1,0 +1,150 @@
+"""The cache in a file: bounded, shared, and private."""
+
+import os
+import pickle
+import sqlite3
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from asyncembed import VectorCacheFile
+from asyncembed.errors import OptionError
+
+SMALL = 2**16
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(20, "big")
+
+
+async def put(cache: VectorCacheFile, *numbers: int, size: int = 1000) -> None:
+    await cache.put([(key(number), bytes([number % 256]) * size) for number in numbers])
+
+
+async def found(cache: VectorCacheFile, *numbers: int) -> list[int]:
+    values = await cache.get([key(number) for number in numbers])
+    return [number for number, value in zip(numbers, values, strict=True) if value is not None]
+
+
+async def test_what_was_kept_is_found_by_the_next_one(tmp_path: Path) -> None:
+    cache = VectorCacheFile(tmp_path / "new" / "cache")
+    assert await cache.get([key(1)]) == [None]
+    assert not cache.path.parent.exists()  # looking makes nothing
+    await put(cache, 1, 2)
+    assert await found(cache, 3, 2, 1) == [2, 1]
+    await cache.aclose()
+    assert sorted(path.name for path in cache.path.parent.iterdir()) == ["cache"]
+    again = pickle.loads(pickle.dumps(cache))
+    assert await found(again, *range(1000)) == [1, 2]
+    await again.aclose()
+
+
+async def test_the_file_stays_within_its_bound_and_keeps_what_was_used_last(tmp_path: Path) -> None:
+    cache = VectorCacheFile(tmp_path / "cache", max_bytes=4 * SMALL)
+    await put(cache, 0)
+    for number in range(1, 2000, 10):
+        await put(cache, *range(number, number + 10))
+        assert await found(cache, 0) == [0]
+    last = await found(cache, *range(2001))
+    assert 100 < len(last) < 300
+    assert last[-1] == 2000
+    await cache.aclose()
+    assert cache.path.stat().st_size < 6 * SMALL
+
+
+async def test_a_value_that_is_too_large_is_left_out(tmp_path: Path) -> None:
+    cache = VectorCacheFile(tmp_path / "cache")
+    await cache.put([(key(1), bytes(65 * 2**20)), (key(2), b"small")])
+    assert await found(cache, 1, 2) == [2]
+    await cache.aclose()
+
+
+@pytest.mark.posix
+async def test_it_is_its_owners_alone(tmp_path: Path) -> None:
+    """Vectors tell much of their texts."""
+    cache = VectorCacheFile(tmp_path / "cache")
+    await put(cache, 1)
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0}
+    await cache.aclose()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER mine AFTER INSERT ON vectors BEGIN DELETE FROM vectors; END",
+        "PRAGMA user_version = 99",
+        "DROP TABLE counters",
+    ],
+)
+async def test_a_file_that_would_act_by_itself_is_refused(tmp_path: Path, statement: str) -> None:
+    cache = VectorCacheFile(tmp_path / "cache")
+    await put(cache, 1)
+    await cache.aclose()
+    with sqlite3.connect(cache.path) as file:
+        file.execute(statement)
+    file.close()
+    with pytest.raises(OptionError, match="no cache of vectors"):
+        await cache.get([key(1)])
+    await cache.aclose()
+
+
+async def test_a_file_may_be_replaced_while_it_is_used(tmp_path: Path) -> None:
+    cache = VectorCacheFile(tmp_path / "cache")
+    await put(cache, 1)
+    await cache.aclose()
+    cache.path.write_bytes(b"x" * 5000)
+    with pytest.raises(sqlite3.DatabaseError):
+        await cache.get([key(1)])
+    cache.path.unlink()
+    await put(cache, 2)
+    assert await found(cache, 1, 2) == [2]
+    await cache.aclose()
+
+
+WRITER = """
+import anyio, sys
+from asyncembed import VectorCacheFile
+async def main():
+    cache = VectorCacheFile(sys.argv[1], max_bytes=2**20)
+    start = int(sys.argv[2])
+    for number in range(start, start + 200, 4):
+        await cache.put([(n.to_bytes(20, "big"), bytes([n % 256]) * 500) for n in range(number, number + 4)])
+        await cache.get([n.to_bytes(20, "big") for n in range(400)])
+    await cache.aclose()
+anyio.run(main)
+"""
+
+
+@pytest.mark.slow
+async def test_processes_write_and_read_it_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    async with anyio.create_task_group() as group:
+        for start in ("0", "200"):
+            group.start_soon(anyio.run_process, [sys.executable, "-c", WRITER, str(path), start])
+    cache = VectorCacheFile(path)
+    values = await cache.get([key(number) for number in range(400)])
+    assert values == [bytes([number % 256]) * 500 for number in range(400)]
+    await cache.aclose()
+
+
+@pytest.mark.posix
+@pytest.mark.slow
+async def test_a_forked_child_opens_it_anew(tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        return  # for the types: it is not collected there
+    cache = VectorCacheFile(tmp_path / "cache")
+    await put(cache, 1)
+    child = os.fork()
+    if child == 0:  # no event loop of its own: what its methods do in threads
+        try:
+            assert cache._get([key(1)]) != [None]
+            cache._put([(key(2), b"the child's")])
+        except BaseException:  # noqa: BLE001 (nothing of the parent's tests may run on here)
+            os._exit(1)
+        os._exit(0)
+    status = await anyio.to_thread.run_sync(os.waitpid, child, 0)
+    assert os.waitstatus_to_exitcode(status[1]) == 0
+    assert await found(cache, 1, 2) == [1, 2]
+    await cache.aclose()
