@@ -18,9 +18,10 @@ import os
 import statistics
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from subprocess import PIPE
 from tempfile import TemporaryDirectory
@@ -214,9 +215,16 @@ class Soak:
         await until_rest(lambda: not any(map(psutil.pid_exists, account.pids)))
         if left := [pid for pid in account.pids if psutil.pid_exists(pid)]:
             account.problems[f"processes left: {left}"] += 1
-        account.problems.update(
-            f"in its log: {line}" for line in log.splitlines() if any(word in line for word in SUSPICIOUS)
-        )
+        account.problems.update(f"in its log: {told}" for told in _told(log))
+
+
+def _told(log: str) -> Iterator[str]:
+    """What nobody wants to read in a log: a line, and of a traceback all."""
+    lines = log.splitlines()
+    for place, line in enumerate(lines):
+        if any(word in line for word in SUSPICIOUS):
+            inner = list(takewhile(lambda each: each.startswith(" "), lines[place + 1 :]))
+            yield "\n".join(lines[place : place + 1 + len(inner) + 1])
 
 
 async def _lines(process: Process) -> AsyncIterator[str]:

@@ -21,7 +21,7 @@ from anyio import create_task_group, move_on_after, sleep, to_thread
 from anyio.lowlevel import checkpoint
 
 from asyncembed import Checkpoint, TextEmbedding, VectorCacheFile, WorkerPool, sync
-from asyncembed.errors import InputError, StateError
+from asyncembed.errors import InputError, ModelLoadError, StateError
 from asyncembed.readers import json_lines
 from benchmarks.soak_books import Books, until_rest, usage
 from tests.support.killing import kill
@@ -148,8 +148,10 @@ class Life:
         stored: dict[int, Any] = {}
         records = [{"number": place, "text": self.books.texts[number]} for place, number in enumerate(numbers)]
         is_done = False
+        patience = 0.1
         while not is_done:
-            with move_on_after(self.random.uniform(0.01, 0.5)):
+            patience *= 1.2
+            with move_on_after(self.random.uniform(0, patience)):
                 async with (
                     Checkpoint(path, key=_text_of) as done,
                     model.embed(done.rest(records), key=_text_of).with_inputs() as stream,
@@ -222,7 +224,7 @@ class Life:
         model = TextEmbedding(self.books.folder / "idle", workers=1).on_any_loop(keep_alive=KEEP_ALIVE_SECONDS)
         for _ in range(3):
             numbers = self.books.pick(5)
-            with self._unless_unloaded():
+            with self._unless_ended():
                 vectors = [await model.embed_query(self.books.texts[number]) for number in numbers]
                 self.books.check("queried a model that idles out", "idle", numbers, vectors)
             await sleep(self.random.uniform(0, 3 * KEEP_ALIVE_SECONDS))
@@ -232,17 +234,19 @@ class Life:
     async def sync_turn(self) -> None:
         """The same from a thread that has no loop."""
         numbers = self.books.pick(20)
-        with self._unless_unloaded():
+        with self._unless_ended():
             vectors = await to_thread.run_sync(self._in_thread, [self.books.texts[number] for number in numbers])
             self.books.check("asked from a thread", "idle", numbers, vectors)
 
     @contextmanager
-    def _unless_unloaded(self) -> Iterator[None]:
-        """What runs while another turn unloads the model gets an error that says so."""
+    def _unless_ended(self) -> Iterator[None]:
+        """What runs while another turn unloads the model, or kills its workers thrice, gets an error that says so."""
         try:
             yield
         except StateError:
             self.books.counts["unloaded meanwhile"] += 1
+        except ModelLoadError:
+            self.books.counts["killed thrice while it loaded"] += 1
 
     def _in_thread(self, texts: list[str]) -> list[Any]:
         with sync.TextEmbedding(self.books.folder / "idle", workers=1, keep_alive=KEEP_ALIVE_SECONDS) as model:
@@ -253,7 +257,7 @@ class Life:
         """A model that is opened, used and closed; now and then it is given up while it opens, or in the middle."""
         patience = self.random.uniform(0, 1) if self.random.random() < 0.5 else 60
         numbers = self.books.pick(10)
-        with move_on_after(patience):
+        with self._unless_ended(), move_on_after(patience):
             async with TextEmbedding(self.books.folder / "idle", workers=self.random.randint(1, 2)) as model:
                 vectors = await model.embed([self.books.texts[number] for number in numbers]).collect()
                 self.books.check("asked a model just opened", "idle", numbers, vectors)
