@@ -1,8 +1,9 @@
 """Uvicorn's connection with bounds: what a client may take that has not asked for anything yet.
 
-Uvicorn keeps heads and trailers of any length, and requests of any number that are sent ahead of their answers; it waits
-for ever for the end of a head, for a body, and for somebody who reads the answer. Little of this needs an API key, so the
-server that `asyncembed serve` starts bounds all of it. It speaks HTTP/1.1 and nothing else, whatever a client asks for.
+Uvicorn keeps heads and trailers of any length, and requests of any number that are sent ahead of their answers; it
+waits for ever for the end of a head, for a body, and for somebody who reads the answer. Little of this needs an API
+key, so the server that `asyncembed serve` starts bounds all of it. It speaks HTTP/1.1 and nothing else, whatever a
+client asks for.
 """
 
 import sys
