@@ -103,13 +103,18 @@ async def test_a_record_without_a_key_fails_alone_and_counts(tmp_path: Path) -> 
     """What a reader could not read has none, and the next run may name the file otherwise; nor has a dirty record."""
 
     def records(file: str) -> list[Any]:
-        return [InputError(f"{file}: line 1"), {"id": 1, "text": "one"}, {"text": "no id"}, {"id": None, "text": "none"}]
+        return [
+            InputError(f"{file}: line 1"),
+            {"id": 1, "text": "one"},
+            {"text": "no id"},
+            {"id": None, "text": "none"},
+        ]
 
     async def slowly(records: list[Any]) -> AsyncIterator[Any]:
         for record in records:
             yield record
 
-    errors = []
+    errors: list[str] = []
 
     def skip(record: object, error: AsyncEmbedError) -> None:
         done.skip(record, error)  # type: ignore[arg-type]
@@ -117,7 +122,9 @@ async def test_a_record_without_a_key_fails_alone_and_counts(tmp_path: Path) -> 
 
     async with Checkpoint(tmp_path / "done", key=lambda record: record["id"]) as done:
         async with TextEmbedding(fake_model()) as model:
-            stream = model.embed(done.rest(records("a")), key=lambda record: record["text"], on_error=skip).with_inputs()
+            stream = model.embed(
+                done.rest(records("a")), key=lambda record: record["text"], on_error=skip
+            ).with_inputs()
             async for rows, _ in stream.batches(4):
                 await done.advance(len(rows))
         assert done.records == 4
