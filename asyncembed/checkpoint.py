@@ -125,6 +125,8 @@ class CheckpointFile:
         self._check_open()
         if not _is_count(count):
             raise OptionError(f"a number of records is 0 or more; got {count!r}")
+        if self._trail is None and self._text_of is not _nothing:
+            raise UsageError("the checkpoint has a key=, and has not seen the records: give rest() the source")
         count, self._skipped = count + self._skipped, 0
         if count:
             self._checksum = 0 if self._trail is None else self._trail.done(count)
@@ -203,7 +205,7 @@ class Checkpoint(CheckpointFile):
 
         Raises:
             StateError: The checkpoint is not open.
-            UsageError: `rest` has not given so many.
+            UsageError: `rest` has not given so many, or nothing although there is a `key`.
         """
         await in_disk_thread(self._advance, count)
 
