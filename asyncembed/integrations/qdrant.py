@@ -599,7 +599,7 @@ async def upload(
     if isinstance(checkpoint, Checkpoint):
         if checkpoint.records != batches.records:
             raise UsageError(
-                f"the points start behind record {batches.records}, and the checkpoint is at {checkpoint.records}: give "
+                f"the points start behind record {batches.records}, the checkpoint is at {checkpoint.records}: give "
                 "points() the whole source, and the checkpoint as start="
             )
         await checkpoint.reach(batches.records)  # which nothing has come before, and says so if it cannot be

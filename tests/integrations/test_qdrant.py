@@ -304,7 +304,7 @@ async def test_an_upload_is_refused_that_its_checkpoint_would_misplace(tmp_path:
         async with Checkpoint(path, key=text_of) as done:
             await uploaded(RECORDS[:100], done)
         async with Checkpoint(path, key=text_of) as done:
-            with pytest.raises(UsageError, match="start behind record 0, and the checkpoint is at 100: .* start="):
+            with pytest.raises(UsageError, match="start behind record 0, the checkpoint is at 100: .* start="):
                 await uploaded(done.rest(RECORDS), 0)
         async with Checkpoint(path, key=text_of) as done:
             with pytest.raises(OptionError, match="the first 100 records are not those"):
