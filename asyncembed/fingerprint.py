@@ -54,6 +54,8 @@ def model_digest(config: "EncoderConfig", cache_dir: Path | None, *, precision: 
     words += [_words(settings), _words(config.keywords), _words(config.max_length)]
     if config.is_exported and precision in ("int8", "q8"):
         words.append("int8")
+    if config.session.bfloat16:
+        words.append("bf16")
     if spec.encoder == ENCODER:
         words.append(f"fake of {spec.dim}")  # whose files say nothing
     return _hash([f"{COMPUTING_VERSION}", *files, *words])

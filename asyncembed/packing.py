@@ -64,7 +64,13 @@ def unpack(key: bytes, data: bytes) -> tuple[Any, int]:
             raise Damaged(f"the format is {version}, not {FORMAT_VERSION}")
         heads = [_ARRAY.unpack_from(body, _HEADER.size + part * _ARRAY.size) for part in range(parts)]
         return _put_together(kind, _arrays(body, heads, _HEADER.size + parts * _ARRAY.size)), count
-    except (struct.error, ValueError, IndexError) as error:  # made so on purpose: its checksum is right
+    except (
+        struct.error,
+        ValueError,
+        IndexError,
+        TypeError,
+        OverflowError,
+    ) as error:  # made so on purpose: its checksum is right
         raise Damaged(str(error)) from error
 
 

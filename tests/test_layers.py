@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "cache_file": {"files"},
     "packing": {"results"},
     "fingerprint": {"catalogue", "faking", "files", "repo_files", "runtime"},
-    "reuse": {"encoders", "engine", "files", "fingerprint", "observing", "packing", "vector_cache"},
+    "reuse": {"encoders", "engine", "files", "fingerprint", "observing", "packing", "vector_cache", "wakeup"},
     "loading": {
         "catalogue",
         "encoders",

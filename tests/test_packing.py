@@ -1,11 +1,12 @@
 """Results as bytes: what comes back is what was kept, or nothing does."""
 
 import contextlib
+import struct
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asyncembed import packing
@@ -63,6 +64,8 @@ def test_bytes_of_a_stranger_are_damaged_and_no_more(data: bytes) -> None:
 
 
 @given(st.binary(max_size=64))
+@example(struct.pack("<BBBxiBBxxII", 1, 0, 1, 3, 0, 2, 2**32 - 1, 2**32 - 1))
+@example(struct.pack("<BBBxiBBxxIIf", 1, 1, 1, 3, 0, 1, 1, 1, 0))
 def test_also_those_with_a_right_checksum(body: bytes) -> None:
     """Made so on purpose: they may be a result, but nothing else happens."""
     with contextlib.suppress(Damaged):
