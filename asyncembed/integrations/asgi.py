@@ -7,7 +7,7 @@ trio; no framework is imported. `examples/web_fastapi.py` and `examples/web_lite
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from math import ceil
 from types import SimpleNamespace
@@ -238,7 +238,7 @@ class UntilGoneMiddleware:
 
 
 @contextmanager
-def _hearing_for_the_app(scope: Any) -> Iterator[None]:
+def _hearing_for_the_app(scope: Any) -> Generator[None]:
     """Have a framework listen for nothing itself while it sends a streaming answer.
 
     Where ASGI is older than 2.4, Starlette waits for the client's leaving by `receive`, and so takes away what is left
