@@ -155,7 +155,6 @@ def as_sentence_transformers(directory: Path) -> Path:
     return directory
 
 
-@pytest.mark.timeout(60)  # a text of 10 MB among others
 async def test_wrong_input_is_told_which_and_why(pool: WorkerPool, tmp_path: Path) -> None:
     directory = write_model(tmp_path, dim=32)
     async with TextEmbedding(directory, pool=pool, pooling="mean", normalize=True) as model:
@@ -175,7 +174,13 @@ async def test_wrong_input_is_told_which_and_why(pool: WorkerPool, tmp_path: Pat
         whole = await model.embed(["fine", "the " * 100 + "day " * 300], long="mean").with_tokens().collect()
         assert whole.tokens.tolist()[1] == 400 + 2 * 7
         assert not whole.is_cut.any()
-        # What is odd but a text has a vector.
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.timeout(60)  # texts of 10 MB
+async def test_what_is_odd_but_a_text_has_a_vector(tmp_path: Path) -> None:
+    directory = write_model(tmp_path, dim=32)
+    async with TextEmbedding(directory, workers=1, pooling="mean", normalize=True) as model:
         vectors = await model.embed(["", "nul\0in it", "x" * 10_000_000, "the " * 2_500_000]).collect()
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
