@@ -84,7 +84,7 @@ def test_every_pooling_mode_is_understood(config: dict[str, Any], pooling: Pooli
 )
 def test_a_pooling_that_is_not_clear_is_asked_for(config: dict[str, Any], tmp_path: Path) -> None:
     directory = write_repo(tmp_path, pooling=config)
-    with pytest.raises(UnsupportedModelError, match="say pooling="):
+    with pytest.raises(UnsupportedModelError, match="pooling="):
         spec_from_directory(directory)
     declared = Overrides(pooling="cls", normalize=False)
     assert spec_from_directory(directory, overrides=declared).pooling == "cls"
