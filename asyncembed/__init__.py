@@ -15,7 +15,6 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #                  → encoders/pooling → projection → postprocess
 #
 #   errors, options, checks, migration      what may go wrong; the keywords, their checks, their names elsewhere
-#   loading                                 from a model's name to what a worker needs
 #   stream, feeding, window                 the handle; the tasks that read ahead; what is read ahead, and its order
 #   reuse, vector_cache, cache_file, packing, fingerprint   nothing computed twice: results kept, in a file, as bytes
 #   results, scoring, muvera                what comes out, and what may be done with it
@@ -34,6 +33,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               sample_inputs, charts, log_lines, unix_socket   inputs for bench; figures as SVG; serve's log and socket
 #   embedders/  text, sparse, late_interaction, hybrid, image, multimodal, cross_encoder: the seven classes
 #               base, roles, intake         what they share; chunks: long documents, in pieces
+#   loading/    load, locate, made_graphs   from a name to what a worker needs: files, graphs; fake_loading: without
 #   images/     inputs, urls, connecting, decode, image_limits, preprocess
 #   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's

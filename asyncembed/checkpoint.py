@@ -9,7 +9,7 @@ from anyio import CancelScope
 from filelock import FileLock
 
 from asyncembed.checks import check_callable
-from asyncembed.errors import InputFailure, OptionError, StateError, UsageError
+from asyncembed.errors import InputError, InputFailure, OptionError, StateError, UsageError, in_words
 from asyncembed.files import in_disk_thread
 from asyncembed.journal import Journal, Trail, take_lock
 
@@ -22,12 +22,12 @@ HEADER = {"checkpoint": 1}
 class CheckpointFile:
     """What the two checkpoints have in common: see `Checkpoint`, and `asyncembed.sync.Checkpoint`."""
 
-    def __init__(self, path: str | os.PathLike[str], *, key: Callable[[Any], str] | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, key: Callable[[Any], str | int] | None = None) -> None:
         if not isinstance(path, str | os.PathLike):
             raise OptionError(f"a checkpoint is at a path; got {type(path).__name__}")
-        check_callable("key", key, what="a function that gives a record's text")
+        check_callable("key", key, what="a function that gives a record's text or number")
         self.path: Path = Path(path)
-        self._key = key
+        self._text_of = _nothing if key is None else _text_by(key)
         self._journal = Journal(self.path)
         self._lock = FileLock(f"{self.path}.lock", thread_local=False)
         self._trail: Trail | None = None
@@ -60,7 +60,7 @@ class CheckpointFile:
         if self._trail is not None:
             raise UsageError("rest() was called in this run: a checkpoint is of one source")
         self._trail = Trail(
-            self._key or _nothing,
+            self._text_of,
             read=self._records,
             checksum=self._checksum,
             changed=f"the first {self._records} records are not those that are done according to {self.path}: give the "
@@ -125,6 +125,8 @@ class CheckpointFile:
         self._check_open()
         if not _is_count(count):
             raise OptionError(f"a number of records is 0 or more; got {count!r}")
+        if self._trail is None and self._text_of is not _nothing:
+            raise UsageError("the checkpoint has a key=, and has not seen the records: give rest() the source")
         count, self._skipped = count + self._skipped, 0
         if count:
             self._checksum = 0 if self._trail is None else self._trail.done(count)
@@ -148,6 +150,19 @@ def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _text_by(key: Callable[[Any], str | int]) -> Callable[[Any], str]:
+    def text_of(record: Any) -> str:
+        try:
+            text = key(record)
+        except Exception as error:
+            raise InputError(f"the checkpoint's key= failed: {in_words(error)}") from error
+        if not isinstance(text, str | int):
+            raise InputError(f"the checkpoint's key= must give a str or an int, got {type(text).__name__}")
+        return str(text)
+
+    return text_of
+
+
 def _nothing(record: object) -> str:  # noqa: ARG001 (nothing of it is looked at)
     return ""
 
@@ -169,8 +184,9 @@ class Checkpoint(CheckpointFile):
 
     Args:
         path: Of the file. Beside it lies an empty one, `PATH.lock`, by which no second run uses it at the same time.
-        key: A text of a record by which it is known again: the next run then refuses a source that begins with other
-            records than those that are done. None: only their number counts.
+        key: A text or number of a record by which it is known again, as its id: the next run then refuses a source that
+            begins with other records than those that are done. A record that has none fails, as one does that cannot
+            be embedded. None: only their number counts.
 
     Raises:
         OptionError: The path cannot be written, or is something else; another run uses it.
@@ -189,7 +205,7 @@ class Checkpoint(CheckpointFile):
 
         Raises:
             StateError: The checkpoint is not open.
-            UsageError: `rest` has not given so many.
+            UsageError: `rest` has not given so many, or nothing although there is a `key`.
         """
         await in_disk_thread(self._advance, count)
 

@@ -13,7 +13,7 @@ from zlib import crc32
 
 from filelock import BaseFileLock, Timeout
 
-from asyncembed.errors import OptionError, UsageError
+from asyncembed.errors import InputError, OptionError, UsageError
 
 
 class Journal:
@@ -91,11 +91,15 @@ def take_lock(lock: BaseFileLock, taken: str) -> None:
 class Trail:
     """Which records were read: a checksum of all of them, so that the next run sees whether its source begins alike.
 
-    One thread reads, another may say what is done.
+    An `InputError` in the place of a record counts, and says nothing more: its message may name a file, and the next
+    run may name that otherwise. One thread reads, another may say what is done.
     """
 
     def __init__(self, text_of: Callable[[Any], str], *, read: int, checksum: int, changed: str) -> None:
-        """`read` and `checksum` are of an earlier run; `changed` is what an error says."""
+        """`read` and `checksum` are of an earlier run; `changed` is what an error says.
+
+        An `InputError` that `text_of` raises takes the place of its record.
+        """
         self._text_of = text_of
         self._read = read
         self._checksum = checksum
@@ -113,12 +117,13 @@ class Trail:
             rest = iter(records)
             checksum = count = 0
             for record in islice(rest, self._read):
-                checksum, count = self._after(record, checksum), count + 1
+                _, checksum = self._after(record, checksum)
+                count += 1
             self._check(count, checksum)
             for record in rest:
-                checksum = self._after(record, checksum)
+                told, checksum = self._after(record, checksum)
                 self._ahead.append(checksum)
-                yield record
+                yield told
 
     async def follow_async(self, records: AsyncIterable[Any]) -> AsyncIterator[Any]:
         """Likewise."""
@@ -127,10 +132,11 @@ class Trail:
             async for record in records:
                 if count == self._read:
                     self._check(count, checksum)
-                checksum, count = self._after(record, checksum), count + 1
+                told, checksum = self._after(record, checksum)
+                count += 1
                 if count > self._read:
                     self._ahead.append(checksum)
-                    yield record
+                    yield told
             if count <= self._read:
                 self._check(count, checksum)
 
@@ -150,8 +156,15 @@ class Trail:
         if (count, checksum) != (self._read, self._checksum):
             raise OptionError(self._changed)
 
-    def _after(self, record: Any, before: int) -> int:
-        return crc32(self._text_of(record).encode("utf-8", "surrogatepass"), before)
+    def _after(self, record: Any, before: int) -> tuple[Any, int]:
+        """What stands for a record, and the checksum with it."""
+        if isinstance(record, InputError):
+            return record, before
+        try:
+            text = self._text_of(record)
+        except InputError as error:
+            return error, before
+        return record, crc32(text.encode("utf-8", "surrogatepass"), before)
 
 
 def _closing(records: object) -> AbstractContextManager[object]:

@@ -23,6 +23,7 @@ from asyncembed.checks import (
 from asyncembed.engine.pool import PoolKeywords, PoolOptions, WorkerPool
 from asyncembed.errors import OptionError
 from asyncembed.observing import Observer
+from asyncembed.runtime.providers import is_gpu_package_installed
 from asyncembed.runtime.session import Device, Runtime
 from asyncembed.vector_cache import CacheChoice, check_cache
 
@@ -210,6 +211,25 @@ class Options(PoolOptions):
         """That of the ONNX file to take where it lies beside the plain one; None: the caller's word decides."""
         is_left_open = self.precision is None and self.onnx_file is None
         return "fp16" if self.demands_cuda and is_left_open else None
+
+    @property
+    def wants_int8(self) -> bool:
+        """Whether a graph in 8 bits is asked for."""
+        return self.precision in ("int8", "q8")
+
+    @property
+    def own_cache_dir(self) -> Path | None:
+        """Where what we make of a model is kept: beside the hub's files, where the user wants those elsewhere."""
+        return None if self.cache_dir is None else Path(self.cache_dir, "asyncembed")
+
+    @property
+    def is_for_cpu(self) -> bool:
+        """Whether it is certain that onnxruntime computes, on the CPU."""
+        if self.runtime == "openvino":
+            return False
+        if self.providers is None:
+            return self.device == "cpu" or (self.device == "auto" and not is_gpu_package_installed())
+        return self.provider_names == ["cpu"]
 
     @property
     def demands_cuda(self) -> bool:

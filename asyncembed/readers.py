@@ -18,6 +18,7 @@ import csv
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
@@ -37,6 +38,11 @@ UTF8_MARK = codecs.BOM_UTF8
 
 LONGEST_LINE = 2**26
 """Characters of a line of text, or bytes of one of JSONL; what is longer is no record, and would fill the memory."""
+
+_READ_AGAIN = 16
+"""How often, on an average, a line of CSV may be read again behind quotes that are never closed."""
+
+_UNCLOSED = "a quote is not closed that begins there; quotechar=None takes quotes for ordinary characters"
 
 _TOO_LONG = f" has over {LONGEST_LINE:,} characters"
 
@@ -113,7 +119,8 @@ def csv_records(
 
     Quoted fields may hold line ends; `quotechar=None` takes quotes for ordinary characters. A record that has not as
     many fields as the header, is not valid in this encoding, or has a field over `csv.field_size_limit()`, is an
-    `InputError`.
+    `InputError`. So is the line of a quote that is not closed, and the lines behind it are read. Of several columns of
+    one name the second is "name.1".
 
     Raises:
         OptionError: There is no such encoding, or `delimiter` or `quotechar` is no single character.
@@ -212,28 +219,50 @@ def _failure(path: FilePath, problem: str, cause: BaseException | None = None) -
 
 
 class _Lines:
-    """The lines of a file, of which those of the record that is being read are kept."""
+    """The lines of a file, of which those of the record that is being read are kept, unless they are too many."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self.number = 0
         self.of_record: list[str] = []
+        self.has_ended = False
+        """Whether a line was asked for that is not there."""
         self._lines = lines
+        self._again: deque[str] = deque()
+        self._characters = 0
+        self._furthest = self._read_again = 0
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        line = next(self._lines)
+        line = self._again.popleft() if self._again else next(self._lines, None)
+        if line is None:
+            self.has_ended = True
+            raise StopIteration
         self.number += 1
-        self.of_record.append(line)
+        self._characters += len(line)
+        if self._characters <= LONGEST_LINE:
+            self.of_record.append(line)
         return line
 
-    def again(self) -> Iterator[str]:
-        """Those of the record from its beginning, then the others; none is kept."""
-        begun, self.of_record = self.of_record, []
-        for line in chain(begun, self):
-            self.of_record.clear()
-            yield line
+    def begin(self) -> None:
+        """The next line is the first of a record."""
+        self.of_record.clear()
+        self.has_ended = False
+        self._characters = 0
+
+    def from_first(self) -> Iterator[str]:
+        """Those of the record from its beginning, then the others, which are kept too."""
+        return chain(tuple(self.of_record), self)
+
+    def go_back(self) -> None:
+        """Have all of the record read again but for its first line, unless that is too much."""
+        rest = self.of_record[1:]
+        self._furthest = max(self._furthest, self.number)
+        self._read_again += len(rest)
+        if self._characters <= LONGEST_LINE and self._read_again <= _READ_AGAIN * self._furthest:
+            self._again.extendleft(reversed(rest))
+            self.number -= len(rest)
 
 
 def _csv_records(path: FilePath, encoding: str, dialect: dict[str, Any]) -> Iterator[dict[str, str] | InputError]:
@@ -242,7 +271,7 @@ def _csv_records(path: FilePath, encoding: str, dialect: dict[str, Any]) -> Iter
         for place, row, error in _rows(_Lines(_decoded(file, path, encoding)), dialect):
             problem = _undecoded("\n".join(row), encoding)
             if error is not None:
-                problem = f": {error}; csv.field_size_limit() sets it"
+                problem = f": {error}"
             elif header is not None and len(row) != len(header):
                 problem = f": {len(row)} fields, but the header has {len(header)}"
             if problem is not None:
@@ -251,31 +280,60 @@ def _csv_records(path: FilePath, encoding: str, dialect: dict[str, Any]) -> Iter
                     raise failure
                 yield failure
             elif header is None:
-                header = row
+                header = _told_apart(row)
             else:
                 yield dict(zip(header, row, strict=True))
+
+
+def _told_apart(names: list[str]) -> list[str]:
+    """Columns of one name get numbers from the second on, as pandas gives them, so that none is lost."""
+    taken, numbers, told = set(names), dict[str, int](), list[str]()
+    for name in names:
+        own = name
+        while name in numbers and own in taken:
+            numbers[name] += 1
+            own = f"{name}.{numbers[name]}"
+        numbers.setdefault(name, 0)
+        taken.add(own)
+        told.append(own)
+    return told
 
 
 def _rows(lines: _Lines, dialect: dict[str, Any]) -> Iterator[tuple[str, list[str], csv.Error | None]]:
     """The rows that are not empty, each with the lines where it stands, or with the error in its place."""
     rows = csv.reader(lines, **dialect)
     while True:
-        first, failure = lines.number + 1, None
+        lines.begin()
+        first, failure, row = lines.number + 1, None, list[str]()
         try:
             row = next(rows)
+            is_open = (lines.number > first or lines.has_ended) and not _is_strict(lines.of_record, dialect)
         except StopIteration:
             return
         except csv.Error as error:
-            _pass_by(lines, dialect)
-            row, failure = [], error
-        lines.of_record.clear()
+            failure = csv.Error(f"{error}; csv.field_size_limit() sets it")
+            is_open = _pass_by(lines, first, dialect)
+        if is_open:
+            failure = csv.Error(_UNCLOSED)
+            lines.go_back()
         if row or failure is not None:
             place = f"line {first}" if lines.number == first else f"lines {first} to {lines.number}"
             yield place, row, failure
 
 
-def _pass_by(lines: _Lines, dialect: dict[str, Any]) -> None:
-    """Have the lines read that still belong to a record of which one field is too large.
+def _is_strict(record: list[str], dialect: dict[str, Any]) -> bool:
+    """Whether each quote of a record of several lines ends a field that it began.
+
+    Of others a quote that was never closed took the lines up to somebody else's.
+    """
+    try:
+        return len(list(csv.reader(record, strict=True, **dialect))) == 1
+    except csv.Error:
+        return False
+
+
+def _pass_by(lines: _Lines, first: int, dialect: dict[str, Any]) -> bool:
+    """Have the lines read that still belong to a record of which one field is too large; True if its quote is open.
 
     The reader itself would take what follows inside that field for records. Line by line, and with every run of
     ordinary characters (which open and close nothing) as one, it tells whether a line ends inside a quoted field.
@@ -283,10 +341,12 @@ def _pass_by(lines: _Lines, dialect: dict[str, Any]) -> None:
     quote = dialect["quotechar"] or ""
     ordinary = re.compile(f"[^{re.escape(dialect['delimiter'] + quote)}\r\n]+")
     is_inside = False
-    for line in lines.again():
-        taken = iter((quote * is_inside + ordinary.sub("x", line), ""))
+    for line in lines.from_first():
+        text = quote * is_inside + ordinary.sub("x", line)
+        taken = iter((text, ""))
         with suppress(csv.Error):
             next(csv.reader(taken, **dialect))
         is_inside = next(taken, None) is None
         if not is_inside:
-            return
+            return lines.number > first and not _is_strict([text], dialect)
+    return True

@@ -7,12 +7,12 @@ from pathlib import Path
 from random import Random
 from textwrap import dedent
 from time import sleep
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from asyncembed import Checkpoint, TextEmbedding, sync
-from asyncembed.errors import InputError, OptionError, StateError, UsageError
+from asyncembed.errors import AsyncEmbedError, InputError, OptionError, StateError, UsageError
 from asyncembed.testing import fake_model
 
 RECORDS = [f"record {number}" for number in range(10)]
@@ -97,6 +97,51 @@ async def test_another_source_is_refused(other: list[str], tmp_path: Path) -> No
     async with Checkpoint(tmp_path / "done", key=str.upper) as done:
         with pytest.raises(OptionError, match="the first 3 records are not those that are done"):
             _ = [record async for record in done.rest(slowly())]
+
+
+async def test_a_record_without_a_key_fails_alone_and_counts(tmp_path: Path) -> None:
+    """What a reader could not read has none, and the next run may name the file otherwise; nor has a dirty record."""
+
+    def records(file: str) -> list[Any]:
+        return [
+            InputError(f"{file}: line 1"),
+            {"id": 1, "text": "one"},
+            {"text": "no id"},
+            {"id": None, "text": "none"},
+        ]
+
+    async def slowly(records: list[Any]) -> AsyncIterator[Any]:
+        for record in records:
+            yield record
+
+    errors: list[str] = []
+
+    def skip(record: object, error: AsyncEmbedError) -> None:
+        done.skip(record, error)  # type: ignore[arg-type]
+        errors.append(str(error))
+
+    async with Checkpoint(tmp_path / "done", key=lambda record: record["id"]) as done:
+        async with TextEmbedding(fake_model()) as model:
+            stream = model.embed(
+                done.rest(records("a")), key=lambda record: record["text"], on_error=skip
+            ).with_inputs()
+            async for rows, _ in stream.batches(4):
+                await done.advance(len(rows))
+        assert done.records == 4
+        assert [error.partition(": ")[2] for error in errors] == [
+            "a: line 1",
+            "the checkpoint's key= failed: KeyError: 'id'",
+            "the checkpoint's key= must give a str or an int, got NoneType",
+        ]
+    more = [*records("./a"), "more"]
+    async with Checkpoint(tmp_path / "done", key=lambda record: record["id"]) as done:
+        (kept,) = done.rest(more)
+        assert "key= failed: TypeError" in str(kept)
+    async with Checkpoint(tmp_path / "done", key=lambda record: record["id"]) as done:
+        assert len([record async for record in done.rest(slowly(more))]) == 1
+    async with Checkpoint(tmp_path / "done", key=lambda record: record["text"]) as done:
+        with pytest.raises(OptionError, match="the first 4 records are not those"):
+            list(done.rest(more))
 
 
 async def test_two_runs_do_not_use_the_same(tmp_path: Path) -> None:

@@ -104,6 +104,33 @@ def test_the_former_module_has_the_same_readers() -> None:
 # ---------------------------------------------------------------- broken records
 
 
+def test_columns_of_one_name_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,b,a,,a.1,,a\n1,2,3,4,5,6,7\n", "utf-8")
+    (record,) = everything(csv_records(path))
+    assert record == {"a": "1", "b": "2", "a.2": "3", "": "4", "a.1": "5", ".1": "6", "a.3": "7"}
+
+
+@pytest.mark.parametrize("behind", ["", '5000,"in quotes"\n', '5000,"in quotes"\n' * 9 + LONG])
+@pytest.mark.parametrize("lines", [0, 3, 4000, 40_000], ids=["last line", "short", "long", "over the limit"])
+def test_a_quote_that_is_not_closed_costs_its_line_alone(lines: int, behind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('id,text\n1,one\n2,"never closed\n' + "".join(f"{n},x\n" for n in range(lines)) + behind, "utf-8")
+    records = everything(csv_records(path))
+    assert records[0] == {"id": "1", "text": "one"}
+    assert "line 3: a quote is not closed that begins there; quotechar=None" in str(records[1])
+    assert records[2 : 2 + lines] == [{"id": str(n), "text": "x"} for n in range(lines)]
+    assert records[2 + lines :][:9] == [{"id": "5000", "text": "in quotes"}] * min(9, behind.count("in quotes"))
+
+
+def test_quotes_that_are_never_closed_do_not_have_a_file_read_for_ever(tmp_path: Path) -> None:
+    """Each line closes the quote of the one before, and begins another."""
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n" + 'a","\n' * 3000, "utf-8")
+    records = everything(csv_records(path))
+    assert len(records) == len(failures(records)) < 100
+
+
 def test_a_quote_inside_a_field_loses_no_row(tmp_path: Path) -> None:
     path = tmp_path / "pipes.csv"
     path.write_text('id,text\n1,5" pipe\n2,a valve\n3,6" pipe\n4,a "quoted" word\n', "utf-8")
@@ -204,10 +231,33 @@ def test_any_text_gives_what_csv_gives(text: str, delimiter: str, quotechar: str
     dialect: dict[str, Any] = {"delimiter": delimiter, "quotechar": quotechar}
     if quotechar is None:
         dialect["quoting"] = csv.QUOTE_NONE
-    header, *rows = [row for row in csv.reader(StringIO(text, newline=""), **dialect) if row] or [[]]
-    expected = [dict(zip(header, row, strict=True)) if len(row) == len(header) else None for row in rows]
+    header, *rows = list(rows_of(list(StringIO(text, newline="")), dialect)) or [[]]
+    if header is None:
+        with pytest.raises(InputError):
+            everything(csv_records(path, delimiter=delimiter, quotechar=quotechar))
+        return
+    expected = [None if row is None or len(row) != len(header) else row for row in rows]
     records = everything(csv_records(path, delimiter=delimiter, quotechar=quotechar))
-    assert [None if isinstance(record, InputError) else record for record in records] == expected
+    assert [None if isinstance(record, InputError) else list(record.values()) for record in records] == expected
+
+
+def rows_of(lines: list[str], dialect: dict[str, Any]) -> Iterator[list[str] | None]:
+    """What `csv` reads; None for a line whose quote takes others in, and does not end as one should."""
+    while lines:
+        taken = iter(lines)
+        row = next(csv.reader(taken, **dialect))
+        rest = list(taken)
+        record = lines[: len(lines) - len(rest)]
+        try:
+            list(csv.reader(record, strict=True, **dialect))
+        except csv.Error:
+            if len(record) > 1 or next(csv.reader([*lines, "z"], **dialect)) != row:
+                yield None
+                lines = lines[1:]
+                continue
+        if row:
+            yield row
+        lines = rest
 
 
 field_texts = st.text(st.sampled_from('ab",\r\n é'), max_size=30)

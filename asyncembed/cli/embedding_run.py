@@ -197,9 +197,9 @@ class EmbeddingRun:
         )
 
     def _text(self, record: Any) -> str:
-        """What a record is told by: its text, or what is wrong with it."""
+        """What a record is told by: its text, or what is wrong with that."""
         try:
-            text = _message(record) if isinstance(record, InputError) else self._source.text_of(record)
+            text = self._source.text_of(record)
         except InputError as error:
             text = _message(error)
         return text if isinstance(text, str) else repr(text)

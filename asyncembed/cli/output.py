@@ -25,17 +25,8 @@ def json_option(what: str) -> Callable[[CommandT], CommandT]:
 
 def print_json(value: object) -> None:
     """A JSON document of its own, over several lines; what JSON does not know is printed as text."""
-    click.echo(_as_json(value, indent=1))
-
-
-def _as_json(value: object, *, indent: int | None = None) -> str:
-    text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)  # which is the same in JSON
-
-
-def print_json_line(value: object) -> None:
-    """One of many JSON documents, on a line."""
-    click.echo(_as_json(value))
+    text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
+    click.echo(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))  # which is the same in JSON
 
 
 def size_in_words(count: int) -> str:

@@ -99,6 +99,7 @@ def serve(
             log_config=None,
             access_log=False,
             http=BoundedConnection,
+            ws="none",
             server_header=False,
             proxy_headers=is_logging_requests,  # for the address of the client, and nothing else
             timeout_keep_alive=KEEP_ALIVE_SECONDS,

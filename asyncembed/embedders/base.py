@@ -690,10 +690,11 @@ async def _loading(
 
 
 async def _find(fakes: Fakes | None, *arguments: Any, **keywords: Any) -> EncoderConfig:
-    """`loading.prepare`, or that of a fake: by modules that are imported now, while the workers start."""
-    if not {"asyncembed.loading", "numpy"} <= sys.modules.keys():
+    """`prepare`, or that of a fake: by modules that are imported now, while the workers start."""
+    if not {"asyncembed.loading.load", "numpy"} <= sys.modules.keys():
         await in_disk_thread(_import_rest)
-    from asyncembed.loading import prepare, prepare_fake
+    from asyncembed.loading.fake_loading import prepare_fake
+    from asyncembed.loading.load import prepare
 
     return await (prepare if fakes is None else partial(prepare_fake, fakes))(*arguments, **keywords)
 
@@ -705,7 +706,7 @@ def _import_rest() -> None:
         WorkerError: It cannot be imported now, as when there are too many open files.
     """
     try:
-        import_module("asyncembed.loading")
+        import_module("asyncembed.loading.load")
         import_module("numpy")
     except (OSError, ImportError) as error:
         raise WorkerError(
@@ -755,9 +756,8 @@ def _deduplicates(model: PooledModel, options: Options) -> bool:
 
 def _digest(config: EncoderConfig, options: Options) -> str:
     from asyncembed.fingerprint import model_digest
-    from asyncembed.loading import own_cache_dir
 
-    return model_digest(config, own_cache_dir(options), precision=options.precision)
+    return model_digest(config, options.own_cache_dir, precision=options.precision)
 
 
 def opened_model(embedder: Embedder) -> tuple[PooledModel, Supervisor]:

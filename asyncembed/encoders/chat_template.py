@@ -82,11 +82,6 @@ def template_source(directory: Path) -> str | None:
     return source if isinstance(source, str) and len(source) <= _LONGEST_TEMPLATE else None
 
 
-def takes_pairs(source: str) -> bool:
-    """Whether a template mentions the two roles that the texts of a pair have."""
-    return all(re.search(rf"[\"']{role}[\"']", source) for role in ("query", "document"))
-
-
 def _compiled(source: str, model: str) -> "jinja2.Template":
     try:
         import jinja2

@@ -255,7 +255,7 @@ def points(
     payload: Callable[[Any], Mapping[str, Any] | None] | None = None,
     batch_size: int = BATCH_POINTS,
     max_wait: float | None = None,
-    start: int = 0,
+    start: int | Checkpoint = 0,
     on_error: Literal["raise", "skip"] | ErrorHandler = "raise",
     progress: bool = False,
     total: int | None = None,
@@ -281,8 +281,8 @@ def points(
             anything else nothing.
         batch_size: Most points of a batch.
         max_wait: Seconds after which a batch is given with the points that are there: see `EmbeddingStream.batches`.
-        start: How many records of the source are passed over, since they are stored: `Stored.records` of the last
-            checkpoint. They are read, and not computed.
+        start: How many records of the source are passed over, since they are stored: an open `Checkpoint`, by whose
+            `key` they are known again, or a number: the last `Stored.records`. They are read, and not computed.
         on_error: What becomes of a record that has no vector, id or payload: "raise" ends the stream with the error,
             behind the points before it; "skip" leaves it out; a function leaves it out, too, and is called with the
             record and its error when its batch is taken.
@@ -299,16 +299,17 @@ def points(
         raise OptionError('on_error is "raise", "skip" or a function here: no error can be in the place of a point')
     for name, function in (("key", key), ("id", id), ("payload", payload)):
         check_callable(name, function, what="a function of a record")
-    check_count("start", start, minimum=0, may_be_none=False)
+    passed = start.records if isinstance(start, Checkpoint) else start
+    check_count("start", passed, minimum=0, may_be_none=False)
     check_source(records)
-    source = as_source(records)
-    if start and total is None and is_in_memory(source):
-        total = max(0, len(cast("Sized", source)) - start)
-    source = _from(source, start)
     named = _named(dense, sparse, multivector, hybrid)
+    source = as_source(records)
+    if passed and total is None and is_in_memory(source):
+        total = max(0, len(cast("Sized", source)) - passed)
+    source = start.rest(source) if isinstance(start, Checkpoint) else _from(source, start)
     streams = _streams(source, list(named.values()), key, progress=progress, total=total)
     maker = _Maker(list(named), id, payload)
-    return PointStream(streams, streams[-1].batches(batch_size, max_wait), maker, start=start, on_error=on_error)
+    return PointStream(streams, streams[-1].batches(batch_size, max_wait), maker, start=passed, on_error=on_error)
 
 
 class PointStream(AsyncIterator[list[PointStruct]]):
@@ -585,13 +586,23 @@ async def upload(
         client: Qdrant's asynchronous client.
         collection: Its name; see `collection_config`.
         batches: What `points` gives. It is closed in the end.
-        checkpoint: An open `Checkpoint`, with whose `records` the `points` were started; or a function, or coroutine
-            function. Called after each batch that the store has acknowledged, in order, and in the end if records
-            failed after that.
+        checkpoint: An open `Checkpoint`, with which the `points` were started (`start=` of them); or a function, or
+            coroutine function. Called after each batch that the store has acknowledged, in order, and in the end if
+            records failed after that.
         wait: Whether the store acknowledges a batch only when it can be found.
+
+    Raises:
+        UsageError: The client is no asynchronous one; the points start elsewhere than the checkpoint says.
     """
     if not iscoroutinefunction(getattr(client, "upsert", None)):
         raise UsageError(f"upload() awaits its client: give it an AsyncQdrantClient; got {type(client).__name__}")
+    if isinstance(checkpoint, Checkpoint):
+        if checkpoint.records != batches.records:
+            raise UsageError(
+                f"the points start behind record {batches.records}, the checkpoint is at {checkpoint.records}: give "
+                "points() the whole source, and the checkpoint as start="
+            )
+        await checkpoint.reach(batches.records)  # which nothing has come before, and says so if it cannot be
     stored, last_id, told = 0, None, batches.records
     async with batches:
         async for batch in batches:

@@ -20,7 +20,7 @@ from asyncembed.embedders.base import Embedder
 from asyncembed.engine.pool import PoolKeywords, WorkerPool
 from asyncembed.errors import OptionError
 from asyncembed.integrations.asgi import lifespan
-from asyncembed.loading import find_family, known_family
+from asyncembed.loading.locate import find_family, known_family
 from asyncembed.options import OptionKeywords, Options
 from asyncembed.server.cohere_dialect import CohereDialect
 from asyncembed.server.endpoint import ByMethod, Dialect, Endpoint

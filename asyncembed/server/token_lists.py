@@ -6,15 +6,12 @@ What computes has no use for them, so a tokenizer of its own is loaded for those
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from tokenizers import Encoding, Tokenizer
 
 from asyncembed.encoders.tokenizer_files import TokenizerFiles
 from asyncembed.errors import InputError
-
-Prompted: TypeAlias = tuple[str, str]
-"""A prompt and the text that it is put before."""
 
 
 class Token(NamedTuple):

@@ -137,14 +137,17 @@ def test_a_kill_at_any_step_on_a_file_loses_and_doubles_nothing(kind: str, tmp_p
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", KINDS)
 def test_kills_at_random_moments_lose_and_double_nothing(kind: str, tmp_path: Path) -> None:
+    """Whatever is said of a broken line, and whether the file is named from here or from the root."""
     texts = texts_of(800)
-    (tmp_path / "in.txt").write_text("\n".join(texts), encoding="utf-8")
+    source = tmp_path / "in.txt"
+    source.write_bytes("\n".join(texts).encode().replace(b"broken 14", b"broken \xff14"))
     output = tmp_path / f"out.{kind}"
     chance = random.Random(kind)
     options = ("--on-error", "failed.jsonl", "--resume", "--json", "--max-batch-size", "8")
     kills = 0
     for attempt in count():
-        program = programs.start(EMBEDS, tmp_path, "0.02", "0.02", "in.txt", "-o", output.name, *options)
+        named = source.name if attempt % 2 else str(source)
+        program = programs.start(EMBEDS, tmp_path, "0.02", "0.02", named, "-o", output.name, *options)
         journal = tmp_path / f"out.{kind}.partial/journal"
         before = journal.stat().st_size if journal.exists() else 0
         if attempt < 4:

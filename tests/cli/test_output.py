@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from asyncembed.cli.output import print_json, print_json_line, print_table, visible
+from asyncembed.cli.output import print_json, print_table, visible
 
 STRANGE = "a\x1b]0;title\x07\x9b31m\u202eb\tc"
 
@@ -17,11 +17,10 @@ def test_a_terminal_does_nothing_that_a_text_says(capsys: pytest.CaptureFixture[
 
 
 def test_in_json_it_is_what_it_was(capsys: pytest.CaptureFixture[str]) -> None:
-    for show in (print_json, print_json_line):
-        show({"text": STRANGE})
-        printed = capsys.readouterr().out
-        assert json.loads(printed) == {"text": STRANGE}
-        assert not set("\x1b\x07\x9b\u202e") & set(printed)
+    print_json({"text": STRANGE})
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"text": STRANGE}
+    assert not set("\x1b\x07\x9b\u202e") & set(printed)
 
 
 def test_letters_of_all_languages_stay() -> None:

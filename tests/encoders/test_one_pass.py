@@ -11,7 +11,7 @@ from asyncembed.catalogue.described import Overrides
 from asyncembed.encoders import build
 from asyncembed.encoders.encoder import Call, Encoder, EncoderConfig
 from asyncembed.errors import EncodeError, ModelError, OptionError, UnsupportedModelError
-from asyncembed.loading import prepare
+from asyncembed.loading.load import prepare
 from asyncembed.options import Options
 from asyncembed.results import HYBRID_OUTPUTS, HybridBatch
 from asyncembed.runtime.torch_file import read_torch_file

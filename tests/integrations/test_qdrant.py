@@ -288,8 +288,34 @@ async def test_an_upload_goes_on_behind_what_its_checkpoint_has(tmp_path: Path) 
             await upload(client, "things", points(RECORDS[:100], **models, key=text_of), checkpoint=done)
         async with Checkpoint(tmp_path / "done") as done:
             assert done.records == 100
-            rest = points(RECORDS, **models, key=text_of, start=done.records)
+            rest = points(RECORDS, **models, key=text_of, start=done)
             assert (await upload(client, "things", rest, checkpoint=done)).done == 50
+        assert await counted(client) == 150
+
+
+async def test_an_upload_is_refused_that_its_checkpoint_would_misplace(tmp_path: Path) -> None:
+    """By points of another source, or of the rest alone, whose numbers would be those of what is stored."""
+    async with three() as models, store(**models) as client:
+
+        async def uploaded(records: Any, start: Any) -> None:
+            await upload(client, "things", points(records, **models, key=text_of, start=start), checkpoint=done)
+
+        path = tmp_path / "done"
+        async with Checkpoint(path, key=text_of) as done:
+            await uploaded(RECORDS[:100], done)
+        async with Checkpoint(path, key=text_of) as done:
+            with pytest.raises(UsageError, match="start behind record 0, the checkpoint is at 100: .* start="):
+                await uploaded(done.rest(RECORDS), 0)
+        async with Checkpoint(path, key=text_of) as done:
+            with pytest.raises(OptionError, match="the first 100 records are not those"):
+                await uploaded(RECORDS[1:], done)
+        async with Checkpoint(path, key=text_of) as done:
+            with pytest.raises(UsageError, match="has a key=, and has not seen the records"):
+                await uploaded(RECORDS, done.records)
+        assert await counted(client) == 100
+        async with Checkpoint(path, key=text_of) as done:
+            await uploaded(RECORDS, done)
+            assert done.records == 150
         assert await counted(client) == 150
 
 

@@ -14,15 +14,22 @@ pytestmark = pytest.mark.slow
 
 ANSWER = b"a" * 50_000_000
 
+CHUNKED = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+NEVER = b"GET /never HTTP/1.1\r\nhost: a\r\n\r\n"
+"""An answer that never comes."""
+
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Reads the body, and answers: much at /large."""
+    """Reads the body, and answers: much at /large, when the client is gone at /never, and with the body at /echo."""
     assert scope["type"] == "http"
+    body = b""
     while (message := await receive()).get("more_body"):
-        pass
+        body += message["body"]
+    if scope["path"] == "/never":
+        message = await receive()
     if message["type"] == "http.disconnect":
         return
-    answer = ANSWER if scope["path"] == "/large" else b"ok"
+    answer = {"/large": ANSWER, "/echo": body + message["body"]}.get(scope["path"], b"ok")
     headers = [(b"content-length", b"%d" % len(answer))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": answer})
@@ -70,8 +77,16 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("part", [b"x: " + 1000 * b"a" + b"\r\n", b"a" * 1000], ids=["many", "one"])
-@pytest.mark.parametrize("beginning", [b"GET / HTTP/1.1\r\nhost: a\r\nx-1: ", b"GET /"], ids=["headers", "path"])
-def test_a_head_without_end_is_refused(part: bytes, beginning: bytes) -> None:
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        pytest.param(b"GET / HTTP/1.1\r\nhost: a\r\nx-1: ", id="headers"),
+        pytest.param(b"GET /", id="path"),
+        pytest.param(CHUNKED + b"0\r\nx-1: ", id="trailers"),
+        pytest.param(CHUNKED + b"1;x=", id="extensions of a chunk"),
+    ],
+)
+def test_what_is_no_body_and_has_no_end_is_refused(part: bytes, beginning: bytes) -> None:
     with listening() as port, connected(port) as client:
         client.sendall(beginning)
         with pytest.raises(OSError):
@@ -146,3 +161,39 @@ def test_a_connection_is_kept_for_the_next_request() -> None:
             with pytest.raises(TimeoutError):  # though it is silent for longer than within a request
                 client.recv(1)
             client.settimeout(WAIT_SECONDS)
+
+
+def test_a_few_requests_may_be_sent_ahead_of_their_answers_and_no_more() -> None:
+    ahead = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+    with listening() as port:
+        with connected(port) as client:
+            client.sendall(50 * ahead)
+            client.sendall(9 * ahead + b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+            assert all_of(client).count(b"ok") == 60
+        with connected(port) as client:
+            client.sendall(NEVER + 100 * ahead)
+            assert all_of(client) == b""
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+def test_who_asks_for_another_protocol_is_answered_in_this_one(protocol: bytes) -> None:
+    """As Java's own client does with each request. What lies in a body is no further request."""
+    asked = b"connection: upgrade, http2-settings\r\nupgrade: " + protocol + b"\r\nhttp2-settings: AAMAAABk\r\n"
+    body = b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n"
+    request = b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n" % len(body) + asked + b"\r\n"
+    last = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+    with listening() as port, connected(port) as client:
+        client.sendall(request)
+        client.sendall(body + request + body + last)
+        answers = all_of(client)
+    assert [answers.count(part) for part in (b"HTTP/1.1 200 OK", b"\r\n\r\n" + body, b"ok")] == [3, 2, 1]
+
+
+def test_what_follows_a_request_is_not_answered_in_its_place() -> None:
+    """Whoever waits for several answers would take the refusal of the last request for that of the first one."""
+    with listening() as port:
+        for wrong in (b"CONNECT a:1 HTTP/1.1\r\n\r\n", b"nonsense\r\n\r\n"):
+            for before, answer in ((b"", b"HTTP/1.1 400 "), (NEVER, b"")):
+                with connected(port) as client:
+                    client.sendall(before + wrong)
+                    assert all_of(client)[:13] == answer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from asyncembed.catalogue.lookup import require_model
 from asyncembed.catalogue.pipeline import spec_from_directory
-from asyncembed.catalogue.spec import LocalSource, ModelSpec
+from asyncembed.catalogue.spec import LocalOrigin, ModelSpec
 from asyncembed.encoders.settings import CausalRerankerSettings, read_settings
 from asyncembed.export.answers import read_answer
 from asyncembed.export.graph_cache import ensure_graph
@@ -48,16 +48,16 @@ def _dense(directory: Path) -> ModelSpec:
 def _static(directory: Path) -> ModelSpec:
     write_static(directory, wordpiece())
     spec = require_model("minishlab/potion-base-8M", "text")
-    return replace(spec, dim=STATIC_DIM, sources=(LocalSource(directory),))
+    return replace(spec, dim=STATIC_DIM, sources=(LocalOrigin(directory),))
 
 
 def _sparse(directory: Path, *, name: str, write: Callable[[Path], Path]) -> ModelSpec:
-    return replace(require_model(name, "sparse"), sources=(LocalSource(write(directory)),))
+    return replace(require_model(name, "sparse"), sources=(LocalOrigin(write(directory)),))
 
 
 def _reranker(directory: Path) -> ModelSpec:
     spec = require_model(RERANKER, "cross_encoder")
-    return replace(spec, sources=(LocalSource(write_reranker(directory)),), dim=DIM)
+    return replace(spec, sources=(LocalOrigin(write_reranker(directory)),), dim=DIM)
 
 
 def _causal_reranker(directory: Path) -> ModelSpec:

@@ -18,7 +18,7 @@ import numpy as np
 
 import asyncembed
 from asyncembed.catalogue.lookup import list_models
-from asyncembed.catalogue.spec import HubSource
+from asyncembed.catalogue.spec import HubOrigin
 from tests.hub.server import HubServer, Repo
 from tests.support.hybrid_models import write_bge_m3
 from tests.support.images import picture, write_image_model
@@ -75,7 +75,7 @@ def serve(hub: HubServer, snippet: str, directory: Path) -> None:
         if spec.name in SMALL and spec.name in " ".join([snippet, *GIVEN.values()]):
             folder = directory / spec.name.replace("/", "--")
             SMALL[spec.name](folder)
-            (repo, *_) = [source.repo for source in spec.sources if isinstance(source, HubSource)]
+            (repo, *_) = [source.repo for source in spec.sources if isinstance(source, HubOrigin)]
             hub.repos[repo] = Repo(files_of(folder))
 
 

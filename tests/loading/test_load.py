@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants
 from onnx import helper, numpy_helper
 
-from asyncembed import HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, download, loading
+from asyncembed import HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, download
 from asyncembed.catalogue.described import Overrides
 from asyncembed.catalogue.lookup import find_model
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
@@ -29,7 +29,9 @@ from asyncembed.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
-from asyncembed.loading import find_family, known_family, prepare
+from asyncembed.loading import made_graphs
+from asyncembed.loading.load import prepare
+from asyncembed.loading.locate import find_family, known_family
 from asyncembed.options import Options
 from asyncembed.runtime import prepared
 from tests.hub.server import HubServer, Repo
@@ -508,7 +510,7 @@ async def test_a_process_that_dies_over_a_graph_leaves_it_as_it_is(
 ) -> None:
     """As one does that takes too much memory."""
     monkeypatch.setattr(prepared, "SMALLEST_INLINE_BYTES", 0)
-    monkeypatch.setattr(loading, "prepare_graph", end_at_once)
+    monkeypatch.setattr(made_graphs, "prepare_graph", end_at_once)
     caplog.set_level(logging.INFO, logger="asyncembed")
     async with TextEmbedding(write_self_describing_model(tmp_path / "model"), workers=1) as model:
         assert (await model.embed_query("river")).shape == (8,)
