@@ -71,16 +71,22 @@ def move(source: Path, target: Path) -> None:
         time.sleep(_STEP_SECONDS)
 
 
+def sync(path: Path) -> None:
+    """Have a file's content reach the disk, before its name says that it is whole. Blocks."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 def default_cache_dir() -> Path:
     """Where the files are kept that we make: `$ASYNCEMBED_CACHE`, else `asyncembed` in the Hugging Face home.
 
     That is `$HF_HOME`, else `$XDG_CACHE_HOME/huggingface`, else `~/.cache/huggingface`. Blocks.
     """
     if chosen := os.environ.get("ASYNCEMBED_CACHE"):
-        return Path(chosen).expanduser()
+        return Path(chosen).expanduser().absolute()
     from huggingface_hub.constants import HF_HOME
 
-    return Path(HF_HOME) / "asyncembed"
+    return Path(HF_HOME).absolute() / "asyncembed"
 
 
 class WritableFile(Protocol):

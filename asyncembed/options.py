@@ -220,7 +220,7 @@ class Options(PoolOptions):
     @property
     def own_cache_dir(self) -> Path | None:
         """Where what we make of a model is kept: beside the hub's files, where the user wants those elsewhere."""
-        return None if self.cache_dir is None else Path(self.cache_dir, "asyncembed")
+        return None if self.cache_dir is None else Path(self.cache_dir, "asyncembed").expanduser().absolute()
 
     @property
     def is_for_cpu(self) -> bool:

@@ -126,6 +126,18 @@ def read_object(file: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any
     return value if isinstance(value, dict) else {}
 
 
+def read_note(file: Path, *, max_bytes: int) -> str | None:
+    """The text of a small file of a cache, which others may write to; None: there is none that is one. Blocks."""
+    try:
+        if not file.is_file():  # a pipe would never be read to its end
+            return None
+        with file.open("rb") as stream:
+            content = stream.read(max_bytes + 1)
+        return content.decode() if len(content) <= max_bytes else None
+    except (OSError, ValueError):
+        return None
+
+
 def shown(value: object) -> str:
     """A value of a stranger's file as a message may show it: a plain word as it is, anything else as `quoted`."""
     return value if isinstance(value, str) and _PLAIN_WORD.fullmatch(value) else quoted(value)

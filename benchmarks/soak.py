@@ -18,9 +18,10 @@ import os
 import statistics
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from subprocess import PIPE
 from tempfile import TemporaryDirectory
@@ -93,6 +94,7 @@ class Row(NamedTuple):
 
     what: str
     first: float
+    middle: float
     last: float
     a_minute: float
     grows: bool
@@ -102,15 +104,16 @@ class Row(NamedTuple):
 
 
 def row(what: str, samples: Sequence[Sample]) -> Row:
-    """The medians of the first and last third after the warm-up; and whether the last is more than it may be."""
+    """The medians of each third after the warm-up; and whether that of the last is more than it may be."""
     warm = samples[max(WARM_UP_ROUNDS, int(len(samples) * WARM_UP)) :] or samples[-1:]
     third = max(1, len(warm) // 3)
-    first, last = (statistics.median(one.held[what] for one in some) for some in (warm[:third], warm[-third:]))
+    parts = (warm[:third], warm[third:-third] or warm, warm[-third:])
+    first, middle, last = (statistics.median(one.held[what] for one in some) for some in parts)
     seconds = statistics.fmean(one.seconds for one in warm[-third:])
     seconds -= statistics.fmean(one.seconds for one in warm[:third])
     absolute, part = ALLOWED.get(what, (0, 0))
     grows = last - first > absolute + part * first and len(warm) >= FEWEST_ROUNDS
-    return Row(what, first, last, 60 * (last - first) / seconds if seconds else 0.0, grows)
+    return Row(what, first, middle, last, 60 * (last - first) / seconds if seconds else 0.0, grows)
 
 
 def rows(account: Account) -> list[Row]:
@@ -120,13 +123,15 @@ def rows(account: Account) -> list[Row]:
 def report(accounts: Sequence[Account], seconds: float) -> bool:
     """The table; whether all is well."""
     say(f"{machine()}\n{seconds / 60:.1f} minutes\n")
-    say("| of | what it holds at rest | after warm-up | at the end | a minute | |\n|---|---|---|---|---|---|")
+    say("| of | what it holds at rest | after warm-up | in the middle | at the end | a minute | |")
+    say("|---|---|---|---|---|---|---|")
     is_well = True
     for account in accounts:
         for one in rows(account):
             is_well &= not one.grows
             verdict = "GROWS" if one.grows else "flat"
-            say(f"| {account.name} | {one.what} | {one.first:.6g} | {one.last:.6g} | {one.a_minute:+.3g} | {verdict} |")
+            values = " | ".join(f"{value:.6g}" for value in (one.first, one.middle, one.last))
+            say(f"| {account.name} | {one.what} | {values} | {one.a_minute:+.3g} | {verdict} |")
     for account in accounts:
         answers = ", ".join(f"{count:,} {what}" for what, count in sorted(account.counts.items()))
         say(f"\n{account.name}, {len(account.samples)} times at rest: {answers}")
@@ -210,9 +215,16 @@ class Soak:
         await until_rest(lambda: not any(map(psutil.pid_exists, account.pids)))
         if left := [pid for pid in account.pids if psutil.pid_exists(pid)]:
             account.problems[f"processes left: {left}"] += 1
-        account.problems.update(
-            f"in its log: {line}" for line in log.splitlines() if any(word in line for word in SUSPICIOUS)
-        )
+        account.problems.update(f"in its log: {told}" for told in _told(log))
+
+
+def _told(log: str) -> Iterator[str]:
+    """What nobody wants to read in a log: a line, and of a traceback all."""
+    lines = log.splitlines()
+    for place, line in enumerate(lines):
+        if any(word in line for word in SUSPICIOUS):
+            inner = list(takewhile(lambda each: each.startswith(" "), lines[place + 1 :]))
+            yield "\n".join(lines[place : place + 1 + len(inner) + 1])
 
 
 async def _lines(process: Process) -> AsyncIterator[str]:

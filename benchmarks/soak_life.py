@@ -13,15 +13,15 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
-from time import perf_counter
-from typing import Any
+from time import perf_counter, time
+from typing import Any, Literal
 
 import anyio
 from anyio import create_task_group, move_on_after, sleep, to_thread
 from anyio.lowlevel import checkpoint
 
-from asyncembed import Checkpoint, TextEmbedding, WorkerPool, sync
-from asyncembed.errors import InputError, StateError
+from asyncembed import Checkpoint, TextEmbedding, VectorCacheFile, WorkerPool, sync
+from asyncembed.errors import InputError, ModelLoadError, StateError
 from asyncembed.readers import json_lines
 from benchmarks.soak_books import Books, until_rest, usage
 from tests.support.killing import kill
@@ -30,14 +30,21 @@ from tests.support.waiting import worker_processes
 MOST_RECORDS = 300
 KEEP_ALIVE_SECONDS = 0.3
 
+LOADED_SECONDS = 3.0
+"""A worker that is older has loaded its model."""
+
+CACHE_BYTES = 2**16
+"""Of the file that both programs use at once: it has no room for all vectors, so that some are computed again."""
+
 
 class Life:
     """One program's models, and what everybody does with them: each method `..._turn` is somebody's turn."""
 
-    def __init__(self, books: Books, steady: TextEmbedding, mortal: TextEmbedding) -> None:
+    def __init__(self, books: Books, steady: TextEmbedding, cached: TextEmbedding, mortal: TextEmbedding) -> None:
         self.books = books
         self.random = books.random
         self.models = {"steady": steady, "mortal": mortal}
+        self._cached = cached
         self.spared: set[int] = set()
         self._count = 0
 
@@ -47,6 +54,9 @@ class Life:
         return Path(gettempdir(), f"{self._count}{suffix}")
 
     def pick_model(self) -> tuple[str, TextEmbedding]:
+        """A model, by the name of its files; a part of the time that which has its vectors from the cache."""
+        if self.random.random() < 0.2:
+            return "steady", self._cached
         name = self.random.choice(list(self.models))
         return name, self.models[name]
 
@@ -115,6 +125,21 @@ class Life:
             self.books.expect("index", error.index, len(numbers))
         self.books.check("ingested until the first error", name, numbers, vectors)
 
+    async def chunks_turn(self) -> None:
+        """Texts as documents: their chunks are all of them, and a chunk that is a whole document has its vector."""
+        name, model = self.pick_model()
+        numbers = self.books.pick(50)
+        mode: Literal["plain", "late"] = self.random.choice(["plain", "late"])
+        parts: list[list[Any]] = []
+        async for chunk in model.embed_chunks([self.books.texts[number] for number in numbers], mode=mode):
+            parts += [[]] if chunk.index == 0 else []
+            parts[-1].append(chunk)
+        found = [" ".join(chunk.document[chunk.start : chunk.end] for chunk in some) for some in parts]
+        self.books.expect("chunks", found, [self.books.texts[number] for number in numbers])
+        if mode == "plain":
+            whole = [(number, some[0].vector) for number, some in zip(numbers, parts, strict=True) if len(some) == 1]
+            self.books.check("chunks", name, [number for number, _ in whole], [vector for _, vector in whole])
+
     async def resumed_ingest_turn(self) -> None:
         """An ingest with a checkpoint, cut off at any moment and taken up again until all is done."""
         name, model = self.pick_model()
@@ -123,8 +148,10 @@ class Life:
         stored: dict[int, Any] = {}
         records = [{"number": place, "text": self.books.texts[number]} for place, number in enumerate(numbers)]
         is_done = False
+        patience = 0.1
         while not is_done:
-            with move_on_after(self.random.uniform(0.01, 0.5)):
+            patience *= 1.2
+            with move_on_after(self.random.uniform(0, patience)):
                 async with (
                     Checkpoint(path, key=_text_of) as done,
                     model.embed(done.rest(records), key=_text_of).with_inputs() as stream,
@@ -197,7 +224,7 @@ class Life:
         model = TextEmbedding(self.books.folder / "idle", workers=1).on_any_loop(keep_alive=KEEP_ALIVE_SECONDS)
         for _ in range(3):
             numbers = self.books.pick(5)
-            with self._unless_unloaded():
+            with self._unless_ended():
                 vectors = [await model.embed_query(self.books.texts[number]) for number in numbers]
                 self.books.check("queried a model that idles out", "idle", numbers, vectors)
             await sleep(self.random.uniform(0, 3 * KEEP_ALIVE_SECONDS))
@@ -207,17 +234,19 @@ class Life:
     async def sync_turn(self) -> None:
         """The same from a thread that has no loop."""
         numbers = self.books.pick(20)
-        with self._unless_unloaded():
+        with self._unless_ended():
             vectors = await to_thread.run_sync(self._in_thread, [self.books.texts[number] for number in numbers])
             self.books.check("asked from a thread", "idle", numbers, vectors)
 
     @contextmanager
-    def _unless_unloaded(self) -> Iterator[None]:
-        """What runs while another turn unloads the model gets an error that says so."""
+    def _unless_ended(self) -> Iterator[None]:
+        """What runs while another turn unloads the model, or kills its workers thrice, gets an error that says so."""
         try:
             yield
         except StateError:
             self.books.counts["unloaded meanwhile"] += 1
+        except ModelLoadError:
+            self.books.counts["killed thrice while it loaded"] += 1
 
     def _in_thread(self, texts: list[str]) -> list[Any]:
         with sync.TextEmbedding(self.books.folder / "idle", workers=1, keep_alive=KEEP_ALIVE_SECONDS) as model:
@@ -228,7 +257,7 @@ class Life:
         """A model that is opened, used and closed; now and then it is given up while it opens, or in the middle."""
         patience = self.random.uniform(0, 1) if self.random.random() < 0.5 else 60
         numbers = self.books.pick(10)
-        with move_on_after(patience):
+        with self._unless_ended(), move_on_after(patience):
             async with TextEmbedding(self.books.folder / "idle", workers=self.random.randint(1, 2)) as model:
                 vectors = await model.embed([self.books.texts[number] for number in numbers]).collect()
                 self.books.check("asked a model just opened", "idle", numbers, vectors)
@@ -237,6 +266,8 @@ class Life:
         """A worker that ends from one moment to the next, whatever it does; then one is there that answers."""
         await sleep(self.random.uniform(0.3, 2))
         victims = [worker for worker in worker_processes() if worker.pid not in self.spared]
+        if self.books.counts["workers killed"] % 3:  # one that dies three times while it loads is given up, and rightly
+            victims = [worker for worker in victims if time() - worker.create_time() > LOADED_SECONDS]
         if victims:
             with suppress(ProcessLookupError):
                 kill(self.random.choice(victims).pid)
@@ -250,7 +281,7 @@ class Life:
     def is_at_rest(self) -> bool:
         """Whether nothing is asked, all workers are back, and models that idle out are gone."""
         stats = [model.stats() for model in self.models.values()]
-        is_idle = not any(one.queued or one.in_flight for one in stats)
+        is_idle = not any(one.queued or one.in_flight for one in [*stats, self._cached.stats()])
         return (
             is_idle
             and all(one.workers_ready == one.workers for one in stats)
@@ -304,20 +335,23 @@ async def live(folder: Path, seconds: float, round_seconds: float, seed: int) ->
     async with (
         WorkerPool(workers=1, interactive_workers=1) as pool,
         TextEmbedding(folder / "steady", pool=pool) as steady,
+        TextEmbedding(folder / "steady", pool=pool, cache=VectorCacheFile(folder / "vectors", CACHE_BYTES)) as cached,
     ):
         spared = {worker.pid for worker in worker_processes()}
         async with TextEmbedding(folder / "mortal", workers=2, interactive_workers=0) as mortal:
-            life = Life(books, steady, mortal)
+            life = Life(books, steady, cached, mortal)
             life.spared = spared
             turns = {life.ingest_turn: 2, life.query_turn: 3, life.leaving_turn: 2, life.idle_turn: 2}
             turns |= {life.sync_turn: 1, life.opening_turn: 1, life.killing_turn: 1}
-            turns |= {life.failing_ingest_turn: 1, life.resumed_ingest_turn: 1}
+            turns |= {life.failing_ingest_turn: 1, life.resumed_ingest_turn: 1, life.chunks_turn: 1}
             ends = perf_counter() + seconds
             while perf_counter() < ends:
                 await books.play(turns, round_seconds)
                 if not await until_rest(life.is_at_rest):
                     books.note(f"no rest: {[model.stats() for model in life.models.values()]}, {worker_processes()}")
                 tell(books, usage(spared, [Path(gettempdir())]))
+            books.counts["vectors from the cache"] = cached.stats().cache_hits
+            books.counts["computed once for several"] = steady.stats().deduplicated + mortal.stats().deduplicated
     await until_rest(lambda: not worker_processes())
     if left := worker_processes():
         books.note(f"processes left: {left}")

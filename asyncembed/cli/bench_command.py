@@ -9,7 +9,7 @@ import click
 
 from asyncembed.catalogue.spec import Family
 from asyncembed.cli.model_options import model_names, model_options, worker_options
-from asyncembed.cli.output import json_option, print_json, size_in_words
+from asyncembed.cli.output import json_option, print_json, say, size_in_words
 
 if TYPE_CHECKING:
     from asyncembed.cli.measuring import Ingest, Measured
@@ -53,12 +53,12 @@ def bench(
     exact = _made(model, family, {**options, "precision": "fp32"}) if options["precision"] in ("int8", "q8") else None
     own = _lines(texts) if texts is not None else ()
     if not as_json:
-        click.echo(f"Measuring {model}, for about {2 * seconds + 5:.0f} s ...", err=True)
+        say(f"Measuring {model}, for about {2 * seconds + 5:.0f} s ...", err=True)
     measured = anyio.run(measure, embedder, pool, seconds, own, exact)
     if as_json:
         print_json(asdict(measured))
     else:
-        click.echo(table(measured))
+        say(table(measured))
     if chart is not None:
         chart.write_text(draw_measured(measured), encoding="utf-8")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from asyncembed.cli.model_options import cache_dir_option, model_names
-from asyncembed.cli.output import json_option, print_json, print_table, size_in_words
+from asyncembed.cli.output import json_option, print_json, print_table, say, size_in_words
 
 if TYPE_CHECKING:
     from asyncembed.cli.stored import Places, Stored
@@ -35,7 +35,7 @@ def cache(context: click.Context, cache_dir: Path | None, as_json: bool) -> None
     if as_json:
         print_json(_as_document(places, stored))
         return
-    click.echo(f"{places.hub} (shared with other tools), {places.own}\n")
+    say(f"{places.hub} (shared with other tools), {places.own}\n")
     _print_stored(places, stored)
 
 
@@ -65,6 +65,8 @@ def clear(
 
     if not names and not made:
         raise click.UsageError("name the models to delete, or say --made")
+    if "" in names:  # as of a variable that is not set; nameless are all graphs of local directories
+        raise click.UsageError("one of the names is empty: name the models to delete")
     places = Places.of(cache_dir or outer_dir)
     stored = look_into(places)
     what = chosen(stored, names, made_here=made)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from asyncembed.cli.model_options import cache_dir_option
-from asyncembed.cli.output import json_option, print_json
+from asyncembed.cli.output import json_option, print_json, visible
 
 if TYPE_CHECKING:
     from asyncembed.cli.checkup import Finding
@@ -42,6 +42,7 @@ def doctor(context: click.Context, cache_dir: Path | None, offline: bool, as_jso
 
 
 def _print(finding: "Finding") -> None:
-    click.echo(f"{click.style(_MARKS[finding.state], fg=_COLOURS[finding.state])}  {finding.subject}: {finding.text}")
+    mark = click.style(_MARKS[finding.state], fg=_COLOURS[finding.state])
+    click.echo(f"{mark}  {visible(f'{finding.subject}: {finding.text}')}")
     if finding.advice:
-        click.echo(fill(finding.advice, 120, initial_indent="      > ", subsequent_indent="        "))
+        click.echo(fill(visible(finding.advice), 120, initial_indent="      > ", subsequent_indent="        "))

@@ -24,6 +24,10 @@ VERSION = 1
 """Of what the folder holds: another version's draft is not gone on with."""
 
 
+_NAMES = frozenset({"about", "data", "failed", "journal", "lock", "whole"})
+"""Of all that a run leaves in the folder."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
     """How far a draft is.
@@ -61,9 +65,7 @@ class Draft:
 
     def __enter__(self) -> "Draft":
         """Raises `OptionError` if another process is writing it, or somebody has put something else in its place."""
-        for path in (self.folder, self.data, self.failed, self._journal.path):
-            if path.is_symlink():  # to what would be written over
-                raise OptionError(f"{path} is a link, which no run has left: remove it")
+        self._check_is_ours()
         self.folder.mkdir(exist_ok=True)
         take_lock(self._lock, f"{self.target} is being written by another process")
         return self
@@ -73,6 +75,14 @@ class Draft:
         self._lock.release()
         if not self._journal.exists():
             self._remove()
+
+    def _check_is_ours(self) -> None:
+        """See that nothing is there that would be written through, or deleted with the folder."""
+        for path in (self.folder, *(self.folder.iterdir() if self.folder.is_dir() else ())):
+            if path.is_symlink():
+                raise OptionError(f"{path} is a link, which no run has left: remove it")
+            if path != self.folder and path.name not in _NAMES:
+                raise OptionError(f"{path} is of no run, and {self.folder} will be deleted: move it elsewhere")
 
     # ---------------------------------------------------------------- from the beginning, or from where it was left
 
@@ -177,7 +187,9 @@ class Draft:
         if failed_to is not None and whole.exists():
             # Always of the same name, which the next run takes if this one is killed here.
             copy = failed_to.with_name(f"{failed_to.name}.partial")
-            shutil.copyfile(self.failed, copy)
+            copy.unlink(missing_ok=True)  # it may be a link by now
+            with self.failed.open("rb") as failed, copy.open("xb") as file:
+                shutil.copyfileobj(failed, file)
             move(copy, failed_to)
         beside = about_file(self.target)
         if whole.exists():

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from asyncembed.cli.model_options import cache_option, model_names, model_options, worker_options
-from asyncembed.cli.output import json_option, print_json
+from asyncembed.cli.output import json_option, print_json, say
 from asyncembed.cli.record_files import open_records, source_options
 
 
@@ -65,7 +65,7 @@ def embed(quiet: bool, as_json: bool, **options: Any) -> None:
     if as_json and options["output"] != "-":
         print_json(report)
     elif not quiet:
-        click.echo(_in_words(report), err=True)
+        say(_in_words(report), err=True)
 
 
 def _embed(options: Mapping[str, Any], *, shows_progress: bool) -> dict[str, Any]:

@@ -294,8 +294,9 @@ class _FileTarget(Target):
         if source.path is not None and self._draft.folder.absolute() in source.path.absolute().parents:
             raise OptionError(f"{source.path} is of the draft that is written: copy it to elsewhere")
         for path in written:
-            if path.is_dir() or not path.parent.is_dir():
-                problem = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
+            if (path.exists() and not path.is_file()) or not path.parent.is_dir():
+                problem = "it is no file" if path.exists() else f"there is no directory {path.parent}"
+                problem = "it is a directory" if path.is_dir() else problem
                 raise OptionError(f"{path} cannot be written: {problem}")
             if source.path is not None and path.exists() and path.samefile(source.path):
                 raise OptionError(f"{path} is what is read: write to another file")

@@ -18,6 +18,11 @@ def visible(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line in which names of files and models, and what these say, may be."""
+    click.echo(visible(text), err=err)
+
+
 def json_option(what: str) -> Callable[[CommandT], CommandT]:
     """The option `--json`, which the command gets as `as_json`; `what` says what it prints then."""
     return click.option("--json", "as_json", is_flag=True, help=f"{what}, as JSON.")
@@ -39,7 +44,7 @@ def size_in_words(count: int) -> str:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as what is in them."""
-    lines = [[visible(cell) for cell in line] for line in (header, *rows)]
+    lines = [[visible(cell).replace("\n", r"\n") for cell in line] for line in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

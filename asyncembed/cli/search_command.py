@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asyncembed.cli.model_options import model_options
-from asyncembed.cli.output import json_option
+from asyncembed.cli.output import json_option, say
 from asyncembed.cli.ranking import Ranked, print_ranking
 from asyncembed.cli.record_files import DEFAULT_COLUMN
 from asyncembed.errors import OptionError
@@ -79,4 +79,4 @@ def _check_fingerprint(index: "VectorIndex", fingerprint: str, *, is_given: bool
             f"{problem}: its files have changed, so its vectors cannot be compared. Embed the records again, or name "
             "the revision of then with --revision"
         )
-    click.echo(f"Warning: {problem}.", err=True)
+    say(f"Warning: {problem}.", err=True)

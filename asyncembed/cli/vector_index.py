@@ -73,8 +73,25 @@ class _Matrix(VectorIndex):
             raise OptionError(f"{self.path} is no matrix of numpy: {error}") from error
         if not isinstance(matrix, np.ndarray) or matrix.ndim != 2:
             raise OptionError(f"{self.path} is no matrix of numpy: it has not two dimensions")
-        if len(matrix):  # an empty file cannot be mapped, and has nothing to give
-            yield matrix
+        if not len(matrix):  # an empty file cannot be mapped, and has nothing to give
+            return
+        if isinstance(matrix, np.memmap) and matrix.flags.c_contiguous:
+            (rows, dim), dtype, start = matrix.shape, matrix.dtype, matrix.offset
+            del matrix
+            yield from self._portions(rows, dim, dtype, start)
+        else:  # its rows lie in pieces, all over the file
+            yield np.load(self.path, allow_pickle=False)
+
+    def _portions(self, rows: int, dim: int, dtype: np.dtype[Any], start: int) -> Iterator[npt.NDArray[Any]]:
+        # Read and not mapped: a file that gets shorter kills whoever has it mapped.
+        with self.path.open("rb") as file:
+            file.seek(start)
+            for position in range(0, rows, READ_AT_ONCE):
+                count = min(READ_AT_ONCE, rows - position)
+                numbers = np.fromfile(file, dtype, count * dim)
+                if len(numbers) < count * dim:
+                    raise OptionError(f"{self.path} has got shorter while it was read: search again when it is whole")
+                yield numbers.reshape(count, dim)
 
 
 class _Lines(VectorIndex):

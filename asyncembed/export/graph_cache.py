@@ -15,8 +15,8 @@ from asyncembed.export.foreign_int8 import write_in_8_bits
 from asyncembed.export.heads import Head
 from asyncembed.export.int8_graph import TOKENIZER_FILE, activations, frame_of, quantize, watch_activations
 from asyncembed.export.onnx_builder import Graph
-from asyncembed.files import default_cache_dir, move, replacing
-from asyncembed.repo_files import NEITHER
+from asyncembed.files import default_cache_dir, move, replacing, sync
+from asyncembed.repo_files import NEITHER, read_note
 from asyncembed.runtime.digests import KEY_LENGTH, file_digest, key_of, known_digest
 from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.runtime.safetensors import Tensors, find_weights, read_tensors
@@ -36,6 +36,8 @@ ACCURACY_FILE = "accuracy.json"
 
 REFUSAL_FILE = "refusal.txt"
 """Why none can be made."""
+
+_MAX_REFUSAL_BYTES = 4096
 
 _FILES = (GRAPH_FILE, INT8_GRAPH_FILE, DATA_FILE, ACCURACY_FILE, REFUSAL_FILE)
 
@@ -134,8 +136,8 @@ def find_int8_graph(source: Path, directory: Path, *, cache_dir: Path | None = N
     target = _place_of_int8(source, directory, cache_dir)
     if _is_complete(target):
         return target / INT8_GRAPH_FILE
-    with contextlib.suppress(OSError):
-        raise UnsupportedModelError((target / REFUSAL_FILE).read_text("utf-8"), model=str(source))
+    if (refusal := read_note(target / REFUSAL_FILE, max_bytes=_MAX_REFUSAL_BYTES)) is not None:
+        raise UnsupportedModelError(refusal, model=str(source))
     return None
 
 
@@ -178,6 +180,7 @@ def _keep(write: Callable[[Path], None], root: Path, target: Path, graph_file: s
                 raise NotADirectoryError(errno.ENOTDIR, "a link where a directory of the cache belongs", str(target))
             # The graph last: whoever sees it finds its weights. Two processes write the same bytes.
             for name in (DATA_FILE, graph_file):
+                sync(Path(temporary, name))
                 move(Path(temporary, name), target / name)
     except OSError as error:
         if _is_complete(target):  # Windows does not replace a file that another process has just made and mapped

@@ -1,14 +1,20 @@
 """The content of files, known without reading them twice."""
 
 import contextlib
+import errno
 import hashlib
+import re
 import time
 from pathlib import Path
 
 from asyncembed.files import replacing
+from asyncembed.repo_files import read_note
 
 KEY_LENGTH = 32
 """Hexadecimal digits of a key, which the name of a folder is."""
+
+_DIGEST_LENGTH = 64
+_DIGEST = re.compile(f"[0-9a-f]{{{_DIGEST_LENGTH}}}")
 
 # Within this time a file can change twice without a new timestamp (FAT: 2 s): its stat does not identify it.
 _TIMESTAMP_STEP_SECONDS = 2.0
@@ -28,8 +34,8 @@ def file_digest(path: Path, known: Path) -> str:
     time when the file was made.)
     """
     status, memo = path.stat(), _memo(path, known)
-    with contextlib.suppress(OSError):
-        return memo.read_text("ascii")
+    if (remembered := _remembered(memo)) is not None:
+        return remembered
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if time.time() - max(status.st_mtime, status.st_ctime) > _TIMESTAMP_STEP_SECONDS:
@@ -43,7 +49,15 @@ def known_digest(path: Path, known: Path) -> str:
     Raises:
         OSError: There is no such file, or its digest was not taken as it is now.
     """
-    return _memo(path, known).read_text("ascii")
+    if (remembered := _remembered(_memo(path, known))) is None:
+        raise FileNotFoundError(errno.ENOENT, "its content was not seen yet", str(path))
+    return remembered
+
+
+def _remembered(memo: Path) -> str | None:
+    """A digest that was kept; None: what is there, if anything, is none, as after the machine lost its power."""
+    found = read_note(memo, max_bytes=_DIGEST_LENGTH)
+    return found if found is not None and _DIGEST.fullmatch(found) else None
 
 
 def _memo(path: Path, known: Path) -> Path:

@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from asyncembed.errors import ModelLoadError
-from asyncembed.files import move
+from asyncembed.files import move, sync
 from asyncembed.repo_files import read_object
 from asyncembed.runtime.digests import KEY_LENGTH, file_digest, key_of
 from asyncembed.runtime.onnx_file import read_onnx_file
@@ -136,13 +136,19 @@ def prepare_graph(source: Source, save: Callable[[Path, Path, str], str | None])
         facts = {"source": str(source.path), "runtime": _runtime(), "machine": source.machine, "note": note}
         (made / FACTS_FILE).write_text(json.dumps(facts, indent=1), "utf-8")
         for name in (GRAPH_FILE, DATA_FILE):
-            _sync(made / name)
-        try:
-            move(made, folder)
-        except OSError:
-            if not _is_complete(folder):  # somebody else was sooner, with the same bytes
-                raise
+            sync(made / name)
+        _publish(made, folder)
     return folder / GRAPH_FILE
+
+
+def _publish(made: Path, folder: Path) -> None:
+    try:
+        move(made, folder)
+    except OSError:
+        if _is_complete(folder):  # somebody else was sooner, with the same bytes
+            return
+        put_aside(folder / GRAPH_FILE)  # what a part of is gone would be in the way for ever
+        move(made, folder)
 
 
 def put_aside(graph: Path) -> None:
@@ -200,11 +206,6 @@ def _runtime() -> str:
         with contextlib.suppress(PackageNotFoundError):
             found.append(f"{name} {version(name)}")
     return ", ".join(found)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _prune(root: Path) -> None:

@@ -195,6 +195,7 @@ def _read_header(path: Path, data: mmap.mmap) -> dict[str, _Entry]:
         raise _broken(path, "its header is no JSON object")
     header.pop("__metadata__", None)
     entries: dict[str, _Entry] = {}
+    ranges: list[tuple[int, int, str]] = []
     for name, fields in header.items():
         try:
             dtype, shape = fields["dtype"], tuple(map(_natural, fields["shape"]))
@@ -207,7 +208,18 @@ def _read_header(path: Path, data: mmap.mmap) -> dict[str, _Entry]:
             described = f"{shown(dtype)} {list(shape[:8])}"
             raise _broken(path, f"the tensor {shown(name)} of {described} cannot be {end - begin} bytes long")
         entries[name] = _Entry(path, data, dtype, shape, 8 + length + begin)
+        ranges.append((begin, end, name))
+    _check_apart(path, ranges)
     return entries
+
+
+def _check_apart(path: Path, ranges: list[tuple[int, int, str]]) -> None:
+    """See that no two tensors share bytes: a small file would be a model of any size. The format forbids it, too."""
+    reached = 0
+    for begin, end, name in sorted(ranges):
+        if begin < min(reached, end):
+            raise _broken(path, f"the tensor {shown(name)} has bytes that another one has, too")
+        reached = max(reached, end)
 
 
 def _natural(value: object) -> int:

@@ -6,6 +6,7 @@ its few instructions are followed here, and a name in it is compared with those 
 Sources: Python's `pickletools` for the instructions, torch's `serialization.py` for the layout.
 """
 
+import io
 import pickletools
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ MAX_FILE_BYTES = 2**28
 
 MAX_PICKLE_BYTES = 2**16
 MAX_MEMBERS = 256
+MAX_LIST_BYTES = 2**18
+"""The names of all members, and what is said of them: `zipfile` makes thirty times as much of that."""
 
 _STORAGES: Mapping[str, str] = {
     "torch FloatStorage": "<f4",
@@ -59,12 +62,27 @@ def read_torch_file(path: Path) -> dict[str, Array]:
     try:
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
             raise ValueError(f"{size:,} bytes are more than the heads of a model have")
-        with ZipFile(path) as archive:
+        with path.open("rb", buffering=0) as file, _Bounded(file) as bounded, ZipFile(bounded) as archive:
+            bounded.most_at_once = None
             return _read_archive(archive)
     except BadZipFile as error:
         raise _broken(path, "it is no zip, as torch writes it since 1.6") from error
     except _ERRORS as error:
         raise _broken(path, str(error) or type(error).__name__) from error
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which no more is read at once than the list of its members may be long: `zipfile` takes all of that."""
+
+    most_at_once: int | None = MAX_LIST_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.most_at_once is None:
+            return super().read(size)
+        content = super().read(self.most_at_once + 1 if size is None or size < 0 else min(size, self.most_at_once + 1))
+        if len(content) > self.most_at_once:
+            raise ValueError("it has more in it than the heads of a model")
+        return content
 
 
 def _read_archive(archive: ZipFile) -> dict[str, Array]:

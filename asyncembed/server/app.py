@@ -81,8 +81,11 @@ def create_app(
     """
     check_bool("page", page)
     keys = _keys(api_key)
+    named = _by_name(models)
     pool, of_models = _shared(options)
-    planned = {name: _planned(model, of_models) for name, model in _by_name(models).items()}
+    planned = {name: _planned(model, of_models) for name, model in named.items()}
+    if all(isinstance(model, Embedder) for model in named.values()):
+        pool = None  # nobody would use its workers
     service = Service(ServedModels({}, 0), limits or Limits(), keys)
     monitor = Monitor(service.meter)
     app = _App(

@@ -86,6 +86,7 @@ def test_a_model_that_is_not_there_is_told_and_nothing_else_is_deleted(tmp_path:
 def test_to_clear_nothing_in_particular_is_wrong_use(tmp_path: Path) -> None:
     write_repo(tmp_path, "org/a")
     assert run(tmp_path, "clear", "--yes").exit_code == 2
+    assert "is empty" in run(tmp_path, "clear", "", "--yes").stderr, "nameless are all graphs of local directories"
     assert run(tmp_path, "clear", "--made", "--yes").stdout.endswith("0 models, 0 B\n")
 
 

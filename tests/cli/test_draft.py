@@ -138,7 +138,7 @@ def test_a_broken_one_is_said_to_be_and_can_be_begun_anew(journal: bytes, tmp_pa
 
 
 @pytest.mark.posix
-@pytest.mark.parametrize("name", ["", "data", "failed", "journal"])
+@pytest.mark.parametrize("name", ["", "data", "failed", "journal", "lock", "about", "whole"])
 def test_a_link_that_somebody_has_put_there_is_not_written_through(name: str, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     folder = tmp_path / "out.partial"
@@ -151,3 +151,25 @@ def test_a_link_that_somebody_has_put_there_is_not_written_through(name: str, tm
     with pytest.raises(OptionError, match="is a link"), Draft(tmp_path / "out"):
         pass
     assert kept.is_dir() if not name else kept.read_bytes() == b"kept"
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    thesis = tmp_path / "out.partial" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_bytes(b"years")
+    with pytest.raises(OptionError, match=r"thesis\.txt is of no run"), Draft(tmp_path / "out"):
+        pass
+    assert thesis.read_bytes() == b"years"
+
+
+@pytest.mark.posix
+def test_a_link_in_the_place_of_the_copy_of_what_failed_is_not_written_through(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_bytes(b"kept")
+    begun(tmp_path / "out")
+    with Draft(tmp_path / "out") as draft:
+        draft.resume()
+        (tmp_path / "failed.jsonl.partial").symlink_to(kept)
+        draft.publish(draft.data, None, tmp_path / "failed.jsonl")
+    assert kept.read_bytes() == b"kept"
+    assert (tmp_path / "failed.jsonl").read_bytes() == b"a failure "

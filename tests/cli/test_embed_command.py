@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -341,6 +342,7 @@ def test_failed_records_of_parquet_and_csv_keep_their_fields() -> None:
         (["in.txt", "-o", "out.txt"], "must end with .jsonl, .parquet, .npy"),
         (["in.txt", "-o", "nosuch/out.npy"], "there is no directory nosuch"),
         (["in.txt", "-o", "folder.npy"], "it is a directory"),
+        pytest.param(["in.txt", "-o", "pipe.npy"], "it is no file", marks=pytest.mark.posix),
         (["in.jsonl", "-o", "in.jsonl"], "is what is read: write to another file"),
         (["in.txt", "-o", "out.jsonl", "--on-error=out.jsonl"], "is written already by -o"),
         (["in.txt", "-o", "out.npy", "--on-error=out.npy.meta.json"], "is written already by -o"),
@@ -368,6 +370,8 @@ def test_what_cannot_work_is_said_before_a_model_is_opened(arguments: list[str],
     Path("semicolons.csv").write_text("text;b\none;1\n", encoding="utf-8")
     Path("tabs.csv").write_text("text\tb\none\t1\n", encoding="utf-8")
     Path("folder.npy").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo("pipe.npy")
     files = set(Path().iterdir())
     done = CliRunner().invoke(main, ["embed", MODEL, *arguments], input="one\n")
     assert done.exit_code == (1 if "No such file" in said else 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asyncembed.cli.vector_files import made_with
-from asyncembed.cli.vector_index import open_index
+from asyncembed.cli.vector_index import READ_AT_ONCE, open_index
 from asyncembed.errors import OptionError
 
 pytestmark = pytest.mark.slow  # Arrow takes a second to import
@@ -43,6 +43,25 @@ def test_a_broken_matrix(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(OptionError, match="no matrix"):
         searched(path)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_matrix_is_read_in_portions_or_whole(order: Any, tmp_path: Path) -> None:
+    matrix = np.array(np.random.default_rng(1).random((READ_AT_ONCE + 5, 2)), "<f8", order=order)
+    np.save(tmp_path / "out.npy", matrix)
+    np.testing.assert_array_equal(np.concatenate(list(open_index(tmp_path / "out.npy", None).matrices())), matrix)
+
+
+def test_a_matrix_that_gets_shorter_while_it_is_searched(tmp_path: Path) -> None:
+    """A file that is mapped meanwhile would kill the process."""
+    path = tmp_path / "out.npy"
+    np.save(path, np.ones((READ_AT_ONCE + 5, 2), np.float32))
+    matrices = open_index(path, None).matrices()
+    assert len(next(matrices)) == READ_AT_ONCE
+    with path.open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(OptionError, match="got shorter"):
+        next(matrices)
 
 
 def test_an_archive_of_matrices(tmp_path: Path) -> None:

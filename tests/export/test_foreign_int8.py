@@ -148,3 +148,6 @@ def test_it_is_made_once_and_so_is_a_refusal(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UnsupportedModelError, match="no linear maps"):
         find_int8_graph(refused, tmp_path, cache_dir=cache)
     assert kept_graphs(cache_dir=cache) == [graph.parent]
+    (refusal,) = cache.rglob("refusal.txt")
+    refusal.write_bytes(b"\xff")
+    assert find_int8_graph(refused, tmp_path, cache_dir=cache) is None, "what cannot be read is found out again"

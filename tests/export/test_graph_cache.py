@@ -181,6 +181,8 @@ def test_the_default_place_of_the_cache(tmp_path: Path) -> None:
     own, home, xdg = (str(tmp_path / name) for name in ("own", "home", "xdg"))
     assert run(code, env=env | {"ASYNCEMBED_CACHE": own, "HF_HOME": home}) == own
     assert Path(run(code, env=env | {"HF_HOME": home})) == Path(home, "asyncembed")
+    assert Path(run(code, env=env | {"ASYNCEMBED_CACHE": "own"})).is_absolute(), "it is put behind a model's directory"
+    assert Path(run(code, env=env | {"HF_HOME": "home"})).is_absolute()
     assert Path(run(code, env=env | {"XDG_CACHE_HOME": xdg})) == Path(xdg, "huggingface", "asyncembed")
 
 

@@ -82,6 +82,14 @@ def test_preparing_twice_leaves_one(source: Source, tmp_path: Path) -> None:
     assert [path for path in source.root.iterdir() if path.name.startswith("tmp-")] == []
 
 
+def test_one_that_lacks_a_file_is_made_again(source: Source) -> None:
+    """It would be made at each opening otherwise, and never be kept."""
+    graph = prepared(source)
+    (graph.parent / FACTS_FILE).unlink()
+    assert find_prepared(source) is None
+    assert prepared(source) == graph == find_prepared(source)
+
+
 @pytest.mark.parametrize("damage", ["cut", "absent"])
 def test_one_that_cannot_be_loaded_is_put_aside_and_the_source_serves(damage: str, source: Source) -> None:
     graph = prepared(source)

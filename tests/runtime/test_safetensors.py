@@ -166,6 +166,16 @@ def test_a_header_that_does_not_fit_the_file_is_a_load_error(tmp_path: Path, ent
         read_tensors(path)
 
 
+def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    """A file of some megabytes would make a graph of thousands of layers, and fill the disk."""
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [8, 8]}
+    for other in (entry, entry | {"data_offsets": [4, 12]}, entry | {"shape": [1], "data_offsets": [4, 8]}):
+        path = write_raw(tmp_path / "model.safetensors", {"a": entry, "empty": empty, "b": other}, bytes(16))
+        with pytest.raises(ModelLoadError, match="tensor [ab] has bytes that another one has"):
+            read_tensors(path)
+
+
 def test_an_unknown_element_type_matters_only_where_it_is_read(tmp_path: Path) -> None:
     header = {
         "scale": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]},

@@ -178,6 +178,11 @@ def test_what_is_compressed_or_large_is_refused(tmp_path: Path) -> None:
     write_archive(path, pickled({}), {str(number): b"" for number in range(300)})
     with pytest.raises(ModelLoadError, match="more in it"):
         read_torch_file(path)
+    with ZipFile(path, "w") as archive:  # whose list alone would take gigabytes, were it longer
+        for number in range(10_000):
+            archive.writestr(str(number), b"")
+    with pytest.raises(ModelLoadError, match="more in it"):
+        read_torch_file(path)
     write_torch_file(path, {"weight": ONES}, byteorder="big")
     with pytest.raises(ModelLoadError, match="little-endian"):
         read_torch_file(path)

@@ -12,7 +12,7 @@ from asyncembed.errors import OptionError, UnsupportedModelError
 from asyncembed.testing import fake_models
 from tests.support.asgi_servers import serving
 from tests.support.models import write_self_describing_model
-from tests.support.waiting import until
+from tests.support.waiting import until, worker_processes
 
 pytestmark = pytest.mark.slow
 
@@ -165,6 +165,16 @@ async def test_requests_that_compute_are_counted_by_what_came_of_them() -> None:
         await until(lambda: meter.in_progress == 0)  # an answer is there before it is counted
         assert meter.by_route == {("/v1/embeddings", 200): 2, ("/v1/embeddings", 400): 1}
         assert sum(count for _, count in meter.times()) == 2
+
+
+async def test_models_that_have_workers_of_their_own_are_served_without_any_more(tmp_path: Path) -> None:
+    from asyncembed.server import create_app
+
+    before = {worker.pid for worker in worker_processes()}
+    model = TextEmbedding(write_self_describing_model(tmp_path), workers=1, interactive_workers=0)
+    async with serving(create_app({"own": model})) as client:
+        assert (await client.post("/v1/embeddings", json={"model": "own", "input": "a"})).status_code == 200
+        assert len({worker.pid for worker in worker_processes()} - before) == 1
 
 
 async def test_the_class_of_a_model_that_no_catalogue_knows_is_found_by_its_files(tmp_path: Path) -> None:
