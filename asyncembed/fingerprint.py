@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path, PurePath
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from asyncembed.catalogue.pipeline import CONFIGURATION, configuration_files
@@ -112,6 +113,11 @@ def _words(value: Any) -> str:
         return "[" + ", ".join(map(_words, value)) + "]"
     if isinstance(value, PurePath):
         return value.name
+    if isinstance(value, FunctionType):  # two of one name, as lambdas are, differ in what they do
+        code = value.__code__
+        inside = [value.__defaults__ or (), *(cell.cell_contents for cell in value.__closure__ or ())]
+        does = f"{code.co_code.hex()} {code.co_consts!r} {code.co_names} {_words(inside)}"
+        return f"{value.__module__}.{value.__qualname__} {does}"
     if callable(value):
         return f"{value.__module__}.{value.__qualname__}"
     return repr(value)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from anyio import current_effective_deadline, get_cancelled_exc_class, move_on_after, sleep
 
-from asyncembed.encoders.encoder import TokenWindow
+from asyncembed.encoders.encoder import Call, TokenWindow
 from asyncembed.engine.dispatch import NOBODY
 from asyncembed.engine.lifetime import owned_task_group
 from asyncembed.engine.scheduler import BatchKey, Item, Priority, Sink
@@ -356,7 +356,7 @@ class Keeper:
         while True:
             while some := self._next_sought():
                 try:
-                    values = await self._look_up(some)
+                    values = await self._look_up(reuse.model, some)
                 finally:
                     self._release(reuse, some)
                 self._settle(reuse, some, values)
@@ -388,7 +388,7 @@ class Keeper:
         if missing:
             reuse.engine.submit(missing)
 
-    async def _look_up(self, some: Sequence[_Sought]) -> list[tuple[object, int] | None]:
+    async def _look_up(self, model: "PooledModel", some: Sequence[_Sought]) -> list[tuple[object, int] | None]:
         """The results that are kept, with what was computed for them."""
         keys = await self._digests(some)
         for (work, _), key in zip(some, keys, strict=True):
@@ -405,6 +405,7 @@ class Keeper:
             found, damaged = await in_disk_thread(_unpacked, asked, kept)
         else:
             found, damaged = _unpacked(asked, kept)
+        damaged = _take_out_strange(model, found, dict(zip(keys, some, strict=True))) or damaged
         if damaged is not None:
             self._tell_damage(damaged)
         return [found.get(key) if value is None else value for key, value in zip(keys, values, strict=True)]
@@ -536,6 +537,24 @@ def _unpacked(
             except Damaged as error:
                 damaged = error
     return found, damaged
+
+
+def _take_out_strange(
+    model: "PooledModel", found: dict[bytes, tuple[Any, int]], sought: Mapping[bytes, _Sought]
+) -> "Damaged | None":
+    """Leave what is a result of the calls that look for it; what is wrong with one that is none."""
+    from asyncembed.packing import Damaged, check_form
+
+    strange: Damaged | None = None
+    for key, (result, _) in list(found.items()):
+        call = sought[key][1].batch_key.call
+        if isinstance(call, Call):
+            try:
+                check_form(result, model.config.spec.family, call, model.info.dim)
+            except Damaged as error:
+                strange = error
+                del found[key]
+    return strange
 
 
 def _packed(entries: Sequence[tuple[bytes, tuple[object, int]]]) -> list[tuple[bytes, bytes]]:

@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "options": {"engine", "observing", "runtime", "vector_cache"},
     "vector_cache": {"cache_file"},
     "cache_file": {"files"},
-    "packing": {"results"},
+    "packing": {"catalogue", "encoders", "results"},
     "fingerprint": {"catalogue", "faking", "files", "repo_files", "runtime"},
     "reuse": {"encoders", "engine", "files", "fingerprint", "observing", "packing", "vector_cache", "wakeup"},
     "loading": {

@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asyncembed import packing
-from asyncembed.packing import Damaged, pack, unpack
+from asyncembed.encoders.encoder import Call
+from asyncembed.packing import Damaged, check_form, pack, unpack
 from asyncembed.results import HybridEmbedding, SparseEmbedding
 
 KEY = bytes(range(20))
@@ -75,3 +76,24 @@ def test_also_those_with_a_right_checksum(body: bytes) -> None:
 def test_another_key_has_another_checksum() -> None:
     with pytest.raises(Damaged):
         unpack(KEY[::-1], pack(KEY, ROW, 3) or b"")
+
+
+@pytest.mark.parametrize(
+    ("family", "result"),
+    [
+        ("text", np.zeros(5, np.float32)),
+        ("text", np.zeros((3, 4), np.float32)),
+        ("text", np.full(4, np.nan, np.float32)),
+        ("text", np.zeros(4, np.int32)),
+        ("late_interaction", np.zeros(4, np.float32)),
+        ("cross_encoder", np.zeros(1, np.float32)),
+        ("sparse", np.zeros(4, np.float32)),
+        ("sparse", SparseEmbedding(np.array([-1], np.int32), np.ones(1, np.float32))),
+        ("sparse", SparseEmbedding(np.array([1, 2], np.int32), np.ones(1, np.float32))),
+        ("hybrid", HybridEmbedding(dense=np.zeros((2, 2), np.float32))),
+    ],
+)
+def test_what_no_call_of_the_model_gives_is_damaged(family: Any, result: object) -> None:
+    call = Call(outputs=("dense",)) if family == "hybrid" else Call()
+    with pytest.raises(Damaged):
+        check_form(result, family, call, 4)
