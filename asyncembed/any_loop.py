@@ -28,7 +28,7 @@ from asyncembed.feeding import CLOSE_GRACE_SECONDS, NotedFailures
 from asyncembed.remote import Remote
 from asyncembed.results import Counted, CountedBatch
 from asyncembed.shared import Lease, unopened
-from asyncembed.stream import TAKEN_AT_ONCE, TURN_SECONDS, BatchStream, EmbeddingStream, Runs, runs_of
+from asyncembed.stream import TAKEN_AT_ONCE, TURN_SECONDS, BatchStream, EmbeddingStream, Runs, let_go, runs_of
 from asyncembed.wakeup import Loop
 
 READ_AHEAD = 16
@@ -522,19 +522,24 @@ class _FarStream(EmbeddingStream[InputT, ResultT, CollectedT]):
         self._has_passed_on = False
 
     async def __anext__(self) -> ResultT:
-        if monotonic() < self._turn_ends:
-            await checkpoint_if_cancelled()
-        else:
-            await checkpoint()
-            self._turn_ends = monotonic() + TURN_SECONDS
-        far = self._far
-        while True:
-            if far.runs is not None:
-                with suppress(IndexError):
-                    return far.runs.take_nowait()
-            self._check_not_passed_on()
-            if not await far.run(far.fetch):
-                raise StopAsyncIteration
+        try:
+            if monotonic() < self._turn_ends:
+                await checkpoint_if_cancelled()
+            else:
+                await checkpoint()
+                self._turn_ends = monotonic() + TURN_SECONDS
+            far = self._far
+            while True:
+                if far.runs is not None:
+                    with suppress(IndexError):
+                        return far.runs.take_nowait()
+                self._check_not_passed_on()
+                if not await far.run(far.fetch):
+                    raise StopAsyncIteration
+        except get_cancelled_exc_class() as cancelled:
+            let_go(cancelled)
+            del self
+            raise
 
     async def aclose(self) -> None:
         far = self._far
@@ -619,7 +624,7 @@ class _FarBatches(BatchStream[ResultT, CollectedT]):
         self._ready: deque[CollectedT] = deque()
         """Those that a cancelled consumer has left."""
 
-    async def __anext__(self) -> CollectedT:
+    async def _next(self) -> CollectedT:
         await checkpoint()
         while not self._ready:
             await self._run(self._take_there, self._fetch)

@@ -86,6 +86,7 @@ class VectorCacheFile:
         if not self.path.exists():
             return [None] * len(keys)
         found: dict[bytes, bytes] = {}
+        size_bytes = 0
         with self._reading.use() as file:
             age = _age(file, self.max_bytes)
             for start in range(0, len(keys), READ_AT_ONCE):
@@ -96,8 +97,11 @@ class VectorCacheFile:
                     some,
                 ):
                     found[key] = value
+                    size_bytes += len(value)
                     if used != age:
                         self._used.add(key)
+                    if size_bytes > MOST_BYTES_OF_A_VALUE:
+                        return [found.get(key) for key in keys]  # the rest is computed: memory stays bounded
         if len(self._used) > READ_AT_ONCE:
             self._note_use()
         return [found.get(key) for key in keys]

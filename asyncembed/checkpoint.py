@@ -210,5 +210,10 @@ class Checkpoint(CheckpointFile):
         await in_disk_thread(self._advance, count)
 
     async def reach(self, records: int) -> None:
-        """Note that `records` records from the source's beginning are done, failed ones included. Likewise."""
+        """Note that `records` records from the source's beginning are done, failed ones included. Likewise.
+
+        It is for streams that give more than one result for a record: of `embed_chunks(done.rest(enumerate(documents)),
+        key=lambda record: record[1])`, once all chunks before one of the document `(number, text)` are stored, it is
+        `reach(number)`.
+        """
         await in_disk_thread(self._reach, records)

@@ -31,7 +31,7 @@ _PROVIDERS: Mapping[str, str] = {
 """By device: the execution provider for it, as onnxruntime calls it."""
 
 _PRECISIONS: Mapping[str, str] = {
-    "float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "quantized": "int8"
+    "float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16", "quantized": "int8"
 }  # fmt: skip
 """By another library's word for a precision: ours."""
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path, PurePath
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from asyncembed.catalogue.pipeline import CONFIGURATION, configuration_files
@@ -54,6 +55,8 @@ def model_digest(config: "EncoderConfig", cache_dir: Path | None, *, precision: 
     words += [_words(settings), _words(config.keywords), _words(config.max_length)]
     if config.is_exported and precision in ("int8", "q8"):
         words.append("int8")
+    if config.session.bfloat16:
+        words.append("bf16")
     if spec.encoder == ENCODER:
         words.append(f"fake of {spec.dim}")  # whose files say nothing
     return _hash([f"{COMPUTING_VERSION}", *files, *words])
@@ -110,6 +113,11 @@ def _words(value: Any) -> str:
         return "[" + ", ".join(map(_words, value)) + "]"
     if isinstance(value, PurePath):
         return value.name
+    if isinstance(value, FunctionType):  # two of one name, as lambdas are, differ in what they do
+        code = value.__code__
+        inside = [value.__defaults__ or (), *(cell.cell_contents for cell in value.__closure__ or ())]
+        does = f"{code.co_code.hex()} {code.co_consts!r} {code.co_names} {_words(inside)}"
+        return f"{value.__module__}.{value.__qualname__} {does}"
     if callable(value):
         return f"{value.__module__}.{value.__qualname__}"
     return repr(value)

@@ -20,7 +20,7 @@ _TRAINING = "leave it out: models are neither trained nor saved here"
 _WORKERS = "workers= of the constructor: its processes serve every call"
 _COMPARE = "`matrix @ query` compares vectors of unit length, `maxsim_scores` the matrices of late interaction"
 _DEVICE = 'device= of the constructor ("auto", "cuda", "cpu") and device_ids='
-_ACTIVATION = 'activation="sigmoid" or activation="none"'
+_ACTIVATION = 'activation="auto" (as the repo says, like sentence-transformers), "sigmoid" or "none"'
 _TRUNCATE_DIM = "TextEmbedding and ImageEmbedding cut vectors: truncate_dim= of their constructors"
 _LONG = (
     'long="truncate" cuts an input over the length limit, as by default; long="error" refuses it; of '
@@ -36,7 +36,7 @@ KEYWORDS: Mapping[str, str] = {
         "batches form by themselves; max_batch_size= and max_batch_tokens= of the constructor bound them, and "
         "stream.batches(n) gives n results at a time"
     ),
-    "lazy_load": "leave it out: the model is loaded when `async with` or `await model.open()` opens it",
+    "lazy_load": "lazy=True: the first call loads the model; without it, opening does",
     "device_id": "device_ids=[...] of the constructor, which deals devices out to the workers",
     "specific_model_path": "model_path=, or the directory in the place of the name",
     "enable_cpu_mem_arena": "leave it out: it is on; max_batch_tokens= bounds what it holds",

@@ -4,12 +4,15 @@ What is kept under a key ends with a checksum of the key and of itself, so that 
 """
 
 import struct
+from collections.abc import Mapping
 from hashlib import blake2b
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from asyncembed.catalogue.spec import Family
+from asyncembed.encoders.encoder import Call
 from asyncembed.results import HYBRID_OUTPUTS, HybridEmbedding, SparseEmbedding
 
 if TYPE_CHECKING:
@@ -64,8 +67,59 @@ def unpack(key: bytes, data: bytes) -> tuple[Any, int]:
             raise Damaged(f"the format is {version}, not {FORMAT_VERSION}")
         heads = [_ARRAY.unpack_from(body, _HEADER.size + part * _ARRAY.size) for part in range(parts)]
         return _put_together(kind, _arrays(body, heads, _HEADER.size + parts * _ARRAY.size)), count
-    except (struct.error, ValueError, IndexError) as error:  # made so on purpose: its checksum is right
+    except (struct.error, ValueError, IndexError, TypeError, OverflowError) as error:  # made so, with its checksum
         raise Damaged(str(error)) from error
+
+
+_DIMENSIONS: Mapping[Family, int] = {
+    "text": 1, "image": 1, "late_interaction": 2, "late_interaction_multimodal": 2, "cross_encoder": 0,
+}  # fmt: skip
+"""Of the arrays that a family gives."""
+
+
+def check_form(result: object, family: Family, call: Call, dim: int | None) -> None:
+    """See that a result is of the form that a call gives, as a stranger may have written it with its checksum.
+
+    Args:
+        result: What `unpack` gave.
+        family: Of the model.
+        call: What is asked for.
+        dim: Length of the model's vectors; None: not known.
+
+    Raises:
+        Damaged: It is of another.
+    """
+    if family == "sparse":
+        _check_sparse(result)
+    elif family == "hybrid":
+        if not isinstance(result, HybridEmbedding) or set(result.outputs) != set(call.outputs or HYBRID_OUTPUTS):
+            raise Damaged("it is no result of this call")
+        for name in result.outputs:
+            part = getattr(result, name)
+            _check_sparse(part) if name == "sparse" else _check_array(part, 1 + (name == "late_interaction"))
+    else:
+        shape = _check_array(result, 2 if call.mode == "chunks" else _DIMENSIONS[family])
+        is_whole = call.output == "float" and family in ("text", "image")
+        if is_whole and dim is not None and shape[-1] != min(call.truncate_dim or dim, dim):
+            raise Damaged(f"its length is {shape[-1]}")
+
+
+def _check_array(array: object, dimensions: int) -> tuple[int, ...]:
+    if not isinstance(array, np.ndarray) or array.ndim != dimensions:
+        raise Damaged("it has another shape")
+    if array.dtype == np.int32 or not np.isfinite(array).all():
+        raise Damaged("its values are none of a model's")
+    shape: tuple[int, ...] = array.shape
+    return shape
+
+
+def _check_sparse(result: object) -> None:
+    if not isinstance(result, SparseEmbedding):
+        raise Damaged("it is no sparse vector")
+    indices, values = result.indices, result.values
+    if indices.ndim != 1 or indices.shape != values.shape or indices.dtype != np.int32 or (indices < 0).any():
+        raise Damaged("its indices are none of a sparse vector")
+    _check_array(values, 1)
 
 
 def _checksum(key: bytes, body: bytes) -> bytes:

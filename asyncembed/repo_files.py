@@ -21,6 +21,9 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 """Weights are in the one file, or in those that the index names."""
 
+NEITHER = "neither an ONNX file nor model.safetensors; `save_pretrained` of the library that made it writes the latter"
+"""What a repo has of which no graph can be had, as one of which the weights are pickled."""
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./-]{1,120}")
 _SHORT = Repr()

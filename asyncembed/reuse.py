@@ -22,9 +22,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from anyio import current_effective_deadline, get_cancelled_exc_class, move_on_after, sleep
-from anyio.abc import TaskGroup
 
-from asyncembed.encoders.encoder import TokenWindow
+from asyncembed.encoders.encoder import Call, TokenWindow
 from asyncembed.engine.dispatch import NOBODY
 from asyncembed.engine.lifetime import owned_task_group
 from asyncembed.engine.scheduler import BatchKey, Item, Priority, Sink
@@ -33,6 +32,7 @@ from asyncembed.errors import OF_ONE_INPUT, in_words
 from asyncembed.files import in_disk_thread
 from asyncembed.observing import ObservedCall
 from asyncembed.vector_cache import CacheChoice, VectorCache, as_cache
+from asyncembed.wakeup import Signal
 
 if TYPE_CHECKING:
     from asyncembed.engine.model import PooledModel
@@ -96,7 +96,9 @@ class Reuse:
         keeper: Keeper | None = None
         try:
             async with owned_task_group() as group:
-                keeper = self.keeper = Keeper(cache, digest, self.model.name, group)
+                keeper = self.keeper = Keeper(cache, digest, self.model.name)
+                group.start_soon(keeper.seek_on, self)
+                group.start_soon(keeper.write_on)
                 try:
                     yield
                 finally:
@@ -312,21 +314,20 @@ class Keeper:
         cache: Where results are kept.
         fingerprint: Of the model.
         model_name: For the log.
-        group: Of the tasks that do it.
     """
 
-    def __init__(self, cache: VectorCache, fingerprint: str, model_name: str, group: TaskGroup) -> None:
+    def __init__(self, cache: VectorCache, fingerprint: str, model_name: str) -> None:
         self._cache = cache
         self._fingerprint = fingerprint
         self._model_name = model_name
-        self._group = group
         self._seeds: dict[object, Any] = {}
         # By priority: those that were not looked for yet.
         self._sought: tuple[deque[_Sought], ...] = tuple(deque() for _ in Priority)
         # By their keys: results that are not written yet, and what was computed for them.
         self._unkept: dict[bytes, tuple[object, int]] = {}
         self._unkept_bytes = 0
-        self._is_seeking = self._is_writing = False
+        # There is something to look for, or to write: whoever says so may be a call of the loop, which starts no tasks.
+        self._is_sought, self._is_unkept = Signal(), Signal()
         # When it did not look, or keep, what it was to.
         self._failed_at = {"get": -inf, "put": -inf}
         self._is_damage_told = False
@@ -348,20 +349,18 @@ class Keeper:
             self._sought[work.item.priority].append((work, work.item))
             if reuse.engine.is_bounded and work.item.priority is Priority.INTERACTIVE:
                 reuse.engine.reserve(reuse.model, 1)  # the place that it has just given back
-        if not self._is_seeking:
-            self._is_seeking = True
-            self._group.start_soon(self._seek_all, reuse)
+        self._is_sought.notify()
 
-    async def _seek_all(self, reuse: Reuse) -> None:
-        try:
+    async def seek_on(self, reuse: Reuse) -> None:
+        """Look for all that is to be looked for, until cancelled."""
+        while True:
             while some := self._next_sought():
                 try:
-                    values = await self._look_up(some)
+                    values = await self._look_up(reuse.model, some)
                 finally:
                     self._release(reuse, some)
                 self._settle(reuse, some, values)
-        finally:
-            self._is_seeking = False
+            await self._is_sought.wait()
 
     def _next_sought(self) -> list[_Sought]:
         some: list[_Sought] = []
@@ -389,7 +388,7 @@ class Keeper:
         if missing:
             reuse.engine.submit(missing)
 
-    async def _look_up(self, some: Sequence[_Sought]) -> list[tuple[object, int] | None]:
+    async def _look_up(self, model: "PooledModel", some: Sequence[_Sought]) -> list[tuple[object, int] | None]:
         """The results that are kept, with what was computed for them."""
         keys = await self._digests(some)
         for (work, _), key in zip(some, keys, strict=True):
@@ -406,6 +405,7 @@ class Keeper:
             found, damaged = await in_disk_thread(_unpacked, asked, kept)
         else:
             found, damaged = _unpacked(asked, kept)
+        damaged = _take_out_strange(model, found, dict(zip(keys, some, strict=True))) or damaged
         if damaged is not None:
             self._tell_damage(damaged)
         return [found.get(key) if value is None else value for key, value in zip(keys, values, strict=True)]
@@ -444,18 +444,16 @@ class Keeper:
             return
         self._unkept[digest] = result, count
         self._unkept_bytes += size_bytes
-        if not self._is_writing:
-            self._is_writing = True
-            self._group.start_soon(self._write_all)
+        self._is_unkept.notify()
 
-    async def _write_all(self) -> None:
-        try:
+    async def write_on(self) -> None:
+        """Write all that is to be kept, until cancelled."""
+        while True:
             while self._unkept:
                 if len(self._unkept) < KEPT_AT_ONCE:
                     await sleep(KEEP_SECONDS)
                 await self._write_some()
-        finally:
-            self._is_writing = False
+            await self._is_unkept.wait()
 
     async def _write_some(self) -> None:
         entries = list(islice(self._unkept.items(), KEPT_AT_ONCE))
@@ -490,7 +488,9 @@ class Keeper:
             if current_effective_deadline() == -inf:
                 raise
             problem = error
-        except Exception as error:  # noqa: BLE001 (it may be anybody's class; inputs are computed without it)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 (it may be anybody's class; inputs are computed without it)
             problem = error
         self._failed_at[operation] = perf_counter()
         logger.warning(
@@ -537,6 +537,24 @@ def _unpacked(
             except Damaged as error:
                 damaged = error
     return found, damaged
+
+
+def _take_out_strange(
+    model: "PooledModel", found: dict[bytes, tuple[Any, int]], sought: Mapping[bytes, _Sought]
+) -> "Damaged | None":
+    """Leave what is a result of the calls that look for it; what is wrong with one that is none."""
+    from asyncembed.packing import Damaged, check_form
+
+    strange: Damaged | None = None
+    for key, (result, _) in list(found.items()):
+        call = sought[key][1].batch_key.call
+        if isinstance(call, Call):
+            try:
+                check_form(result, model.config.spec.family, call, model.info.dim)
+            except Damaged as error:
+                strange = error
+                del found[key]
+    return strange
 
 
 def _packed(entries: Sequence[tuple[bytes, tuple[object, int]]]) -> list[tuple[bytes, bytes]]:

@@ -11,10 +11,11 @@ from contextlib import suppress
 from functools import partial
 from math import inf
 from time import perf_counter
+from traceback import clear_frames
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeAlias, TypeVar
 
-from anyio import to_thread
+from anyio import get_cancelled_exc_class, to_thread
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
@@ -43,6 +44,15 @@ TAKEN_AT_ONCE = 256
 
 ASSEMBLED_AT_ONCE_BYTES = 1024 * 1024
 """Results that are put together on the loop, which takes some tenths of a millisecond; more of them in a thread."""
+
+
+def let_go(cancelled: BaseException) -> None:
+    """Have the traceback of a cancellation hold no stream; the caller does `del self` beside it.
+
+    Whoever is cancelled in a loop over a stream has left it. Event loops and frameworks keep such an exception in
+    cycles, for as long as the garbage collector likes, and until then all that was read ahead would be computed.
+    """
+    clear_frames(cancelled.__traceback__)
 
 
 class _Handle(ABC):
@@ -128,24 +138,29 @@ class EmbeddingStream(_Handle, Generic[InputT, ResultT, CollectedT]):
 
     @uninterrupted
     async def __anext__(self) -> ResultT:
-        if self._source is not None:
-            self._start()
-        # Before anything is taken: a cancelled consumer loses no result.
-        if perf_counter() < self._turn_ends:
-            await checkpoint_if_cancelled()
-        else:
-            self._check_loop()
-            await checkpoint()
-            self._turn_ends = perf_counter() + TURN_SECONDS
-        state = self._state
         try:
-            while (entry := state.take()) is None:
+            if self._source is not None:
+                self._start()
+            # Before anything is taken: a cancelled consumer loses no result.
+            if perf_counter() < self._turn_ends:
+                await checkpoint_if_cancelled()
+            else:
                 self._check_loop()
-                await state.wait_ready()
-        except BaseException:
-            await state.wait_drawn()
+                await checkpoint()
+                self._turn_ends = perf_counter() + TURN_SECONDS
+            state = self._state
+            try:
+                while (entry := state.take()) is None:
+                    self._check_loop()
+                    await state.wait_ready()
+            except BaseException:
+                await state.wait_drawn()
+                raise
+            return self._assembly.detach(entry if self._given else entry.result)
+        except get_cancelled_exc_class() as cancelled:
+            let_go(cancelled)
+            del self
             raise
-        return self._assembly.detach(entry if self._given else entry.result)
 
     @uninterrupted
     async def aclose(self) -> None:
@@ -408,6 +423,14 @@ class BatchStream(_Handle, Generic[ResultT, CollectedT]):
         self._until = inf
 
     async def __anext__(self) -> CollectedT:
+        try:
+            return await self._next()
+        except get_cancelled_exc_class() as cancelled:
+            let_go(cancelled)
+            del self
+            raise
+
+    async def _next(self) -> CollectedT:
         await self._fill()
         if not self._taken:
             raise StopAsyncIteration

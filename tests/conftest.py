@@ -20,7 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
 settings.register_profile("whole", max_examples=200, deadline=None)
-settings.register_profile("fast", max_examples=5, stateful_step_count=30, deadline=None)
+settings.register_profile("fast", max_examples=5, stateful_step_count=20, deadline=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,11 +40,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 PROPERTY_SECONDS = 120
-"""A property of a whole run tries 200 inputs, some of them hostile; other tests have the limit of pyproject.toml."""
+"""A property of a whole run tries 200 inputs, some of them hostile."""
+
+SLOW_SECONDS = 60
+"""What starts programs may wait for a busy machine. Tests of the fast half have the limit of pyproject.toml."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what cannot be on this system, and give properties their time where they try all their examples."""
+    """Leave out what cannot be on this system, and give the others the time that they need."""
     if os.name != "posix":
         left_out = [item for item in items if item.get_closest_marker("posix")]
         config.hook.pytest_deselected(items=left_out)
@@ -54,6 +57,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker(pytest.mark.timeout(PROPERTY_SECONDS))
+        elif item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
 
 
 # What is imported until the tests begin stays: the collector need not look at it, now or later.

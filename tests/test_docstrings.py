@@ -44,12 +44,32 @@ def _docstrings() -> Iterator[tuple[str, str, str]]:
 RUN_ELSEWHERE = {"asyncembed.integrations.ray"}
 """Modules whose examples the module's own tests run, as they need what takes long to start."""
 
+
+def kin_of(module: str) -> str:
+    """Whose examples a module's are run with, in one program: what both import takes longer than what they do."""
+    match module.split("."):
+        case [_, "integrations", name]:
+            return name.removesuffix("_qdrant")
+        case [_, "embedders" | "sync" as name, *_]:
+            return name
+    return "the rest"
+
+
 EXAMPLES = [
-    pytest.param(snippet, module, id=f"{module}:{name}")
+    (kin_of(module), f"{module}:{name}", snippet, module)
     for module, name, text in docstrings()
     if module not in RUN_ELSEWHERE
     for snippet in snippets.fenced(text)
 ]
+
+ONE_BY_ONE = """
+import os, runpy, sys
+
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    runpy.run_path("example.py", run_name="__main__")
+    print("END", flush=True)
+"""
 
 
 @pytest.fixture
@@ -60,14 +80,21 @@ def hub() -> Iterator[HubServer]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)  # some frameworks take many seconds to import
-@pytest.mark.parametrize(("snippet", "module"), EXAMPLES)
-def test_an_example_runs_and_comes_to_what_it_says(
-    snippet: str, module: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kin", dict.fromkeys(kin for kin, *_ in EXAMPLES))
+def test_examples_run_and_come_to_what_they_say(
+    kin: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    snippets.prepare(hub, snippet, tmp_path, monkeypatch)
-    done = programs.run(snippets.as_program(snippet, module), tmp_path)
+    """Each in a folder of its own, which an error's traceback names."""
+    examples = {name: (snippet, module) for of, name, snippet, module in EXAMPLES if of == kin}
+    snippets.prepare(hub, "\n".join(snippet for snippet, _ in examples.values()), tmp_path, monkeypatch)
+    for name, (snippet, module) in examples.items():
+        snippets.write_inputs(tmp_path / name.replace(":", "-"))
+        program = snippets.as_program(snippet, module)
+        (tmp_path / name.replace(":", "-") / "example.py").write_text(program, "utf-8")
+    done = programs.run(ONE_BY_ONE, tmp_path, *(str(tmp_path / name.replace(":", "-")) for name in examples))
     assert done.returncode == 0, done.stderr
-    snippets.assert_printed(done.stdout, snippet)
+    for (snippet, _), output in zip(examples.values(), done.stdout.split("END\n"), strict=False):
+        snippets.assert_printed(output, snippet)
 
 
 def test_the_lines_of_a_session_give_what_they_show() -> None:

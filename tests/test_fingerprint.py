@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from asyncembed import ImageEmbedding, TextCrossEncoder, TextEmbedding
 from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.errors import StateError
 from asyncembed.fingerprint import call_words, fingerprint_of, model_digest
+from asyncembed.runtime.session import SessionOptions
 from asyncembed.testing import fake_model
 from tests.support.models import spec_for, write_model, write_self_describing_model
 
@@ -60,6 +62,17 @@ OTHERS: Mapping[str, Mapping[str, Any]] = {
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 def test_what_is_done_with_the_files_is_seen(written: Path, tmp_path: Path, other: Mapping[str, Any]) -> None:
     assert digest(written, tmp_path, **other) != digest(written, tmp_path)
+
+
+def test_computing_in_bfloat16_is_seen(written: Path, tmp_path: Path) -> None:
+    """Of the same file: OpenVINO's `precision="bf16"`."""
+    config = EncoderConfig(spec=spec_for(written), directory=written)
+    seen = {
+        model_digest(replace(config, session=SessionOptions(runtime="openvino", bfloat16=is_coarse)), tmp_path)
+        for is_coarse in (False, True)
+    }
+    assert len(seen) == 2
+    assert model_digest(config, tmp_path) in seen
 
 
 @pytest.mark.posix

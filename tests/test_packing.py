@@ -1,15 +1,17 @@
 """Results as bytes: what comes back is what was kept, or nothing does."""
 
 import contextlib
+import struct
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asyncembed import packing
-from asyncembed.packing import Damaged, pack, unpack
+from asyncembed.encoders.encoder import Call
+from asyncembed.packing import Damaged, check_form, pack, unpack
 from asyncembed.results import HybridEmbedding, SparseEmbedding
 
 KEY = bytes(range(20))
@@ -63,6 +65,8 @@ def test_bytes_of_a_stranger_are_damaged_and_no_more(data: bytes) -> None:
 
 
 @given(st.binary(max_size=64))
+@example(struct.pack("<BBBxiBBxxII", 1, 0, 1, 3, 0, 2, 2**32 - 1, 2**32 - 1))
+@example(struct.pack("<BBBxiBBxxIIf", 1, 1, 1, 3, 0, 1, 1, 1, 0))
 def test_also_those_with_a_right_checksum(body: bytes) -> None:
     """Made so on purpose: they may be a result, but nothing else happens."""
     with contextlib.suppress(Damaged):
@@ -72,3 +76,24 @@ def test_also_those_with_a_right_checksum(body: bytes) -> None:
 def test_another_key_has_another_checksum() -> None:
     with pytest.raises(Damaged):
         unpack(KEY[::-1], pack(KEY, ROW, 3) or b"")
+
+
+@pytest.mark.parametrize(
+    ("family", "result"),
+    [
+        ("text", np.zeros(5, np.float32)),
+        ("text", np.zeros((3, 4), np.float32)),
+        ("text", np.full(4, np.nan, np.float32)),
+        ("text", np.zeros(4, np.int32)),
+        ("late_interaction", np.zeros(4, np.float32)),
+        ("cross_encoder", np.zeros(1, np.float32)),
+        ("sparse", np.zeros(4, np.float32)),
+        ("sparse", SparseEmbedding(np.array([-1], np.int32), np.ones(1, np.float32))),
+        ("sparse", SparseEmbedding(np.array([1, 2], np.int32), np.ones(1, np.float32))),
+        ("hybrid", HybridEmbedding(dense=np.zeros((2, 2), np.float32))),
+    ],
+)
+def test_what_no_call_of_the_model_gives_is_damaged(family: Any, result: object) -> None:
+    call = Call(outputs=("dense",)) if family == "hybrid" else Call()
+    with pytest.raises(Damaged):
+        check_form(result, family, call, 4)

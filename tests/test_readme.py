@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +70,22 @@ def given(places: dict[str, Path]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("fastembed_way", "_", "our_way"), ROWS, ids=[row[2] for row in ROWS])
-async def test_what_fastembeds_users_write_gives_the_same_here(
-    fastembed_way: str, _: str, our_way: str, places: dict[str, Path]
-) -> None:
+@pytest.fixture(scope="module")
+async def opened(places: dict[str, Path], anyio_backend: str) -> AsyncIterator[dict[str, Any]]:
     async with (
         TextEmbedding("BAAI/bge-small-en-v1.5", model_path=places["text"], workers=1) as model,
         TextCrossEncoder("Xenova/ms-marco-MiniLM-L-6-v2", model_path=places["reranker"], workers=1) as reranker,
     ):
-        names = given(places) | {"model": model, "reranker": reranker, "TextEmbedding": TextEmbedding}
-        ours = eval(our_way.removeprefix("await "), names)
-        if our_way.startswith("await "):
-            ours = await ours
+        yield {"model": model, "reranker": reranker, "TextEmbedding": TextEmbedding}
+
+
+@pytest.mark.parametrize(("fastembed_way", "_", "our_way"), ROWS, ids=[row[2] for row in ROWS])
+async def test_what_fastembeds_users_write_gives_the_same_here(
+    fastembed_way: str, _: str, our_way: str, places: dict[str, Path], opened: dict[str, Any]
+) -> None:
+    ours = eval(our_way.removeprefix("await "), given(places) | opened)
+    if our_way.startswith("await "):
+        ours = await ours
     if not fastembed_way or not our_way.startswith("await "):
         return
     theirs = eval(

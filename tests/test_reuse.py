@@ -1,5 +1,6 @@
 """No work twice: who shares a result with whom, and what a cache gives back."""
 
+import asyncio
 import logging
 import sqlite3
 from collections.abc import AsyncGenerator, Sequence
@@ -220,6 +221,18 @@ async def test_what_was_computed_once_is_found_the_next_time(kind: str, tmp_path
         assert type(one.result) is type(other.result)
 
 
+def test_inputs_of_any_source_are_found_under_asyncio_itself() -> None:
+    """Those that a thread reads come by a call of the loop, in no task: there, nothing tells anyio where it runs."""
+
+    async def ask() -> None:
+        async with TextEmbedding(fake_model(dim=4), cache=Kept()) as model:
+            for embed in (model.embed, model.embed, model.embed_chunks, model.embed_chunks):
+                await embed(f"text {number}" for number in range(5)).collect()
+            assert (model.stats().cache_hits, model.stats().cache_misses) == (10, 10)
+
+    asyncio.run(ask())
+
+
 async def test_a_result_is_found_for_the_same_call_of_the_same_model_alone() -> None:
     cache = Kept()
     async with TextEmbedding(fake_model(dim=4), cache=cache) as model:
@@ -282,6 +295,11 @@ class Failing(Kept):
         raise ConnectionError("out of reach")
 
 
+class Violent(Kept):
+    async def get(self, keys: Sequence[bytes], /) -> Sequence[bytes | None]:  # type: ignore[override]
+        raise BaseExceptionGroup("of a driver", [GeneratorExit()])
+
+
 class Odd(Kept):
     async def get(self, keys: Sequence[bytes], /) -> Sequence[bytes | None]:  # type: ignore[override]
         return ["no bytes"] * len(keys)  # type: ignore[list-item]
@@ -304,7 +322,7 @@ async def test_what_cannot_be_written_to_is_looked_into_all_the_same(caplog: pyt
     assert caplog.text.count("cache of vectors failed") == 1
 
 
-@pytest.mark.parametrize("cache", [Failing(), Odd()])
+@pytest.mark.parametrize("cache", [Failing(), Violent(), Odd()])
 async def test_a_cache_that_fails_costs_a_warning(cache: Kept, caplog: pytest.LogCaptureFixture) -> None:
     async with TextEmbedding(fake_model(), cache=cache) as model:
         for _ in range(3):

@@ -1524,6 +1524,33 @@ async def test_a_loop_over_a_temporary_ends_with_the_loop(narrow: TextEmbedding)
     await until(lambda: source.is_closed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("takes", ["results", "batches", "on any loop", "batches on any loop"])
+async def test_a_cancelled_loop_over_a_temporary_ends_it_though_its_error_is_kept(
+    takes: str, narrow: TextEmbedding, gate: Path
+) -> None:
+    """As event loops and web frameworks keep it, in cycles that only the garbage collector ends."""
+    source = Source(lambda number: f"#{number}" if number else f"wait:{gate}")
+    kept: list[BaseException] = []
+    far = narrow.on_any_loop()
+
+    async def loop() -> None:
+        model = far if "any loop" in takes else narrow
+        try:
+            async for _ in model.embed(source.generator()).batches(2) if "batches" in takes else model.embed(source):
+                pass
+        except anyio.get_cancelled_exc_class() as cancelled:
+            kept.append(cancelled)
+            raise
+
+    async with far, anyio.create_task_group() as group:
+        group.start_soon(loop)
+        await until(lambda: narrow.stats().in_flight > 0)
+        group.cancel_scope.cancel()
+    await until(lambda: source.is_closed)
+    assert kept
+
+
 async def test_a_stream_goes_on_after_a_break(model: TextEmbedding) -> None:
     stream = model.embed(texts(10))
     async for result in stream:

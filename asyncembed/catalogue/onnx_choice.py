@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from asyncembed.catalogue.cpu import this_cpu
 from asyncembed.errors import OptionError, UnsupportedModelError
-from asyncembed.repo_files import WEIGHTS, WEIGHTS_INDEX
+from asyncembed.repo_files import NEITHER, WEIGHTS, WEIGHTS_INDEX
 
 logger: logging.Logger = logging.getLogger("asyncembed")
 
@@ -153,9 +153,12 @@ def _unclear(
         wanted = f"of precision {precision}" if precision else "of plain fp32"
         reason = f"{found} {wanted}, of these: {_listed(graphs)}; say which one with onnx_file= or precision="
     elif _has_weights(files):
-        reason = "no ONNX file; its weights can be exported, but with precision fp32"
+        reason = (
+            f"no ONNX file; its weights can be exported, but not with precision={precision!r}: leave it out for fp32"
+        )
+        reason += "" if precision == "int8" else ', or say precision="int8"'
     else:
-        reason = "neither an ONNX file nor model.safetensors"
+        reason = NEITHER
     return UnsupportedModelError(f"{model} has {reason}", model=model)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from asyncembed.catalogue.described import DescribedRepo, Overrides, preferring, with_settings
+from asyncembed.catalogue.described import DescribedRepo, Overrides, preferring, size_in, with_settings
 from asyncembed.catalogue.hybrid_repos import hybrid_spec
 from asyncembed.catalogue.late_interaction_repos import late_interaction_spec
 from asyncembed.catalogue.onnx_choice import choose_onnx_file, prefer
@@ -126,6 +126,8 @@ def _text(repo: DescribedRepo, spec: ModelSpec) -> ModelSpec:
             f"there is no modules.json that says how its hidden states become one vector: say {' and '.join(missing)} "
             '(pooling="none" where the graph has an output sentence_embedding)'
         )
+    kept = size_in(repo.json("config_sentence_transformers.json"), "truncate_dim")
+    spec = replace(spec, truncate_dim=kept)
     return overridden(repo, _with_tasks(repo, from_modules(repo, modules or [], spec)))
 
 

@@ -46,7 +46,10 @@ def reranker_spec(repo: DescribedRepo, spec: ModelSpec) -> ModelSpec:
     if modules and isinstance(forms, dict) and "message" in forms:
         # Its chat template says what it reads of a pair, and no answer but its score is taken.
         return with_settings(_instructed(replace(spec, encoder="causal_reranker")), yes=None, no=None)
-    return preferring(repo, "logits", replace(spec, encoder="cross_encoder"))
+    spec = replace(spec, encoder="cross_encoder")
+    if prompt := spec.prompts.get(spec.default_prompt or ""):  # without one the fingerprint stays what it was
+        spec = with_settings(spec, prompt=prompt)
+    return preferring(repo, "logits", spec)
 
 
 def _own_activation(repo: DescribedRepo) -> dict[str, object]:

@@ -56,11 +56,11 @@ _CLASSES: Mapping[str, str] = {
 
 def _computed(repo: DescribedRepo, modules: Sequence[Module]) -> list[Module]:
     """Those modules that are read. If the caller says it all, modules that we do not know are the graph's."""
+    kind = repo.json("config_sentence_transformers.json").get("model_type")
+    if isinstance(kind, str) and kind in _CLASSES and not repo.is_declared:
+        raise repo.unsupported(f"it is a {kind}: open it with {_CLASSES[kind]}")
     unknown = [module.kind for module in modules if module.kind not in (*_READERS, "Dropout")]
     if unknown and not repo.is_declared:
-        kind = repo.json("config_sentence_transformers.json").get("model_type")
-        if isinstance(kind, str) and kind in _CLASSES:
-            raise repo.unsupported(f"it is a {kind}: open it with {_CLASSES[kind]}")
         raise repo.unsupported(
             f"its module {shown(unknown[0])} is none that we compute; if the graph does that, say pooling= and "
             "normalize= yourself"
@@ -131,9 +131,13 @@ def _pooling_of(repo: DescribedRepo, path: str, config: dict[str, Any]) -> Pooli
         if unknown:
             raise repo.unsupported(f"its pooling mode {shown(unknown[0])} is none that we compute: say pooling=")
         modes = [_POOLINGS[mode] for mode in names]
-    if len(modes) != 1:
-        said = f"the pooling modes {', '.join(modes[:8])} at once" if modes else "no pooling mode that we know"
-        raise repo.unsupported(f"{path} has {said}: say pooling=")
+    if not modes:
+        raise repo.unsupported(f"{path} has no pooling mode that we know: say pooling=")
+    if len(modes) > 1:
+        raise repo.unsupported(
+            f"{path} has the pooling modes {', '.join(modes[:8])} at once, which we do not join; pooling= takes one of "
+            "them, which makes other vectors"
+        )
     return modes[0]
 
 

@@ -69,6 +69,7 @@ class ModelSpec:
         model_file: Path of the ONNX graph inside the repo; None for models without a graph.
         additional_files: Further files that must be present, as repo paths (external data, word lists).
         dim: Length of its vectors, where they have a fixed one.
+        truncate_dim: How many leading components of a vector its repo keeps; None: all.
         pooling: How hidden states become one vector.
         normalize: Whether the encoder scales the vectors to unit length.
         graph_output: Graph output used, by position or name.
@@ -96,6 +97,7 @@ class ModelSpec:
     model_file: str | None = None
     additional_files: tuple[str, ...] = ()
     dim: int | None = None
+    truncate_dim: int | None = None
     pooling: Pooling = "none"
     normalize: bool = False
     graph_output: int | str = 0

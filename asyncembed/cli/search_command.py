@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from asyncembed.cli.vector_index import VectorIndex
     from asyncembed.scoring import FloatArray
 
-OF_INDEX = ("revision", "precision", "onnx_file", "max_length", "truncate_dim")
+OF_INDEX = ("revision", "precision", "onnx_file", "max_length", "truncate_dim", "long")
 """What a vector is made with: as the index was, unless the command says otherwise."""
 
 
@@ -60,7 +60,8 @@ async def _vector_of(query: str, index: "VectorIndex", options: dict[str, Any]) 
     if model is None:
         raise OptionError(f"nothing says which model {index.path} was made with: give --model")
     for name in OF_INDEX:
-        keywords[name] = index.about.get(name) if keywords[name] is None else keywords[name]
+        if keywords.get(name) is None and index.about.get(name) is not None:
+            keywords[name] = index.about[name]
     # One query: a process for it would take longer to start than all of the rest.
     async with TextEmbedding(model, workers=0, **keywords) as embedder:
         _check_fingerprint(index, await fingerprint_in_thread(embedder), is_given=options["model"] is not None)

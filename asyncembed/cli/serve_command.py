@@ -14,7 +14,7 @@ import click
 
 from asyncembed.cli.log_lines import set_up_log
 from asyncembed.cli.model_options import cache_option, model_options, worker_options
-from asyncembed.errors import OptionError
+from asyncembed.errors import OptionError, RuntimeMissingError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -77,7 +77,12 @@ def serve(
     keys = _keys(options.pop("api_key"))  # before anything that takes its time
     if uds is None:
         _check_address(host, port)
-    import uvicorn
+    try:
+        import uvicorn
+
+        import asyncembed.server  # noqa: F401 (which says so, too, if one of its packages is missing)
+    except ImportError as error:
+        raise RuntimeMissingError('a server needs some packages: pip install "asyncembed[cpu,server]"') from error
 
     from asyncembed.cli.unix_socket import SocketServer, place
     from asyncembed.server.http_connection import BoundedConnection

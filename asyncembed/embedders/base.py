@@ -392,8 +392,8 @@ class Embedder(OnAnyLoop[Opened]):
         opened = self._opened
         if opened is None or opened.loaded is None:
             spec = self._known_spec()
-            return None if spec is None else spec.dim
-        return opened.spec.dim or opened.model.info.dim
+            return None if spec is None else spec.truncate_dim or spec.dim
+        return opened.spec.truncate_dim or opened.spec.dim or opened.model.info.dim
 
     def _dense_assembly(self, call: Call) -> Assembly[Any, Any]:
         """How the vectors that `call` asks for leave a stream."""

@@ -119,7 +119,8 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
             (`query_embed`, `passage_embed`, `embed_query`, `embed_documents`) have tasks of their own.
         long: What becomes of a text over the length limit: "truncate" cuts it there, "error" makes it an `InputError`,
             "mean" computes it in windows of that length, whose vectors count by their tokens in the mean.
-        truncate_dim: Keep only this many leading components, then normalise again (Matryoshka).
+        truncate_dim: Keep only this many leading components, then normalise again (Matryoshka); None: as many as the
+            repo's `config_sentence_transformers.json` keeps, or all.
         dtype: "float32" or "float16".
         output: "float"; "int8", which needs `int8_ranges`; or "binary", eight components to a byte, as int8.
         int8_ranges: Smallest and largest value of each component, float32 (2, dim), from a sample of the corpus.
@@ -478,7 +479,7 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
             prompt=self._prompt(opened.spec, mode, call),
             task=task,
             long=call.get("long", base.long),
-            truncate_dim=base.truncate_dim if dim is None else dim,
+            truncate_dim=dim or base.truncate_dim or opened.spec.truncate_dim,
         )
 
     def _prompt(self, spec: ModelSpec, mode: Mode, call: TextCall) -> str | None:

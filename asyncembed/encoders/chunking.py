@@ -228,6 +228,8 @@ class Chunker:
         """Spans of characters with their tokens; those that are too long for a chunk in several parts."""
         for start, end in spans:
             first, bound = tokens.at(start), tokens.at(end)
+            if first == bound and first > 0:
+                first -= 1  # the span lies within a token, as an unknown word is one
             while bound - first > self._size:
                 last = min(self._last(text, tokens, first), bound)
                 middle = tokens.start(last) if last < bound else end

@@ -57,8 +57,8 @@ class CrossEncoder:
         if call.instruction is not None:
             raise OptionError(f"{self._spec.name} takes no instruction; leave out instruction=")
         if call.mode == "count":
-            return count_tokens(self._tokenizer.count_pairs(inputs, call))
-        done = self._tokenizer.encode_pairs(inputs, long=call.long)
+            return count_tokens(self._tokenizer.count_pairs(inputs, call, prefix=self._settings.prompt))
+        done = self._tokenizer.encode_pairs(inputs, prefix=self._settings.prompt, long=call.long)
         scores = np.zeros(len(inputs), dtype=np.float32)
         positions = np.array(done.positions, dtype=np.intp)
         runs = self._graph.runs([encoding.ids for encoding in done.values])

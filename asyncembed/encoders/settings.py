@@ -164,9 +164,11 @@ class RerankerSettings(ScoreSettings):
 
     Attributes:
         column: Which output is the score, for a graph with several.
+        prompt: What its repo puts before every query.
     """
 
     column: int | None = None
+    prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -138,9 +138,9 @@ class TextTokenizer:
         whole = [prefix + text for text in texts.values] if prefix else texts.values
         return self._checked(texts.become(self.filled(whole, self.tokenize, _is_over)), long=long)
 
-    def encode_pairs(self, inputs: Sequence[object], *, long: Long = "truncate") -> Tokenized:
-        """Tokenize pairs of texts, which share the limit: the longer text of a pair is cut first."""
-        pairs = split(map(read_pair, inputs))
+    def encode_pairs(self, inputs: Sequence[object], *, prefix: str = "", long: Long = "truncate") -> Tokenized:
+        """Tokenize pairs of texts, `prefix` before the first, which share the limit: the longer text is cut first."""
+        pairs = _pairs(inputs, prefix)
         return self._checked(pairs.become(self.tokenize(list(map(self._starts_of_pair, pairs.values)))), long=long)
 
     def tokenize(self, inputs: Sequence[str] | Sequence[tuple[str, str]]) -> list[Encoding]:
@@ -239,12 +239,12 @@ class TextTokenizer:
         special = self.special_tokens()
         return texts.become([special + count for count in self._counts([prefix + text for text in texts.values])])
 
-    def count_pairs(self, inputs: Sequence[object], call: Call) -> Usable[int]:
+    def count_pairs(self, inputs: Sequence[object], call: Call, *, prefix: str = "") -> Usable[int]:
         """Likewise for pairs of texts."""
         if call.truncated:
-            done = self.encode_pairs(inputs, long=call.long)
+            done = self.encode_pairs(inputs, prefix=prefix, long=call.long)
             return done.become(list(map(len, done.values)))
-        pairs = split(map(read_pair, inputs))
+        pairs = _pairs(inputs, prefix)
         special = self.special_tokens(is_pair=True)
         counts = self._counts([text for pair in pairs.values for text in pair])
         return pairs.become([special + sum(pair) for pair in zip(counts[::2], counts[1::2], strict=True)])
@@ -418,3 +418,9 @@ def tokenizer_of(config: EncoderConfig, *, lower_case: bool = False) -> TextToke
 def count_tokens(counts: Usable[int], extra: Callable[[int], int] = int) -> Encoded:
     """The answer to mode "count": an int per input, 0 where it could not be tokenized."""
     return Encoded(counts.in_batch(map(extra, counts.values), 0), counts.failures)
+
+
+def _pairs(inputs: Sequence[object], prefix: str) -> "Usable[tuple[str, str]]":
+    """Those of the inputs that are pairs of texts, with `prefix` before the first text of each."""
+    pairs = split(map(read_pair, inputs))
+    return pairs.become([(prefix + first, second) for first, second in pairs.values]) if prefix else pairs

@@ -141,7 +141,8 @@ def read_plan(directory: Path, head: Head = "states") -> Plan:
         raise ModelLoadError(f"{directory / 'config.json'} cannot be read: it is no JSON object", model=model)
     for objection in _objections(config, head):
         raise UnsupportedModelError(
-            f"{model} has no ONNX file, and none can be built: its config.json {objection}; use a repo that has one",
+            f"{model} has no ONNX file, and none can be built: its config.json {objection}; use a repo that has one, "
+            'or let sentence-transformers write one: SentenceTransformer(path, backend="onnx").save_pretrained(path)',
             model=model,
         )
     return Plan(model, ARCHITECTURES[config["model_type"]], config, head)

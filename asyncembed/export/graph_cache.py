@@ -16,7 +16,7 @@ from asyncembed.export.heads import Head
 from asyncembed.export.int8_graph import TOKENIZER_FILE, activations, frame_of, quantize, watch_activations
 from asyncembed.export.onnx_builder import Graph
 from asyncembed.files import default_cache_dir, move, replacing, sync
-from asyncembed.repo_files import read_note
+from asyncembed.repo_files import NEITHER, read_note
 from asyncembed.runtime.digests import KEY_LENGTH, file_digest, key_of, known_digest
 from asyncembed.runtime.onnx_file import read_onnx_file
 from asyncembed.runtime.safetensors import Tensors, find_weights, read_tensors
@@ -249,7 +249,7 @@ def _place(
     """The cache's root, the folder there of the graph that `directory` gives, and the weights that identify it."""
     weights = find_weights(directory)
     if not weights:
-        raise UnsupportedModelError(f"{directory} has neither an ONNX file nor model.safetensors", model=str(directory))
+        raise UnsupportedModelError(f"{directory} has {NEITHER}", model=str(directory))
     root = _root(cache_dir)
     try:
         digests = [file_digest(path, root / "digests") for path in (directory / "config.json", *weights)]

@@ -7,8 +7,8 @@ trio; no framework is imported. `examples/web_fastapi.py` and `examples/web_lite
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, MutableMapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from math import ceil
 from types import SimpleNamespace
 from typing import Any, Final, TypeAlias, TypeVar
@@ -43,6 +43,9 @@ GONE = "the client left before its answer was there"
 
 CLIENT_GONE_STATUS = 499
 """Read by nobody but logs and metrics; nginx's number for it."""
+
+HEARD_BY_SENDING = (2, 4)
+"""The version of ASGI from which on apps need not listen for a client's leaving while they answer."""
 
 STATUSES: Final[Mapping[type[Exception], int]] = {
     InputError: 422,
@@ -208,11 +211,11 @@ class UntilGoneMiddleware:
     Litestar takes it as `middleware=[UntilGoneMiddleware]`, and any ASGI app can be put into it:
     `UntilGoneMiddleware(app)`.
 
-    Streaming answers end in the same way. Where no answer was begun, middlewares around this one see a 499. A handler
-    whose answer is complete is left alone, with its background tasks; so are websockets, which hear of it by
-    themselves, and the lifespan. What has to be finished though nobody waits for its answer belongs into a background
-    task, or under a shield (`anyio.CancelScope(shield=True)`), as does clean-up that awaits something. A handler that
-    is no coroutine runs in a thread, which nothing can end.
+    Streaming answers end in the same way, and may be made of what the request still sends. Where no answer was begun,
+    middlewares around this one see a 499. A handler whose answer is complete is left alone, with its background tasks;
+    so are websockets, which hear of it by themselves, and the lifespan. What has to be finished though nobody waits
+    for its answer belongs into a background task, or under a shield (`anyio.CancelScope(shield=True)`), as does
+    clean-up that awaits something. A handler that is no coroutine runs in a thread, which nothing can end.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -223,14 +226,35 @@ class UntilGoneMiddleware:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send)
-        async with owned_task_group() as group:
-            group.start_soon(exchange.watch, group.cancel_scope.cancel)
-            await self._app(scope, exchange.receive, exchange.send)
+        with _hearing_for_the_app(scope):
+            async with owned_task_group() as group:
+                group.start_soon(exchange.watch, group.cancel_scope.cancel)
+                await self._app(scope, exchange.receive, exchange.send)
         if exchange.is_abandoned:
             # For the middlewares around: to some of them, no answer at all is a failure of the app. The server may
             # refuse it, by an `OSError`.
             with suppress(OSError):
                 await _Answer(ClientGoneError(GONE))(scope, receive, send)
+
+
+@contextmanager
+def _hearing_for_the_app(scope: Any) -> Generator[None]:
+    """Have a framework listen for nothing itself while it sends a streaming answer.
+
+    Where ASGI is older than 2.4, Starlette waits for the client's leaving by `receive`, and so takes away what is left
+    of the body from an answer that is made of it, as of an upload: that one would wait for ever.
+    """
+    asgi = scope.get("asgi", {})
+    versions = {"spec_version": "2.4"} if _spec_version(asgi) < HEARD_BY_SENDING else {}
+    scope["asgi"] = {**asgi, **versions}
+    try:
+        yield
+    finally:
+        scope["asgi"] = asgi
+
+
+def _spec_version(asgi: Mapping[str, str]) -> tuple[int, ...]:
+    return tuple(map(int, asgi.get("spec_version", "2.0").split(".")))
 
 
 class _Exchange:

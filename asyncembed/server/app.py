@@ -60,7 +60,8 @@ def create_app(
     ```
 
     The models are opened when the app starts, on one pool, and closed when it ends; what is asked for until then is
-    finished. It is a FastAPI app: routes and middlewares of one's own can be added.
+    finished. It is a FastAPI app: routes and middlewares of one's own can be added. Where it is mounted in another app,
+    that one's lifespan has to enter its own, which no framework does: `async with app.router.lifespan_context(app):`.
 
     What a connection may take that has not asked for anything yet (heads without end, clients that stall) is up to the
     server that runs the app: `asyncembed serve` bounds it, uvicorn alone does not.

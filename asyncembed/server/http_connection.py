@@ -118,7 +118,7 @@ class BoundedConnection(HttpToolsProtocol):
         version = self.parser.get_http_version().encode()
         headers = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
         head = b"%b %b HTTP/%b\r\n%b\r\n" % (self.scope["method"].encode(), self.url, version, b"".join(headers))
-        self.parser = httptools.HttpRequestParser(self)
+        self.parser: httptools.HttpRequestParser = httptools.HttpRequestParser(self)
         with suppress(AttributeError):  # as uvicorn: older ones have none
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._unread = head + self._piece[stopped.args[0] :]

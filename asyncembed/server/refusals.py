@@ -52,6 +52,9 @@ STATUSES: Final[Mapping[Kind, int]] = {
 RETRY_AFTER_SECONDS = 1
 """What an overloaded server asks clients to wait for at least."""
 
+MOST_CHARACTERS = 2000
+"""Of what a client is told; the middle of more is left out."""
+
 FAILED = "the server failed at this request; its log says why"
 
 
@@ -68,6 +71,8 @@ class Refusal(Exception):  # noqa: N818 (no accident: it is what the server answ
     def __init__(
         self, kind: Kind, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
+        if len(message) > MOST_CHARACTERS:  # a value of the body is in it, which is as long as the client likes
+            message = f"{message[: MOST_CHARACTERS // 2]} ... {message[-MOST_CHARACTERS // 2 :]}"
         super().__init__(message)
         self.kind: Kind = kind
         self.message = message

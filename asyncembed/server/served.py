@@ -45,8 +45,10 @@ class ServedModels:
         """The model of this name; without a name the first one of one of these classes.
 
         Raises:
-            Refusal: There is none, or it is of another class.
+            Refusal: There is none, or it is of another class; or none is open.
         """
+        if not self._models:
+            raise Refusal("unavailable", "the models are not open: the lifespan of this app has not begun")
         wanted = (kinds,) if isinstance(kinds, type) else tuple(kinds)
         if name is None:
             for served in self._models.values():

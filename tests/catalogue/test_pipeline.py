@@ -84,7 +84,7 @@ def test_every_pooling_mode_is_understood(config: dict[str, Any], pooling: Pooli
 )
 def test_a_pooling_that_is_not_clear_is_asked_for(config: dict[str, Any], tmp_path: Path) -> None:
     directory = write_repo(tmp_path, pooling=config)
-    with pytest.raises(UnsupportedModelError, match="say pooling="):
+    with pytest.raises(UnsupportedModelError, match="pooling="):
         spec_from_directory(directory)
     declared = Overrides(pooling="cls", normalize=False)
     assert spec_from_directory(directory, overrides=declared).pooling == "cls"
@@ -460,7 +460,8 @@ def test_the_plain_graph_is_taken_unless_another_is_asked_for(
         (["onnx/model.onnx", "model.safetensors"], {"precision": "int8"}, "no ONNX file of precision int8"),
         (["onnx/model.onnx"], {"onnx_file": "model.onnx"}, r"its ONNX files: onnx/model\.onnx"),
         (["model.safetensors"], {"precision": "int8"}, "no ONNX file; its weights can be exported"),
-        (["pytorch_model.bin"], {}, r"neither an ONNX file nor model\.safetensors"),
+        (["model.safetensors"], {"precision": "fp16"}, 'leave it out for fp32, or say precision="int8"'),
+        (["pytorch_model.bin"], {}, r"neither an ONNX file nor model\.safetensors; `save_pretrained`"),
     ],
 )
 def test_a_graph_that_is_not_clear_is_asked_for(files: list[str], keywords: dict[str, str], message: str) -> None:

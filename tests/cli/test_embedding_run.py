@@ -41,7 +41,10 @@ from asyncembed.cli import embedding_run
 from asyncembed.cli.commands import main
 from asyncembed.errors import EncodeError
 from asyncembed.testing import fake_models
-import anyio._backends._asyncio, asyncio, numpy, orjson, pyarrow.parquet, asyncembed.encoders.hashed
+# What each child would import by itself.
+import anyio._backends._asyncio, anyio.from_thread, asyncio, getpass, importlib.metadata, numpy, orjson, pyarrow.parquet
+import asyncembed.catalogue.pipeline, asyncembed.cli.embed_command, asyncembed.encoders.hashed
+import asyncembed.encoders.registry, asyncembed.hub.model_files, asyncembed.loading
 from asyncembed.catalogue.lookup import find_model
 
 name = sys.argv[1]

@@ -157,6 +157,10 @@ def test_a_model_that_is_no_more_itself_is_refused(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert len(json.loads(Path("out.jsonl.meta.json").read_text("utf-8"))["fingerprint"]) == 20
     search("out.jsonl", QUERY)
+    for long in ("mean", "error"):
+        done = CliRunner().invoke(main, ["embed", str(directory), *arguments, "--long", long, "-o", f"{long}.jsonl"])
+        assert done.exit_code == 0, done.output
+        search(f"{long}.jsonl", QUERY)
     lines = Path("in.jsonl").read_text("utf-8").splitlines()
     Path("bad.jsonl").write_text("\n".join([*lines, "no record"]), "utf-8")
     broken = ["embed", str(directory), "bad.jsonl", *arguments[1:], "-o", "bad.out.jsonl"]

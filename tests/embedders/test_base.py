@@ -64,10 +64,13 @@ async def test_documents_give_a_matrix(model: TextEmbedding) -> None:
 
 
 @pytest.mark.slow
-async def test_only_a_text_alone_is_counted_before_bulk_work(pool: WorkerPool, gate: Path, tmp_path: Path) -> None:
-    """A corpus waits in the lane of the streams, as long as it may be."""
+async def test_only_a_text_alone_is_counted_before_bulk_work(gate: Path, tmp_path: Path) -> None:
+    """A corpus waits in the lane of the streams, as long as it may be.
+
+    In one thread: of several workers one may go on while another, which has the text, does not get its turn.
+    """
     log = tmp_path / "log"
-    async with TextEmbedding(with_settings(log=str(log)), pool=pool, max_batch_size=1) as model:
+    async with TextEmbedding(with_settings(log=str(log)), workers=0, max_batch_size=1) as model:
         async with anyio.create_task_group() as group:
             group.start_soon(model.token_count, [f"corpus #{i} wait:{gate}" for i in range(60)])
             await until(lambda: model.stats().queued_bulk >= 50)

@@ -94,6 +94,21 @@ async def test_auto_says_so_where_the_repo_names_what_is_not_computed(tmp_path: 
             await model.rerank(bert_family.QUERY, bert_family.TEXTS, activation="auto").collect()
 
 
+async def test_the_default_prompt_of_a_reranker_s_repo_is_put_before_the_query(tmp_path: Path) -> None:
+    """As sentence-transformers does, before the first text of a pair."""
+    said = {"prompts": {"web": "search the web: "}, "default_prompt_name": "web"}
+    directory = reranker_that_says(tmp_path, "config_sentence_transformers.json", said)
+    documents, query = bert_family.TEXTS, bert_family.QUERY
+    async with TextCrossEncoder(directory, cache_dir=tmp_path / "cache", workers=0) as model:
+        prompted = await model.rerank(query, documents).collect()
+        counted = await model.token_count([(query, "day")], truncated=False)
+    (directory / "config_sentence_transformers.json").write_text("{}", "utf-8")
+    async with TextCrossEncoder(directory, cache_dir=tmp_path / "cache", workers=0) as model:
+        np.testing.assert_array_equal(prompted, await model.rerank(f"search the web: {query}", documents).collect())
+        assert counted == await model.token_count([(f"search the web: {query}", "day")], truncated=False)
+        assert not np.allclose(prompted, await model.rerank(query, documents).collect())
+
+
 def reranker_that_says(tmp_path: Path, file: str, said: dict[str, Any]) -> Path:
     """A copy of a reranker's repo in which only this `file` says something of an activation."""
     directory = tmp_path / "reranker"

@@ -146,6 +146,23 @@ async def test_a_role_gets_its_own_prompt_the_empty_one_included_and_never_the_d
             assert np.array_equal(named, await model.embed_query("day", prompt=prompt))
 
 
+async def test_a_repo_that_keeps_some_components_is_heard_unless_the_caller_says_otherwise(tmp_path: Path) -> None:
+    """As a model that was saved with `truncate_dim=` is by sentence-transformers."""
+    directory = as_sentence_transformers(write_model(tmp_path, dim=32))
+    (directory / "config_sentence_transformers.json").write_text(json.dumps({"truncate_dim": 8}), "utf-8")
+    async with TextEmbedding(directory, workers=0) as model:
+        assert model.embedding_size == 8
+        short = await model.embed(["day", "night"]).collect()
+        whole = await model.embed(["day", "night"], truncate_dim=32).collect()
+        assert whole.shape == (2, 32)
+        expected = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
+        np.testing.assert_allclose(short, expected, rtol=1e-5)
+        assert (await model.embed_query("day")).shape == (8,)
+    async with TextEmbedding(directory, workers=0, truncate_dim=16) as model:
+        assert model.embedding_size == 16
+        assert (await model.embed_documents(["day"])).shape == (1, 16)
+
+
 def as_sentence_transformers(directory: Path) -> Path:
     kinds = {"Transformer": "", "Pooling": "1_Pooling"}
     modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds.items()]
@@ -155,7 +172,6 @@ def as_sentence_transformers(directory: Path) -> Path:
     return directory
 
 
-@pytest.mark.timeout(60)  # a text of 10 MB among others
 async def test_wrong_input_is_told_which_and_why(pool: WorkerPool, tmp_path: Path) -> None:
     directory = write_model(tmp_path, dim=32)
     async with TextEmbedding(directory, pool=pool, pooling="mean", normalize=True) as model:
@@ -175,7 +191,13 @@ async def test_wrong_input_is_told_which_and_why(pool: WorkerPool, tmp_path: Pat
         whole = await model.embed(["fine", "the " * 100 + "day " * 300], long="mean").with_tokens().collect()
         assert whole.tokens.tolist()[1] == 400 + 2 * 7
         assert not whole.is_cut.any()
-        # What is odd but a text has a vector.
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.timeout(60)  # texts of 10 MB
+async def test_what_is_odd_but_a_text_has_a_vector(tmp_path: Path) -> None:
+    directory = write_model(tmp_path, dim=32)
+    async with TextEmbedding(directory, workers=1, pooling="mean", normalize=True) as model:
         vectors = await model.embed(["", "nul\0in it", "x" * 10_000_000, "the " * 2_500_000]).collect()
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 

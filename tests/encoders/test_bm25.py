@@ -101,6 +101,7 @@ def test_every_keyword_means_what_it_means_in_fastembed(settings: dict[str, Any]
     assert_same(directory, **settings)
 
 
+@pytest.mark.slow
 def test_a_directory_without_stop_words_has_none(tmp_path: Path) -> None:
     assert_same(tmp_path)
 

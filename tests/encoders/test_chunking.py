@@ -161,6 +161,13 @@ def test_a_functions_spans_are_the_chunks_and_those_that_are_too_long_are_cut(wo
     assert [text[place.start : place.end] for place in found] == ["how can", "can you", "you make it", "long"]
 
 
+def test_a_functions_span_within_a_word_is_a_chunk(words: TextTokenizer) -> None:
+    text = "how " + "x" * 30  # which the tokenizer does not know: one token
+    for late in (True, False):
+        found = places(chunker(words, late=late, boundaries=lambda _: [(0, 4), (4, 14), (14, 34)]).pieces(text))
+        assert [(place.start, place.end) for place in found] == [(0, 3), (4, 14), (14, 34)]
+
+
 @pytest.mark.parametrize("spans", [[(0, 0)], [(5, 3)], [(0, 99)], [(-1, 3)], [(4, 7), (0, 3)], ["ab"], [3], [(0.5, 2)]])
 def test_a_function_that_gives_no_spans_of_its_text_is_named(words: TextTokenizer, spans: Any) -> None:
     with pytest.raises(InputError, match="^boundaries= (gave|failed: TypeError)"):

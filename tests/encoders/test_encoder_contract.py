@@ -110,6 +110,7 @@ def test_it_says_what_it_knows_of_its_model(load: Load, name: str) -> None:
     assert bool(encoder.info.providers) == (ROWS[name].needs_graph and name not in ("inference_free_splade", "bm42"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), COUNTING)
 def test_the_special_tokens_that_it_states_are_those_of_an_empty_input(load: Load, name: str, mode: Mode) -> None:
     encoder, empty = load(name), ("", "") if mode == "pair" else ""

@@ -18,6 +18,8 @@ from tests.support.graphs import DIM
 from tests.support.models import MODEL_FILE, spec_for
 from tests.support.tokenizers import byte_level_bpe, wordpiece, write_tokenizer
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ("how can you make it long", "", "x", "they said that there was a way to write about it", "the the the")
 
 CONFIG = {"model_type": "qwen3", "num_attention_heads": 4, "num_key_value_heads": HEADS, "head_dim": WIDTH}
@@ -50,7 +52,6 @@ def vectors_of(
     return np.array(list(together.results))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize(
     ("graph", "config"),

@@ -90,6 +90,7 @@ def test_keywords_mean_what_they_mean_in_fastembed(
     assert_same(load(name, directory, keywords=settings), theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_side_that_is_padded_makes_no_difference(name: str, directories: dict[str, Path], tmp_path: Path) -> None:
     WRITERS[name](tmp_path, tokenizer_options={"padding_side": "left"})
@@ -99,6 +100,7 @@ def test_the_side_that_is_padded_makes_no_difference(name: str, directories: dic
         np.testing.assert_allclose(found.values, expected.values, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_text_has_the_same_vector_alone_and_in_any_batch(name: str, directories: dict[str, Path]) -> None:
     encoder = load(name, directories[name])

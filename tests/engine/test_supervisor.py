@@ -278,7 +278,7 @@ anyio.run(main, backend=sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("what", ["descriptors", "threads"])
+@pytest.mark.parametrize(("what", "anyio_backend"), [("descriptors", "asyncio"), ("threads", "trio")])
 def test_a_worker_that_dies_in_a_shortage_is_replaced_when_it_has_passed(
     what: str, tmp_path: Path, anyio_backend: str
 ) -> None:
@@ -310,7 +310,7 @@ anyio.run(main, backend=sys.argv[1])
 
 
 def test_with_too_few_descriptors_opening_works_or_says_so(tmp_path: Path, anyio_backend: str) -> None:
-    limits = [str(most) for most in range(12, 29, 4)]
+    limits = [str(most) for most in (range(12, 29, 8) if anyio_backend == "asyncio" else range(16, 29, 8))]
     done = programs.run(LIMITED, tmp_path, anyio_backend, *limits)
     assert done.stdout == "2\n" * len(limits)
     assert "Traceback" not in done.stderr

@@ -69,6 +69,7 @@ def test_an_image_that_was_opened_and_not_decoded_travels_as_its_file(tmp_path: 
         assert len(pickle.dumps(PillowImage(image))) > 900 * 700 * 3
 
 
+@pytest.mark.slow
 def test_an_image_set_to_another_frame_or_scale_travels_as_what_is_seen(tmp_path: Path) -> None:
     frames = [picture(20, 20, seed=seed) for seed in range(3)]
     path = tmp_path / "a.tiff"

@@ -71,6 +71,7 @@ def _progressive(size: int, scans: int) -> bytes:
     return data[:-2] + last * scans + data[-2:]
 
 
+@pytest.mark.slow
 def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
     refused(_progressive(3000, 1000), "10.. scans")
     refused(_progressive(500, 20_000), "200.. scans")

@@ -15,7 +15,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from asyncembed import TextEmbedding, WorkerPool
@@ -150,7 +150,7 @@ class Client:
     """What a server hands to an app, for requests that are acted by the test."""
 
     def __init__(self, *messages: dict[str, Any], headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
-        self.scope = {"type": "http", "headers": headers}
+        self.scope: dict[str, Any] = {"type": "http", "headers": headers}
         self.read: list[dict[str, Any]] = []
         self.sent: list[dict[str, Any]] = []
         self.leaves = anyio.Event()
@@ -227,6 +227,19 @@ async def test_an_answer_that_was_begun_when_the_client_left_is_not_begun_again(
 
     await UntilGoneMiddleware(app)(client.scope, client.receive, client.send)
     assert len(client.sent) == 1
+
+
+async def test_a_streaming_answer_may_be_made_of_the_body_as_it_comes() -> None:
+    """Starlette itself listens for the client's leaving meanwhile, and would take the parts away."""
+    client = Client(*[body(part, more=part != b"c") for part in (b"a", b"b", b"c")])
+    before = client.scope["asgi"] = {"version": "3.0", "spec_version": "2.3"}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await StreamingResponse(Request(scope, receive).stream())(scope, receive, send)
+
+    await UntilGoneMiddleware(app)(client.scope, client.receive, client.send)
+    assert b"".join([message.get("body", b"") for message in client.sent]) == b"abc"
+    assert client.scope["asgi"] is before
 
 
 async def test_a_body_that_nobody_reads_is_not_taken_in_whole() -> None:

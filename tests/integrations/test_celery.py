@@ -24,10 +24,10 @@ from tests.support import snippets
 from tests.support.programs import ROOT
 from tests.support.waiting import worker_processes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60), pytest.mark.posix]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.posix]
 
 NAME = "BAAI/bge-small-en-v1.5"
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 
 
 # ---------------------------------------------------------------- without a worker
@@ -123,6 +123,7 @@ from tests.support.encoders import ECHO
 app = celery.Celery("program", broker="filesystem://", backend="file://results")
 app.conf.broker_transport_options = {
     "data_folder_in": "queue", "data_folder_out": "queue", "control_folder": "control", "store_processed": False,
+    "polling_interval": 0.05,  # a second otherwise, for each task
 }
 app.conf.broker_connection_retry_on_startup = True
 model = TextEmbedding(replace(ECHO, settings={"load_log": "loads"}))
@@ -216,7 +217,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
         worker.kill()
 
 
-SIX = "[one.get(timeout=15) for one in [program.embed.delay(['four', 'fifth']) for _ in range(6)]]"
+SIX = "[one.get(interval=0.05, timeout=50) for one in [program.embed.delay(['four', 'fifth']) for _ in range(6)]]"
 
 
 def test_processes_of_the_prefork_pool_compute_by_themselves_with_their_share_of_the_cores(
@@ -242,7 +243,9 @@ def test_other_pools_have_worker_processes_which_end_with_them(pool: str, start:
 
 def test_a_bad_input_is_its_senders_error(start: Callable[..., Worker]) -> None:
     worker = start("--pool=prefork", "--concurrency=1")
-    caught = worker.ask("type(program.embed.delay(['good', 'bad']).get(timeout=15, propagate=False)).__name__")
+    caught = worker.ask(
+        "type(program.embed.delay(['good', 'bad']).get(interval=0.05, timeout=50, propagate=False)).__name__"
+    )
     assert caught == "InputError"
     assert "retry" not in worker.output().lower()
     worker.end()
@@ -250,9 +253,9 @@ def test_a_bad_input_is_its_senders_error(start: Callable[..., Worker]) -> None:
 
 def test_a_soft_time_limit_ends_the_wait(start: Callable[..., Worker], tmp_path: Path) -> None:
     worker = start("--pool=prefork", "--concurrency=1")
-    assert worker.ask(f"program.embed_soon.delay(['wait:{tmp_path}/go']).get(timeout=15)") == "too slow"
+    assert worker.ask(f"program.embed_soon.delay(['wait:{tmp_path}/go']).get(interval=0.05, timeout=50)") == "too slow"
     (tmp_path / "go").touch()
-    assert len(worker.ask("program.embed.delay(['four']).get(timeout=15)")["vectors"]) == 1
+    assert len(worker.ask("program.embed.delay(['four']).get(interval=0.05, timeout=50)")["vectors"]) == 1
     worker.end()
 
 

@@ -19,6 +19,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]  # a whole program, wit
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """The client's: what is tested is in a program of its own, on its own loop."""
+    return "asyncio"
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "notes"

@@ -5,6 +5,7 @@ import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,12 @@ def test_options_go_with_a_name(given: object) -> None:
 
 def test_several_threads_have_one_engine(fakes: Fakes) -> None:
     models = [Model(TextEmbedding, NAME) for _ in range(4)]
-    threads = [threading.Thread(target=model.run, args=(query,), kwargs={"instead": ""}) for model in models]
+
+    async def ask(model: TextEmbedding[Any]) -> Any:
+        return await model.embed_query(f"query {next(numbers)}")  # equal ones would be computed once
+
+    numbers = count()
+    threads = [threading.Thread(target=model.run, args=(ask,), kwargs={"instead": ""}) for model in models]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,6 +1,7 @@
 """The app on a real server, with fake models: what is served, to whom, and how it is refused."""
 
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,38 @@ async def test_what_cannot_be_served_is_refused_with_the_field_that_is_wrong(
 ) -> None:
     answer = await client.post("/v1/embeddings", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
+
+
+async def test_a_refusal_does_not_send_all_of_a_long_value_back(client: httpx.AsyncClient) -> None:
+    for body in ({"input": "a", "model": "\x01" * 3000}, {"input": "a", "encoding_format": "x" * 10_000}):
+        message = (await client.post("/v1/embeddings", json=body)).json()["error"]["message"]
+        assert " ... " in message
+        assert len(message) < 3000
+
+
+async def test_an_app_in_another_one_serves_where_that_one_enters_its_lifespan_and_says_so_elsewhere() -> None:
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    from asyncembed.server import create_app
+
+    with fake_models():
+        inner = create_app({"small": "BAAI/bge-small-en-v1.5"}, workers=1)
+        forgotten = Starlette(routes=[Mount("/models", inner)])
+        async with serving(forgotten) as outside:
+            refused = await outside.post("/models/v1/embeddings", json={"input": "a"})
+            assert (refused.status_code, "lifespan" in refused.text) == (503, True)
+
+        @asynccontextmanager
+        async def enter(_: object) -> AsyncGenerator[None]:
+            async with inner.router.lifespan_context(inner):
+                yield
+
+        entered = Starlette(routes=[Mount("/models", inner)], lifespan=enter)
+        async with serving(entered) as outside:
+            answers = [await outside.get("/models/"), await outside.get("/models/v1/models/small")]
+            answers.append(await outside.post("/models/v1/embeddings", json={"input": "a"}))
+            assert [answer.status_code for answer in answers] == [200, 200, 200]
 
 
 async def test_a_body_that_says_that_it_is_too_large_is_refused_before_it_is_read(client: httpx.AsyncClient) -> None:

@@ -1,7 +1,9 @@
 """Many connections at once: each request gets the answer to itself, and nothing of them stays."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import anyio
@@ -27,8 +29,8 @@ TURNS = 3
 FIRST_ROUNDS, ROUNDS = 2, 4
 """Of as many connections and turns: in the first ones processes take what they keep."""
 
-MOST_GROWTH_BYTES = 1024 * 1024
-"""Of the memory of a process, over all rounds but the first ones: a third of a kilobyte for each request."""
+MOST_GROWTH_BYTES = 256 * 1024
+"""Of the memory of a process, in the usual round after the first ones: a third of a kilobyte for each request."""
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +137,12 @@ async def test_many_requests_over_256_connections_leave_memory_descriptors_and_t
         for _ in range(FIRST_ROUNDS):
             before = await play_round()
         assert len(before.memory) == 3
-        for _ in range(ROUNDS):
-            after = await play_round()
-        assert (after.files, after.tasks) == (before.files, before.tasks)
-        growth = {pid: size - before.memory[pid] for pid, size in after.memory.items()}
-        assert max(growth.values()) <= MOST_GROWTH_BYTES, growth
+        rounds = [before, *[await play_round() for _ in range(ROUNDS)]]
+        assert (rounds[-1].files, rounds[-1].tasks) == (before.files, before.tasks)
+        # What leaks does so in each round; on a busy machine more requests than ever may be at hand in one of them.
+        for pid in before.memory:
+            growth = [after.memory[pid] - earlier.memory[pid] for earlier, after in pairwise(rounds)]
+            assert median(growth) <= MOST_GROWTH_BYTES, growth
     finally:
         process.kill()
         process.communicate()

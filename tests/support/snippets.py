@@ -82,13 +82,18 @@ def serve(hub: HubServer, snippet: str, directory: Path) -> None:
 def prepare(hub: HubServer, snippet: str, directory: Path, monkeypatch: "pytest.MonkeyPatch") -> None:
     """Have programs that start in `directory` find models, photos and articles."""
     serve(hub, snippet, directory / "models")
-    (directory / "photos").mkdir()
-    for number in range(3):
-        picture(40 + number, 30, seed=number).save(directory / "photos" / f"{number}.png")
-    (directory / "articles.jsonl").write_text('{"text": "one"}\n{"text": "another"}\n', encoding="utf-8")
+    write_inputs(directory)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_HOME", str(directory / "home"))
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def write_inputs(directory: Path) -> None:
+    """The photos and articles that every reader has."""
+    (directory / "photos").mkdir(parents=True)
+    for number in range(3):
+        picture(40 + number, 30, seed=number).save(directory / "photos" / f"{number}.png")
+    (directory / "articles.jsonl").write_text('{"text": "one"}\n{"text": "another"}\n', encoding="utf-8")
 
 
 def as_program(snippet: str, module: str = "asyncembed") -> str:
