@@ -1,5 +1,6 @@
 """The web apps of the examples, served by uvicorn as their docstrings say, and spoken to by clients."""
 
+import itertools
 import os
 import re
 import signal
@@ -108,10 +109,11 @@ async def test_clients_that_leave_and_overload(client: httpx.AsyncClient, server
     try:
         async with anyio.create_task_group() as group:
             # The first ones are given to the workers, before it shows that these do nothing.
+            texts = (f"text {number}" for number in itertools.count())  # equal ones would be computed once
             with anyio.fail_after(WAIT_SECONDS):
                 while await queued(client) < MAX_QUEUED:
-                    group.start_soon(partial(client.get, "/query", params={"text": "one"}))
-            refused = [await client.get("/query", params={"text": "one"}) for _ in range(3)]
+                    group.start_soon(partial(client.get, "/query", params={"text": next(texts)}))
+            refused = [await client.get("/query", params={"text": next(texts)}) for _ in range(3)]
             group.cancel_scope.cancel()
         assert {response.status_code for response in refused} == {503}
         assert all(int(response.headers["retry-after"]) >= 1 for response in refused)

@@ -367,7 +367,7 @@ async def test_int8_is_made_of_the_float_graph_where_there_are_no_weights(
     """In place of the quantised file that the directory has: that one is taken where it is named."""
     monkeypatch.setenv("ASYNCEMBED_CACHE", str(tmp_path / "cache"))
     directory = write_self_describing_model(tmp_path / "m")
-    shutil.copy(Path(__file__).parent / "runtime" / "exported" / "bert.onnx", directory / "model.onnx")
+    shutil.copy(Path(__file__).parents[1] / "runtime" / "exported" / "bert.onnx", directory / "model.onnx")
     write_text_graph(directory / "model_int8.onnx", dynamic_quantization=True)
     texts = ("the day", "you can see that he was there", "they had this one")  # words that the graph knows
     caplog.set_level(logging.INFO, "asyncembed")
@@ -429,7 +429,7 @@ async def test_weights_without_a_graph_are_exported_once(
 async def test_a_graph_is_exported_to_the_cache_that_the_user_names(
     workers: int, hub: HubServer, tmp_path: Path
 ) -> None:
-    directory = Path(__file__).parent / "export/data/bert"
+    directory = Path(__file__).parents[1] / "export/data/bert"
     cache = tmp_path / "mine"
     await _open(directory, workers, cache)
     (graph,) = cache.rglob("*.onnx")

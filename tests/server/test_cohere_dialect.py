@@ -215,7 +215,9 @@ async def test_a_priority_above_0_lets_others_go_first_and_is_refused_sooner(
         return found
 
     with fake_models(seconds=30) as fakes:
-        app = create_app({kind: getattr(asyncembed, CLASSES[kind])("nosuch/model", workers=1, max_queued=2)})
+        app = create_app(
+            {kind: getattr(asyncembed, CLASSES[kind])("nosuch/model", workers=1, max_queued=2, deduplicate=False)}
+        )
         async with serving(app) as client, anyio.create_task_group() as group:
             group.start_soon(ask, client, "computed", 0)
             await until(lambda: stats().in_flight == 1)

@@ -51,7 +51,7 @@ async def test_the_work_of_a_client_that_leaves_is_withdrawn() -> None:
             fakes.seconds = 0
 
 
-LONG_LIST = ["a text"] * 200
+LONG_LIST = [f"text {number}" for number in range(200)]  # equal ones would be computed once
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ LONG_LIST = ["a text"] * 200
         ("/embed_sparse", "SparseTextEmbedding", {"inputs": LONG_LIST}),
         ("/embed_all", "LateInteractionTextEmbedding", {"inputs": LONG_LIST}),
         ("/rerank", "TextCrossEncoder", {"query": "a query", "texts": LONG_LIST}),
-        ("/predict", "TextCrossEncoder", {"inputs": [["a query", "a text"]] * 200}),
+        ("/predict", "TextCrossEncoder", {"inputs": [["a query", text] for text in LONG_LIST]}),
     ],
 )
 async def test_no_batch_begins_for_a_client_that_has_left(path: str, kind: str, body: dict[str, Any]) -> None:
@@ -113,13 +113,13 @@ async def test_a_query_goes_before_a_long_list_that_came_earlier_and_two_such_li
         app = create_app(MODEL, workers=1, max_queued=200, max_batch_size=16)
         async with serving(app) as client:
             async with anyio.create_task_group() as group:
-                group.start_soon(ask_and_note, client, ["a text"] * 200, "list")
+                group.start_soon(ask_and_note, client, LONG_LIST, "list")
                 await until(lambda: stats(app).queued_bulk > 100)
-                await ask_and_note(client, ["a text"] * 100, "another list")
+                await ask_and_note(client, [f"another {text}" for text in LONG_LIST[:100]], "another list")
                 group.start_soon(ask_and_note, client, ["a query"], "query")
                 await until(lambda: stats(app).queued_interactive == 1)
                 fakes.seconds = 0.01
-            await ask_and_note(client, ["a text"] * 201, "a list alone")
+            await ask_and_note(client, [*LONG_LIST, "one more"], "a list alone")
     assert answered == ["another list 429", "query 200", "list 200", "a list alone 200"]
 
 
