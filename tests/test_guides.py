@@ -92,7 +92,8 @@ def test_a_notebook_may_be_run_again_and_leaves_no_worker(environment: dict[str,
                 if "unload" not in cell.source:
                     client.execute_cell(cell, index)
             counts.append(len(set(worker_processes()) - before))
-        assert len(set(counts)) == 1, "kernel and workers, whatever was run again"
+        # Kernel and workers, whatever was run again; and one more once a query has met an ingest.
+        assert max(counts) <= min(counts) + 1, counts
         assert counts[0] > 1
         processes = set(worker_processes()) - before
     _, alive = psutil.wait_procs(processes, timeout=10)
