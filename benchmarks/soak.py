@@ -49,6 +49,9 @@ WARM_UP = 0.25
 FEWEST_ROUNDS = 6
 """After these: of fewer nobody can tell what grows from what varies."""
 
+HEAP_SECONDS = 60
+"""Between the first and the last third of what is looked at: before that a heap still fills."""
+
 ALLOWED = {
     "memory, MB": (1.5, 0.02),
     "workers' memory, MB": (1.5, 0.02),
@@ -113,7 +116,7 @@ def row(what: str, samples: Sequence[Sample]) -> Row:
     seconds -= statistics.fmean(one.seconds for one in warm[:third])
     if what in ALLOWED:
         absolute, part = ALLOWED[what]
-        grows = last - first > absolute + part * first
+        grows = last - first > absolute + part * first and seconds >= HEAP_SECONDS
     else:  # what is counted may come and go, but one day all that came is gone
         grows = min(one.held[what] for one in parts[2]) > max(one.held[what] for one in parts[0])
     grows = grows and len(warm) >= FEWEST_ROUNDS
