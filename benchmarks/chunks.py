@@ -18,14 +18,13 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from asyncembed import TextEmbedding
 from asyncembed.embedders.base import opened_model
 from asyncembed.encoders.chunking import Chunker, ChunkPlan
 from asyncembed.encoders.registry import TokenSource, token_source
 from asyncembed.files import default_cache_dir
-from benchmarks.common import machine, say, texts
+from benchmarks.common import machine, processor_seconds, say, texts
 from examples.quickstart import demo_model
 
 LIMIT = 8192
@@ -184,9 +183,9 @@ async def measure(sides: Mapping[str, Side], corpus: Sequence[str], at_once: int
     turns = list(sides)
     for start in range(0, len(corpus), at_once):
         for name in turns:
-            began, before = time.perf_counter(), _processor_seconds()
+            began, before = time.perf_counter(), processor_seconds()
             counts[name] += await sides[name](corpus[start : start + at_once])
-            seconds[name].append((time.perf_counter() - began, _processor_seconds() - before))
+            seconds[name].append((time.perf_counter() - began, processor_seconds() - before))
         turns.append(turns.pop(0))  # whoever comes after another may find its caches
     first = next(iter(sides))
     for name, taken in seconds.items():
@@ -198,13 +197,6 @@ async def measure(sides: Mapping[str, Side], corpus: Sequence[str], at_once: int
             f"{processor:.1f} s ({processor / all_processor:.3f}; median of the turns {statistics.median(ratios):.3f}, "
             f"{min(ratios):.3f} to {max(ratios):.3f})"
         )
-
-
-def _processor_seconds() -> float:
-    """Of this process and its workers."""
-    here = psutil.Process()
-    times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
-    return sum(one.user + one.system for one in times)
 
 
 if __name__ == "__main__":

@@ -119,6 +119,13 @@ def watch_memory() -> Iterator[Peak]:
         thread.join()
 
 
+def processor_seconds() -> float:
+    """Of this process and its workers, as long as these live."""
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
+
+
 def spread(values: Sequence[float]) -> str:
     """Median, and the range around it."""
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"

@@ -24,10 +24,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import psutil
-
 from asyncembed import TextEmbedding
-from benchmarks.common import machine, minilm, minilm_spec, say, spread, texts
+from benchmarks.common import machine, minilm, minilm_spec, processor_seconds, say, spread, texts
 
 CONCURRENT = 64
 REPEATED = 0.6
@@ -47,15 +45,9 @@ async def opened(cost: Cost, workers: int, **options: Any) -> AsyncGenerator[Tex
     stack = TextEmbedding(minilm_spec(), model_path=minilm()[0], workers=workers, threads=1, **options)
     async with stack as model:
         await model.embed([f"warm up {n}" for n in range(16)]).collect()
-        before, began = _processor_seconds(), time.perf_counter()
+        before, began = processor_seconds(), time.perf_counter()
         yield model
-        cost.wall, cost.processor = time.perf_counter() - began, _processor_seconds() - before
-
-
-def _processor_seconds() -> float:
-    own = psutil.Process()
-    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
-    return sum(each.user + each.system for each in times)
+        cost.wall, cost.processor = time.perf_counter() - began, processor_seconds() - before
 
 
 def asked(count: int) -> list[str]:

@@ -13,12 +13,7 @@ from asyncembed.catalogue.limits import check_max_length
 from asyncembed.catalogue.spec import Family, ModelSpec
 from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.encoders.registry import check_settings, row_of
-from asyncembed.errors import (
-    DownloadError,
-    ModelLoadError,
-    UnsupportedModelError,
-    WorkersImpossible,
-)
+from asyncembed.errors import DownloadError, ModelLoadError, UnsupportedModelError, WorkersImpossible
 from asyncembed.files import in_disk_thread
 from asyncembed.loading.locate import is_plain, locate
 from asyncembed.loading.made_graphs import export, for_openvino, head_of, in_8_bits, int8_objection, prepared_graph
