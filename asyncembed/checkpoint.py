@@ -1,6 +1,7 @@
 """How far an ingest is, in a file: what a kill at any moment leaves undone is done by the next run."""
 
 import os
+import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeGuard, TypeVar, overload
@@ -79,9 +80,10 @@ class CheckpointFile:
     # ---------------------------------------------------------------- the file; all of it blocks
 
     def _open(self) -> None:
-        if self.path.is_dir() or not self.path.parent.is_dir():
-            problem = "it is a directory" if self.path.is_dir() else f"there is no directory {self.path.parent}"
-            raise OptionError(f"{self.path} can be no checkpoint: {problem}")
+        if self._journal.exists() and not self.path.is_file():  # a pipe would be waited for, a device read for ever
+            raise OptionError(f"{self.path} can be no checkpoint: it is not a file")
+        if not self.path.parent.is_dir():
+            raise OptionError(f"{self.path} can be no checkpoint: there is no directory {self.path.parent}")
         take_lock(self._lock, f"{self.path} is in use by another run")
         try:
             self._read()
@@ -127,11 +129,17 @@ class CheckpointFile:
             raise OptionError(f"a number of records is 0 or more; got {count!r}")
         if self._trail is None and self._text_of is not _nothing:
             raise UsageError("the checkpoint has a key=, and has not seen the records: give rest() the source")
-        count, self._skipped = count + self._skipped, 0
+        skipped = self._skipped
+        count += skipped
         if count:
-            self._checksum = 0 if self._trail is None else self._trail.done(count)
+            checksum = 0 if self._trail is None else self._trail.after(count)
+            # What could not be written is not done, so that it may be said once more.
+            self._journal.write({"records": self._records + count, "checksum": checksum})
+            self._skipped -= skipped
             self._records += count
-            self._journal.write({"records": self._records, "checksum": self._checksum})
+            self._checksum = checksum
+            if self._trail is not None:
+                self._trail.done(count)
 
     def _reach(self, records: int) -> None:
         self._check_open()
@@ -147,7 +155,7 @@ class CheckpointFile:
 
 
 def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= sys.maxsize
 
 
 def _text_by(key: Callable[[Any], str | int]) -> Callable[[Any], str]:

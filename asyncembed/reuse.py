@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
+from dataclasses import replace
 from hashlib import blake2b
 from itertools import islice
 from logging import Logger, getLogger
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 from anyio import current_effective_deadline, get_cancelled_exc_class, move_on_after, sleep
 
 from asyncembed.encoders.encoder import Call, TokenWindow
+from asyncembed.encoders.registry import row_of
 from asyncembed.engine.dispatch import NOBODY
 from asyncembed.engine.lifetime import owned_task_group
 from asyncembed.engine.scheduler import BatchKey, Item, Priority, Sink
@@ -96,7 +98,8 @@ class Reuse:
         keeper: Keeper | None = None
         try:
             async with owned_task_group() as group:
-                keeper = self.keeper = Keeper(cache, digest, self.model.name)
+                reads_roles = row_of(self.model.config.spec).reads_roles_of(self.model.config.spec)
+                keeper = self.keeper = Keeper(cache, digest, self.model.name, reads_roles=reads_roles)
                 group.start_soon(keeper.seek_on, self)
                 group.start_soon(keeper.write_on)
                 try:
@@ -314,10 +317,12 @@ class Keeper:
         cache: Where results are kept.
         fingerprint: Of the model.
         model_name: For the log.
+        reads_roles: Whether a text's result depends on what it is, its prompt aside.
     """
 
-    def __init__(self, cache: VectorCache, fingerprint: str, model_name: str) -> None:
+    def __init__(self, cache: VectorCache, fingerprint: str, model_name: str, *, reads_roles: bool) -> None:
         self._cache = cache
+        self._reads_roles = reads_roles
         self._fingerprint = fingerprint
         self._model_name = model_name
         self._seeds: dict[object, Any] = {}
@@ -431,7 +436,10 @@ class Keeper:
 
             if len(self._seeds) >= MAX_CALLS:
                 self._seeds.clear()
-            words = f"{self._fingerprint}\n{call_words(call)}\n"
+            asked = call
+            if not self._reads_roles and isinstance(call, Call) and call.mode == "query":
+                asked = replace(call, mode="embed")  # what was computed of one is kept for the other
+            words = f"{self._fingerprint}\n{call_words(asked)}\n"
             seed = self._seeds[call] = blake2b(words.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES)
         return seed
 
