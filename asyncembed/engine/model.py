@@ -156,6 +156,8 @@ class PooledModel:
         """Whether interactive work of it waits for bulk work, or will: an express worker loads it."""
         self.asked: float = -inf
         """When a worker was last sent interactive work of it."""
+        self.asked_since: float = -inf
+        """When it was first sent some, of that which came without a long pause."""
         self.load_error: AsyncEmbedError | None = None
         self.load_crashes = 0
         self.batches: int = 0
