@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from asyncembed.encoders.encoder import EncoderConfig
     from asyncembed.errors import AsyncEmbedError
     from asyncembed.observing import Observers
-    from asyncembed.reuse import Reuse
+    from asyncembed.reuse.deduplication import Reuse
 
 ESTIMATE_MEMORY = 0.95
 """How much an earlier batch counts beside the next one when tokens per unit are learnt."""
