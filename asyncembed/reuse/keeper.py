@@ -45,6 +45,9 @@ MAX_UNKEPT = 16384
 MAX_UNKEPT_BYTES = 2**26
 """Results that may wait to be written: a cache that is slower than the model misses the rest."""
 
+ROLES = ("query", "passage")
+"""Of a text that is embedded as something; their prompts stand in the call."""
+
 MAX_SEEDS = 64
 """Calls that differ in what they ask for, of which the hash is remembered."""
 
@@ -189,8 +192,8 @@ class Keeper:
             if len(self._seeds) >= MAX_SEEDS:
                 self._seeds.clear()
             asked, spec = call, self._model.config.spec
-            if isinstance(call, Call) and call.mode == "query" and not row_of(spec).reads_roles_of(spec):
-                asked = replace(call, mode="embed")  # what was computed of a document is a query's, too
+            if isinstance(call, Call) and call.mode in ROLES and not row_of(spec).reads_roles_of(spec):
+                asked = replace(call, mode="embed")  # what was computed of one is the others', too
             words = f"{self._digest}\n{call_words(asked)}\n"
             seed = self._seeds[call] = seed_of(words)
         return seed
