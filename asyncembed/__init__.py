@@ -10,13 +10,12 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 # The layout. A text goes down the parent's line, then down the worker's; its result comes back to the window.
 #
 #   parent  caller → embedders/text → roles → base → stream → feeding → embedders/intake → window
-#                  → reuse → engine/supervisor → dispatch → scheduler → worker
+#                  → reuse/deduplication → engine/supervisor → dispatch → scheduler → worker
 #   worker  engine/child → encoders/dense (a module per family) → tokenization → text_graph → runtime/onnx
 #                  → encoders/pooling → projection → postprocess
 #
 #   errors, options, checks, migration      what may go wrong; the keywords, their checks, their names elsewhere
 #   stream, feeding, window                 the handle; the tasks that read ahead; what is read ahead, and its order
-#   reuse, vector_cache, cache_file, packing, fingerprint   nothing computed twice: results kept, in a file, as bytes
 #   results, scoring, muvera                what comes out, and what may be done with it
 #   bars, observing                         how far a stream is, in numbers or a bar; what observers hear of calls
 #   readers, sources, checkpoint, journal   files as sources; how far an ingest is, and what a kill leaves
@@ -34,6 +33,8 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   embedders/  text, sparse, late_interaction, hybrid, image, multimodal, cross_encoder: the seven classes
 #               base, roles, intake         what they share; chunks: long documents, in pieces
 #   loading/    load, locate, made_graphs   from a name to what a worker needs: files, graphs; fake_loading: without
+#   reuse/      deduplication, keeper       nothing computed twice: equal inputs, and what a cache has
+#               vector_cache, cache_file, keys, packing, fingerprint   in a file; under what; as bytes; of which model
 #   images/     inputs, urls, connecting, decode, image_limits, preprocess
 #   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
@@ -50,9 +51,8 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   catalogue/  spec, lookup                models as data
 #               pipeline, described, sentence_modules, onnx_choice, limits, cpu   read from a repo's own files
 #               reranker_repos, sparse_repos, late_interaction_repos, hybrid_repos: by family
-#   hub/        api, access, model_files, repo, listing
+#   hub/        api, access, model_files, repo, listing; client, hops, retry, addresses
 #               download, partial, pace, verify, progress, archive, cache, locks
-#               client, hops, retry, addresses
 #   export/     graph_cache, architectures  built once; which is which
 #               bert_like, deberta, rotary_bert, modernbert, decoders: a module for architectures that are alike
 #               construction, blocks, attention, rotary, heads, onnx_builder   what they are built of
@@ -75,7 +75,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asyncembed.bars import StreamProgress
-    from asyncembed.cache_file import VectorCacheFile
     from asyncembed.catalogue.spec import (
         ArchiveOrigin,
         CacheFolderOrigin,
@@ -140,10 +139,11 @@ if TYPE_CHECKING:
         HybridOutput,
         SparseEmbedding,
     )
+    from asyncembed.reuse.cache_file import VectorCacheFile
+    from asyncembed.reuse.vector_cache import VectorCache
     from asyncembed.runtime.session import Device, Runtime, SessionOptions
     from asyncembed.scoring import cosine, hybrid_scores, maxsim, maxsim_scores, sparse_scores, top_k
     from asyncembed.stream import BatchStream, EmbeddingStream, ReturningStream
-    from asyncembed.vector_cache import VectorCache
 
 __version__ = "0.2.0.dev0"
 
@@ -308,8 +308,8 @@ _HOMES = {
     "TextReturningCall": "asyncembed.embedders.text",
     "TextStreamCall": "asyncembed.embedders.text",
     "TextStreamKeywords": "asyncembed.embedders.text",
-    "VectorCache": "asyncembed.vector_cache",
-    "VectorCacheFile": "asyncembed.cache_file",
+    "VectorCache": "asyncembed.reuse.vector_cache",
+    "VectorCacheFile": "asyncembed.reuse.cache_file",
     "WorkerPool": "asyncembed.engine.pool",
     "cosine": "asyncembed.scoring",
     "download": "asyncembed.hub.model_files",

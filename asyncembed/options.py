@@ -23,9 +23,9 @@ from asyncembed.checks import (
 from asyncembed.engine.pool import PoolKeywords, PoolOptions, WorkerPool
 from asyncembed.errors import OptionError
 from asyncembed.observing import Observer
+from asyncembed.reuse.vector_cache import CacheChoice, check_cache
 from asyncembed.runtime.providers import is_gpu_package_installed
 from asyncembed.runtime.session import Device, Runtime
-from asyncembed.vector_cache import CacheChoice, check_cache
 
 if TYPE_CHECKING:
     from asyncembed.runtime.session import SessionOptions

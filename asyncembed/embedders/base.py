@@ -60,7 +60,7 @@ from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observer
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
 from asyncembed.remote import Remote
 from asyncembed.results import COUNT, Assembly, CollectedT, Counted, CountedBatch, ResultT, count_of, dense
-from asyncembed.reuse import Reuse
+from asyncembed.reuse.deduplication import Reuse
 from asyncembed.stream import EmbeddingStream, ReturningStream, returning
 from asyncembed.wakeup import Turnstile, completion, start_thread
 
@@ -333,7 +333,7 @@ class Embedder(OnAnyLoop[Opened]):
         if opened is None:
             raise self._not_open()
         if opened.fingerprint is None:
-            from asyncembed.fingerprint import fingerprint_of
+            from asyncembed.reuse.fingerprint import fingerprint_of
 
             loaded = opened.require_loaded()
             digest = loaded.digest or _digest(loaded.model.config, self._options)
@@ -755,7 +755,7 @@ def _deduplicates(model: PooledModel, options: Options) -> bool:
 
 
 def _digest(config: EncoderConfig, options: Options) -> str:
-    from asyncembed.fingerprint import model_digest
+    from asyncembed.reuse.fingerprint import model_digest
 
     return model_digest(config, options.own_cache_dir, precision=options.precision)
 

@@ -65,8 +65,11 @@ WORTH_AN_EXPRESS_SECONDS = 0.005
 """Interactive work that waits no longer than this for bulk work needs no worker of its own."""
 
 LONG_IN_BULK_SECONDS = 0.25
-"""Where interactive work came lately, an express worker is started after so much of an ingest, before the two meet: its
+"""Where interactive work is expected, an express worker is started after so much of an ingest, before the two meet: its
 start takes longer than queries have to wait without it."""
+
+EXPECTED_AFTER_SECONDS = 1.0
+"""Interactive work that came for no longer was no more than a first try before the ingest: none is expected again."""
 
 BULK_PAUSE_SECONDS = 1.0
 """Bulk work that comes after a longer pause is another ingest."""
@@ -399,7 +402,7 @@ class Dispatcher:
         leader = self._scheduler.oldest(Priority.INTERACTIVE)
         if leader is not None and leader.batch_key.model == model.key:
             return self._waits_for_bulk(model, now)
-        return now - model.asked < EXPRESS_IDLE_SECONDS and self._is_ingesting(now)
+        return _is_expected(model, now) and self._is_ingesting(now)
 
     def _waits_for_bulk(self, model: PooledModel, now: float) -> bool:
         """Whether interactive work of this model waits for bulk work, or for a worker that makes way for others."""
@@ -470,6 +473,8 @@ class Dispatcher:
             assert order.batch is slot.held
             slot.held = None
             if order.batch.priority is Priority.INTERACTIVE:
+                if now - order.model.asked > EXPRESS_IDLE_SECONDS:
+                    order.model.asked_since = now
                 order.model.asked = slot.needed = now
                 if slot.is_reserved and not self.bulk_makes_way:
                     self.bulk_makes_way = any(other.has_bulk for other in self.slots)
@@ -845,3 +850,9 @@ def _drop_withdrawn(batch: Batch) -> bool:
     """Drop the items that nobody waits for any more; returns whether any are left."""
     batch.items = [item for item in batch.items if item.sink is not NOBODY]
     return bool(batch.items)
+
+
+def _is_expected(model: PooledModel, now: float) -> bool:
+    """Whether interactive work of the model is likely to come: it did lately, and over more than a moment."""
+    is_lasting = model.asked - model.asked_since > EXPECTED_AFTER_SECONDS
+    return is_lasting and now - model.asked < EXPRESS_IDLE_SECONDS

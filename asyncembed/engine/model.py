@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from asyncembed.encoders.encoder import EncoderConfig
     from asyncembed.errors import AsyncEmbedError
     from asyncembed.observing import Observers
-    from asyncembed.reuse import Reuse
+    from asyncembed.reuse.deduplication import Reuse
 
 ESTIMATE_MEMORY = 0.95
 """How much an earlier batch counts beside the next one when tokens per unit are learnt."""
@@ -156,6 +156,8 @@ class PooledModel:
         """Whether interactive work of it waits for bulk work, or will: an express worker loads it."""
         self.asked: float = -inf
         """When a worker was last sent interactive work of it."""
+        self.asked_since: float = -inf
+        """When it was first sent some, of that which came without a long pause."""
         self.load_error: AsyncEmbedError | None = None
         self.load_crashes = 0
         self.batches: int = 0

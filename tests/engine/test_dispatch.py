@@ -12,6 +12,7 @@ from asyncembed.encoders.encoder import Call, Encoded, EncoderConfig, ModelInfo
 from asyncembed.engine.dispatch import (
     BULK_PAUSE_SECONDS,
     COMPANY_SHARE,
+    EXPECTED_AFTER_SECONDS,
     EXPRESS_IDLE_SECONDS,
     EXPRESS_REST_SECONDS,
     KILLS_BEFORE_SPLITTING,
@@ -236,8 +237,13 @@ def test_where_queries_came_lately_it_is_called_for_an_ingest_before_they_meet()
     rig.add(model, 3)
     rig.batch(rig.slots[0])
     assert called(rig) is None, "no queries came"
+    rig.answer(rig.slots[0], after=EXPRESS_IDLE_SECONDS)
+    compute(bulk=False, after=EXPECTED_AFTER_SECONDS)
+    rig.add(model, 3)
+    rig.batch(rig.slots[0])
+    assert called(rig, after=LONG_IN_BULK_SECONDS) is None, "one came, to try it"
     rig.add(model, bulk=False)
-    for _ in range(4):
+    for _ in range(6):
         rig.answer(rig.slots[0])
         rig.batch(rig.slots[0])
     rig.now += BULK_PAUSE_SECONDS + EXPRESS_IDLE_SECONDS / 2

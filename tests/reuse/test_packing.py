@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asyncembed import packing
 from asyncembed.encoders.encoder import Call
-from asyncembed.packing import Damaged, check_form, pack, unpack
 from asyncembed.results import HybridEmbedding, SparseEmbedding
+from asyncembed.reuse import packing
+from asyncembed.reuse.packing import Damaged, check_form, pack, unpack
 
 KEY = bytes(range(20))
 ROW = np.array([1, -2.5, 3], np.float32)

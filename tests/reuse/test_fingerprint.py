@@ -13,7 +13,7 @@ import asyncembed.sync
 from asyncembed import ImageEmbedding, TextCrossEncoder, TextEmbedding
 from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.errors import StateError
-from asyncembed.fingerprint import call_words, fingerprint_of, model_digest
+from asyncembed.reuse.fingerprint import call_words, fingerprint_of, model_digest
 from asyncembed.runtime.session import SessionOptions
 from asyncembed.testing import fake_model
 from tests.support.models import spec_for, write_model, write_self_describing_model

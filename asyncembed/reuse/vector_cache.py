@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 from asyncembed.errors import OptionError
 
 if TYPE_CHECKING:
-    from asyncembed.cache_file import VectorCacheFile
+    from asyncembed.reuse.cache_file import VectorCacheFile
 
 
 @runtime_checkable
@@ -35,7 +35,7 @@ def as_cache(given: CacheChoice) -> "tuple[VectorCache, VectorCacheFile | None]"
     """The cache; and if it was given as a path, the file, for whoever asked to close it."""
     if not isinstance(given, str | os.PathLike):
         return given, None
-    from asyncembed.cache_file import VectorCacheFile
+    from asyncembed.reuse.cache_file import VectorCacheFile
 
     file = VectorCacheFile(given)
     return file, file

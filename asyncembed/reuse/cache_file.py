@@ -90,12 +90,7 @@ class VectorCacheFile:
         with self._reading.use() as file:
             age = _age(file, self.max_bytes)
             for start in range(0, len(keys), READ_AT_ONCE):
-                some = keys[start : start + READ_AT_ONCE]
-                marks = ",".join("?" * len(some))
-                for key, used, value in file.execute(
-                    f"SELECT key, used, value FROM vectors WHERE key IN ({marks})",  # noqa: S608 (only question marks)
-                    some,
-                ):
+                for key, used, value in _rows(file, keys[start : start + READ_AT_ONCE]):
                     found[key] = value
                     size_bytes += len(value)
                     if used != age:
@@ -226,6 +221,17 @@ def _transaction(file: sqlite3.Connection) -> Iterator[None]:
 def _number(file: sqlite3.Connection, statement: str) -> int:
     with closing(file.execute(statement)) as rows:
         return int(rows.fetchone()[0])
+
+
+def _rows(file: sqlite3.Connection, keys: Sequence[bytes]) -> Iterator[tuple[bytes, int, bytes]]:
+    """What is kept under some keys: each with its age and its value, in no order."""
+    # As many as the next power of two, so that few statements are prepared: a connection keeps what it has prepared.
+    places = 1 << (len(keys) - 1).bit_length()
+    marks = ",".join("?" * places)
+    return file.execute(
+        f"SELECT key, used, value FROM vectors WHERE key IN ({marks})",  # noqa: S608 (only question marks)
+        [*keys, *[None] * (places - len(keys))],
+    )
 
 
 def _age(file: sqlite3.Connection, max_bytes: int) -> int:

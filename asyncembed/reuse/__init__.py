@@ -1,0 +1,1 @@
+"""No work twice: equal inputs computed once, and results kept in a cache, under what their model and input are."""
