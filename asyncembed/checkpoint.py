@@ -80,10 +80,11 @@ class CheckpointFile:
     # ---------------------------------------------------------------- the file; all of it blocks
 
     def _open(self) -> None:
-        if self._journal.exists() and not self.path.is_file():  # a pipe would be waited for, a device read for ever
-            raise OptionError(f"{self.path} can be no checkpoint: it is not a file")
-        if not self.path.parent.is_dir():
-            raise OptionError(f"{self.path} can be no checkpoint: there is no directory {self.path.parent}")
+        # A device, as the null one, would be deleted, to be made anew as a file.
+        is_other = self.path.exists() and not self.path.is_file()
+        if is_other or not self.path.parent.is_dir():
+            problem = "it is no file" if is_other else f"there is no directory {self.path.parent}"
+            raise OptionError(f"{self.path} can be no checkpoint: {problem}")
         take_lock(self._lock, f"{self.path} is in use by another run")
         try:
             self._read()
