@@ -140,7 +140,7 @@ class ImageEmbedder(HasVectors):
     def __copy__(self) -> Self:
         """Another model of the same, with connections of its own."""
         twin = object.__new__(type(self))
-        vars(twin).update(vars(self), _loader=self._loader.anew())
+        vars(twin).update(self.__getstate__(), _loader=self._loader.anew())
         return twin
 
     def _lifetime(self) -> AbstractAsyncContextManager[Opened]:
@@ -300,6 +300,10 @@ class ImageLoader:
     def anew(self) -> "ImageLoader":
         """One that does the same."""
         return ImageLoader(self._limits, max_pixels=self.max_pixels)
+
+    def __reduce__(self) -> "tuple[Callable[..., ImageLoader], tuple[FetchLimits]]":
+        """Another process has connections of its own."""
+        return partial(ImageLoader, max_pixels=self.max_pixels), (self._limits,)
 
     async def load(self, image: ToFetch) -> bytes:
         """The bytes of an image.
