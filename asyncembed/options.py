@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeGuard, get_args
 
+from asyncembed.catalogue.described import Overrides
 from asyncembed.checks import (
     check_bool,
     check_callable,
@@ -309,3 +310,14 @@ def absolute(path: str | os.PathLike[str]) -> Path:
         return Path(expanded).absolute()
     except FileNotFoundError:  # the working directory is gone
         return Path(expanded)
+
+
+def overrides_of(options: Options) -> Overrides:
+    """What the options say instead of a model's own configuration."""
+    return Overrides(
+        max_length=options.max_length,
+        onnx_file=options.onnx_file,
+        precision=options.file_precision,
+        preferred_precision=options.preferred_precision,
+        graph_output=options.output_name,
+    )

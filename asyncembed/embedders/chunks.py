@@ -21,11 +21,9 @@ from asyncembed.encoders.chunking import Boundaries, Chunker, ChunkPlan, Place
 from asyncembed.encoders.encoder import TokenWindow
 from asyncembed.encoders.registry import row_of, token_source
 from asyncembed.encoders.sentences import check_sentences
-from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, OptionError
 from asyncembed.faking import ENCODER
-from asyncembed.feeding import CLOSE_GRACE_SECONDS, Recipient, Source, StreamState
-from asyncembed.feeding import Intake as FeedingIntake
+from asyncembed.feeding import CLOSE_GRACE_SECONDS, Means, Recipient, Source, StreamState
 from asyncembed.results import Chunk
 from asyncembed.window import Entry
 
@@ -343,10 +341,10 @@ class ChunkState(StreamState[Piece]):
         self._chunks.clear()
         self._next = self._window.take  # no circle, which only the collector would find
 
-    def _compute_with(self, engine: Supervisor, intake: FeedingIntake[Piece]) -> None:
-        super()._compute_with(engine, intake)
+    def _compute_with(self, means: Means) -> None:
+        super()._compute_with(means)
         longest = self._cutting.limit or 0
-        self._window.max_tokens = max(self._window.max_tokens, WINDOWS_PER_WORKER * engine.size * longest)
+        self._window.max_tokens = max(self._window.max_tokens, WINDOWS_PER_WORKER * self.engine.size * longest)
 
 
 def _chunks_of(entry: Entry, piece: Piece) -> Iterator[Entry]:

@@ -31,7 +31,7 @@ from asyncembed.faking import current_fakes
 from asyncembed.files import in_disk_thread
 from asyncembed.hub import HubAccess, download_files
 from asyncembed.hub.model_files import download_model, download_repo, first_spec, list_model, own_repo
-from asyncembed.options import Options, absolute, is_path
+from asyncembed.options import Options, absolute, is_path, overrides_of
 from asyncembed.repo_files import WEIGHTS, WEIGHTS_INDEX, list_directory
 
 logger: logging.Logger = logging.getLogger("asyncembed")
@@ -268,12 +268,7 @@ async def find_family(name: str | os.PathLike[str], options: Options) -> Family:
         UnsupportedModelError: It can be of none.
         DownloadError: Its files cannot be had.
     """
-    overrides = Overrides(
-        onnx_file=options.onnx_file,
-        precision=options.file_precision,
-        preferred_precision=options.preferred_precision,
-    )
-    label, place, families = os.fspath(name), absolute(name), FAMILIES_BY_FILES
+    label, place, families, overrides = os.fspath(name), absolute(name), FAMILIES_BY_FILES, overrides_of(options)
     if is_path(name) or await in_disk_thread(_is_so, place.is_dir):
         directory = await _existing_directory(place, label, label)
         spec = await in_disk_thread(partial(first_spec, directory, label, families, overrides=overrides))
