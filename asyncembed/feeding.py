@@ -501,26 +501,30 @@ class StreamState(Generic[InputT]):
                 each further call.
         """
         while (entry := self._next()) is not None:
-            if entry.error is None:
+            if entry.error is None or self._goes_out(entry, entry.error):
                 return entry
-            self._failed += 1
-            if self._on_error == "raise" or not isinstance(entry.error, OF_ONE_INPUT):
-                self.close(entry.error)
-            elif self._on_error == "return":
-                entry.result = entry.error
-                return entry
-            else:
-                self.skipped += 1
-                if self._handler is not None:
-                    try:
-                        hand_over(self._handler, entry.record, entry.error)
-                    except BaseException as own:  # noqa: BLE001 (raised at the consumer)
-                        self.close(own)
         if self._is_source_done and not self._window:
             self.close(self._source_error)
         if self.is_closed:
             raise self.end or StopAsyncIteration
         return None
+
+    def _goes_out(self, entry: Entry, error: Exception) -> bool:
+        """Whether an entry that has failed goes to the consumer; otherwise it ends the stream, or is left out."""
+        self._failed += 1
+        if self._on_error == "raise" or not isinstance(error, OF_ONE_INPUT):
+            self.close(error)
+            return False
+        if self._on_error == "return":
+            entry.result = error
+            return True
+        self.skipped += 1
+        if self._handler is not None:
+            try:
+                hand_over(self._handler, entry.record, error)
+            except BaseException as own:  # noqa: BLE001 (raised at the consumer)
+                self.close(own)
+        return False
 
     def take_held(self) -> Entry | None:
         """As `take`, but what is taken counts in the window until `release`."""
@@ -553,6 +557,16 @@ class StreamState(Generic[InputT]):
 # ---------------------------------------------------------------- the three feeders
 
 
+async def close_generator(iterator: object) -> None:
+    """Close what was read from if it is a generator: that is ours alone, and ends in the task that ran it.
+
+    Another kind of iterator (a stream of the caller's) is the caller's to close.
+    """
+    if isinstance(iterator, AsyncGenerator):
+        with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
+            await iterator.aclose()
+
+
 async def _feed_from_memory(state: StreamState[InputT], source: Iterable[InputT | InputError]) -> None:
     records = _Records(state, source)
     limit = FIRST_READ
@@ -582,11 +596,7 @@ async def _feed_awaiting(state: StreamState[InputT], source: AsyncIterable[Input
             if (index + 1) % FIRST_READ == 0:
                 await checkpoint()  # the source need not have one
     finally:
-        # A generator is ours alone, and ends here, in the task that ran it. Another kind of iterator (a stream
-        # of the caller's) is the caller's to close.
-        if isinstance(iterator, AsyncGenerator):
-            with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
-                await iterator.aclose()
+        await close_generator(iterator)
 
 
 async def _feed_from_thread(state: StreamState[InputT], source: Iterable[InputT | InputError]) -> BaseException | None:

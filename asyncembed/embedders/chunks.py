@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sys import getsizeof
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
-from anyio import move_on_after, to_thread
+from anyio import to_thread
 
 from asyncembed.checks import check_choice, check_count
 from asyncembed.embedders.base import Opened, ReturningCall, StreamCall, StreamKeywords
@@ -23,7 +23,7 @@ from asyncembed.encoders.registry import row_of, token_source
 from asyncembed.encoders.sentences import check_sentences
 from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, OptionError
 from asyncembed.faking import ENCODER
-from asyncembed.feeding import CLOSE_GRACE_SECONDS, Means, Recipient, Source, StreamState
+from asyncembed.feeding import Means, Recipient, Source, StreamState, close_generator
 from asyncembed.results import Chunk
 from asyncembed.window import Entry
 
@@ -213,10 +213,7 @@ class Cutting:
                 while (piece := await to_thread.run_sync(next, pieces, None, limiter=limiter)) is not None:
                     yield piece
         finally:
-            # As the feeder does it: a generator is ours alone.
-            if isinstance(iterator, AsyncGenerator):
-                with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
-                    await iterator.aclose()
+            await close_generator(iterator)
 
     def _of(self, record: object) -> Iterator[Piece]:
         """The pieces of one document, the last of them marked; none if it has no tokens."""
