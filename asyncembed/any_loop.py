@@ -245,7 +245,7 @@ class _Face:
 
     async def open(self) -> Self:
         """Open the shared engine now, if the model is not open, instead of with the first call."""
-        await self._way().call(_nothing)
+        await self._way().call(only_open)
         return self
 
     async def aclose(self) -> None:
@@ -276,8 +276,8 @@ class _Face:
         return self._model._present()  # noqa: SLF001 (a face is a part of its model)
 
 
-async def _nothing(_: object) -> None:
-    """What opening does with the open model."""
+async def only_open(_: object) -> None:
+    """What is done with an open model by those who want it open, and nothing else yet."""
 
 
 ModelT = TypeVar("ModelT", bound=OnAnyLoop[Any])
