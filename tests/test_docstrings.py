@@ -16,12 +16,13 @@ from tests.support import programs, snippets
 
 ROOT = Path(asyncembed.__file__).parents[1]
 Documented: TypeAlias = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+SIGNS = ("```", ">>> ")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @cache
 def docstrings() -> list[tuple[str, str, str]]:
-    """Module, name and docstring of everything in the package that has one."""
+    """Module, name and docstring of everything in the package that shows an example."""
     return list(_docstrings())
 
 
@@ -35,8 +36,11 @@ def _documented(node: Documented) -> Iterator[Documented]:
 
 def _docstrings() -> Iterator[tuple[str, str, str]]:
     for path in sorted((ROOT / "asyncembed").rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        if not any(sign in source for sign in SIGNS):
+            continue
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for node in _documented(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in _documented(ast.parse(source)):
             if text := ast.get_docstring(node):
                 yield module, getattr(node, "name", ""), text
 

@@ -152,7 +152,6 @@ def layer_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-@cache
 def statements_of(path: Path) -> tuple[ast.AST, ...]:
     """All statements of a file that run: what is imported for types only is left out."""
     found: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]

@@ -95,7 +95,7 @@ def test_every_language_gives_the_vectors_of_fastembed(language: str, directory:
         {"stopwords": set()},
         {"stopwords": {"Fox", "quick"}, "language": "german"},
     ],
-    ids=str,
+    ids=", ".join,
 )
 def test_every_keyword_means_what_it_means_in_fastembed(settings: dict[str, Any], directory: Path) -> None:
     assert_same(directory, **settings)
