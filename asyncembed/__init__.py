@@ -29,7 +29,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               embed_command, embedding_run, draft, record_files, vector_files   records in; their vectors into a file
 #               rerank_command, search_command, vector_index, ranking   what is nearest; in what; and how it is shown
 #               stored, checkup, measuring, accuracy   what the caches hold; what doctor looks at; what bench measures
-#               sample_inputs, charts, log_lines, unix_socket   inputs for bench; figures as SVG; serve's log and socket
+#               sample_inputs, charts, log_lines, http_server, unix_socket   for bench: inputs, figures; and for serve
 #   embedders/  text, sparse, late_interaction, hybrid, image, multimodal, cross_encoder: the seven classes
 #               base, roles, intake         what they share; chunks: long documents, in pieces
 #   loading/    load, locate, made_graphs   from a name to what a worker needs: files, graphs; fake_loading: without
@@ -62,7 +62,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               openai_dialect, tei_dialect, tei_bodies, cohere_dialect, jina_dialect: the interfaces that clients know
 #               computing                   what several of them ask of a model; sent_images, vectors: in and out
 #               model_facts, token_lists    what a model's files say beside; refusals, request_limits, openapi_document
-#               meter, monitoring, page     what came of requests; health and metrics; the page to look at
+#               meter, monitoring, page     what became of requests; metrics; the page; foreign_pages: for whom not
 #   integrations/  a module per framework, store or tool: asgi, celery, chroma, haystack, lancedb, langchain, ray
 #               langchain_qdrant, llama_index, llama_index_qdrant, opentelemetry, prometheus, pydantic_ai, qdrant
 #

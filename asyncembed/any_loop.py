@@ -27,7 +27,7 @@ from asyncembed.errors import OptionError, StateError
 from asyncembed.feeding import NotedFailures, close_generator
 from asyncembed.remote import Remote
 from asyncembed.results import Counted, CountedBatch
-from asyncembed.shared import Lease, unopened
+from asyncembed.shared import Lease, as_unopened, unopened
 from asyncembed.stream import TAKEN_AT_ONCE, TURN_SECONDS, BatchStream, EmbeddingStream, Runs, let_go, runs_of
 from asyncembed.wakeup import Loop
 
@@ -90,6 +90,9 @@ class OnAnyLoop(Openable[OpenedT]):
         """
         if self._lease is not None:
             await background.run_last_async(self._lease.unload)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return as_unopened(self)
 
     @abstractmethod
     def _remote(self) -> Remote | None:
@@ -266,6 +269,13 @@ class _Face:
     def __del__(self) -> None:
         """Nothing of it is open."""
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[Any, ...]]:
+        """Another process has a shared engine of its own."""
+        return _face_again, (unopened_of(cast(Any, self)), self._keep_alive)
+
     def __repr__(self) -> str:
         return f"<{self._present()!r} on any loop>"
 
@@ -274,6 +284,10 @@ class _Face:
 
     def _present(self) -> Any:
         return self._model._present()  # noqa: SLF001 (a face is a part of its model)
+
+
+def _face_again(model: OnAnyLoop[Any], keep_alive: float | None) -> Any:
+    return model.on_any_loop(keep_alive=keep_alive)
 
 
 async def only_open(_: object) -> None:

@@ -172,7 +172,7 @@ def _home() -> Remote:
     if background is None:
         with _lock:
             if _is_ending:
-                raise StateError("the interpreter is ending")
+                raise StateError("the interpreter is ending: call before the main program ends, not by `atexit`")
             if _background is None:
                 _background = _begin()
             background = _background

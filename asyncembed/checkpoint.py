@@ -79,8 +79,10 @@ class CheckpointFile:
     # ---------------------------------------------------------------- the file; all of it blocks
 
     def _open(self) -> None:
-        if self.path.is_dir() or not self.path.parent.is_dir():
-            problem = "it is a directory" if self.path.is_dir() else f"there is no directory {self.path.parent}"
+        # A device, as the null one, would be deleted, to be made anew as a file.
+        is_other = self.path.exists() and not self.path.is_file()
+        if is_other or not self.path.parent.is_dir():
+            problem = "it is no file" if is_other else f"there is no directory {self.path.parent}"
             raise OptionError(f"{self.path} can be no checkpoint: {problem}")
         take_lock(self._lock, f"{self.path} is in use by another run")
         try:

@@ -18,7 +18,10 @@ _OF_THE_REPO = (
 _MODEL_ARGUMENTS = "onnx_file= or precision= for the file, device= or providers= for where it runs, dtype= for results"
 _TRAINING = "leave it out: models are neither trained nor saved here"
 _WORKERS = "workers= of the constructor: its processes serve every call"
-_COMPARE = "`matrix @ query` compares vectors of unit length, `maxsim_scores` the matrices of late interaction"
+_COMPARE = (
+    "`cosine` and `top_k` compare vectors, `sparse_scores` those of sparse models, `maxsim_scores` matrices of late "
+    "interaction"
+)
 _DEVICE = 'device= of the constructor ("auto", "cuda", "cpu") and device_ids='
 _ACTIVATION = 'activation="auto" (as the repo says, like sentence-transformers), "sigmoid" or "none"'
 _TRUNCATE_DIM = "TextEmbedding and ImageEmbedding cut vectors: truncate_dim= of their constructors"
@@ -118,6 +121,10 @@ ATTRIBUTES: Mapping[str, str] = {
     **dict.fromkeys(("rank", "rerank", "rerank_pairs"), "TextCrossEncoder has it"),
     "predict": "`rerank_pairs(pairs)` is a stream of scores; TextCrossEncoder has it",
     **dict.fromkeys(("similarity", "similarity_pairwise", "similarity_fn_name"), _COMPARE),
+    "prompts": "TextEmbedding has them: prompts= of its constructor",
+    "default_prompt_name": "prompts= of TextEmbedding's constructor, prompt_name= or prompt= of each call",
+    "truncate_dim": _TRUNCATE_DIM,
+    "decode": "indices are ids of the model's tokenizer; `tokenizers.Tokenizer` makes words of them",
     "tokenize": "texts are tokenized in the workers; `await token_count(texts)` counts",
     "tokenizer": "texts are tokenized in the workers; `await token_count(texts)` counts",
     "processor": "inputs are prepared in the workers",
@@ -138,3 +145,14 @@ ATTRIBUTES: Mapping[str, str] = {
     "model_description": "`list_supported_models()`",
 }
 """By attribute or method: what to use instead."""
+
+
+def refuse_assignment(model: object, name: str, hints: Mapping[str, str]) -> None:
+    """Raise `AttributeError` for what other libraries' models are told by an assignment, as `max_seq_length` is.
+
+    A subclass of somebody else may call its own attributes what it likes.
+    """
+    kind = type(model)
+    if name in hints and kind.__module__.startswith("asyncembed.") and not hasattr(kind, name):
+        message = f"{kind.__name__} takes no {name!r} by an assignment: {hints[name]}"
+        raise AttributeError(message, name=name, obj=model)

@@ -320,10 +320,12 @@ _WITHOUT_DIFFERENCE = frozenset({"progress", "keep_alive"})
 
 def unopened(model: ModelT) -> ModelT:
     """Another one of the same, that nobody else can open."""
-    twin = copy(model)
-    for name in _STATE & vars(model).keys():
-        setattr(twin, name, getattr(type(model), name, None))
-    return twin
+    return copy(model)
+
+
+def as_unopened(model: object) -> dict[str, Any]:
+    """The attributes of a model that a copy or another process gets: it opens its own."""
+    return {name: getattr(type(model), name, None) if name in _STATE else one for name, one in vars(model).items()}
 
 
 def _identity(model: Openable[Any]) -> Hashable:

@@ -66,9 +66,9 @@ from asyncembed.engine.model import Stats
 from asyncembed.engine.pool import WorkerPool as AsyncWorkerPool
 from asyncembed.errors import StateError, UsageError
 from asyncembed.feeding import NotedFailures
-from asyncembed.migration import ATTRIBUTES
+from asyncembed.migration import ATTRIBUTES, refuse_assignment
 from asyncembed.results import CollectedT, HybridOutput, ResultT, ScalarT, SparseEmbedding
-from asyncembed.shared import Lease, Use
+from asyncembed.shared import Lease, Use, as_unopened
 from asyncembed.stream import BatchStream as AsyncBatchStream
 from asyncembed.stream import EmbeddingStream as AsyncEmbeddingStream
 from asyncembed.stream import runs_of
@@ -407,6 +407,13 @@ class BatchStream(Iterator[CollectedT], Generic[ResultT, CollectedT]):
 # ---------------------------------------------------------------- what the seven classes share
 
 
+_HINTS = {
+    name: hint.replace("await ", "").replace("`async for`", "`for`").replace("`async with`", "`with`")
+    for name, hint in ATTRIBUTES.items()
+}
+"""`ATTRIBUTES`, in the words of this module."""
+
+
 class DoorKeywords(TypedDict, total=False):
     """What every constructor takes besides the keywords of the asynchronous class.
 
@@ -484,9 +491,16 @@ class _Embedder(_Blocking, Generic[EmbedderT]):
             """Only beside `__aenter__`."""
 
         def __getattr__(self, name: str) -> NoReturn:
-            hint = f": {ATTRIBUTES[name]}" if name in ATTRIBUTES else ""
-            hint = hint.replace("await ", "").replace("`async for`", "`for`").replace("`async with`", "`with`")
+            hint = f": {_HINTS[name]}" if name in _HINTS else ""
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}", name=name, obj=self)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            refuse_assignment(self, name, _HINTS)
+            super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process has an engine of its own, which its first call opens."""
+        return as_unopened(self)
 
     def __repr__(self) -> str:
         return repr(self._model)

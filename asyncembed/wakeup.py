@@ -86,7 +86,8 @@ class Loop:
         """Raise `StateError` unless the caller runs on this very loop."""
         if not self.is_running_here():
             raise StateError(
-                "this was opened on another event loop, or none runs here; use it there, or open another one here"
+                "this was opened on another event loop, or none runs here: use it there, or open another one here; a "
+                "model's `on_any_loop()` is for all of them"
             )
 
 

@@ -1,5 +1,6 @@
 """How far an ingest is, whatever happens to it."""
 
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Generator
@@ -217,6 +218,11 @@ async def test_wrong_uses_say_what_to_do(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere" / "done"):
         with pytest.raises(OptionError, match="can be no checkpoint"):
             await Checkpoint(path).__aenter__()
+    if hasattr(os, "mkfifo"):  # as a device is, and the null one would be deleted
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(OptionError, match="can be no checkpoint: it is no file"):
+            await Checkpoint(tmp_path / "pipe").__aenter__()
+        assert (tmp_path / "pipe").is_fifo()
     with pytest.raises(OptionError, match="at a path"):
         Checkpoint(5)  # type: ignore[arg-type]
 

@@ -31,6 +31,7 @@ from asyncembed import (
     TextCrossEncoder,
     TextEmbedding,
     WorkerPool,
+    sync,
 )
 from asyncembed.errors import OptionError, StateError, UnknownModelError, UsageError
 from asyncembed.migration import ATTRIBUTES
@@ -217,6 +218,25 @@ def test_methods_of_others_say_what_to_call(name: str) -> None:
     with pytest.raises(AttributeError, match=f"has no attribute '{name}': .") as caught:
         getattr(model, name)
     assert caught.value.name == name
+
+
+@pytest.mark.parametrize("model", [TextEmbedding("a/b"), TextEmbedding("a/b").on_any_loop(), sync.TextEmbedding("a/b")])
+def test_what_others_set_by_an_assignment_is_not_taken_in_silence(model: Any) -> None:
+    for name in ("max_seq_length", "prompts", "default_prompt_name", "truncate_dim", "tokenizer", "device"):
+        with pytest.raises(
+            AttributeError, match=f"takes no '{name}' by an assignment: .*constructor|workers"
+        ) as caught:
+            setattr(model, name, 200)
+        assert caught.value.name == name
+
+
+def test_a_subclass_calls_its_own_attributes_what_it_likes() -> None:
+    class Mine(SparseTextEmbedding):
+        def __init__(self) -> None:
+            self.device = "here"
+            super().__init__("a/b")
+
+    assert Mine().device == "here"
 
 
 def test_a_pool_answers_alike() -> None:

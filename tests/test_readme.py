@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fastembed.rerank.cross_encoder import TextCrossEncoder as FastembedReranker
 
-from asyncembed import TextCrossEncoder, TextEmbedding
+from asyncembed import TextCrossEncoder, TextEmbedding, cosine
 from asyncembed.errors import OptionError, StateError
 from tests.hub.server import HubServer
 from tests.support import programs, snippets
@@ -67,6 +67,8 @@ def given(places: dict[str, Path]) -> dict[str, Any]:
         "texts": texts,
         "query": "a way",
         "pairs": [("a way", text) for text in texts],
+        "matrix": np.eye(3),
+        "cosine": cosine,
     }
 
 
@@ -116,7 +118,7 @@ async def test_what_sentence_transformers_users_write_is_taken_or_answered(
     }
     # The answer to the method, and to its keywords.
     answers = [said(way, given(places) | models) for way in (their_way, their_way.replace(".encode(", ".embed("))]
-    words = re.findall(r"\w+=|[a-z]+_\w+(?=\()|\bembed\b", our_way) or re.findall(r"\.(\w+)", our_way)
+    words = re.findall(r"\w+=|[a-z]+_\w+(?=\()|\bembed\b|^cosine", our_way) or re.findall(r"\.(\w+)", our_way)
     assert not any(answers) or any(word in answer for word in words for answer in answers), (answers, words)
 
 

@@ -1,7 +1,9 @@
 """One engine for all who ask for the same model."""
 
+import copy
 import gc
 import os
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,11 +14,13 @@ import anyio
 import numpy as np
 import pytest
 
-from asyncembed import background
+from asyncembed import background, sync
+from asyncembed.embedders.image import ImageEmbedding
 from asyncembed.embedders.sparse import SparseTextEmbedding
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.engine.lifetime import Openable
-from asyncembed.errors import ModelLoadError, StateError
+from asyncembed.engine.pool import WorkerPool
+from asyncembed.errors import ModelLoadError, StateError, UsageError
 from asyncembed.shared import Lease
 from tests.support import posix
 from tests.support.encoders import ECHO
@@ -93,6 +97,31 @@ def test_what_differs_in_class_name_or_options_is_not_shared(tmp_path: Path) -> 
         )
     ]
     assert len({id(lease._share) for lease in leases}) == len(leases)
+
+
+async def test_a_model_goes_to_another_process_as_one_that_opens_its_own() -> None:
+    """As the function of a process pool brings it along, or a job of Spark: also one that is open here."""
+    async with echo() as opened:
+        anywhere, blocking = echo().on_any_loop(keep_alive=9), sync.TextEmbedding(replace(ECHO, settings={}), workers=0)
+        await anywhere.embed_query("four")
+        await anyio.to_thread.run_sync(blocking.embed_query, "four")
+        for model in (opened, anywhere, blocking):
+            for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+                assert "not open" in repr(twin)
+                told: Any = twin.on_any_loop() if isinstance(twin, TextEmbedding) else twin
+                assert (await asked(told, "twin"))[0] == 4
+                assert told.stats().workers == 1
+        assert (await opened.embed_query("still"))[0] == 5
+    image = pickle.loads(pickle.dumps(ImageEmbedding("a/b", url_timeout=3.0)))
+    assert Lease(image)._share is Lease(ImageEmbedding("a/b", url_timeout=3.0))._share
+    with pytest.raises(UsageError, match="make another one"):
+        pickle.dumps(WorkerPool(workers=0))
+
+
+async def asked(model: Any, text: str) -> Any:
+    if isinstance(model, sync.TextEmbedding):
+        return await anyio.to_thread.run_sync(model.embed_query, text)
+    return await model.embed_query(text)
 
 
 def test_a_hundred_first_calls_open_once(tmp_path: Path) -> None:

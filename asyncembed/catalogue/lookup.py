@@ -91,9 +91,12 @@ def register(spec: ModelSpec) -> None:
     """Add a model, for the whole process. Nothing is locked: add before the first model is opened, or from one thread.
 
     Raises:
-        OptionError: The family has a model of this name, or the spec says nowhere to get its files from.
+        OptionError: The family has another model of this name, or the spec says nowhere to get its files from.
     """
-    if find_model(spec.name, spec.family) is not None:
+    known = find_model(spec.name, spec.family)
+    if known == spec:  # a cell that is run again
+        return
+    if known is not None:
         raise OptionError(f"the family {spec.family} already has a model called {spec.name!r}")
     if not spec.name:
         raise OptionError("a model needs a name")

@@ -6,10 +6,15 @@ from datetime import UTC, datetime
 
 from asyncembed.cli.output import visible
 
+OURS = frozenset({"asyncembed", "uvicorn"})
+"""Whose records below WARNING are written. Those of other packages have URLs and headers in them, and so tokens,
+signatures of links and passwords of proxies."""
+
 
 def set_up_log(level: str, *, as_json: bool) -> None:
-    """Have everything that is logged in this process from `level` on written to stderr."""
+    """Have what is logged in this process from `level` on written to stderr: of other packages only what went wrong."""
     handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.partition(".")[0] in OURS)
     handler.setFormatter(JsonLines() if as_json else TextLines("%(asctime)s %(levelname)-7s %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 

@@ -3,7 +3,6 @@
 import gc
 import os
 import socket
-from collections.abc import Callable
 from contextlib import ExitStack
 from logging import ERROR, WARNING, getLogger
 from pathlib import Path
@@ -19,6 +18,7 @@ from asyncembed.errors import OptionError, RuntimeMissingError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from asyncembed.cli.http_server import HttpServer
     from asyncembed.server.service import Service
 
 KEY_VARIABLE = "ASYNCEMBED_API_KEY"
@@ -84,6 +84,7 @@ def serve(
     except ImportError as error:
         raise RuntimeMissingError('a server needs some packages: pip install "asyncembed[cpu,server]"') from error
 
+    from asyncembed.cli.http_server import HttpServer
     from asyncembed.cli.unix_socket import SocketServer, place
     from asyncembed.server.http_connection import BoundedConnection
 
@@ -92,6 +93,7 @@ def serve(
     if not is_logging_requests:
         getLogger("asyncembed.server.requests").setLevel(WARNING)
     app = _app(models, keys, options)
+    app.state.service.is_alone = True
     with ExitStack() as stack:
         at = None if uds is None else stack.enter_context(place(Path(uds), uds_mode))
         if not app.state.service.has_keys:
@@ -110,7 +112,7 @@ def serve(
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(grace)),
         )
-        _run(uvicorn.Server(config).run if at is None else SocketServer(config, at).serve_there, app.state.service)
+        _run(HttpServer(config) if at is None else SocketServer(config, at), app.state.service)
 
 
 def _warn(host: str, uds: str | None, uds_mode: int) -> None:
@@ -123,7 +125,7 @@ def _warn(host: str, uds: str | None, uds_mode: int) -> None:
         getLogger("asyncembed.server").warning("%s may use this server: it has no API key", who)
 
 
-def _run(serving: Callable[[], None], service: "Service") -> None:
+def _run(server: "HttpServer", service: "Service") -> None:
     """Serve until it is told to end; what is wrong with the models is raised."""
     # The traceback of what is said in a sentence below.
     getLogger("uvicorn.error").addFilter(lambda record: service.failure is None or record.levelno < ERROR)
@@ -131,7 +133,7 @@ def _run(serving: Callable[[], None], service: "Service") -> None:
     gc.collect()
     gc.freeze()
     try:
-        serving()
+        server.run()
     except SystemExit as error:
         if service.failure is not None:
             raise service.failure from None

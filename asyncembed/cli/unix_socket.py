@@ -1,15 +1,16 @@
 """A server's own unix socket: with rights that are given to it, and never taken from a server that is there."""
 
 import errno
+import os
 import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from logging import getLogger
 from pathlib import Path
 
 import uvicorn
 
+from asyncembed.cli.http_server import HttpServer, log
 from asyncembed.errors import OptionError
 
 
@@ -45,16 +46,23 @@ def place(path: Path, mode: int) -> Iterator[Place]:
         raise OptionError("--uds: Python has no unix sockets on this system; use --host and --port")
     _free(path, socket.AF_UNIX)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
-        try:
-            bound.bind(str(path))
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror or error} (--uds)", str(path)) from error
+        _bind(bound, path, mode)
         taken = Place(path, bound)
         try:
-            path.chmod(mode)
             yield taken
         finally:
             taken.leave()
+
+
+def _bind(bound: socket.socket, path: Path, mode: int) -> None:
+    """Make the socket with its rights: what is changed later may be what somebody else has put there by then."""
+    before = os.umask(0o777 & ~mode)
+    try:
+        bound.bind(str(path))
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror or error} (--uds)", str(path)) from error
+    finally:
+        os.umask(before)
 
 
 def _free(path: Path, family: socket.AddressFamily) -> None:
@@ -88,7 +96,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-class SocketServer(uvicorn.Server):
+class SocketServer(HttpServer):
     """Uvicorn at such a place: says when it listens, and ends if another server has taken it in the meantime.
 
     That one was started while this one opened its models, and could not know that somebody would listen.
@@ -103,7 +111,7 @@ class SocketServer(uvicorn.Server):
         """Open the models, and listen."""
         await super().startup(sockets)
         if self._at.is_ours:
-            getLogger("uvicorn.error").info("Uvicorn running on unix socket %s (Press CTRL+C to quit)", self._at.path)
+            log.info("Uvicorn running on unix socket %s (Press CTRL+C to quit)", self._at.path)
         else:
             self.should_exit = self.is_too_late = True
 
@@ -112,13 +120,13 @@ class SocketServer(uvicorn.Server):
         self._at.leave()
         await super().shutdown(sockets)
 
-    def serve_there(self) -> None:
+    def run(self, _: list[socket.socket] | None = None) -> None:
         """Serve until it is told to end.
 
         Raises:
             OSError: Another server has taken the place.
         """
-        self.run([self._at.socket])
+        super().run([self._at.socket])
         if self.is_too_late:
             raise OSError(
                 errno.EADDRINUSE, "another server was started there in the meantime (--uds)", str(self._at.path)

@@ -55,7 +55,7 @@ from asyncembed.errors import InputError, StateError, WorkerError
 from asyncembed.faking import ENCODER, SETTING, Fakes, current_fakes
 from asyncembed.feeding import ErrorHandler, Means, OnError, Source, StreamState, is_in_memory
 from asyncembed.files import in_disk_thread
-from asyncembed.migration import ATTRIBUTES
+from asyncembed.migration import ATTRIBUTES, refuse_assignment
 from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observers
 from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute, overrides_of
 from asyncembed.remote import Remote
@@ -283,6 +283,10 @@ class Embedder(OnAnyLoop[Opened]):
         def __getattr__(self, name: str) -> NoReturn:
             hint = f": {ATTRIBUTES[name]}" if name in ATTRIBUTES else ""
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}", name=name, obj=self)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            refuse_assignment(self, name, ATTRIBUTES)
+            super().__setattr__(name, value)
 
     @property
     def max_length(self) -> int | None:

@@ -43,7 +43,7 @@ from asyncembed.images.inputs import (
     its_own_error,
     most_bytes,
 )
-from asyncembed.images.urls import CONCURRENCY, MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
+from asyncembed.images.urls import MAX_BYTES, TIMEOUT_SECONDS, FetchLimits, UrlFetcher
 from asyncembed.options import OptionKeywords
 from asyncembed.results import Assembly, CollectedT, Counted, CountedBatch, ResultT, ScalarT
 from asyncembed.wakeup import completion, start_thread
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncembed.stream import EmbeddingStream, ReturningStream
+
+MOST_AT_A_TIME = 16
+"""Images of one stream that are fetched or read at a time."""
 
 CLOSE_GRACE_SECONDS = 2.0
 
@@ -84,9 +87,9 @@ class ImageEmbedder(HasVectors):
     `convert("RGB")` has it: grey is repeated in three channels, palettes are looked up, transparency is dropped (not
     blended), CMYK is converted without a colour profile; of an animation the first frame counts. Read are JPEG, PNG,
     GIF, BMP, PPM, WebP, TIFF, AVIF, JPEG 2000, ICO, and HEIF where pillow-heif is installed. Paths are opened there,
-    too. URLs are fetched and file objects read beforehand, up to 16 at a time (and none while a stream holds more than
-    `max_in_flight_bytes`). A host name is resolved once, and nothing but public addresses is connected to, also where
-    an answer redirects.
+    too. URLs are fetched and file objects read beforehand, up to 16 of a stream at a time (and none while it holds
+    more than `max_in_flight_bytes`). A host name is resolved once, and nothing but public addresses is connected to,
+    also where an answer redirects.
 
     Args:
         model_name: A name of the catalogue, a repo on the hub, a local directory, or a `ModelSpec`.
@@ -137,7 +140,7 @@ class ImageEmbedder(HasVectors):
     def __copy__(self) -> Self:
         """Another model of the same, with connections of its own."""
         twin = object.__new__(type(self))
-        vars(twin).update(vars(self), _loader=self._loader.anew())
+        vars(twin).update(self.__getstate__(), _loader=self._loader.anew())
         return twin
 
     def _lifetime(self) -> AbstractAsyncContextManager[Opened]:
@@ -215,7 +218,7 @@ class _ImageIntake(Intake):
         self._claim(len(items))
         absent = [item for item in items if type(item.value) is _Absent]
         self._waiting += absent
-        for _ in range(min(len(absent), CONCURRENCY - len(self._scopes))):
+        for _ in range(min(len(absent), MOST_AT_A_TIME - len(self._scopes))):
             scope = CancelScope()
             self._scopes.add(scope)
             self._tasks.start_soon(self._bring_all, scope)
@@ -297,6 +300,10 @@ class ImageLoader:
     def anew(self) -> "ImageLoader":
         """One that does the same."""
         return ImageLoader(self._limits, max_pixels=self.max_pixels)
+
+    def __reduce__(self) -> "tuple[Callable[..., ImageLoader], tuple[FetchLimits]]":
+        """Another process has connections of its own."""
+        return partial(ImageLoader, max_pixels=self.max_pixels), (self._limits,)
 
     async def load(self, image: ToFetch) -> bytes:
         """The bytes of an image.

@@ -4,14 +4,14 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, fields, replace
-from typing import TypedDict, Unpack, cast
+from typing import NoReturn, TypedDict, Unpack, cast
 
 from asyncembed.checks import check_count, check_device_ids, check_seconds, checks_keywords
 from asyncembed.engine.cores import available_cores, available_memory, has_tight_quota
 from asyncembed.engine.lifetime import Openable
 from asyncembed.engine.model import Stats
 from asyncembed.engine.supervisor import Supervisor, WorkerPlan
-from asyncembed.errors import OptionError
+from asyncembed.errors import OptionError, UsageError
 from asyncembed.faking import current_fakes
 
 BATCH_TIMEOUT_SECONDS = 300.0
@@ -147,6 +147,9 @@ class WorkerPool(Openable[Supervisor]):
         if state != "open":
             return f"<{type(self).__name__} {state}>"
         return f"<{type(self).__name__} open: {stats.workers_ready} of {stats.workers} workers, {stats.in_words()}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError("the workers of a WorkerPool are this process's: make another one where it shall go")
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers that run now; empty with `workers=0`."""

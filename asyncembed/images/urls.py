@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 logger: logging.Logger = logging.getLogger("asyncembed")
 
-CONCURRENCY = 16
+CONCURRENCY = 32
+"""URLs that are fetched at a time: twice what one stream does, so that one whose URLs stall holds up no other."""
+
 MAX_REDIRECTS = 5
 MAX_BYTES = 32 * 1024 * 1024
 TIMEOUT_SECONDS = 30.0

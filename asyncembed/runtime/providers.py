@@ -46,12 +46,13 @@ def choose_providers(options: SessionOptions, available: Sequence[str]) -> Provi
     Raises:
         RuntimeMissingError: A provider that was asked for is not available; the message names those that are.
     """
-    if options.providers is not None:
-        chosen = tuple((_full_name(name), dict(settings)) for name, settings in options.providers)
-        for name, _ in chosen:
-            _require(name, available)
-        return ProviderChoice(chosen, frozenset(name for name, _ in chosen))
     device_options = {} if options.device_id is None else {"device_id": str(options.device_id)}
+    if options.providers is not None:
+        named = [(_full_name(name), dict(settings)) for name, settings in options.providers]
+        for name, _ in named:
+            _require(name, available)
+        chosen = tuple((name, {**device_options, **settings} if name == CUDA else settings) for name, settings in named)
+        return ProviderChoice(chosen, frozenset(name for name, _ in chosen))
     if options.device == "cuda":
         _require(CUDA, available)
         return ProviderChoice(((CUDA, device_options), (CPU, {})), frozenset({CUDA}))
@@ -71,6 +72,10 @@ def fallback_warning(options: SessionOptions, available: Sequence[str], active: 
             f"onnxruntime-gpu is installed, but what is loaded has only {_joined(available)}: another package, "
             "mostly onnxruntime, has replaced its files (pip uninstall onnxruntime onnxruntime-gpu; "
             'pip install "asyncembed[gpu]")'
+        )
+    elif options.device_id is not None:
+        reason = (
+            f'device_ids= is for GPUs, and the installed onnxruntime has only {_joined(available)} ("asyncembed[gpu]")'
         )
     else:
         return None

@@ -93,6 +93,7 @@ def create_app(
         title="asyncembed",
         version=asyncembed.__version__,
         lifespan=_lifespan(service, monitor, pool, planned),
+        servers=[{"url": "."}],  # where the document is: also behind a proxy that puts a path in front
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # to where the client's own header says that it is

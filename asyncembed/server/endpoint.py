@@ -12,10 +12,10 @@ from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 import orjson
-from anyio import move_on_after
+from anyio import get_cancelled_exc_class, move_on_after
 
 from asyncembed.integrations.asgi import Receive, Send, until_gone
-from asyncembed.server.refusals import STATUSES, Kind, Refusal, malformed, refusal_of
+from asyncembed.server.refusals import RETRY_AFTER_SECONDS, STATUSES, Kind, Refusal, malformed, refusal_of
 from asyncembed.server.service import Service
 
 requests_log: Logger = getLogger("asyncembed.server.requests")
@@ -25,6 +25,14 @@ JSON = b"application/json"
 DROPPED_BYTES = 64 * 1024 * 1024
 DROPPING_SECONDS = 2.0
 """How much of a refused body is read at most, and how long, without being kept."""
+
+
+_ENDING = Refusal(
+    "unavailable",
+    "the server has ended before this was computed: try again",
+    headers={"retry-after": str(RETRY_AFTER_SECONDS), "connection": "close"},
+)
+"""What a request gets that was not finished within the server's grace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +154,11 @@ class Endpoint:
             reply = await self._answer(scope, receive)
         except Exception as error:  # noqa: BLE001 (whatever it is, the client is told in its dialect)
             return await self._refuse(refusal_of(error), receive, send)
+        except get_cancelled_exc_class():
+            if self._service.is_alone:  # elsewhere a middleware may have cancelled it, and answers itself
+                with move_on_after(DROPPING_SECONDS, shield=True):
+                    await self._refuse(_ENDING, receive, send)
+            raise
         if isinstance(reply, bytes):
             headers = [(b"content-type", JSON), (b"content-length", b"%d" % len(reply))]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -159,7 +172,7 @@ class Endpoint:
         if not self.takes(scope["method"]):
             raise Refusal("no_method", f"{route.path} takes {route.method} only", headers={"allow": route.method})
         if route.needs_key:
-            service.check_key(scope["headers"])
+            service.check_asker(scope)
         if self._decode is None:
             return await route.handle(service, scope.get("path_params", {}).get("id"))
         body = await read_body(scope, receive, service.limits.max_bytes)
@@ -200,15 +213,24 @@ async def _send(
 
 def log_request(scope: Any, path: str, status: int, seconds: float) -> None:
     """One line for a request, whose parts a structured log has as fields; nothing of its body or of its headers."""
-    client = scope.get("client")
+    client = _client(scope)
     fields = {
         "method": scope["method"],
         "path": path,
         "status": status,
         "milliseconds": round(1000 * seconds, 2),
-        "client": client[0] if client else None,
+        "client": client,
     }
-    requests_log.info("%(method)s %(path)s %(status)d in %(milliseconds).1f ms", fields, extra={"fields": fields})
+    line = "%(method)s %(path)s %(status)d in %(milliseconds).1f ms" + (" for %(client)s" if client else "")
+    requests_log.info(line, fields, extra={"fields": fields})
+
+
+def _client(scope: Any) -> str | None:
+    """The address of who asks: at a unix socket what the proxy there says, whose own word is the last one."""
+    if scope.get("client"):
+        return str(scope["client"][0])
+    said = next((value for name, value in scope["headers"] if name == b"x-forwarded-for"), b"")
+    return said.rpartition(b",")[2].strip().decode("latin-1") or None
 
 
 async def _drop_body(receive: Receive) -> None:

@@ -12,8 +12,8 @@ from asyncembed.errors import AsyncEmbedError, ClientGoneError, InputError, Opti
 logger: Logger = getLogger("asyncembed.server")
 
 Kind: TypeAlias = Literal[
-    "malformed", "invalid", "empty", "too_many", "too_large", "no_key", "no_model", "unfit", "no_route", "no_method",
-    "overloaded", "unavailable", "gone", "failed",
+    "malformed", "invalid", "empty", "too_many", "too_large", "no_key", "foreign", "no_model", "unfit", "no_route",
+    "no_method", "overloaded", "unavailable", "gone", "failed",
 ]  # fmt: skip
 
 STATUSES: Final[Mapping[Kind, int]] = {
@@ -23,6 +23,7 @@ STATUSES: Final[Mapping[Kind, int]] = {
     "too_many": 400,
     "too_large": 413,
     "no_key": 401,
+    "foreign": 403,
     "no_model": 404,
     "unfit": 404,
     "no_route": 404,
@@ -40,6 +41,7 @@ STATUSES: Final[Mapping[Kind, int]] = {
     too_many     more inputs or tokens than one request may have
     too_large    more bytes than one request may have
     no_key       none, or a wrong one
+    foreign      it comes from a web page of another site, in the browser of somebody who can reach the server
     no_model     none of this name is served
     unfit        none is served that can do what the route is for
     no_route, no_method     nothing is there, or not for this method

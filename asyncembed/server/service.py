@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from hashlib import sha256
 from hmac import compare_digest
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asyncembed.embedders.base import Embedder, is_loaded, load
+from asyncembed.server.foreign_pages import is_of_foreign_page
 from asyncembed.server.meter import Meter
 from asyncembed.server.model_facts import ModelFacts
 from asyncembed.server.refusals import Refusal
@@ -53,6 +54,8 @@ class Service:
         meter: What came of its requests so far.
         began: When it was made, by `time.monotonic`.
         is_ready: Whether the models are open.
+        is_alone: Whether `asyncembed serve` runs it, so that nobody's middleware or other site comes between it and
+            its clients.
         failure: Why they could not be opened.
     """
 
@@ -62,6 +65,7 @@ class Service:
         self.meter: Meter = Meter()
         self.began: float = monotonic()
         self.is_ready = False
+        self.is_alone = False
         self.failure: Exception | None = None
         self.bulk: Counter[Supervisor] = Counter()
         self._facts: dict[str, ModelFacts] = {}
@@ -73,10 +77,19 @@ class Service:
         """Whether clients must give a key."""
         return bool(self._keys)
 
-    def check_key(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """Raise `Refusal` unless the request has one of the keys, if there are any, as a bearer token."""
-        if not self._keys:
-            return
+    def check_asker(self, scope: Any) -> None:
+        """Raise `Refusal` unless a request (an ASGI scope) is of somebody who may ask."""
+        if self._keys:
+            self._check_key(scope["headers"])
+        elif self.is_alone and is_of_foreign_page(scope):
+            raise Refusal(
+                "foreign",
+                "this request is of a web page of another site, which a server without an API key does not answer: "
+                "give it one (ASYNCEMBED_API_KEY), ask it by the name localhost, or send application/json",
+            )
+
+    def _check_key(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Raise `Refusal` unless the request has one of the keys as a bearer token."""
         given = next((value for name, value in headers if name == b"authorization"), b"")
         scheme, _, key = given.partition(b" ")
         digest = sha256(key.strip()).digest()

@@ -86,6 +86,8 @@ def test_a_registered_model_is_found_under_any_spelling(tmp_path: Path) -> None:
         register(spec)
         assert require_model("me/MINE", "text") is spec
         assert list_models("text")[-1] is spec
+        register(replace(spec))  # a cell that is run again
+        assert list_models("text")[-1] is spec
         with pytest.raises(OptionError, match="already"):
             register(ModelSpec(name="me/mine", family="text", encoder="dense", sources=spec.sources))
     finally:

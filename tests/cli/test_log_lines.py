@@ -1,9 +1,11 @@
-"""The log as JSON."""
+"""The log of a server: whose records are in it, and as what."""
 
 import json
 import logging
 
-from asyncembed.cli.log_lines import JsonLines, TextLines
+import pytest
+
+from asyncembed.cli.log_lines import JsonLines, TextLines, set_up_log
 
 
 def record(message: str, *args: object, **more: object) -> logging.LogRecord:
@@ -39,3 +41,24 @@ def test_an_error_keeps_its_lines() -> None:
         written = TextLines().format(record("failed", exc_info=(type(error), error, error.__traceback__)))
     assert written.startswith("failed\nTraceback")
     assert written.endswith(r"ValueError: no\x1b way")
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_what_other_packages_say_of_urls_and_headers_is_not_in_it(
+    level: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of httpx each URL at INFO, of httpcore each header of an answer at DEBUG: signed links, cookies and passwords."""
+    root = logging.getLogger()
+    before, handlers = root.level, root.handlers[:]
+    try:
+        set_up_log(level, as_json=False)
+        logging.getLogger("httpx").info("HTTP Request: GET http://me:secret@hub/model?Signature=secret")
+        logging.getLogger("httpcore.http11").debug("receive_response_headers.complete (b'set-cookie', b'secret')")
+        logging.getLogger("httpcore.http11").warning("it is slow")
+        logging.getLogger("asyncembed.hub").info("it is here")
+        logging.getLogger("uvicorn.error").info("it runs")
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(before)
+    said = [line.split(maxsplit=3)[-1] for line in capsys.readouterr().err.splitlines()]
+    assert said == ["it is slow", "it is here", "it runs"]

@@ -109,6 +109,71 @@ def test_a_request_under_way_is_finished_when_the_server_is_told_to_end(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.posix
+@pytest.mark.parametrize("is_impatient", [False, True])
+def test_a_request_that_does_not_end_in_time_is_refused_in_words_and_without_a_traceback(
+    tmp_path: Path, is_impatient: bool
+) -> None:
+    """Which is its grace, or until a second Ctrl-C: the server ends then, and its workers with it."""
+    path = tmp_path / "socket"
+    process = programs.start(ENDLESS, tmp_path, MODEL, "--uds", str(path), "--grace", "60" if is_impatient else "1")
+    sign = signal.SIGINT if is_impatient else signal.SIGTERM
+    with process, ThreadPoolExecutor(1) as executor:
+        try:
+            assert process.stderr is not None
+            assert any("running on" in line for line in process.stderr)
+            with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://server") as client:
+                answer = executor.submit(client.post, "/embed", json={"inputs": "a text"}, timeout=15)
+                while "asyncembed_requests_in_progress 1.0" not in client.get("/metrics").text:
+                    pass
+                process.send_signal(sign)
+                assert any("Waiting for connections" in line for line in process.stderr)
+                if is_impatient:
+                    process.send_signal(sign)
+                assert (answer.result(15).status_code, answer.result().headers["retry-after"]) == (503, "1")
+                assert "try again" in answer.result().json()["error"]
+            assert "Traceback" not in process.stderr.read()
+            assert process.wait(15) in ((130,) if is_impatient else (0, -sign))
+        finally:
+            process.kill()
+
+
+ENDLESS = PROGRAM.replace("seconds=1", "seconds=60")
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+def test_a_server_that_is_told_to_end_before_its_models_are_open_ends_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "asyncembed", "serve", "org/name", "--uds", str(tmp_path / "socket")],
+            env={**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HOME": str(tmp_path)},
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        with process:
+            try:
+                with _asking(hub, b"org/name"):  # and it gets no answer
+                    process.send_signal(signal.SIGINT)
+                    _, said = process.communicate(timeout=5)
+                    assert process.returncode == 130
+                    assert "Traceback" not in said
+            finally:
+                process.kill()
+    assert not (tmp_path / "socket").exists()
+
+
+def _asking(hub: socket.socket, what: bytes) -> socket.socket:
+    """The connection that asks for it, after others that the hub's own package makes."""
+    hub.settimeout(30)
+    while True:
+        asking, _ = hub.accept()
+        if what in asking.recv(10_000):
+            return asking
+        asking.close()
+
+
+@pytest.mark.slow
 def test_a_model_that_cannot_be_served_is_a_sentence_and_no_traceback() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "asyncembed", "serve", "nosuch", "--port", "0"],

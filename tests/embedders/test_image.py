@@ -15,8 +15,8 @@ from fastembed import ImageEmbedding as ReferenceImageEmbedding
 from PIL import Image
 
 from asyncembed import ImageEmbedding, LateInteractionMultimodalEmbedding
+from asyncembed.embedders.image import MOST_AT_A_TIME
 from asyncembed.errors import InputError, OptionError, OverloadedError, StateError
-from asyncembed.images.urls import CONCURRENCY
 from tests.support.images import encoded, picture, write_image_model
 from tests.support.models import forget_registered_models
 from tests.support.waiting import until
@@ -331,10 +331,19 @@ async def test_an_image_that_is_being_fetched_as_the_embedder_closes_has_not_fai
         async with ImageEmbedding(NAME, model_path=model_path, workers=0, allow_private_urls=True) as model:
             group.start_soon(embed_all, model)
             group.start_soon(embed_one, model)
-            await until(lambda: len(server.requests) >= CONCURRENCY)
+            await until(lambda: len(server.requests) >= MOST_AT_A_TIME)
             pooled = model._opened.model  # type: ignore[union-attr]
     assert [type(end) for end in ends] == [StateError, StateError]
     assert pooled.failed == 0
+
+
+async def test_a_stream_whose_urls_stall_holds_up_no_other(model_path: Path, server: WebServer) -> None:
+    async with ImageEmbedding(NAME, model_path=model_path, workers=0, allow_private_urls=True) as model:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_first, model.embed([f"{server.url}/stall"] * 40))
+            await until(lambda: len(server.requests) >= MOST_AT_A_TIME)
+            assert (await model.embed_image(f"{server.url}/0.jpg")).ndim == 1
+            group.cancel_scope.cancel()
 
 
 async def test_images_that_are_being_fetched_take_the_places_of_those_that_wait(
@@ -391,7 +400,7 @@ async def test_no_more_is_fetched_while_the_window_is_full(model_path: Path) -> 
         ) as model:
             stream = model.embed([f"{server.url}/large.png"] * 40)
             await anext(stream)
-            await until(lambda: CONCURRENCY <= model.stats().items == len(server.requests))
+            await until(lambda: MOST_AT_A_TIME <= model.stats().items == len(server.requests))
             assert len(server.requests) < 30
             assert len(await stream.collect()) == 39
 
@@ -451,9 +460,9 @@ async def test_large_images_are_fetched_no_further_ahead_than_the_window_holds(m
             stream = model.embed([f"{server.url}/large"] * 42, on_error="return")
             async with stream:
                 assert isinstance(await anext(stream), InputError)
-                await until(lambda: model.stats().failed >= CONCURRENCY)
+                await until(lambda: model.stats().failed >= MOST_AT_A_TIME)
                 await anyio.wait_all_tasks_blocked()
-                assert len(server.requests) <= CONCURRENCY + 1
+                assert len(server.requests) <= MOST_AT_A_TIME + 1
                 assert len(await stream.collect()) == 41
 
 

@@ -36,6 +36,21 @@ def test_named_providers_win_keep_their_order_and_options() -> None:
         choose_providers(options, [CPU])
 
 
+@pytest.mark.parametrize(("own", "device"), [((), "1"), ((("device_id", "3"),), "3")])
+def test_a_named_cuda_takes_the_device_of_its_worker_unless_it_says_another(
+    own: tuple[tuple[str, str], ...], device: str
+) -> None:
+    options = SessionOptions(device_id=1, providers=(("cuda", own), ("cpu", ())))
+    assert choose_providers(options, [CUDA, CPU]).providers == ((CUDA, {"device_id": device}), (CPU, {}))
+
+
+def test_numbers_of_devices_are_not_passed_over_in_silence() -> None:
+    warning = fallback_warning(SessionOptions(device_id=1), [CPU], [CPU])
+    assert warning is not None
+    assert "device_ids= is for GPUs" in warning
+    assert fallback_warning(SessionOptions(device="cpu", device_id=1), [CPU], [CPU]) is None
+
+
 def test_a_provider_that_did_not_start_is_named_with_the_way_out() -> None:
     message = str(missing_after_load([CUDA], [CPU]))
     assert CUDA in message

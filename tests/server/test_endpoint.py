@@ -150,6 +150,7 @@ async def test_a_request_is_a_line_of_the_log_where_those_are_wanted(caplog: pyt
     fields: dict[str, Any] = record.__dict__["fields"]
     assert (fields["method"], fields["path"], fields["status"]) == ("POST", "/v1/embeddings", 401)
     assert record.getMessage().startswith("POST /v1/embeddings 401 in ")
+    assert record.getMessage().endswith(" ms for 127.0.0.1")
 
 
 async def test_a_line_of_the_log_names_the_route_and_not_what_was_written_for_it(
