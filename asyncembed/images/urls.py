@@ -300,5 +300,6 @@ def _shown(url: str) -> str:
         netloc = parts.netloc.rpartition("@")[2]
         url = urlunsplit(parts._replace(netloc=netloc, query="..." if parts.query else "", fragment=""))
     except ValueError:
-        url = url.partition("?")[0]
+        scheme, _, rest = url.partition("?")[0].partition("://")
+        url = f"{scheme}://{rest.rpartition('@')[2]}"
     return url if len(url) <= 200 else url[:197] + "..."
