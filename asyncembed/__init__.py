@@ -55,7 +55,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #               download, partial, pace, verify, progress, archive, cache, locks
 #   export/     graph_cache, architectures  built once; which is which
 #               bert_like, deberta, rotary_bert, modernbert, decoders: a module for architectures that are alike
-#               construction, blocks, attention, rotary, heads, onnx_builder   what they are built of
+#               construction, blocks, attention, rotary, heads, onnx_builder   what they are built of; objections
 #               answers, int8_graph, foreign_int8, quantized   what a language model is asked; graphs in 8 bits
 #   server/     app, service, served        models behind HTTP; what its handlers share; which model serves a request
 #               endpoint, http_connection   a route from request to answer; what a client may take before

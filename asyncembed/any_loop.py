@@ -16,7 +16,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar, TypeVarTuple, cast
 
-from anyio import CancelScope, Event, get_cancelled_exc_class, move_on_after
+from anyio import CancelScope, Event, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from asyncembed import background
@@ -24,7 +24,7 @@ from asyncembed.bars import StreamProgress
 from asyncembed.checks import check_count, check_seconds
 from asyncembed.engine.lifetime import Openable, OpenedT
 from asyncembed.errors import OptionError, StateError
-from asyncembed.feeding import CLOSE_GRACE_SECONDS, NotedFailures
+from asyncembed.feeding import NotedFailures, close_generator
 from asyncembed.remote import Remote
 from asyncembed.results import Counted, CountedBatch
 from asyncembed.shared import Lease, as_unopened, unopened
@@ -248,7 +248,7 @@ class _Face:
 
     async def open(self) -> Self:
         """Open the shared engine now, if the model is not open, instead of with the first call."""
-        await self._way().call(_nothing)
+        await self._way().call(only_open)
         return self
 
     async def aclose(self) -> None:
@@ -290,8 +290,8 @@ def _face_again(model: OnAnyLoop[Any], keep_alive: float | None) -> Any:
     return model.on_any_loop(keep_alive=keep_alive)
 
 
-async def _nothing(_: object) -> None:
-    """What opening does with the open model."""
+async def only_open(_: object) -> None:
+    """What is done with an open model by those who want it open, and nothing else yet."""
 
 
 ModelT = TypeVar("ModelT", bound=OnAnyLoop[Any])
@@ -757,10 +757,7 @@ class _Relay(AsyncIterator[InputT]):
                         self._tell()
                         await self._wait_room()
                 finally:
-                    # As the streams do: a generator is ours alone, and ends in the task that ran it.
-                    if hasattr(iterator, "aclose") and hasattr(iterator, "asend"):
-                        with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
-                            await iterator.aclose()
+                    await close_generator(iterator)
             if self._scope.cancelled_caught:
                 self._error = StateError("the stream was closed")
         except get_cancelled_exc_class():

@@ -1,6 +1,7 @@
 """How far an ingest is, in a file: what a kill at any moment leaves undone is done by the next run."""
 
 import os
+import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeGuard, TypeVar, overload
@@ -129,11 +130,17 @@ class CheckpointFile:
             raise OptionError(f"a number of records is 0 or more; got {count!r}")
         if self._trail is None and self._text_of is not _nothing:
             raise UsageError("the checkpoint has a key=, and has not seen the records: give rest() the source")
-        count, self._skipped = count + self._skipped, 0
+        skipped = self._skipped
+        count += skipped
         if count:
-            self._checksum = 0 if self._trail is None else self._trail.done(count)
+            checksum = 0 if self._trail is None else self._trail.after(count)
+            # What could not be written is not done, so that it may be said once more.
+            self._journal.write({"records": self._records + count, "checksum": checksum})
+            self._skipped -= skipped
             self._records += count
-            self._journal.write({"records": self._records, "checksum": self._checksum})
+            self._checksum = checksum
+            if self._trail is not None:
+                self._trail.done(count)
 
     def _reach(self, records: int) -> None:
         self._check_open()
@@ -149,7 +156,7 @@ class CheckpointFile:
 
 
 def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= sys.maxsize
 
 
 def _text_by(key: Callable[[Any], str | int]) -> Callable[[Any], str]:

@@ -145,6 +145,14 @@ class Intake(Protocol[RecordT]):
         ...
 
 
+def hand_over(handler: ErrorHandler, record: object, error: InputFailure) -> None:
+    """Call the function of `on_error=` with a record that failed. Raises what it raises."""
+    outcome = handler(record, error)
+    if iscoroutine(outcome):
+        outcome.close()
+        raise UsageError("on_error= calls a plain function, as nothing waits for the coroutine that it gave")
+
+
 class NotedFailures:
     """Records that failed, on their way from the loop of a stream to the function that `on_error=` names.
 
@@ -170,10 +178,7 @@ class NotedFailures:
 
     def hand_over(self) -> None:
         while self._noted:
-            outcome = self._handler(*self._noted.popleft())
-            if iscoroutine(outcome):
-                outcome.close()
-                raise UsageError("on_error= calls a plain function, as nothing waits for the coroutine that it gave")
+            hand_over(self._handler, *self._noted.popleft())
 
 
 class Means(NamedTuple):
@@ -191,6 +196,10 @@ class StreamState(Generic[InputT]):
     and whoever loads inputs (`deliver`, `fail`, `charge`), and by whoever holds the handle or the embedder (`take`,
     `close`). Only `prepare` runs where the source is read, and changes nothing.
 
+    Args:
+        loop: Where it runs.
+        means: What it is computed with, or what gives that, of a model that its first reading loads.
+
     Attributes:
         engine: Who computes, once anything is read.
         loop: Where it runs.
@@ -207,16 +216,14 @@ class StreamState(Generic[InputT]):
     """
 
     engine: Supervisor
-    loop: Loop
     _intake: Intake[InputT]
     _minimum_tokens: float
 
     def __init__(
         self,
-        engine: Supervisor | None,
-        intake: Intake[InputT] | None,
+        loop: Loop,
+        means: Means | Callable[[], Awaitable[Means]],
         *,
-        later: tuple[Loop, Callable[[], Awaitable[Means]]] | None = None,
         model_name: str,
         max_items: int,
         max_bytes: int,
@@ -225,8 +232,8 @@ class StreamState(Generic[InputT]):
         on_end: Callable[["StreamState[InputT]"], None],
         total: int | None = None,
         shows_bar: bool = False,
-        observe: Callable[[], ObservedCall] | None = None,
     ) -> None:
+        self.loop: Loop = loop
         self.model_name = model_name
         self.ready: Signal = Signal()
         self.keeps_inputs = False
@@ -240,7 +247,6 @@ class StreamState(Generic[InputT]):
         self._on_error = on_error
         self._handler = on_error if callable(on_error) else None
         self._on_end = on_end
-        self._observe = observe
         self._room = Signal()
         self._window = Window(
             max_items=max_items,
@@ -262,22 +268,19 @@ class StreamState(Generic[InputT]):
         self._source_error: BaseException | None = None
         self._is_source_done = False
         self._feeder_scope = CancelScope()
+        self._observe: Callable[[], ObservedCall] | None = None
         # Until there is what it needs to be read.
         self._load: Callable[[], Awaitable[Means]] | None = None
-        self.loop: Loop
-        if later is not None:
-            self.loop, self._load = later
+        if isinstance(means, Means):
+            self._compute_with(means)
         else:
-            assert engine is not None, "of a model that has loaded"
-            assert intake is not None, "likewise"
-            self.loop = engine.loop
-            self._compute_with(engine, intake)
+            self._load = means
 
-    def _compute_with(self, engine: Supervisor, intake: Intake[InputT]) -> None:
-        self.engine, self._intake = engine, intake
-        key = intake.batch_key
+    def _compute_with(self, means: Means) -> None:
+        self.engine, self._intake, self._observe = means
+        key = self._intake.batch_key
         self._minimum_tokens = key.minimum_size
-        batches = WAITING_BATCHES + WAITING_BATCHES_PER_WORKER * engine.size
+        batches = WAITING_BATCHES + WAITING_BATCHES_PER_WORKER * self.engine.size
         self._window.max_tokens = batches * key.max_batch_tokens
 
     # ---------------------------------------------------------------- how far it is
@@ -285,11 +288,14 @@ class StreamState(Generic[InputT]):
     def start(self) -> None:
         """Learn that its source is about to be read."""
         self.is_started = True
-        if self._observe is not None:
-            self.observed = self._observe()
+        self._begin_observed()
         self._began_at = perf_counter()
         if self._bar is not None:
             self._bar.start()
+
+    def _begin_observed(self) -> None:
+        if self._observe is not None:
+            self.observed = self._observe()
 
     def progress(self) -> StreamProgress:
         """How far it is; from any thread."""
@@ -359,9 +365,8 @@ class StreamState(Generic[InputT]):
         """Have what it needs, which may take long: nothing is read before."""
         means = await load()
         self._load = None
-        self._compute_with(means.engine, means.intake)
-        if means.observe is not None:
-            self.observed = means.observe()
+        self._compute_with(means)
+        self._begin_observed()
 
     @property
     def is_full(self) -> bool:
@@ -496,23 +501,30 @@ class StreamState(Generic[InputT]):
                 each further call.
         """
         while (entry := self._next()) is not None:
-            if entry.error is None:
+            if entry.error is None or self._goes_out(entry, entry.error):
                 return entry
-            self._failed += 1
-            if self._on_error == "raise" or not isinstance(entry.error, OF_ONE_INPUT):
-                self.close(entry.error)
-            elif self._on_error == "return":
-                entry.result = entry.error
-                return entry
-            else:
-                self.skipped += 1
-                if self._handler is not None:
-                    self._hand_over(self._handler, entry.record, entry.error)
         if self._is_source_done and not self._window:
             self.close(self._source_error)
         if self.is_closed:
             raise self.end or StopAsyncIteration
         return None
+
+    def _goes_out(self, entry: Entry, error: Exception) -> bool:
+        """Whether an entry that has failed goes to the consumer; otherwise it ends the stream, or is left out."""
+        self._failed += 1
+        if self._on_error == "raise" or not isinstance(error, OF_ONE_INPUT):
+            self.close(error)
+            return False
+        if self._on_error == "return":
+            entry.result = error
+            return True
+        self.skipped += 1
+        if self._handler is not None:
+            try:
+                hand_over(self._handler, entry.record, error)
+            except BaseException as own:  # noqa: BLE001 (raised at the consumer)
+                self.close(own)
+        return False
 
     def take_held(self) -> Entry | None:
         """As `take`, but what is taken counts in the window until `release`."""
@@ -524,17 +536,6 @@ class StreamState(Generic[InputT]):
     def release(self) -> None:
         """Nothing that was taken counts in the window any more."""
         self._window.release()
-
-    def _hand_over(self, handler: ErrorHandler, record: object, error: InputFailure) -> None:
-        """Give a record that failed to the caller's function, whose own exception ends the stream."""
-        try:
-            outcome = handler(record, error)
-        except BaseException as own:  # noqa: BLE001 (raised at the consumer)
-            self.close(own)
-            return
-        if iscoroutine(outcome):
-            outcome.close()
-            self.close(UsageError("on_error= calls a plain function, as nothing waits for the coroutine that it gave"))
 
     @uninterrupted
     def close(self, end: BaseException | None = None) -> None:
@@ -554,6 +555,16 @@ class StreamState(Generic[InputT]):
 
 
 # ---------------------------------------------------------------- the three feeders
+
+
+async def close_generator(iterator: object) -> None:
+    """Close what was read from if it is a generator: that is ours alone, and ends in the task that ran it.
+
+    Another kind of iterator (a stream of the caller's) is the caller's to close.
+    """
+    if isinstance(iterator, AsyncGenerator):
+        with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
+            await iterator.aclose()
 
 
 async def _feed_from_memory(state: StreamState[InputT], source: Iterable[InputT | InputError]) -> None:
@@ -585,11 +596,7 @@ async def _feed_awaiting(state: StreamState[InputT], source: AsyncIterable[Input
             if (index + 1) % FIRST_READ == 0:
                 await checkpoint()  # the source need not have one
     finally:
-        # A generator is ours alone, and ends here, in the task that ran it. Another kind of iterator (a stream
-        # of the caller's) is the caller's to close.
-        if isinstance(iterator, AsyncGenerator):
-            with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
-                await iterator.aclose()
+        await close_generator(iterator)
 
 
 async def _feed_from_thread(state: StreamState[InputT], source: Iterable[InputT | InputError]) -> BaseException | None:

@@ -41,11 +41,22 @@ class Journal:
         return json.dumps(value).encode() + b"\n"
 
     def write(self, value: Mapping[str, Any]) -> None:
-        """Append a line. It is on the disk when this returns."""
-        with self.path.open("ab") as file:
-            file.write(self.line(value))
-            file.flush()
-            os.fsync(file.fileno())
+        """Append a line. It is on the disk when this returns; where it cannot be, nothing of it is.
+
+        Raises:
+            OSError: It cannot be written, as on a full disk; names the file.
+        """
+        with self.path.open("ab", buffering=0) as file:
+            end = file.tell()
+            rest = self.line(value)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError as error:
+                file.truncate(end)  # the next line would go on behind the half of this one
+                error.filename = str(self.path)
+                raise
 
     def cut(self) -> None:
         """Cut off a line that a killed process has not written to its end."""
@@ -140,16 +151,21 @@ class Trail:
             if count <= self._read:
                 self._check(count, checksum)
 
-    def done(self, count: int) -> int:
-        """The checksum of all records that are done, now that so many more are.
+    def after(self, count: int) -> int:
+        """The checksum of all records that are done, when so many more are.
 
         Raises:
             UsageError: So many have not been read.
         """
         if count > len(self._ahead):
             raise UsageError(f"{count} more records are said to be done, of {len(self._ahead)} that were read")
+        return self._ahead[count - 1] if count else self._checksum
+
+    def done(self, count: int) -> int:
+        """The same, now that they are."""
+        self._checksum = self.after(count)
         for _ in range(count):
-            self._checksum = self._ahead.popleft()
+            self._ahead.popleft()
         return self._checksum
 
     def _check(self, count: int, checksum: int) -> None:

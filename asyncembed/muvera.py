@@ -107,14 +107,14 @@ class Muvera:
         parts = []
         for hyperplanes, projection in zip(self._hyperplanes, self._projections, strict=True):
             clusters = (vectors @ hyperplanes > 0) @ (1 << np.arange(self.k_sim))
-            centers = self._centers(vectors, clusters, fill_empty_clusters, normalize_by_count)
+            centers = self._centers(vectors, clusters, fill=fill_empty_clusters, average=normalize_by_count)
             if self.dim_proj < self.dim:
                 centers = (1 / np.sqrt(self.dim_proj)) * (centers @ projection)
             parts.append(centers.ravel())
         return np.concatenate(parts)
 
     def _centers(
-        self, vectors: npt.NDArray[Any], clusters: npt.NDArray[np.int64], fill: bool, average: bool
+        self, vectors: npt.NDArray[Any], clusters: npt.NDArray[np.int64], *, fill: bool, average: bool
     ) -> DoubleArray:
         """One vector per cluster, float64 (2**k_sim, dim)."""
         count = 2**self.k_sim

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeGuard, get_args
 
+from asyncembed.catalogue.described import Overrides
 from asyncembed.checks import (
     check_bool,
     check_callable,
@@ -169,20 +170,7 @@ class Options(PoolOptions):
         check_token(self.token)
         if not isinstance(self.progress, bool):
             check_callable("progress", self.progress, what="a function that takes events, False for no bar, or None")
-        check_precision(self.precision)
-        check_device(self.device, get_args(Device))
-        check_choice("runtime", self.runtime, get_args(Runtime))
-        if isinstance(self.output_name, int):
-            check_count("output_name", self.output_name, minimum=0)
-        else:
-            check_text("output_name", self.output_name)
-        if self.providers is not None:
-            check_providers(self.providers)
-            if self.device != "auto":
-                raise OptionError("give either device or providers, not both")
-        self._check_runtime()
-        if self.precision is not None and self.onnx_file is not None:
-            raise OptionError("give either precision or onnx_file, not both")
+        self._check_graph()
         check_bool("deduplicate", self.deduplicate, may_be_none=True)
         check_cache(self.cache)
         if isinstance(self.cache, str | os.PathLike):
@@ -195,11 +183,25 @@ class Options(PoolOptions):
             if clashing := self.changed_for_pool():
                 raise OptionError(f"{', '.join(clashing)}: with pool=, give this to the WorkerPool instead")
 
-    def _check_runtime(self) -> None:
+    def _check_graph(self) -> None:
+        """See that what says which graph is taken, and where it runs, can work, and goes together."""
+        check_precision(self.precision)
+        check_device(self.device, get_args(Device))
+        check_choice("runtime", self.runtime, get_args(Runtime))
+        if isinstance(self.output_name, int):
+            check_count("output_name", self.output_name, minimum=0)
+        else:
+            check_text("output_name", self.output_name)
+        if self.providers is not None:
+            check_providers(self.providers)
+            if self.device != "auto":
+                raise OptionError("give either device or providers, not both")
         if self.runtime == "openvino" and (self.device == "cuda" or self.providers is not None):
             raise OptionError('runtime="openvino" computes on the CPU: leave out device= and providers=')
         if self.precision == "bf16" and self.runtime != "openvino":
             raise OptionError('precision="bf16" is what OpenVINO computes in: say runtime="openvino" as well')
+        if self.precision is not None and self.onnx_file is not None:
+            raise OptionError("give either precision or onnx_file, not both")
 
     @property
     def file_precision(self) -> str | None:
@@ -309,3 +311,14 @@ def absolute(path: str | os.PathLike[str]) -> Path:
         return Path(expanded).absolute()
     except FileNotFoundError:  # the working directory is gone
         return Path(expanded)
+
+
+def overrides_of(options: Options) -> Overrides:
+    """What the options say instead of a model's own configuration."""
+    return Overrides(
+        max_length=options.max_length,
+        onnx_file=options.onnx_file,
+        precision=options.file_precision,
+        preferred_precision=options.preferred_precision,
+        graph_output=options.output_name,
+    )

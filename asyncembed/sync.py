@@ -41,7 +41,7 @@ from typing import (
 from weakref import finalize
 
 from asyncembed import background
-from asyncembed.any_loop import Home
+from asyncembed.any_loop import Home, only_open
 from asyncembed.bars import StreamProgress
 from asyncembed.checkpoint import CheckpointFile
 from asyncembed.checks import check_bool, check_seconds
@@ -454,7 +454,7 @@ class _Embedder(_Blocking, Generic[EmbedderT]):
             AsyncEmbedError: It cannot be opened; the next call tries again.
             StateError: It was closed.
         """
-        self._caller.run(self._leased().call, _nothing)
+        self._caller.run(self._leased().call, only_open)
         return self
 
     def close(self) -> None:
@@ -576,10 +576,6 @@ class _Embedder(_Blocking, Generic[EmbedderT]):
 
         stream, use = self._caller.run(begin)
         return EmbeddingStream(stream, self._caller, _Hold(lease, use), failures)
-
-
-async def _nothing(_: object) -> None:
-    """What opening does with the open model."""
 
 
 async def _length_of(model: Embedder) -> int | None:

@@ -1,6 +1,7 @@
 """How far an ingest is, whatever happens to it."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Generator
@@ -15,6 +16,7 @@ import pytest
 from asyncembed import Checkpoint, TextEmbedding, sync
 from asyncembed.errors import AsyncEmbedError, InputError, OptionError, StateError, UsageError
 from asyncembed.testing import fake_model
+from tests.support.posix import room_for
 
 RECORDS = [f"record {number}" for number in range(10)]
 
@@ -162,6 +164,7 @@ async def test_two_runs_do_not_use_the_same(tmp_path: Path) -> None:
         b'{"checkpoint": 1}\n{"records": true, "checksum": 0}\n',
         b'{"checkpoint": 1}\n{"records": 1}\n',
         b'{"checkpoint": 2}\n{"records": 1, "checksum": 0}\n',
+        b'{"checkpoint": 1}\n{"records": 9999999999999999999, "checksum": 0}\n',
         b"[" * 100_000 + b"\n\n",
     ],
 )
@@ -196,6 +199,23 @@ async def test_a_line_that_was_not_written_to_its_end_does_not_count(tmp_path: P
         await done.advance(1)
     async with Checkpoint(path) as done:
         assert done.records == 5
+
+
+@pytest.mark.posix
+async def test_on_a_full_disk_nothing_is_noted_and_it_may_be_said_once_more(tmp_path: Path) -> None:
+    path = tmp_path / "done"
+    async with Checkpoint(path, key=str) as done:
+        for _ in done.rest(["a", "b", "c"]):
+            pass
+        await done.advance(1)
+        done.skip("b", InputError("it fails"))
+        with room_for(path.stat().st_size + 7), pytest.raises(OSError, match=re.escape(str(path))):
+            await done.advance(1)
+        assert done.records == 1
+        await done.advance(1)
+    async with Checkpoint(path, key=str) as done:
+        assert done.records == 3
+        assert list(done.rest(["a", "b", "c", "d"])) == ["d"]
 
 
 async def test_wrong_uses_say_what_to_do(tmp_path: Path) -> None:

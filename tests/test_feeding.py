@@ -16,7 +16,7 @@ from asyncembed.engine.pool import WorkerPool, engine_of
 from asyncembed.engine.scheduler import BatchKey, Item, Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import InputError
-from asyncembed.feeding import Handover, OnError, Recipient, StreamState
+from asyncembed.feeding import Handover, Means, OnError, Recipient, StreamState
 from asyncembed.results import Assembly
 from asyncembed.stream import EmbeddingStream
 
@@ -97,8 +97,8 @@ async def fed(
     """A stream of the source's numbers."""
     async with anyio.create_task_group() as group:
         state: StreamState[int] = StreamState(
-            engine,
-            intake,
+            engine.loop,
+            Means(engine, intake, None),
             model_name="numbers",
             max_items=max_items,
             max_bytes=10_000,

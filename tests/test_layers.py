@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "stream": {"bars", "engine", "feeding", "results", "window"},
     "hub": {"bars", "catalogue", "faking", "files", "http", "repo_files", "runtime"},
     "export": {"files", "repo_files", "runtime"},
-    "options": {"engine", "observing", "reuse", "runtime"},
+    "options": {"catalogue", "engine", "observing", "reuse", "runtime"},
     "reuse": {
         "catalogue",
         "encoders",

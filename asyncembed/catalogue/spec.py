@@ -48,13 +48,6 @@ class CacheFolderOrigin:
 Origin: TypeAlias = HubOrigin | ArchiveOrigin | LocalOrigin | CacheFolderOrigin
 """Where files come from. (A *source* is what a caller embeds.)"""
 
-# What these were called in 0.1.
-HubSource: TypeAlias = HubOrigin
-ArchiveSource: TypeAlias = ArchiveOrigin
-LocalSource: TypeAlias = LocalOrigin
-CacheFolderSource: TypeAlias = CacheFolderOrigin
-Source: TypeAlias = Origin
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:

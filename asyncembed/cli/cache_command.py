@@ -79,15 +79,14 @@ def clear(
     if not as_json:
         _print_stored(places, what)
     if what and not dry_run:
-        _confirm(yes)
+        if not yes:
+            _ask()
         delete(what)
     if as_json:
         print_json(_as_document(places, what))
 
 
-def _confirm(yes: bool) -> None:
-    if yes:
-        return
+def _ask() -> None:
     if not _is_terminal():
         raise click.UsageError("nobody can be asked here whether that may be deleted: say --yes")
     click.confirm("Delete this?", abort=True, err=True)

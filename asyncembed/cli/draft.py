@@ -79,8 +79,8 @@ class Draft:
     def _check_is_ours(self) -> None:
         """See that nothing is there that would be written through, or deleted with the folder."""
         for path in (self.folder, *(self.folder.iterdir() if self.folder.is_dir() else ())):
-            if path.is_symlink():
-                raise OptionError(f"{path} is a link, which no run has left: remove it")
+            if path.is_symlink() or not (path.is_file() or path == self.folder):
+                raise OptionError(f"{path} is a link or no file, which no run has left: remove it")
             if path != self.folder and path.name not in _NAMES:
                 raise OptionError(f"{path} is of no run, and {self.folder} will be deleted: move it elsewhere")
 

@@ -238,7 +238,7 @@ class ParquetVectors(VectorFile):
     def finish(self, data: Path, about: Mapping[str, Any]) -> Path:
         import pyarrow.parquet
 
-        batches: Any = _Batches(data, self._source.schema is None)
+        batches: Any = _Batches(data, is_json=self._source.schema is None)
         whole = data.with_name("whole")
         schema = batches.schema.with_metadata({ABOUT_KEY: json.dumps(about).encode()})
         others = [name for name in schema.names if name != self._into]
@@ -251,7 +251,7 @@ class ParquetVectors(VectorFile):
 class _Batches:
     """The data of a Parquet file, in portions of a row group; read more than once."""
 
-    def __init__(self, data: Path, is_json: bool) -> None:
+    def __init__(self, data: Path, *, is_json: bool) -> None:
         self._data = data
         self._columns = _JsonColumns(self._read()) if is_json else None
         with arrow().OSFile(str(data)) as file:

@@ -57,7 +57,7 @@ from asyncembed.feeding import ErrorHandler, Means, OnError, Source, StreamState
 from asyncembed.files import in_disk_thread
 from asyncembed.migration import ATTRIBUTES, refuse_assignment
 from asyncembed.observing import ObservedCall, ObservedModel, Observer, Observers
-from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute
+from asyncembed.options import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, OptionKeywords, Options, absolute, overrides_of
 from asyncembed.remote import Remote
 from asyncembed.results import COUNT, Assembly, CollectedT, Counted, CountedBatch, ResultT, count_of, dense
 from asyncembed.reuse.deduplication import Reuse
@@ -298,10 +298,7 @@ class Embedder(OnAnyLoop[Opened]):
         Raises:
             StateError: The model is not open, or not loaded: its files, its graph and `max_length=` decide together.
         """
-        opened = self._opened
-        if opened is None:
-            raise self._not_open()
-        return opened.model.info.max_length
+        return self._peek().model.info.max_length
 
     def __repr__(self) -> str:
         # Also of one that its constructor has refused, as debuggers show those.
@@ -333,9 +330,7 @@ class Embedder(OnAnyLoop[Opened]):
             StateError: The model is not open, or not loaded yet (`lazy=True`).
             OSError: A file cannot be read any more.
         """
-        opened = self._opened
-        if opened is None:
-            raise self._not_open()
+        opened = self._peek()
         if opened.fingerprint is None:
             from asyncembed.reuse.fingerprint import fingerprint_of
 
@@ -352,10 +347,7 @@ class Embedder(OnAnyLoop[Opened]):
         Raises:
             StateError: The embedder is not open.
         """
-        opened = self._opened
-        if opened is None:
-            raise self._not_open()
-        return opened.stats()
+        return self._peek().stats()
 
     # ---------------------------------------------------------------- opening
 
@@ -369,14 +361,7 @@ class Embedder(OnAnyLoop[Opened]):
 
     def _overrides(self) -> Overrides:
         """What the caller says instead of the model's own configuration."""
-        options = self._options
-        return Overrides(
-            max_length=options.max_length,
-            onnx_file=options.onnx_file,
-            precision=options.file_precision,
-            preferred_precision=options.preferred_precision,
-            graph_output=options.output_name,
-        )
+        return overrides_of(self._options)
 
     def _settings(self) -> Mapping[str, object]:
         """The family's own keywords that its encoder reads."""
@@ -432,17 +417,20 @@ class Embedder(OnAnyLoop[Opened]):
             size_in_gb=size_in_gb,
         )
 
-    def _require_open(self) -> Opened:
+    def _peek(self) -> Opened:
+        """What opening has made, to be looked at from any thread. Raises `StateError` if it is not open."""
         opened = self._opened
         if opened is None:
-            raise self._not_open()
-        opened.remote.loop.check()
+            raise StateError(
+                f"{type(self).__name__} {self._closed_words}: use it inside `async with`, or after `await model.open()`"
+            )
         return opened
 
-    def _not_open(self) -> StateError:
-        return StateError(
-            f"{type(self).__name__} {self._closed_words}: use it inside `async with`, or after `await model.open()`"
-        )
+    def _require_open(self) -> Opened:
+        """Likewise, for what its own event loop does with it. Also raises `StateError` on another one."""
+        opened = self._peek()
+        opened.remote.loop.check()
+        return opened
 
     # ---------------------------------------------------------------- dispatching
 
@@ -469,11 +457,9 @@ class Embedder(OnAnyLoop[Opened]):
             _log_truncated(opened, state)
 
         loaded = opened.loaded
-        engine, intake, observe = (None, None, None) if loaded is None else course.begin()
         state: StreamState[InputT] = make_state(
-            engine,
-            intake,
-            later=(opened.remote.loop, course.load) if loaded is None else None,
+            opened.remote.loop,
+            course.load if loaded is None else course.begin(),
             model_name=self.model_name if loaded is None else loaded.model.name,
             max_items=self._options.max_in_flight or MAX_IN_FLIGHT,
             max_bytes=self._options.max_in_flight_bytes or MAX_IN_FLIGHT_BYTES,
@@ -482,7 +468,6 @@ class Embedder(OnAnyLoop[Opened]):
             total=length_of(source, is_wanted=shows_bar) if total is None else total,
             shows_bar=shows_bar,
             on_end=end,
-            observe=observe,
         )
         opened.streams.add(state)
         assembly = course.assembly
@@ -770,9 +755,7 @@ def opened_model(embedder: Embedder) -> tuple[PooledModel, Supervisor]:
     Raises:
         StateError: It is not open, or not loaded yet.
     """
-    opened = embedder._opened  # noqa: SLF001 (an embedder offers its users no more than they need)
-    if opened is None:
-        raise embedder._not_open()  # noqa: SLF001
+    opened = embedder._peek()  # noqa: SLF001 (an embedder offers its users no more than they need)
     return opened.model, opened.engine
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sys import getsizeof
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
-from anyio import move_on_after, to_thread
+from anyio import to_thread
 
 from asyncembed.checks import check_choice, check_count
 from asyncembed.embedders.base import Opened, ReturningCall, StreamCall, StreamKeywords
@@ -21,11 +21,9 @@ from asyncembed.encoders.chunking import Boundaries, Chunker, ChunkPlan, Place
 from asyncembed.encoders.encoder import TokenWindow
 from asyncembed.encoders.registry import row_of, token_source
 from asyncembed.encoders.sentences import check_sentences
-from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import OF_ONE_INPUT, AsyncEmbedError, InputError, OptionError
 from asyncembed.faking import ENCODER
-from asyncembed.feeding import CLOSE_GRACE_SECONDS, Recipient, Source, StreamState
-from asyncembed.feeding import Intake as FeedingIntake
+from asyncembed.feeding import Means, Recipient, Source, StreamState, close_generator
 from asyncembed.results import Chunk
 from asyncembed.window import Entry
 
@@ -215,10 +213,7 @@ class Cutting:
                 while (piece := await to_thread.run_sync(next, pieces, None, limiter=limiter)) is not None:
                     yield piece
         finally:
-            # As the feeder does it: a generator is ours alone.
-            if isinstance(iterator, AsyncGenerator):
-                with move_on_after(CLOSE_GRACE_SECONDS, shield=True):
-                    await iterator.aclose()
+            await close_generator(iterator)
 
     def _of(self, record: object) -> Iterator[Piece]:
         """The pieces of one document, the last of them marked; none if it has no tokens."""
@@ -343,10 +338,10 @@ class ChunkState(StreamState[Piece]):
         self._chunks.clear()
         self._next = self._window.take  # no circle, which only the collector would find
 
-    def _compute_with(self, engine: Supervisor, intake: FeedingIntake[Piece]) -> None:
-        super()._compute_with(engine, intake)
+    def _compute_with(self, means: Means) -> None:
+        super()._compute_with(means)
         longest = self._cutting.limit or 0
-        self._window.max_tokens = max(self._window.max_tokens, WINDOWS_PER_WORKER * engine.size * longest)
+        self._window.max_tokens = max(self._window.max_tokens, WINDOWS_PER_WORKER * self.engine.size * longest)
 
 
 def _chunks_of(entry: Entry, piece: Piece) -> Iterator[Entry]:

@@ -262,10 +262,7 @@ class HybridTextEmbedding(HasVectors, TextRoles[HybridEmbedding[ScalarT], Hybrid
         Raises:
             StateError: The model is not open.
         """
-        opened = self._opened
-        if opened is None:
-            raise self._not_open()
-        return _in_order(self._outputs or _outputs_of(opened))
+        return _in_order(self._outputs or _outputs_of(self._peek()))
 
     @property
     def token_embedding_size(self) -> int | None:
@@ -274,10 +271,7 @@ class HybridTextEmbedding(HasVectors, TextRoles[HybridEmbedding[ScalarT], Hybrid
         Raises:
             StateError: The model is not open.
         """
-        opened = self._opened
-        if opened is None:
-            raise self._not_open()
-        return opened.model.info.token_dim
+        return self._peek().model.info.token_dim
 
     @checks_keywords
     async def token_count(self, texts: Source[str], *, truncated: bool = True) -> int:

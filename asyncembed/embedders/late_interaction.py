@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Unpack, overload
 
 from asyncembed.catalogue.lookup import register
-from asyncembed.catalogue.spec import Family, ModelSpec
+from asyncembed.catalogue.spec import Family
 from asyncembed.checks import (
     check_bool,
     check_choice,
@@ -19,7 +19,7 @@ from asyncembed.checks import (
 )
 from asyncembed.embedders.base import HasVectors, ModelName, Opened, StreamKeywords
 from asyncembed.embedders.intake import as_source
-from asyncembed.embedders.roles import TEXTS, TextRoles
+from asyncembed.embedders.roles import TEXTS, TextRoles, role_prompt_of_two
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.feeding import Source
 from asyncembed.options import OptionKeywords
@@ -130,7 +130,7 @@ class LateInteractionTextEmbedding(
         check_bool("is_doc", is_doc)
         check_bool("include_extension", include_extension)
         call = Call(
-            prompt=_prompt(opened.spec, "embed" if is_doc else "query"),
+            prompt=role_prompt_of_two(opened.spec.prompts, "passage" if is_doc else "query"),
             long=self._long,
             truncated=truncated,
             include_extension=include_extension,
@@ -217,13 +217,7 @@ class LateInteractionTextEmbedding(
         return self._given
 
     def _call(self, opened: Opened, mode: Mode, asked: StreamKeywords) -> Call:  # noqa: ARG002 (it asks for nothing)
-        return Call(mode=mode, prompt=_prompt(opened.spec, mode), long=self._long, dtype=self._dtype)
+        return Call(mode=mode, prompt=role_prompt_of_two(opened.spec.prompts, mode), long=self._long, dtype=self._dtype)
 
     def _assembly(self, call: Call) -> "Assembly[NDArray[ScalarT], list[NDArray[ScalarT]]]":  # noqa: ARG002 (of one kind)
         return MATRICES
-
-
-def _prompt(spec: ModelSpec, mode: Mode) -> str | None:
-    """Every text that is no query is a document."""
-    names = ("query",) if mode == "query" else ("document", "passage", "corpus")
-    return next((spec.prompts[name] for name in names if name in spec.prompts), "") or None

@@ -28,6 +28,11 @@ def role_prompt(prompts: Mapping[str, str], mode: Mode) -> str | None:
     return next((prompts[name] for name in _PROMPTS_OF_ROLES.get(mode, ()) if name in prompts), "") or None
 
 
+def role_prompt_of_two(prompts: Mapping[str, str], mode: Mode) -> str | None:
+    """Likewise, for models that tell queries and documents apart: every text that is no query is a document."""
+    return role_prompt(prompts, "query" if mode == "query" else "passage")
+
+
 class TextRoles(Embedder, Generic[ResultT, CollectedT]):
     """Queries, passages and documents, each as a stream or a few at once."""
 

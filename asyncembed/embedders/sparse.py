@@ -18,7 +18,7 @@ from asyncembed.checks import (
 )
 from asyncembed.embedders.base import ModelName, Opened, StreamKeywords
 from asyncembed.embedders.intake import as_source
-from asyncembed.embedders.roles import TEXTS, TextRoles, role_prompt
+from asyncembed.embedders.roles import TEXTS, TextRoles, role_prompt_of_two
 from asyncembed.encoders.encoder import Call, Mode
 from asyncembed.errors import OptionError, StateError
 from asyncembed.feeding import Source
@@ -206,9 +206,8 @@ class SparseTextEmbedding(TextRoles[SparseEmbedding, list[SparseEmbedding]]):
 
     def _call(self, opened: Opened, mode: Mode, asked: StreamKeywords | None = None) -> Call:  # noqa: ARG002 (of one kind)
         spec = opened.spec
-        # Every text that is no query is a document. Catalogued models are computed as the reference computes them.
-        role: Mode = "query" if mode == "query" else "passage"
-        prompt = None if spec.is_catalogued else role_prompt(spec.prompts, role)
+        # Catalogued models are computed as the reference computes them.
+        prompt = None if spec.is_catalogued else role_prompt_of_two(spec.prompts, mode)
         return Call(mode=mode, prompt=prompt, long=self._long)
 
     def _assembly(self, call: Call) -> Assembly[SparseEmbedding, list[SparseEmbedding]]:  # noqa: ARG002 (of one kind)

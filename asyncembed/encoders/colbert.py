@@ -87,9 +87,9 @@ class LateInteractionEncoder:
         """Embed texts, or count their tokens; a text that cannot be tokenized is a failure."""
         if call.mode == "count":
             extra = self._extended(call.role) if call.include_extension else int
-            return count_tokens(self._tokenizer_of(call.role == "query").count(inputs, call), extra)
+            return count_tokens(self._tokenizer_of(is_query=call.role == "query").count(inputs, call), extra)
         is_query = call.mode == "query"
-        tokenizer = self._tokenizer_of(is_query)
+        tokenizer = self._tokenizer_of(is_query=is_query)
         done = tokenizer.encode(inputs, prefix=call.prompt or "", long=call.long)
         make_row = self._query if is_query else self._document
         rows = [make_row(np.array(encoding.ids, dtype=np.int64)) for encoding in done.values]
@@ -175,7 +175,7 @@ class LateInteractionEncoder:
         shape = self._graph.session.output_shape(self._graph.output)
         return shape[-1] if len(shape) == 3 and self._has_results else None
 
-    def _tokenizer_of(self, is_query: bool) -> TextTokenizer:
+    def _tokenizer_of(self, *, is_query: bool) -> TextTokenizer:
         return self._query_tokenizer if is_query else self.tokenizer
 
     def _find_query_tokenizer(self, config: EncoderConfig) -> TextTokenizer:

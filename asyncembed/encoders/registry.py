@@ -34,6 +34,7 @@ class Row:
         is_cheap: Whether a token costs next to nothing.
         needs_graph_at_once: Whether nothing can be computed before its graph is loaded.
         pools_spans: Whether it gives vectors to parts of a text that goes through the model as a whole.
+        reads_roles: Whether it computes something else of queries; one with tasks does so in any case.
     """
 
     factory: str
@@ -42,6 +43,11 @@ class Row:
     is_cheap: bool = False
     needs_graph_at_once: bool = False
     pools_spans: bool = False
+    reads_roles: bool = True
+
+    def reads_roles_of(self, spec: ModelSpec) -> bool:
+        """Whether a query's result may be another one than a document's, their prompts aside."""
+        return self.reads_roles or "tasks" in spec.settings
 
     @property
     def is_foreign(self) -> bool:
@@ -56,6 +62,7 @@ def _row(
     has_graph: bool = True,
     needs_graph_at_once: bool = True,
     pools_spans: bool = False,
+    reads_roles: bool = True,
 ) -> Row:
     return Row(
         f"asyncembed.encoders.{factory}",
@@ -64,12 +71,13 @@ def _row(
         is_cheap=not has_graph,
         needs_graph_at_once=has_graph and needs_graph_at_once,
         pools_spans=pools_spans,
+        reads_roles=reads_roles,
     )
 
 
 ROWS: Mapping[str, Row] = {
-    "dense": _row("dense:DenseEncoder", kinds.DenseSettings, pools_spans=True),
-    "static": _row("static:StaticEncoder", kinds.StaticSettings, has_graph=False),
+    "dense": _row("dense:DenseEncoder", kinds.DenseSettings, pools_spans=True, reads_roles=False),
+    "static": _row("static:StaticEncoder", kinds.StaticSettings, has_graph=False, reads_roles=False),
     "colbert": _row("colbert:LateInteractionEncoder", kinds.ColbertSettings),
     "token_states": _row("colbert:LateInteractionEncoder", kinds.ColbertSettings),
     "hybrid": _row("one_pass:HybridEncoder", kinds.HybridSettings),

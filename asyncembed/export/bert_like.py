@@ -17,14 +17,14 @@ from asyncembed.export.attention import Seen, attention, distances, hidden_paddi
 from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear
 from asyncembed.export.construction import Construction, Weights
 from asyncembed.export.heads import Classifier, HeadBuilder, HeadName, Vocabulary
+from asyncembed.export.objections import activation_objections, eps_objections, other_objections, size_objections
 from asyncembed.export.onnx_builder import INT64
-from asyncembed.repo_files import quoted
 
 # Keys of config.json with the only value that is computed; no such key means the same.
-_COMPUTED: Mapping[str, object] = {
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
+_COMPUTED: Mapping[str, tuple[object, ...]] = {
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
 }
 
 # MPNet's relative attention bias: these are fixed in its definition, not in config.json.
@@ -104,23 +104,15 @@ class BertLike:
 
     def objections(self, config: Mapping[str, Any]) -> Iterator[str]:
         """Why the graph would not be the encoder that `config` describes. Whoever goes on after one must not."""
-        for key, computed in _COMPUTED.items():
-            if config.get(key) not in (None, computed):
-                yield f"has {key} = {quoted(config[key])}, and only {computed!r} is computed"
         keys = self.keys
-        sizes = {"pad_token_id": self.padding_id, **config}
-        for key in (keys.layers, keys.heads, keys.hidden, "pad_token_id"):
-            if not isinstance(sizes.get(key), int) or not 0 <= sizes[key] < 2**31:
-                yield f"has no usable {key}"
+        yield from other_objections(config, _COMPUTED)
+        yield from size_objections({"pad_token_id": self.padding_id, **config}, keys.layers, "pad_token_id", least=0)
+        yield from size_objections(config, keys.heads, keys.hidden)
         heads, hidden = config[keys.heads], config[keys.hidden]
-        if heads == 0 or hidden % heads:
+        if hidden % heads:
             yield f"has {keys.heads} = {heads}, which does not divide {keys.hidden} = {hidden}"
-        activation = config.get(keys.activation, "gelu")
-        if not isinstance(activation, str) or activation not in ACTIVATIONS:
-            yield f"has {keys.activation} = {quoted(activation)}, and those computed are {', '.join(ACTIVATIONS)}"
-        eps = config.get("layer_norm_eps", self.norm_eps)
-        if not isinstance(eps, float | int) or not 0 <= eps <= 1:
-            yield "has no usable layer_norm_eps"
+        yield from activation_objections(keys.activation, config.get(keys.activation, "gelu"))
+        yield from eps_objections("layer_norm_eps", config.get("layer_norm_eps", self.norm_eps))
 
     def encode(self, c: Construction) -> str:
         """The flat hidden states after the last layer.

@@ -17,6 +17,7 @@ from asyncembed.export.attention import Rows, Seen, attention, distances, rows_o
 from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear, norm_names
 from asyncembed.export.construction import Construction, Weights
 from asyncembed.export.heads import Classifier, HeadBuilder, HeadName, Vocabulary
+from asyncembed.export.objections import activation_objections, eps_objections, size_objections
 from asyncembed.export.onnx_builder import FLOAT
 from asyncembed.repo_files import quoted
 from asyncembed.runtime.session import Array
@@ -101,8 +102,7 @@ class DebertaV2:
         yield from _size_objections(config)
         yield from _distance_objections(config)
         for key, default in (("hidden_act", "gelu"), ("pooler_hidden_act", "gelu"), ("conv_act", "tanh")):
-            if config.get(key, default) not in list(ACTIVATIONS):
-                yield f"has {key} = {quoted(config[key])}, and those computed are {', '.join(ACTIVATIONS)}"
+            yield from activation_objections(key, config.get(key, default))
         if _kernel(config) and _kernel(config) % 2 == 0:
             yield f"has conv_kernel_size = {_kernel(config)}, and only odd ones are computed"
 
@@ -160,21 +160,16 @@ def _terms(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _size_objections(config: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
-        if type(config.get(key)) is not int or not 0 < config[key] < 2**31:
-            yield f"has no usable {key}"
+    yield from size_objections(config, "num_hidden_layers", "num_attention_heads", "hidden_size")
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     if hidden % heads:
         yield f"has num_attention_heads = {heads}, which does not divide hidden_size = {hidden}"
     if config.get("attention_head_size", hidden // heads) != hidden // heads:
         yield f"has attention_head_size = {quoted(config['attention_head_size'])}, which is not hidden_size by heads"
-    eps = config.get("layer_norm_eps", 1e-7)
-    if not isinstance(eps, float | int) or not 0 <= eps <= 1:
-        yield "has no usable layer_norm_eps"
-    for key in ("conv_kernel_size", "conv_groups"):
-        least = 0 if key == "conv_kernel_size" else 1
-        if type(config.get(key, 1)) is not int or not least <= config.get(key, 1) < 2**15:
-            yield f"has no usable {key}"
+    yield from eps_objections("layer_norm_eps", config.get("layer_norm_eps", 1e-7))
+    convolution = {"conv_kernel_size": 1, "conv_groups": 1, **config}
+    yield from size_objections(convolution, "conv_kernel_size", least=0, below=2**15)
+    yield from size_objections(convolution, "conv_groups", below=2**15)
     if hidden % config.get("conv_groups", 1):
         yield f"has conv_groups = {config['conv_groups']}, which does not divide hidden_size = {hidden}"
 

@@ -18,6 +18,7 @@ from asyncembed.export.attention import CAUSAL, EVERYTHING, Reach, Seen, attenti
 from asyncembed.export.blocks import ACTIVATIONS, gated, linear, rms_norm
 from asyncembed.export.construction import Construction, Weights
 from asyncembed.export.heads import HeadBuilder, HeadName, first_token, last_token, mean, scores, words
+from asyncembed.export.objections import activation_objections, eps_objections, is_size, size_objections
 from asyncembed.export.onnx_builder import INT64
 from asyncembed.export.rotary import Turn, parameters, rotated, rotation, rotation_objections, turn
 from asyncembed.repo_files import quoted
@@ -66,21 +67,14 @@ class Decoder:
         return int(config["hidden_size"])
 
     def objections(self, config: Mapping[str, Any]) -> Iterator[str]:
-        for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
-            if not _is_size(config.get(key)):
-                yield f"has no usable {key}"
-        for key in ("num_key_value_heads", "head_dim", "query_pre_attn_scalar"):
-            if config.get(key) is not None and not _is_size(config[key]):
-                yield f"has no usable {key}"
+        yield from size_objections(config, "hidden_size", "num_hidden_layers", "num_attention_heads")
+        optional = ("num_key_value_heads", "head_dim", "query_pre_attn_scalar")
+        yield from size_objections(config, *(key for key in optional if config.get(key) is not None))
         size = self._head_size(config)
         if config["num_attention_heads"] % _shared(config) or size < 2 or size % 2:
             yield "has numbers of heads and of their sizes that do not fit each other"
-        activation = config.get(self.activation_key, self.activation)
-        if not isinstance(activation, str) or activation not in ACTIVATIONS:
-            yield f"has {self.activation_key} = {quoted(activation)}, and those computed are {', '.join(ACTIVATIONS)}"
-        eps = config.get("rms_norm_eps", self.norm_eps)
-        if not isinstance(eps, float | int) or not 0 <= eps <= 1:
-            yield "has no usable rms_norm_eps"
+        yield from activation_objections(self.activation_key, config.get(self.activation_key, self.activation))
+        yield from eps_objections("rms_norm_eps", config.get("rms_norm_eps", self.norm_eps))
         yield from self._use_objections(config)
         yield from self._kind_objections(config)
 
@@ -101,9 +95,8 @@ class Decoder:
             yield f"has classifier_pooling = {quoted(pooling)}, and only {', '.join(_POOLINGS)} are computed"
         if config.get("layer_types") is not None and not isinstance(config["layer_types"], list):
             yield "has layer_types that are no list"
-        for key in ("max_window_layers", "sliding_window_pattern", "_sliding_window_pattern"):
-            if config.get(key) is not None and not (config[key] == 0 or _is_size(config[key])):
-                yield f"has no usable {key}"
+        counts = ("max_window_layers", "sliding_window_pattern", "_sliding_window_pattern")
+        yield from size_objections(config, *(key for key in counts if config.get(key) is not None), least=0)
 
     def _kind_objections(self, config: Mapping[str, Any]) -> Iterator[str]:
         """Likewise, of how far layers see, and how they rotate."""
@@ -115,7 +108,7 @@ class Decoder:
         for key in ("rope_theta", "rope_local_base_freq"):
             if key in config and not _is_base(config[key]):
                 yield f"has no usable {key}"
-        if _SLIDING in kinds and not _is_size(config.get("sliding_window", _WINDOW)):
+        if _SLIDING in kinds and not is_size(config.get("sliding_window", _WINDOW)):
             yield "has no usable sliding_window"
         for kind in dict.fromkeys(kinds):
             said = self._rotary(config, kind)
@@ -156,7 +149,7 @@ class Decoder:
             return types
         if self.is_gemma:
             every = config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
-            every = every if _is_size(every) else 6
+            every = every if is_size(every) else 6
             return [_SLIDING if (i + 1) % every else _FULL for i in range(layers)]
         if not config.get("use_sliding_window"):
             return [_FULL] * layers
@@ -254,10 +247,6 @@ def _shared(config: Mapping[str, Any]) -> int:
 
 def _is_base(value: object) -> bool:
     return isinstance(value, int | float) and 1 < value < 2**63
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 < value < 2**31
 
 
 # What may stand on the hidden states

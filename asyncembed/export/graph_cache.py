@@ -90,7 +90,7 @@ def ensure_graph(
         build = partial(_built_int8, directory) if is_int8 else _built
 
         def write(temporary: Path) -> None:
-            graph = build(plan, tensors, in_chunks, temporary)
+            graph = build(plan, tensors, temporary, in_chunks=in_chunks)
             graph.write(temporary / graph_file, temporary / DATA_FILE, DATA_FILE)
 
         _keep(write, root, target, graph_file, directory)
@@ -153,12 +153,12 @@ def _place_of_int8(source: Path, directory: Path, cache_dir: Path | None) -> Pat
     return root / key_of(["of a graph", str(FOREIGN_INT8_VERSION), *digests])
 
 
-def _built(plan: Plan, tensors: Tensors, in_chunks: bool, _: Path) -> Graph:
+def _built(plan: Plan, tensors: Tensors, _: Path, *, in_chunks: bool) -> Graph:
     """The graph, ready to be written."""
     return plan.build(tensors, in_chunks=in_chunks)
 
 
-def _built_int8(directory: Path, plan: Plan, tensors: Tensors, in_chunks: bool, temporary: Path) -> Graph:
+def _built_int8(directory: Path, plan: Plan, tensors: Tensors, temporary: Path, *, in_chunks: bool) -> Graph:
     """The graph of the model in `directory` in 8 bits; the float one is in `temporary` meanwhile."""
     watched = temporary / GRAPH_FILE, temporary / DATA_FILE
     plan.build(tensors, in_chunks=in_chunks, finish=watch_activations).write(*watched, DATA_FILE)

@@ -12,6 +12,7 @@ from asyncembed.export.attention import EVERYTHING, Reach, Seen, attention, seen
 from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear
 from asyncembed.export.construction import Construction, Weights
 from asyncembed.export.heads import HeadBuilder, HeadName, first_token, mean, scores, words
+from asyncembed.export.objections import activation_objections, eps_objections, size_objections
 from asyncembed.export.rotary import Turn, rotated, rotation, rotation_objections, turn
 from asyncembed.repo_files import quoted
 
@@ -93,8 +94,7 @@ class ModernBert:
         yield from _size_objections(config)
         yield from _kind_objections(config)
         for key in ("hidden_activation", "classifier_activation"):
-            if config.get(key, "gelu") not in list(ACTIVATIONS):
-                yield f"has {key} = {quoted(config[key])}, and those computed are {', '.join(ACTIVATIONS)}"
+            yield from activation_objections(key, config.get(key, "gelu"))
         if config.get("classifier_pooling", "cls") not in _POOLINGS:
             pooling = quoted(config["classifier_pooling"])
             yield f"has classifier_pooling = {pooling}, and only {' and '.join(_POOLINGS)} are computed"
@@ -124,16 +124,11 @@ def _eps(config: Mapping[str, Any]) -> float:
 
 
 def _size_objections(config: Mapping[str, Any]) -> Iterator[str]:
-    sizes = {"local_attention": _WINDOW, "max_position_embeddings": _LONGEST, **config}
-    for key in _SIZE_KEYS:
-        if not isinstance(sizes.get(key), int) or not 0 < sizes[key] < (2**12 if key == "num_hidden_layers" else 2**31):
-            yield f"has no usable {key}"
+    yield from size_objections({"local_attention": _WINDOW, "max_position_embeddings": _LONGEST, **config}, *_SIZE_KEYS)
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     if hidden % (2 * heads):
         yield f"has num_attention_heads = {heads}, which does not divide hidden_size = {hidden} into heads of even size"
-    eps = config.get("norm_eps", 1e-5)
-    if not isinstance(eps, float | int) or not 0 <= eps <= 1:
-        yield "has no usable norm_eps"
+    yield from eps_objections("norm_eps", config.get("norm_eps", 1e-5))
 
 
 def _kind_objections(config: Mapping[str, Any]) -> Iterator[str]:

@@ -13,8 +13,8 @@ from asyncembed.export.attention import Seen, attention, seen
 from asyncembed.export.blocks import ACTIVATIONS, layer_norm, linear
 from asyncembed.export.construction import Construction, Weights
 from asyncembed.export.heads import Classifier, HeadBuilder, HeadName, Vocabulary
+from asyncembed.export.objections import activation_objections, eps_objections, is_size, other_objections
 from asyncembed.export.rotary import Turn, is_scale, parameters, rotated, rotation, rotation_objections, turn
-from asyncembed.repo_files import quoted
 
 _WORDS = "embeddings.word_embeddings.weight"
 _TYPES = "embeddings.token_type_embeddings.weight"
@@ -76,24 +76,18 @@ class RotaryBert:
 
     def objections(self, config: Mapping[str, Any]) -> Iterator[str]:
         """Why the graph would not be the encoder that `config` describes. Whoever goes on after one must not."""
-        for key, values in self.computed.items():
-            if config.get(key) is not None and config[key] not in values:
-                yield f"has {key} = {quoted(config[key])}, and only {' or '.join(map(repr, values))} is computed"
+        yield from other_objections(config, self.computed)
         for what in ("layers", "heads", "hidden"):
-            value = self.said(config, what)
-            if type(value) is not int or not 0 < value < 2**31:
+            if not is_size(self.said(config, what)):
                 yield f"has no usable {self.keys[what][0]}"
         heads, hidden = self.said(config, "heads"), self.said(config, "hidden")
         if hidden % (2 * heads):
             yield f"has {heads} heads, which do not divide the width {hidden} into even parts"
-        eps, theta = self.said(config, "eps", 1e-12), self.said(config, "theta", self.theta)
-        if not isinstance(eps, float | int) or not 0 <= eps <= 1:
-            yield f"has no usable {self.keys['eps'][0]}"
+        yield from eps_objections(self.keys["eps"][0], self.said(config, "eps", 1e-12))
+        theta = self.said(config, "theta", self.theta)
         if not is_scale(theta) or not theta > 1:
             yield f"has no usable {self.keys['theta'][0]}"
-        if self._activation(config) not in ACTIVATIONS:
-            named = quoted(self._activation(config))
-            yield f"has {self.keys['activation'][0]} = {named}, and those computed are {', '.join(ACTIVATIONS)}"
+        yield from activation_objections(self.keys["activation"][0], self._activation(config))
         yield from rotation_objections(parameters(config), self.said(config, "positions"))
 
     def encode(self, c: Construction) -> str:

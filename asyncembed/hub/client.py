@@ -8,7 +8,7 @@ import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import cache
 from typing import TypeVar
@@ -19,7 +19,7 @@ import anyio
 from asyncembed import __version__
 from asyncembed.errors import BadTokenError, OptionError, UnexpectedAnswerError, UnreachableError
 from asyncembed.files import in_disk_thread
-from asyncembed.http import httpx
+from asyncembed.http import httpx, reading
 from asyncembed.hub.access import DownloadPolicy, HubAccess
 from asyncembed.hub.addresses import Secrets, origin, proxy_addresses, shown_address, split_login
 from asyncembed.hub.hops import (
@@ -404,20 +404,9 @@ def _certificates(cert_file: str | None, cert_dir: str | None) -> ssl.SSLContext
     return httpx.create_ssl_context()
 
 
-@asynccontextmanager
-async def _body(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]:
+def _body(response: httpx.Response) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
     """The bytes of the body as they come; decoded only where someone compressed them."""
-    chunks = response.aiter_bytes() if encoding(response) not in ("", "identity") else response.aiter_raw()
-    try:
-        yield chunks
-    finally:
-        # These are generators within generators, and closing the outer one leaves the inner ones open, to be
-        # collected somewhere, sometime (trio warns of it). Their end, or an exception that passes through all of
-        # them, ends them; where the body was not read to its end, a cancellation is that exception.
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            async for _ in chunks:
-                pass
+    return reading(response.aiter_bytes() if encoding(response) not in ("", "identity") else response.aiter_raw())
 
 
 def _untrusted(request: Request, reason: str) -> UnreachableError:

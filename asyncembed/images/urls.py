@@ -11,14 +11,13 @@ import ipaddress
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import anyio
-from anyio import CancelScope, Lock, Semaphore
+from anyio import Lock, Semaphore
 
 from asyncembed.errors import InputError, in_words
 from asyncembed.wakeup import Loop, completion, start_thread
@@ -163,6 +162,8 @@ class UrlFetcher:
             raise InputError(f"{_shown(url)} cannot be fetched: {in_words(error)}") from error
 
     async def _body(self, response: "httpcore.Response", headers: "httpx.Headers", url: str) -> bytes:
+        from asyncembed.http import reading
+
         limit = self._limits.max_bytes
         too_large = InputError(f"{_shown(url)} is larger than max_url_bytes={limit}")
         declared = headers.get("content-length", "")
@@ -172,7 +173,7 @@ class UrlFetcher:
             # Unpacking could make a thousand times as much of it; images are compressed as they are.
             raise InputError(f"{_shown(url)} comes compressed although that was not asked for")
         body = bytearray()
-        async with _raw_bytes(response) as chunks:
+        async with reading(response.aiter_stream()) as chunks:
             async for chunk in chunks:
                 body += chunk
                 if len(body) > limit:
@@ -292,19 +293,6 @@ def _embedded_ipv4(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     return None
 
 
-@asynccontextmanager
-async def _raw_bytes(response: "httpcore.Response") -> AsyncIterator[AsyncIterator[bytes]]:
-    """The body as it comes. Leaving early ends all the generators below, which closing the outermost does not."""
-    chunks = response.aiter_stream()
-    try:
-        yield chunks
-    finally:
-        with CancelScope() as scope:
-            scope.cancel()
-            async for _ in chunks:
-                pass
-
-
 def _shown(url: str) -> str:
     """The URL without what may be secret in it, and not longer than a message bears."""
     try:
@@ -312,5 +300,6 @@ def _shown(url: str) -> str:
         netloc = parts.netloc.rpartition("@")[2]
         url = urlunsplit(parts._replace(netloc=netloc, query="..." if parts.query else "", fragment=""))
     except ValueError:
-        url = url.partition("?")[0]
+        scheme, _, rest = url.partition("?")[0].partition("://")
+        url = f"{scheme}://{rest.rpartition('@')[2]}"
     return url if len(url) <= 200 else url[:197] + "..."

@@ -23,6 +23,7 @@ from math import inf
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, Unpack
 
+from asyncembed.any_loop import only_open
 from asyncembed.checks import check_bool, check_count, check_number, check_text, check_words
 from asyncembed.embedders.base import Embedder, ModelName
 from asyncembed.embedders.cross_encoder import CrossEncoderKeywords, TextCrossEncoder
@@ -124,7 +125,7 @@ class _Component(Generic[EmbedderT]):
     def warm_up(self) -> None:
         """Open the model, if it is not open, instead of with the first run; pipelines do so."""
         if not self._is_warm:
-            self._model.run(_nothing, instead="warm_up_async")
+            self._model.run(only_open, instead="warm_up_async")
             self._is_warm = True
 
     async def warm_up_async(self) -> None:
@@ -161,10 +162,6 @@ class _Component(Generic[EmbedderT]):
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The component that `to_dict` has written down."""
         return default_from_dict(cls, data)
-
-
-async def _nothing(_: object) -> None:
-    """What warming up does with the open model."""
 
 
 # ---------------------------------------------------------------- texts

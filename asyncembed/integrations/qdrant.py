@@ -42,7 +42,7 @@ from asyncembed.embedders.roles import TextRoles
 from asyncembed.embedders.sparse import SparseTextEmbedding
 from asyncembed.embedders.text import TextEmbedding
 from asyncembed.errors import OF_ONE_INPUT, InputError, InputFailure, OptionError, UsageError, in_words
-from asyncembed.feeding import ErrorHandler, Source, is_in_memory
+from asyncembed.feeding import ErrorHandler, Source, close_generator, hand_over, is_in_memory
 from asyncembed.results import HybridEmbedding, SparseEmbedding
 from asyncembed.stream import BatchStream, EmbeddingStream
 
@@ -382,7 +382,7 @@ class PointStream(AsyncIterator[list[PointStruct]]):
     async def _hand_over(self, failed: "_Failed") -> None:
         if callable(self._on_error):
             try:
-                self._on_error(failed.record, failed.error)
+                hand_over(self._on_error, failed.record, failed.error)
             except BaseException:
                 await self.aclose()
                 raise
@@ -501,8 +501,7 @@ async def _passing_over(records: AsyncIterable[Any], count: int) -> AsyncGenerat
             else:
                 yield record
     finally:
-        if isinstance(iterator, AsyncGenerator):
-            await iterator.aclose()
+        await close_generator(iterator)
 
 
 # ---------------------------------------------------------------- from results to points

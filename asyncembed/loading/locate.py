@@ -31,7 +31,7 @@ from asyncembed.faking import current_fakes
 from asyncembed.files import in_disk_thread
 from asyncembed.hub import HubAccess, download_files
 from asyncembed.hub.model_files import download_model, download_repo, first_spec, list_model, own_repo
-from asyncembed.options import Options, absolute, is_path
+from asyncembed.options import Options, absolute, is_path, overrides_of
 from asyncembed.repo_files import WEIGHTS, WEIGHTS_INDEX, list_directory
 
 logger: logging.Logger = logging.getLogger("asyncembed")
@@ -50,41 +50,46 @@ async def locate(
         UnknownModelError, UnsupportedModelError, DownloadError, OptionError: See `prepare`.
     """
     hub = _hub_access(options)
+    spec: ModelSpec | None
     if isinstance(name, ModelSpec):
         check_family(name, family)
-        spec: ModelSpec | None = name
-        label = name.name
+        label, spec = name.name, name
     else:
-        label = os.fspath(name)
-        spec = find_model(label, family) if isinstance(name, str) else None
+        label, spec = os.fspath(name), find_model(name, family) if isinstance(name, str) else None
     given = None
     if options.model_path is not None:
         given = await _existing_directory(Path(options.model_path), os.fspath(options.model_path), label)
     if spec is not None and spec.reads_repo:
         return await _from_own_repo(spec, given, hub, overrides)
     if spec is not None:
-        if overrides.precision is not None:
-            built = await _with_weights(spec, given, hub, overrides)
-            try:
-                spec = built or await _with_precision(spec, overrides.precision, given, hub)
-            except UnsupportedModelError:
-                if not (overrides.int8_of_graphs and is_plain(spec)):
-                    raise
-        elif overrides.preferred_precision is not None and not isinstance(name, ModelSpec):
-            spec = await _preferring(spec, overrides.preferred_precision, given, hub)
-        spec = overrides.applied_to(spec)
-        if given is not None:
-            return spec, given
-        if overrides.onnx_file is not None:
-            return await _download_named(spec, hub)
-        return spec, await download_model(spec, hub) if spec.sources else Path()
-    if given is None and place is not None and (is_path(name) or await in_disk_thread(_is_so, place.is_dir)):
-        given = await _existing_directory(place, label, label)
+        # Of the graphs of a spec of the caller's own, none is preferred to the one that it names.
+        asked = replace(overrides, preferred_precision=None) if spec is name else overrides
+        return await _as_described(spec, given, hub, asked)
+    given = given or await _directory_named(name, place, label)
+    if given is None:
+        return await _from_hub(label, family, hub, overrides)
+    return await _from_directory(given, label, family, overrides), given
+
+
+async def _as_described(
+    spec: ModelSpec, given: Path | None, hub: HubAccess, overrides: Overrides
+) -> tuple[ModelSpec, Path]:
+    """A model that the catalogue or the caller describes, with the graph that is asked for."""
+    if overrides.precision is not None:
+        built = await _with_weights(spec, given, hub, overrides)
+        try:
+            spec = built or await _with_precision(spec, overrides.precision, given, hub)
+        except UnsupportedModelError:
+            if not (overrides.int8_of_graphs and is_plain(spec)):
+                raise
+    elif overrides.preferred_precision is not None:
+        spec = await _preferring(spec, overrides.preferred_precision, given, hub)
+    spec = overrides.applied_to(spec)
     if given is not None:
-        return await in_disk_thread(
-            lambda: spec_from_directory(given, name=label, family=family, overrides=overrides)
-        ), given
-    return await _from_hub(label, family, hub, overrides)
+        return spec, given
+    if overrides.onnx_file is not None:
+        return await _download_named(spec, hub)
+    return spec, await download_model(spec, hub) if spec.sources else Path()
 
 
 async def _from_own_repo(
@@ -97,11 +102,13 @@ async def _from_own_repo(
     if given is None:
         read, directory = await download_repo(own_repo(spec), hub, families=(spec.family,), overrides=overrides)
     else:
-        directory = given
-        read = await in_disk_thread(
-            lambda: spec_from_directory(given, name=spec.name, family=spec.family, overrides=overrides)
-        )
+        read, directory = await _from_directory(given, spec.name, spec.family, overrides), given
     return spec.completed_by(read), directory
+
+
+async def _from_directory(directory: Path, name: str, family: Family, overrides: Overrides) -> ModelSpec:
+    """What the files of a directory say of its model."""
+    return await in_disk_thread(partial(spec_from_directory, directory, name=name, family=family, overrides=overrides))
 
 
 def _hub_access(options: Options) -> HubAccess:
@@ -126,6 +133,13 @@ def _is_so(question: Callable[[], bool]) -> bool:
         return question()
     except OSError:
         return False
+
+
+async def _directory_named(name: object, place: Path | None, label: str) -> Path | None:
+    """The directory that a name means: what is a path means one, and what may also be a repo's name if it is there."""
+    if place is None or not (is_path(name) or await in_disk_thread(_is_so, place.is_dir)):
+        return None
+    return await _existing_directory(place, label, label)
 
 
 async def _existing_directory(path: Path, as_given: str, model: str) -> Path:
@@ -268,14 +282,9 @@ async def find_family(name: str | os.PathLike[str], options: Options) -> Family:
         UnsupportedModelError: It can be of none.
         DownloadError: Its files cannot be had.
     """
-    overrides = Overrides(
-        onnx_file=options.onnx_file,
-        precision=options.file_precision,
-        preferred_precision=options.preferred_precision,
-    )
-    label, place, families = os.fspath(name), absolute(name), FAMILIES_BY_FILES
-    if is_path(name) or await in_disk_thread(_is_so, place.is_dir):
-        directory = await _existing_directory(place, label, label)
+    label, families, overrides = os.fspath(name), FAMILIES_BY_FILES, overrides_of(options)
+    directory = await _directory_named(name, absolute(name), label)
+    if directory is not None:
         spec = await in_disk_thread(partial(first_spec, directory, label, families, overrides=overrides))
     elif label.count("/") != 1:
         spec, _ = await _from_hub(label, "text", _hub_access(options), overrides)  # raises what there is to say

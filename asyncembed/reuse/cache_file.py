@@ -7,9 +7,10 @@ holds bytes under keys and nothing else; whoever reads them sees to it that they
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 
 from asyncembed.checks import check_count
 from asyncembed.errors import OptionError
@@ -29,6 +30,9 @@ _AGES = 64
 """The order of use is known to this part of the file: what was used since as much was written is equally fresh."""
 
 _DELETED_AT_ONCE = 32
+_MOST_DELETED = 2**16
+"""While results are written: a file that is much too large gets smaller bit by bit, and nobody waits for it long."""
+
 _APPLICATION_ID = 0x61736D62
 _FORMAT_VERSION = 1
 
@@ -39,12 +43,28 @@ _SCHEMA = (
 )
 
 
+_END_OF_SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
+"""Of a journal that names another file, which SQLite deletes when it rolls the journal back."""
+
+_ADVICE: Mapping[str, str] = {
+    "SQLITE_BUSY": "another process has kept it to itself for too long",
+    "SQLITE_CANTOPEN": "its folder must be one that may be written",
+    "SQLITE_FULL": "make room on its disk, or name a file on another one",
+    "SQLITE_IOERR": "see whether its disk is in order, or name a file on another one",
+    "SQLITE_READONLY": "it must be a file that may be written, and so must its folder",
+}
+"""By how SQLite's names of errors begin."""
+
+_ADVICE_IF_BROKEN = "it is broken: remove it, and what lies beside it under its name with -wal and -shm, to begin anew"
+
+
 class VectorCacheFile:
     """A cache of vectors in a file, which any number of models, threads and processes may use at once.
 
     Args:
         path: The file, which is made when it is first written to. SQLite has two more files beside it while it is
-            open. On a file system of this machine: a network's has no locks that can be trusted.
+            open. On a file system of this machine: a network's has no locks that can be trusted; and in a folder that
+            nobody writes whom you would not let write your own files.
         max_bytes: How large it may become. What was used longest ago makes room for what is new.
     """
 
@@ -67,7 +87,7 @@ class VectorCacheFile:
         """What is kept under each of these keys, or None, in their order.
 
         Raises:
-            sqlite3.Error, OSError: The file cannot be read, or is broken.
+            sqlite3.Error, OSError: The file cannot be read, or is broken; the message names it.
             OptionError: It is something else.
         """
         return await in_disk_thread(self._get, keys)
@@ -91,8 +111,8 @@ class VectorCacheFile:
             age = _age(file, self.max_bytes)
             for start in range(0, len(keys), READ_AT_ONCE):
                 for key, used, value in _rows(file, keys[start : start + READ_AT_ONCE]):
-                    found[key] = value
-                    size_bytes += len(value)
+                    found[key] = value if isinstance(value, bytes) else b""  # which is none of ours
+                    size_bytes += len(found[key])
                     if used != age:
                         self._used.add(key)
                     if size_bytes > MOST_BYTES_OF_A_VALUE:
@@ -115,13 +135,13 @@ class VectorCacheFile:
             )
             written = sum(len(value) for _, value in entries)
             file.execute("UPDATE counters SET number = number + ? WHERE name = 'written'", (written,))
-            while _bytes_in_use(file) > self.max_bytes and _delete_oldest(file):
-                pass
+            _make_room(file, self.max_bytes)
 
     def _note_use(self) -> None:
         """Say of what was read lately that it was used; where nothing can be written, nothing makes room either."""
-        with suppress(sqlite3.Error, OSError):
-            self._put([])
+        with suppress(sqlite3.Error, OSError, OptionError):
+            if self.path.exists():
+                self._put([])
 
     def _close(self) -> None:
         self._note_use()
@@ -140,6 +160,8 @@ class _Connection:
         self._lock = threading.Lock()
         self._file: sqlite3.Connection | None = None
         self._process = 0
+        # Of the file that is open: where the path leads to another one by now, that is meant.
+        self._identity: tuple[int, int] | None = None
 
     @contextmanager
     def use(self, *, create: bool = False) -> Iterator[sqlite3.Connection]:
@@ -148,21 +170,43 @@ class _Connection:
             _of_parents.append(self._file)
             self._lock, self._file = threading.Lock(), None
         with self._lock:
-            if self._file is None:
-                self._file, self._process = _opened(self._path, create=create), os.getpid()
+            if self._file is not None and self._identity != _identity(self._path):
+                self._drop()
             try:
+                if self._file is None:
+                    self._file, self._process = _opened(self._path, create=create), os.getpid()
+                    self._identity = _identity(self._path)
                 yield self._file
-            except sqlite3.DatabaseError:
-                # It may have been replaced by another one.
-                self._file.close()
-                self._file = None
+            except sqlite3.Error as error:
+                self._drop()
+                error.args = (_in_words(error, self._path),)
                 raise
 
     def close(self) -> None:
         with self._lock:
-            if self._file is not None and self._process == os.getpid():
-                self._file.close()
-                self._file = None
+            if self._process == os.getpid():
+                self._drop()
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Of the file that is there now."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _in_words(error: sqlite3.Error, path: Path) -> str:
+    """What went wrong with which file, and what to do about it."""
+    name = getattr(error, "sqlite_errorname", "")
+    advice = next((advice for start, advice in _ADVICE.items() if name.startswith(start)), _ADVICE_IF_BROKEN)
+    return f"{path}: {error} ({advice})"
 
 
 def _opened(path: Path, *, create: bool) -> sqlite3.Connection:
@@ -171,6 +215,7 @@ def _opened(path: Path, *, create: bool) -> sqlite3.Connection:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Vectors tell much of their texts, so they are nobody else's unless the user says so.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    _check_files(path)
     file = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         file.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES_OF_A_VALUE + 2**16)
@@ -186,6 +231,23 @@ def _opened(path: Path, *, create: bool) -> sqlite3.Connection:
         file.close()
         raise
     return file
+
+
+def _check_files(path: Path) -> None:
+    """See that SQLite is about to open files, and that no journal among them would have it touch another one.
+
+    It waits for ever for the other end of a pipe, and deletes what a journal calls the one above it.
+    """
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        one = path.with_name(path.name + suffix)
+        try:
+            is_file = S_ISREG(one.stat().st_mode)
+        except FileNotFoundError:
+            continue
+        if not is_file:
+            raise OptionError(f"{one} is not a file: name another place for cache=")
+        if suffix == "-journal" and one.read_bytes().endswith(_END_OF_SUPER_JOURNAL):
+            raise OptionError(f"{one} is not asyncembed's, and would have another file deleted: see whose it is")
 
 
 def _make(file: sqlite3.Connection) -> None:
@@ -213,17 +275,22 @@ def _transaction(file: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        file.execute("ROLLBACK")
+        if file.in_transaction:  # on a full disk it is over already
+            file.execute("ROLLBACK")
         raise
     file.execute("COMMIT")
 
 
 def _number(file: sqlite3.Connection, statement: str) -> int:
     with closing(file.execute(statement)) as rows:
-        return int(rows.fetchone()[0])
+        match rows.fetchone():
+            case (int(number),):
+                return number
+            case found:
+                raise sqlite3.DatabaseError(f"it says {found!r} where a number belongs")
 
 
-def _rows(file: sqlite3.Connection, keys: Sequence[bytes]) -> Iterator[tuple[bytes, int, bytes]]:
+def _rows(file: sqlite3.Connection, keys: Sequence[bytes]) -> Iterator[tuple[bytes, int, object]]:
     """What is kept under some keys: each with its age and its value, in no order."""
     # As many as the next power of two, so that few statements are prepared: a connection keeps what it has prepared.
     places = 1 << (len(keys) - 1).bit_length()
@@ -244,7 +311,13 @@ def _bytes_in_use(file: sqlite3.Connection) -> int:
     return pages * _number(file, "PRAGMA page_size")
 
 
+def _make_room(file: sqlite3.Connection, max_bytes: int) -> None:
+    for _ in range(_MOST_DELETED // _DELETED_AT_ONCE):
+        if _bytes_in_use(file) <= max_bytes or not _delete_oldest(file):
+            return
+
+
 def _delete_oldest(file: sqlite3.Connection) -> bool:
-    """Make room; whether there was anything to delete."""
+    """Whether there was anything to delete."""
     oldest = "SELECT rowid FROM vectors ORDER BY used, rowid LIMIT ?"
     return file.execute(f"DELETE FROM vectors WHERE rowid IN ({oldest})", (_DELETED_AT_ONCE,)).rowcount > 0  # noqa: S608

@@ -1,4 +1,4 @@
-"""No work twice: equal inputs are computed once, and what was computed may be kept in a cache.
+"""Equal inputs computed once: who waits for whose result, and what a cache is asked before anything is computed.
 
 Stands between intakes and the pool: what they submit and withdraw goes through here, and answers come back through
 here. All of its state changes on the event loop only.
@@ -84,26 +84,32 @@ class Reuse:
         fresh: list[Item] = []
         works: list[Work] = []
         for item in items:
-            value: Any = item.value
-            if type(value) is not kind:
+            if type(item.value) is not kind:
                 fresh.append(item)
-            elif peers is None or size_of(value) > MOST_COMPARED:
-                works.append(Work(self, item))
-            elif (work := peers.get(value)) is None:
-                work = peers[value] = Work(self, item)
-                work.peers = peers
+            elif (work := self._work_for(item, peers)) is not None:
                 works.append(work)
-            elif work.item.priority <= item.priority:
-                work.join(item)
-                self.model.deduplicated += 1
-            else:
-                # It may not wait in the lane of the bulk items: whichever is computed first is the result of both.
-                works.append(work.overtaken_by(item))
         if self.keeper is not None and self.keeper.is_usable and mode != "count":
             self.keeper.seek(works)
         else:
             fresh += [work.item for work in works]
         self.engine.submit(fresh)
+
+    def _work_for(self, item: Item, peers: "dict[object, Work] | None") -> "Work | None":
+        """What is to be computed for an item; None: it waits for the result of an equal one."""
+        value: Any = item.value
+        if peers is None or size_of(value) > MOST_COMPARED:
+            return Work(self, item)
+        work = peers.get(value)
+        if work is None:
+            work = peers[value] = Work(self, item)
+            work.peers = peers
+            return work
+        if work.item.priority <= item.priority:
+            work.join(item)
+            self.model.deduplicated += 1
+            return None
+        # It may not wait in the lane of the bulk items: whichever is computed first is the result of both.
+        return work.overtaken_by(item)
 
     def _peers_of(self, batch_key: BatchKey) -> "dict[object, Work]":
         peers = self._under_way.get(batch_key)

@@ -5,6 +5,7 @@ A cache that fails, or is slow, or gives back what is damaged, costs a warning a
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from logging import Logger, getLogger
 from math import inf
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 from anyio import current_effective_deadline, get_cancelled_exc_class, move_on_after, sleep
 
 from asyncembed.encoders.encoder import Call
+from asyncembed.encoders.registry import row_of
 from asyncembed.engine.scheduler import Item, Priority
 from asyncembed.engine.supervisor import Supervisor
 from asyncembed.errors import in_words
@@ -42,6 +44,9 @@ KEEP_SECONDS = 0.1
 MAX_UNKEPT = 16384
 MAX_UNKEPT_BYTES = 2**26
 """Results that may wait to be written: a cache that is slower than the model misses the rest."""
+
+ROLES = ("query", "passage")
+"""Of a text that is embedded as something; their prompts stand in the call."""
 
 MAX_SEEDS = 64
 """Calls that differ in what they ask for, of which the hash is remembered."""
@@ -186,7 +191,10 @@ class Keeper:
 
             if len(self._seeds) >= MAX_SEEDS:
                 self._seeds.clear()
-            words = f"{self._digest}\n{call_words(call)}\n"
+            asked, spec = call, self._model.config.spec
+            if isinstance(call, Call) and call.mode in ROLES and not row_of(spec).reads_roles_of(spec):
+                asked = replace(call, mode="embed")  # what was computed of one is the others', too
+            words = f"{self._digest}\n{call_words(asked)}\n"
             seed = self._seeds[call] = seed_of(words)
         return seed
 

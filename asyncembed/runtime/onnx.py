@@ -49,22 +49,7 @@ class OnnxSession:
         if choice.uses_cuda and hasattr(onnxruntime, "preload_dlls"):
             # Finds the CUDA libraries that pip put into site-packages.
             onnxruntime.preload_dlls()
-        if not path.is_file():
-            raise ModelLoadError(f"there is no file {path}", model=str(path))
-        try:
-            try:
-                session, objection = _load_prepared(onnxruntime, path, options, choice, prepared)
-            except Exception:
-                if choice.required or not choice.uses_cuda:
-                    raise
-                # CUDA may be wholly installed on a machine without a GPU: "auto" does not insist on it.
-                session, objection = _load_prepared(onnxruntime, path, options, ON_CPU, prepared)
-        except ModelLoadError:
-            raise
-        except Exception as error:
-            raise ModelLoadError(
-                f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}", model=str(path)
-            ) from error
+        session, objection = _loaded(onnxruntime, path, options, choice, prepared)
         active = session.get_providers()
         if missing := sorted(choice.required.difference(active)):
             raise missing_after_load(missing, active)
@@ -147,6 +132,32 @@ def _output_place(session: Any) -> tuple[str, int] | None:
 def _length(dimension: object) -> int | None:
     """A dimension as onnxruntime states it: a number, a name, or nothing."""
     return dimension if isinstance(dimension, int) and dimension > 0 else None
+
+
+def _loaded(
+    onnxruntime: ModuleType, path: Path, options: SessionOptions, choice: ProviderChoice, prepared: Path | None
+) -> tuple[Any, str | None]:
+    """The session, as `_load_prepared` gives it, on the CPU where nobody insists on the GPU that is not there.
+
+    Raises:
+        ModelLoadError: There is no such file, or it cannot be loaded.
+    """
+    if not path.is_file():
+        raise ModelLoadError(f"there is no file {path}", model=str(path))
+    try:
+        try:
+            return _load_prepared(onnxruntime, path, options, choice, prepared)
+        except Exception:
+            if choice.required or not choice.uses_cuda:
+                raise
+            # CUDA may be wholly installed on a machine without a GPU: "auto" does not insist on it.
+            return _load_prepared(onnxruntime, path, options, ON_CPU, prepared)
+    except ModelLoadError:
+        raise
+    except Exception as error:
+        raise ModelLoadError(
+            f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}", model=str(path)
+        ) from error
 
 
 def _load_prepared(

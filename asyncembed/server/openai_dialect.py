@@ -50,6 +50,10 @@ class EmbeddingsRequest(msgspec.Struct):
         input: A text, the token ids of one, or several of either; with the modality "image", images.
         input_type: What the texts are, for models that tell queries from documents. None: neither.
         modality: What the inputs are, as Infinity has it.
+        output_dimension: `dimensions` in Voyage's word.
+        output_dtype: Of Voyage's: what is not done is refused, as vectors would be others than those asked for.
+        embedding_type: Likewise of Jina's.
+        late_chunking: Likewise.
     """
 
     input: str | InputObject | list[str | Id | list[Id] | InputObject]
@@ -59,6 +63,10 @@ class EmbeddingsRequest(msgspec.Struct):
     user: str | None = None
     input_type: InputRole | None = None
     modality: Modality = "text"
+    output_dimension: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    output_dtype: Literal["float"] | None = None
+    embedding_type: Literal["float"] | None = None
+    late_chunking: bool | None = None
 
 
 class EmbeddingObject(msgspec.Struct):
@@ -137,10 +145,15 @@ async def _embed(service: Service, asked: EmbeddingsRequest) -> tuple[Served[Any
     kinds = OF_IMAGES if texts is None else TextEmbedding if asked.model is None else OF_TEXTS
     model: Served[Any] = await service.pick(asked.model, kinds)
     call: TextCall = {}
-    if asked.dimensions is not None:
-        check_size(model.embedder, asked.dimensions, param="dimensions")
+    if asked.late_chunking:
+        raise Refusal("invalid", "late_chunking: each input is a text of its own here", param="late_chunking")
+    size, word = asked.dimensions, "dimensions"
+    if size is None:
+        size, word = asked.output_dimension, "output_dimension"
+    if size is not None:
+        check_size(model.embedder, size, param=word)
         if isinstance(model.embedder, TextEmbedding):
-            call["truncate_dim"] = asked.dimensions
+            call["truncate_dim"] = size
     if texts is None:
         return model, await embed_images(service, model, images or [], param="input")
     whole = await texts_of(service, model, texts, param="input")

@@ -7,6 +7,7 @@ import pytest
 
 from asyncembed.cli.draft import Draft, Mark, about_file
 from asyncembed.errors import OptionError
+from tests.support.posix import make_pipe
 
 ORIGIN = {"model": "m"}
 
@@ -150,6 +151,11 @@ def test_a_link_that_somebody_has_put_there_is_not_written_through(name: str, tm
     (folder / name).symlink_to(kept)
     with pytest.raises(OptionError, match="is a link"), Draft(tmp_path / "out"):
         pass
+    if name:  # nor is a pipe waited for
+        (folder / name).unlink()
+        make_pipe(folder / name)
+        with pytest.raises(OptionError, match="or no file"), Draft(tmp_path / "out"):
+            pass
     assert kept.is_dir() if not name else kept.read_bytes() == b"kept"
 
 

@@ -37,6 +37,18 @@ def test_an_encoder_of_somebody_elses_may_have_any_settings_and_needs_no_graph()
     assert (row.is_foreign, row.needs_graph, row.is_cheap) == (True, False, False)
 
 
+def test_queries_are_computed_as_documents_where_the_encoder_knows_of_no_roles() -> None:
+    def reads_roles(encoder: str, **settings: object) -> bool:
+        return registry.row_of(spec_with(encoder)).reads_roles_of(spec_with(encoder, **settings))
+
+    assert not reads_roles("dense")
+    assert not reads_roles("static")
+    assert reads_roles("dense", tasks={"retrieval.query": 0})
+    assert reads_roles("colbert")
+    assert reads_roles("bm25")
+    assert reads_roles("package.module:factory")
+
+
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [

@@ -35,6 +35,10 @@ ABSURD: tuple[tuple[str, dict[str, Any]], ...] = (
     ("nomic_bert", {"n_embd": 2**31 - 2, "n_head": 1}),
     ("gte", {"hidden_size": 2**31 - 2, "num_attention_heads": 1}),
     ("distilbert", {"n_layers": 10**9}),
+    # What is true, and no number.
+    ("distilbert", {"n_layers": True}),
+    ("modernbert_old_keys", {"num_attention_heads": True}),
+    ("qwen3", {"rms_norm_eps": True}),
     # Positions.
     *(
         (model, {"rope_scaling": scaling, "rope_parameters": None})

@@ -270,13 +270,19 @@ async def test_an_id_or_payload_that_cannot_be_fails_its_record_alone() -> None:
 
 
 async def test_what_the_function_raises_ends_the_stream() -> None:
+    """So does a coroutine that it gives, which nothing would wait for."""
+
     def refuse(record: object, error: Exception) -> None:
         raise LookupError("enough")
 
-    async with nothing_left_behind(), three(failing()) as models:
-        stream = points(BAD, **models, key=text_of, on_error=refuse)
-        with pytest.raises(LookupError, match="enough"):
-            await made(stream)
+    async def put_aside(record: object) -> None:
+        """Never begun."""
+
+    for on_error, problem in ((refuse, LookupError), (lambda record, error: put_aside(record), UsageError)):
+        async with nothing_left_behind(), three(failing()) as models:
+            stream = points(BAD, **models, key=text_of, on_error=on_error)
+            with pytest.raises(problem):
+                await made(stream)
 
 
 # ---------------------------------------------------------------- into the store

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from huggingface_hub import constants
 from onnx import helper, numpy_helper
 
 from asyncembed import HybridTextEmbedding, SparseTextEmbedding, TextEmbedding, download
-from asyncembed.catalogue.described import Overrides
 from asyncembed.catalogue.lookup import find_model
 from asyncembed.catalogue.onnx_choice import choose_onnx_file
 from asyncembed.errors import (
@@ -32,7 +32,7 @@ from asyncembed.errors import (
 from asyncembed.loading import made_graphs
 from asyncembed.loading.load import prepare
 from asyncembed.loading.locate import find_family, known_family
-from asyncembed.options import Options
+from asyncembed.options import Options, overrides_of
 from asyncembed.runtime import prepared
 from tests.hub.server import HubServer, Repo
 from tests.support.external_data import CONSTANT_FILE, move_weights_out
@@ -268,12 +268,7 @@ async def test_a_precision_of_a_catalogued_model_is_the_file_for_this_cpu(
 async def graph_of(name: str | Path, **keywords: Any) -> str | None:
     """The graph that a worker would load."""
     options = Options(prepare=False, **keywords)
-    overrides = Overrides(
-        precision=options.file_precision,
-        preferred_precision=options.preferred_precision,
-        pooling="mean",
-        normalize=True,
-    )
+    overrides = replace(overrides_of(options), pooling="mean", normalize=True)
     place = name if isinstance(name, Path) else None
     config = await prepare(name, "text", options, place=place, overrides=overrides, settings={})
     return config.spec.model_file

@@ -2,15 +2,18 @@
 
 import os
 import pickle
+import re
 import sqlite3
 import sys
 from pathlib import Path
+from struct import pack
 
 import anyio
 import pytest
 
 from asyncembed import VectorCacheFile
 from asyncembed.errors import OptionError
+from tests.support.posix import make_pipe, room_for
 
 SMALL = 2**16
 
@@ -76,6 +79,7 @@ async def test_it_is_its_owners_alone(tmp_path: Path) -> None:
         "CREATE TRIGGER mine AFTER INSERT ON vectors BEGIN DELETE FROM vectors; END",
         "PRAGMA user_version = 99",
         "DROP TABLE counters",
+        "ALTER TABLE vectors RENAME TO others; CREATE VIEW vectors AS SELECT * FROM others",
     ],
 )
 async def test_a_file_that_would_act_by_itself_is_refused(tmp_path: Path, statement: str) -> None:
@@ -83,7 +87,7 @@ async def test_a_file_that_would_act_by_itself_is_refused(tmp_path: Path, statem
     await put(cache, 1)
     await cache.aclose()
     with sqlite3.connect(cache.path) as file:
-        file.execute(statement)
+        file.executescript(statement)
     file.close()
     with pytest.raises(OptionError, match="no cache of vectors"):
         await cache.get([key(1)])
@@ -95,11 +99,91 @@ async def test_a_file_may_be_replaced_while_it_is_used(tmp_path: Path) -> None:
     await put(cache, 1)
     await cache.aclose()
     cache.path.write_bytes(b"x" * 5000)
-    with pytest.raises(sqlite3.DatabaseError):
+    with pytest.raises(sqlite3.DatabaseError, match=rf"{re.escape(str(cache.path))}: .*broken: remove it"):
         await cache.get([key(1)])
     cache.path.unlink()
     await put(cache, 2)
     assert await found(cache, 1, 2) == [2]
+    await cache.aclose()
+
+
+@pytest.mark.posix  # on Windows a file that is open stays
+async def test_a_file_may_be_deleted_while_it_is_open(tmp_path: Path) -> None:
+    cache = VectorCacheFile(tmp_path / "cache")
+    await put(cache, 1)
+    assert await found(cache, 1) == [1]
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert await found(cache, 1) == []
+    await put(cache, 2)
+    assert await found(cache, 1, 2) == [2]
+    await cache.aclose()
+    assert await found(VectorCacheFile(tmp_path / "cache"), 1, 2) == [2]
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("name", ["cache", "cache-journal", "cache-wal"])
+async def test_what_is_not_a_file_is_neither_waited_for_nor_used(name: str, tmp_path: Path) -> None:
+    cache = VectorCacheFile(tmp_path / "cache")
+    if name != "cache":
+        await put(cache, 1)
+        await cache.aclose()
+    make_pipe(tmp_path / name)
+    for call in (cache.get([key(1)]), put(cache, 2)):
+        with pytest.raises(OptionError, match=f"{name} is not a file: name another place"):
+            await call
+
+
+async def test_no_journal_beside_it_deletes_another_file(tmp_path: Path) -> None:
+    """As SQLite does it with the journal that it finds named as the one above."""
+    cache = VectorCacheFile(tmp_path / "cache")
+    await put(cache, 1)
+    await cache.aclose()
+    victim = tmp_path / "victim"
+    victim.write_text("somebody's")
+    magic, name = bytes.fromhex("d9d505f920a163d7"), os.fsencode(victim)
+    begin = magic + pack(">IIIII", 0, 0, cache.path.stat().st_size // 4096, 512, 4096)
+    end = pack(">I", 2**30 // 4096 + 1) + name + pack(">II", len(name), sum(name)) + magic
+    (tmp_path / "cache-journal").write_bytes(begin.ljust(512, b"\0") + end)
+    with pytest.raises(OptionError, match="would have another file deleted"):
+        await cache.get([key(1)])
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("forged", ["DELETE FROM counters", "UPDATE counters SET number = 'a'"])
+async def test_a_forged_number_of_its_own_is_told_as_a_broken_file(forged: str, tmp_path: Path) -> None:
+    cache = VectorCacheFile(tmp_path / "cache")
+    await put(cache, 1)
+    await cache.aclose()
+    with sqlite3.connect(cache.path) as file:
+        file.execute(forged)
+    file.close()
+    for call in (cache.get([key(1)]), put(cache, 2)):
+        with pytest.raises(sqlite3.DatabaseError, match="where a number belongs .*remove it"):
+            await call
+
+
+@pytest.mark.parametrize("forged", ["7", "'a'"])
+async def test_a_forged_value_is_none(forged: str, tmp_path: Path) -> None:
+    cache = VectorCacheFile(tmp_path / "cache")
+    await put(cache, 1, 2)
+    await cache.aclose()
+    with sqlite3.connect(cache.path) as file:
+        file.execute(f"UPDATE vectors SET value = {forged} WHERE key = ?", (key(1),))
+    file.close()
+    assert await cache.get([key(1), key(2)]) == [b"", b"\2" * 1000]
+    await cache.aclose()
+
+
+@pytest.mark.posix
+async def test_on_a_full_disk_the_error_says_so_and_the_file_stays_whole(tmp_path: Path) -> None:
+    cache = VectorCacheFile(tmp_path / "cache")
+    await put(cache, 1)
+    with room_for(100_000), pytest.raises(sqlite3.OperationalError, match=rf"{re.escape(str(cache.path))}: .*disk"):
+        await put(cache, *range(2, 500))
+    assert await found(cache, *range(500)) == [1]
+    await put(cache, 2)
+    assert await found(cache, *range(500)) == [1, 2]
     await cache.aclose()
 
 

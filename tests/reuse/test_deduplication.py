@@ -27,6 +27,8 @@ from asyncembed.observing import CallEnded, Event
 from asyncembed.testing import Fakes, fake_model
 from tests.support.encoders import ECHO
 from tests.support.images import encoded, picture
+from tests.support.static_models import write_static
+from tests.support.tokenizers import wordpiece
 from tests.support.waiting import until
 
 
@@ -231,6 +233,18 @@ def test_inputs_of_any_source_are_found_under_asyncio_itself() -> None:
             assert (model.stats().cache_hits, model.stats().cache_misses) == (10, 10)
 
     asyncio.run(ask())
+
+
+async def test_a_query_and_a_document_share_a_result_where_only_their_prompts_differ(tmp_path: Path) -> None:
+    directory = write_static(tmp_path, wordpiece())
+    async with TextEmbedding(directory, workers=0, prompts={"query": "say: "}, cache=Kept()) as model:
+        await model.embed_documents(["a text"])
+        query = await model.query_embed(["a text"], prompt="").collect()
+        await model.embed(["a text"]).collect()
+        assert (model.stats().cache_hits, model.stats().cache_misses) == (2, 1)
+        await model.embed_query("a text")
+        assert (model.stats().cache_hits, model.stats().cache_misses) == (2, 2)
+        assert np.array_equal(query, await model.embed_documents(["a text"]))
 
 
 async def test_a_result_is_found_for_the_same_call_of_the_same_model_alone() -> None:

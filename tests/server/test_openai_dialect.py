@@ -50,10 +50,18 @@ async def test_usage_is_the_tokens_that_were_computed(client: httpx.AsyncClient)
 
 
 async def test_vectors_can_be_asked_for_that_are_shorter(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/v1/embeddings", json={"input": "a text", "dimensions": 100})
-    vector = np.array(answer.json()["data"][0]["embedding"])
-    assert vector.shape == (100,)
-    assert np.linalg.norm(vector) == pytest.approx(1)
+    for word in ("dimensions", "output_dimension"):  # as Voyage calls them
+        answer = await client.post("/v1/embeddings", json={"input": "a text", word: 100})
+        vector = np.array(answer.json()["data"][0]["embedding"])
+        assert vector.shape == (100,)
+        assert np.linalg.norm(vector) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("asked", [{"output_dtype": "int8"}, {"embedding_type": "binary"}, {"late_chunking": True}])
+async def test_other_vectors_than_there_are_here_are_refused(client: httpx.AsyncClient, asked: dict[str, Any]) -> None:
+    """What clients of others ask for by fields that OpenAI does not have."""
+    answer = await client.post("/v1/embeddings", json={"input": "a text", **asked})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, *asked)
 
 
 async def test_token_ids_stand_for_the_texts_that_they_are_of(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,21 @@ def make_pipe(path: Path) -> None:
     if sys.platform == "win32":
         raise NotImplementedError(_ELSEWHERE)
     os.mkfifo(path)
+
+
+@contextmanager
+def room_for(size_bytes: int) -> Iterator[None]:
+    """Have no file of this process grow beyond so many bytes, as on a disk that is full."""
+    if sys.platform == "win32":
+        raise NotImplementedError(_ELSEWHERE)
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def give_away(path: Path) -> None:
