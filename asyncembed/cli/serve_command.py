@@ -54,7 +54,11 @@ SETTINGS: dict[str, Any] = {"auto_envvar_prefix": "ASYNCEMBED_SERVE", "show_defa
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", help="json: a document on each line."
 )
-@click.option("--log-requests", is_flag=True, help="A line for each request; failures are logged in any case.")
+@click.option(
+    "--log-requests",
+    is_flag=True,
+    help="A line for each request that computes; failures of the server are logged in any case.",
+)
 @click.option(
     "--interactive-workers",
     type=click.IntRange(0),

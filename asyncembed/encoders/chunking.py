@@ -35,6 +35,11 @@ WORD_TOKENS = 16
 """How far back from the last token that fits the beginning of a word is looked for."""
 
 
+MOST_OVERLAPPING = 1024
+"""Chunks of one window where they are more than its tokens: a function may give spans without end, and they are read
+as others are."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkPlan:
     """What one call asks of its chunks.
@@ -147,19 +152,27 @@ class Chunker:
         begin, end = 0, 0
         places: list[Place] = []
         for place in self._places(text, tokens):
-            if self._room is not None and max(end, place.last) - begin > self._room:
-                if places:
-                    yield self._window(text, tokens, begin, end, places)
+            is_full = self._room is not None and max(end, place.last) - begin > self._room
+            if places and is_full:
+                yield self._window(text, tokens, begin, end, places)
+                places = []
+            elif len(places) >= max(MOST_OVERLAPPING, end - begin):
+                yield self._last_window(text, tokens, begin, end, places)
+                places = []
+            if self._room is not None and is_full:
                 # Rather less context than a part of a chunk.
                 begin = max(begin, place.first - self._context, place.last - self._room)
                 tokens.forget(begin)
-                places, end = [], 0
+                end = 0
             places.append(place)
             end = max(end, place.last)
         if places:
-            # What a function has put into no chunk is context all the same.
-            most = tokens.until(None if self._room is None else begin + self._room)
-            yield self._window(text, tokens, begin, max(end, most), places)
+            yield self._last_window(text, tokens, begin, end, places)
+
+    def _last_window(self, text: str, tokens: "_Tokens", begin: int, end: int, places: list[Place]) -> Piece:
+        """One that nothing need follow: what a function has put into no chunk is context all the same."""
+        most = tokens.until(None if self._room is None else begin + self._room)
+        return self._window(text, tokens, begin, max(end, most), places)
 
     def _window(self, text: str, tokens: "_Tokens", begin: int, end: int, places: list[Place]) -> Piece:
         head = [*self._before, *tokens.prompt_ids]

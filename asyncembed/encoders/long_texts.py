@@ -1,12 +1,14 @@
 """Where a text may be cut before it is tokenized, so that what is left of it stays the same.
 
-Tokenizing 10 MB for the 256 tokens that a model takes costs seconds and gigabytes. Two kinds of cuts are safe:
+Tokenizing 10 MB for the 256 tokens that a model takes costs seconds and gigabytes. Two kinds of cuts are safe, and one
+more of what is within a word:
 
 - At a single space after a word, if the tokenizer looks at words one by one.
 - Anywhere within a run of characters, if it can be shown that the tokens which count are settled by then. A model (BPE,
   Unigram) gives to the whole run the tokens of each of its beginnings that ends between two tokens; and of any stretch
   as long as the longest token, at least one character is such an end. So what all the beginnings that end within such a
   stretch have in common is what the whole run begins with, however it goes on.
+- The middle of a word that is longer than WordPiece looks at: it is one unknown token, however long it is.
 """
 
 import re
@@ -54,6 +56,10 @@ _SEARCHED_CHARACTERS = 512
 # A shorter word, and the two before it, may still be cut otherwise when it goes on ("'r" may become "'re").
 _LONG_WORD = 8
 _UNSETTLED_WORDS = 3
+# What is left of each end of a word that is unknown as it is too long; and of how many different characters it is seen
+# whether they are within words.
+_ENDS_OF_WORD = 256
+_MOST_CHARACTERS = 4096
 
 
 class Cutter:
@@ -62,6 +68,7 @@ class Cutter:
     Attributes:
         at_spaces: Whether a cut at a space after a word is safe.
         within_runs: Whether cuts elsewhere can be examined.
+        skips_in_words: Whether words may be shortened that are too long to be known.
     """
 
     def __init__(self, files: TokenizerFiles) -> None:
@@ -78,6 +85,14 @@ class Cutter:
         self.within_runs: bool = is_local and self._has_known_model()
         self.at_spaces: bool = (
             is_local and any(map(_separates_words, pre_tokenizers)) and not any(" " in content for content in added)
+        )
+        self.skips_in_words: bool = (
+            all(part["type"] == "BertNormalizer" for part in normalizers)
+            and [part["type"] for part in pre_tokenizers] in [["BertPreTokenizer"], ["Whitespace"], ["WhitespaceSplit"]]
+            and isinstance(tokenizer.model, models.WordPiece)
+            and tokenizer.model.max_input_chars_per_word <= _ENDS_OF_WORD
+            and self._longest_added <= _ENDS_OF_WORD
+            and not any(map(self._is_within_words, added))
         )
         self._joints: str | None = None
         if self.at_spaces and not any(part["type"] == "Prepend" for part in normalizers):
@@ -102,6 +117,25 @@ class Cutter:
                 if starts(text, end - 1) and starts(text, end):
                     return end if self._settled_tokens(text, end) > room else None
         return None
+
+    def shortened(self, text: str) -> str:
+        """A text of the same tokens: without the middle of each word that is far too long to be a known one."""
+        characters = set(text) if self.skips_in_words and len(text) > 2 * _ENDS_OF_WORD else ()
+        if not 0 < len(characters) <= _MOST_CHARACTERS:
+            return text
+        others = " " + "".join(one for one in sorted(characters) if not self._is_within_words(one))
+        long_words = f"(?<![^{re.escape(others)}])[^{re.escape(others)}]{{{2 * _ENDS_OF_WORD + 1},}}"
+        return re.sub(long_words, lambda word: word[0][:_ENDS_OF_WORD] + word[0][-_ENDS_OF_WORD:], text)
+
+    def _is_within_words(self, characters: str) -> bool:
+        """Whether they neither end a word nor are dropped, whatever is around them."""
+        text = f"a{characters}a"
+        if self._tokenizer.normalizer is not None:
+            text = self._tokenizer.normalizer.normalize_str(text)
+        pre_tokenizer = self._tokenizer.pre_tokenizer
+        assert pre_tokenizer is not None, "there is one, of those that split at spaces"
+        words = pre_tokenizer.pre_tokenize_str(text)
+        return len(words) == 1 and len(words[0][0]) >= len(characters) + 2
 
     def pieces(self, text: str, size: int) -> Iterator[str]:
         """Pieces of `size` characters or more whose tokens are together those of `text`; one if it has no joints."""

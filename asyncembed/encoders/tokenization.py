@@ -210,7 +210,7 @@ class TextTokenizer:
 
     def whole_ids(self, text: str) -> list[int]:
         """The ids of a text of any length, uncut, without special ones."""
-        pieces = self._cutter.pieces(text, _COUNTED_CHARACTERS)
+        pieces = self._cutter.pieces(self._cutter.shortened(text), _COUNTED_CHARACTERS)
         return [id_ for piece in pieces for id_ in self._untruncated.encode(piece, add_special_tokens=False).ids]
 
     @cached_property
@@ -319,14 +319,31 @@ class TextTokenizer:
 
         A text far over it is cut first, where that provably changes nothing.
         """
+        texts = [self._without_middles(text) for text in texts]
         starts = [self.start_of(text) for text in texts]
         results = encode(starts)
         for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
             # A start that did not fill the limit (long words, white space, ...) says nothing about the rest.
-            while len(start) < len(text) and not is_over(results[row]):
-                start = self.start_of(text, after=start)
-                (results[row],) = encode([start])
+            if len(start) < len(text) and not is_over(results[row]):
+                results[row] = self._grown(self._cutter.shortened(text), encode, is_over)
         return results
+
+    def _grown(
+        self, text: str, encode: Callable[[list[str]], list[ValueT]], is_over: Callable[[ValueT], object]
+    ) -> ValueT:
+        start = self.start_of(text)
+        (result,) = encode([start])
+        while len(start) < len(text) and not is_over(result):
+            start = self.start_of(text, after=start)
+            (result,) = encode([start])
+        return result
+
+    def _without_middles(self, text: str) -> str:
+        """The same text, or, where it begins with so long a word that it cannot be cut, one of the same tokens."""
+        size = self.limit * _CHARACTERS_PER_TOKEN
+        if len(text) <= 2 * size or self._cutter.end(text, size, self.limit) is not None:
+            return text
+        return self._cutter.shortened(text)
 
     def start_of(self, text: str, *, after: str = "") -> str:
         """As much of `text` as will probably fill the limit, and several times as much as the start `after`.
@@ -375,7 +392,8 @@ class TextTokenizer:
 
     def _count(self, text: str) -> int:
         """Tokens of `text` before truncation, without special ones; piece by piece, as they take much memory."""
-        return sum(self._lengths([piece])[0] for piece in self._cutter.pieces(text, _COUNTED_CHARACTERS))
+        pieces = self._cutter.pieces(self._cutter.shortened(text), _COUNTED_CHARACTERS)
+        return sum(self._lengths([piece])[0] for piece in pieces)
 
     def _counts(self, texts: Sequence[str]) -> list[int]:
         """`_count` of each; all that are short in one go, which takes a fraction of the time."""

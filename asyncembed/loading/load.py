@@ -15,7 +15,7 @@ from asyncembed.encoders.encoder import EncoderConfig
 from asyncembed.encoders.registry import check_settings, row_of
 from asyncembed.errors import DownloadError, ModelLoadError, UnsupportedModelError, WorkersImpossible
 from asyncembed.files import in_disk_thread
-from asyncembed.loading.locate import is_plain, locate
+from asyncembed.loading.locate import Wanted, is_plain, locate
 from asyncembed.loading.made_graphs import export, for_openvino, head_of, in_8_bits, int8_objection, prepared_graph
 from asyncembed.options import Options
 from asyncembed.repo_files import read_object
@@ -51,7 +51,7 @@ async def prepare(
         DownloadError: The files cannot be had.
         OptionError: `max_length` is more than the model can compute.
     """
-    spec, directory, kept = await _located(name, family, options, place, overrides)
+    spec, directory, kept = await _located(Wanted(name, family, options, place, overrides))
     check_settings(spec, settings)
     kind = row_of(spec)
     if options.precision == "fp32" and spec.model_file is not None:
@@ -60,9 +60,7 @@ async def prepare(
         await in_disk_thread(_check_max_length, directory / spec.folder, options.max_length)
     is_exported = spec.model_file is None and kind.needs_graph
     if is_exported:
-        folder = directory / spec.folder
-        head = await in_disk_thread(head_of, spec, folder)
-        spec = replace(spec, model_file=str(await export(folder, head, options.own_cache_dir, options)))
+        spec = await _exported(spec, directory, options)
     elif kept is not None:
         spec = replace(spec, model_file=str(kept))
     elif spec.model_file is not None and not Path(spec.model_file).is_absolute():
@@ -86,48 +84,40 @@ async def prepare(
     return config
 
 
-async def _located(
-    name: str | os.PathLike[str] | ModelSpec,
-    family: Family,
-    options: Options,
-    place: Path | None,
-    overrides: Overrides,
-) -> tuple[ModelSpec, Path, Path | None]:
+async def _located(wanted: Wanted) -> tuple[ModelSpec, Path, Path | None]:
     """The model in the precision that suits best and can be had, where its files lie, and the graph made of its own."""
+    options = wanted.options
     if options.wants_int8:
-        overrides = replace(
-            overrides, int8_objection=partial(int8_objection, options), int8_of_graphs=options.is_for_cpu
-        )
+        wanted = wanted.but(int8_objection=partial(int8_objection, options), int8_of_graphs=options.is_for_cpu)
     try:
-        spec, directory = await locate(name, family, options, place, overrides)
+        spec, directory = await locate(wanted)
     except DownloadError:
         # What nobody has asked for by name must not be needed: offline, the plain file may be all there is.
-        if overrides.preferred_precision is None:
+        if wanted.overrides.preferred_precision is None:
             raise
-        plain = replace(overrides, preferred_precision=None)
-        spec, directory = await locate(name, family, options, place, plain)
-    if not (overrides.int8_of_graphs and is_plain(spec)):
+        spec, directory = await locate(wanted.but(preferred_precision=None))
+    if not (wanted.overrides.int8_of_graphs and is_plain(spec)):
         return spec, directory, None
     try:
         return spec, directory, await in_8_bits(directory, spec, options)
     except (UnsupportedModelError, ModelLoadError, OSError, WorkersImpossible) as error:
         logger.info("%s: its float32 graph is not brought to 8 bits: %s", spec.name, error)
-        return *await _locate_quantized(name, family, options, place, overrides, error), None
+        return *await _locate_quantized(wanted, error), None
 
 
-async def _locate_quantized(
-    name: str | os.PathLike[str] | ModelSpec,
-    family: Family,
-    options: Options,
-    place: Path | None,
-    overrides: Overrides,
-    error: Exception,
-) -> tuple[ModelSpec, Path]:
+async def _locate_quantized(wanted: Wanted, error: Exception) -> tuple[ModelSpec, Path]:
     """The model with the file that its own repo has in 8 bits, as none can be made for the reason `error`."""
     try:
-        return await locate(name, family, options, place, replace(overrides, int8_of_graphs=False))
+        return await locate(wanted.but(int8_of_graphs=False))
     except UnsupportedModelError as other:
         raise UnsupportedModelError(f"{other}; {error}", model=other.model) from error
+
+
+async def _exported(spec: ModelSpec, directory: Path, options: Options) -> ModelSpec:
+    """The spec with the graph that is built of its weights."""
+    folder = directory / spec.folder
+    head = await in_disk_thread(head_of, spec, folder)
+    return replace(spec, model_file=str(await export(folder, head, options.own_cache_dir, options)))
 
 
 async def _with_loadable_file(spec: ModelSpec, file: str, directory: Path, options: Options) -> ModelSpec:

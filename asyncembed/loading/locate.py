@@ -4,9 +4,10 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from asyncembed.catalogue.described import Overrides
 from asyncembed.catalogue.lookup import (
@@ -37,18 +38,28 @@ from asyncembed.repo_files import WEIGHTS, WEIGHTS_INDEX, list_directory
 logger: logging.Logger = logging.getLogger("asyncembed")
 
 
-async def locate(
-    name: str | os.PathLike[str] | ModelSpec,
-    family: Family,
-    options: Options,
-    place: Path | None,
-    overrides: Overrides,
-) -> tuple[ModelSpec, Path]:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for: see `prepare` for each."""
+
+    name: str | os.PathLike[str] | ModelSpec
+    family: Family
+    options: Options
+    place: Path | None
+    overrides: Overrides
+
+    def but(self, **overrides: Any) -> "Wanted":
+        """The same with other overrides."""
+        return replace(self, overrides=replace(self.overrides, **overrides))
+
+
+async def locate(wanted: Wanted) -> tuple[ModelSpec, Path]:
     """What a model is, and the directory with its files, which are downloaded where they are not there.
 
     Raises:
         UnknownModelError, UnsupportedModelError, DownloadError, OptionError: See `prepare`.
     """
+    name, family, options, overrides = wanted.name, wanted.family, wanted.options, wanted.overrides
     hub = _hub_access(options)
     spec: ModelSpec | None
     if isinstance(name, ModelSpec):
@@ -65,7 +76,7 @@ async def locate(
         # Of the graphs of a spec of the caller's own, none is preferred to the one that it names.
         asked = replace(overrides, preferred_precision=None) if spec is name else overrides
         return await _as_described(spec, given, hub, asked)
-    given = given or await _directory_named(name, place, label)
+    given = given or await _directory_named(name, wanted.place, label)
     if given is None:
         return await _from_hub(label, family, hub, overrides)
     return await _from_directory(given, label, family, overrides), given

@@ -253,7 +253,7 @@ async def rerank(service: Service, asked: CohereRerankRequest) -> bytes:
         asked.query,
         asked.documents,
         param="documents",
-        top_n=asked.top_n,
+        top_k=asked.top_n,
         is_bulk=is_bulk(asked.priority),
     )
     results = [{"index": index, "relevance_score": score} for index, score in counted.results]

@@ -111,7 +111,7 @@ async def embed_texts(
         is_bulk = is_bulk or len(texts) > INTERACTIVE_TEXTS
         with lane(service, embedder, len(texts), is_bulk=is_bulk) as priority:
             counted = await several_texts(embedder, texts, mode, {**asked, "priority": priority})
-    return _whole(counted, embedder, param) if truncate is False else counted
+    return _checked(counted, embedder, param, truncate=truncate)
 
 
 async def _one_text(
@@ -144,9 +144,11 @@ def lane(service: Service, embedder: "Embedder", count: int, *, is_bulk: bool) -
         service.bulk[engine] -= count
 
 
-def _whole(counted: CountedBatch[Any], embedder: "Embedder", param: str) -> CountedBatch[Any]:
-    """Raise `Refusal` if a text was cut."""
-    if counted.is_cut.any():
+def _checked(
+    counted: CountedBatch[Any], embedder: "Embedder", param: str, *, truncate: bool | None
+) -> CountedBatch[Any]:
+    """The results. Raises `Refusal` if a text was cut that was not to be."""
+    if truncate is False and counted.is_cut.any():
         index = int(counted.is_cut.argmax())
         limit = embedder.max_length
         raise Refusal(
@@ -165,7 +167,7 @@ async def rank(
     documents: Sequence[str],
     *,
     param: str,
-    top_n: int | None = None,
+    top_k: int | None = None,
     activation: Activation = "sigmoid",
     truncate: bool | None = None,
     is_bulk: bool = False,
@@ -174,8 +176,8 @@ async def rank(
     await _check_pairs(service, model, [(query, document) for document in documents], param)
     with lane(service, model.embedder, len(documents), is_bulk=is_bulk) as priority:
         call: RerankKeywords = {"activation": activation, "priority": priority}
-        counted = await rank_texts(model.embedder, query, documents, top_n, call)
-    return _whole(counted, model.embedder, param) if truncate is False else counted
+        counted = await rank_texts(model.embedder, query, documents, top_k, call)
+    return _checked(counted, model.embedder, param, truncate=truncate)
 
 
 async def score_pairs(
@@ -191,7 +193,7 @@ async def score_pairs(
     await _check_pairs(service, model, pairs, param)
     stream = model.embedder.rerank_pairs(pairs, activation=activation, priority="interactive")
     counted = await stream.with_tokens().collect()
-    return _whole(counted, model.embedder, param) if truncate is False else counted
+    return _checked(counted, model.embedder, param, truncate=truncate)
 
 
 async def _check_pairs(

@@ -103,7 +103,7 @@ async def ranked(service: Service, asked: Asked, texts: Sequence[str], shown: Se
         asked.query,
         texts,
         param="documents",
-        top_n=asked.top_n,
+        top_k=asked.top_n,
         activation="none" if asked.raw_scores else "sigmoid",
     )
     tokens = int(counted.tokens.sum())

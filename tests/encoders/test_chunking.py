@@ -1,14 +1,14 @@
 """Where documents are cut, and which tokens go through the model together: with tokenizers of the usual kinds."""
 
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise, repeat
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncembed.encoders.chunking import Chunker, ChunkPlan, Piece, Place
+from asyncembed.encoders.chunking import MOST_OVERLAPPING, Chunker, ChunkPlan, Piece, Place
 from asyncembed.encoders.encoder import TokenWindow
 from asyncembed.encoders.tokenization import TextTokenizer
 from asyncembed.errors import InputError, OptionError
@@ -172,6 +172,16 @@ def test_a_functions_span_within_a_word_is_a_chunk(words: TextTokenizer) -> None
 def test_a_function_that_gives_no_spans_of_its_text_is_named(words: TextTokenizer, spans: Any) -> None:
     with pytest.raises(InputError, match="^boundaries= (gave|failed: TypeError)"):
         list(chunker(words, boundaries=lambda _: spans).pieces("how can you"))
+
+
+def test_spans_without_end_are_read_window_by_window(words: TextTokenizer) -> None:
+    pieces = chunker(words, boundaries=lambda _: repeat((0, 3))).pieces("how can you")
+    first, second = islice(pieces, 2)
+    assert len(first.places) == len(second.places) == MOST_OVERLAPPING
+    (whole,) = chunker(words, boundaries=lambda _: [(0, 3)]).pieces("how can you")
+    assert isinstance(whole.value, TokenWindow)
+    assert isinstance(second.value, TokenWindow)
+    assert whole.value.ids_bytes == second.value.ids_bytes  # all of them have seen the same
 
 
 def test_the_tokens_of_a_prompt_are_in_no_chunk_and_before_each_window(source: TextTokenizer) -> None:

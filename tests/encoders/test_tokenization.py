@@ -1,5 +1,7 @@
 import json
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -242,6 +244,64 @@ def test_cutting_a_run_without_spaces_changes_no_token(kind: str, tmp_path_facto
 
     check()
     assert was_cut
+
+
+WITHIN = st.tuples(
+    st.sampled_from(
+        [
+            "x",
+            "É",
+            "İ",
+            "क",
+            "ि",
+            "가",
+            "😀",
+            "\u0301",
+            "\u200d",
+            "\0",
+            "_",
+            "!",
+            " ",
+            "\u3000",
+            "中",
+            "[MASK]",
+            "[mask]",
+            "the",
+        ]
+    ),
+    st.sampled_from([1, 2, 300, 700]),
+)
+
+
+@given(st.lists(WITHIN, min_size=1, max_size=6))
+def test_a_word_that_is_too_long_to_be_known_is_the_same_token_without_its_middle(parts: list[tuple[str, int]]) -> None:
+    ours = middles()
+    text = "".join(part * count for part, count in parts)
+    shortened = ours._cutter.shortened(text)
+    assert ours.ids_within(shortened) == ours.ids_within(text)
+    if any(part == "x" and count == 700 for part, count in parts):
+        assert len(shortened) < len(text)
+
+
+@cache
+def middles() -> TextTokenizer:
+    with TemporaryDirectory() as directory:
+        write_tokenizer(Path(directory), wordpiece(), limit=10_000)
+        return TextTokenizer(Path(directory))
+
+
+@pytest.mark.parametrize("word", ["x" * 3_000_000, "the " * 40 + "é" * 3_000_000 + " way"])
+def test_of_a_word_of_megabytes_only_its_ends_are_tokenized(word: str) -> None:
+    seen: list[str] = []
+    ours = middles().limited(64)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        seen.extend(texts)
+        return [ours.ids_within(text) for text in texts]
+
+    (ids,) = ours.filled([word], encode, lambda ids: len(ids) >= 64)
+    assert ids[-1] in (ours.vocabulary["way"], ours.vocabulary["[UNK]"])
+    assert max(map(len, seen)) < 5000
 
 
 @pytest.mark.slow
