@@ -261,6 +261,7 @@ def _get_preparation_data(original: Callable[[str], dict[str, Any]], name: str) 
     if was_undecided:
         # Asking for it has decided it; the program may still want to.
         multiprocessing.set_start_method(None, force=True)
+    data.pop("start_method", None)  # it may be that of a library, as joblib's, which a worker does not import
     data.pop("init_main_from_name", None)
     data.pop("init_main_from_path", None)
     return data

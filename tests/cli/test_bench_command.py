@@ -1,6 +1,7 @@
 """The command `bench`, as its users call it."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -79,7 +80,7 @@ def test_a_real_model_is_measured_with_workers(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     assert found["alone"]["per_second"] > 0
-    assert "1 workers x" in found["description"]
+    assert re.search(r" [12] workers x", found["description"])  # a second one comes if queries meet the ingest
     ElementTree.parse(chart)
 
 

@@ -186,3 +186,25 @@ if __name__ == "__main__":
 def test_a_program_whose_folder_is_gone_has_workers_all_the_same(tmp_path: Path) -> None:
     before = "import os\nos.mkdir('gone')\nos.chdir('gone')\nos.rmdir('../gone')"
     assert run(source_of(before), tmp_path) == (["2 1"], "a word on stdout\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a method of its own is derived from fork's")
+def test_a_process_with_the_start_method_of_another_library_has_workers(tmp_path: Path) -> None:
+    """As one of joblib's: the method is known by a name that no fresh interpreter knows."""
+    done = programs.run(
+        """
+import multiprocessing.context
+from asyncembed.sync import TextEmbedding
+from tests.support.encoders import ECHO
+
+class Theirs(multiprocessing.context.ForkContext):
+    _name = "theirs"
+
+multiprocessing.context._concrete_contexts["theirs"] = Theirs()
+multiprocessing.set_start_method("theirs")
+with TextEmbedding(ECHO, workers=1) as model:
+    print(int(model.embed_query("four")[0]), multiprocessing.get_start_method())
+""",
+        tmp_path,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4 theirs\n", "")
