@@ -78,12 +78,12 @@ class AsyncembedEmbeddingFunction(EmbeddingFunction[Documents]):
 
     def __call__(self, input: Documents) -> Embeddings:  # noqa: A002 (Chroma's name for it)
         """The vectors of documents: float32 (dim,) each."""
-        texts = list(input)
+        texts = _texts(input)
         return list(self._model.run(lambda model: model.embed_documents(texts), instead="model.embed_documents"))
 
     def embed_query(self, input: Documents) -> Embeddings:  # noqa: A002 (Chroma's name for it)
         """The vectors of queries, likewise."""
-        texts = list(input)
+        texts = _texts(input)
 
         async def embed(model: TextEmbedding[Any]) -> Any:
             return await model.query_embed(texts, priority="interactive").collect()
@@ -137,13 +137,13 @@ class AsyncembedSparseFunction(SparseEmbeddingFunction[Documents]):
 
     def __call__(self, input: Documents) -> SparseVectors:  # noqa: A002 (Chroma's name for it)
         """The vectors of documents, indices ascending."""
-        texts = list(input)
+        texts = _texts(input)
         vectors = self._model.run(lambda model: model.embed_documents(texts), instead="model.embed_documents")
         return [_chromas(vector) for vector in vectors]
 
     def embed_query(self, input: Documents) -> SparseVectors:  # noqa: A002 (Chroma's name for it)
         """The vectors of queries, likewise."""
-        texts = list(input)
+        texts = _texts(input)
 
         async def embed(model: SparseTextEmbedding) -> "list[SparseEmbedding]":
             return await model.query_embed(texts, priority="interactive").collect()
@@ -170,6 +170,11 @@ class AsyncembedSparseFunction(SparseEmbeddingFunction[Documents]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._model!r}>"
+
+
+def _texts(given: "Documents | str") -> list[str]:
+    """Those that are given: a text by itself is one, and not its characters."""
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _chromas(vector: "SparseEmbedding") -> SparseVector:

@@ -106,6 +106,13 @@ async def test_in_a_loops_thread_it_warns_once(fakes: Fakes) -> None:
     function(["cats"])
 
 
+def test_a_text_by_itself_is_one_text(fakes: Fakes) -> None:
+    function = AsyncembedEmbeddingFunction(fake_model(dim=4))
+    sparse = AsyncembedSparseFunction(fake_model("sparse"))
+    text: Any = "a few words"
+    assert [len(call(text)) for call in (function, function.embed_query, sparse, sparse.embed_query)] == [1] * 4
+
+
 def test_what_cannot_be_embedded_is_an_error_of_ours(fakes: Fakes, tmp_path: Path) -> None:
     fakes.failures["cats"] = InputError("refused")
     collection = client_of(tmp_path).create_collection("texts", embedding_function=AsyncembedEmbeddingFunction(NAME))
