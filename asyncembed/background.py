@@ -29,6 +29,7 @@ from asyncembed.engine.lifetime import owned_task_group
 from asyncembed.engine.spawn import kill_workers
 from asyncembed.errors import StateError
 from asyncembed.remote import Remote
+from asyncembed.wakeup import before_threads_are_joined
 
 END_SECONDS = 10.0
 """How long the loop may take to end with the interpreter; workers that still run then are killed."""
@@ -208,9 +209,6 @@ def end_after_threads() -> None:
     Whoever may use the loop says so ahead of its first use, which may come in a thread that the main one does not wait
     for: then it is too late.
 
-    The hooks of `concurrent.futures`, after which no worker takes any call, come in the same place. The last one that
-    was registered comes first, so theirs are registered before ours. `atexit` is too late.
-
     Raises:
         StateError: The interpreter is ending.
     """
@@ -218,12 +216,7 @@ def end_after_threads() -> None:
     if _is_hooked:
         return
     try:
-        import_module("concurrent.futures.thread")
-        import_module("concurrent.futures.process")
-        register = getattr(threading, "_register_atexit", None)
-        if register is not None:
-            register(_end)
-        else:
+        if not before_threads_are_joined(_end):
             threading.Thread(target=_end_after_main, name="asyncembed-end").start()
     except RuntimeError as error:
         raise StateError(f"the interpreter is ending ({error}); have the main thread wait for this one") from error

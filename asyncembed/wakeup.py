@@ -1,5 +1,6 @@
 """Between the event loop and threads: waking the loop without ever waiting for it, and work that may never end."""
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -33,12 +34,17 @@ class _AsyncioLoop(Protocol):
 class _AsyncioTask(Protocol):
     def add_done_callback(self, callback: Callable[["_AsyncioTask"], object], /) -> object: ...
 
+    def cancel(self) -> bool: ...
+
+    def get_loop(self) -> Any: ...
+
 
 class _TrioToken(Protocol):
     def run_sync_soon(self, sync_fn: Callable[..., Any], *args: Any) -> None: ...
 
 
-_tasks: "set[_AsyncioTask]" = set()
+_tasks: "dict[_AsyncioTask, int]" = {}
+"""Those that were spawned here, each with its process: a forked child has its parent's, which do not run there."""
 
 
 class Loop:
@@ -66,8 +72,9 @@ class Loop:
         """
         if hasattr(self._native, "create_task"):
             task = cast(_AsyncioLoop, self._native).create_task(function(), name=name)
-            _tasks.add(task)  # asyncio itself may forget what it runs
-            task.add_done_callback(_tasks.discard)
+            _tasks[task] = os.getpid()  # asyncio itself may forget what it runs
+            task.add_done_callback(_tasks.pop)
+            _end_tasks_with_the_program()
         else:
             import_module("trio").lowlevel.spawn_system_task(function, name=name, context=copy_context())
 
@@ -89,6 +96,49 @@ class Loop:
                 "this was opened on another event loop, or none runs here: use it there, or open another one here; a "
                 "model's `on_any_loop()` is for all of them"
             )
+
+
+_is_hooked = False
+
+
+def _end_tasks_with_the_program() -> None:
+    global _is_hooked
+    if not _is_hooked:
+        with suppress(RuntimeError):  # a thread that outlives the main one has begun this, and ends it
+            _is_hooked = before_threads_are_joined(_end_tasks_of_loops_that_stand)
+
+
+def _end_tasks_of_loops_that_stand() -> None:
+    """End what runs on loops that were left as they are, as that of `python -m asyncio` is.
+
+    The interpreter waits for anyio's idle threads, and they for the task that used them.
+    """
+    wait: Callable[..., Coroutine[Any, Any, object]] = import_module("asyncio").wait
+    for task, process in list(_tasks.items()):
+        loop = task.get_loop()
+        if process == os.getpid() and not loop.is_running() and not loop.is_closed():
+            task.cancel()
+            loop.run_until_complete(wait([task]))
+
+
+def before_threads_are_joined(function: Callable[[], None]) -> bool:
+    """Have the interpreter call a function at its end, before it waits for its threads; `atexit` comes after that.
+
+    The hooks of `concurrent.futures`, after which no worker takes any call, come in the same place. The last one that
+    was registered comes first, so theirs are registered before ours.
+
+    Returns:
+        Whether this interpreter has such a place.
+
+    Raises:
+        RuntimeError: It is ending.
+    """
+    import_module("concurrent.futures.thread")
+    import_module("concurrent.futures.process")
+    register = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        register(function)
+    return register is not None
 
 
 class Signal:

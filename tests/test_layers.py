@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "results": set[str](),
     "wakeup": set[str](),
     "remote": {"wakeup"},
-    "background": {"engine", "remote"},
+    "background": {"engine", "remote", "wakeup"},
     "shared": {"background", "engine", "faking", "wakeup"},
     "any_loop": {"background", "bars", "engine", "feeding", "remote", "results", "shared", "stream", "wakeup"},
     "sync": {

@@ -107,6 +107,18 @@ asyncio.run(main())
     assert (done.returncode, done.stdout) == (0, "2\n")
 
 
+def test_a_program_may_leave_its_loop_as_it_is(tmp_path: Path) -> None:
+    source = """
+from asyncembed.embedders.text import TextEmbedding
+from tests.support.encoders import ECHO
+model = TextEmbedding(ECHO, workers=1)
+await model.open()
+print(len(await model.embed_documents(["a", "b"])))
+"""
+    done = programs.run(source, tmp_path, how="-m asyncio")
+    assert (done.returncode, "2\n" in done.stdout, "Traceback" in done.stderr) == (0, True, False)
+
+
 def test_importing_and_embedding_changes_nothing_in_the_process(tmp_path: Path) -> None:
     source = """
 import json, logging, multiprocessing, os, signal, sys, warnings

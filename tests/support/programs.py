@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 ELSEWHERE = ROOT / "tests/support/elsewhere"
 PROGRAM_SECONDS = 60
 
-HowRun = Literal["script", "stdin", "-c", "-m"]
+HowRun = Literal["script", "stdin", "-c", "-m", "-m asyncio"]
 
 
 def start(
@@ -33,6 +33,7 @@ def start(
         "stdin": ["-"],
         "-c": ["-c", source],
         "-m": ["-m", "program"],
+        "-m asyncio": ["-m", "asyncio"],
     }[how]
     process = subprocess.Popen(
         [sys.executable, "-W", "error", *command, *arguments],
@@ -46,7 +47,7 @@ def start(
         start_new_session=new_session,
     )
     assert process.stdin is not None
-    if how == "stdin":
+    if how in ("stdin", "-m asyncio"):
         process.stdin.write(source)
         process.stdin.close()
         process.stdin = None
