@@ -213,7 +213,8 @@ def _chosen_graph(repo: DescribedRepo, spec: ModelSpec, files: frozenset[str]) -
     except UnsupportedModelError as error:
         if objection is None:
             raise
-        raise UnsupportedModelError(f"{error}; none in 8 bits can be built: {objection}", model=repo.name) from None
+        reason = f"no graph in 8 bits can be built: {objection}; and {error}"
+        raise UnsupportedModelError(reason, model=repo.name) from None
     preferred = overrides.preferred_precision
     return graph if graph is None or preferred is None else prefer(preferred, graph, files)
 

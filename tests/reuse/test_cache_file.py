@@ -140,7 +140,7 @@ async def test_no_journal_beside_it_deletes_another_file(tmp_path: Path) -> None
     await put(cache, 1)
     await cache.aclose()
     victim = tmp_path / "victim"
-    victim.write_text("somebody's")
+    victim.write_text("somebody's", "utf-8")
     magic, name = bytes.fromhex("d9d505f920a163d7"), os.fsencode(victim)
     begin = magic + pack(">IIIII", 0, 0, cache.path.stat().st_size // 4096, 512, 4096)
     end = pack(">I", 2**30 // 4096 + 1) + name + pack(">II", len(name), sum(name)) + magic
