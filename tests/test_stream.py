@@ -1669,7 +1669,7 @@ async def test_closing_does_not_disturb_other_streams(model: TextEmbedding, gate
 
         group.start_soon(lasting)
         await until(lambda: model.stats().in_flight >= 2)
-        async with model.embed([f"#{i} wait:{gate}" for i in range(300)]) as stream:
+        async with model.embed([f"#{i} wait:{gate}" for i in range(300, 600)]) as stream:
             group.start_soon(_next_or_end, stream)
             await until(lambda: model.stats().queued > 300)
         gate.touch()

@@ -118,7 +118,9 @@ async def test_a_file_may_be_deleted_while_it_is_open(tmp_path: Path) -> None:
     await put(cache, 2)
     assert await found(cache, 1, 2) == [2]
     await cache.aclose()
-    assert await found(VectorCacheFile(tmp_path / "cache"), 1, 2) == [2]
+    again = VectorCacheFile(tmp_path / "cache")
+    assert await found(again, 1, 2) == [2]
+    await again.aclose()
 
 
 @pytest.mark.posix
