@@ -108,7 +108,8 @@ class ProcessWorker:
                 )
             greeting = self._executor.submit(child.hello)
             if self._imports:
-                self._executor.submit(child.import_ahead, self._imports)
+                with suppress(BrokenProcessPool):  # it has ended already, as the greeting will tell
+                    self._executor.submit(child.import_ahead, self._imports)
             self._context.close_result_writer()
         return greeting
 

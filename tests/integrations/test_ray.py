@@ -284,7 +284,7 @@ def test_the_example_stores_a_corpus_with_its_vectors(cluster: None, tmp_path: P
         env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
         capture_output=True,
         encoding="utf-8",
-        timeout=80,
+        timeout=140,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "201 rows, 1 of them without a vector: ['expected a str, got NoneType']\n"
