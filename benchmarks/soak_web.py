@@ -29,6 +29,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from asyncembed import TextEmbedding, WorkerPool
+from asyncembed.errors import WorkerCrashed
 from asyncembed.server import Limits, create_app
 from benchmarks.soak_books import HANGS_SECONDS, Books, until_rest, usage
 from tests.support.asgi_servers import serving
@@ -37,6 +38,9 @@ from tests.support.waiting import worker_processes
 
 MOST_INPUTS = 64
 MOST_QUEUED = 400
+
+CRASHED = "ended unexpectedly each time"
+"""In an answer to an input whose workers were all killed, by chance."""
 
 QUIET_CONNECTIONS = 2
 """The one that listens, and that of `/rest`. hypercorn keeps those of clients that are gone for 5 seconds."""
@@ -80,8 +84,11 @@ def app_of(folder: Path, pool: WorkerPool, spared: list[int]) -> FastAPI:
 
 async def lines(model: TextEmbedding, texts: list[str]) -> AsyncIterator[str]:
     async with model.embed(texts) as vectors:
-        async for vector in vectors:
-            yield json.dumps(vector.tolist()) + "\n"
+        try:
+            async for vector in vectors:
+                yield json.dumps(vector.tolist()) + "\n"
+        except WorkerCrashed as error:
+            yield json.dumps(str(error)) + "\n"
 
 
 async def serve(folder: Path) -> None:
@@ -152,6 +159,8 @@ class Clients:
         if answer.status_code == 429:
             self.books.counts["refused"] += 1
             return
+        if CRASHED in answer.text:
+            raise WorkerCrashed(answer.text)
         if answer.status_code != 200:
             self.books.note(f"a request gets {answer.status_code}: {answer.text[:500]}")
             return
@@ -161,7 +170,7 @@ class Clients:
         """An answer that comes line by line, and is read to its end."""
         name, numbers, texts = self._pick(200)
         async with self._client.stream("POST", "/stream", json={"model": name, "texts": texts}) as answer:
-            vectors = [json.loads(line) async for line in answer.aiter_lines()]
+            vectors = [_vector_of(line) async for line in answer.aiter_lines()]
         self.books.check("streamed", name, numbers, vectors)
 
     async def leaving_stream_turn(self) -> None:
@@ -171,7 +180,7 @@ class Clients:
         vectors: list[Any] = []
         async with self._client.stream("POST", "/stream", json={"model": name, "texts": texts}) as answer:
             async for line in answer.aiter_lines():
-                vectors.append(json.loads(line))
+                vectors.append(_vector_of(line))
                 if len(vectors) == most:
                     break
         self.books.check("streamed until the client left", name, numbers[: len(vectors)], vectors)
@@ -217,6 +226,13 @@ class Clients:
 
 def _data(answer: httpx.Response) -> list[Any]:
     found: list[Any] = answer.json()["data"] if answer.is_success else []
+    return found
+
+
+def _vector_of(line: str) -> list[float]:
+    found: list[float] | str = json.loads(line)
+    if isinstance(found, str):
+        raise WorkerCrashed(found)
     return found
 
 
