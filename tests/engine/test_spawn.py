@@ -188,7 +188,7 @@ def test_a_program_whose_folder_is_gone_has_workers_all_the_same(tmp_path: Path)
     assert run(source_of(before), tmp_path) == (["2 1"], "a word on stdout\n")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a method of its own is derived from fork's")
+@pytest.mark.posix
 def test_a_process_with_the_start_method_of_another_library_has_workers(tmp_path: Path) -> None:
     """As one of joblib's: the method is known by a name that no fresh interpreter knows."""
     done = programs.run(

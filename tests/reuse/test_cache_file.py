@@ -5,6 +5,7 @@ import pickle
 import re
 import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from struct import pack
 
@@ -29,6 +30,16 @@ async def put(cache: VectorCacheFile, *numbers: int, size: int = 1000) -> None:
 async def found(cache: VectorCacheFile, *numbers: int) -> list[int]:
     values = await cache.get([key(number) for number in numbers])
     return [number for number, value in zip(numbers, values, strict=True) if value is not None]
+
+
+async def changed(path: Path, statement: str, *numbers: int) -> VectorCacheFile:
+    """A cache that has kept these, and whose file somebody has changed."""
+    cache = VectorCacheFile(path)
+    await put(cache, *numbers)
+    await cache.aclose()
+    with closing(sqlite3.connect(path)) as file:
+        file.executescript(statement)
+    return cache
 
 
 async def test_what_was_kept_is_found_by_the_next_one(tmp_path: Path) -> None:
@@ -83,12 +94,7 @@ async def test_it_is_its_owners_alone(tmp_path: Path) -> None:
     ],
 )
 async def test_a_file_that_would_act_by_itself_is_refused(tmp_path: Path, statement: str) -> None:
-    cache = VectorCacheFile(tmp_path / "cache")
-    await put(cache, 1)
-    await cache.aclose()
-    with sqlite3.connect(cache.path) as file:
-        file.executescript(statement)
-    file.close()
+    cache = await changed(tmp_path / "cache", statement, 1)
     with pytest.raises(OptionError, match="no cache of vectors"):
         await cache.get([key(1)])
     await cache.aclose()
@@ -154,12 +160,7 @@ async def test_no_journal_beside_it_deletes_another_file(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("forged", ["DELETE FROM counters", "UPDATE counters SET number = 'a'"])
 async def test_a_forged_number_of_its_own_is_told_as_a_broken_file(forged: str, tmp_path: Path) -> None:
-    cache = VectorCacheFile(tmp_path / "cache")
-    await put(cache, 1)
-    await cache.aclose()
-    with sqlite3.connect(cache.path) as file:
-        file.execute(forged)
-    file.close()
+    cache = await changed(tmp_path / "cache", forged, 1)
     for call in (cache.get([key(1)]), put(cache, 2)):
         with pytest.raises(sqlite3.DatabaseError, match="where a number belongs .*remove it"):
             await call
@@ -167,12 +168,8 @@ async def test_a_forged_number_of_its_own_is_told_as_a_broken_file(forged: str, 
 
 @pytest.mark.parametrize("forged", ["7", "'a'"])
 async def test_a_forged_value_is_none(forged: str, tmp_path: Path) -> None:
-    cache = VectorCacheFile(tmp_path / "cache")
-    await put(cache, 1, 2)
-    await cache.aclose()
-    with sqlite3.connect(cache.path) as file:
-        file.execute(f"UPDATE vectors SET value = {forged} WHERE key = ?", (key(1),))
-    file.close()
+    statement = f"UPDATE vectors SET value = {forged} WHERE key = x'{key(1).hex()}'"
+    cache = await changed(tmp_path / "cache", statement, 1, 2)
     assert await cache.get([key(1), key(2)]) == [b"", b"\2" * 1000]
     await cache.aclose()
 
