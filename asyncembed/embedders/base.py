@@ -136,6 +136,9 @@ logger: Logger = getLogger("asyncembed")
 GRAPH_IMPORTS = ("numpy", "onnxruntime", "asyncembed.encoders.text_graph")
 """What a worker needs for a model that has a graph."""
 
+_OPENING_IMPORTS = frozenset({"asyncembed.loading.load", "asyncembed.loading.fake_loading", "numpy"})
+"""What this process needs to find a model, and for its results: imported while the workers start."""
+
 CALLS_PER_TURN = 32
 """Coroutine calls that begin in one turn of the event loop: each takes some tens of microseconds to begin."""
 
@@ -680,7 +683,7 @@ async def _loading(
 
 async def _find(fakes: Fakes | None, *arguments: Any, **keywords: Any) -> EncoderConfig:
     """`prepare`, or that of a fake: by modules that are imported now, while the workers start."""
-    if not {"asyncembed.loading.load", "numpy"} <= sys.modules.keys():
+    if not sys.modules.keys() >= _OPENING_IMPORTS:
         await in_disk_thread(_import_rest)
     from asyncembed.loading.fake_loading import prepare_fake
     from asyncembed.loading.load import prepare
@@ -689,14 +692,14 @@ async def _find(fakes: Fakes | None, *arguments: Any, **keywords: Any) -> Encode
 
 
 def _import_rest() -> None:
-    """What takes longest to import of all that this process needs; numpy for the results.
+    """`_OPENING_IMPORTS`, of which each takes long or may fail.
 
     Raises:
         WorkerError: It cannot be imported now, as when there are too many open files.
     """
     try:
-        import_module("asyncembed.loading.load")
-        import_module("numpy")
+        for module in _OPENING_IMPORTS:
+            import_module(module)
     except (OSError, ImportError) as error:
         raise WorkerError(
             f"what reads models cannot be imported ({type(error).__name__}: {error}); free what it lacks, ask for "
