@@ -325,7 +325,7 @@ def test_failed_records_go_into_a_file_of_their_own(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.npy"])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
 def test_a_text_of_parquet_that_is_no_utf_8_fails_alone(name: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
