@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from asyncembed.errors import ModelLoadError, UnsupportedModelError
-from asyncembed.export.bert_like import BERT, DISTILBERT, ELECTRA, MPNET, ROBERTA
+from asyncembed.export.bert_like import ALBERT, BERT, DISTILBERT, ELECTRA, MPNET, ROBERTA
 from asyncembed.export.construction import Answer, Construction
 from asyncembed.export.deberta import DEBERTA_V2
 from asyncembed.export.decoders import EUROBERT, GEMMA3, QWEN2, QWEN3
@@ -55,6 +55,7 @@ class Architecture(Protocol):
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
+    "albert": ALBERT,
     "bert": BERT,
     "camembert": ROBERTA,
     "deberta-v2": DEBERTA_V2,
