@@ -71,7 +71,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from asyncembed.bars import StreamProgress
@@ -321,10 +321,14 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:  # type checkers know all names there are
+
+    def __getattr__(name: str) -> object:
+        if name in _HOMES:
+            return getattr(import_module(_HOMES[name]), name)
+        from asyncembed.migration import no_such_name
+
+        raise no_such_name(__name__, name)
 
 
 def __dir__() -> list[str]:

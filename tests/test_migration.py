@@ -2,8 +2,10 @@
 
 import inspect
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import fastembed
@@ -34,7 +36,7 @@ from asyncembed import (
     sync,
 )
 from asyncembed.errors import OptionError, StateError, UnknownModelError, UsageError
-from asyncembed.migration import ATTRIBUTES
+from asyncembed.migration import ATTRIBUTES, NAMES
 from tests.support.encoders import ECHO
 from tests.support.models import write_model
 
@@ -245,6 +247,18 @@ def test_a_pool_answers_alike() -> None:
         anything(parallel=2)
     with pytest.raises(OptionError, match="did you mean 'threads'"):
         anything(threds=2)
+
+
+@pytest.mark.parametrize("module", [asyncembed, sync])
+def test_a_class_of_others_says_what_to_import_instead(module: ModuleType) -> None:
+    for name, answer in NAMES.items():
+        with pytest.raises(ImportError, match=f"cannot import name '{name}' .*: here it is {re.escape(answer)}"):
+            exec(f"from {module.__name__} import {name}")
+        for ours in re.findall("[A-Z][A-Za-z]+Em[a-z]+|TextCrossEncoder|HubOrigin|cosine|top_k", answer):
+            assert hasattr(asyncembed, ours)
+    assert not hasattr(module, "Embedding")
+    with pytest.raises(ImportError, match=r"cannot import name 'Embedding' from 'asyncembed[.a-z]*' \(.*py\)$"):
+        exec(f"from {module.__name__} import Embedding")
 
 
 def test_a_misspelt_method_is_an_ordinary_error() -> None:

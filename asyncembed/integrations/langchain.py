@@ -197,10 +197,12 @@ class AsyncembedCrossEncoder(BaseCrossEncoder):
         return f"AsyncembedCrossEncoder({self._model.name!r})"
 
 
-def __getattr__(name: str) -> object:
-    # Its package takes seconds to import.
-    if name == "AsyncembedSparse":
-        from asyncembed.integrations.langchain_qdrant import AsyncembedSparse
+if not TYPE_CHECKING:  # type checkers know all names there are
 
-        return AsyncembedSparse
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        # Its package takes seconds to import.
+        if name == "AsyncembedSparse":
+            from asyncembed.integrations.langchain_qdrant import AsyncembedSparse
+
+            return AsyncembedSparse
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
