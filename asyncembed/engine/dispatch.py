@@ -504,9 +504,15 @@ class Dispatcher:
         if slot.has_suspect or not slot.has_room:
             return None
         retry = self._first_retry(slot)
-        if retry is None or self._must_yield(retry):
-            self._has_yielded = retry is not None
-            return self._new_batch(slot, self._scheduler.turn() if retry is None else Priority.INTERACTIVE)
+        if retry is None:
+            self._has_yielded = False
+            return self._new_batch(slot, self._scheduler.turn())
+        if self._must_yield(retry):
+            batch = self._new_batch(slot, Priority.INTERACTIVE)
+            if batch is not None:
+                self._has_yielded = True
+                return batch
+            # It is left to others, whose answers are no reason to ask this worker again.
         # A batch that a worker died of runs with nothing else in flight, so that the next death is its own.
         if retry.kills and slot.in_flight:
             return None
