@@ -104,6 +104,10 @@ PASSING = {
         Fault("content", path="onnx", cut_after=100_000),
         Fault("content", path="onnx", skip=1, corrupt=True),
     ],
+    "wrong bytes in the place of right ones": [
+        Fault("content", path="onnx", cut_after=200_000),
+        Fault("content", times=1, path="onnx", ignore_range=True, corrupt=True),
+    ],
     "wrong bytes, in a small file": [Fault("content", times=2, path="config", corrupt=True)],
     "too many bytes": [Fault("content", times=1, path="config", excess=b"more")],
     "no length": [Fault("content", times=9, no_length=True)],
