@@ -173,13 +173,15 @@ async def rank(
     param: str,
     top_k: int | None = None,
     activation: Activation = "sigmoid",
+    instruction: str | None = None,
     truncate: bool | None = None,
     is_bulk: bool = False,
 ) -> CountedBatch[list[tuple[int, float]]]:
     """The best documents for a query, as `TextCrossEncoder.rank`; `param` is the field of the documents."""
-    await _check_pairs(service, model, [(query, document) for document in documents], param)
+    whole_query = query if instruction is None else f"{instruction} {query}"  # which is read with each document
+    await _check_pairs(service, model, [(whole_query, document) for document in documents], param)
     with lane(service, model.embedder, len(documents), is_bulk=is_bulk) as priority:
-        call: RerankKeywords = {"activation": activation, "priority": priority}
+        call: RerankKeywords = {"activation": activation, "instruction": instruction, "priority": priority}
         counted = await rank_texts(model.embedder, query, documents, top_k, call)
     return _checked(counted, model.embedder, param, truncate=truncate)
 
