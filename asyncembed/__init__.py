@@ -35,7 +35,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   loading/    load, locate, made_graphs   from a name to what a worker needs: files, graphs; fake_loading: without
 #   reuse/      deduplication, keeper       nothing computed twice: equal inputs, and what a cache has
 #               vector_cache, cache_file, keys, packing, fingerprint   in a file; under what; as bytes; of which model
-#   images/     inputs, urls, connecting, decode, image_limits, preprocess
+#   images/     inputs, urls, fetch_turns, connecting, decode, image_limits, preprocess
 #   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
 #               pool, lifetime              the public WorkerPool; opening and closing
@@ -71,7 +71,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from asyncembed.bars import StreamProgress
@@ -321,10 +321,14 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:  # type checkers know all names there are
+
+    def __getattr__(name: str) -> object:
+        if name in _HOMES:
+            return getattr(import_module(_HOMES[name]), name)
+        from asyncembed.migration import no_such_name
+
+        raise no_such_name(__name__, name)
 
 
 def __dir__() -> list[str]:

@@ -147,6 +147,39 @@ ATTRIBUTES: Mapping[str, str] = {
 """By attribute or method: what to use instead."""
 
 
+NAMES: Mapping[str, str] = {
+    # sentence-transformers
+    "SentenceTransformer": "TextEmbedding, or ImageEmbedding for CLIP's images",
+    "CrossEncoder": "TextCrossEncoder",
+    "SparseEncoder": "SparseTextEmbedding",
+    "MultiVectorEncoder": "LateInteractionTextEmbedding",
+    "cos_sim": "cosine",
+    "semantic_search": "top_k",
+    "util": "`cosine`, which compares vectors, and `top_k`, which finds the nearest",
+    # fastembed
+    **dict.fromkeys(("DefaultEmbedding", "FlagEmbedding", "JinaEmbedding"), "TextEmbedding"),
+    "PoolingType": 'a text in its place ("mean", "cls")',
+    "ModelSource": "the name of the repo in its place, or HubOrigin",
+    # FlagEmbedding, PyLate, model2vec, infinity
+    **dict.fromkeys(("FlagModel", "FlagAutoModel", "StaticModel", "AsyncEmbeddingEngine"), "TextEmbedding"),
+    "BGEM3FlagModel": "HybridTextEmbedding",
+    **dict.fromkeys(("FlagReranker", "FlagLLMReranker", "FlagAutoReranker"), "TextCrossEncoder"),
+    "ColBERT": "LateInteractionTextEmbedding",
+}
+"""By what programs import: what to import instead."""
+
+
+def no_such_name(module: str, name: str) -> Exception:
+    """What a module raises for a name that it does not have.
+
+    For those of other libraries that is an `ImportError`: of an `AttributeError` nothing would be left in what
+    `from ... import` raises.
+    """
+    if name in NAMES:
+        return ImportError(f"cannot import name {name!r} from {module!r}: here it is {NAMES[name]}", name=module)
+    return AttributeError(f"module {module!r} has no attribute {name!r}")
+
+
 def refuse_assignment(model: object, name: str, hints: Mapping[str, str]) -> None:
     """Raise `AttributeError` for what other libraries' models are told by an assignment, as `max_seq_length` is.
 

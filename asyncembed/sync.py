@@ -66,7 +66,7 @@ from asyncembed.engine.model import Stats
 from asyncembed.engine.pool import WorkerPool as AsyncWorkerPool
 from asyncembed.errors import StateError, UsageError
 from asyncembed.feeding import NotedFailures
-from asyncembed.migration import ATTRIBUTES, refuse_assignment
+from asyncembed.migration import ATTRIBUTES, no_such_name, refuse_assignment
 from asyncembed.results import CollectedT, HybridOutput, ResultT, ScalarT, SparseEmbedding
 from asyncembed.shared import Lease, Use, as_unopened
 from asyncembed.stream import BatchStream as AsyncBatchStream
@@ -100,6 +100,12 @@ __all__ = [
     "TextEmbedding",
     "WorkerPool",
 ]
+
+
+if not TYPE_CHECKING:  # type checkers know all names there are
+
+    def __getattr__(name: str) -> NoReturn:
+        raise no_such_name(__name__, name)
 
 
 background.end_after_threads()

@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +92,14 @@ def _fast_unless_marked(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
     if request.node.get_closest_marker("slow") is None:
         assert not seen, f"mark this test with @pytest.mark.slow: {', '.join(sorted(set(seen)))}"
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that an ordinary user reaches; pytest's own is closed to others."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_a_public_name_is_defined_where_it_is_said_to_be(name: str) -> None:
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'asyncembed' has no attribute 'Embedding'"):
-        asyncembed.Embedding  # noqa: B018
+        asyncembed.Embedding  # type: ignore[attr-defined]  # noqa: B018 (mypy sees it, or says that it does not)
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:

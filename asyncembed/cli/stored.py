@@ -17,6 +17,7 @@ from asyncembed.catalogue.spec import CacheFolderOrigin, Family, HubOrigin, Mode
 from asyncembed.errors import AsyncEmbedError, CacheNotWritableError
 from asyncembed.export.graph_cache import delete_graph, kept_graphs, kept_graphs_of
 from asyncembed.files import default_cache_dir
+from asyncembed.hub.archive import unfinished_archives
 from asyncembed.hub.cache import cache_root
 from asyncembed.hub.partial import QUIET_SECONDS, allocated_bytes
 from asyncembed.runtime.loadable_path import delete_links, linked_snapshots
@@ -29,7 +30,7 @@ Kind: TypeAlias = Literal[
     "model", "incomplete model", "exported graph", "prepared graph", "links", "unfinished download"
 ]
 """A model's files; those of one that lacks some; the graph built from its weights; a graph as this
-machine computes it; links that make it loadable; the beginning of a file."""
+machine computes it; links that make it loadable; the beginning of a file or of an archive."""
 
 MADE_HERE: tuple[Kind, ...] = ("exported graph", "prepared graph", "links", "unfinished download")
 """What can go without anything that is whole being downloaded again."""
@@ -156,7 +157,7 @@ def _delete(each: Stored) -> None:
         delete_prepared(each.path)
     elif each.kind == "links":
         delete_links(each.path)
-    elif each.kind == "unfinished download":
+    elif each.kind == "unfinished download" and not each.path.is_dir():
         each.path.unlink()
     elif each.path.is_symlink():
         raise OSError(f"it is a link to {each.path.resolve()}: delete that, and then the link")
@@ -234,6 +235,8 @@ def _unfinished(root: Path) -> Iterator[Stored]:
                 size_bytes=allocated_bytes(status),
                 used_at=status.st_mtime,
             )
+    for folder, name in unfinished_archives(root).items():
+        yield _measured("unfinished download", name, folder)
 
 
 def _repo_of(folder: str) -> str:

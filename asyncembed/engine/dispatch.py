@@ -247,8 +247,8 @@ class Dispatcher:
         self._batch_timeout = batch_timeout
         self._load_timeout = load_timeout
         self._max_queued = max_queued
-        # Places for interactive items that are yet to be added.
-        self._reserved = 0
+        # Places for interactive items that are yet to be added: by whether they have yet to be fetched or read.
+        self._reserved = {False: 0, True: 0}
         self._scheduler = Scheduler()
         # What comes before all that waits, and whether interactive work went before the first bulk batch of it.
         self._retries: list[Batch] = []
@@ -302,8 +302,11 @@ class Dispatcher:
 
     # ---------------------------------------------------------------- what waits
 
-    def reserve(self, model: PooledModel, count: int) -> None:
+    def reserve(self, model: PooledModel, count: int, *, are_absent: bool = False) -> None:
         """Keep places for `count` interactive items of `model` until they are added: all, or none.
+
+        Those that have yet to be fetched or read count by themselves: what waits for somebody else's server must not
+        take the places of what could be computed.
 
         Raises:
             OverloadedError: There are not as many left.
@@ -312,7 +315,7 @@ class Dispatcher:
         limit = self._max_queued
         if limit is None:
             return
-        queued = self._queued(Priority.INTERACTIVE) + self._reserved
+        queued = self._reserved[are_absent] + (0 if are_absent else self._queued(Priority.INTERACTIVE))
         if queued + count > limit:
             model.refused += count
             if count > limit:
@@ -325,13 +328,13 @@ class Dispatcher:
                 "try again later (a web app answers with the status 503), or give the pool more workers",
                 retry_after_seconds=self._seconds_queued(),
             )
-        self._reserved += count
+        self._reserved[are_absent] += count
 
-    def release(self, count: int) -> None:
+    def release(self, count: int, *, are_absent: bool = False) -> None:
         """Give places back, as their items are added now, or never will be."""
         if self._max_queued is not None:
-            self._reserved -= count
-            assert self._reserved >= 0, "places are given back once"
+            self._reserved[are_absent] -= count
+            assert self._reserved[are_absent] >= 0, "places are given back once"
 
     def _seconds_queued(self) -> float | None:
         """About how long the interactive items that wait take all workers together; None if that is not known yet."""
@@ -501,9 +504,15 @@ class Dispatcher:
         if slot.has_suspect or not slot.has_room:
             return None
         retry = self._first_retry(slot)
-        if retry is None or self._must_yield(retry):
-            self._has_yielded = retry is not None
-            return self._new_batch(slot, self._scheduler.turn() if retry is None else Priority.INTERACTIVE)
+        if retry is None:
+            self._has_yielded = False
+            return self._new_batch(slot, self._scheduler.turn())
+        if self._must_yield(retry):
+            batch = self._new_batch(slot, Priority.INTERACTIVE)
+            if batch is not None:
+                self._has_yielded = True
+                return batch
+            # It is left to others, whose answers are no reason to ask this worker again.
         # A batch that a worker died of runs with nothing else in flight, so that the next death is its own.
         if retry.kills and slot.in_flight:
             return None

@@ -1,8 +1,8 @@
 """The graph of a BERT-like encoder: embeddings, then layers that normalise after each residual sum.
 
 Sources: Vaswani et al. 2017 (the layer), Devlin et al. 2019 (BERT), Liu et al. 2019 (RoBERTa), Sanh et al.
-2019 (DistilBERT), Song et al. 2020 (MPNet), and, for names and defaults, the `transformers` library. An
-architecture of this kind is a `BertLike` record: the keys of its config.json and the names of its tensors.
+2019 (DistilBERT), Song et al. 2020 (MPNet), Lan et al. 2020 (ALBERT), and, for names and defaults, the `transformers`
+library. An architecture of this kind is a `BertLike` record: the keys of its config.json and the names of its tensors.
 """
 
 import math
@@ -34,7 +34,8 @@ _FARTHEST = 128
 _WORDS = "embeddings.word_embeddings.weight"
 _TYPES = "embeddings.token_type_embeddings.weight"
 _POSITIONS = "embeddings.position_embeddings.weight"
-_WIDENING = "embeddings_project"
+
+_MOST_LAYERS = 2**12  # of shared weights; each of its own weights has to be there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +50,9 @@ class ConfigKeys:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorNames:
-    """What the checkpoint calls the modules of one layer, without the layer's own prefix."""
+    """What the checkpoint calls what widens embeddings, and the modules of one layer, without the layer's prefix."""
 
+    widening: str = "embeddings_project"
     layer: str = "encoder.layer.{}."
     query: str = "attention.self.query"
     key: str = "attention.self.key"
@@ -75,6 +77,9 @@ class BertLike:
         relative_bias: Tensor with a bias per bucket of distances and head, shared by all layers; None: none.
         norm_eps: Epsilon of the layer norms where config.json has none.
         padding_id: Id of the padding token where config.json has none.
+        activation: Of the layers where config.json names none.
+        shares_layers: Whether layers fall into groups that compute with the same weights, each several layers long,
+            and something always widens the embeddings. The group and the place in it are in a layer's name then.
         heads: What may stand on the hidden states besides themselves.
     """
 
@@ -85,6 +90,8 @@ class BertLike:
     relative_bias: str | None = None
     norm_eps: float = 1e-12
     padding_id: int = 0
+    activation: str = "gelu"
+    shares_layers: bool = False
     heads: Mapping[HeadName, HeadBuilder] = field(default_factory=dict)
 
     @property
@@ -111,8 +118,10 @@ class BertLike:
         heads, hidden = config[keys.heads], config[keys.hidden]
         if hidden % heads:
             yield f"has {keys.heads} = {heads}, which does not divide {keys.hidden} = {hidden}"
-        yield from activation_objections(keys.activation, config.get(keys.activation, "gelu"))
+        yield from activation_objections(keys.activation, config.get(keys.activation, self.activation))
         yield from eps_objections("layer_norm_eps", config.get("layer_norm_eps", self.norm_eps))
+        if self.shares_layers:
+            yield from _sharing_objections(config, config[keys.layers])
 
     def encode(self, c: Construction) -> str:
         """The flat hidden states after the last layer.
@@ -122,9 +131,20 @@ class BertLike:
         sizes = _Sizes.of(self, c.config)
         hidden = _embeddings(self, sizes, c)
         visible = _seen(self, sizes, c)
-        for i in range(sizes.layers):
-            hidden = _layer(self.names, sizes, c, c.weights.under(self.names.layer.format(i)), hidden, visible)
+        for name in self._layers(c.config):
+            hidden = _layer(self.names, sizes, c, c.weights.under(name), hidden, visible)
         return hidden
+
+    def _layers(self, config: Mapping[str, Any]) -> Iterator[str]:
+        """What stands before the names of each layer's tensors."""
+        count, name = config[self.keys.layers], self.names.layer
+        if not self.shares_layers:
+            yield from map(name.format, range(count))
+            return
+        groups, inner = _sharing(config)
+        for i in range(count):
+            group = int(i / (count / groups))  # also where they are not equally many
+            yield from (name.format(group, place) for place in range(inner))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +165,22 @@ class _Sizes:
             layers=config[keys.layers],
             heads=config[keys.heads],
             hidden=config[keys.hidden],
-            activation=config.get(keys.activation, "gelu"),
+            activation=config.get(keys.activation, architecture.activation),
             eps=float(config.get("layer_norm_eps", architecture.norm_eps)),
             padding_id=config.get("pad_token_id", architecture.padding_id),
         )
+
+
+def _sharing(config: Mapping[str, Any]) -> tuple[int, int]:
+    """How many groups share their weights, and how many layers of its own one has."""
+    return config.get("num_hidden_groups", 1), config.get("inner_group_num", 1)
+
+
+def _sharing_objections(config: Mapping[str, Any], layers: int) -> Iterator[str]:
+    """Why layers cannot share their weights like that."""
+    groups, inner = _sharing(config)
+    yield from size_objections({"num_hidden_groups": groups}, "num_hidden_groups", below=layers + 1)
+    yield from size_objections({"inner_group_num": inner}, "inner_group_num", below=_MOST_LAYERS // layers + 1)
 
 
 # From tokens to the first hidden state
@@ -168,8 +200,9 @@ def _embeddings(architecture: BertLike, sizes: _Sizes, c: Construction) -> str:
     total = graph.node("Add", total, _position_embeddings(architecture, sizes, c, width))
     hidden = layer_norm(weights, "embeddings.LayerNorm", total, width, eps=sizes.eps, needs_bias=True)
     hidden = graph.node("Reshape", hidden, graph.constant([-1, width]))
-    if weights.has(f"{_WIDENING}.weight"):
-        return linear(weights, _WIDENING, hidden, width, sizes.hidden, needs_bias=True)
+    widening = architecture.names.widening
+    if architecture.shares_layers or weights.has(f"{widening}.weight"):
+        return linear(weights, widening, hidden, width, sizes.hidden, needs_bias=True)
     return hidden
 
 
@@ -345,6 +378,36 @@ ELECTRA = BertLike(
             bias="generator_lm_head.bias",
             embeddings=_WORDS,
             activation="gelu",
+        ),
+    },
+)
+
+# A layer of its config.json is all layers of a group, one after the other.
+ALBERT = BertLike(
+    prefix="albert.",
+    names=TensorNames(
+        widening="encoder.embedding_hidden_mapping_in",
+        layer="encoder.albert_layer_groups.{}.albert_layers.{}.",
+        query="attention.query",
+        key="attention.key",
+        value="attention.value",
+        attention_output="attention.dense",
+        attention_norm="attention.LayerNorm",
+        intermediate="ffn",
+        output="ffn_output",
+        output_norm="full_layer_layer_norm",
+    ),
+    activation="gelu_new",
+    shares_layers=True,
+    heads={
+        "scores": Classifier(dense="pooler", is_inside=True),
+        "words": Vocabulary(
+            dense="predictions.dense",
+            norm="predictions.LayerNorm",
+            decoder="predictions.decoder",
+            bias="predictions.bias",
+            embeddings=_WORDS,
+            default="gelu_new",
         ),
     },
 )

@@ -151,6 +151,7 @@ class Vocabulary:
         embeddings: The encoder's tensor that stands for the decoder's.
         activation: The only one there is; None: the one that config.json names.
         activation_key: There.
+        default: The activation where config.json names none.
         eps: Of the norm where config.json has none.
         eps_key: There; None: it is fixed.
     """
@@ -162,13 +163,14 @@ class Vocabulary:
     embeddings: str
     activation: str | None = None
     activation_key: str = "hidden_act"
+    default: str = "gelu"
     eps: float = 1e-12
     eps_key: str | None = "layer_norm_eps"
 
     def __call__(self, c: Construction, hidden: str) -> None:
         weights, config = c.all_weights, c.config
         inner, width = weights.shape(f"{self.dense}.weight", (None, None))
-        activation = ACTIVATIONS[self.activation or config.get(self.activation_key, "gelu")]
+        activation = ACTIVATIONS[self.activation or config.get(self.activation_key, self.default)]
         opened = activation(c.graph, linear(weights, self.dense, hidden, width, inner, needs_bias=True))
         eps = float(config.get(self.eps_key, self.eps)) if self.eps_key else self.eps
         states = layer_norm(weights, self.norm, opened, inner, eps=eps, needs_bias=True)

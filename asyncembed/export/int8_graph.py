@@ -107,11 +107,7 @@ def quantize(graph: Graph, largest: Mapping[str, FloatArray], *, last: int) -> N
 
     `largest` is what `activations` has found in a graph of the same nodes. Each weight is computed when it is written.
     """
-    smoothed = {
-        value: _Smoothing(largest[value], weights)
-        for value, weights in _read_by_maps(graph, last).items()
-        if value in largest
-    }
+    smoothed = _smoothed(largest, _read_by_maps(graph, last))
     rows: dict[str, Rows8] = {}
 
     def replace(operator: str, inputs: Sequence[str]) -> str | None:
@@ -122,9 +118,9 @@ def quantize(graph: Graph, largest: Mapping[str, FloatArray], *, last: int) -> N
         if value not in rows:
             divisor = None
             if smooth is not None:
-                divisor = graph.weight(f"{value}.divisor", (smooth.channels,), smooth.divisor)
+                divisor = graph.weight(f"{smooth.name}.divisor", (smooth.channels,), smooth.divisor)
             rows[value] = quantized_rows(graph, value, floor=floor, divisor=divisor)
-        return _product(graph, rows[value], inputs[1:], _Map(*read), smooth, floor)
+        return _product(graph, rows[value], inputs[1:], _Map(inputs[1], *read), smooth, floor)
 
     graph.rewrite(replace, last=last)
     graph.metadata[BY_ROW] = "1"
@@ -134,6 +130,7 @@ def quantize(graph: Graph, largest: Mapping[str, FloatArray], *, last: int) -> N
 class _Map:
     """The weight of a linear map, (N, K)."""
 
+    name: str
     shape: tuple[int, ...]
     blocks: Callable[[], Iterable[Array]]
 
@@ -146,10 +143,10 @@ class _Map:
 
 
 class _Smoothing:
-    """What the channels of one value are divided by, and their weights are multiplied with."""
+    """What the channels of some values, called `name`, are divided by, and their weights are multiplied with."""
 
-    def __init__(self, largest: FloatArray, maps: Sequence[_Map]) -> None:
-        self._largest, self._maps = largest, maps
+    def __init__(self, name: str, largest: FloatArray, maps: Sequence[_Map]) -> None:
+        self.name, self._largest, self._maps = name, largest, maps
         self.channels = len(largest)
 
     @cached_property
@@ -160,13 +157,26 @@ class _Smoothing:
         return np.reciprocal(self.factor)
 
 
+def _smoothed(largest: Mapping[str, FloatArray], read: Mapping[str, Sequence[_Map]]) -> dict[str, _Smoothing]:
+    """How each value is smoothed: alike where layers share their weights, which are stored once then."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for value, maps in read.items():
+        if value in largest:
+            alike.setdefault(tuple(each.name for each in maps), []).append(value)
+    found: dict[str, _Smoothing] = {}
+    for values in alike.values():
+        greatest = np.maximum.reduce([largest[value] for value in values])
+        found |= dict.fromkeys(values, _Smoothing(values[0], greatest, read[values[0]]))
+    return found
+
+
 def _read_by_maps(graph: Graph, last: int) -> dict[str, list[_Map]]:
     """What the linear maps among the first nodes read, each with their weights."""
     found: dict[str, list[_Map]] = {}
 
     def look(operator: str, inputs: Sequence[str]) -> None:
         if operator == "Gemm" and (read := graph.reader_of(inputs[1])):
-            found.setdefault(inputs[0], []).append(_Map(*read))
+            found.setdefault(inputs[0], []).append(_Map(inputs[1], *read))
 
     graph.rewrite(look, last=last)
     return found
@@ -185,12 +195,12 @@ def _product(
         return made[0].values
 
     def shift() -> Array:
-        given = None if bias is None else _Map(*bias).read()
+        given = None if bias is None else _Map(weight[1], *bias).read()
         return made.pop().bias(given, floor=floor)
 
     outputs, inputs = map_.shape
-    # What reads a weight says how it is smoothed, so that one that several read is made for each.
-    name = f"{weight[0]} of {rows.values}"
+    # What reads a weight says how it is smoothed, so that one that is smoothed in several ways is made for each.
+    name = f"{weight[0]} of {floor if smooth is None else smooth.name}"
     # In the order in which they are written: the bias is the last that needs what was made.
     names = (
         graph.weight(f"{name}.int8", (inputs, outputs), values, dtype="i1"),

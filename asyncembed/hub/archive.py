@@ -5,10 +5,12 @@ import gzip
 import secrets
 import shutil
 import tarfile
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from glob import escape
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self, cast
@@ -21,7 +23,8 @@ from asyncembed.files import WritableFile, in_disk_thread, move, open_to_write
 from asyncembed.hub.access import HubAccess
 from asyncembed.hub.addresses import shown_address
 from asyncembed.hub.listing import Wanted
-from asyncembed.hub.locks import only_one
+from asyncembed.hub.locks import newest_write, only_one
+from asyncembed.hub.partial import QUIET_SECONDS
 from asyncembed.hub.progress import BytesReceived, DownloadFinished, DownloadStarted, FileFinished, Reporter
 from asyncembed.hub.retry import RetryBudget, TransientError
 from asyncembed.repo_files import is_safe_path, shown
@@ -78,16 +81,15 @@ class Archive:
 
     async def download(self, report: Reporter) -> Path:
         """See Place. The folder appears as a whole, by a rename."""
-        staging = self._root / f".{self._folder}.{secrets.token_hex(4)}.incomplete"
+        staging = self._root / _staging(self._folder, secrets.token_hex(4))
         lock = self._root / ".locks" / f"{self._folder}.lock"
-
-        def last_write() -> float:
-            return max((path.stat().st_mtime for path in self._root.glob(f".{self._folder}.*/*")), default=0.0)
-
-        async with only_one(lock, last_write, self._access.policy.stuck_seconds):
+        watch = partial(newest_write, self._root, f"{_staging(escape(self._folder), _ANY)}/**/*")
+        async with only_one(lock, watch, self._access.policy.stuck_seconds) as is_locked:
             found = await in_disk_thread(self.complete)
             if found is not None:
                 return found
+            if is_locked:
+                await in_disk_thread(self._delete_leftovers)
             try:
                 await in_disk_thread(partial(staging.mkdir, parents=True))
                 archive = staging / "archive.tar.gz"
@@ -144,6 +146,13 @@ class Archive:
             raise TransientError(f"the connection ended after {received} of {total} bytes")
         return received
 
+    def _delete_leftovers(self) -> None:
+        """Delete what downloads have left that nobody ends any more: their processes were killed."""
+        for leftover in self._root.glob(_staging(escape(self._folder), _ANY)):
+            written = max(newest_write(self._root, leftover.name), newest_write(leftover, "**/*"))
+            if time.time() - written > QUIET_SECONDS and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
+
     def _install(self, extracted: Path) -> None:
         """Put the folder in its place: of a link there, only itself goes away; of a folder, what the archive has."""
         if self._target.is_symlink():
@@ -161,6 +170,21 @@ class Archive:
                 place.mkdir(exist_ok=True)
             else:
                 move(path, place)
+
+
+_ANY = "????????"
+"""A pattern for the token of any download."""
+
+
+def _staging(folder: str, token: str) -> str:
+    """The name of the folder in which an archive becomes `folder`."""
+    return f".{folder}.{token}.incomplete"
+
+
+def unfinished_archives(root: Path) -> dict[Path, str]:
+    """Where archives are on their way, or were when their process was killed → the folders they become. Blocks."""
+    found = [path for path in root.glob(_staging("*", _ANY)) if path.is_dir() and not path.is_symlink()]
+    return {path: path.name[1:].rsplit(".", 2)[0] for path in found}
 
 
 def extract(archive: Path, into: Path, folder: str, source: str, *, check: Callable[[], object] = lambda: None) -> None:

@@ -200,7 +200,7 @@ class RepoCache:
             with contextlib.suppress(OSError):
                 _write_atomically(tag, _TAG)
         needed = sum(file.size_bytes for file in files if not self._is_there(self.blob(file), file))
-        kept = sum(allocated_bytes(path.lstat()) for path in (self.folder / "blobs").glob("*.asyncembed*.incomplete"))
+        kept = _kept_bytes(self.folder / "blobs")
         usage = shutil.disk_usage(self.folder)
         if usage.total and usage.free + kept < needed:  # some network file systems report 0 of 0
             raise disk_full(self.folder, needed - kept, usage.free)
@@ -315,6 +315,15 @@ class RepoCache:
             return path.is_file() and path.stat().st_size == file.size_bytes and _is_readable(path)
         except OSError:
             return False
+
+
+def _kept_bytes(blobs: Path) -> int:
+    """What earlier downloads have left there, to be gone on with."""
+    kept = 0
+    for path in blobs.glob("*.asyncembed*.incomplete"):
+        with contextlib.suppress(OSError):  # it is whole by now, and has another name
+            kept += allocated_bytes(path.lstat())
+    return kept
 
 
 def _entry(file: RepoFile) -> dict[str, str | int]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from enum import Enum
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -24,7 +24,7 @@ from asyncembed.hub.cache import RepoCache, is_disk_full, translate_disk_error
 from asyncembed.hub.client import Answer, HubClient
 from asyncembed.hub.hops import Asked
 from asyncembed.hub.listing import Listing, RepoFile
-from asyncembed.hub.locks import only_one
+from asyncembed.hub.locks import newest_write, only_one
 from asyncembed.hub.pace import Stretch
 from asyncembed.hub.partial import Partial
 from asyncembed.hub.progress import BytesReceived, FileFinished, Reporter
@@ -81,7 +81,8 @@ async def _download_blob(
     # Also to link a blob that is there already: huggingface_hub, which holds this lock when it links, removes whatever
     # it finds in the link's place, and raises if it then meets a file there.
     blob = cache.blob(file)
-    async with only_one(cache.lock(file), lambda: _newest_write(blob), client.policy.stuck_seconds) as is_locked:
+    watch = partial(newest_write, blob.parent, f"{blob.name}.*incomplete")
+    async with only_one(cache.lock(file), watch, client.policy.stuck_seconds) as is_locked:
         if await in_disk_thread(cache.link_blob, listing.commit, file):
             return
         try:
@@ -358,14 +359,3 @@ def idle_connections() -> int:
     """How many of the event loop's connections nobody uses or waits for."""
     slots = _connections.get(None)
     return CONNECTIONS if slots is None else slots.value
-
-
-def _newest_write(blob: Path) -> float:
-    """When anyone last wrote to an unfinished file of this blob; 0.0 if no one does."""
-    times = [0.0]
-    for path in blob.parent.glob(f"{blob.name}.*incomplete"):
-        try:
-            times.append(path.stat().st_mtime)
-        except OSError:
-            continue
-    return max(times)

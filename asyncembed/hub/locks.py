@@ -94,6 +94,16 @@ async def only_one(lock_path: Path, watch: Callable[[], float], stuck_seconds: f
                 await in_disk_thread(lock.release)
 
 
+def newest_write(folder: Path, pattern: str) -> float:
+    """When what matches was last written to, in seconds since the epoch; 0.0 if there is nothing. Blocks."""
+    times = [0.0]
+    with contextlib.suppress(OSError):  # a folder goes
+        for path in folder.glob(pattern):
+            with contextlib.suppress(OSError):  # it is whole by now, and has another name
+                times.append(path.stat().st_mtime)
+    return max(times)
+
+
 class _State(Enum):
     OURS = "we hold the lock"
     TAKEN = "somebody else does"

@@ -146,6 +146,8 @@ class Partial:
             stretch = struct.pack(">QQ", offset, end)
             self._write_at(self._journal_end, stretch + struct.pack(">I", zlib.crc32(stretch)))
             self._journal_end += _RECORD.size
+            if offset < self._hash.position:
+                self._hash.restart()  # what was hashed is there no more
             if offset == self._hash.position:
                 self._hash.feed(data)
             return self.ranges.add(offset, end)

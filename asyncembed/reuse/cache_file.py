@@ -9,12 +9,18 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from errno import EROFS
+from logging import Logger, getLogger
 from pathlib import Path
 from stat import S_ISREG
+from tempfile import TemporaryFile
+from urllib.parse import quote
 
 from asyncembed.checks import check_count
 from asyncembed.errors import OptionError
 from asyncembed.files import in_disk_thread
+
+logger: Logger = getLogger("asyncembed")
 
 MAX_BYTES = 2**30
 """Of a file: half a million vectors of 384 numbers."""
@@ -64,7 +70,8 @@ class VectorCacheFile:
     Args:
         path: The file, which is made when it is first written to. SQLite has two more files beside it while it is
             open. On a file system of this machine: a network's has no locks that can be trusted; and in a folder that
-            nobody writes whom you would not let write your own files.
+            nobody writes whom you would not let write your own files. Where it is there and cannot be written, or its
+            folder cannot (in an image of a container, say), it is read, and nothing is kept.
         max_bytes: How large it may become. What was used longest ago makes room for what is new.
     """
 
@@ -113,7 +120,7 @@ class VectorCacheFile:
                 for key, used, value in _rows(file, keys[start : start + READ_AT_ONCE]):
                     found[key] = value if isinstance(value, bytes) else b""  # which is none of ours
                     size_bytes += len(found[key])
-                    if used != age:
+                    if used != age and not self._reading.is_read_only:
                         self._used.add(key)
                     if size_bytes > MOST_BYTES_OF_A_VALUE:
                         return [found.get(key) for key in keys]  # the rest is computed: memory stays bounded
@@ -124,7 +131,7 @@ class VectorCacheFile:
     def _put(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         used, self._used = self._used, set()
         entries = [entry for entry in entries if len(entry[1]) <= MOST_BYTES_OF_A_VALUE]
-        if not entries and not used:
+        if self._reading.is_read_only or not (entries or used):
             return
         with self._writing.use(create=True) as file, _transaction(file):
             age = _age(file, self.max_bytes)
@@ -162,6 +169,8 @@ class _Connection:
         self._process = 0
         # Of the file that is open: where the path leads to another one by now, that is meant.
         self._identity: tuple[int, int] | None = None
+        self.is_read_only = False
+        """Whether it, or its folder, could not be written when it was opened last."""
 
     @contextmanager
     def use(self, *, create: bool = False) -> Iterator[sqlite3.Connection]:
@@ -174,13 +183,20 @@ class _Connection:
                 self._drop()
             try:
                 if self._file is None:
-                    self._file, self._process = _opened(self._path, create=create), os.getpid()
-                    self._identity = _identity(self._path)
+                    self._open(create=create)
+                assert self._file is not None
                 yield self._file
             except sqlite3.Error as error:
                 self._drop()
                 error.args = (_in_words(error, self._path),)
                 raise
+
+    def _open(self, *, create: bool) -> None:
+        was_read_only, self.is_read_only = self.is_read_only, not create and not _may_be_written(self._path)
+        if self.is_read_only and not was_read_only:
+            logger.warning("%s, or its folder, cannot be written: what is kept there is used, and no more", self._path)
+        self._file = _opened_to_read(self._path) if self.is_read_only else _opened(self._path, create=create)
+        self._process, self._identity = os.getpid(), _identity(self._path)
 
     def close(self) -> None:
         with self._lock:
@@ -216,21 +232,64 @@ def _opened(path: Path, *, create: bool) -> sqlite3.Connection:
         # Vectors tell much of their texts, so they are nobody else's unless the user says so.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     _check_files(path)
-    file = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    try:
-        file.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES_OF_A_VALUE + 2**16)
-        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "synchronous = NORMAL", "temp_store = MEMORY"):
-            file.execute(f"PRAGMA {pragma}")
+    with _kept_if_right(_connected(os.fspath(path))) as file:
         if not _statements(file):
             file.execute("PRAGMA journal_mode = WAL")
             with _transaction(file):
                 if not _statements(file):  # another process may have been sooner
                     _make(file)
         _check(file, path)
+    return file
+
+
+def _opened_to_read(path: Path) -> sqlite3.Connection:
+    """Likewise, where nothing may be written: not even the two files beside it, without which SQLite reads no log.
+
+    Where they are there, as of a process that may write, they are read as well. Else the file has to do as it is, which
+    no one may change then: a connection that does not know better gives values whose checksums tell.
+    """
+    _check_files(path)
+    try:
+        return _looked_at(path, "mode=ro")
+    except sqlite3.OperationalError:
+        return _looked_at(path, "immutable=1")
+
+
+def _looked_at(path: Path, way: str) -> sqlite3.Connection:
+    place = path.as_posix()
+    uri = f"file://{'' if place.startswith('/') else '/'}{quote(os.fsencode(place))}?{way}"
+    with _kept_if_right(_connected(uri, is_uri=True)) as file:
+        _check(file, path)
+    return file
+
+
+def _connected(place: str, *, is_uri: bool = False) -> sqlite3.Connection:
+    return sqlite3.connect(place, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=is_uri)
+
+
+@contextmanager
+def _kept_if_right(file: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """A connection that nothing in the file can mislead, to be looked at; closed if that fails."""
+    try:
+        file.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES_OF_A_VALUE + 2**16)
+        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "synchronous = NORMAL", "temp_store = MEMORY"):
+            file.execute(f"PRAGMA {pragma}")
+        yield file
     except BaseException:
         file.close()
         raise
-    return file
+
+
+def _may_be_written(path: Path) -> bool:
+    """Whether a file that is there may be, and files beside it made."""
+    try:
+        os.close(os.open(path, os.O_RDWR | getattr(os, "O_NONBLOCK", 0)))  # of a pipe as well, which is refused later
+        TemporaryFile(dir=path.parent).close()
+    except PermissionError:
+        return False
+    except OSError as error:
+        return error.errno != EROFS
+    return True
 
 
 def _check_files(path: Path) -> None:

@@ -72,9 +72,13 @@ def test_what_is_damaged_or_begun_is_told_apart_from_models(places: Places) -> N
     begun = places.hub / "models--org--begun" / "blobs" / "abc.asyncembed.incomplete"
     begun.parent.mkdir(parents=True)
     begun.write_bytes(b"x" * 8192)
+    archive = places.hub / ".fast-model-v1.5.0a1b2c3d.incomplete" / "archive.tar.gz"
+    archive.parent.mkdir()
+    archive.write_bytes(b"x" * 100)
     assert kinds(look_into(places)) == [
         ("incomplete model", "org/begun", 0),
         ("incomplete model", "org/broken", len(COMMIT)),  # in the ref
+        ("unfinished download", "fast-model-v1.5", 100),
         ("unfinished download", "org/begun", 8192),
     ]
 
@@ -130,10 +134,15 @@ def test_what_was_made_here_can_go_without_any_model(places: Places) -> None:
     old, new = (folder / "blobs" / f"{name}.incomplete" for name in ("old", "new"))
     old.touch()
     new.touch()
-    os.utime(old, (1, 1))
+    archive = places.hub / ".fast-model.0a1b2c3d.incomplete" / "archive.tar.gz"
+    archive.parent.mkdir()
+    archive.touch()
+    for path in (old, archive):
+        os.utime(path, (1, 1))
     delete(chosen(look_into(places), [], made_here=True))
     assert not graph.parent.exists()
     assert not old.exists()
+    assert not archive.parent.exists()
     assert new.exists(), "somebody may be writing to it"
     assert kinds(look_into(places))[0] == ("model", "org/a", 1)
 

@@ -4,7 +4,7 @@ from math import inf
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -398,11 +398,22 @@ def test_without_bulk_work_no_more_compute_than_there_are_cores_for() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6), st.booleans()), max_size=30), st.integers(1, 3))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(1, 6), st.booleans())
+        | st.tuples(st.integers(0, 3), st.just(0), st.booleans()),
+        max_size=30,
+    ),
+    st.integers(1, 3),
+)
+@example([(1, 6, False), (0, 0, True)], 1)
 def test_no_worker_sleeps_while_something_waits_that_none_computes(
     events: list[tuple[int, int, bool]], workers: int
 ) -> None:
-    """A worker is asked when something comes, when it has answered, and when another leaves something to it."""
+    """A worker is asked when something comes, when it has answered, when one is new, and when work is left to it.
+
+    Events are a worker, and how many items come, of which lane; or none, and the worker answers or dies.
+    """
     rig, model = express_rig(workers, waiting=0)
     rig.add(model, bulk=False)
     begun(rig, called(rig))
@@ -416,12 +427,22 @@ def test_no_worker_sleeps_while_something_waits_that_none_computes(
         if other is not None:
             ask(other)
 
-    for which, count, bulk in [*events, *[(which, 0, False) for which in range(4)] * (1 + 6 * len(events))]:
+    def ask_those_with_room() -> None:
+        for slot in list(rig.dispatcher.slots_with_room()):
+            ask(slot)
+
+    for which, count, dies_or_bulk in [*events, *[(which, 0, False) for which in range(4)] * (1 + 6 * len(events))]:
         slot = rig.slots[which % len(rig.slots)]
         if count:
-            rig.add(model, count, size=40, at_once=3, bulk=bulk)
-            for with_room in list(rig.dispatcher.slots_with_room()):
-                ask(with_room)
+            rig.add(model, count, size=40, at_once=3, bulk=dies_or_bulk)
+            ask_those_with_room()
+        elif slot.in_flight and dies_or_bulk and not slot.is_reserved:
+            rig.die(slot, replaced=False)
+            ask_those_with_room()
+            rig.dispatcher.begin(slot)
+            rig.dispatcher.loaded(slot, model, ModelInfo())
+            slot.is_lowered = True
+            ask(slot)
         elif slot.in_flight:
             rig.answer(slot)
             ask(slot)

@@ -1,4 +1,4 @@
-"""Makes the reference values of BERT's family with torch: its heads, DeBERTa, GTE and NomicBERT.
+"""Makes the reference values of BERT's family with torch: its heads, ALBERT, DeBERTa, GTE, NomicBERT.
 
 Run in a throwaway environment with torch and transformers: `python -m tests.export.reference_bert_family`. It writes
 into `tests/export/data`, for each name below, a random model of a few kB and what it gives for a batch padded at its
@@ -40,6 +40,10 @@ SIZES = {
 ROBERTA = {"type_vocab_size": 1, "pad_token_id": 1}
 DISTIL = {"vocab_size": 32, "dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 12, "max_position_embeddings": 24}
 SCORE = {"num_labels": 1}
+
+# All layers share one's weights, as in its models on the hub; and three layers of two groups of two layers.
+SHARED = {"embedding_size": 4, "num_hidden_layers": 3}
+ALBERT = SHARED | {"num_hidden_groups": 2, "inner_group_num": 2, "hidden_act": "relu"}
 
 # As v3 has it; the buckets begin to be logarithmic at a distance of 2 and end at 11.
 DEBERTA_V3 = {
@@ -97,6 +101,9 @@ def models() -> Mapping[str, Any]:
         "nomic_bert": t.NomicBertModel(t.NomicBertConfig(**SIZES)),
         "nomic_bert_reranker": t.NomicBertForSequenceClassification(t.NomicBertConfig(**SIZES, **SCORE)),
         "nomic_bert_words": t.NomicBertForMaskedLM(t.NomicBertConfig(**SIZES)),
+        "albert": t.AlbertModel(t.AlbertConfig(**SIZES | ALBERT), add_pooling_layer=False),
+        "albert_words": t.AlbertForMaskedLM(t.AlbertConfig(**SIZES | SHARED)),
+        "albert_reranker": t.AlbertForSequenceClassification(t.AlbertConfig(**SIZES | SHARED, **SCORE)),
     }
 
 

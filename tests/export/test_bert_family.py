@@ -1,4 +1,4 @@
-"""The numbers of DeBERTa, GTE, NomicBERT and of the heads of BERT's family, against torch's for the same weights.
+"""The numbers of ALBERT, DeBERTa, GTE, NomicBERT and of the heads of BERT's family, against torch's, of equal weights.
 
 See `reference_bert_family.py`.
 """
@@ -28,14 +28,10 @@ pytestmark = pytest.mark.slow
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-ENCODERS = sorted(path.name for path in DATA.iterdir() if path.name.startswith(("deberta", "gte", "nomic")))
-RERANKERS = [
-    f"{name}_reranker" for name in ("bert", "roberta", "distilbert", "electra", "mpnet", "deberta", "gte", "nomic_bert")
-]
-WORDS = [
-    f"{name}_words"
-    for name in ("bert", "roberta", "distilbert", "electra", "mpnet", "deberta", "deberta_new", "gte", "nomic_bert")
-]
+ENCODERS = sorted(path.name for path in DATA.iterdir() if path.name.startswith(("albert", "deberta", "gte", "nomic")))
+WITH_HEADS = ("albert", "bert", "roberta", "distilbert", "electra", "mpnet", "deberta", "gte", "nomic_bert")
+RERANKERS = [f"{name}_reranker" for name in WITH_HEADS]
+WORDS = [f"{name}_words" for name in (*WITH_HEADS, "deberta_new")]
 
 OUTPUTS = {"states": "last_hidden_state", "scores": "logits", "words": "max_logits"}
 
@@ -160,6 +156,7 @@ def test_words_of_a_large_vocabulary_are_computed_in_blocks(tmp_path: Path, monk
         ("gte_words", "gte.", "new."),
         ("gte", "", "gte."),
         ("nomic_bert_reranker", "nomic_bert.", "bert."),
+        ("albert", "", "albert."),
         ("deberta_c2p", "", "deberta."),
         ("deberta_reranker", "LayerNorm.weight", "LayerNorm.gamma"),
     ],
@@ -182,6 +179,10 @@ def test_tensors_may_be_called_otherwise(name: str, old: str, new: str, variant:
 @pytest.mark.parametrize(
     ("name", "config"),
     [
+        ("albert", {"num_hidden_groups": 4}),
+        ("albert", {"num_hidden_groups": 0}),
+        ("albert", {"num_hidden_groups": None, "inner_group_num": 2**11}),
+        ("albert", {"inner_group_num": "2"}),
         ("deberta_reranker", {"hidden_act": "tanhshrink"}),
         ("deberta_reranker", {"pooler_hidden_act": 3}),
         ("deberta_reranker", {"num_attention_heads": 3}),

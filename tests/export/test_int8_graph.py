@@ -28,7 +28,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 # One of each kind of layer, and of each head that computes something for every token.
 SMALL: dict[str, Head] = {
-    **dict.fromkeys(("bert", "bert_relu", "deberta_p2c", "gemma3", "gte", "modernbert", "qwen3"), "states"),
+    **dict.fromkeys(("albert", "bert", "bert_relu", "deberta_p2c", "gemma3", "gte", "modernbert", "qwen3"), "states"),
     "roberta_words": "words",
     "gte_reranker": "scores",
 }
@@ -67,6 +67,12 @@ def test_each_architecture_is_near_its_float_graph_and_the_same_alone_as_in_a_ba
             np.testing.assert_array_equal(alone[0], found[row][kept] if head == "states" else found[row], name)
         assert not read_onnx_file(paths[1]).is_dynamically_quantized
         onnx.checker.check_model(paths[1], full_check=True)
+
+
+def test_weights_that_layers_share_are_kept_once(tmp_path: Path) -> None:
+    graph = onnx.load(ensure_graph(DATA / "albert_words", is_int8=True, cache_dir=tmp_path), load_external_data=False)
+    kept = [each.name.split(" of ")[0] for each in graph.graph.initializer if each.name.endswith(".int8")]
+    assert len(kept) == len(set(kept)) == 8  # a layer's six, and what reads words and widens them
 
 
 def test_it_is_another_graph_than_the_float_one_and_found_again(tmp_path: Path) -> None:

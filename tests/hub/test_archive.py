@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import io
+import os
 import random
 import tarfile
 import tempfile
@@ -80,6 +81,17 @@ async def test_an_archive_that_is_cut_is_begun_anew(source: ArchiveOrigin, cache
     hub.faults.append(Fault("content", times=3, cut_after=100_000))
     assert_whole(await download_files([source], patterns=["*"]), cache)
     assert [request.headers.get("Range") for request in hub.of_route("content")] == [None] * 4
+
+
+async def test_what_a_killed_process_has_left_goes_with_the_next_download(source: ArchiveOrigin, cache: Path) -> None:
+    old, new, other = (cache / f".{name}.incomplete" for name in (f"{FOLDER}.0a1b2c3d", f"{FOLDER}.0a1b2c3e", "a.0"))
+    for folder in (old, new, other):
+        folder.mkdir(parents=True)
+        (folder / "archive.tar.gz").write_bytes(GRAPH)
+    for path in (old / "archive.tar.gz", old, other):
+        os.utime(path, (1, 1))
+    await download_files([source], patterns=["*"])
+    assert {path.name for path in cache.iterdir()} == {FOLDER, ".locks", new.name, other.name}
 
 
 async def test_bytes_that_came_wrong_are_told(source: ArchiveOrigin, hub: HubServer) -> None:

@@ -8,10 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -106,6 +103,10 @@ PASSING = {
     "wrong bytes after a resume": [
         Fault("content", path="onnx", cut_after=100_000),
         Fault("content", path="onnx", skip=1, corrupt=True),
+    ],
+    "wrong bytes in the place of right ones": [
+        Fault("content", path="onnx", cut_after=200_000),
+        Fault("content", times=1, path="onnx", ignore_range=True, corrupt=True),
     ],
     "wrong bytes, in a small file": [Fault("content", times=2, path="config", corrupt=True)],
     "too many bytes": [Fault("content", times=1, path="config", excess=b"more")],
@@ -383,8 +384,8 @@ class TestCache:
         snapshot = await fetch_all(cache_dir=open_folder)
         with (snapshot / "model.onnx").open("r+b") as file:
             file.write(bytes(100))
-        make_read_only(open_folder)
-        with as_ordinary_user(), pytest.raises(CacheNotWritableError, match="cache_dir="):
+        posix.make_read_only(open_folder)
+        with posix.as_ordinary_user(), pytest.raises(CacheNotWritableError, match="cache_dir="):
             await fetch_all(cache_dir=open_folder, verify=True)
 
     @pytest.mark.posix
@@ -493,38 +494,11 @@ class TestCache:
         assert snapshot.is_relative_to(tmp_path / "ä b")
 
 
-@contextmanager
-def as_ordinary_user() -> Iterator[None]:
-    """Permissions mean nothing to root."""
-    if not posix.is_root():
-        yield
-        return
-    posix.act_as(65534)
-    try:
-        yield
-    finally:
-        posix.act_as(0)
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that an ordinary user reaches; pytest's own is closed to others."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
-def make_read_only(folder: Path) -> None:
-    for path in [folder, *folder.rglob("*")]:
-        if not path.is_symlink():
-            path.chmod(0o555 if path.is_dir() else 0o444)
-
-
 @pytest.mark.posix
 async def test_a_read_only_cache_with_the_model_is_enough(hub: HubServer, open_folder: Path) -> None:
     snapshot = await fetch_all(cache_dir=open_folder)
-    make_read_only(open_folder)
-    with as_ordinary_user():
+    posix.make_read_only(open_folder)
+    with posix.as_ordinary_user():
         assert await fetch_all(cache_dir=open_folder) == snapshot
 
 
@@ -535,8 +509,8 @@ async def test_a_read_only_cache_without_the_model_says_so(
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(open_folder / "token"))
     snapshot = await fetch_all(cache_dir=open_folder)
     (snapshot / "config.json").unlink()
-    make_read_only(open_folder)
-    with as_ordinary_user(), pytest.raises(CacheNotWritableError, match="cache_dir="):
+    posix.make_read_only(open_folder)
+    with posix.as_ordinary_user(), pytest.raises(CacheNotWritableError, match="cache_dir="):
         await fetch_all(cache_dir=open_folder)
 
 
@@ -544,7 +518,7 @@ async def test_a_read_only_cache_without_the_model_says_so(
 @pytest.mark.parametrize("name", ["closed/to others", "x" * 300])
 async def test_a_cache_that_cannot_even_be_looked_at_is_told(name: str, open_folder: Path) -> None:
     (open_folder / "closed").mkdir(mode=0o700 if posix.is_root() else 0)
-    with as_ordinary_user():
+    with posix.as_ordinary_user():
         with pytest.raises(DownloadError, match=name):
             await fetch_all(cache_dir=open_folder / name)
         with pytest.raises(DownloadError, match=name):
@@ -563,7 +537,7 @@ async def test_the_lock_file_of_another_user_is_no_obstacle(
     lock.touch()
     lock.chmod(0o400 if not posix.is_root() else 0o600)
     open_folder.chmod(0o777)
-    with as_ordinary_user():
+    with posix.as_ordinary_user():
         assert_whole(await fetch_all(cache_dir=open_folder))
 
 
@@ -578,7 +552,7 @@ async def test_a_blob_that_only_another_user_may_read_is_downloaded(
     for path in [open_folder, *open_folder.rglob("*")]:
         if path.is_dir():
             path.chmod(0o777)
-    with as_ordinary_user():
+    with posix.as_ordinary_user():
         assert_whole(await fetch_all(cache_dir=open_folder))
 
 

@@ -6,7 +6,7 @@ import anyio
 import pytest
 from filelock import FileLock
 
-from asyncembed.hub.locks import only_one, only_one_task
+from asyncembed.hub.locks import newest_write, only_one, only_one_task
 
 
 def nothing_written() -> float:
@@ -91,3 +91,12 @@ async def test_a_task_learns_whether_another_one_was_in_before_it() -> None:
             group.start_soon(enter)
     await enter()
     assert told == [False, True, True, False]
+
+
+@pytest.mark.posix
+def test_what_vanishes_while_its_time_is_looked_at_counts_for_nothing(tmp_path: Path) -> None:
+    """As what another process downloads does when it is whole; here, a link to nothing."""
+    (tmp_path / "there").touch()
+    (tmp_path / "vanished").symlink_to("nothing")
+    assert newest_write(tmp_path, "*") == (tmp_path / "there").stat().st_mtime
+    assert newest_write(tmp_path / "vanished", "**/*") == 0.0

@@ -14,7 +14,7 @@ import pytest
 
 from asyncembed import VectorCacheFile
 from asyncembed.errors import OptionError
-from tests.support.posix import make_pipe, room_for
+from tests.support.posix import as_ordinary_user, make_pipe, make_read_only, room_for
 
 SMALL = 2**16
 
@@ -156,6 +156,41 @@ async def test_no_journal_beside_it_deletes_another_file(tmp_path: Path) -> None
     with pytest.raises(OptionError, match="would have another file deleted"):
         await cache.get([key(1)])
     assert victim.exists()
+
+
+@pytest.mark.posix
+async def test_where_nothing_can_be_written_it_is_read(open_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As in a container's image. Of one that a process of another user writes to, what it has written is read, too."""
+    closed, live = VectorCacheFile(open_folder / "ca che?#%41"), VectorCacheFile(open_folder / "live")
+    for cache in (closed, live):
+        await put(cache, 1)
+    await closed.aclose()
+    make_read_only(open_folder)
+    names = sorted(path.name for path in open_folder.iterdir())
+    with as_ordinary_user():
+        for path in (closed.path, live.path):
+            reader, other = VectorCacheFile(path), VectorCacheFile(path)
+            for cache in (reader, other, reader):
+                assert await found(cache, 1, 2) == [1]
+                await put(cache, 2)
+            assert await found(reader, 2) == []
+            await reader.aclose()
+            await other.aclose()
+            assert caplog.text.count(f"{path}, or its folder, cannot be written") == 2  # each says it once
+    assert sorted(path.name for path in open_folder.iterdir()) == names
+    await live.aclose()
+
+
+@pytest.mark.posix
+async def test_where_nothing_can_be_written_no_stranger_is_believed_either(open_folder: Path) -> None:
+    await changed(open_folder / "cache", "CREATE TRIGGER t AFTER INSERT ON vectors BEGIN SELECT 1; END", 1)
+    (open_folder / "journalled").write_bytes((open_folder / "cache").read_bytes())
+    (open_folder / "journalled-journal").write_bytes(bytes.fromhex("d9d505f920a163d7"))
+    (open_folder / "empty").touch()
+    make_read_only(open_folder)
+    for name, answer in (("cache", "is no cache"), ("journalled", "another file deleted"), ("empty", "is no cache")):
+        with as_ordinary_user(), pytest.raises(OptionError, match=answer):
+            await VectorCacheFile(open_folder / name).get([key(1)])
 
 
 @pytest.mark.parametrize("forged", ["DELETE FROM counters", "UPDATE counters SET number = 'a'"])

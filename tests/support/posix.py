@@ -62,6 +62,26 @@ def act_as(user: int) -> None:
     os.seteuid(user)
 
 
+@contextmanager
+def as_ordinary_user() -> Iterator[None]:
+    """Permissions mean nothing to root."""
+    if not is_root():
+        yield
+        return
+    act_as(65534)
+    try:
+        yield
+    finally:
+        act_as(0)
+
+
+def make_read_only(folder: Path) -> None:
+    """Let nobody write to a folder, and what is in it, but root."""
+    for path in [folder, *folder.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod(0o555 if path.is_dir() else 0o444)
+
+
 def for_a_server() -> dict[str, Any]:
     """How `subprocess` starts a server, which may refuse to be root's."""
     if sys.platform == "win32" or not is_root():
