@@ -35,7 +35,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   loading/    load, locate, made_graphs   from a name to what a worker needs: files, graphs; fake_loading: without
 #   reuse/      deduplication, keeper       nothing computed twice: equal inputs, and what a cache has
 #               vector_cache, cache_file, keys, packing, fingerprint   in a file; under what; as bytes; of which model
-#   images/     inputs, urls, connecting, decode, image_limits, preprocess
+#   images/     inputs, urls, fetch_turns, connecting, decode, image_limits, preprocess
 #   engine/     dispatch, scheduler, slot, model   decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
 #               pool, lifetime              the public WorkerPool; opening and closing

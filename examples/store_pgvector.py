@@ -27,6 +27,8 @@ from examples.quickstart import QUERIES, Document, demo_model, stdlib_docstrings
 
 BATCH_ROWS = 256
 HITS = 3
+LONGEST_NAME = 2600
+"""Bytes: an entry of an index has 2,704 at most."""
 
 # `halfvec(...)` takes half of the room, and its index goes up to 4,000 dimensions instead of 2,000.
 SCHEMA = """
@@ -149,9 +151,12 @@ async def ingest(model: TextEmbedding, store: Store, documents: Iterable[Documen
 
 
 def text_of(document: Document) -> str:
-    """Found here, a text that the database refuses costs itself, and not its batch."""
+    """Found here, a text or name that the database refuses costs itself, and not its batch."""
     if "\0" in document.name + document.text:
         raise InputError("PostgreSQL keeps no NUL characters")
+    # A lone surrogate, which is found in texts by itself, makes no UTF-8.
+    if len(document.name.encode()) > LONGEST_NAME:
+        raise InputError(f"the name has over {LONGEST_NAME} bytes, which no index takes")
     return document.text
 
 

@@ -1,6 +1,6 @@
 """A web app with FastAPI: queries and documents, a streaming answer, clients that leave, and overload.
 
-    uv run uvicorn examples.web_fastapi:app
+    uv run uvicorn --timeout-graceful-shutdown 30 examples.web_fastapi:app
     curl 'localhost:8000/query?text=what+is+backpressure'
     curl localhost:8000/documents -H 'content-type: application/json' -d '{"texts": ["one", "two"]}'
     curl -N localhost:8000/stream -H 'content-type: application/json' -d '{"texts": ["one", "two"]}'
@@ -8,7 +8,8 @@
 
 The model lives as long as the app. Requests that arrive together are computed together, and those of a client that
 goes away are withdrawn: press Ctrl-C in the middle of a long `curl`, and look at `/stats`. Where more than `MAX_QUEUED`
-texts wait, the app answers 503 with `Retry-After` at once; more of them in one request are a 422.
+texts wait, the app answers 503 with `Retry-After` at once; more of them in one request are a 422. When it is told to
+end, answers under way have 30 seconds: by itself uvicorn waits for the end of the longest stream.
 
 `MODEL` in the environment names another model, or a directory with one; the default is that of `quickstart.py`.
 """

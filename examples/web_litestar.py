@@ -1,6 +1,6 @@
 """The same web app as `web_fastapi.py`, with Litestar.
 
-    uv run uvicorn examples.web_litestar:app
+    uv run uvicorn --timeout-graceful-shutdown 30 examples.web_litestar:app
     curl 'localhost:8000/query?text=what+is+backpressure'
     curl localhost:8000/documents -H 'content-type: application/json' -d '["one", "two"]'
     curl -N localhost:8000/stream -H 'content-type: application/json' -d '["one", "two"]'

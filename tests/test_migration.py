@@ -38,7 +38,11 @@ from asyncembed import (
 from asyncembed.errors import OptionError, StateError, UnknownModelError, UsageError
 from asyncembed.migration import ATTRIBUTES, NAMES
 from tests.support.encoders import ECHO
+from tests.support.images import picture, write_image_model
+from tests.support.late_interaction import write_late_interaction_model
 from tests.support.models import write_model
+from tests.support.multimodal import COLPALI_NAME, write_multimodal_model
+from tests.support.sparse_models import RERANKER, SPLADE, TEXTS, write_reranker, write_splade
 
 FASTEMBED: dict[type[Any], tuple[type[Any], ...]] = {
     TextEmbedding: (fastembed.TextEmbedding, OnnxTextEmbedding, JinaEmbeddingV3, StaticTextEmbedding),
@@ -48,6 +52,11 @@ FASTEMBED: dict[type[Any], tuple[type[Any], ...]] = {
     LateInteractionMultimodalEmbedding: (fastembed.LateInteractionMultimodalEmbedding, ColPali),
     TextCrossEncoder: (fastembed.rerank.cross_encoder.TextCrossEncoder, OnnxTextCrossEncoder),
 }
+DENSE, COLBERT, CLIP = (
+    "sentence-transformers/all-MiniLM-L6-v2",
+    "colbert-ir/colbertv2.0",
+    "Qdrant/clip-ViT-B-32-vision",
+)
 HIDDEN = {"__init__": ("local_files_only", "enable_cpu_mem_arena", "task_id"), "embed": ("task_id",)}
 """Keywords that fastembed takes out of its `**kwargs`."""
 
@@ -324,6 +333,55 @@ async def test_a_relative_path_stays_valid_when_the_working_directory_changes(
     async with model:
         assert len(await model.embed_query("the day")) == 384
         assert model.model_name == os.fspath(keywords["model_name"])
+
+
+def _search(library: ModuleType, reranker: type[Any], path: str, directory: Path, **options: Any) -> list[Any]:
+    """Hybrid search as fastembed's documentation has it: dense and sparse candidates, ColBERT, and a reranker."""
+    dense = library.TextEmbedding(DENSE, **{path: str(directory / "dense")}, **options)
+    sparse = library.SparseTextEmbedding(model_name=SPLADE, **{path: str(directory / "sparse")}, **options)
+    late = library.LateInteractionTextEmbedding(COLBERT, **{path: str(directory / "late")}, **options)
+    judge = reranker(model_name=RERANKER, **{path: str(directory / "judge")}, **options)
+    query, documents = "how can you write it?", [text for text in TEXTS if text]
+    near = np.array(list(dense.embed(documents))) @ next(iter(dense.query_embed(query)))
+    terms = next(iter(sparse.query_embed(query))).as_dict()
+    common = [
+        sum(value * terms.get(index, 0.0) for index, value in vector.as_dict().items())
+        for vector in sparse.embed(text for text in documents)
+    ]
+    candidates = sorted({int(near.argmax()), int(np.argmax(common))} | {2, 3, 4})
+    matrix = next(iter(late.query_embed(query)))
+    found = [documents[position] for position in candidates]
+    maxsim = [np.max(np.dot(matrix, one.T), axis=1).sum() for one in late.embed(found)]
+    return [near, common, candidates, maxsim, list(judge.rerank(query, found))]
+
+
+def _see(library: ModuleType, path: str, directory: Path, **options: Any) -> list[Any]:
+    """Images, and pages that are found by questions, as fastembed's documentation has it."""
+    files = [str(file) for file in sorted(directory.glob("*.png"))]
+    images = library.ImageEmbedding(CLIP, **{path: str(directory / "images")}, **options)
+    pages = library.LateInteractionMultimodalEmbedding(COLPALI_NAME, **{path: str(directory / "pages")}, **options)
+    question = next(iter(pages.embed_text("what is it?")))
+    matrices = list(pages.embed_image(files))
+    return [list(images.embed(files)), matrices, [np.max(question @ one.T, axis=1).sum() for one in matrices]]
+
+
+@pytest.mark.slow
+def test_programs_of_fastembeds_compute_the_same_after_their_import_is_exchanged(tmp_path: Path) -> None:
+    """With `model_path=` for its `specific_model_path=`, and nothing else."""
+    write_model(tmp_path / "dense", model_file="model.onnx", dim=384)
+    write_splade(tmp_path / "sparse")
+    write_late_interaction_model(tmp_path / "late", COLBERT, dim=128)
+    write_reranker(tmp_path / "judge")
+    write_image_model(tmp_path / "images", CLIP)
+    write_multimodal_model(tmp_path / "pages", COLPALI_NAME)
+    for number in range(2):
+        picture(40 + number, 50, seed=number).save(tmp_path / f"{number}.png")
+    theirs = _search(fastembed, fastembed.rerank.cross_encoder.TextCrossEncoder, "specific_model_path", tmp_path)
+    ours = _search(sync, sync.TextCrossEncoder, "model_path", tmp_path, workers=0)
+    theirs += _see(fastembed, "specific_model_path", tmp_path)
+    ours += _see(sync, "model_path", tmp_path, workers=0)
+    for wanted, given in zip(theirs, ours, strict=True):
+        np.testing.assert_allclose(given, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_every_public_class_is_compared() -> None:

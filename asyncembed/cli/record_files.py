@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar, cast
 
 import click
 
+from asyncembed.embedders.intake import texts_of_arrow
 from asyncembed.errors import AsyncEmbedError, InputError, OptionError
 from asyncembed.readers import csv_records, json_lines, text_lines
 
@@ -228,14 +229,21 @@ class ParquetFile(RecordFile):
         with self._opened() as file:
             for batch in file.iter_batches(READ_AT_ONCE):
                 plain = _without_dictionaries(batch)
-                for position, text in enumerate(plain.column(self.column).to_pylist()):
+                for position, text in enumerate(texts_of_arrow(plain.column(self.column))):
                     yield Row(text, plain, position)
 
     def text_of(self, record: Any) -> Any:
+        if isinstance(record.text, InputError):
+            raise record.text
         return record.text
 
     def fields(self, records: Sequence[Any]) -> list[dict[str, Any]]:
-        return cast("list[dict[str, Any]]", self.batch(records).to_pylist())
+        rows = self.batch(records)
+        try:
+            return cast("list[dict[str, Any]]", rows.to_pylist())
+        except UnicodeDecodeError:
+            columns = [[_legible(value) for value in column] for column in rows.columns]
+            return [dict(zip(rows.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def count(self) -> int | None:
         with self._opened() as file:
@@ -257,6 +265,16 @@ class ParquetFile(RecordFile):
                 parts.append(first.batch.slice(first.position, end - start))
                 start = end
         return pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
+
+
+def _legible(value: Any) -> Any:
+    r"""A value of pyarrow's as Python has it; in a text, a byte that is no UTF-8 as `\xff`."""
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        if not hasattr(value, "as_buffer"):
+            raise
+        return value.as_buffer().to_pybytes().decode("utf-8", "backslashreplace")
 
 
 _KINDS: dict[str, type[RecordFile]] = {kind.kind: kind for kind in (TextFile, JsonFile, CsvFile, TsvFile, ParquetFile)}

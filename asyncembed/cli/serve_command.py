@@ -47,7 +47,9 @@ SETTINGS: dict[str, Any] = {"auto_envvar_prefix": "ASYNCEMBED_SERVE", "show_defa
 @click.option("--max-inputs", type=click.IntRange(1), default=2048, help="Inputs of one request.")
 @click.option("--max-tokens", type=click.IntRange(1), default=300_000, help="Tokens of one request.")
 @click.option("--max-bytes", type=click.IntRange(1), default=32 * 2**20, help="Bytes of one request's body.")
-@click.option("--grace", type=float, default=30.0, help="Seconds that requests under way get to finish when it ends.")
+@click.option(
+    "--grace", type=click.IntRange(0), default=30, help="Seconds that requests under way get to finish when it ends."
+)
 @click.option("--page/--no-page", default=True, help="A page at / to look at, and to try things.")
 @click.option("--lazy", is_flag=True, help="Load each model with its first request instead of at the start.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
@@ -68,7 +70,7 @@ SETTINGS: dict[str, Any] = {"auto_envvar_prefix": "ASYNCEMBED_SERVE", "show_defa
 @model_options
 @cache_option
 def serve(
-    models: tuple[str, ...], host: str, port: int, uds: str | None, uds_mode: int, grace: float, **options: Any
+    models: tuple[str, ...], host: str, port: int, uds: str | None, uds_mode: int, grace: int, **options: Any
 ) -> None:
     """Serve models over HTTP, to clients of OpenAI's, Text Embeddings Inference's, Cohere's and Jina's interfaces.
 
@@ -114,7 +116,7 @@ def serve(
             server_header=False,
             proxy_headers=is_logging_requests,  # for the address of the client, and nothing else
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=max(1, round(grace)),
+            timeout_graceful_shutdown=grace,
         )
         _run(HttpServer(config) if at is None else SocketServer(config, at), app.state.service)
 

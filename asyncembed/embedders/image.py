@@ -217,6 +217,8 @@ class _ImageIntake(Intake):
     def submit(self, items: list[Item]) -> None:
         self._claim(len(items))
         absent = [item for item in items if type(item.value) is _Absent]
+        if absent:
+            self._count_as_absent()
         self._waiting += absent
         for _ in range(min(len(absent), MOST_AT_A_TIME - len(self._scopes))):
             scope = CancelScope()
@@ -250,7 +252,7 @@ class _ImageIntake(Intake):
             await absent.recipient.wait_bytes(item.index, self._largest * self._on_the_way)
             self._on_the_way += 1
             try:
-                data = await self._loader.load(absent.image)
+                data = await self._loader.load(absent.image, absent.recipient)
             finally:
                 self._on_the_way -= 1
         except get_cancelled_exc_class():
@@ -305,14 +307,14 @@ class ImageLoader:
         """Another process has connections of its own."""
         return partial(ImageLoader, max_pixels=self.max_pixels), (self._limits,)
 
-    async def load(self, image: ToFetch) -> bytes:
-        """The bytes of an image.
+    async def load(self, image: ToFetch, owner: Recipient) -> bytes:
+        """The bytes of an image of a stream, or of a call.
 
         Raises:
             InputError: They cannot be had, are too many, or do not come in time.
         """
         if isinstance(image.source, str):
-            return await self._fetcher.fetch(image.source)
+            return await self._fetcher.fetch(image.source, owner)
         reading = _Reading(image.source, most_bytes(self.max_pixels))
         seconds = self._limits.timeout_seconds
         try:

@@ -37,8 +37,10 @@ class Intake:
         self._maker = model.item_maker(self.batch_key, priority)
         self._key = key
         self._is_bounded = engine.is_bounded and priority is Priority.INTERACTIVE
-        # Admitted and yet to come; reserved and yet to be sent, those that are being fetched included.
+        # Admitted and yet to come; reserved and yet to be sent, those that are being fetched included, and then all of
+        # this call among those of others that are.
         self._admitted = self._places = 0
+        self._are_absent = False
 
     def item(self, record: object, index: int, sink: Recipient) -> tuple[Item, int]:
         """See `asyncembed.feeding.Intake`."""
@@ -55,7 +57,7 @@ class Intake:
     def admit(self, count: int) -> None:
         """See `asyncembed.feeding.Intake`."""
         if self._is_bounded:
-            self._engine.reserve(self._model, count)
+            self._engine.reserve(self._model, count, are_absent=self._are_absent)
             self._admitted += count
             self._places += count
 
@@ -84,7 +86,18 @@ class Intake:
     def _give_back(self, count: int) -> None:
         count = min(count, self._places)
         self._places -= count
-        self._engine.release(count)
+        self._engine.release(count, are_absent=self._are_absent)
+
+    def _count_as_absent(self) -> None:
+        """Take no places of what could be computed: something of this call has yet to be fetched or read.
+
+        Raises:
+            OverloadedError: There are too many of those.
+        """
+        if self._is_bounded and not self._are_absent:
+            self._engine.reserve(self._model, self._places, are_absent=True)
+            self._engine.release(self._places)
+            self._are_absent = True
 
     def close(self) -> None:
         """Forget what was not submitted yet."""
@@ -159,6 +172,23 @@ def _plain_text(value: object) -> str | None:
         text = value.as_py()
         return text if type(text) is str else None
     return None
+
+
+def texts_of_arrow(column: Any) -> list[Any]:
+    """The values of a column of pyarrow's; an `InputError` in the place of a text of a file's that is no UTF-8."""
+    try:
+        return cast("list[Any]", column.to_pylist())
+    except UnicodeDecodeError:
+        return [_decoded(value) for value in column]
+
+
+def _decoded(value: Any) -> object:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        failure = InputError(f"no UTF-8: {error}")
+        failure.__cause__ = error
+        return failure
 
 
 def at_index(error: InputError, index: int) -> InputError:

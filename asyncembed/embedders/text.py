@@ -336,9 +336,9 @@ class TextEmbedding(HasVectors, TextRoles["NDArray[ScalarT]", "NDArray[ScalarT]"
             A stream of chunks; with `batches` and `collect`, of lists of them.
         """
         check_chunks(call)
-        check_source(documents)
-        check_stream(call)
         source = as_source(documents)
+        check_source(source)
+        check_stream(call)
         if call.get("total") is None:
             call["total"] = length_of(source, is_wanted=call.get("progress", False))
         opened = self._require_open()

@@ -109,8 +109,8 @@ class Dispatcher:
         self._batch_timeout = batch_timeout
         self._load_timeout = load_timeout
         self._max_queued = max_queued
-        # Places for interactive items that are yet to be added.
-        self._places = 0
+        # Places for interactive items that are yet to be added: by whether they have yet to be fetched or read.
+        self._places = {False: 0, True: 0}
         self._scheduler = Scheduler()
         # What comes before all that waits, and whether interactive work went before the first bulk batch of it.
         self._retries: list[Batch] = []
@@ -164,8 +164,11 @@ class Dispatcher:
 
     # ---------------------------------------------------------------- what waits
 
-    def reserve(self, model: PooledModel, count: int) -> None:
+    def reserve(self, model: PooledModel, count: int, *, are_absent: bool = False) -> None:
         """Keep places for `count` interactive items of `model` until they are added: all, or none.
+
+        Those that have yet to be fetched or read count by themselves: what waits for somebody else's server must not
+        take the places of what could be computed.
 
         Raises:
             OverloadedError: There are not as many left.
@@ -174,7 +177,7 @@ class Dispatcher:
         limit = self._max_queued
         if limit is None:
             return
-        queued = self._queued(Priority.INTERACTIVE) + self._places
+        queued = self._places[are_absent] + (0 if are_absent else self._queued(Priority.INTERACTIVE))
         if queued + count > limit:
             model.refused += count
             if count > limit:
@@ -187,13 +190,13 @@ class Dispatcher:
                 "try again later (a web app answers with the status 503), or give the pool more workers",
                 retry_after_seconds=self._seconds_queued(),
             )
-        self._places += count
+        self._places[are_absent] += count
 
-    def release(self, count: int) -> None:
+    def release(self, count: int, *, are_absent: bool = False) -> None:
         """Give places back, as their items are added now, or never will be."""
         if self._max_queued is not None:
-            self._places -= count
-            assert self._places >= 0, "places are given back once"
+            self._places[are_absent] -= count
+            assert self._places[are_absent] >= 0, "places are given back once"
 
     def _seconds_queued(self) -> float | None:
         """About how long the interactive items that wait take all workers together; None if that is not known yet."""

@@ -109,7 +109,8 @@ class WorkerPool(Openable[Supervisor]):
             them more raises `OverloadedError` at once. A list (of `embed_documents`, `embed_images`, `rank`) is taken
             whole or not at all; one that alone is longer, and so never could be, is an `InputError`. A source that
             does not tell its length is taken as it comes, until there is no room. Streams are bulk work, bounded by
-            their windows, and not concerned unless they ask for `priority="interactive"`.
+            their windows, and not concerned unless they ask for `priority="interactive"`. Calls with images that have
+            yet to be fetched or read count by themselves until these are there: as many again.
 
     Raises:
         OptionError: A value that cannot work.

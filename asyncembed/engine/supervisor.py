@@ -240,18 +240,18 @@ class Supervisor:
         """Whether interactive items need a place that was reserved before they are submitted."""
         return self.plan.max_queued is not None
 
-    def reserve(self, model: PooledModel, count: int) -> None:
-        """Keep places for `count` interactive items, which are yet to be submitted.
+    def reserve(self, model: PooledModel, count: int, *, are_absent: bool = False) -> None:
+        """Keep places for `count` interactive items, which are yet to be submitted, or even to be fetched or read.
 
         Raises:
             OverloadedError: There are not as many left.
             InputError: There never are as many.
         """
-        self._dispatcher.reserve(model, count)
+        self._dispatcher.reserve(model, count, are_absent=are_absent)
 
-    def release(self, count: int) -> None:
+    def release(self, count: int, *, are_absent: bool = False) -> None:
         """Give places back: of items that are submitted now, or never will be."""
-        self._dispatcher.release(count)
+        self._dispatcher.release(count, are_absent=are_absent)
 
     @uninterrupted
     def withdraw(self, items: Sequence[Item]) -> None:

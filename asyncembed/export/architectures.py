@@ -9,7 +9,7 @@ from asyncembed.errors import ModelLoadError, UnsupportedModelError
 from asyncembed.export.bert_like import ALBERT, BERT, DISTILBERT, ELECTRA, MPNET, ROBERTA
 from asyncembed.export.construction import Answer, Construction
 from asyncembed.export.deberta import DEBERTA_V2
-from asyncembed.export.decoders import EUROBERT, GEMMA3, QWEN2, QWEN3
+from asyncembed.export.decoders import EUROBERT, GEMMA3, LLAMA, LLAMA_BIDIRECTIONAL, MISTRAL, QWEN2, QWEN3
 from asyncembed.export.heads import Head, HeadBuilder, HeadName, name_of, states
 from asyncembed.export.modernbert import MODERNBERT
 from asyncembed.export.onnx_builder import Graph
@@ -70,6 +70,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "xlm-roberta": ROBERTA,
     "eurobert": EUROBERT,
     "gemma3_text": GEMMA3,
+    "llama": LLAMA,
+    "llama_bidirec": LLAMA_BIDIRECTIONAL,
+    "mistral": MISTRAL,
     "qwen2": QWEN2,
     "qwen3": QWEN3,
 }

@@ -1,15 +1,16 @@
-"""The graphs of language models that read on, and of encoders that are built like them: Qwen3, Qwen2, Gemma3, EuroBERT.
+"""The graphs of language models that read on, and of encoders that are built like them.
 
-Layers normalise before attention and before a gated map (Gemma3: after them, too), positions rotate, and several heads
-of queries share one of keys and values. Sources: Touvron et al. 2023 (the layer), Ainslie et al. 2023 (shared heads),
-Gemma Team 2025, Boizard et al. 2025 (EuroBERT), and, for names and defaults, the `transformers` library. Each
-architecture is a `Decoder` record. Biases are where the checkpoint has them.
+They are Llama, Mistral, Qwen2, Qwen3, Gemma3 and EuroBERT. Layers normalise before attention and before a gated map
+(Gemma3: after them, too), positions rotate, and several heads of queries share one of keys and values. Sources: Touvron
+et al. 2023 (the layer), Ainslie et al. 2023 (shared heads), Jiang et al. 2023 (Mistral), Gemma Team 2025, Boizard et
+al. 2025 (EuroBERT), and, for names and defaults, the `transformers` library. Each architecture is a `Decoder` record.
+Biases are where the checkpoint has them.
 """
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,7 +39,9 @@ class Decoder:
     Attributes:
         heads: What may stand on its hidden states.
         reads_on: Whether a token sees those before it only, unless config.json says otherwise.
-        brings_code: Whether its repos bring code of their own, which computes the same.
+        own_code: The class of the code that its repos may bring, which computes the same.
+        sliding: Which layers see only those tokens that are near: those that config.json says, none, or all, unless
+            its window is null.
         head_size: Numbers per head where config.json has none; None: the width divided by the number of heads.
         activation: Of the gated map, where config.json names none.
         activation_key: Where it names one.
@@ -51,7 +54,8 @@ class Decoder:
 
     heads: Mapping[HeadName, HeadBuilder]
     reads_on: bool = True
-    brings_code: bool = False
+    own_code: str | None = None
+    sliding: Literal["some", "none", "all"] = "some"
     head_size: int | None = None
     activation: str = "silu"
     activation_key: str = "hidden_act"
@@ -62,6 +66,10 @@ class Decoder:
     is_gemma: bool = False
     prefixes: tuple[str, ...] = ("model.",)
     word_embeddings: str = "embed_tokens.weight"
+
+    @property
+    def brings_code(self) -> bool:
+        return self.own_code is not None
 
     def width(self, config: Mapping[str, Any]) -> int:
         return int(config["hidden_size"])
@@ -82,7 +90,7 @@ class Decoder:
         """Likewise, of what some checkpoints ask for."""
         own = config.get("auto_map")
         named = own.get("AutoModel") if isinstance(own, dict) else None
-        if self.brings_code and named is not None and not str(named).endswith(".EuroBertModel"):
+        if self.brings_code and named is not None and not str(named).endswith(f".{self.own_code}"):
             yield f"says that the model brings code of its own (auto_map: {quoted(named)})"
         if self.is_gemma and config.get("query_pre_attn_scalar", 256) is None:
             yield "has no usable query_pre_attn_scalar"
@@ -102,6 +110,8 @@ class Decoder:
         """Likewise, of how far layers see, and how they rotate."""
         if self.is_gemma and config.get("is_causal") is False and not config.get("use_bidirectional_attention"):
             yield "has is_causal = False, and of this architecture only use_bidirectional_attention is computed"
+        if self.sliding != "some" and config.get("use_bidirectional_attention") and self._reads_on(config):
+            yield "has use_bidirectional_attention, and of this architecture only is_causal is computed"
         kinds = self._kinds(config)
         if len(kinds) != config["num_hidden_layers"] or not all(kind in (_FULL, _SLIDING) for kind in kinds):
             yield "has layer_types that are not one of full_attention and sliding_attention for each layer"
@@ -145,6 +155,9 @@ class Decoder:
     def _kinds(self, config: Mapping[str, Any]) -> list[str]:
         """The kind of each layer."""
         layers = config["num_hidden_layers"]
+        if self.sliding != "some":
+            slides = self.sliding == "all" and config.get("sliding_window", _WINDOW) is not None
+            return [_SLIDING if slides else _FULL] * layers
         if isinstance(types := config.get("layer_types"), list):
             return types
         if self.is_gemma:
@@ -156,9 +169,11 @@ class Decoder:
         first = config.get("max_window_layers")
         return [_SLIDING if i >= (28 if first is None else first) else _FULL for i in range(layers)]
 
+    def _reads_on(self, config: Mapping[str, Any]) -> bool:
+        return self.reads_on and config.get("is_causal") is not False
+
     def _reach(self, config: Mapping[str, Any], kind: str) -> Reach:
-        bidirectional = config.get("is_causal") is False or bool(config.get("use_bidirectional_attention"))
-        reads_on = self.reads_on and not bidirectional
+        reads_on = self._reads_on(config) and not config.get("use_bidirectional_attention")
         if kind == _FULL:
             return CAUSAL if reads_on else EVERYTHING
         window = config.get("sliding_window", _WINDOW)
@@ -326,9 +341,16 @@ GEMMA3 = Decoder(
     heads={"scores": _classifier},
 )
 
+LLAMA = Decoder(sliding="none", heads={"scores": _classifier, "answer": _answer})
+
+# Nvidia's embedders. What stands on its rerankers is another head.
+LLAMA_BIDIRECTIONAL = Decoder(reads_on=False, own_code="LlamaBidirectionalModel", sliding="none", heads={})
+
+MISTRAL = Decoder(sliding="all", heads={"scores": _classifier, "answer": _answer})
+
 EUROBERT = Decoder(
     reads_on=False,
-    brings_code=True,
+    own_code="EuroBertModel",
     norm_eps=1e-5,
     theta=250000.0,
     heads={"scores": _late_classifier, "words": _words},

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
-import anyio
-from anyio import Lock, Semaphore
+from anyio import CancelScope, Event, Lock, Semaphore, current_time, fail_after, move_on_after
 
 from asyncembed.errors import InputError, in_words
+from asyncembed.images.fetch_turns import Turn, Turns
 from asyncembed.wakeup import Loop, completion, start_thread
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("asyncembed")
 
 CONCURRENCY = 32
-"""URLs that are fetched at a time: twice what one stream does, so that one whose URLs stall holds up no other."""
+"""URLs that are fetched at a time: twice what one stream does."""
+
+PATIENCE_SECONDS = 2.0
+"""How long a URL may take though others wait who have fewer; twice as long each time that it begins again."""
 
 MAX_REDIRECTS = 5
 MAX_BYTES = 32 * 1024 * 1024
@@ -95,25 +98,42 @@ class UrlFetcher:
 
     def __init__(self, limits: FetchLimits) -> None:
         self._limits = limits
-        self._slots = Semaphore(CONCURRENCY)
+        self._turns = Turns(CONCURRENCY)
         self._lock = Lock()
         self._pool: httpcore.AsyncConnectionPool | None = None
 
-    async def fetch(self, url: str) -> bytes:
-        """The bytes behind `url`.
+    async def fetch(self, url: str, owner: object = None) -> bytes:
+        """The bytes behind `url`, of whose owner as many others are fetched as of everybody else.
+
+        One that takes long may have to begin again later, where others wait; waiting does not count as its time.
 
         Raises:
             InputError: It cannot be had, is too large or too slow, or leads to an address that is not public.
         """
         pool = await self._open()
-        async with self._slots:
+        seconds, patience = self._limits.timeout_seconds, PATIENCE_SECONDS
+        while True:
+            began, scope = Event(), CancelScope()
+            turn = Turn(owner, patience, began.set, scope.cancel)
             try:
-                with anyio.fail_after(self._limits.timeout_seconds):
+                await self._wait(turn, began)
+                with fail_after(seconds), scope:
                     return await self._follow(pool, url)
             except TimeoutError:
                 raise InputError(
                     f"{_shown(url)} took longer than url_timeout={self._limits.timeout_seconds:g} s"
                 ) from None
+            finally:
+                self._turns.leave(turn, current_time())
+            seconds -= current_time() - turn.began_at
+            patience *= 2
+
+    async def _wait(self, turn: Turn, began: Event) -> None:
+        self._turns.ask(turn, current_time())
+        while not began.is_set():
+            with move_on_after(PATIENCE_SECONDS):
+                await began.wait()
+            self._turns.look(current_time())
 
     async def aclose(self) -> None:
         """Close all connections."""

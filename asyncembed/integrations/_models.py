@@ -12,7 +12,7 @@ def blocking():  # for threads
 """
 
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
@@ -22,6 +22,7 @@ from asyncembed import background
 from asyncembed.any_loop import face_of, is_loop_of, run_blocking, unopened_of
 from asyncembed.catalogue.spec import ModelSpec
 from asyncembed.embedders.base import Embedder
+from asyncembed.embedders.intake import as_source, check_source
 from asyncembed.errors import OptionError, UsageError
 from asyncembed.sync import face_of_sync, is_loop_here, may_block_loops
 
@@ -162,6 +163,17 @@ def _again(
     own: type[Model[EmbedderT]], kind: type[EmbedderT], model: object, given: dict[str, Any]
 ) -> Model[EmbedderT]:
     return own(kind, model, **given)
+
+
+def listed(inputs: Iterable[T]) -> list[T]:
+    """The inputs of a call: one `str` is one of them, and not its characters, in a framework that would take it apart.
+
+    Raises:
+        InputError: It is none that holds inputs, or iterates as something other than these.
+    """
+    source = as_source(inputs)
+    check_source(source)
+    return list(cast("Iterable[T]", source))
 
 
 async def as_lists(vectors: "NDArray[np.number[Any]]") -> list[Any]:

@@ -36,10 +36,13 @@ import numpy as np
 from asyncembed.engine.cores import share_cores
 from asyncembed.errors import (
     OF_ONE_INPUT,
+    EncodeError,
+    InputError,
     OptionError,
     OverloadedError,
     UnreachableError,
     UsageError,
+    WorkerCrashed,
     WorkerError,
     WorkersImpossible,
 )
@@ -73,7 +76,9 @@ class EmbeddingTask(_Task):
     """The base of a task that embeds: `@app.task(base=EmbeddingTask, bind=True, model=...)`.
 
     What the task returns may hold our results: arrays become lists on the way, and sparse vectors dicts of two lists,
-    since results travel as JSON. Give a task many texts; what it costs to bring them there is paid once.
+    since results travel as JSON. An error in the place of a result, of `on_error="return"`, becomes a dict of its
+    message, as `{"error": "input 3: ..."}`. Of one that the task raises, the sender gets class and message, which names
+    the input, and no `index`. Give a task many texts; what it costs to bring them there is paid once.
 
     Attributes:
         model: A model of `asyncembed.sync`, that is not opened where it is made. It is closed when the worker ends.
@@ -104,16 +109,23 @@ class EmbeddingTask(_Task):
             raise UsageError(
                 "gevent and eventlet replace the threads that a model needs: use --pool prefork or threads"
             )
-        return _plain(self.run(*args, **kwargs))
+        try:
+            return _plain(self.run(*args, **kwargs))
+        except OF_ONE_INPUT as error:
+            if not self.request.called_directly:
+                error.args, error.index = (str(error),), None  # attributes do not travel
+            raise
 
 
 def _plain(value: Any) -> Any:
-    """The same of lists, dicts and numbers only."""
+    """The same of lists, dicts, numbers and texts only."""
     match value:
         case np.ndarray() | np.generic():
             return value.tolist()
         case SparseEmbedding():
             return _plain(value.as_object())
+        case InputError() | EncodeError() | WorkerCrashed():
+            return {"error": str(value)}
         case list() | tuple():
             return [_plain(one) for one in value]
         case dict():

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from asyncembed.embedders.sparse import SparseKeywords, SparseTextEmbedding
 from asyncembed.embedders.text import DEFAULT_MODEL, TextEmbedding, TextKeywords
-from asyncembed.integrations._models import Model
+from asyncembed.integrations._models import Model, listed
 
 try:
     from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, SparseEmbeddingFunction, SparseVectors
@@ -78,12 +78,12 @@ class AsyncembedEmbeddingFunction(EmbeddingFunction[Documents]):
 
     def __call__(self, input: Documents) -> Embeddings:  # noqa: A002 (Chroma's name for it)
         """The vectors of documents: float32 (dim,) each."""
-        texts = _texts(input)
+        texts = listed(input)
         return list(self._model.run(lambda model: model.embed_documents(texts), instead="model.embed_documents"))
 
     def embed_query(self, input: Documents) -> Embeddings:  # noqa: A002 (Chroma's name for it)
         """The vectors of queries, likewise."""
-        texts = _texts(input)
+        texts = listed(input)
 
         async def embed(model: TextEmbedding[Any]) -> Any:
             return await model.query_embed(texts, priority="interactive").collect()
@@ -137,13 +137,13 @@ class AsyncembedSparseFunction(SparseEmbeddingFunction[Documents]):
 
     def __call__(self, input: Documents) -> SparseVectors:  # noqa: A002 (Chroma's name for it)
         """The vectors of documents, indices ascending."""
-        texts = _texts(input)
+        texts = listed(input)
         vectors = self._model.run(lambda model: model.embed_documents(texts), instead="model.embed_documents")
         return [_chromas(vector) for vector in vectors]
 
     def embed_query(self, input: Documents) -> SparseVectors:  # noqa: A002 (Chroma's name for it)
         """The vectors of queries, likewise."""
-        texts = _texts(input)
+        texts = listed(input)
 
         async def embed(model: SparseTextEmbedding) -> "list[SparseEmbedding]":
             return await model.query_embed(texts, priority="interactive").collect()
@@ -170,11 +170,6 @@ class AsyncembedSparseFunction(SparseEmbeddingFunction[Documents]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._model!r}>"
-
-
-def _texts(given: "Documents | str") -> list[str]:
-    """Those that are given: a text by itself is one, and not its characters."""
-    return [given] if isinstance(given, str) else list(given)
 
 
 def _chromas(vector: "SparseEmbedding") -> SparseVector:

@@ -22,14 +22,15 @@ has imported this module opens the table with its function. LanceDB calls it in 
 tables, whose loop stays free.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Self, TypeAlias, cast
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from asyncembed.embedders.image import ImageEmbedding
 from asyncembed.embedders.text import DEFAULT_MODEL, TextEmbedding
-from asyncembed.errors import OptionError, StateError
-from asyncembed.integrations._models import Model
+from asyncembed.errors import OF_ONE_INPUT, OptionError, StateError
+from asyncembed.integrations._models import Model, listed
 
 try:
     from lancedb.embeddings import EmbeddingFunction, TextEmbeddingFunction, register
@@ -85,8 +86,9 @@ class AsyncembedFunction(_Function, TextEmbeddingFunction):
     """Vectors of a column of texts, and, with the prompts and tasks of queries, of queries; from any thread.
 
     It is made by `create`, with values that a file can hold. The engine opens with the first call, and is shared with
-    all who ask for the same. A row without a text has no vector. A text that cannot be embedded is an error of the
-    whole call, at once: it is not tried again.
+    all who ask for the same. A row without a text has no vector, which a table takes where
+    `table.add(..., on_bad_vectors="null")` says so. A text that cannot be embedded is an error of the whole call, at
+    once: it is not tried again.
 
     Attributes:
         model: A name or directory, as `TextEmbedding` takes it. Its options are further keywords.
@@ -107,13 +109,15 @@ class AsyncembedFunction(_Function, TextEmbeddingFunction):
 
     def compute_source_embeddings(self, texts: Any, *_: Any, **__: Any) -> list[Any]:
         """The vectors of texts (a list, an array of numpy or arrow), None for those that are None."""
-        return self.generate_embeddings(list(self.sanitize_input(texts)))
+        return self.generate_embeddings(self.sanitize_input(texts))
 
     def generate_embeddings(self, texts: Any, *_: Any, **__: Any) -> list[Any]:
         """The same of a list."""
-        given = [text for text in texts if text is not None]
-        rows = iter(self._own.run(lambda model: _collected(model, given), instead="model.embed_documents"))
-        return [None if text is None else next(rows) for text in texts]
+
+        def compute(given: list[Any]) -> Any:
+            return self._own.run(lambda model: _collected(model, given), instead="model.embed_documents")
+
+        return _of_those_given(listed(texts), compute)
 
     @property
     def _own(self) -> Model[TextEmbedding[Any]]:
@@ -165,11 +169,28 @@ class AsyncembedImageFunction(_Function):
 
     def compute_source_embeddings(self, images: Any, *_: Any, **__: Any) -> list[Any]:
         """The vectors of images (a list, an array of numpy or arrow), None for those that are None."""
-        listed = [images] if isinstance(images, bytes) else list(self.sanitize_input(images))
-        given = [_at_its_path(image) for image in listed if image is not None]
         own = cast(Model[ImageEmbedding[Any]], self._model)
-        rows = iter(own.run(lambda model: _images_collected(model, given), instead="model.embed_images"))
-        return [None if image is None else next(rows) for image in listed]
+
+        def compute(given: list[Any]) -> Any:
+            located = [_at_its_path(image) for image in given]
+            return own.run(lambda model: _images_collected(model, located), instead="model.embed_images")
+
+        return _of_those_given([images] if isinstance(images, bytes) else listed(self.sanitize_input(images)), compute)
+
+
+def _of_those_given(inputs: list[Any], compute: Callable[[list[Any]], Any]) -> list[Any]:
+    """The results of what is not None, at its places; an error has the place of its input, too."""
+    places = [place for place, one in enumerate(inputs) if one is not None]
+    results: list[Any] = [None] * len(inputs)
+    try:
+        rows = compute([inputs[place] for place in places])
+    except OF_ONE_INPUT as error:
+        if error.index is not None:
+            error.index = places[error.index]
+        raise
+    for place, row in zip(places, rows, strict=True):
+        results[place] = row
+    return results
 
 
 def _at_its_path(image: Any) -> Any:

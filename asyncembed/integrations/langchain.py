@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from asyncembed.checks import check_count
 from asyncembed.embedders.cross_encoder import CrossEncoderKeywords, TextCrossEncoder
 from asyncembed.embedders.text import DEFAULT_MODEL, TextEmbedding, TextKeywords
-from asyncembed.integrations._models import Model, as_lists
+from asyncembed.integrations._models import Model, as_lists, listed
 
 try:
     from langchain_core.callbacks import Callbacks
@@ -132,7 +132,7 @@ class AsyncembedReranker(BaseDocumentCompressor):
         callbacks: Callbacks | None = None,  # noqa: ARG002 (it runs nothing of LangChain's)
     ) -> Sequence[Document]:
         """The best of the documents, best first."""
-        among = list(documents)
+        among = listed(documents)
         return _scored(among, await self._model.anywhere.rank(query, among, self.top_n, key=_text_of))
 
     def compress_documents(
@@ -142,7 +142,7 @@ class AsyncembedReranker(BaseDocumentCompressor):
         callbacks: Callbacks | None = None,  # noqa: ARG002 (it runs nothing of LangChain's)
     ) -> Sequence[Document]:
         """`acompress_documents`, which blocks the thread."""
-        among = list(documents)
+        among = listed(documents)
         ranked = self._model.run(
             lambda model: model.rank(query, among, self.top_n, key=_text_of), instead="acompress_documents"
         )

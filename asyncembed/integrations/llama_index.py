@@ -26,6 +26,7 @@ in places where one may not expect it: `VectorStoreIndex(nodes)` embeds synchron
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import uuid4
@@ -34,8 +35,8 @@ from asyncembed.embedders.base import Embedder, ModelName
 from asyncembed.embedders.cross_encoder import TextCrossEncoder
 from asyncembed.embedders.sparse import SparseTextEmbedding
 from asyncembed.embedders.text import DEFAULT_MODEL, TextEmbedding
-from asyncembed.errors import OptionError, UsageError
-from asyncembed.integrations._models import Model, as_lists
+from asyncembed.errors import OF_ONE_INPUT, InputError, OptionError, UsageError
+from asyncembed.integrations._models import Model, as_lists, listed
 from asyncembed.results import SparseEmbedding
 
 try:
@@ -69,7 +70,56 @@ HANDED = "model_digest"
 dispatcher: Dispatcher = get_dispatcher(__name__)
 
 
-class AsyncembedEmbedding(BaseEmbedding):
+_whole: ContextVar[list[str] | None] = ContextVar("_whole", default=None)
+"""All texts of the call that runs: LlamaIndex hands over some at a time."""
+
+
+class _ManyTexts:
+    """The calls of LlamaIndex's that take texts one by one: a `str` is one text, and not its characters."""
+
+    def get_text_embedding_batch(self, texts: list[str], *arguments: Any, **keywords: Any) -> list[Any]:
+        """An embedding per text. Of an error, `index` is its text's; blocks the thread that calls it."""
+        with _all_of(texts) as whole:
+            return cast("list[Any]", cast(Any, super()).get_text_embedding_batch(whole, *arguments, **keywords))
+
+    async def aget_text_embedding_batch(self, texts: list[str], *arguments: Any, **keywords: Any) -> list[Any]:
+        """`get_text_embedding_batch`, awaited."""
+        with _all_of(texts) as whole:
+            return cast("list[Any]", await cast(Any, super()).aget_text_embedding_batch(whole, *arguments, **keywords))
+
+    def get_agg_embedding_from_queries(self, queries: list[str], *arguments: Any, **keywords: Any) -> Any:
+        """One embedding of several queries, their mean; blocks the thread that calls it."""
+        return cast(Any, super()).get_agg_embedding_from_queries(listed(queries), *arguments, **keywords)
+
+    async def aget_agg_embedding_from_queries(self, queries: list[str], *arguments: Any, **keywords: Any) -> Any:
+        """`get_agg_embedding_from_queries`, awaited."""
+        return await cast(Any, super()).aget_agg_embedding_from_queries(listed(queries), *arguments, **keywords)
+
+
+@contextmanager
+def _all_of(texts: list[str]) -> Iterator[list[str]]:
+    whole = listed(texts)
+    token = _whole.set(whole)
+    try:
+        yield whole
+    finally:
+        _whole.reset(token)
+
+
+@contextmanager
+def _numbered(some: list[str]) -> Iterator[None]:
+    """Have an error in the block carry the number of its text among all: of the first that is the same, which fails."""
+    try:
+        yield
+    except OF_ONE_INPUT as error:
+        whole = _whole.get()
+        if whole is not None and error.index is not None:
+            text = some[error.index]
+            error.index = next((number for number, one in enumerate(whole) if one is text), error.index)
+        raise
+
+
+class AsyncembedEmbedding(_ManyTexts, BaseEmbedding):
     """Dense embeddings for LlamaIndex: lists of floats, queries with the query prompt, texts with that of passages.
 
     Prompts are those of the model, where they are switched on: see `asyncembed.TextEmbedding`. Texts of an ingestion
@@ -129,7 +179,8 @@ class AsyncembedEmbedding(BaseEmbedding):
         return cast(list[float], vector.tolist())
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return await as_lists(await self._model.anywhere.passage_embed(texts).collect())
+        with _numbered(texts):
+            return await as_lists(await self._model.anywhere.passage_embed(texts).collect())
 
     # ---------------------------------------------------------------- that block
 
@@ -142,16 +193,17 @@ class AsyncembedEmbedding(BaseEmbedding):
         return cast(list[float], vector.tolist())
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        vectors = self._model.run(
-            lambda model: model.passage_embed(texts).collect(), instead="aget_text_embedding_batch"
-        )
+        with _numbered(texts):
+            vectors = self._model.run(
+                lambda model: model.passage_embed(texts).collect(), instead="aget_text_embedding_batch"
+            )
         return cast(list[list[float]], vectors.tolist())
 
 
 # ---------------------------------------------------------------- sparse
 
 
-class AsyncembedSparseEmbedding(BaseSparseEmbedding):
+class AsyncembedSparseEmbedding(_ManyTexts, BaseSparseEmbedding):
     """Sparse embeddings (BM25, SPLADE, ...) for LlamaIndex: dicts from index to weight.
 
     For hybrid search in Qdrant see `asyncembed.integrations.llama_index_qdrant`. LlamaIndex's own `QdrantVectorStore`
@@ -199,7 +251,8 @@ class AsyncembedSparseEmbedding(BaseSparseEmbedding):
         return _as_dict((await self._model.anywhere.embed_documents([text]))[0])
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[dict[int, float]]:
-        return [_as_dict(vector) async for vector in self._model.anywhere.passage_embed(texts)]
+        with _numbered(texts):
+            return [_as_dict(vector) async for vector in self._model.anywhere.passage_embed(texts)]
 
     # ---------------------------------------------------------------- that block
 
@@ -211,7 +264,8 @@ class AsyncembedSparseEmbedding(BaseSparseEmbedding):
         return _as_dict(vector)
 
     def _get_text_embeddings(self, texts: list[str]) -> list[dict[int, float]]:
-        return list(map(_as_dict, self._passages(texts, "aget_text_embedding_batch")))
+        with _numbered(texts):
+            return list(map(_as_dict, self._passages(texts, "aget_text_embedding_batch")))
 
     def sparse_doc_fn(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
         """Indices and weights of documents, for the Qdrant store; blocks the thread that calls it."""
@@ -295,8 +349,9 @@ class AsyncembedRerank(BaseNodePostprocessor):
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
+        texts = _contents(nodes)
         with self._told(nodes, query_bundle) as (query, told):
-            return told(await self._model.anywhere.rank(query, _contents(nodes), self.top_n))
+            return told(await self._model.anywhere.rank(query, texts, self.top_n))
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
@@ -337,7 +392,13 @@ class AsyncembedRerank(BaseNodePostprocessor):
 
 
 def _contents(nodes: list[NodeWithScore]) -> list[str]:
+    _check_nodes(nodes)
     return [node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+
+
+def _check_nodes(nodes: object) -> None:
+    if not isinstance(nodes, list) or not all(isinstance(node, NodeWithScore) for node in nodes):
+        raise InputError("expected a list of LlamaIndex's NodeWithScore, as a retriever gives them")
 
 
 # ---------------------------------------------------------------- what the three share

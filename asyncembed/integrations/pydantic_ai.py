@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, cast
 
 from asyncembed.embedders.text import DEFAULT_MODEL, TextCall, TextEmbedding, TextKeywords
 from asyncembed.errors import InputError
-from asyncembed.integrations._models import Model, as_lists
+from asyncembed.integrations._models import Model, as_lists, listed
 
 try:
     from pydantic_ai.embeddings import EmbeddingModel, EmbeddingResult, EmbeddingSettings
@@ -112,10 +112,10 @@ class AsyncembedEmbeddingModel(EmbeddingModel):
         """The vectors of some texts, as lists; `usage.input_tokens` is what the model has computed for them.
 
         Raises:
-            InputError: A text is over the limit, with the setting `truncate=False`; `index` says which.
+            InputError: An input is no text, or over the limit with the setting `truncate=False`; `index` says which.
             AsyncEmbedError: The model cannot be opened.
         """
-        texts, merged = self.prepare_embed(inputs, settings)
+        texts, merged = self.prepare_embed(listed(inputs), settings)
         call = _call_of(merged)
         if input_type == "query" and len(texts) == 1:
             vectors, tokens, cut = await self._embed_query(texts[0], call)

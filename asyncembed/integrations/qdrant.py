@@ -301,9 +301,9 @@ def points(
         check_callable(name, function, what="a function of a record")
     passed = start.records if isinstance(start, Checkpoint) else start
     check_count("start", passed, minimum=0, may_be_none=False)
-    check_source(records)
-    named = _named(dense, sparse, multivector, hybrid)
     source = as_source(records)
+    check_source(source)
+    named = _named(dense, sparse, multivector, hybrid)
     if passed and total is None and is_in_memory(source):
         total = max(0, len(cast("Sized", source)) - passed)
     source = start.rest(source) if isinstance(start, Checkpoint) else _from(source, start)

@@ -28,6 +28,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast
 
 from asyncembed.checks import check_choice, check_text
+from asyncembed.embedders.intake import texts_of_arrow
 from asyncembed.embedders.roles import TextRoles
 from asyncembed.embedders.sparse import SparseKeywords, SparseTextEmbedding
 from asyncembed.embedders.text import DEFAULT_MODEL, TextEmbedding, TextKeywords
@@ -94,6 +95,8 @@ class _Embed(ABC, Generic[EmbedderT]):
     ) -> None:
         for name, value in (("column", column), ("vector_column", vector_column), ("error_column", error_column)):
             check_text(name, value, may_be_none=False)
+        if on_error == "return" and error_column == vector_column:
+            raise OptionError(f"error_column= and vector_column= must differ; both are {vector_column!r}")
         check_choice("role", role, ("passage", "query"))
         check_choice("on_error", on_error, ("raise", "skip", "return"))
         self._column, self._vector_column, self._error_column = column, vector_column, error_column
@@ -122,7 +125,7 @@ class _Embed(ABC, Generic[EmbedderT]):
             raise OptionError('map_batches takes batch_format="pyarrow" with this class')
         if self._column not in batch.column_names:
             raise OptionError(f"there is no column {self._column!r}: column= must be one of {batch.column_names}")
-        return cast("list[Any]", batch.column(self._column).to_pylist())
+        return texts_of_arrow(batch.column(self._column))
 
     def _stream(self, texts: Sequence[Any], **call: Any) -> Any:
         model = self._model.anywhere

@@ -51,6 +51,7 @@ def create_app(
     api_key: str | Sequence[str] | None = None,
     limits: Limits | None = None,
     page: bool = True,
+    foreign_pages: bool = False,
     **options: Unpack[OptionKeywords],
 ) -> FastAPI:
     """An app that serves models to clients of other services: of OpenAI's, for one.
@@ -64,7 +65,8 @@ def create_app(
     that one's lifespan has to enter its own, which no framework does: `async with app.router.lifespan_context(app):`.
 
     What a connection may take that has not asked for anything yet (heads without end, clients that stall) is up to the
-    server that runs the app: `asyncembed serve` bounds it, uvicorn alone does not.
+    server that runs the app, and so is how long that waits for requests under way when it is told to end: `asyncembed
+    serve` bounds both, uvicorn alone neither (`timeout_graceful_shutdown=30` bounds the latter).
 
     Args:
         models: What is served, by the name that clients use; without names, a model's own is taken. A model that is
@@ -74,6 +76,9 @@ def create_app(
         limits: What one request may ask for.
         page: Whether there is a page at `/` that shows the models and live numbers, and lets one try things. The page
             itself is for everybody, what it shows for those who have the API key.
+        foreign_pages: Whether an app without an API key also answers web pages of other sites, in the browser of
+            somebody who can reach it: those that post what is not said to be JSON, and those whose name leads to this
+            machine (DNS rebinding). For apps that are guarded in another way, behind a proxy of the same port.
         options: Of the models that are given by name: keywords that all classes share (`device`, `max_length`),
             and those of the `WorkerPool` that is made for them (`workers`, `max_queued`), unless `pool=` is given.
 
@@ -81,13 +86,14 @@ def create_app(
         OptionError: An argument that cannot work.
     """
     check_bool("page", page)
+    check_bool("foreign_pages", foreign_pages)
     keys = _keys(api_key)
     named = _by_name(models)
     pool, of_models = _shared(options)
     planned = {name: _planned(model, of_models) for name, model in named.items()}
     if all(isinstance(model, Embedder) for model in named.values()):
         pool = None  # nobody would use its workers
-    service = Service(ServedModels({}, 0), limits or Limits(), keys)
+    service = Service(ServedModels({}, 0), limits or Limits(), keys, foreign_pages=foreign_pages)
     monitor = Monitor(service.meter)
     app = _App(
         title="asyncembed",

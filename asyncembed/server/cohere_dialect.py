@@ -83,6 +83,7 @@ class CohereRerankRequest(msgspec.Struct, kw_only=True):
     top_n: Count | None = None
     max_tokens_per_doc: Count | None = None
     relevant_spans: dict[str, Any] | None = None
+    instruction: str | None = None
     priority: Priority = 0
 
 
@@ -254,6 +255,7 @@ async def rerank(service: Service, asked: CohereRerankRequest) -> bytes:
         asked.documents,
         param="documents",
         top_k=asked.top_n,
+        instruction=asked.instruction,
         is_bulk=is_bulk(asked.priority),
     )
     results = [{"index": index, "relevance_score": score} for index, score in counted.results]

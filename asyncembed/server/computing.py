@@ -124,8 +124,12 @@ async def _one_text(
 
 
 @contextmanager
-def lane(service: Service, embedder: "Embedder", count: int, *, is_bulk: bool) -> "Iterator[PriorityName]":
-    """Where so many inputs of a request wait: gives their priority. Of bulk work a server keeps the count itself.
+def lane(
+    service: Service, embedder: "Embedder", count: int, *, is_bulk: bool, are_absent: bool = False
+) -> "Iterator[PriorityName]":
+    """Where so many inputs of a request wait: gives their priority.
+
+    Of bulk work a server keeps the count itself; what has yet to be fetched counts apart, as in the engine.
 
     Raises:
         OverloadedError: As many of bulk work wait as may; what comes alone may be more than that.
@@ -134,14 +138,14 @@ def lane(service: Service, embedder: "Embedder", count: int, *, is_bulk: bool) -
         yield "interactive"
         return
     _, engine = opened_model(embedder)
-    most, waiting = engine.plan.max_queued, service.bulk[engine]
+    most, waiting = engine.plan.max_queued, service.bulk[engine, are_absent]
     if most is not None and waiting and waiting + count > most:
         raise OverloadedError(f"{waiting} inputs of bulk work wait already (max_queued={most})")
-    service.bulk[engine] += count
+    service.bulk[engine, are_absent] += count
     try:
         yield "bulk"
     finally:
-        service.bulk[engine] -= count
+        service.bulk[engine, are_absent] -= count
 
 
 def _checked(
@@ -169,13 +173,15 @@ async def rank(
     param: str,
     top_k: int | None = None,
     activation: Activation = "sigmoid",
+    instruction: str | None = None,
     truncate: bool | None = None,
     is_bulk: bool = False,
 ) -> CountedBatch[list[tuple[int, float]]]:
     """The best documents for a query, as `TextCrossEncoder.rank`; `param` is the field of the documents."""
-    await _check_pairs(service, model, [(query, document) for document in documents], param)
+    whole_query = query if instruction is None else f"{instruction} {query}"  # which is read with each document
+    await _check_pairs(service, model, [(whole_query, document) for document in documents], param)
     with lane(service, model.embedder, len(documents), is_bulk=is_bulk) as priority:
-        call: RerankKeywords = {"activation": activation, "priority": priority}
+        call: RerankKeywords = {"activation": activation, "instruction": instruction, "priority": priority}
         counted = await rank_texts(model.embedder, query, documents, top_k, call)
     return _checked(counted, model.embedder, param, truncate=truncate)
 
@@ -219,7 +225,8 @@ async def embed_images(
     given = await completion(start_thread(images_of, images)) if is_large(images) else images_of(images)
     embedder = model.embedder
     method = embedder.embed if isinstance(embedder, ImageEmbedding) else embedder.embed_image
-    with lane(service, embedder, len(images), is_bulk=is_bulk) as priority:
+    are_absent = any(isinstance(image, str) for image in given)
+    with lane(service, embedder, len(images), is_bulk=is_bulk, are_absent=are_absent) as priority:
         return await method(given, priority=priority).with_tokens().collect()
 
 

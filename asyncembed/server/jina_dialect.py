@@ -25,7 +25,10 @@ class JinaDocument(msgspec.Struct):
 
 
 class JinaRerankRequest(msgspec.Struct, kw_only=True):
-    """What `/v1/rerank` takes; scores are 0 to 1 unless `raw_scores` asks for the model's own."""
+    """What `/v1/rerank` takes; scores are 0 to 1 unless `raw_scores` asks for the model's own.
+
+    `instruction` is vLLM's and llama.cpp's word for what a model that is a language model is to look for.
+    """
 
     model: str | None = None
     query: str
@@ -33,6 +36,7 @@ class JinaRerankRequest(msgspec.Struct, kw_only=True):
     top_n: Annotated[int, msgspec.Meta(ge=1)] | None = None
     return_documents: bool = True
     raw_scores: bool = False
+    instruction: str | None = None
 
 
 class JinaUsage(msgspec.Struct):
@@ -75,6 +79,8 @@ class Asked(Protocol):
     def return_documents(self) -> bool: ...
     @property
     def raw_scores(self) -> bool: ...
+    @property
+    def instruction(self) -> str | None: ...
 
 
 async def rerank(service: Service, asked: JinaRerankRequest) -> bytes:
@@ -105,6 +111,7 @@ async def ranked(service: Service, asked: Asked, texts: Sequence[str], shown: Se
         param="documents",
         top_k=asked.top_n,
         activation="none" if asked.raw_scores else "sigmoid",
+        instruction=asked.instruction,
     )
     tokens = int(counted.tokens.sum())
     results = [

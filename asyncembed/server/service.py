@@ -50,16 +50,18 @@ class Service:
     Attributes:
         models: What is served.
         limits: What one request may ask for.
-        bulk: Inputs of bulk work that are computed or wait, by the engine that does it.
+        bulk: Inputs of bulk work that are computed or wait, by the engine that does it, and by whether their request
+            has some that have yet to be fetched.
         meter: What came of its requests so far.
         began: When it was made, by `time.monotonic`.
         is_ready: Whether the models are open.
-        is_alone: Whether `asyncembed serve` runs it, so that nobody's middleware or other site comes between it and
-            its clients.
+        is_alone: Whether `asyncembed serve` runs it, so that nobody's middleware comes between it and its clients.
         failure: Why they could not be opened.
     """
 
-    def __init__(self, models: ServedModels, limits: Limits, api_keys: Sequence[str]) -> None:
+    def __init__(
+        self, models: ServedModels, limits: Limits, api_keys: Sequence[str], *, foreign_pages: bool = False
+    ) -> None:
         self.models = models
         self.limits = limits
         self.meter: Meter = Meter()
@@ -67,8 +69,9 @@ class Service:
         self.is_ready = False
         self.is_alone = False
         self.failure: Exception | None = None
-        self.bulk: Counter[Supervisor] = Counter()
+        self.bulk: Counter[tuple[Supervisor, bool]] = Counter()
         self._facts: dict[str, ModelFacts] = {}
+        self._foreign_pages = foreign_pages
         # Of one length whatever the keys are, so that comparing tells nothing of them.
         self._keys = [sha256(key.encode()).digest() for key in api_keys]
 
@@ -81,11 +84,12 @@ class Service:
         """Raise `Refusal` unless a request (an ASGI scope) is of somebody who may ask."""
         if self._keys:
             self._check_key(scope["headers"])
-        elif self.is_alone and is_of_foreign_page(scope):
+        elif not self._foreign_pages and is_of_foreign_page(scope):
             raise Refusal(
                 "foreign",
                 "this request is of a web page of another site, which a server without an API key does not answer: "
-                "give it one (ASYNCEMBED_API_KEY), ask it by the name localhost, or send application/json",
+                "give it one (ASYNCEMBED_API_KEY, create_app(api_key=)), ask it by the name localhost, or send "
+                "application/json; create_app(foreign_pages=True) answers all",
             )
 
     def _check_key(self, headers: Sequence[tuple[bytes, bytes]]) -> None:

@@ -78,6 +78,7 @@ class RerankRequest(CuttingRequest, kw_only=True):
     documents: Annotated[list[str | JinaDocument], NOT_EMPTY] | msgspec.UnsetType = msgspec.UNSET
     top_n: Annotated[int, msgspec.Meta(ge=1)] | None = None
     return_documents: bool = False
+    instruction: str | None = None
 
 
 class PredictRequest(CuttingRequest, kw_only=True):

@@ -209,6 +209,7 @@ async def rerank(service: Service, asked: RerankRequest) -> Reply | bytes:
         asked.texts,
         param="texts",
         activation="none" if asked.raw_scores else "sigmoid",
+        instruction=asked.instruction,
         truncate=asked.truncate,
     )
     ranks = [

@@ -325,6 +325,23 @@ def test_failed_records_go_into_a_file_of_their_own(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_a_text_of_parquet_that_is_no_utf_8_fails_alone(name: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tests.support.arrow import no_utf_8
+
+    pq.write_table(pa.table({"text": no_utf_8("one", b"\xff", "two"), "n": no_utf_8("1", "2", b"a\xfe")}), "in.parquet")
+    run("in.parquet", "-o", name, "--on-error", "failed.jsonl")
+    assert len(lines(name) if name == "out.jsonl" else rows(name)) == 2
+    (failed,) = lines("failed.jsonl")
+    assert (failed["text"], failed["n"], failed["failure"]["index"]) == ("\\xff", "2", 1)
+    assert "can't decode byte 0xff" in failed["failure"]["message"]
+    if name == "out.jsonl":
+        assert [line["n"] for line in lines(name)] == ["1", "a\\xfe"]
+
+
 def test_failed_records_of_parquet_and_csv_keep_their_fields() -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -245,6 +245,13 @@ def test_it_is_said_where_every_user_of_the_machine_may_use_a_server_without_a_k
 
 
 @pytest.mark.posix
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
+def test_a_grace_that_is_no_number_of_seconds_is_refused(seconds: str) -> None:
+    done = CliRunner().invoke(main, ["serve", MODEL, "--grace", seconds])
+    assert done.exit_code == 2
+    assert "--grace" in done.stderr
+
+
 @pytest.mark.parametrize("mode", ["888", "rw-rw----", "-1", "1777"])
 def test_a_mode_that_is_none_is_refused(mode: str) -> None:
     done = CliRunner().invoke(main, ["serve", MODEL, "--uds", "unused", "--uds-mode", mode])

@@ -17,6 +17,7 @@ from PIL import Image
 from asyncembed import ImageEmbedding, LateInteractionMultimodalEmbedding
 from asyncembed.embedders.image import MOST_AT_A_TIME
 from asyncembed.errors import InputError, OptionError, OverloadedError, StateError
+from asyncembed.images.urls import CONCURRENCY
 from tests.support.images import encoded, picture, write_image_model
 from tests.support.models import forget_registered_models
 from tests.support.waiting import until
@@ -337,17 +338,19 @@ async def test_an_image_that_is_being_fetched_as_the_embedder_closes_has_not_fai
     assert pooled.failed == 0
 
 
-async def test_a_stream_whose_urls_stall_holds_up_no_other(model_path: Path, server: WebServer) -> None:
+async def test_streams_whose_urls_stall_hold_up_no_other(model_path: Path, server: WebServer) -> None:
+    """However many: what has had its time goes back and begins again."""
     async with ImageEmbedding(NAME, model_path=model_path, workers=0, allow_private_urls=True) as model:
         async with anyio.create_task_group() as group:
-            group.start_soon(_first, model.embed([f"{server.url}/stall"] * 40))
-            await until(lambda: len(server.requests) >= MOST_AT_A_TIME)
+            for _ in range(3):
+                group.start_soon(_first, model.embed([f"{server.url}/stall"] * 40))
+            await until(lambda: len(server.requests) >= CONCURRENCY)
             assert (await model.embed_image(f"{server.url}/0.jpg")).ndim == 1
             group.cancel_scope.cancel()
 
 
-async def test_images_that_are_being_fetched_take_the_places_of_those_that_wait(
-    model_path: Path, server: WebServer
+async def test_images_that_are_being_fetched_take_the_places_of_other_such_images_alone(
+    model_path: Path, paths: list[Path], server: WebServer
 ) -> None:
     """With `max_queued`: until they wait for a worker, cannot be had, or nobody wants them any more."""
     stalled, missing = f"{server.url}/stall", f"{server.url}/nowhere"
@@ -359,6 +362,7 @@ async def test_images_that_are_being_fetched_take_the_places_of_those_that_wait(
                 await until(lambda: len(server.requests) >= asked + 2)  # noqa: B023 (waited for here)
                 with pytest.raises(OverloadedError):
                     await model.embed_image(stalled)
+                assert len(await model.embed_images(paths[:2])) == 2
                 group.cancel_scope.cancel()
         with pytest.raises(InputError, match="404"):
             await model.embed_images([missing, missing])

@@ -6,7 +6,9 @@ batch, whichever side is padded, and for one text that is long enough for attent
 mostly bfloat16, as those of the real ones; the values are computed in float32.
 """
 
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,8 @@ def models() -> dict[str, tuple[Any, str]]:
     bidirectional.is_causal = False
     llama3 = rope("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
     yarn = rope("yarn", factor=4.0, original_max_position_embeddings=64)
+    both_ways = t.LlamaConfig(**EURO, **llama3)
+    both_ways.is_causal = False
     local: dict[str, Any] = {"rope_type": "default", "rope_theta": 1000.0}
     scaled: dict[str, Any] = {"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0}
     return {
@@ -104,7 +108,32 @@ def models() -> dict[str, tuple[Any, str]]:
             t.EuroBertForSequenceClassification(eurobert(num_labels=1, classifier_pooling="mean")),
             "bfloat16",
         ),
+        "llama": (t.LlamaModel(t.LlamaConfig(**EURO, **llama3, attention_bias=True, mlp_bias=True)), "bfloat16"),
+        "llama_bidirectional": (t.LlamaModel(both_ways), "bfloat16"),
+        "llama_tied": (t.LlamaForCausalLM(t.LlamaConfig(**EURO, tie_word_embeddings=True)), "bfloat16"),
+        "llama_scores": (t.LlamaForSequenceClassification(t.LlamaConfig(**EURO, num_labels=1)), "bfloat16"),
+        "mistral": (t.MistralModel(t.MistralConfig(**SMALL, sliding_window=4)), "bfloat16"),
+        "mistral_scores": (
+            t.MistralForSequenceClassification(t.MistralConfig(**SMALL, sliding_window=None, num_labels=1)),
+            "bfloat16",
+        ),
     }
+
+
+# What stands in config.json on the hub, None being no key, instead of what transformers can compute.
+HUB: Mapping[str, Mapping[str, Any]] = {
+    "llama_bidirectional": {
+        "architectures": ["LlamaBidirectionalModel"],
+        "model_type": "llama_bidirec",
+        "auto_map": {
+            "AutoConfig": "llama_bidirectional_model.LlamaBidirectionalConfig",
+            "AutoModel": "llama_bidirectional_model.LlamaBidirectionalModel",
+        },
+        "is_causal": None,
+        "pooling": "avg",
+        "temperature": 1.0,
+    }
+}
 
 
 def main() -> None:
@@ -137,6 +166,14 @@ def main() -> None:
             "long_last_hidden_state": states[:, 0:LONG:37],
         }
         np.savez_compressed(folder / "reference.npz", allow_pickle=False, **arrays)
+        as_on_the_hub(folder / "config.json", HUB.get(name, {}))
+
+
+def as_on_the_hub(path: Path, changes: Mapping[str, Any]) -> None:
+    if changes:
+        config = json.loads(path.read_bytes()) | dict(changes)
+        said = {key: value for key, value in config.items() if value is not None}
+        path.write_text(json.dumps(said, indent=1), "utf-8")
 
 
 def check_left(right: dict[str, Any], left: dict[str, Any], name: str) -> None:

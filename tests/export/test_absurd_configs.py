@@ -71,6 +71,7 @@ ABSURD: tuple[tuple[str, dict[str, Any]], ...] = (
     ("gemma3", {"layer_types": None, "_sliding_window_pattern": [6]}),
     ("deberta_convolution", {"conv_groups": 0}),
     ("deberta_convolution", {"conv_groups": 3}),
+    ("mistral", {"sliding_window": 0}),
     # What would be computed otherwise than it says.
     ("gemma3", {"attn_logit_softcapping": 50.0}),
     ("eurobert_scores_mean", {"classifier_pooling": "max"}),

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.slow
 
 DATA = Path(__file__).parent / "data"
 
-MODELS = sorted(path.name for path in DATA.iterdir() if path.name.startswith(("qwen", "gemma", "eurobert")))
+MODELS = sorted(
+    path.name for path in DATA.iterdir() if path.name.startswith(("qwen", "gemma", "eurobert", "llama", "mistral"))
+)
 
 
 Inputs = dict[str, npt.NDArray[np.int64]]
@@ -117,7 +119,7 @@ def test_the_greatest_logits_of_words_are_those_of_transformers(name: str, side:
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("no", [17, None])
-@pytest.mark.parametrize("name", ["qwen3_sliding", "qwen3_tied", "qwen2_tied"])
+@pytest.mark.parametrize("name", ["qwen3_sliding", "qwen3_tied", "qwen2_tied", "llama_tied"])
 def test_an_answer_is_the_difference_of_two_words_logits(name: str, no: int | None, side: str, run: Run) -> None:
     reference = reference_of(name, side)
     inputs = inputs_of(reference)
@@ -177,16 +179,44 @@ def test_what_is_not_computed_is_refused(change: dict[str, Any], objection: str,
     assert objection in str(refused.value)
 
 
-def test_code_that_computes_the_same_is_accepted_by_its_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "code"),
+    [
+        ("eurobert", "modeling_eurobert.EuroBertModel"),
+        ("llama_bidirectional", "nvidia/x--llama_bidirectional_model.LlamaBidirectionalModel"),
+    ],
+)
+def test_code_that_computes_the_same_is_accepted_by_its_name(model: str, code: str, tmp_path: Path) -> None:
     """Repos of EuroBERT from 2025 bring what transformers has since; others of its type change what it computes."""
-    config = json.loads((DATA / "eurobert" / "config.json").read_text("utf-8"))
-    for name, is_known in (("modeling_eurobert.EuroBertModel", True), ("modeling_own.OwnModel", False)):
+    config = json.loads((DATA / model / "config.json").read_text("utf-8"))
+    for name, is_known in ((code, True), ("modeling_own.OwnModel", False)):
         (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": name}}), "utf-8")
         if is_known:
             read_plan(tmp_path)
             continue
         with pytest.raises(UnsupportedModelError, match="brings code of its own"):
             read_plan(tmp_path)
+
+
+def test_what_llama_and_mistral_say_of_layers_and_directions_is_read_as_transformers_does(tmp_path: Path) -> None:
+    """They have no kinds of layers, and no key for both directions but `is_causal`."""
+
+    def graph_of(model: str, **said: Any) -> bytes:
+        directory = tmp_path / f"{model}-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(DATA / model, directory)
+        config = json.loads((directory / "config.json").read_text("utf-8")) | said
+        (directory / "config.json").write_text(json.dumps(config), "utf-8")
+        return ensure_graph(directory, cache_dir=directory / "cache").read_bytes()
+
+    kinds = {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True}
+    for model, window in (("llama", {"sliding_window": 4}), ("mistral", {})):
+        assert graph_of(model, **kinds, **window) == graph_of(model)
+        assert graph_of(model, is_causal=False) != graph_of(model)
+        with pytest.raises(UnsupportedModelError, match="has use_bidirectional_attention"):
+            graph_of(model, use_bidirectional_attention=True)
+    assert graph_of("mistral", sliding_window=None) != graph_of("mistral")
+    with pytest.raises(UnsupportedModelError, match="of which only states are built, not scores"):
+        read_plan(DATA / "llama_bidirectional", "scores")
 
 
 def test_a_projection_of_hidden_states_that_was_not_verified_is_refused(tmp_path: Path) -> None:

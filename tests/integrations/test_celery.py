@@ -81,6 +81,29 @@ def test_what_is_no_array_stays(app: Celery, fakes: Fakes) -> None:
     assert task_of(app, mixed)() == {"id": 3, "score": 0.5, "vectors": [[0.0, 0.0]], "name": "x", "none": None}
 
 
+def test_an_input_that_fails_is_told_to_the_sender(app: Celery, fakes: Fakes) -> None:
+    """Raised, or in the place of its result; what travels of an error is its class and message."""
+
+    def embed_all(self: Any, texts: list[Any]) -> Any:
+        return self.model.embed(texts, on_error="return").collect()
+
+    texts = ["cats", None, "half \ud800"]
+    raising, returning = task_of(app, embed, name="raising"), task_of(app, embed_all, name="returning")
+    with pytest.raises(InputError, match="^input 1: expected a str") as caught:
+        raising.apply((texts,)).get()
+    backend: Any = app.backend
+    arrived = backend.exception_to_python(backend.prepare_exception(caught.value, "json"))
+    assert type(arrived) is InputError
+    assert str(arrived) == "input 1: expected a str, got NoneType"
+    vector, *failed = returning.apply((texts,)).get()
+    assert len(vector) == 384
+    assert [one.keys() for one in failed] == [{"error"}] * 2
+    assert [one["error"][:8] for one in failed] == ["input 1:", "input 2:"]
+    with pytest.raises(InputError) as direct:
+        raising(texts)
+    assert direct.value.index == 1
+
+
 @pytest.mark.parametrize("wrong", [NAME, object(), asyncembed.TextEmbedding(NAME)])
 def test_a_model_of_another_kind_is_refused(wrong: Any, app: Celery) -> None:
     with pytest.raises(OptionError, match="of asyncembed.sync"):

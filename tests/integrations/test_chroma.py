@@ -110,7 +110,11 @@ def test_a_text_by_itself_is_one_text(fakes: Fakes) -> None:
     function = AsyncembedEmbeddingFunction(fake_model(dim=4))
     sparse = AsyncembedSparseFunction(fake_model("sparse"))
     text: Any = "a few words"
-    assert [len(call(text)) for call in (function, function.embed_query, sparse, sparse.embed_query)] == [1] * 4
+    wrong: Any = {"a": "b"}
+    for call in (function, function.embed_query, sparse, sparse.embed_query):
+        assert len(call(text)) == 1
+        with pytest.raises(InputError, match="the source is a dict"):
+            call(wrong)
 
 
 def test_what_cannot_be_embedded_is_an_error_of_ours(fakes: Fakes, tmp_path: Path) -> None:

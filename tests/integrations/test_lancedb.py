@@ -111,6 +111,22 @@ def test_texts_come_as_lists_or_arrays_and_those_that_are_none_have_no_vector(fa
     assert [None if row is None else row.shape for row in rows] == [(384,), None, (384,)]
 
 
+@pytest.mark.parametrize("form", [list, np.array, pa.array])
+def test_a_text_that_fails_has_the_number_of_its_row(form: Any, fakes: Fakes) -> None:
+    fakes.failures["rotten"] = InputError("refused")
+    with pytest.raises(InputError, match="input 3: refused"):
+        AsyncembedFunction.create(model=NAME).compute_source_embeddings(form([None, "a", None, "rotten"]))
+
+
+def test_a_bare_text_is_one_text_and_what_holds_no_texts_is_refused(fakes: Fakes) -> None:
+    function = AsyncembedFunction.create(model=NAME)
+    for call in (function.compute_source_embeddings, function.generate_embeddings):
+        assert len(call("abc")) == 1
+        assert len(call(text for text in "abc")) == 3
+        with pytest.raises(InputError, match="dict"):
+            call({"a": 1})
+
+
 def test_a_permanent_error_comes_at_once_and_as_it_is(fakes: Fakes, tmp_path: Path) -> None:
     fakes.failures["cats"] = InputError("refused")
     function = AsyncembedFunction.create(model=NAME)
@@ -216,8 +232,8 @@ def test_a_text_finds_images_by_a_model_of_the_same_space(fakes: Fakes, tmp_path
 
 
 def test_a_broken_image_is_an_error_of_ours_at_once(fakes: Fakes) -> None:
-    with pytest.raises(InputError, match="input 1"):
-        AsyncembedImageFunction.create(workers=0).compute_source_embeddings_with_retry([png(), b"no image"])
+    with pytest.raises(InputError, match="input 2"):
+        AsyncembedImageFunction.create(workers=0).compute_source_embeddings_with_retry([png(), None, b"no image"])
     with pytest.raises(ValueError, match="workers"):
         AsyncembedImageFunction.create(workers=-1)
 

@@ -123,6 +123,41 @@ async def test_many_texts_come_in_order(opened: TextEmbedding[Any]) -> None:
     assert await embedding.aget_text_embedding_batch(texts) == await vectors_of(opened, texts)
 
 
+@pytest.mark.parametrize("kind", [AsyncembedEmbedding, AsyncembedSparseEmbedding])
+def test_a_bare_text_is_one_text_and_what_holds_no_texts_is_refused(kind: type[Any], fakes: Fakes) -> None:
+    """LlamaIndex itself would take a `str` apart into characters, and a dict into its keys."""
+    embedding = kind("Qdrant/bm25" if kind is AsyncembedSparseEmbedding else "BAAI/bge-small-en-v1.5", workers=0)
+    query, passage = embedding.get_query_embedding("two words"), embedding.get_text_embedding("two words")
+    assert embedding.get_text_embedding_batch("two words") == [passage]
+    assert asyncio.run(embedding.aget_text_embedding_batch("two words")) == [passage]
+    assert embedding.get_text_embedding_batch(text for text in ["two words", "two words"]) == [passage, passage]
+    assert embedding.get_agg_embedding_from_queries("two words") == query
+    assert asyncio.run(embedding.aget_agg_embedding_from_queries("two words")) == query
+    for wrong in ({"a": "b"}, b"ab", None):
+        for refused in (embedding.get_text_embedding_batch, embedding.get_agg_embedding_from_queries):
+            with pytest.raises(InputError, match="the source"):
+                refused(wrong)
+        for awaited in (embedding.aget_text_embedding_batch, embedding.aget_agg_embedding_from_queries):
+            with pytest.raises(InputError, match="the source"):
+                asyncio.run(awaited(wrong))
+
+
+@pytest.mark.parametrize("kind", [AsyncembedEmbedding, AsyncembedSparseEmbedding])
+def test_a_text_that_fails_has_its_number_among_all_of_a_call(kind: type[Any], fakes: Fakes) -> None:
+    """And not that in what LlamaIndex hands over at once; also where it knows some from its cache."""
+    name = "Qdrant/bm25" if kind is AsyncembedSparseEmbedding else "BAAI/bge-small-en-v1.5"
+    embedding = kind(name, workers=0, embed_batch_size=2)
+    if kind is AsyncembedEmbedding:
+        embedding.embeddings_cache = SimpleKVStore()
+        embedding.get_text_embedding_batch(["a", "d"])
+    fakes.failures["rotten"] = InputError("refused")
+    texts = ["a", "b", "c", "d", "e", "rotten"]
+    with pytest.raises(InputError, match="input 5: refused"):
+        embedding.get_text_embedding_batch(texts)
+    with pytest.raises(InputError, match="input 5: refused"):
+        asyncio.run(embedding.aget_text_embedding_batch(texts))
+
+
 def test_a_name_is_opened_with_the_first_call(fakes: Fakes) -> None:
     embedding = AsyncembedEmbedding("BAAI/bge-base-en-v1.5", prompts={"query": "q: "}, workers=0)
     assert embedding.model_name == "BAAI/bge-base-en-v1.5"

@@ -133,13 +133,18 @@ async def test_a_text_that_the_database_refuses_costs_itself_alone(
         Document("b", "no\0t"),
         Document("c", "half \ud800"),
         Document("d", "fine, too"),
+        Document("e\ud800", "fine, but for its name"),
+        Document("f" * (example.LONGEST_NAME + 1), "likewise"),
+        Document("g\0", "likewise"),
+        Document(7, "likewise"),  # type: ignore[arg-type]  # as a record of a file may have it
+        Document("h'; DROP TABLE documents; --", "\\N\t\\."),
     ]
     async with opened(driver) as (model, store):
         done = await example.ingest(model, store, documents)
-    assert (done.done, done.failed) == (2, 2)
-    assert rows() == [("a", "fine"), ("d", "fine, too")]
-    said = re.findall("^left out: '(.)': .*", capsys.readouterr().out, re.MULTILINE)
-    assert said == ["b", "c"]
+    assert (done.done, done.failed) == (3, 6)
+    assert rows() == [tuple(documents[place]) for place in (0, 3, 8)]
+    said = re.findall("^left out: '?(.).*: input (.)", capsys.readouterr().out, re.MULTILINE)
+    assert said == [("b", "1"), ("c", "2"), ("e", "4"), ("f", "5"), ("g", "6"), ("7", "7")]
 
 
 def stores_wait() -> bool:

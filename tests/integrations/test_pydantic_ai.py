@@ -55,6 +55,8 @@ async def test_queries_and_documents_are_what_the_model_gives(fakes: Fakes) -> N
         assert documents.embeddings == (await model.embed_documents(["one"])).tolist()
         assert queries["another"] == queries.embeddings[1]
         assert queries["one"] != documents["one"], "each role has its prompt"
+        with pytest.raises(InputError, match="the source is a dict"):
+            await embedder.embed_documents({"a": "b"})  # type: ignore[arg-type]
     assert (queries.model_name, queries.provider_name, queries.input_type) == (NAME, "asyncembed", "query")
     assert json.loads(json.dumps(queries.embeddings)) == queries.embeddings
 

@@ -28,6 +28,7 @@ from asyncembed.integrations.ray import Embed, EmbedSparse
 from asyncembed.testing import Fakes, fake_models
 from tests.hub.server import HubServer
 from tests.support import snippets
+from tests.support.arrow import no_utf_8
 from tests.support.encoders import ECHO
 from tests.support.models import write_self_describing_model
 from tests.support.programs import ROOT
@@ -53,6 +54,10 @@ def fakes() -> Iterator[Fakes]:
 
 def table(*texts: str | None, **columns: Any) -> Any:
     return pa.table({"text": pa.array(texts, pa.string()), **columns})
+
+
+ONE_COLUMN = {"on_error": "return", "error_column": "vector"}
+"""One of them would be lost."""
 
 
 # ---------------------------------------------------------------- a batch
@@ -145,6 +150,19 @@ async def test_bad_rows_are_kept_with_their_errors(kind: Any, fakes: Fakes) -> N
     assert (await embed(table(None))).schema == (await embed(table("cats"))).schema == batch.schema
 
 
+@pytest.mark.parametrize("kind", [Embed, EmbedSparse])
+async def test_a_text_that_is_no_utf_8_fails_alone(kind: Any, fakes: Fakes) -> None:
+    """Files may hold such texts, which nobody has looked at before they are read."""
+    name = NAME if kind is Embed else "Qdrant/bm25"
+    given = pa.table({"text": no_utf_8("cats", b"\xff\xfe", None, "dogs")})
+    with pytest.raises(InputError, match="input 1: .*can't decode byte 0xff"):
+        await kind(name)(given)
+    batch = await kind(name, on_error="return")(given)
+    assert batch["vector"].is_null().to_pylist() == [False, True, True, False]
+    assert batch["error"].is_null().to_pylist() == [True, False, False, True]
+    assert (await kind(name, on_error="skip")(given)).num_rows == 2
+
+
 # ---------------------------------------------------------------- what cannot work
 
 
@@ -158,7 +176,9 @@ async def test_a_missing_column_is_answered_with_those_there_are() -> None:
         await Embed(NAME, column="body")(table("cats"))
 
 
-@pytest.mark.parametrize("wrong", [{"on_error": "ignore"}, {"role": "document"}, {"column": ""}, {"thread": 4}])
+@pytest.mark.parametrize(
+    "wrong", [{"on_error": "ignore"}, {"role": "document"}, {"column": ""}, {"thread": 4}, ONE_COLUMN]
+)
 def test_what_cannot_work_is_refused_at_once(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
         Embed(NAME, **wrong)

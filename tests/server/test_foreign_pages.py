@@ -59,23 +59,30 @@ def test_a_name_that_leads_to_this_machine_by_a_strangers_will_is_not_answered(n
 
 
 @pytest.mark.slow
-async def test_a_server_of_the_command_line_without_a_key_refuses_strangers() -> None:
+async def test_a_server_without_a_key_refuses_strangers_unless_they_are_let_in() -> None:
+    """Also where it is mounted in an app of somebody's own."""
+    from fastapi import FastAPI
+
     from asyncembed.server import create_app
 
-    async def statuses(client: httpx.AsyncClient) -> list[int]:
+    async def statuses(client: httpx.AsyncClient, prefix: str = "") -> list[int]:
         port = client.base_url.port
         page = {"origin": "https://evil.example", "content-type": TEXT}
         answers = [
-            await client.post("/v1/embeddings", content=b'{"input": "a"}', headers=page),
-            await client.get("/v1/models", headers={"host": f"evil.example:{port}"}),
-            await client.get("/health", headers={"host": f"evil.example:{port}"}),
-            await client.post("/v1/embeddings", json={"input": "a"}),
+            await client.post(f"{prefix}/v1/embeddings", content=b'{"input": "a"}', headers=page),
+            await client.get(f"{prefix}/v1/models", headers={"host": f"evil.example:{port}"}),
+            await client.get(f"{prefix}/health", headers={"host": f"evil.example:{port}"}),
+            await client.post(f"{prefix}/v1/embeddings", json={"input": "a"}),
         ]
         return [answer.status_code for answer in answers]
 
     with fake_models(dim=4):
         app = create_app(MODEL)
         async with serving(app) as client:
-            assert await statuses(client) == [200, 200, 200, 200]
-            app.state.service.is_alone = True
             assert await statuses(client) == [403, 403, 200, 200]
+        async with serving(create_app(MODEL, foreign_pages=True)) as client:
+            assert await statuses(client) == [200, 200, 200, 200]
+        own = FastAPI(lifespan=app.router.lifespan_context)
+        own.mount("/models", app)
+        async with serving(own) as client:
+            assert await statuses(client, "/models") == [403, 403, 200, 200]

@@ -41,6 +41,21 @@ async def test_raw_scores_are_the_models_own(all_kinds: httpx.AsyncClient) -> No
 
 
 @pytest.mark.parametrize(
+    ("path", "field"),
+    [("/v1/rerank", "documents"), ("/v2/rerank", "documents"), ("/rerank", "documents"), ("/rerank", "texts")],
+)
+async def test_an_instruction_says_what_to_look_for_on_every_route(
+    all_kinds: httpx.AsyncClient, path: str, field: str
+) -> None:
+    body = {"query": "absent", field: ["nothing", "word"]}
+    firsts = []
+    for more in ({}, {"instruction": "word"}):
+        ranked = (await all_kinds.post(path, json={**body, **more})).json()
+        firsts.append((ranked if isinstance(ranked, list) else ranked["results"])[0]["index"])
+    assert firsts == [0, 1]
+
+
+@pytest.mark.parametrize(
     ("body", "status"),
     [
         ({"documents": []}, 400),
