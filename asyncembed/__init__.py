@@ -36,7 +36,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   reuse/      deduplication, keeper       nothing computed twice: equal inputs, and what a cache has
 #               vector_cache, cache_file, keys, packing, fingerprint   in a file; under what; as bytes; of which model
 #   images/     inputs, urls, fetch_turns, connecting, decode, image_limits, preprocess
-#   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
+#   engine/     dispatch, scheduler, slot, model   decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
 #               pool, lifetime              the public WorkerPool; opening and closing
 #               spawn, fork_server, frozen  how processes start; cores, cgroups: how many; niceness: who makes way

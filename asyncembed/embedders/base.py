@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence, Sized
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -51,7 +52,7 @@ from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
 from asyncembed.engine.scheduler import Priority
 from asyncembed.engine.supervisor import Supervisor
-from asyncembed.errors import InputError, StateError, WorkerError
+from asyncembed.errors import InputError, ModelLoadError, StateError, WorkerError
 from asyncembed.faking import ENCODER, SETTING, Fakes, current_fakes
 from asyncembed.feeding import ErrorHandler, Means, OnError, Source, StreamState, is_in_memory
 from asyncembed.files import in_disk_thread
@@ -660,11 +661,7 @@ async def _loading(
         else:
             engine = engine_of(options.pool)
         engine.check_open()
-        config = await find()
-        model = engine.add_model(config)
-        stack.callback(engine.remove_model, model)
-        digest = None if options.cache is None else start_thread(_digest, config, options)
-        await engine.warm(model)
+        model, digest = await stack.enter_async_context(_computing(engine, options, find))
         if logger.isEnabledFor(INFO):
             logger.info("%s opened %s in %.1f s", kind, _described(engine, model), perf_counter() - began)
         if options.observers:
@@ -679,6 +676,33 @@ async def _loading(
         yield Loaded(
             engine, model, owns_engine=options.pool is None, digest=None if digest is None else digest.result()
         )
+
+
+@asynccontextmanager
+async def _computing(
+    engine: Supervisor, options: Options, find: Callable[[], Awaitable[EncoderConfig]]
+) -> AsyncGenerator[tuple[PooledModel, Future[str] | None]]:
+    """A model that the workers have loaded, and its digest, where that is needed.
+
+    Where its graph was made here and is damaged, it is made again.
+    """
+    for may_be_damaged in (True, False):
+        config = await find()
+        model = engine.add_model(config)
+        try:
+            digest = None if options.cache is None else start_thread(_digest, config, options)
+            try:
+                await engine.warm(model)
+            except ModelLoadError as error:
+                from asyncembed.loading.made_graphs import discard_damaged
+
+                if not (may_be_damaged and await discard_damaged(config, options, error)):
+                    raise
+                continue
+            yield model, digest
+            return
+        finally:
+            engine.remove_model(model)
 
 
 async def _find(fakes: Fakes | None, *arguments: Any, **keywords: Any) -> EncoderConfig:

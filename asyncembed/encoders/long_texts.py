@@ -8,7 +8,8 @@ more of what is within a word:
   Unigram) gives to the whole run the tokens of each of its beginnings that ends between two tokens; and of any stretch
   as long as the longest token, at least one character is such an end. So what all the beginnings that end within such a
   stretch have in common is what the whole run begins with, however it goes on.
-- The middle of a word that is longer than WordPiece looks at: it is one unknown token, however long it is.
+- The middle of a word that is longer than WordPiece looks at: it is one unknown token, however long it is. And that of
+  a long gap between words, which gives no tokens.
 """
 
 import re
@@ -119,23 +120,32 @@ class Cutter:
         return None
 
     def shortened(self, text: str) -> str:
-        """A text of the same tokens: without the middle of each word that is far too long to be a known one."""
+        """A text of the same tokens: without the middles of words far too long to be known ones, and of long gaps."""
         characters = set(text) if self.skips_in_words and len(text) > 2 * _ENDS_OF_WORD else ()
         if not 0 < len(characters) <= _MOST_CHARACTERS:
             return text
-        others = " " + "".join(one for one in sorted(characters) if not self._is_within_words(one))
-        long_words = f"(?<![^{re.escape(others)}])[^{re.escape(others)}]{{{2 * _ENDS_OF_WORD + 1},}}"
-        return re.sub(long_words, lambda word: word[0][:_ENDS_OF_WORD] + word[0][-_ENDS_OF_WORD:], text)
+        others = [one for one in sorted(characters) if not self._is_within_words(one)]
+        blanks = [one for one in others if one.isspace() and self._words_around(one) == ["a", "a"]]
+        many = f"{{{2 * _ENDS_OF_WORD + 1},}}"
+        not_in_words = re.escape(" " + "".join(others))
+        patterns = [f"(?<![^{not_in_words}])[^{not_in_words}]{many}"]
+        if blanks:
+            patterns.append(f"[{re.escape(''.join(blanks))}]{many}")
+        return re.sub("|".join(patterns), lambda run: run[0][:_ENDS_OF_WORD] + run[0][-_ENDS_OF_WORD:], text)
 
     def _is_within_words(self, characters: str) -> bool:
         """Whether they neither end a word nor are dropped, whatever is around them."""
+        words = self._words_around(characters)
+        return len(words) == 1 and len(words[0]) >= len(characters) + 2
+
+    def _words_around(self, characters: str) -> list[str]:
+        """The words of a text with these characters between two letters `a`."""
         text = f"a{characters}a"
         if self._tokenizer.normalizer is not None:
             text = self._tokenizer.normalizer.normalize_str(text)
         pre_tokenizer = self._tokenizer.pre_tokenizer
         assert pre_tokenizer is not None, "there is one, of those that split at spaces"
-        words = pre_tokenizer.pre_tokenize_str(text)
-        return len(words) == 1 and len(words[0][0]) >= len(characters) + 2
+        return [word for word, _ in pre_tokenizer.pre_tokenize_str(text)]
 
     def pieces(self, text: str, size: int) -> Iterator[str]:
         """Pieces of `size` characters or more whose tokens are together those of `text`; one if it has no joints."""

@@ -353,7 +353,7 @@ class TextTokenizer:
         size = max(self.limit * _CHARACTERS_PER_TOKEN, len(after) * _GROWTH)
         while len(text) > 2 * size and not self.truncates_left:
             end = self._cutter.end(text, size, self.limit)
-            if end is not None:
+            if end is not None and end > len(after):  # before a long gap between two words it may be the same place
                 return text[:end]
             size *= _GROWTH
         return text

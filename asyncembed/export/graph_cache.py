@@ -228,6 +228,11 @@ def kept_graphs_of(directory: Path, *, cache_dir: Path | None = None) -> list[Pa
     return [target for target in targets if weights and _is_complete(target)]
 
 
+def folder_of(graph: Path, *, cache_dir: Path | None = None) -> Path | None:
+    """The folder of a graph, if it is one of `kept_graphs`. Blocks."""
+    return graph.parent if graph.parent in kept_graphs(cache_dir=cache_dir) else None
+
+
 def delete_graph(folder: Path) -> None:
     """Delete one of `kept_graphs`; it is built again when it is needed.
 

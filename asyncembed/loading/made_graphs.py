@@ -95,6 +95,35 @@ async def in_8_bits(directory: Path, spec: ModelSpec, options: Options) -> Path:
     return await (in_disk_thread(make) if options.workers == 0 else _in_process(make))
 
 
+async def discard_damaged(config: EncoderConfig, options: Options, error: ModelLoadError) -> bool:
+    """Delete the graph that could not be loaded for the reason `error`, where it was made here: it can be made again.
+
+    Returns:
+        Whether that was so.
+
+    Raises:
+        ModelLoadError: It cannot be deleted; the message says what to remove.
+    """
+    from asyncembed.export.graph_cache import delete_graph, folder_of
+
+    graph = config.directory / (config.spec.model_file or "")
+    if error.model != str(graph):
+        return False
+    folder = await in_disk_thread(partial(folder_of, graph, cache_dir=options.own_cache_dir))
+    if folder is None:
+        return False
+    logger.warning("%s: its graph in %s is damaged, and is made again: %s", config.spec.name, folder, error)
+    try:
+        await in_disk_thread(delete_graph, folder)
+    except OSError as obstacle:
+        raise ModelLoadError(
+            f"{error}; it was made here and is damaged: remove {folder}, which cannot be done from here ({obstacle}), "
+            "or name another directory with cache_dir= or in ASYNCEMBED_CACHE, and it is made again",
+            model=error.model,
+        ) from error
+    return True
+
+
 def int8_objection(options: Options, spec: ModelSpec, directory: Path) -> str | None:
     """Why a graph in 8 bits cannot be built of a model's weights; None: it can be. Said in the log; blocks."""
     from asyncembed.export.architectures import read_plan

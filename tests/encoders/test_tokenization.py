@@ -262,6 +262,7 @@ WITHIN = st.tuples(
             "_",
             "!",
             " ",
+            "\t",
             "\u3000",
             "中",
             "[MASK]",
@@ -274,12 +275,14 @@ WITHIN = st.tuples(
 
 
 @given(st.lists(WITHIN, min_size=1, max_size=6))
-def test_a_word_that_is_too_long_to_be_known_is_the_same_token_without_its_middle(parts: list[tuple[str, int]]) -> None:
+def test_a_word_that_is_too_long_to_be_known_and_a_long_gap_are_the_same_without_their_middles(
+    parts: list[tuple[str, int]],
+) -> None:
     ours = middles()
     text = "".join(part * count for part, count in parts)
     shortened = ours._cutter.shortened(text)
     assert ours.ids_within(shortened) == ours.ids_within(text)
-    if any(part == "x" and count == 700 for part, count in parts):
+    if any(part in ("x", " ", "\t", "\u3000") and count == 700 for part, count in parts):
         assert len(shortened) < len(text)
 
 
@@ -290,8 +293,10 @@ def middles() -> TextTokenizer:
         return TextTokenizer(Path(directory))
 
 
-@pytest.mark.parametrize("word", ["x" * 3_000_000, "the " * 40 + "é" * 3_000_000 + " way"])
-def test_of_a_word_of_megabytes_only_its_ends_are_tokenized(word: str) -> None:
+@pytest.mark.parametrize(
+    "word", ["x" * 3_000_000, "the " * 40 + "é" * 3_000_000 + " way", "the" + " " * 3_000_000 + "way"]
+)
+def test_of_a_word_and_a_gap_of_megabytes_only_the_ends_are_tokenized(word: str) -> None:
     seen: list[str] = []
     ours = middles().limited(64)
 
@@ -302,6 +307,20 @@ def test_of_a_word_of_megabytes_only_its_ends_are_tokenized(word: str) -> None:
     (ids,) = ours.filled([word], encode, lambda ids: len(ids) >= 64)
     assert ids[-1] in (ours.vocabulary["way"], ours.vocabulary["[UNK]"])
     assert max(map(len, seen)) < 5000
+
+
+@pytest.mark.parametrize("kind", LONG_KINDS)
+def test_a_gap_of_a_thousand_blanks_after_a_word_is_passed(kind: str, tmp_path: Path) -> None:
+    """The one place near the limit where a cut is safe is the same one however much is looked at."""
+    tokenizer, options = LONG_KINDS[kind]
+    write_tokenizer(tmp_path, tokenizer, **{**options, "limit": 32})
+    ours = TextTokenizer(tmp_path)
+    reference, _ = load_tokenizer(tmp_path)
+    reference.no_padding()
+    for gap in (" ", "\n", " \t"):
+        text = f"the{gap * 1000}way"
+        assert ours.encode([text]).values[0].ids == reference.encode(text).ids
+        assert ours.encode_pairs([(text, "the")]).values[0].ids == reference.encode(text, "the").ids
 
 
 @pytest.mark.slow

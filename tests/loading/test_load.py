@@ -46,6 +46,7 @@ from tests.support.models import (
     write_model,
     write_self_describing_model,
 )
+from tests.support.posix import as_ordinary_user, make_read_only
 from tests.support.waiting import nothing_left_behind
 
 
@@ -434,6 +435,43 @@ async def test_a_graph_is_exported_to_the_cache_that_the_user_names(
     await _open(directory, workers, cache)
     assert [(path, path.stat().st_mtime_ns) for path in cache.rglob("*.onnx")] == [(graph, written)]
     assert not (tmp_path / "exported").exists()
+
+
+def _with_weights_alone(directory: Path) -> Path:
+    (write_self_describing_model(directory) / "model.onnx").unlink()
+    return write_bert_weights(directory)
+
+
+async def _results(directory: Path, workers: int, cache: Path) -> "np.typing.NDArray[np.float32]":
+    async with TextEmbedding(directory, workers=workers, cache_dir=cache, cache=cache / "vectors") as model:
+        return await model.embed_documents(["hello"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "damaged"), [(0, "model.onnx"), (1, "model.onnx_data")])
+async def test_a_damaged_graph_that_was_made_here_is_made_again(
+    workers: int, damaged: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = _with_weights_alone(tmp_path / "model")
+    before = await _results(directory, workers, tmp_path)
+    (path,) = (tmp_path / "asyncembed/exported").rglob(damaged)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    assert np.array_equal(await _results(directory, workers, tmp_path), before)
+    assert path.read_bytes() == whole
+    assert f"its graph in {path.parent} is damaged, and is made again" in caplog.text
+
+
+@pytest.mark.posix
+@pytest.mark.slow
+async def test_a_damaged_graph_that_cannot_be_made_again_is_named(open_folder: Path) -> None:
+    directory = _with_weights_alone(open_folder / "model")
+    await _results(directory, 0, open_folder)
+    (graph,) = (open_folder / "asyncembed/exported").rglob("model.onnx")
+    graph.write_bytes(b"")
+    make_read_only(open_folder)
+    with as_ordinary_user(), pytest.raises(ModelLoadError, match=f"is damaged: remove {graph.parent}.*cache_dir="):
+        await _results(directory, 0, open_folder)
 
 
 def add_branch(path: Path) -> None:
