@@ -36,7 +36,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   reuse/      deduplication, keeper       nothing computed twice: equal inputs, and what a cache has
 #               vector_cache, cache_file, keys, packing, fingerprint   in a file; under what; as bytes; of which model
 #   images/     inputs, urls, fetch_turns, connecting, decode, image_limits, preprocess
-#   engine/     dispatch, scheduler, model  decisions: no await, no clock, no process
+#   engine/     dispatch, scheduler, slot, model   decisions: no await, no clock, no process
 #               supervisor, worker, child   tasks; the parent's end of a worker; the worker's
 #               pool, lifetime              the public WorkerPool; opening and closing
 #               spawn, fork_server, frozen  how processes start; cores, cgroups: how many; niceness: who makes way
@@ -54,7 +54,7 @@ async with TextEmbedding("BAAI/bge-small-en-v1.5") as model:
 #   hub/        api, access, model_files, repo, listing; client, hops, retry, addresses
 #               download, partial, pace, verify, progress, archive, cache, locks
 #   export/     graph_cache, architectures  built once; which is which
-#               bert_like, deberta, rotary_bert, modernbert, decoders: a module for architectures that are alike
+#               bert_like, deberta, rotary_bert, modernbert, decoders, t5: a module for architectures that are alike
 #               construction, blocks, attention, rotary, heads, onnx_builder   what they are built of; objections
 #               answers, int8_graph, foreign_int8, quantized   what a language model is asked; graphs in 8 bits
 #   server/     app, service, served        models behind HTTP; what its handlers share; which model serves a request

@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""What has a terminal do something, or show a text in another order: all but tabs and the ends of lines."""
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What has a terminal do something, or show a text in another order, all but tabs and the ends of lines; and half a
+character, which has no bytes: an escape in JSON, or a name of a file that is no text, brings it in."""
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 

@@ -18,15 +18,14 @@ What holds between any two calls:
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 from itertools import chain
 from math import ceil, inf
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from asyncembed.engine.model import PooledModel, Speed, Stats
+from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.scheduler import SPLIT_FLOOR_TOKENS, Batch, Item, Priority, Scheduler
+from asyncembed.engine.slot import ROUND_TRIP_SECONDS, Death, Order, Slot
 from asyncembed.errors import (
     AsyncEmbedError,
     EncodeError,
@@ -43,26 +42,15 @@ if TYPE_CHECKING:
 
 LOAD_TIMEOUT_SECONDS = 900.0
 
-ROUND_TRIP_SECONDS = 0.0006
-"""From one answer to the start of the next batch, when the worker waits for it: two queue hops and a loop wake-up."""
-
-ROUND_TRIP_SHARE = 0.02
-"""While the round trip is a smaller part of a batch than this, no second batch is kept in flight."""
-
 COMPANY_SHARE = 0.1
 """While the round trip is a smaller part of what is in flight than this, interactive work waits for its end: callers
 that come until then share its batch. Only a full batch, which nobody could join, does not wait."""
-
-MAX_DEPTH = 4
 
 WORTH_SHARING_SECONDS = 0.005
 """Work that takes no longer is not shared out among idle workers: to send a batch costs tenths of a millisecond."""
 
 WORTH_LEAVING_TOKENS = 32
 """Fewer are not left to a worker that is busy still: to run a graph has a fixed cost."""
-
-WORTH_AN_EXPRESS_SECONDS = 0.005
-"""Interactive work that waits no longer than this for bulk work needs no worker of its own."""
 
 LONG_IN_BULK_SECONDS = 0.25
 """Where interactive work is expected, an express worker is started after so much of an ingest, before the two meet: its
@@ -87,138 +75,12 @@ OVERDUE_TIMES = 4
 KILLS_BEFORE_SPLITTING = 2
 MAX_LOAD_CRASHES = 3
 
-CRASHES_BEFORE_BACKOFF = 4
-MAX_BACKOFF_SECONDS = 5.0
-
-
-class Death(Enum):
-    """Why a worker is done; the value completes "the worker ..."."""
-
-    ENDED = "ended unexpectedly"
-    TIMED_OUT = "did not answer in time"
-    CANNOT_LOAD = "cannot load a model that others have loaded"
-    NOT_NEEDED = "is needed no more"
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether the worker still runs, and is to be killed."""
-        return self in (Death.TIMED_OUT, Death.CANNOT_LOAD)
-
 
 class FailedItem(NamedTuple):
     """An item that gets no result, and why."""
 
     item: Item
     error: AsyncEmbedError
-
-
-@dataclass(slots=True, eq=False)
-class Order:
-    """What a worker is to do: compute `batch`, or without one, load `model`."""
-
-    model: PooledModel
-    batch: Batch | None = None
-    started: float = 0.0
-    """When it was sent, or became the first in flight."""
-    speed: Speed = field(default_factory=Speed)
-    cost: int = 0
-    """Of the batch, in tokens of short texts."""
-
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    """The place of one worker, and of those that replace it: what it has in flight and what it has loaded."""
-
-    index: int
-    is_reserved: bool = False
-    """Whether it is kept free for interactive work."""
-    is_express: bool = False
-    """Whether it is there only while interactive work would else wait for bulk work; it is reserved, too."""
-    is_lowered: bool = False
-    """Whether its worker makes way for others, for as long as it runs."""
-    needed: float = 0.0
-    """When it was last sent interactive work, or called for that."""
-    is_ready: bool = False
-    """Whether a worker runs here."""
-    in_flight: deque[Order] = field(default_factory=deque)
-    loaded: set[int] = field(default_factory=set)
-    held: Batch | None = None
-    """A batch that was taken for this worker and is not sent yet: its model may have to be loaded first."""
-    death: Death | None = None
-    death_details: str = ""
-    crashes_in_a_row: int = 0
-    fatal_model: int | None = None
-    """The model whose loading killed the last worker."""
-    is_given_up: bool = False
-    """Whether nobody waits for it any more, as it could not be started several times."""
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether its worker runs, as far as is known."""
-        return self.is_ready and self.death is None
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether its worker has nothing to do."""
-        return self.is_usable and not self.in_flight
-
-    @property
-    def is_loading(self) -> bool:
-        """Whether a model is the last that was sent: what comes next depends on how that ends."""
-        return bool(self.in_flight) and self.in_flight[-1].batch is None
-
-    @property
-    def has_suspect(self) -> bool:
-        """Whether it computes a batch that a worker died of."""
-        return any(order.batch is not None and order.batch.kills for order in self.in_flight)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether one more batch may be sent: as many are in flight as hide the round trip, and no more."""
-        if not self.in_flight:
-            return True
-        if len(self.in_flight) >= MAX_DEPTH or not all(order.speed.is_known for order in self.in_flight):
-            return False
-        typical_seconds = sum(order.speed.batch_seconds for order in self.in_flight) / len(self.in_flight)
-        if len(self.in_flight) > ceil(ROUND_TRIP_SECONDS / typical_seconds):
-            return False
-        # By cost, too: what was computed lately may have been much smaller than what is in flight.
-        return self.in_flight_seconds < ROUND_TRIP_SECONDS / ROUND_TRIP_SHARE
-
-    @property
-    def has_bulk(self) -> bool:
-        """Whether it computes bulk work."""
-        return any(order.batch is not None and order.batch.priority is Priority.BULK for order in self.in_flight)
-
-    def is_long_in_bulk(self, now: float) -> bool:
-        """Whether interactive work would wait for the bulk work that it has, for longer than is worth nothing."""
-        if not self.has_bulk:
-            return False
-        return max(self.in_flight_seconds, now - self.in_flight[0].started) >= WORTH_AN_EXPRESS_SECONDS
-
-    def wants(self, model: PooledModel) -> bool:
-        """Whether the worker loads it ahead of its first batch: an express one does what it was called for."""
-        return model.needs_express if self.is_express else model.is_wanted
-
-    @property
-    def in_flight_seconds(self) -> float:
-        """About how long all takes that it has in flight, from the start of the first."""
-        return sum(order.speed.seconds(order.cost) for order in self.in_flight)
-
-    def die(self, death: Death, details: str = "") -> None:
-        """Give the worker no more; the first reason is the one that counts."""
-        if self.death is None:
-            self.death, self.death_details = death, details
-
-    @property
-    def reason(self) -> str:
-        """Why its worker is done, to complete "the worker ..."."""
-        death = self.death or Death.ENDED
-        return f"{death.value} ({self.death_details})" if self.death_details else death.value
-
-    def backoff_seconds(self, failed_starts: int) -> float:
-        """How long to wait before the next worker is started here."""
-        return backoff_seconds(max(failed_starts, self.crashes_in_a_row - CRASHES_BEFORE_BACKOFF))
 
 
 class Dispatcher:
@@ -248,7 +110,7 @@ class Dispatcher:
         self._load_timeout = load_timeout
         self._max_queued = max_queued
         # Places for interactive items that are yet to be added: by whether they have yet to be fetched or read.
-        self._reserved = {False: 0, True: 0}
+        self._places = {False: 0, True: 0}
         self._scheduler = Scheduler()
         # What comes before all that waits, and whether interactive work went before the first bulk batch of it.
         self._retries: list[Batch] = []
@@ -315,7 +177,7 @@ class Dispatcher:
         limit = self._max_queued
         if limit is None:
             return
-        queued = self._reserved[are_absent] + (0 if are_absent else self._queued(Priority.INTERACTIVE))
+        queued = self._places[are_absent] + (0 if are_absent else self._queued(Priority.INTERACTIVE))
         if queued + count > limit:
             model.refused += count
             if count > limit:
@@ -328,13 +190,13 @@ class Dispatcher:
                 "try again later (a web app answers with the status 503), or give the pool more workers",
                 retry_after_seconds=self._seconds_queued(),
             )
-        self._reserved[are_absent] += count
+        self._places[are_absent] += count
 
     def release(self, count: int, *, are_absent: bool = False) -> None:
         """Give places back, as their items are added now, or never will be."""
         if self._max_queued is not None:
-            self._reserved[are_absent] -= count
-            assert self._reserved[are_absent] >= 0, "places are given back once"
+            self._places[are_absent] -= count
+            assert self._places[are_absent] >= 0, "places are given back once"
 
     def _seconds_queued(self) -> float | None:
         """About how long the interactive items that wait take all workers together; None if that is not known yet."""
@@ -848,11 +710,6 @@ class _Nobody:
 
 
 NOBODY = _Nobody()
-
-
-def backoff_seconds(failures: int) -> float:
-    """How long to wait after so many failures in a row."""
-    return 0.0 if failures <= 0 else min(MAX_BACKOFF_SECONDS, 0.05 * 2.0 ** min(failures, 10))
 
 
 def _drop_withdrawn(batch: Batch) -> bool:

@@ -26,10 +26,11 @@ from anyio.lowlevel import checkpoint
 
 from asyncembed.encoders.encoder import Encoded
 from asyncembed.engine import child, fork_server, niceness, spawn
-from asyncembed.engine.dispatch import LOAD_TIMEOUT_SECONDS, Death, Dispatcher, FailedItem, Order, Slot, backoff_seconds
+from asyncembed.engine.dispatch import LOAD_TIMEOUT_SECONDS, Dispatcher, FailedItem
 from asyncembed.engine.lifetime import owned_task_group, uninterrupted
 from asyncembed.engine.model import PooledModel, Stats
 from asyncembed.engine.scheduler import Item
+from asyncembed.engine.slot import Death, Order, Slot, backoff_seconds
 from asyncembed.engine.worker import ProcessWorker, ThreadWorker, Worker, WorkerGone
 from asyncembed.errors import OF_ONE_INPUT, EncodeError, StateError, WorkerError, WorkersImpossible
 from asyncembed.wakeup import Loop, completion, start_thread
@@ -206,6 +207,8 @@ class Supervisor:
 
         Raises:
             ModelLoadError: A worker cannot load it; the message is the worker's own.
+            WorkerError: No worker can be started.
+            StateError: The pool, or the model, was closed meanwhile.
         """
         self.check_open()
         self._dispatcher.want_everywhere(model)

@@ -14,6 +14,7 @@ from asyncembed.export.heads import Head, HeadBuilder, HeadName, name_of, states
 from asyncembed.export.modernbert import MODERNBERT
 from asyncembed.export.onnx_builder import Graph
 from asyncembed.export.rotary_bert import GTE, NOMIC
+from asyncembed.export.t5 import T5
 from asyncembed.repo_files import quoted, read_json
 from asyncembed.runtime.safetensors import Tensors
 
@@ -67,6 +68,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "new": GTE,
     "nomic_bert": NOMIC,
     "roberta": ROBERTA,
+    "t5": T5,
     "xlm-roberta": ROBERTA,
     "eurobert": EUROBERT,
     "gemma3_text": GEMMA3,

@@ -236,7 +236,8 @@ def _distance_bias(name: str, sizes: _Sizes, c: Construction) -> str:
     longest = c.weights.shape(_POSITIONS, (None, None))[0]
     # Column i holds the bias of the distance i - (longest - 1).
     shape = (heads, 2 * longest - 1)
-    table = c.weights.made(name, shape, lambda array: array[_distance_buckets(longest)].T)
+    columns = buckets_of_distances(longest, buckets=_BUCKETS, farthest=_FARTHEST)
+    table = c.weights.made(name, shape, lambda array: array[columns].T)
     column = graph.node("Add", distances(c, None), graph.constant(longest - 1))
     return graph.node("Gather", table, column, axis=1)
 
@@ -270,19 +271,19 @@ def _attended(names: TensorNames, sizes: _Sizes, c: Construction, weights: Weigh
     return attention(c, query, key, value, seen=visible, divisor=math.sqrt(size), width=width)
 
 
-def _distance_buckets(longest: int) -> npt.NDArray[np.int64]:
+def buckets_of_distances(longest: int, *, buckets: int, farthest: int) -> npt.NDArray[np.int64]:
     """The bucket of every distance from 1 - longest to longest - 1, key's position minus query's.
 
     One half of the buckets is for keys before the query, one for keys after it. In each, the first half holds
-    one distance per bucket, the second half distances up to `_FARTHEST` in logarithmic steps, the last all beyond.
+    one distance per bucket, the second half distances up to `farthest` in logarithmic steps, the last all beyond.
     Source: Raffel et al. 2020 (T5), section 2.1, bidirectional, as in MPNet.
     """
-    half = _BUCKETS // 2
+    half = buckets // 2
     exact = half // 2
     distance = np.arange(1 - longest, longest)
     size = np.abs(distance)
     # float32 throughout, like the original: on a bucket's border the last bit decides.
-    scale = np.float32(math.log(_FARTHEST / exact))
+    scale = np.float32(math.log(farthest / exact))
     with np.errstate(divide="ignore"):
         steps = np.log(size.astype(np.float32) / np.float32(exact)) / scale * np.float32(half - exact)
     logarithmic = exact + np.where(size < exact, 0, steps).astype(np.int64)

@@ -6,7 +6,8 @@ import pytest
 
 from asyncembed.cli.output import print_json, print_table, say, visible
 
-STRANGE = "a\x1b]0;title\x07\x9b31m\u202eb\tc"
+STRANGE = "a\x1b]0;title\x07\x9b31m\u202eb\tc\udcff\ud800"
+"""With halves of characters, which have no bytes, at its end."""
 
 
 def test_a_terminal_does_nothing_that_a_text_says(capsys: pytest.CaptureFixture[str]) -> None:

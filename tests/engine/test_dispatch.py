@@ -17,22 +17,16 @@ from asyncembed.engine.dispatch import (
     EXPRESS_REST_SECONDS,
     KILLS_BEFORE_SPLITTING,
     LONG_IN_BULK_SECONDS,
-    MAX_BACKOFF_SECONDS,
-    MAX_DEPTH,
     MAX_LOAD_CRASHES,
     NOBODY,
     OVERDUE_TIMES,
-    ROUND_TRIP_SECONDS,
-    WORTH_AN_EXPRESS_SECONDS,
     WORTH_SHARING_SECONDS,
-    Death,
     Dispatcher,
     FailedItem,
-    Order,
-    Slot,
 )
 from asyncembed.engine.model import PooledModel
-from asyncembed.engine.scheduler import SPLIT_FLOOR_TOKENS, Batch, BatchKey, Item, Priority
+from asyncembed.engine.scheduler import SPLIT_FLOOR_TOKENS, BatchKey, Item, Priority
+from asyncembed.engine.slot import ROUND_TRIP_SECONDS, WORTH_AN_EXPRESS_SECONDS, Death, Order, Slot
 from asyncembed.errors import (
     AsyncEmbedError,
     EncodeError,
@@ -465,50 +459,7 @@ def retire(rig: Rig, express: Slot) -> None:
     rig.tell(rig.dispatcher.retire(express, rig.now))
 
 
-# ---------------------------------------------------------------- has it room?
-
-
-def in_flight(seconds: float, count: int, *, size: int = 10) -> Slot:
-    """A slot with so many batches, of a kind that takes so long."""
-    model = PooledModel(0, CONFIG)
-    slot = Slot(0, is_ready=True)
-    for _ in range(count):
-        batch_key = BatchKey(0, Call(), 100, 8)
-        speed = model.speed(batch_key)
-        if seconds:
-            speed.measure(seconds, size)
-        slot.in_flight.append(Order(model, Batch(batch_key, []), speed=speed, cost=size))
-    return slot
-
-
-def test_a_worker_with_nothing_to_do_has_room() -> None:
-    assert in_flight(1.0, 0).has_room
-
-
-def test_while_no_batch_was_measured_one_is_kept_in_flight() -> None:
-    assert not in_flight(0.0, 1).has_room
-
-
-@pytest.mark.parametrize(
-    ("seconds", "kept"),
-    [
-        (1.0, 1),
-        (0.1, 1),
-        (ROUND_TRIP_SECONDS * 2, 2),
-        (ROUND_TRIP_SECONDS / 1.5, 3),
-        (ROUND_TRIP_SECONDS / 100, MAX_DEPTH),
-    ],
-)
-def test_as_many_batches_are_in_flight_as_hide_the_round_trip(seconds: float, kept: int) -> None:
-    assert in_flight(seconds, kept - 1).has_room
-    assert not in_flight(seconds, kept).has_room
-
-
-def test_a_batch_much_larger_than_those_measured_leaves_no_room() -> None:
-    slot = in_flight(ROUND_TRIP_SECONDS, 1)
-    assert slot.has_room
-    slot.in_flight[0].cost = 10_000
-    assert not slot.has_room
+# ---------------------------------------------------------------- whose turn, and what may it take?
 
 
 def test_a_worker_that_loads_a_model_is_given_nothing() -> None:
@@ -521,9 +472,6 @@ def test_a_worker_that_loads_a_model_is_given_nothing() -> None:
     assert rig.order(rig.slots[0]) is None
     rig.answer(rig.slots[0])
     assert rig.batch(rig.slots[0]) == [0]
-
-
-# ---------------------------------------------------------------- whose turn, and what may it take?
 
 
 def test_interactive_work_goes_first() -> None:
@@ -1001,18 +949,6 @@ def test_what_a_dead_worker_had_of_a_removed_model_fails() -> None:
     rig.die(rig.slots[0])
     assert isinstance(rig.answers.heard[0], WorkerCrashed)
     assert rig.order(rig.slots[0]) is None
-
-
-def test_crashes_in_a_row_delay_the_next_start_more_and_more() -> None:
-    slot = Slot(0)
-    delays = []
-    for crashes in range(20):
-        slot.crashes_in_a_row = crashes
-        delays.append(slot.backoff_seconds(0))
-    assert delays[0] == 0
-    assert delays == sorted(delays)
-    assert delays[-1] == MAX_BACKOFF_SECONDS
-    assert Slot(0).backoff_seconds(1) > 0
 
 
 def test_when_no_worker_can_be_started_what_waits_and_what_comes_fails_until_one_runs() -> None:

@@ -17,6 +17,7 @@ from asyncembed.embedders.text import TextEmbedding
 from asyncembed.encoders.encoder import Call, EncoderConfig
 from asyncembed.engine import dispatch, niceness
 from asyncembed.engine import pool as pool_module
+from asyncembed.engine import slot as slot_module
 from asyncembed.engine.cores import available_cores
 from asyncembed.engine.model import Stats
 from asyncembed.engine.pool import WorkerPool, engine_of
@@ -714,7 +715,7 @@ async def ingest_at_a_gate(model: TextEmbedding, gate: Path) -> AsyncGenerator[N
 
 def call_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have an express worker called however short the batches are, and whatever quota there is."""
-    monkeypatch.setattr(dispatch, "WORTH_AN_EXPRESS_SECONDS", 0.0)
+    monkeypatch.setattr(slot_module, "WORTH_AN_EXPRESS_SECONDS", 0.0)
     monkeypatch.setattr(pool_module, "has_tight_quota", lambda: False)
 
 

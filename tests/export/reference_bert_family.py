@@ -1,4 +1,4 @@
-"""Makes the reference values of BERT's family with torch: its heads, ALBERT, DeBERTa, GTE, NomicBERT.
+"""Makes the reference values of BERT's family with torch: its heads, ALBERT, DeBERTa, GTE, NomicBERT; and of T5.
 
 Run in a throwaway environment with torch and transformers: `python -m tests.export.reference_bert_family`. It writes
 into `tests/export/data`, for each name below, a random model of a few kB and what it gives for a batch padded at its
@@ -44,6 +44,9 @@ SCORE = {"num_labels": 1}
 # All layers share one's weights, as in its models on the hub; and three layers of two groups of two layers.
 SHARED = {"embedding_size": 4, "num_hidden_layers": 3}
 ALBERT = SHARED | {"num_hidden_groups": 2, "inner_group_num": 2, "hidden_act": "relu"}
+
+# Heads that are together wider than the layers.
+T5 = {"vocab_size": 32, "d_model": 8, "d_kv": 6, "d_ff": 12, "num_layers": 2, "num_heads": 2}
 
 # As v3 has it; the buckets begin to be logarithmic at a distance of 2 and end at 11.
 DEBERTA_V3 = {
@@ -104,6 +107,15 @@ def models() -> Mapping[str, Any]:
         "albert": t.AlbertModel(t.AlbertConfig(**SIZES | ALBERT), add_pooling_layer=False),
         "albert_words": t.AlbertForMaskedLM(t.AlbertConfig(**SIZES | SHARED)),
         "albert_reranker": t.AlbertForSequenceClassification(t.AlbertConfig(**SIZES | SHARED, **SCORE)),
+        "t5": t.T5EncoderModel(t.T5Config(**T5)),
+        "t5_gated": t.T5EncoderModel(
+            t.T5Config(
+                **T5,
+                feed_forward_proj="gated-gelu",
+                relative_attention_num_buckets=9,
+                relative_attention_max_distance=12,
+            )
+        ),
     }
 
 
@@ -263,7 +275,8 @@ def compute(model: Any, inputs: Arrays) -> tuple[npt.NDArray[np.float32], Arrays
 
     with torch.no_grad():
         outputs = model(**{key: torch.from_numpy(value) for key, value in inputs.items()}, output_hidden_states=True)
-    states = outputs.hidden_states[-1].numpy()
+    last = outputs.last_hidden_state if hasattr(outputs, "last_hidden_state") else outputs.hidden_states[-1]
+    states = last.numpy()
     logits = getattr(outputs, "logits", None)
     if logits is None:
         return states, {}

@@ -1,4 +1,4 @@
-"""The numbers of ALBERT, DeBERTa, GTE, NomicBERT and of the heads of BERT's family, against torch's, of equal weights.
+"""The numbers of ALBERT, DeBERTa, GTE, NomicBERT, T5 and of the heads of BERT's family, against torch's.
 
 See `reference_bert_family.py`.
 """
@@ -28,7 +28,9 @@ pytestmark = pytest.mark.slow
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-ENCODERS = sorted(path.name for path in DATA.iterdir() if path.name.startswith(("albert", "deberta", "gte", "nomic")))
+ENCODERS = sorted(
+    path.name for path in DATA.iterdir() if path.name.startswith(("albert", "deberta", "gte", "nomic", "t5"))
+)
 WITH_HEADS = ("albert", "bert", "roberta", "distilbert", "electra", "mpnet", "deberta", "gte", "nomic_bert")
 RERANKERS = [f"{name}_reranker" for name in WITH_HEADS]
 WORDS = [f"{name}_words" for name in (*WITH_HEADS, "deberta_new")]
@@ -179,6 +181,16 @@ def test_tensors_may_be_called_otherwise(name: str, old: str, new: str, variant:
 @pytest.mark.parametrize(
     ("name", "config"),
     [
+        ("t5", {"feed_forward_proj": "gated-tanhshrink"}),
+        ("t5", {"feed_forward_proj": ["relu"]}),
+        ("t5", {"dense_act_fn": "gelu"}),
+        ("t5", {"is_gated_act": True}),
+        ("t5", {"num_heads": 0}),
+        ("t5", {"d_kv": "6"}),
+        ("t5", {"layer_norm_epsilon": None, "relative_attention_num_buckets": 3}),
+        ("t5", {"relative_attention_max_distance": 8}),
+        ("t5", {"relative_attention_max_distance": 2**40}),
+        ("t5", {"is_decoder": True}),
         ("albert", {"num_hidden_groups": 4}),
         ("albert", {"num_hidden_groups": 0}),
         ("albert", {"num_hidden_groups": None, "inner_group_num": 2**11}),

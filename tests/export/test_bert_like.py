@@ -243,7 +243,7 @@ def test_known_architectures_can_be_exported(name: str) -> None:
     assert read_plan(DATA / name).architecture is ARCHITECTURES[name]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "t5", "", None, 3, ["bert"]])
+@pytest.mark.parametrize("name", ["gpt2", "umt5", "", None, 3, ["bert"]])
 def test_an_unknown_architecture_is_named_beside_the_known_ones(name: object, variant: Variant, tmp_path: Path) -> None:
     directory = variant("bert", model_type=name)
     with pytest.raises(UnsupportedModelError) as caught:

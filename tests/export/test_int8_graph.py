@@ -28,7 +28,9 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 # One of each kind of layer, and of each head that computes something for every token.
 SMALL: dict[str, Head] = {
-    **dict.fromkeys(("albert", "bert", "bert_relu", "deberta_p2c", "gemma3", "gte", "modernbert", "qwen3"), "states"),
+    **dict.fromkeys(
+        ("albert", "bert", "bert_relu", "deberta_p2c", "gemma3", "gte", "modernbert", "qwen3", "t5"), "states"
+    ),
     "roberta_words": "words",
     "gte_reranker": "scores",
 }

@@ -297,7 +297,7 @@ async def test_places_of_a_bounded_queue_come_back_from_the_cache() -> None:
             scope.cancel()
             await model.embed_documents([f"new {n}" for n in range(4)])
         _, engine = opened_model(model)
-        await until(lambda: not engine._dispatcher._reserved)  # that were looked for meanwhile
+        await until(lambda: not any(engine._dispatcher._places.values()))  # that were looked for meanwhile
         await model.embed_documents([f"newer {n}" for n in range(4)])
         assert model.stats().cache_hits == 12
         with pytest.raises(InputError, match="max_queued"):
