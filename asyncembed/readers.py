@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, AnyStr, BinaryIO, TypeAlias, TypeVar
+from typing import IO, Any, AnyStr, BinaryIO, TypeAlias, TypeVar, cast
 
 from asyncembed.errors import InputError, OptionError
 
@@ -138,6 +138,14 @@ def csv_records(
 
 
 # ---------------------------------------------------------------- text
+
+
+def texts_of_arrow(column: Any) -> list[Any]:
+    """The values of a column of pyarrow's; an `InputError` in the place of a text of a file's that is no UTF-8."""
+    try:
+        return cast("list[Any]", column.to_pylist())
+    except UnicodeDecodeError:
+        return [_arrow_text(value) for value in column]
 
 
 def _codec(encoding: str) -> str:
@@ -350,3 +358,12 @@ def _pass_by(lines: _Lines, first: int, dialect: dict[str, Any]) -> bool:
         if not is_inside:
             return lines.number > first and not _is_strict([text], dialect)
     return True
+
+
+def _arrow_text(value: Any) -> object:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        failure = InputError(f"no UTF-8: {error}")
+        failure.__cause__ = error
+        return failure

@@ -54,7 +54,9 @@ async def wave(query: Query) -> tuple[float, float, list[float]]:
     gc.collect()
     async with ticker() as lags:
         before = time.thread_time()
-        taken = await asyncio.gather(*[timed(query, text) for text in islice(cycle(QUERIES), CONCURRENT)])
+        # All different: of equal ones only one would be computed.
+        texts_of_wave = [f"{text} ({number})" for number, text in enumerate(islice(cycle(QUERIES), CONCURRENT))]
+        taken = await asyncio.gather(*[timed(query, text) for text in texts_of_wave])
         processor = time.thread_time() - before
     return statistics.mean(taken) * 1e3, processor / CONCURRENT * 1e3, [lag * 1e3 for lag in lags]
 

@@ -41,8 +41,12 @@ def main() -> None:
     model.save_pretrained(directory / "weights")
 
     class States(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model  # as its parameters must be those of a module to be exported
+
         def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-            return model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
     ids = torch.randint(5, 1000, (2, 40))
     mask = torch.ones_like(ids)

@@ -95,6 +95,7 @@ MAY_IMPORT = {
         "engine",
         "feeding",
         "observing",
+        "readers",
         "results",
         "stream",
         "sync",

@@ -10,11 +10,13 @@ files reach the disk before the journal speaks of them) whenever the machine los
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import IO, Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from asyncembed.errors import OptionError
 from asyncembed.files import move
@@ -26,6 +28,9 @@ VERSION = 1
 
 _NAMES = frozenset({"about", "data", "failed", "journal", "lock", "whole"})
 """Of all that a run leaves in the folder."""
+
+_OF_FILELOCK = ".filelock-"
+"""What names of files begin with by which filelock sees what a file system can do; a killed process leaves them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,29 +65,50 @@ class Draft:
         self.mark: Mark = Mark()
         """What the journal says."""
         self._journal = Journal(self.folder / "journal")
-        self._lock = FileLock(self.folder / "lock")
+        self._lock_file = self.folder / "lock"
+        self._lock = FileLock(self._lock_file)
         self._files: dict[Path, IO[bytes]] = {}
+        self._is_removed = False  # what is there after that is another process's
 
     def __enter__(self) -> "Draft":
         """Raises `OptionError` if another process is writing it, or somebody has put something else in its place."""
-        self._check_is_ours()
-        self.folder.mkdir(exist_ok=True)
-        take_lock(self._lock, f"{self.target} is being written by another process")
+        taken = f"{self.target} is being written by another process"
+        try:
+            self._check_is_ours()
+            self.folder.mkdir(exist_ok=True)
+            take_lock(self._lock, taken)
+            is_ours = self._has_the_lock_that_is_there()
+        except (FileNotFoundError, FileExistsError) as error:  # the other's folder goes just now
+            self._lock.release()
+            raise OptionError(taken) from error
+        if not is_ours:
+            self._lock.release()
+            raise OptionError(taken)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._close()
-        self._lock.release()
-        if not self._journal.exists():
+        if not (self._is_removed or self._journal.exists()):
             self._remove()
+        self._lock.release()
 
     def _check_is_ours(self) -> None:
         """See that nothing is there that would be written through, or deleted with the folder."""
         for path in (self.folder, *(self.folder.iterdir() if self.folder.is_dir() else ())):
-            if path.is_symlink() or not (path.is_file() or path == self.folder):
-                raise OptionError(f"{path} is a link or no file, which no run has left: remove it")
-            if path != self.folder and path.name not in _NAMES:
+            with suppress(FileNotFoundError):
+                mode = path.lstat().st_mode
+                if not (S_ISREG(mode) or (S_ISDIR(mode) and path == self.folder)):
+                    raise OptionError(f"{path} is a link or no file, which no run has left: remove it")
+            if path != self.folder and not _is_of_a_run(path.name):
                 raise OptionError(f"{path} is of no run, and {self.folder} will be deleted: move it elsewhere")
+
+    def _has_the_lock_that_is_there(self) -> bool:
+        """Whether it is not that of a folder which the other process removed when we had opened it."""
+        try:
+            with FileLock(self._lock_file, timeout=0):
+                return False
+        except (Timeout, NotImplementedError):
+            return True
 
     # ---------------------------------------------------------------- from the beginning, or from where it was left
 
@@ -202,13 +228,25 @@ class Draft:
                 move(told, beside)
             move(whole, self.target)
             _sync_folder(self.target.parent)
-        self._lock.release()
         self._remove()
 
     def _remove(self) -> None:
-        """Remove the folder, its journal first: without one there is no draft."""
+        """Remove the folder, its journal first: without one there is no draft. The lock goes last, while it is held."""
         self._journal.remove()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._is_removed = True
+        with suppress(OSError):
+            for path in list(self.folder.iterdir()):
+                if path != self._lock_file and _is_of_a_run(path.name):
+                    path.unlink(missing_ok=True)
+            if os.name == "nt":  # where nothing goes that is open, as this is if another process has it by now
+                self._lock.release()
+            self._lock_file.unlink()
+            self.folder.rmdir()
+        self._lock.release()
+
+
+def _is_of_a_run(name: str) -> bool:
+    return name in _NAMES or name.startswith(_OF_FILELOCK)
 
 
 def about_file(target: Path) -> Path:

@@ -330,8 +330,10 @@ class _FileTarget(Target):
 
     def _find_whole(self) -> None:
         about = made_with(self._path)
-        if about is None:
-            raise OptionError(f"{self._path} is there already; without --resume it is replaced")
+        if about is None or not {"records", "failed"} <= about.keys():
+            raise OptionError(
+                f"{self._path} is there already, and nothing says how far it is; without --resume it is replaced"
+            )
         _check_origin(about, self._path, self._origin)
         self.mark = Mark(read=about["records"] + about["failed"], written=about["records"], is_whole=True)
         self.before = self.mark.read

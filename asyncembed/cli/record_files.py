@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar, cast
 
 import click
 
-from asyncembed.embedders.intake import texts_of_arrow
 from asyncembed.errors import AsyncEmbedError, InputError, OptionError
-from asyncembed.readers import csv_records, json_lines, text_lines
+from asyncembed.readers import csv_records, json_lines, text_lines, texts_of_arrow
 
 if TYPE_CHECKING:
     import pyarrow as pa

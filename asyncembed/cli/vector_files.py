@@ -74,7 +74,8 @@ def open_vectors(target: str, source: RecordFile, into: str, *, is_sparse: bool)
     return found
 
 
-_NAMES = ("model", "family", "column", "into")
+_FACTS: dict[str, type] = {**dict.fromkeys(("model", "family", "column", "into"), str), "records": int, "failed": int}
+"""Of what stands there, where it does."""
 
 
 def made_with(path: Path) -> dict[str, Any] | None:
@@ -95,7 +96,9 @@ def made_with(path: Path) -> dict[str, Any] | None:
         about = json.loads(text)
     except (ValueError, RecursionError):
         about = None
-    if not isinstance(about, dict) or not all(isinstance(about.get(name, ""), str) for name in _NAMES):
+    if not isinstance(about, dict) or not all(
+        isinstance(about.get(name, kind()), kind) for name, kind in _FACTS.items()
+    ):
         raise OptionError(f"{where} does not say what {path} was made with, as embed writes it: it is broken")
     return cast("dict[str, Any]", about)
 

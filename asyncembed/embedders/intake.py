@@ -174,23 +174,6 @@ def _plain_text(value: object) -> str | None:
     return None
 
 
-def texts_of_arrow(column: Any) -> list[Any]:
-    """The values of a column of pyarrow's; an `InputError` in the place of a text of a file's that is no UTF-8."""
-    try:
-        return cast("list[Any]", column.to_pylist())
-    except UnicodeDecodeError:
-        return [_decoded(value) for value in column]
-
-
-def _decoded(value: Any) -> object:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError as error:
-        failure = InputError(f"no UTF-8: {error}")
-        failure.__cause__ = error
-        return failure
-
-
 def at_index(error: InputError, index: int) -> InputError:
     """The error with its index; another one for what was handed over before, as a source may do several times."""
     if error.index not in (None, index):

@@ -234,12 +234,21 @@ class Dispatcher:
 
     def slots_with_room(self) -> Iterator[Slot]:
         """Whose workers may be given something that waits."""
-        return (slot for slot in self.slots if slot.is_ready and slot.has_room and self._may_follow(slot))
+        return (slot for slot in self.slots if slot.is_ready and self._has_room(slot) and self._may_follow(slot))
+
+    def _has_room(self, slot: Slot) -> bool:
+        """Whether one more batch may be sent: of bulk work ahead, where there is much and others do what is urgent."""
+        if slot.has_room:
+            return True
+        if not (self._scheduler.turn() is Priority.BULK and slot.may_run_ahead):
+            return False
+        has_others = self._may_call_express or any(other.is_reserved for other in self.slots)
+        return has_others and self._fills_batches(Priority.BULK, len(self.slots))
 
     def may_be_joined(self, slot: Slot) -> bool:
         """Whether what an idle worker would be given may grow within a turn of the loop, by those answered just now."""
         is_interactive = self._scheduler.turn() is Priority.INTERACTIVE
-        return slot.is_idle and is_interactive and not self._fills_a_batch(Priority.INTERACTIVE)
+        return slot.is_idle and is_interactive and not self._fills_batches(Priority.INTERACTIVE)
 
     # ---------------------------------------------------------------- the express worker
 
@@ -281,7 +290,7 @@ class Dispatcher:
     def _is_ingesting(self, now: float) -> bool:
         """Whether bulk work has kept the workers busy for some time, and more of it waits than they can take."""
         is_long = now - self._bulk_since >= LONG_IN_BULK_SECONDS
-        return is_long and self._fills_a_batch(Priority.BULK) and any(slot.is_long_in_bulk(now) for slot in self.slots)
+        return is_long and self._fills_batches(Priority.BULK) and any(slot.is_long_in_bulk(now) for slot in self.slots)
 
     def _note_bulk(self, now: float) -> None:
         if now - self._bulk_seen > BULK_PAUSE_SECONDS:
@@ -363,7 +372,7 @@ class Dispatcher:
     def _next_batch(self, slot: Slot) -> Batch | None:
         if slot.held is not None and _drop_withdrawn(slot.held):
             return slot.held
-        if slot.has_suspect or not slot.has_room:
+        if slot.has_suspect or not self._has_room(slot):
             return None
         retry = self._first_retry(slot)
         if retry is None:
@@ -412,17 +421,17 @@ class Dispatcher:
 
         Bulk work does not wait: nobody comes back with more of it when others are answered.
         """
-        if not slot.in_flight or self._scheduler.waiting(Priority.BULK) or self._fills_a_batch(Priority.INTERACTIVE):
+        if not slot.in_flight or self._scheduler.waiting(Priority.BULK) or self._fills_batches(Priority.INTERACTIVE):
             return True
         return slot.in_flight_seconds < ROUND_TRIP_SECONDS / COMPANY_SHARE
 
-    def _fills_a_batch(self, priority: Priority) -> bool:
-        """Whether as much waits as a batch may take."""
+    def _fills_batches(self, priority: Priority, number: int = 1) -> bool:
+        """Whether as much waits as so many batches may take."""
         leader = self._scheduler.oldest(priority)
         if leader is None:
             return False
         cost, count = self._scheduler.waiting_cost(priority), self._scheduler.waiting(priority)
-        return cost >= leader.batch_key.max_batch_tokens or count >= leader.batch_key.max_batch_size
+        return cost >= number * leader.batch_key.max_batch_tokens or count >= number * leader.batch_key.max_batch_size
 
     def _share(self, slot: Slot) -> int | None:
         """What an interactive batch may cost to leave the busy workers as much as this one has; None: take all.

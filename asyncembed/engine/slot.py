@@ -14,6 +14,9 @@ from asyncembed.engine.scheduler import Batch, Priority
 ROUND_TRIP_SECONDS = 0.0006
 """From one answer to the start of the next batch, when the worker waits for it: two queue hops and a loop wake-up."""
 
+BUSY_ROUND_TRIP_SECONDS = 0.003
+"""The same while every core computes, and the loop has to wait for one."""
+
 ROUND_TRIP_SHARE = 0.02
 """While the round trip is a smaller part of a batch than this, no second batch is kept in flight."""
 
@@ -112,6 +115,19 @@ class Slot:
             return False
         # By cost, too: what was computed lately may have been much smaller than what is in flight.
         return self.in_flight_seconds < ROUND_TRIP_SECONDS / ROUND_TRIP_SHARE
+
+    @property
+    def may_run_ahead(self) -> bool:
+        """Whether one more batch of bulk work hides the round trip while every core computes, without `has_room`.
+
+        Interactive work would wait for both, so this is for where it has a worker of its own.
+        """
+        if len(self.in_flight) != 1:
+            return False
+        first = self.in_flight[0]
+        is_bulk = first.batch is not None and first.batch.priority is Priority.BULK
+        is_short = self.in_flight_seconds < BUSY_ROUND_TRIP_SECONDS / ROUND_TRIP_SHARE
+        return is_bulk and is_short and first.speed.is_known and not first.model.info.is_accelerated
 
     @property
     def has_bulk(self) -> bool:

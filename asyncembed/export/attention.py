@@ -5,7 +5,7 @@ computed in chunks of queries, one after the other: the same operators on fewer 
 every key the result is equal bit for bit. Its length in the padded batch alone decides.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,22 +90,13 @@ def hidden_padding(c: Construction) -> str:
     return graph.node("Mul", graph.node("Sub", graph.constant(1.0), wide), graph.constant(_MASKED))
 
 
-def seen(c: Construction, reach: Reach = EVERYTHING, *, bias: Callable[[Rows | None], str] | None = None) -> Seen:
-    """What hides padding and what is out of `reach`, once for all layers that see alike.
-
-    `bias` gives what else is added to the scores of some queries and keys, or of all (None); it broadcasts to
-    (batch, heads, queries, keys).
-    """
+def seen(c: Construction, reach: Reach = EVERYTHING) -> Seen:
+    """What hides padding and what is out of `reach`, once for all layers that see alike."""
     graph, padding = c.graph, hidden_padding(c)
 
     def added(rows: Rows | None) -> str:
-        parts = [] if bias is None else [bias(rows)]
-        if reach.is_bounded:
-            parts.append(_out_of_reach(c, reach, rows))
         hidden = padding if rows is None else graph.node("Slice", padding, rows.first, rows.last, graph.constant([3]))
-        for part in parts:
-            hidden = graph.node("Add", part, hidden)
-        return hidden
+        return graph.node("Add", _out_of_reach(c, reach, rows), hidden) if reach.is_bounded else hidden
 
     if not c.in_chunks:
         return Seen(added(None))
@@ -113,7 +104,7 @@ def seen(c: Construction, reach: Reach = EVERYTHING, *, bias: Callable[[Rows | N
     usual = graph.node("Div", c.tokens, graph.constant([_CHUNKS]))
     rest = graph.node("Sub", c.tokens, graph.node("Mul", usual, graph.constant([_CHUNKS - 1])))
     sizes = graph.node("Concat", *[usual] * (_CHUNKS - 1), rest, axis=0)
-    if bias is None and not reach.is_bounded:
+    if not reach.is_bounded:
         return Seen(padding, is_long, sizes, (padding,) * _CHUNKS)
     nothing, nowhere = graph.constant([[[[0.0]]]]), graph.constant([0])
 

@@ -28,13 +28,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast
 
 from asyncembed.checks import check_choice, check_text
-from asyncembed.embedders.intake import texts_of_arrow
 from asyncembed.embedders.roles import TextRoles
 from asyncembed.embedders.sparse import SparseKeywords, SparseTextEmbedding
 from asyncembed.embedders.text import DEFAULT_MODEL, TextEmbedding, TextKeywords
 from asyncembed.engine.pool import workers_by_default
 from asyncembed.errors import OptionError
 from asyncembed.integrations._models import Model
+from asyncembed.readers import texts_of_arrow
 from asyncembed.results import SparseEmbedding
 
 try:

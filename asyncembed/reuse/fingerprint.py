@@ -35,6 +35,9 @@ _OF_SPEC = (
 )  # fmt: skip
 """Of what a spec says, that which decides about vectors, beside its settings."""
 
+_LIMITED_ALIKE = frozenset({"dense", "static", "cross_encoder", "causal_reranker"})
+"""Encoders that compute the same whether it is the spec or the caller who says a limit."""
+
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -52,7 +55,7 @@ def model_digest(config: "EncoderConfig", cache_dir: Path | None, *, precision: 
     spec = config.spec
     words = [f"{name}={_words(getattr(spec, name))}" for name in _OF_SPEC]
     settings = {name: value for name, value in spec.settings.items() if name != SETTING}
-    words += [_words(settings), _words(config.keywords), _words(config.max_length)]
+    words += [_words(settings), _words(config.keywords), _words(_other_limit(config))]
     if config.is_exported and precision in ("int8", "q8"):
         words.append("int8")
     if config.session.bfloat16:
@@ -73,6 +76,12 @@ def call_words(call: object) -> str:
         return repr(call)
     asked = ((one.name, getattr(call, one.name), one.default) for one in fields(call))
     return " ".join(f"{name}={_words(value)}" for name, value, default in asked if value != default)
+
+
+def _other_limit(config: "EncoderConfig") -> int | None:
+    """The limit that the caller has said, where it is not what the spec says as well."""
+    is_alike = config.spec.encoder in _LIMITED_ALIKE and config.max_length == config.spec.max_length
+    return None if is_alike else config.max_length
 
 
 def _files(config: "EncoderConfig") -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -95,6 +96,35 @@ def test_two_cannot_write_the_same(tmp_path: Path) -> None:
         with pytest.raises(OptionError, match="is being written by another process"):
             with Draft(tmp_path / "out"):
                 pass
+
+
+def test_who_begins_while_another_ends_has_all_of_it_or_is_told(tmp_path: Path) -> None:
+    """Either it has a draft of its own, whose files are there, or it is told that another process is not done yet."""
+    problems: list[str] = []
+    end = Event()
+
+    def write_again_and_again() -> None:
+        while not end.is_set():
+            try:
+                with Draft(tmp_path / "out") as draft:
+                    draft.begin(ORIGIN, b"head")
+                    draft.commit(Mark(size_bytes=4, is_whole=True))
+                    draft.publish(draft.data, None, None)
+            except OptionError as error:
+                if "is being written by another process" not in str(error):
+                    problems.append(str(error))
+            except OSError as error:
+                problems.append(repr(error))
+
+    writers = [Thread(target=write_again_and_again) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    end.wait(0.5)
+    end.set()
+    for writer in writers:
+        writer.join()
+    assert not problems
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_another_version_is_not_gone_on_with(tmp_path: Path) -> None:

@@ -446,7 +446,11 @@ def test_resuming_what_is_whole_does_nothing(fakes: Fakes) -> None:
         assert not Path(f"{name}.partial").exists()
         said = run("in.txt", "-o", name, "--resume", "--role=query", code=2).stderr
         assert "was made with role 'passage' and not 'query'" in said
-    Path("out.jsonl.meta.json").unlink()
+    about = Path("out.jsonl.meta.json")
+    kept = json.loads(about.read_text("utf-8"))
+    about.write_text(json.dumps({name: value for name, value in kept.items() if name != "records"}), "utf-8")
+    assert "nothing says how far it is" in run("in.txt", "-o", "out.jsonl", "--resume", code=2).stderr
+    about.unlink()
     assert "is there already" in run("in.txt", "-o", "out.jsonl", "--resume", code=2).stderr
 
 

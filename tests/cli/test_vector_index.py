@@ -106,8 +106,18 @@ def test_vectors_of_different_lengths_are_never_taken_for_others(vectors: Any, t
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"5", b"[]", b"\xff", 100_000 * b"[", b'{"model": 5}', b'{"column": ["a"]}', b'{"into": null}'],
-    ids=["empty", "a number", "a list", "no UTF-8", "deep", "no name", "no column", "no field"],
+    [
+        b"",
+        b"5",
+        b"[]",
+        b"\xff",
+        100_000 * b"[",
+        b'{"model": 5}',
+        b'{"column": ["a"]}',
+        b'{"into": null}',
+        b'{"records": "5"}',
+    ],
+    ids=["empty", "a number", "a list", "no UTF-8", "deep", "no name", "no column", "no field", "no count"],
 )
 def test_what_it_was_made_with_is_as_embed_writes_it_or_refused(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "out.npy.meta.json").write_bytes(text)

@@ -2,6 +2,7 @@
 
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -531,6 +532,23 @@ def test_a_busy_worker_leaves_work_to_an_idle_one() -> None:
     assert rig.batch(rig.slots[0]) == [], "the other one would begin at once"
     assert rig.batch(rig.slots[1]) == [1]
     assert rig.batch(rig.slots[0]) == [2]
+
+
+@pytest.mark.parametrize(
+    "with_others", [{"may_call_express": True}, {"reserved": 1}, {}], ids=["express", "kept", "none"]
+)
+def test_where_others_do_what_is_urgent_much_bulk_work_is_sent_ahead(with_others: Any) -> None:
+    """As the loop has to wait for a core, too. Where queries would have to wait for both, no second one is sent."""
+    rig = Rig(2, **with_others)
+    rig.start_all()
+    model = rig.loaded_model()
+    model.speed(BatchKey(model.key, Call(), 10_000, 1)).measure(0.06, 10)
+    rig.add(model, 6)
+    assert [rig.batch(slot) for slot in rig.slots[:2]] == [[0], [1]]
+    assert [rig.batch(slot) for slot in rig.slots[:2]] == ([[2], [3]] if with_others else [[], []])
+    assert [rig.batch(slot) for slot in rig.slots[:2]] == [[], []], "one is enough"
+    rig.answer(rig.slots[0])
+    assert rig.batch(rig.slots[0]) == ([] if with_others else [2]), "little is left, and is for whoever is done first"
 
 
 # ---------------------------------------------------------------- whom may a batch wait for?

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from asyncembed.encoders.encoder import Call, EncoderConfig
+from asyncembed.engine.dispatch import NOBODY
 from asyncembed.engine.model import PooledModel
-from asyncembed.engine.scheduler import Batch, BatchKey
+from asyncembed.engine.scheduler import Batch, BatchKey, Item, Priority
 from asyncembed.engine.slot import MAX_BACKOFF_SECONDS, MAX_DEPTH, ROUND_TRIP_SECONDS, Order, Slot
 from tests.support.encoders import ECHO
 
@@ -54,6 +55,28 @@ def test_a_batch_much_larger_than_those_measured_leaves_no_room() -> None:
     assert slot.has_room
     slot.in_flight[0].cost = 10_000
     assert not slot.has_room
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count", "priority", "expected"),
+    [
+        (0.06, 1, Priority.BULK, True),
+        (0.06, 1, Priority.INTERACTIVE, False),
+        (0.06, 2, Priority.BULK, False),
+        (0.06, 0, Priority.BULK, False),
+        (1.0, 1, Priority.BULK, False),
+        (0.0, 1, Priority.BULK, False),
+    ],
+    ids=["one", "urgent", "two", "nothing", "long", "unknown"],
+)
+def test_one_batch_may_be_sent_ahead_behind_a_short_one_of_bulk_work(
+    seconds: float, count: int, priority: Priority, expected: bool
+) -> None:
+    slot = in_flight(seconds, count)
+    for order in slot.in_flight:
+        batch_key = BatchKey(0, Call(), 100, 8)
+        order.batch = Batch(batch_key, [Item("text", 10, batch_key, priority, NOBODY, 0)])
+    assert slot.may_run_ahead is expected
 
 
 def test_crashes_in_a_row_delay_the_next_start_more_and_more() -> None:

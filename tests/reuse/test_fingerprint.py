@@ -123,6 +123,16 @@ async def test_an_open_model_has_one(tmp_path: Path) -> None:
     assert len(set(seen.values())) == len(seen) - 2
 
 
+async def test_a_limit_that_is_said_counts_where_it_is_another_one(tmp_path: Path) -> None:
+    directory = write_self_describing_model(tmp_path / "model")
+    (directory / "sentence_bert_config.json").write_text('{"max_seq_length": 12}', encoding="utf-8")
+    seen: list[str] = []
+    for limit in (None, 12, 11):
+        async with TextEmbedding(directory, workers=0, cache_dir=tmp_path / "hub", max_length=limit) as model:
+            seen.append(model.fingerprint)
+    assert seen[0] == seen[1] != seen[2]
+
+
 async def test_fakes_have_one_each() -> None:
     async with (
         TextEmbedding(fake_model(dim=4)) as model,
