@@ -16,7 +16,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from asyncembed.errors import OptionError
 from asyncembed.files import move
@@ -76,12 +76,10 @@ class Draft:
         try:
             self._check_is_ours()
             self.folder.mkdir(exist_ok=True)
-            take_lock(self._lock, taken)
-            is_ours = self._has_the_lock_that_is_there()
+            is_there = self._take_lock(taken)
         except (FileNotFoundError, FileExistsError) as error:  # the other's folder goes just now
-            self._lock.release()
             raise OptionError(taken) from error
-        if not is_ours:
+        if not is_there:
             self._lock.release()
             raise OptionError(taken)
         return self
@@ -102,13 +100,20 @@ class Draft:
             if path != self.folder and not _is_of_a_run(path.name):
                 raise OptionError(f"{path} is of no run, and {self.folder} will be deleted: move it elsewhere")
 
-    def _has_the_lock_that_is_there(self) -> bool:
-        """Whether it is not that of a folder which the other process removed when we had opened it."""
+    def _take_lock(self, taken: str) -> bool:
+        """Lock the folder; whether that is still its lock then, and not one that its owner has deleted meanwhile.
+
+        What is open keeps its number, and so nothing else that is there later is taken for it.
+        """
+        seen = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
-            with FileLock(self._lock_file, timeout=0):
+            take_lock(self._lock, taken)
+            try:
+                return os.path.samestat(os.fstat(seen), self._lock_file.stat())
+            except FileNotFoundError:
                 return False
-        except (Timeout, NotImplementedError):
-            return True
+        finally:
+            os.close(seen)
 
     # ---------------------------------------------------------------- from the beginning, or from where it was left
 

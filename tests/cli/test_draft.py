@@ -124,6 +124,8 @@ def test_who_begins_while_another_ends_has_all_of_it_or_is_told(tmp_path: Path) 
     for writer in writers:
         writer.join()
     assert not problems
+    with Draft(tmp_path / "out") as draft:
+        assert draft.origin is None, "at most the lock is left, of one who was told"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
