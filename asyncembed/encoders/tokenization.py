@@ -378,9 +378,12 @@ class TextTokenizer:
     def _grown_to_order(
         self, pair: Sequence[str], starts: tuple[str, str], *, is_first_longer: bool
     ) -> tuple[str, str]:
-        """The starts of two texts, one of them lengthened until it is the longer as it is in the pair."""
+        """The starts of two texts, one lengthened until it is the longer, as it is in the pair; or both whole."""
         first, second = starts
         while (self._count(first) > self._count(second)) != is_first_longer:
+            if (first if is_first_longer else second) == pair[not is_first_longer]:
+                # The other one's end is in a long word, which may have fewer tokens whole: what is whole is right.
+                return pair[0], pair[1]
             if is_first_longer:
                 first = self.start_of(pair[0], after=first)
             else:
