@@ -338,6 +338,18 @@ def test_of_megabytes_without_a_space_only_the_beginning_is_tokenized(kind: str,
     assert [len(part) < 50_000 for part in ours._starts_of_pair((text, text + piece))] == [True, True]
 
 
+def test_a_pair_of_which_a_cut_lies_in_a_long_word_is_that_of_the_library(tmp_path: Path) -> None:
+    """The word is one token, and its beginning is many: the other text is never the longer one by the count."""
+    tokenizer, options = KINDS["wordpiece"]
+    write_tokenizer(tmp_path, tokenizer, limit=10, **options)
+    reference, _ = load_tokenizer(tmp_path)
+    reference.no_padding()
+    beginning = "of\tÅ his \n [MASK]is\t日本<mask>\n[MASK]\t"
+    middle = "his with \u030112-of \n be\tfor [MASK]\tfor you\n[MASK]  that-that\u3000"
+    first, second = beginning + middle + 101 * "x", beginning + 150 * "x"
+    assert TextTokenizer(tmp_path).encode_pairs([(first, second)]).values[0].ids == reference.encode(first, second).ids
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [9, 10])
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
