@@ -94,9 +94,9 @@ class Draft:
         """See that nothing is there that would be written through, or deleted with the folder."""
         for path in (self.folder, *(self.folder.iterdir() if self.folder.is_dir() else ())):
             with suppress(FileNotFoundError):
-                mode = path.lstat().st_mode
-                if not (S_ISREG(mode) or (S_ISDIR(mode) and path == self.folder)):
-                    raise OptionError(f"{path} is a link or no file, which no run has left: remove it")
+                is_right = S_ISDIR if path == self.folder else S_ISREG
+                if not is_right(path.lstat().st_mode):
+                    raise OptionError(f"{path} is a link, or no file or folder that a run has left: remove it")
             if path != self.folder and not _is_of_a_run(path.name):
                 raise OptionError(f"{path} is of no run, and {self.folder} will be deleted: move it elsewhere")
 

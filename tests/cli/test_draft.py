@@ -191,6 +191,13 @@ def test_a_link_that_somebody_has_put_there_is_not_written_through(name: str, tm
     assert kept.is_dir() if not name else kept.read_bytes() == b"kept"
 
 
+def test_a_file_in_the_place_of_the_folder_is_no_run_of_another_process(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").write_bytes(b"kept")
+    with pytest.raises(OptionError, match="that a run has left: remove it"), Draft(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out.partial").read_bytes() == b"kept"
+
+
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
     thesis = tmp_path / "out.partial" / "thesis.txt"
     thesis.parent.mkdir()
